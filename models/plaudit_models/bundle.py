@@ -1,0 +1,180 @@
+"""A version on disk: an immutable folder of graphs, weights, golden pairs and a manifest that seals them.
+
+Knows the folder format and nothing about where folders are kept (the registry) or how graphs are run (serving).
+
+    trunk.onnx                content → embedding, base_logits
+    head.onnx                 embedding, base_logits → scores
+    weights.safetensors       the torch weights the trunk was exported from (absent for imported models)
+    tokenizer.json            for text modalities
+    trunk_golden.safetensors  recorded trunk inputs and the outputs they must give
+    head_golden.safetensors   the scores the head must give for the trunk's golden outputs
+    manifest.json             digests of all of the above, and where the version came from
+    card.md                   the same for people
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from plaudit_models.spec import ModelSpec, spec_from_dict
+
+FORMAT: Final = 1
+TRUNK: Final = "trunk.onnx"
+HEAD: Final = "head.onnx"
+WEIGHTS: Final = "weights.safetensors"
+TOKENIZER: Final = "tokenizer.json"
+TRUNK_GOLDEN: Final = "trunk_golden.safetensors"
+HEAD_GOLDEN: Final = "head_golden.safetensors"
+MANIFEST: Final = "manifest.json"
+CARD: Final = "card.md"
+TRUNK_FILES: Final = (TRUNK, WEIGHTS, TOKENIZER, TRUNK_GOLDEN)
+"""Files that versions which differ in the head alone share."""
+
+VersionKind = Literal["pretrained", "head", "finetuned", "imported"]
+
+
+class CorruptBundle(Exception):
+    """A version folder is not what its manifest says; the message names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a version is and where it came from.
+
+    Attributes:
+        version: the number the registry gave it; 0 until published.
+        parent: the version it was made from, if any.
+        kind: how it was made.
+        created_at_s: UTC seconds since the epoch.
+        spec: the model's contract.
+        floor: probability mass spread evenly over the allowed actions (the logged exploration floor ε).
+        files: digest and size of every sealed file.
+        reason: one sentence, why this version was made.
+        data: which events it has seen (cursor range, counts).
+        metrics: what was measured on it.
+        gate: the offline gate's evidence, empty if it passed none.
+    """
+
+    spec: ModelSpec
+    kind: VersionKind
+    created_at_s: float
+    files: Mapping[str, FileDigest]
+    version: int = 0
+    parent: int | None = None
+    floor: float = 0.0
+    reason: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    gate: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def trunk_digest(self) -> str:
+        """Identifies the feature space: features carry it, and only features with the same digest may be mixed."""
+        return self.files[TRUNK].sha256
+
+    @property
+    def digest(self) -> str:
+        """Identifies what is served: all files, the spec and the floor, but not the number the registry gave it."""
+        sealed = {
+            "files": {name: f.sha256 for name, f in self.files.items()},
+            "spec": self.spec.to_dict(),
+            "floor": self.floor,
+        }
+        return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        raw = {
+            "format": FORMAT,
+            "version": self.version,
+            "digest": self.digest,
+            "parent": self.parent,
+            "kind": self.kind,
+            "created_at_s": self.created_at_s,
+            "reason": self.reason,
+            "floor": self.floor,
+            "spec": self.spec.to_dict(),
+            "data": dict(self.data),
+            "metrics": dict(self.metrics),
+            "gate": dict(self.gate),
+            "files": {name: asdict(f) for name, f in sorted(self.files.items())},
+        }
+        return json.dumps(raw, indent=2) + "\n"
+
+
+def manifest_from_json(text: str) -> Manifest:
+    """Raises CorruptBundle if the text is not a manifest of a format we know, or its digest does not match."""
+    try:
+        raw = json.loads(text)
+        if raw["format"] != FORMAT:
+            raise CorruptBundle(f"{MANIFEST}: format {raw['format']!r} is not {FORMAT}, the one this release reads")
+        manifest = Manifest(
+            spec=spec_from_dict(raw["spec"]),
+            kind=raw["kind"],
+            created_at_s=raw["created_at_s"],
+            files={name: FileDigest(**f) for name, f in raw["files"].items()},
+            version=raw["version"],
+            parent=raw["parent"],
+            floor=raw["floor"],
+            reason=raw["reason"],
+            data=raw["data"],
+            metrics=raw["metrics"],
+            gate=raw["gate"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptBundle(f"{MANIFEST}: {type(error).__name__}: {error}") from error
+    if manifest.digest != raw.get("digest"):
+        raise CorruptBundle(f"{MANIFEST}: digest {raw.get('digest')!r} does not match its contents ({manifest.digest})")
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises CorruptBundle if the folder has no readable manifest."""
+    try:
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorruptBundle(f"{MANIFEST} in {folder}: {error}") from error
+    return manifest_from_json(text)
+
+
+def digest_file(path: Path) -> FileDigest:
+    with path.open("rb") as file:
+        return FileDigest(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size_bytes=path.stat().st_size)
+
+
+def seal(folder: Path, manifest: Manifest) -> Manifest:
+    """Digest every file in ``folder`` but manifest and card, write the manifest, and return it."""
+    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name not in (MANIFEST, CARD))
+    sealed = replace(manifest, files={name: digest_file(folder / name) for name in names})
+    (folder / MANIFEST).write_text(sealed.to_json(), encoding="utf-8")
+    return sealed
+
+
+def verify(folder: Path) -> Manifest:
+    """Read the manifest and check every sealed file against it.
+
+    Raises:
+        CorruptBundle: a file is missing or differs from its digest by so much as one byte.
+    """
+    manifest = read_manifest(folder)
+    for name, expected in manifest.files.items():
+        try:
+            found = digest_file(folder / name)
+        except OSError as error:
+            raise CorruptBundle(f"{name} in {folder}: {error}") from error
+        if found != expected:
+            raise CorruptBundle(
+                f"{name} in {folder}: sha256 {found.sha256[:16]}… ({found.size_bytes} bytes) is not the sealed "
+                f"{expected.sha256[:16]}… ({expected.size_bytes} bytes)"
+            )
+    return manifest

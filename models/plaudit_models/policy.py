@@ -1,0 +1,59 @@
+"""From action scores to the probabilities that are served, logged and evaluated: one function for all three.
+
+Notation:
+    b: batch size, a: number of actions
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Bool = npt.NDArray[np.bool_]
+
+
+def probabilities(scores: npt.NDArray[np.floating], allowed: Bool, floor: float) -> Float64:
+    """π(a | x) = (1 − ε)·softmax(scores over allowed actions) + ε / |allowed|.
+
+    Args:
+        scores: shape ``[b, a]``, unnormalised log-probabilities.
+        allowed: shape ``[b, a]``, True where the action may be picked; at least one per row.
+        floor: ε in [0, 1], the probability mass spread evenly over the allowed actions.
+
+    Returns:
+        Probabilities, shape ``[b, a]``; rows sum to 1, disallowed actions are exactly 0.
+
+    Raises:
+        ValueError: a shape differs, ε is out of range, or a row allows nothing.
+    """
+    if scores.ndim != 2 or scores.shape != allowed.shape:
+        raise ValueError(f"scores {scores.shape} and allowed {allowed.shape} must both be [b, a]")
+    if not 0.0 <= floor <= 1.0:
+        raise ValueError(f"floor {floor} is not in [0, 1]")
+    if not allowed.any(axis=1).all():
+        raise ValueError("a row allows no action")
+    masked = np.where(allowed, scores.astype(np.float64), -np.inf)
+    masked -= masked.max(axis=1, keepdims=True)
+    weights = np.exp(masked)
+    softmax = weights / weights.sum(axis=1, keepdims=True)
+    uniform = allowed / allowed.sum(axis=1, keepdims=True)
+    mixed: Float64 = (1.0 - floor) * softmax + floor * uniform
+    return mixed
+
+
+def sample(probs: Float64, uniforms: Float64) -> npt.NDArray[np.int64]:
+    """Pick one action per row by inverse transform.
+
+    Args:
+        probs: shape ``[b, a]``, rows sum to 1.
+        uniforms: shape ``[b]``, independent draws from [0, 1).
+
+    Returns:
+        Action indices, shape ``[b]``; an action of probability 0 is never picked.
+    """
+    cumulative = np.cumsum(probs, axis=1)
+    cumulative /= cumulative[:, -1:]
+    actions: npt.NDArray[np.int64] = (uniforms[:, None] >= cumulative).sum(axis=1)
+    return actions

@@ -1,0 +1,210 @@
+"""The contract of a model: its modalities, its actions and the names, shapes and dtypes of its graphs.
+
+Knows nothing about files, transports or torch. A spec is written by an ML engineer as the ``[model]`` table of
+``plaudit.toml`` and travels inside every version's manifest.
+
+Notation:
+    b: batch size, m: number of modalities, a: number of actions, d: embedding size
+
+Trunk graph (``trunk.onnx``), content → embedding and base logits:
+    inputs, one per modality under the modality's name, in spec order:
+        image   float32 ``[b, channels, height, width]`` in [0, 1]
+        audio   float32 ``[b, max_samples]`` waveform in [-1, 1], zero-padded at the end
+        text    int64 ``[b, max_tokens]`` token ids, 0 is padding
+        tensor  float32 ``[b, *shape]``
+    and ``present`` float32 ``[b, m]``: 1 where the modality was given, 0 where it is missing (its input is ignored).
+    outputs: ``embedding`` float32 ``[b, d]``, ``base_logits`` float32 ``[b, a]``.
+Head graph (``head.onnx``), embedding and base logits → action scores:
+    inputs ``embedding`` and ``base_logits`` as above;
+    output ``scores`` float32 ``[b, a]``, unnormalised log-probabilities.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal
+
+PRESENT: Final = "present"
+EMBEDDING: Final = "embedding"
+BASE_LOGITS: Final = "base_logits"
+SCORES: Final = "scores"
+RESERVED_NAMES: Final = frozenset({PRESENT, EMBEDDING, BASE_LOGITS, SCORES})
+
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+
+ModalityKind = Literal["image", "audio", "text", "tensor"]
+
+
+class InvalidSpec(ValueError):
+    """The model description is wrong; the message lists every problem with its field and value."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageModality:
+    """An encoded image, decoded and resized to ``[channels, height, width]``; ``channels`` is 1 (grey) or 3 (RGB)."""
+
+    height: int
+    width: int
+    channels: int = 3
+    kind: Literal["image"] = "image"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.channels, self.height, self.width)
+
+
+@dataclass(frozen=True, slots=True)
+class AudioModality:
+    """An encoded sound, decoded to mono at ``sample_rate_hz`` and cut or padded to ``max_duration_s``."""
+
+    sample_rate_hz: int = 16_000
+    max_duration_s: float = 2.0
+    kind: Literal["audio"] = "audio"
+
+    @property
+    def max_samples(self) -> int:
+        return round(self.sample_rate_hz * self.max_duration_s)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.max_samples,)
+
+
+@dataclass(frozen=True, slots=True)
+class TextModality:
+    """UTF-8 text, tokenized and cut to ``max_tokens``."""
+
+    max_tokens: int = 64
+    kind: Literal["text"] = "text"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.max_tokens,)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorModality:
+    """A ready float32 tensor of the given shape (without the batch axis)."""
+
+    shape: tuple[int, ...]
+    kind: Literal["tensor"] = "tensor"
+
+
+Modality = ImageModality | AudioModality | TextModality | TensorModality
+
+_KINDS: Final[dict[str, type[Modality]]] = {
+    "image": ImageModality,
+    "audio": AudioModality,
+    "text": TextModality,
+    "tensor": TensorModality,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model: ``name``, ``modalities`` by name (their order is the order of ``present``) and ``actions``.
+
+    ``actions`` is the action set in index order: action i of every ``[.., a]`` array is ``actions[i]``.
+    """
+
+    name: str
+    modalities: Mapping[str, Modality]
+    actions: tuple[str, ...]
+    embedding_size: int = 192
+    _index: Mapping[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        problems = _problems(self)
+        if problems:
+            raise InvalidSpec("; ".join(problems))
+        object.__setattr__(self, "_index", {action: i for i, action in enumerate(self.actions)})
+
+    def action_index(self, action: str) -> int:
+        """Index of ``action``. Raises KeyError if it is not in the action set."""
+        return self._index[action]
+
+    def has_action(self, action: str) -> bool:
+        return action in self._index
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description; :func:`spec_from_dict` is its inverse."""
+        return {
+            "name": self.name,
+            "modalities": {name: asdict(modality) for name, modality in self.modalities.items()},
+            "actions": list(self.actions),
+            "embedding_size": self.embedding_size,
+        }
+
+
+def spec_from_dict(raw: Mapping[str, Any]) -> ModelSpec:
+    """Build a spec from parsed TOML or JSON.
+
+    Raises:
+        InvalidSpec: with every problem found, each naming the field and the value.
+    """
+    known = {"name", "modalities", "actions", "embedding_size"}
+    problems = [f"model.{key}: unknown key; known keys are {sorted(known)}" for key in raw if key not in known]
+    for key in ("name", "modalities", "actions"):
+        if key not in raw:
+            problems.append(f"model.{key}: missing")
+    modalities: dict[str, Modality] = {}
+    for name, fields in dict(raw.get("modalities", {})).items():
+        try:
+            modalities[name] = _modality_from_dict(fields)
+        except (InvalidSpec, TypeError) as error:
+            problems.append(f"model.modalities.{name}: {error}")
+    if problems:
+        raise InvalidSpec("; ".join(problems))
+    return ModelSpec(
+        name=raw["name"],
+        modalities=modalities,
+        actions=tuple(raw["actions"]),
+        embedding_size=raw.get("embedding_size", 192),
+    )
+
+
+def _modality_from_dict(raw: Mapping[str, Any]) -> Modality:
+    fields = dict(raw)
+    kind = fields.pop("kind", None)
+    if kind not in _KINDS:
+        raise InvalidSpec(f"kind: {kind!r} is not one of {sorted(_KINDS)}")
+    cls = _KINDS[kind]
+    known = [name for name in cls.__dataclass_fields__ if name != "kind"]
+    unknown = [name for name in fields if name not in known]
+    if unknown:
+        raise InvalidSpec(f"unknown keys {unknown}; kind {kind!r} knows {known}")
+    if "shape" in fields:
+        fields["shape"] = tuple(fields["shape"])
+    return cls(**fields)
+
+
+def _problems(spec: ModelSpec) -> list[str]:
+    problems = []
+    if not _NAME.fullmatch(str(spec.name)):
+        problems.append(f"model.name: {spec.name!r} must match {_NAME.pattern}")
+    if not spec.modalities:
+        problems.append("model.modalities: at least one is needed")
+    for name, modality in spec.modalities.items():
+        if not _NAME.fullmatch(name) or name in RESERVED_NAMES:
+            problems.append(f"model.modalities.{name}: the name must match {_NAME.pattern} and not be reserved")
+        if not all(isinstance(size, int) and size > 0 for size in modality.shape):
+            problems.append(f"model.modalities.{name}: shape {modality.shape} must be positive integers")
+        if isinstance(modality, ImageModality) and modality.channels not in (1, 3):
+            problems.append(f"model.modalities.{name}.channels: {modality.channels} is neither 1 (grey) nor 3 (RGB)")
+    problems += _action_problems(spec.actions)
+    if spec.embedding_size <= 0:
+        problems.append(f"model.embedding_size: {spec.embedding_size} must be positive")
+    return problems
+
+
+def _action_problems(actions: Sequence[str]) -> list[str]:
+    problems = []
+    if len(actions) < 2:
+        problems.append(f"model.actions: {len(actions)} given, a policy needs at least 2")
+    if len(set(actions)) != len(actions):
+        problems.append("model.actions: an action appears twice")
+    if any(not isinstance(action, str) or not action for action in actions):
+        problems.append("model.actions: every action is a non-empty string")
+    return problems
