@@ -1,0 +1,1 @@
+"""The words of the domain: events, errors, ports, settings. Imports no transport, no adapter, no torch."""

@@ -1,0 +1,159 @@
+"""Every error Plaudit raises on purpose. No transport words: the serving edge maps classes to statuses.
+
+PlauditError
+├── InvalidInput            the caller sent something wrong: field, value, way out
+│   └── InvalidPredictionId     not signed by this service, or damaged
+├── NotFound
+│   ├── UnknownModel
+│   ├── UnknownVersion
+│   └── UnknownFeedback
+├── Conflict                the request is fine, the state does not allow it
+│   ├── ExpiredPredictionId     older than the feedback window
+│   ├── RolloutMoved            somebody else changed the rollout meanwhile
+│   ├── NoPreviousVersion
+│   └── VersionPinned
+├── Overloaded              a bounded queue is full; try again later
+├── Expired                 the deadline passed before the work began
+├── Unavailable
+│   ├── NoLiveModel
+│   └── LogUnavailable
+├── Unauthorized            an admin call without, or with a wrong, token
+├── UnprovenVersion         a version failed its proof; it will never serve
+└── ConfigError             a setting is wrong; names the setting and the value
+"""
+
+from __future__ import annotations
+
+
+class PlauditError(Exception):
+    """Root of every error raised on purpose."""
+
+
+class InvalidInput(PlauditError):
+    """A field of a request is wrong.
+
+    Args:
+        field: path of the field, such as ``content["image"]``.
+        problem: what is wrong with which value, and what would be right.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class InvalidPredictionId(InvalidInput):
+    """A prediction id that this service did not sign, or that was damaged on the way."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__("prediction_id", problem)
+
+
+class NotFound(PlauditError):
+    """Something named in a request does not exist."""
+
+
+class UnknownModel(NotFound):
+    """No model of that name is served."""
+
+    def __init__(self, model: str, known: list[str]) -> None:
+        super().__init__(f"model: {model!r} is not served here; served are {known}")
+
+
+class UnknownVersion(NotFound):
+    """The registry has no such version."""
+
+    def __init__(self, version: int, known: list[int]) -> None:
+        listed = f"{known[0]} to {known[-1]}" if known else "none"
+        super().__init__(f"version: {version} does not exist; there are {listed}")
+
+
+class UnknownFeedback(NotFound):
+    """No feedback with that id was recorded."""
+
+    def __init__(self, feedback_id: str) -> None:
+        super().__init__(f"feedback_id: {feedback_id!r} was never recorded")
+
+
+class Conflict(PlauditError):
+    """The request is well formed, but the present state does not allow it."""
+
+
+class ExpiredPredictionId(Conflict):
+    """Feedback came after the feedback window."""
+
+    def __init__(self, age_s: float, window_s: float) -> None:
+        super().__init__(f"prediction_id: is {age_s:.0f} s old; feedback is taken for {window_s:.0f} s")
+
+
+class RolloutMoved(Conflict):
+    """The rollout is not at the generation that the change was decided on."""
+
+    def __init__(self, expected: int, found: int) -> None:
+        super().__init__(f"expected_generation: the rollout is at generation {found}, not {expected}; look again")
+
+
+class NoPreviousVersion(Conflict):
+    """Rollback with nothing to go back to."""
+
+    def __init__(self) -> None:
+        super().__init__("rollback: there is no previous version to go back to")
+
+
+class VersionPinned(Conflict):
+    """A version is pinned, so nothing else may go live."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"version {version} is pinned; unpin it first")
+
+
+class Overloaded(PlauditError):
+    """A bounded queue is full."""
+
+    def __init__(self, what: str, limit: int) -> None:
+        super().__init__(f"{what} is full ({limit} waiting); try again shortly")
+
+
+class Expired(PlauditError):
+    """The caller's deadline passed before the work began; nothing was computed."""
+
+    def __init__(self) -> None:
+        super().__init__("the deadline passed before the request was computed")
+
+
+class Unavailable(PlauditError):
+    """Not now; trying again later can succeed."""
+
+
+class NoLiveModel(Unavailable):
+    """No version of the model serves yet."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"model {model!r} has no live version yet; run `plaudit pretrain` or `plaudit promote N`")
+
+
+class LogUnavailable(Unavailable):
+    """The event log could not make an event durable; nothing was recorded."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"the event log is away, nothing was recorded: {problem}")
+
+
+class Unauthorized(PlauditError):
+    """An admin call without the admin token, or with a wrong one."""
+
+    def __init__(self) -> None:
+        super().__init__("this call needs the admin token as metadata `authorization: Bearer TOKEN`")
+
+
+class UnprovenVersion(PlauditError):
+    """A version failed its proof (digest, golden outputs, contract) and must not serve."""
+
+    def __init__(self, version: int, problem: str) -> None:
+        super().__init__(f"version {version} failed its proof: {problem}")
+        self.version = version
+
+
+class ConfigError(PlauditError):
+    """The configuration is wrong; the message lists every problem with its setting and value."""

@@ -1,0 +1,228 @@
+"""The facts that the event log holds, and the content inside them.
+
+Knows nothing about protobuf (see wire.py) or where events are kept (see ports.py).
+
+Notation:
+    d: embedding size, a: number of actions
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedContent:
+    """An encoded image or sound, as the client sent it."""
+
+    kind: Literal["image", "audio"]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TextContent:
+    text: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorContent:
+    """A ready tensor without the batch axis, float32 or int64."""
+
+    array: npt.NDArray[np.float32] | npt.NDArray[np.int64]
+
+
+Content = EncodedContent | TextContent | TensorContent
+
+
+class Role(StrEnum):
+    """The part a version played when it answered."""
+
+    LIVE = "live"
+    CANDIDATE = "candidate"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """What the trunk made of one content.
+
+    Attributes:
+        trunk_digest: which trunk; features of different trunks must not be mixed.
+        embedding: float32 ``[d]``.
+        base_logits: float32 ``[a]``.
+    """
+
+    trunk_digest: str
+    embedding: npt.NDArray[np.float32]
+    base_logits: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decision:
+    """One logged prediction.
+
+    Attributes:
+        time_s: UTC seconds since the epoch.
+        propensity: probability with which ``action`` was picked, exploration included.
+        allowed_actions: the actions it was picked from; empty means all.
+        features: absent only for models whose trunk gives none.
+        content: as sent; empty if the server is told not to keep it.
+    """
+
+    prediction_id: str
+    model: str
+    time_s: float
+    user_id: str
+    version: int
+    version_digest: str
+    role: Role
+    action: str
+    propensity: float
+    allowed_actions: tuple[str, ...] = ()
+    greedy: bool = False
+    request_id: str = ""
+    features: Features | None = None
+    content: Mapping[str, Content] = field(default_factory=dict)
+
+
+class ImplicitKind(StrEnum):
+    """What a user did rather than said."""
+
+    REPHRASED = "rephrased"
+    INTERRUPTED = "interrupted"
+    ACCEPTED = "accepted"
+
+
+@dataclass(frozen=True, slots=True)
+class Thumb:
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """``value`` in [0, 1]."""
+
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """``action`` would have been right."""
+
+    action: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    preferred: str
+    rejected: str
+
+
+@dataclass(frozen=True, slots=True)
+class Implicit:
+    kind: ImplicitKind
+
+
+@dataclass(frozen=True, slots=True)
+class Retract:
+    """Takes ``feedback_id`` back; empty: all of this user's feedback on the prediction."""
+
+    feedback_id: str = ""
+
+
+Signal = Thumb | Rating | Correction | Preference | Implicit | Retract
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """One user signal about one decision.
+
+    Attributes:
+        feedback_id: the client's idempotency key and the whole key.
+        time_s: UTC seconds since the epoch, when the server received it.
+    """
+
+    feedback_id: str
+    prediction_id: str
+    time_s: float
+    user_id: str
+    signal: Signal
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record that could not be used, kept with the reason."""
+
+    source_topic: str
+    source_position: str
+    reason: str
+    payload: bytes
+    time_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutChanged:
+    """Which version serves a model, from ``time_s`` on. Fields as in :class:`plaudit.core.rollout.Rollout`."""
+
+    model: str
+    generation: int
+    live: int | None
+    previous: int | None
+    gated: int | None
+    candidate: int | None
+    candidate_share: float
+    pinned: bool
+    time_s: float
+    reason: str
+    actor: str
+
+
+Event = Decision | Feedback | DeadLetter | RolloutChanged
+
+
+class Topic(StrEnum):
+    DECISIONS = "plaudit.decisions"
+    FEEDBACK = "plaudit.feedback"
+    DEAD_LETTER = "plaudit.dead-letter"
+    VERSIONS = "plaudit.versions"
+
+
+def topic_of(event: Event) -> Topic:
+    match event:
+        case Decision():
+            return Topic.DECISIONS
+        case Feedback():
+            return Topic.FEEDBACK
+        case DeadLetter():
+            return Topic.DEAD_LETTER
+        case RolloutChanged():
+            return Topic.VERSIONS
+
+
+def key_of(event: Event) -> str:
+    """The partition key: a decision and its feedback share it."""
+    match event:
+        case Decision() | Feedback():
+            return event.prediction_id
+        case DeadLetter():
+            return event.source_position
+        case RolloutChanged():
+            return event.model
+
+
+def event_id_of(event: Event) -> str:
+    """What makes an event the same event: appending one of the same topic and id again is a duplicate."""
+    match event:
+        case Decision():
+            return event.prediction_id
+        case Feedback():
+            return event.feedback_id
+        case DeadLetter():
+            return f"{event.source_topic}:{event.source_position}"
+        case RolloutChanged():
+            return f"{event.model}:{event.generation}"

@@ -1,0 +1,121 @@
+"""Prediction ids: opaque, signed, and carrying what feedback is checked against, so that no look-up is needed.
+
+Layout before base64url: ``format (1) | time_us (8) | nonce (8) | version (4) | propensity (8) | model length (1) |
+model | action | tag (16)``, big-endian, the tag being HMAC-SHA256 over all that precedes it, cut to 128 bits.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import hmac
+import secrets
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from plaudit.core.errors import ExpiredPredictionId, InvalidPredictionId
+
+_FORMAT: Final = 1
+_HEADER: Final = struct.Struct(">BQ8sIdB")
+_TAG_BYTES: Final = 16
+KEY_BYTES: Final = 32
+MAX_LENGTH: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class SignedPrediction:
+    """What a prediction id says. ``time_s`` is UTC seconds since the epoch."""
+
+    time_s: float
+    model: str
+    version: int
+    action: str
+    propensity: float
+
+
+class PredictionIds:
+    """Signs and checks prediction ids.
+
+    Args:
+        key: at least 32 secret bytes, shared by all servers of one deployment.
+        window_s: how long after a prediction feedback is taken.
+    """
+
+    def __init__(self, key: bytes, window_s: float) -> None:
+        if len(key) < KEY_BYTES:
+            raise ValueError(f"the signing key has {len(key)} bytes, at least {KEY_BYTES} are needed")
+        self._key = key
+        self._window_s = window_s
+
+    def sign(self, prediction: SignedPrediction) -> str:
+        model = prediction.model.encode()
+        header = _HEADER.pack(
+            _FORMAT,
+            round(prediction.time_s * 1e6),
+            secrets.token_bytes(8),
+            prediction.version,
+            prediction.propensity,
+            len(model),
+        )
+        body = header + model + prediction.action.encode()
+        return base64.urlsafe_b64encode(body + self._tag(body)).rstrip(b"=").decode()
+
+    def check(self, prediction_id: str, *, now_s: float) -> SignedPrediction:
+        """Read an id that this service signed.
+
+        Raises:
+            InvalidPredictionId: it is empty, damaged, or signed with another key.
+            ExpiredPredictionId: it is older than the feedback window.
+        """
+        body = self._verified(prediction_id)
+        _, time_us, _, version, propensity, model_length = _HEADER.unpack_from(body)
+        names = body[_HEADER.size :]
+        prediction = SignedPrediction(
+            time_s=time_us / 1e6,
+            model=names[:model_length].decode(),
+            version=version,
+            action=names[model_length:].decode(),
+            propensity=propensity,
+        )
+        age_s = now_s - prediction.time_s
+        if age_s > self._window_s:
+            raise ExpiredPredictionId(age_s, self._window_s)
+        return prediction
+
+    def _verified(self, prediction_id: str) -> bytes:
+        if not prediction_id:
+            raise InvalidPredictionId("is empty; send the prediction_id of a PredictResponse")
+        if len(prediction_id) > MAX_LENGTH:
+            raise InvalidPredictionId(f"has {len(prediction_id)} characters; one of ours has at most {MAX_LENGTH}")
+        try:
+            padded = prediction_id.encode("ascii") + b"=" * (-len(prediction_id) % 4)
+            raw = base64.b64decode(padded, altchars=b"-_", validate=True)
+        except (binascii.Error, UnicodeEncodeError):
+            raise InvalidPredictionId(f"{prediction_id[:80]!r} is not one of ours") from None
+        body, tag = raw[:-_TAG_BYTES], raw[-_TAG_BYTES:]
+        canonical = base64.urlsafe_b64encode(raw).rstrip(b"=").decode() == prediction_id
+        if len(body) < _HEADER.size or not canonical or not hmac.compare_digest(tag, self._tag(body)):
+            raise InvalidPredictionId(f"{prediction_id[:80]!r} was not signed by this service")
+        return body
+
+    def _tag(self, body: bytes) -> bytes:
+        return hmac.digest(self._key, body, hashlib.sha256)[:_TAG_BYTES]
+
+
+def load_or_create_key(path: Path) -> bytes:
+    """The signing key in ``path``; made, readable by its owner alone, if it is not there yet.
+
+    Safe when several processes start at once: they all end with the same key, and none sees half of one.
+    """
+    if not path.exists():
+        fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        fresh.touch(mode=0o600)
+        fresh.write_bytes(secrets.token_bytes(KEY_BYTES))
+        with contextlib.suppress(FileExistsError):
+            path.hardlink_to(fresh)
+        fresh.unlink()
+    return path.read_bytes()

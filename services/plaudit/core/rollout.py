@@ -1,0 +1,125 @@
+"""Which version serves a model: one immutable value and the pure transitions between its states.
+
+Every transition gives the next generation; the registry stores it by compare-and-set, so two writers cannot both win.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from plaudit.core.errors import NoPreviousVersion, VersionPinned
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """Attributes:
+    model: the model's name.
+    generation: grows by one with every change; 0 before the first.
+    live: the version that serves.
+    previous: what rollback returns to.
+    gated: the last version that passed the gate (or was put there by a person); head refreshes are compared with it.
+    candidate: the version on trial, serving ``candidate_share`` of the users.
+    pinned: nothing but an unpin or another pin may change what is live.
+    changed_at_s: UTC seconds since the epoch.
+    reason: why, in one sentence.
+    actor: ``learner`` or the operator's name.
+    """
+
+    model: str
+    generation: int = 0
+    live: int | None = None
+    previous: int | None = None
+    gated: int | None = None
+    candidate: int | None = None
+    candidate_share: float = 0.0
+    pinned: bool = False
+    changed_at_s: float = 0.0
+    reason: str = ""
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Who changes the rollout, when (UTC seconds) and why."""
+
+    actor: str
+    time_s: float
+    reason: str
+
+
+def promote(rollout: Rollout, version: int, change: Change) -> Rollout:
+    """Make ``version`` live and the new gated version.
+
+    Raises:
+        VersionPinned: another version is pinned.
+    """
+    moved = _go_live(rollout, version, change)
+    return replace(moved, gated=version)
+
+
+def refresh(rollout: Rollout, version: int, change: Change) -> Rollout:
+    """Make a head refresh live; what it is compared with stays the gated version.
+
+    Raises:
+        VersionPinned: a version is pinned.
+    """
+    return _go_live(rollout, version, change)
+
+
+def confirm(rollout: Rollout, change: Change) -> Rollout:
+    """The live version has proven itself: it becomes the gated version."""
+    return _next(rollout, change, gated=rollout.live)
+
+
+def revert(rollout: Rollout, change: Change) -> Rollout:
+    """Go back to the gated version on evidence of harm.
+
+    Raises:
+        NoPreviousVersion: there is no gated version, or it is already live.
+        VersionPinned: a version is pinned.
+    """
+    if rollout.gated is None or rollout.gated == rollout.live:
+        raise NoPreviousVersion
+    return _go_live(rollout, rollout.gated, change)
+
+
+def rollback(rollout: Rollout, change: Change) -> Rollout:
+    """Make the previous version live again and the gated one; doing it twice returns to where one was.
+
+    Raises:
+        NoPreviousVersion: nothing to go back to.
+        VersionPinned: a version is pinned.
+    """
+    if rollout.previous is None:
+        raise NoPreviousVersion
+    return promote(rollout, rollout.previous, change)
+
+
+def pin(rollout: Rollout, version: int, change: Change) -> Rollout:
+    """Make ``version`` live and keep it, whatever was pinned before."""
+    unpinned = replace(rollout, pinned=False)
+    if rollout.live == version:
+        return _next(rollout, change, pinned=True)
+    return replace(promote(unpinned, version, change), pinned=True)
+
+
+def unpin(rollout: Rollout, change: Change) -> Rollout:
+    return _next(rollout, change, pinned=False)
+
+
+def _go_live(rollout: Rollout, version: int, change: Change) -> Rollout:
+    if rollout.pinned and rollout.live is not None:
+        raise VersionPinned(rollout.live)
+    previous = rollout.previous if rollout.live == version else rollout.live
+    return _next(rollout, change, live=version, previous=previous)
+
+
+def _next(rollout: Rollout, change: Change, **fields: int | bool | None) -> Rollout:
+    return replace(
+        rollout,
+        **fields,  # type: ignore[arg-type]
+        generation=rollout.generation + 1,
+        changed_at_s=change.time_s,
+        reason=change.reason,
+        actor=change.actor,
+    )

@@ -1,0 +1,254 @@
+"""Every setting there is. Read once by a composition root, then taken apart: components get plain values.
+
+Precedence: command-line flags, then ``PLAUDIT_…`` environment (``PLAUDIT_SERVING__PORT=9001``), then the TOML file,
+then the defaults below. Nothing else reads the environment.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from plaudit.core.errors import ConfigError
+from plaudit_models.spec import InvalidSpec, ModelSpec, spec_from_dict
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ServingSettings(_Section):
+    """[serving] The inference service."""
+
+    host: str = "127.0.0.1"
+    """Address the gRPC port and the metrics port listen on; 0.0.0.0 for all."""
+    port: Port = 8001
+    """gRPC port; 0 picks a free one."""
+    metrics_port: Port = 8002
+    """Prometheus metrics port; 0 picks a free one."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where models run. Asking for `cuda` where there is none is an error, never a silent fallback."""
+    threads: Count = 1
+    """Threads one model evaluation may use."""
+    max_batch: Count = 8
+    """The most requests that share one model evaluation."""
+    queue_limit: Count = 256
+    """Requests that may wait; one more is refused at once with RESOURCE_EXHAUSTED."""
+    decode_threads: Count = 2
+    """Threads that decode images and sounds."""
+    max_message_bytes: Count = 16 * 1024 * 1024
+    """The largest gRPC message taken."""
+    max_image_bytes: Count = 8 * 1024 * 1024
+    """The largest encoded image taken."""
+    max_image_pixels: Count = 16_000_000
+    """The largest image decoded."""
+    max_audio_bytes: Count = 8 * 1024 * 1024
+    """The largest encoded sound taken."""
+    max_audio_duration_s: Positive = 60.0
+    """The longest sound decoded."""
+    max_text_bytes: Count = 64 * 1024
+    """The longest text taken."""
+    feedback_window_s: Positive = 30 * 86_400.0
+    """How long after a prediction its feedback is taken."""
+    decision_queue_limit: Count = 10_000
+    """Decisions that may wait to be logged; what comes on top is dropped and counted."""
+    store_content: bool = True
+    """Log the content of requests; without it fine-tuning has nothing to learn from."""
+    watch_interval_s: Positive = 0.05
+    """How often the registry is looked at for a new live version."""
+    drain_s: Positive = 10.0
+    """How long requests in flight may take to finish at shutdown."""
+    admin_token: SecretStr | None = None
+    """What Promote, Rollback and Pin must present. None: they are open to whoever reaches the port."""
+
+
+class LogSettings(_Section):
+    """[log] The event log."""
+
+    kind: Literal["sqlite"] = "sqlite"
+    """Where events are kept: one SQLite file in the data directory."""
+    synchronous: Literal["FULL", "NORMAL"] = "FULL"
+    """FULL survives power loss; NORMAL survives kill -9 but can lose the last commits on power loss."""
+
+
+class PolicySettings(_Section):
+    """[policy] How answers are picked and how the head learns."""
+
+    floor: Share = 0.02
+    """Exploration floor: probability mass spread evenly over the allowed actions."""
+    beta: Positive = 0.05
+    """Temperature of the policy improvement π ∝ π_ref·exp(q/β): the price of moving away from the base policy."""
+    optimism: Annotated[float, Field(ge=0.0)] = 0.3
+    """How many posterior standard deviations are added to the predicted reward."""
+    prior_precision: Positive = 1.0
+    """λ of the Bayesian ridge reward model."""
+    embedding_scale: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the embedding beside the base probabilities among the reward model's features; 0 leaves it out."""
+    max_kl: Positive = 1.0
+    """The most one head refresh may move the policy, as mean KL divergence on recent contexts, in nats."""
+
+
+class LearnerSettings(_Section):
+    """[learner] The learner."""
+
+    metrics_port: Port = 8003
+    """Prometheus metrics port; 0 picks a free one."""
+    batch: Count = 64
+    """Experiences that make one batch: every batch updates the reward model and refreshes the head."""
+    max_wait_s: Positive = 2.0
+    """An incomplete batch is learned from after this long."""
+    poll_limit: Count = 512
+    """The most records read at once."""
+    silence_reward: Share | None = None
+    """Reward of a decision nobody said anything about; None: silence means nothing."""
+    user_cap: Share = 1.0
+    """The largest share of the evidence one user may have; 1 means no cap."""
+    dead_versions_kept: Count = 20
+    """Head refreshes kept in the registry besides those in use."""
+
+
+class FinetuneSettings(_Section):
+    """[finetune] The fine-tuning job."""
+
+    enabled: bool = True
+    """Start fine-tuning jobs when due."""
+    every: Count = 1000
+    """New experiences after which a job is due."""
+    max_duration_s: Positive = 600.0
+    """Time a job may train."""
+    steps_per_event: Positive = 4.0
+    """Gradient work per new experience, counted in examples."""
+    max_experiences: Count = 50_000
+    """The most recent experiences a job trains on."""
+    rehearsal: Path | None = None
+    """Labelled data folder rehearsed beside the experiences; None: the one of the pre-training."""
+    threads: Count = 1
+    """Threads a job may use."""
+    seed: int = 0
+
+
+class GateSettings(_Section):
+    """[gate] What a version must prove before, and while, it serves."""
+
+    alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    """Probability of a wrong verdict, over all looks together."""
+    margin: Share = 0.0
+    """How much worse than live, in reward, still counts as not worse."""
+    user_cap: Share = 0.01
+    """The largest share of the gate's evidence one user may have."""
+    holdout: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Share of the decisions kept from every candidate's training, for the gate alone; chosen by prediction id."""
+    min_events: Count = 100
+    """Held-out experiences before a verdict."""
+
+
+class PretrainSettings(_Section):
+    """[pretrain] Supervised training on a labelled data folder."""
+
+    max_duration_s: Positive = 600.0
+    """Time the training may take."""
+    max_epochs: Count = 50
+    """Passes over the data."""
+    batch: Count = 128
+    """Rows per gradient step."""
+    learning_rate: Positive = 3e-3
+    patience: Count = 5
+    """Validations without improvement before training stops."""
+    threads: Count = 2
+    """Threads the training may use."""
+    seed: int = 0
+
+
+class Settings(BaseSettings):
+    """plaudit.toml"""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix="PLAUDIT_",
+        env_nested_delimiter="__",
+        use_attribute_docstrings=True,
+    )
+
+    data_dir: Path = Path("plaudit-data")
+    """All state of the embedded default lives here: event log, registry, experience store, signing key."""
+    model: dict[str, Any] = Field(default_factory=dict)
+    """[model] Name, modalities and actions; see "Describe your model" in the README."""
+    serving: ServingSettings = ServingSettings()
+    log: LogSettings = LogSettings()
+    policy: PolicySettings = PolicySettings()
+    learner: LearnerSettings = LearnerSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    gate: GateSettings = GateSettings()
+    pretrain: PretrainSettings = PretrainSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        **_: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what :func:`load_settings` hands in: it alone decides what takes precedence."""
+        return (init_settings,)
+
+    def spec(self) -> ModelSpec:
+        """The model's contract. Raises ConfigError if the [model] table is missing or wrong."""
+        if not self.model:
+            raise ConfigError("model: the configuration has no [model] table; it names the modalities and actions")
+        try:
+            return spec_from_dict(self.model)
+        except InvalidSpec as error:
+            raise ConfigError(str(error)) from error
+
+
+def load_settings(config: Path | None, flags: Mapping[str, Any] | None = None) -> Settings:
+    """Read the TOML file (if one is given), the environment and the flags, in growing precedence.
+
+    Args:
+        flags: nested as the settings are, such as ``{"serving": {"port": 9001}}``.
+
+    Raises:
+        ConfigError: with every problem found, each naming the setting and the value.
+    """
+    raw: dict[str, Any] = {}
+    if config is not None:
+        try:
+            raw = tomllib.loads(config.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{config}: {error}") from error
+    merged = _merge(_merge(raw, EnvSettingsSource(Settings)()), flags or {})
+    try:
+        return Settings(**merged)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, config)) from error
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        inner = merged.get(key)
+        merged[key] = _merge(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _explain(error: ValidationError, config: Path | None) -> str:
+    lines = []
+    for problem in error.errors():
+        setting = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{setting}: unknown setting")
+        else:
+            lines.append(f"{setting}: {problem['msg']}, got {problem['input']!r}")
+    where = f"{config}: " if config is not None else ""
+    return where + "; ".join(lines)

@@ -1,0 +1,331 @@
+"""Protobuf messages ↔ core dataclasses, the only place besides servicers and client that imports ``plaudit.v1``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import DecodeError
+
+from plaudit.core.errors import InvalidInput
+from plaudit.core.events import (
+    Content,
+    Correction,
+    DeadLetter,
+    Decision,
+    EncodedContent,
+    Event,
+    Features,
+    Feedback,
+    Implicit,
+    ImplicitKind,
+    Preference,
+    Rating,
+    Retract,
+    Role,
+    RolloutChanged,
+    Signal,
+    TensorContent,
+    TextContent,
+    Thumb,
+    Topic,
+)
+from plaudit.v1 import content_pb2, events_pb2, feedback_pb2, prediction_pb2
+
+ROLE_TO_WIRE: Final = {
+    Role.LIVE: prediction_pb2.ROLE_LIVE,
+    Role.CANDIDATE: prediction_pb2.ROLE_CANDIDATE,
+}
+_ROLE_FROM_WIRE: Final = {wire: role for role, wire in ROLE_TO_WIRE.items()}
+_IMPLICIT_TO_WIRE: Final = {
+    ImplicitKind.REPHRASED: feedback_pb2.IMPLICIT_KIND_REPHRASED,
+    ImplicitKind.INTERRUPTED: feedback_pb2.IMPLICIT_KIND_INTERRUPTED,
+    ImplicitKind.ACCEPTED: feedback_pb2.IMPLICIT_KIND_ACCEPTED,
+}
+_IMPLICIT_FROM_WIRE: Final = {wire: kind for kind, wire in _IMPLICIT_TO_WIRE.items()}
+_DTYPES: Final[dict[content_pb2.DataType, np.dtype[Any]]] = {
+    content_pb2.DATA_TYPE_FP32: np.dtype("<f4"),
+    content_pb2.DATA_TYPE_INT64: np.dtype("<i8"),
+}
+
+
+# --- content ---------------------------------------------------------------------------------------------------------
+
+
+def content_from_wire(message: content_pb2.Content, field: str) -> Content:
+    """Raises InvalidInput naming ``field``."""
+    match message.WhichOneof("kind"):
+        case "image":
+            return EncodedContent("image", message.image)
+        case "audio":
+            return EncodedContent("audio", message.audio)
+        case "text":
+            return TextContent(message.text)
+        case "tensor":
+            return TensorContent(_tensor_from_wire(message.tensor, field))
+        case _:
+            raise InvalidInput(field, "is empty; set one of image, audio, text, tensor")
+
+
+def content_to_wire(content: Content) -> content_pb2.Content:
+    match content:
+        case EncodedContent("image", data):
+            return content_pb2.Content(image=data)
+        case EncodedContent(_, data):
+            return content_pb2.Content(audio=data)
+        case TextContent(text):
+            return content_pb2.Content(text=text)
+        case TensorContent(array):
+            return content_pb2.Content(tensor=tensor_to_wire(array))
+
+
+def tensor_to_wire(array: npt.NDArray[Any]) -> content_pb2.Tensor:
+    """Raises ValueError if the array is neither float32 nor int64."""
+    for data_type, dtype in _DTYPES.items():
+        if array.dtype == dtype:
+            data = np.ascontiguousarray(array, dtype=dtype).tobytes()
+            return content_pb2.Tensor(data_type=data_type, shape=array.shape, data=data)
+    raise ValueError(f"dtype {array.dtype} is neither float32 nor int64")
+
+
+def _tensor_from_wire(message: content_pb2.Tensor, field: str) -> npt.NDArray[Any]:
+    dtype = _DTYPES.get(message.data_type)
+    if dtype is None:
+        raise InvalidInput(f"{field}.data_type", f"{message.data_type} is neither DATA_TYPE_FP32 nor DATA_TYPE_INT64")
+    shape = tuple(message.shape)
+    if any(size < 0 for size in shape):
+        raise InvalidInput(f"{field}.shape", f"{list(shape)} has a negative length")
+    expected = math.prod(shape) * dtype.itemsize
+    if expected != len(message.data):
+        raise InvalidInput(
+            f"{field}.data", f"has {len(message.data)} bytes; shape {list(shape)} of {dtype.name} needs {expected}"
+        )
+    return np.frombuffer(message.data, dtype=dtype).reshape(shape)
+
+
+# --- feedback --------------------------------------------------------------------------------------------------------
+
+FeedbackMessage = feedback_pb2.SendFeedbackRequest | events_pb2.FeedbackEvent
+"""Both carry the same ``signal`` oneof."""
+
+
+def signal_from_wire(message: FeedbackMessage) -> Signal:
+    """Raises InvalidInput naming the field."""
+    match message.WhichOneof("signal"):
+        case "thumb":
+            if message.thumb not in (feedback_pb2.THUMB_UP, feedback_pb2.THUMB_DOWN):
+                raise InvalidInput("thumb", f"{message.thumb} is neither THUMB_UP nor THUMB_DOWN")
+            return Thumb(up=message.thumb == feedback_pb2.THUMB_UP)
+        case "rating":
+            if not 0.0 <= message.rating <= 1.0:
+                raise InvalidInput("rating", f"{message.rating} is not in [0, 1]")
+            return Rating(message.rating)
+        case "correction":
+            return Correction(message.correction)
+        case "preference":
+            return Preference(message.preference.preferred, message.preference.rejected)
+        case "implicit":
+            kind = _IMPLICIT_FROM_WIRE.get(message.implicit.kind)
+            if kind is None:
+                raise InvalidInput("implicit.kind", f"{message.implicit.kind} is not a known kind")
+            return Implicit(kind)
+        case "retract":
+            return Retract(message.retract.feedback_id)
+        case _:
+            raise InvalidInput(
+                "signal", "is missing; set one of thumb, rating, correction, preference, implicit, retract"
+            )
+
+
+def set_signal(message: FeedbackMessage, signal: Signal) -> None:
+    """Fill the ``signal`` oneof of ``message``."""
+    match signal:
+        case Thumb(up):
+            message.thumb = feedback_pb2.THUMB_UP if up else feedback_pb2.THUMB_DOWN
+        case Rating(value):
+            message.rating = value
+        case Correction(action):
+            message.correction = action
+        case Preference(preferred, rejected):
+            message.preference.CopyFrom(feedback_pb2.Preference(preferred=preferred, rejected=rejected))
+        case Implicit(kind):
+            message.implicit.CopyFrom(feedback_pb2.Implicit(kind=_IMPLICIT_TO_WIRE[kind]))
+        case Retract(feedback_id):
+            message.retract.CopyFrom(feedback_pb2.Retract(feedback_id=feedback_id))
+
+
+# --- events ----------------------------------------------------------------------------------------------------------
+
+
+class UnreadableEvent(Exception):
+    """A payload is not the event its topic should hold; the message says why."""
+
+
+def encode_event(event: Event) -> bytes:
+    """The durable payload of an event."""
+    match event:
+        case Decision():
+            return _decision_to_wire(event).SerializeToString()
+        case Feedback():
+            message = events_pb2.FeedbackEvent(
+                feedback_id=event.feedback_id,
+                prediction_id=event.prediction_id,
+                time_us=_to_us(event.time_s),
+                user_id=event.user_id,
+            )
+            set_signal(message, event.signal)
+            return message.SerializeToString()
+        case DeadLetter():
+            return events_pb2.DeadLetterEvent(
+                source_topic=event.source_topic,
+                source_position=event.source_position,
+                reason=event.reason,
+                payload=event.payload,
+                time_us=_to_us(event.time_s),
+            ).SerializeToString()
+        case RolloutChanged():
+            return events_pb2.RolloutEvent(
+                model=event.model,
+                generation=event.generation,
+                live=event.live or 0,
+                previous=event.previous or 0,
+                gated=event.gated or 0,
+                candidate=event.candidate or 0,
+                candidate_share=event.candidate_share,
+                pinned=event.pinned,
+                time_us=_to_us(event.time_s),
+                reason=event.reason,
+                actor=event.actor,
+            ).SerializeToString()
+
+
+def decode_event(topic: Topic, payload: bytes) -> Event:
+    """The inverse of :func:`encode_event`. Fields of newer schemas are ignored.
+
+    Raises:
+        UnreadableEvent: the payload is damaged or not of this topic.
+    """
+    try:
+        match topic:
+            case Topic.DECISIONS:
+                return _decision_from_wire(events_pb2.DecisionEvent.FromString(payload))
+            case Topic.FEEDBACK:
+                return _feedback_from_wire(events_pb2.FeedbackEvent.FromString(payload))
+            case Topic.DEAD_LETTER:
+                letter = events_pb2.DeadLetterEvent.FromString(payload)
+                return DeadLetter(
+                    source_topic=letter.source_topic,
+                    source_position=letter.source_position,
+                    reason=letter.reason,
+                    payload=letter.payload,
+                    time_s=letter.time_us / 1e6,
+                )
+            case Topic.VERSIONS:
+                return _rollout_from_wire(events_pb2.RolloutEvent.FromString(payload))
+    except (DecodeError, InvalidInput) as error:
+        raise UnreadableEvent(f"not a readable record of {topic}: {error}") from error
+
+
+def _decision_to_wire(decision: Decision) -> events_pb2.DecisionEvent:
+    message = events_pb2.DecisionEvent(
+        prediction_id=decision.prediction_id,
+        model=decision.model,
+        time_us=_to_us(decision.time_s),
+        user_id=decision.user_id,
+        version=decision.version,
+        version_digest=decision.version_digest,
+        role=ROLE_TO_WIRE[decision.role],
+        action=decision.action,
+        propensity=decision.propensity,
+        allowed_actions=decision.allowed_actions,
+        greedy=decision.greedy,
+        request_id=decision.request_id,
+        content=contents_to_wire(decision.content),
+    )
+    if decision.features is not None:
+        message.features.trunk_digest = decision.features.trunk_digest
+        message.features.embedding = decision.features.embedding.astype("<f4").tobytes()
+        message.features.base_logits = decision.features.base_logits.astype("<f4").tobytes()
+    return message
+
+
+def _decision_from_wire(message: events_pb2.DecisionEvent) -> Decision:
+    if not message.prediction_id:
+        raise InvalidInput("prediction_id", "is empty")
+    if not 0.0 < message.propensity <= 1.0:
+        raise InvalidInput("propensity", f"{message.propensity} is not in (0, 1]")
+    features = None
+    if message.HasField("features"):
+        features = Features(
+            trunk_digest=message.features.trunk_digest,
+            embedding=_floats(message.features.embedding, "features.embedding"),
+            base_logits=_floats(message.features.base_logits, "features.base_logits"),
+        )
+    return Decision(
+        prediction_id=message.prediction_id,
+        model=message.model,
+        time_s=message.time_us / 1e6,
+        user_id=message.user_id,
+        version=message.version,
+        version_digest=message.version_digest,
+        role=_ROLE_FROM_WIRE.get(message.role, Role.LIVE),
+        action=message.action,
+        propensity=message.propensity,
+        allowed_actions=tuple(message.allowed_actions),
+        greedy=message.greedy,
+        request_id=message.request_id,
+        features=features,
+        content=contents_from_wire(message.content),
+    )
+
+
+def _feedback_from_wire(message: events_pb2.FeedbackEvent) -> Feedback:
+    if not message.feedback_id:
+        raise InvalidInput("feedback_id", "is empty")
+    if not message.prediction_id:
+        raise InvalidInput("prediction_id", "is empty")
+    return Feedback(
+        feedback_id=message.feedback_id,
+        prediction_id=message.prediction_id,
+        time_s=message.time_us / 1e6,
+        user_id=message.user_id,
+        signal=signal_from_wire(message),
+    )
+
+
+def _rollout_from_wire(message: events_pb2.RolloutEvent) -> RolloutChanged:
+    return RolloutChanged(
+        model=message.model,
+        generation=message.generation,
+        live=message.live or None,
+        previous=message.previous or None,
+        gated=message.gated or None,
+        candidate=message.candidate or None,
+        candidate_share=message.candidate_share,
+        pinned=message.pinned,
+        time_s=message.time_us / 1e6,
+        reason=message.reason,
+        actor=message.actor,
+    )
+
+
+def contents_to_wire(content: Mapping[str, Content]) -> dict[str, content_pb2.Content]:
+    return {name: content_to_wire(part) for name, part in content.items()}
+
+
+def contents_from_wire(content: Mapping[str, content_pb2.Content]) -> dict[str, Content]:
+    """Raises InvalidInput naming the modality."""
+    return {name: content_from_wire(part, f'content["{name}"]') for name, part in content.items()}
+
+
+def _floats(data: bytes, field: str) -> npt.NDArray[np.float32]:
+    if len(data) % 4:
+        raise InvalidInput(field, f"has {len(data)} bytes, not a whole number of float32")
+    return np.frombuffer(data, dtype="<f4")
+
+
+def _to_us(time_s: float) -> int:
+    return round(time_s * 1e6)
