@@ -1,0 +1,389 @@
+"""Encoded content → the arrays of the graph contract in :mod:`plaudit_models.spec`; serving and training share it.
+
+Every function takes bytes from strangers: size is capped before anything is decoded, lengths that a header declares
+are compared with the bytes that are there, and whatever a decoder raises becomes :class:`InvalidContent`.
+Knows nothing about transports, batching policy or torch.
+
+Notation:
+    b: batch size, m: number of modalities, c, h, w: image channels, height, width, s: samples, t: tokens
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+from PIL import Image, ImageOps
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from plaudit_models.spec import (
+    PRESENT,
+    AudioModality,
+    ImageModality,
+    Modality,
+    ModelSpec,
+    TensorModality,
+    TextModality,
+)
+
+Float = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+Content = bytes | str | npt.NDArray[Any]
+_Number = TypeVar("_Number", bound=np.number[Any])
+
+PADDING: Final = "<pad>"
+"""Token 0. No text encodes to it: it is a vocabulary entry that no merge produces."""
+
+IMAGE_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+SOUND_FORMATS: Final = "WAV, FLAC, OGG or MP3"
+_MIN_SAMPLE_RATE_HZ: Final = 1_000
+_MAX_SAMPLE_RATE_HZ: Final = 384_000
+_MAX_CHANNELS: Final = 8
+_WAV_LENGTH_UNKNOWN: Final = 0xFFFFFFFF
+"""What programs that write WAV into a pipe put for a length they cannot know yet."""
+
+
+class InvalidContent(ValueError):
+    """The content of one modality cannot be used; the message names the modality, the value and the way out."""
+
+    def __init__(self, modality: str, problem: str) -> None:
+        super().__init__(modality, problem)
+        self.modality = modality
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.modality}: {self.problem}"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What we are willing to decode. Checked from sizes and headers, before decoding."""
+
+    max_image_bytes: int = 16 * 2**20
+    max_image_pixels: int = 32_000_000
+    max_audio_bytes: int = 16 * 2**20
+    max_audio_duration_s: float = 60.0
+    max_text_bytes: int = 64 * 2**10
+
+
+DEFAULT_LIMITS: Final = Limits()
+
+
+def decode(
+    content: Content,
+    modality: Modality,
+    *,
+    name: str,
+    tokenizer: Tokenizer | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> npt.NDArray[Any]:
+    """Turn the content of one modality into its graph input (without the batch axis).
+
+    Bytes are an encoded image or sound, or UTF-8 text; a str is text; an array is a ready graph input and only checked.
+
+    Args:
+        name: the modality's name, for errors.
+        tokenizer: needed for text.
+
+    Raises:
+        InvalidContent: the content is of the wrong sort, too large, damaged or empty.
+    """
+    if isinstance(content, np.ndarray):
+        vocabulary_size = tokenizer.get_vocab_size() if tokenizer is not None else None
+        return check_tensor(content, modality, name=name, vocabulary_size=vocabulary_size)
+    if isinstance(modality, TensorModality):
+        raise InvalidContent(name, f"takes a float32 tensor of shape {list(modality.shape)}, got {_sort(content)}")
+    if isinstance(modality, TextModality):
+        if tokenizer is None:
+            raise ValueError(f"modality {name!r} is text, but no tokenizer was given")
+        return tokenize(content, modality, tokenizer, name=name, limits=limits)
+    if isinstance(content, str):
+        raise InvalidContent(name, f"takes an encoded {modality.kind} as bytes, got {_sort(content)}")
+    if isinstance(modality, ImageModality):
+        return decode_image(content, modality, name=name, limits=limits)
+    return decode_audio(content, modality, name=name, limits=limits)
+
+
+def decode_image(data: bytes, modality: ImageModality, *, name: str, limits: Limits = DEFAULT_LIMITS) -> Float:
+    """Decode an encoded image to float32 ``[c, h, w]`` in [0, 1].
+
+    The image is turned upright (EXIF), laid on white where it is transparent, and resized (its aspect ratio is not
+    kept) to the modality's height and width.
+
+    Raises:
+        InvalidContent: empty, too large, not an image, or damaged.
+    """
+    _check_size(data, limits.max_image_bytes, "bytes of image", name)
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InvalidContent(name, f"{error}; the limit is {limits.max_image_pixels} pixels, shrink it") from error
+    except Exception as error:
+        raise InvalidContent(
+            name, f"{_glance(data)} is not an image; send a {', '.join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]} file"
+        ) from error
+    width, height = image.size
+    if width * height > limits.max_image_pixels:
+        raise InvalidContent(
+            name, f"{width}×{height} pixels are more than the limit of {limits.max_image_pixels}; shrink the image"
+        )
+    if width * height == 0:
+        raise InvalidContent(name, f"the image has no pixels ({width}×{height})")
+    try:
+        # A JPEG can be decoded at a fraction of its size at a fraction of the cost; twice the target keeps the detail.
+        image.draft(None, (2 * modality.width, 2 * modality.height))
+        pixels = _pixels(ImageOps.exif_transpose(image), modality)
+    except Exception as error:
+        raise InvalidContent(
+            name, f"the {image.format} image of {len(data)} bytes is damaged ({error}); send the whole file"
+        ) from error
+    return pixels
+
+
+def decode_audio(data: bytes, modality: AudioModality, *, name: str, limits: Limits = DEFAULT_LIMITS) -> Float:
+    """Decode an encoded sound to float32 ``[max_samples]`` in [-1, 1].
+
+    Channels are averaged, the sound is resampled to the modality's rate, cut to its length, and padded with zeros at
+    the end. Nothing past the cut is decoded.
+
+    Raises:
+        InvalidContent: empty, too long, not a sound, damaged, or cut short.
+    """
+    _check_size(data, limits.max_audio_bytes, "bytes of sound", name)
+    _check_sound_header(data, name)
+    try:
+        file = soundfile.SoundFile(io.BytesIO(data))
+    except Exception as error:
+        raise InvalidContent(
+            name, f"{_glance(data)} is not a sound we can read ({error}); send a {SOUND_FORMATS} file"
+        ) from error
+    with file:
+        rate_hz, channels, frames = file.samplerate, file.channels, file.frames
+        if not _MIN_SAMPLE_RATE_HZ <= rate_hz <= _MAX_SAMPLE_RATE_HZ:
+            raise InvalidContent(
+                name, f"a sample rate of {rate_hz} Hz is outside {_MIN_SAMPLE_RATE_HZ}…{_MAX_SAMPLE_RATE_HZ} Hz"
+            )
+        if channels > _MAX_CHANNELS:
+            raise InvalidContent(name, f"{channels} channels are more than the limit of {_MAX_CHANNELS}; send mono")
+        if frames > limits.max_audio_duration_s * rate_hz:
+            raise InvalidContent(
+                name, f"{frames / rate_hz:.1f} s are longer than the limit of {limits.max_audio_duration_s} s; cut it"
+            )
+        wanted = min(frames, math.ceil(modality.max_samples / modality.sample_rate_hz * rate_hz))
+        try:
+            waves = file.read(wanted, dtype="float32", always_2d=True)
+        except Exception as error:
+            raise InvalidContent(name, f"the sound of {len(data)} bytes is damaged ({error})") from error
+    if len(waves) == 0:
+        raise InvalidContent(name, f"the sound of {len(data)} bytes has no samples; leave the modality out instead")
+    if len(waves) < wanted:
+        raise InvalidContent(
+            name, f"the sound is cut short: {len(waves)} samples where its header says {frames}; send the whole file"
+        )
+    if not np.isfinite(waves).all():
+        raise InvalidContent(name, "the sound has samples that are NaN or infinite")
+    mono = np.clip(waves.mean(axis=1), -1.0, 1.0)
+    if rate_hz != modality.sample_rate_hz:
+        mono = np.clip(soxr.resample(mono, rate_hz, modality.sample_rate_hz), -1.0, 1.0)
+    return _fit(mono.astype(np.float32, copy=False), modality.max_samples)
+
+
+def tokenize(
+    text: str | bytes, modality: TextModality, tokenizer: Tokenizer, *, name: str, limits: Limits = DEFAULT_LIMITS
+) -> Ids:
+    """Turn UTF-8 text into int64 token ids ``[max_tokens]``, cut at the end, 0 is padding.
+
+    Raises:
+        InvalidContent: empty, too long, or not UTF-8.
+    """
+    encoded = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    _check_size(encoded, limits.max_text_bytes, "bytes of text", name)
+    try:
+        clean = encoded.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidContent(name, f"the text is not UTF-8 ({error.reason} at byte {error.start})") from error
+    ids = tokenizer.encode(clean, add_special_tokens=False).ids
+    if not ids:
+        raise InvalidContent(name, f"the text {clean[:40]!r} is blank; leave the modality out to say it is missing")
+    return _fit(np.asarray(ids, np.int64), modality.max_tokens)
+
+
+def check_tensor(
+    array: npt.NDArray[Any], modality: Modality, *, name: str, vocabulary_size: int | None = None
+) -> npt.NDArray[Any]:
+    """Check a ready graph input (without the batch axis) and return it.
+
+    Args:
+        vocabulary_size: for text, the ids allowed are 0 … ``vocabulary_size`` − 1; None checks only for negative ids.
+
+    Raises:
+        InvalidContent: wrong dtype or shape, NaN or infinite values, ids outside the vocabulary.
+    """
+    expected = input_dtype(modality)
+    if array.dtype != expected:
+        raise InvalidContent(name, f"takes {expected}, got a tensor of {array.dtype}")
+    if array.shape != modality.shape:
+        raise InvalidContent(name, f"takes the shape {list(modality.shape)}, got a tensor of {list(array.shape)}")
+    if isinstance(modality, TextModality):
+        lowest, highest = int(array.min()), int(array.max())
+        if lowest < 0 or (vocabulary_size is not None and highest >= vocabulary_size):
+            last = "" if vocabulary_size is None else vocabulary_size - 1
+            raise InvalidContent(name, f"token ids run from {lowest} to {highest}, the vocabulary is 0…{last}")
+    elif not np.isfinite(array).all():
+        where = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]
+        raise InvalidContent(name, f"the tensor holds {array[tuple(where)]} at {where}; every value must be finite")
+    return np.ascontiguousarray(array)
+
+
+def input_dtype(modality: Modality) -> np.dtype[Any]:
+    """The dtype of the modality's graph input."""
+    return np.dtype(np.int64 if isinstance(modality, TextModality) else np.float32)
+
+
+def assemble(spec: ModelSpec, rows: Sequence[Mapping[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
+    """Stack requests into the trunk's inputs.
+
+    Args:
+        rows: one mapping per request, modality name → array as :func:`decode` returns it; a missing modality is absent.
+
+    Returns:
+        modality name → ``[b, *shape]``, zeros where missing, and ``present`` float32 ``[b, m]``, 1 where given.
+
+    Raises:
+        ValueError: a row names a modality that the spec does not have.
+    """
+    batch: dict[str, npt.NDArray[Any]] = {
+        name: np.zeros((len(rows), *modality.shape), input_dtype(modality))
+        for name, modality in spec.modalities.items()
+    }
+    present = np.zeros((len(rows), len(spec.modalities)), np.float32)
+    column = {name: i for i, name in enumerate(spec.modalities)}
+    for i, row in enumerate(rows):
+        for name, array in row.items():
+            if name not in column:
+                raise ValueError(f"row {i}: {name!r} is not a modality of {spec.name!r}, which has {list(column)}")
+            batch[name][i] = array
+            present[i, column[name]] = 1.0
+    batch[PRESENT] = present
+    return batch
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int = 2048) -> Tokenizer:
+    """Learn a tokenizer from ``texts``; ``vocabulary_size`` is an upper bound (257 at least). Id 0 is padding.
+
+    Byte-level BPE after NFKC and lower-casing. A word that is frequent in training becomes one token, so short
+    questions stay short; an unseen word falls apart into known pieces ("addition" → "add", "ition") and, at worst,
+    into bytes, so no text in any language or alphabet is unknown. Word-level with an unknown token would make all
+    unseen words the same.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()])
+    # The prefix space makes a word the same token at the start of a text as inside it.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        show_progress=False,
+        special_tokens=[PADDING],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    # As a special token "<pad>" typed by a user would become id 0; as a mere vocabulary entry nothing can.
+    raw = json.loads(tokenizer.to_str())
+    raw["added_tokens"] = []
+    return Tokenizer.from_str(json.dumps(raw))
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Read a ``tokenizer.json``; ``tokenizer.save(str(path))`` writes it.
+
+    Raises:
+        ValueError: the file is missing or not a tokenizer.
+    """
+    try:
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"{path}: not a tokenizer file ({error})") from error
+
+
+def _pixels(image: Image.Image, modality: ImageModality) -> Float:
+    """``[c, h, w]`` in [0, 1]."""
+    if image.mode.startswith(("I", "F")):
+        # 16-bit grey (X-rays): Pillow would clip it to 255 instead of scaling it.
+        grey = np.clip(np.asarray(image, np.float32) / 65_535.0, 0.0, 1.0)
+        image = Image.fromarray((grey * 255.0).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("L" if modality.channels == 1 else "RGB")
+    size = (modality.width, modality.height)
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    pixels = np.asarray(image, np.float32) / np.float32(255.0)
+    return np.ascontiguousarray(pixels.reshape(modality.height, modality.width, modality.channels).transpose(2, 0, 1))
+
+
+def _check_sound_header(data: bytes, name: str) -> None:
+    """Refuse what is no known container, and a WAV that declares more bytes than it has.
+
+    libsndfile reads a truncated WAV without complaint as a shorter one.
+    """
+    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
+        _check_wav_chunks(data, name)
+    elif data[:4] not in (b"fLaC", b"OggS") and data[:3] != b"ID3" and not _is_mpeg_frame(data):
+        raise InvalidContent(name, f"{_glance(data)} is not a sound; send a {SOUND_FORMATS} file")
+
+
+def _check_wav_chunks(data: bytes, name: str) -> None:
+    at = 12
+    while at + 8 <= len(data):
+        size = struct.unpack_from("<I", data, at + 4)[0]
+        if data[at : at + 4] == b"data":
+            there = len(data) - at - 8
+            if size != _WAV_LENGTH_UNKNOWN and size > there:
+                raise InvalidContent(
+                    name,
+                    f"the WAV is cut short: its header says {size} bytes of samples, {there} are there; "
+                    "send the whole file",
+                )
+            return
+        at += 8 + size + size % 2
+    raise InvalidContent(name, f"the WAV of {len(data)} bytes is cut short: it has no samples; send the whole file")
+
+
+def _is_mpeg_frame(data: bytes) -> bool:
+    return len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0
+
+
+def _check_size(data: bytes, limit_bytes: int, what: str, name: str) -> None:
+    if not data:
+        raise InvalidContent(name, f"0 {what}; leave the modality out to say it is missing")
+    if len(data) > limit_bytes:
+        raise InvalidContent(name, f"{len(data)} {what} are more than the limit of {limit_bytes}; send less")
+
+
+def _fit(values: npt.NDArray[_Number], length: int) -> npt.NDArray[_Number]:
+    """Cut or zero-pad at the end."""
+    fitted = np.zeros(length, values.dtype)
+    kept = values[:length]
+    fitted[: len(kept)] = kept
+    return fitted
+
+
+def _glance(data: bytes) -> str:
+    """The first bytes, for an error message."""
+    return f"{data[:12]!r}… ({len(data)} bytes)"
+
+
+def _sort(content: bytes | str) -> str:
+    return f"{len(content)} bytes" if isinstance(content, bytes) else f"the text {content[:40]!r}"
