@@ -1,0 +1,239 @@
+"""From a trained fusion policy to a version folder: graphs, weights and golden pairs, proven against torch and sealed.
+
+Knows nothing about how the policy was trained or where version folders are kept.
+
+Exporting takes seconds; :func:`reexport_trunk` reuses an exported graph and replaces its weights, in milliseconds.
+That works because the graph is exported without the optimiser that would fold weights into each other: every weight of
+the module is one initialiser, named ``weights/`` + its name in the state dict. Onnxruntime folds them as it loads.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import torch
+from onnx import numpy_helper
+from safetensors import safe_open
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from plaudit_models.bundle import HEAD, HEAD_GOLDEN, TRUNK, TRUNK_GOLDEN, WEIGHTS, Manifest, seal
+from plaudit_models.head import IR_VERSION, OPSET, write_initial_head
+from plaudit_models.spec import BASE_LOGITS, EMBEDDING, PRESENT, ModelSpec
+from plaudit_models.training.fusion import FusionConfig, FusionPolicy
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+PARITY_TOLERANCE: Final = 1e-4
+_WEIGHT: Final = "weights/"
+_VALUE: Final = "values/"
+_CONFIG: Final = "fusion"
+_NOT_IN_GRAPH: Final = ".num_batches_tracked"  # a counter of batch norm that only training reads
+
+
+class ExportMismatch(Exception):
+    """The graph does not do what the torch module does; the message names the output or weight that differs."""
+
+
+def export_trunk(model: FusionPolicy, path: Path) -> None:
+    """Write ``model`` as a trunk graph with dynamic batch. Takes seconds; :func:`reexport_trunk` does not."""
+    model.eval()
+    spec = model.spec
+    example = tuple(torch.from_numpy(array) for array in _blank_inputs(spec, batch=2).values())
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            model,
+            example,
+            dynamic_shapes=(tuple({0: torch.export.Dim.DYNAMIC} for _ in example),),
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    _name_by_contract(proto, spec)
+    proto.ir_version = IR_VERSION
+    onnx.checker.check_model(proto, full_check=True)
+    path.write_bytes(proto.SerializeToString())
+
+
+def reexport_trunk(parent_trunk: Path, state: Mapping[str, Tensor], path: Path) -> None:
+    """Write the graph of ``parent_trunk`` with the weights of ``state`` in place of its own.
+
+    Args:
+        parent_trunk: a graph written by :func:`export_trunk` from a module of the same spec and config.
+        state: the state dict of the new module.
+        path: where to write the new graph.
+
+    Raises:
+        ExportMismatch: the graph's weights and ``state`` differ in a name, a shape or a dtype.
+    """
+    proto = onnx.load(parent_trunk)
+    weights = {name: tensor for name, tensor in state.items() if not name.endswith(_NOT_IN_GRAPH)}
+    initializers = {i.name.removeprefix(_WEIGHT): i for i in proto.graph.initializer if i.name.startswith(_WEIGHT)}
+    if initializers.keys() != weights.keys():
+        differing = sorted(initializers.keys() ^ weights.keys())
+        raise ExportMismatch(f"{parent_trunk}: only one of graph and state dict has the weights {differing}")
+    for name, initializer in initializers.items():
+        array = weights[name].detach().cpu().contiguous().numpy()
+        replaced = numpy_helper.from_array(array, initializer.name)
+        if (list(replaced.dims), replaced.data_type) != (list(initializer.dims), initializer.data_type):
+            raise ExportMismatch(
+                f"{parent_trunk}: weight {name} is {list(initializer.dims)} in the graph, {list(array.shape)} in the "
+                f"state dict (ONNX dtypes {initializer.data_type} and {replaced.data_type})"
+            )
+        initializer.CopyFrom(replaced)
+    path.write_bytes(proto.SerializeToString())
+
+
+def check_parity(model: FusionPolicy, trunk: Path, inputs: Arrays) -> dict[str, npt.NDArray[np.float32]]:
+    """Run ``inputs`` through the trunk graph and through torch, one after the other.
+
+    Args:
+        model: the module that ``trunk`` was exported from.
+        trunk: the graph.
+        inputs: the graph's inputs by name, ``present`` included.
+
+    Returns:
+        The graph's outputs, by name.
+
+    Raises:
+        ExportMismatch: an output differs by more than ``PARITY_TOLERANCE`` anywhere.
+    """
+    found = _run(trunk, inputs)
+    model.eval()
+    with torch.no_grad():
+        embedding, base_logits = model(*(torch.from_numpy(inputs[name]) for name in (*model.spec.modalities, PRESENT)))
+    for name, expected in ((EMBEDDING, embedding), (BASE_LOGITS, base_logits)):
+        worst = float(np.abs(found[name] - expected.numpy()).max())
+        if not worst <= PARITY_TOLERANCE:
+            raise ExportMismatch(f"{trunk}: {name} differs from torch by {worst:.2g}, more than {PARITY_TOLERANCE}")
+    return found
+
+
+def export_version(
+    model: FusionPolicy, folder: Path, manifest: Manifest, golden_inputs: Arrays, *, parent_trunk: Path | None = None
+) -> Manifest:
+    """Write a sealed version folder whose head scores are the base logits.
+
+    Args:
+        model: the trained policy.
+        folder: an existing folder; a tokenizer.json already in it is sealed with the rest.
+        manifest: everything but the file digests.
+        golden_inputs: recorded trunk inputs by name, ``present`` included; they travel with the version.
+        parent_trunk: a trunk graph of the same spec and config to reuse; without it the graph is exported anew.
+
+    Returns:
+        The sealed manifest.
+
+    Raises:
+        ExportMismatch: the graphs do not do what torch does.
+    """
+    trunk, head = folder / TRUNK, folder / HEAD
+    if parent_trunk is None:
+        export_trunk(model, trunk)
+    else:
+        reexport_trunk(parent_trunk, model.state_dict(), trunk)
+    outputs = check_parity(model, trunk, golden_inputs)
+    save_arrays({**golden_inputs, **outputs}, folder / TRUNK_GOLDEN)
+    write_initial_head(head, model.spec.embedding_size, len(model.spec.actions))
+    save_arrays(_run(head, outputs), folder / HEAD_GOLDEN)
+    save_weights(model, folder / WEIGHTS)
+    return seal(folder, manifest)
+
+
+def save_weights(model: FusionPolicy, path: Path) -> None:
+    """Write the state dict, and the config it belongs to, as safetensors."""
+    config = json.dumps({name: getattr(model.config, name) for name in FusionConfig.__dataclass_fields__})
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, path, metadata={_CONFIG: config})
+
+
+def load_policy(folder: Path, spec: ModelSpec) -> FusionPolicy:
+    """The torch module of a version folder, in eval mode.
+
+    Raises:
+        FileNotFoundError: the version has no weights (it was imported as a graph).
+        ExportMismatch: the weights were not written by :func:`save_weights`, or are not those of ``spec``.
+    """
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: this version has no torch weights, so it cannot be trained further")
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+    try:
+        model = FusionPolicy(spec, FusionConfig(**json.loads(metadata[_CONFIG])))
+        model.load_state_dict(load_file(path))
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ExportMismatch(f"{path}: not the weights of a fusion policy of model {spec.name!r}: {error}") from error
+    return model.eval()
+
+
+def _blank_inputs(spec: ModelSpec, *, batch: int) -> dict[str, npt.NDArray[Any]]:
+    blank: dict[str, npt.NDArray[Any]] = {
+        name: np.zeros((batch, *modality.shape), np.int64 if modality.kind == "text" else np.float32)
+        for name, modality in spec.modalities.items()
+    }
+    blank[PRESENT] = np.ones((batch, len(spec.modalities)), np.float32)
+    return blank
+
+
+def _name_by_contract(proto: onnx.ModelProto, spec: ModelSpec) -> None:
+    """Give inputs and outputs the contract's names, weights the prefix ``weights/`` and all else ``values/``.
+
+    A modality, a weight and an inner value may otherwise share a name ("embedding" is what the exporter calls a
+    look-up); names of the contract hold no slash, so with the prefixes they cannot.
+    """
+    graph = proto.graph
+    names = {i.name: _WEIGHT + i.name for i in graph.initializer}
+    names |= dict(zip((i.name for i in graph.input), (*spec.modalities, PRESENT), strict=True))
+    outputs = dict(zip((o.name for o in graph.output), (EMBEDDING, BASE_LOGITS), strict=True))
+    names |= outputs
+
+    def renamed(name: str) -> str:
+        return names.get(name, _VALUE + name) if name else name  # an empty name is an input left out
+
+    for node in graph.node:
+        node.input[:] = [renamed(name) for name in node.input]
+        node.output[:] = [renamed(name) for name in node.output]
+    for value in (*graph.initializer, *graph.input, *graph.output):
+        value.name = renamed(value.name)
+    for tensor in (*graph.input, *graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_param = "b"
+    del graph.value_info[:]
+    graph.name = "trunk"
+    proto.producer_name = "plaudit"
+    for owner in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        del owner.metadata_props[:]  # stack traces of this machine
+
+
+def _run(graph: Path, inputs: Arrays) -> dict[str, npt.NDArray[np.float32]]:
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    outputs = [output.name for output in session.get_outputs()]
+    return dict(zip(outputs, session.run(outputs, dict(inputs)), strict=True))
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence what the exporter says about packages and operators that no fusion policy uses."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

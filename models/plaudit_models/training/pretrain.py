@@ -1,0 +1,238 @@
+"""Supervised training of a fusion policy on labelled data: minimise L(θ) = Σ −log P(yᵢ | xᵢ; θ).
+
+Knows nothing about files, terminals or versions: data comes in decoded, progress goes out through a callback.
+
+Data with tower labels (a class that can be read off one modality alone) adds, per modality, −log P(class | item) from a
+linear layer on that modality's tokens; the layer is thrown away afterwards.
+
+Notation:
+    n: rows, b: rows of a batch, m: number of modalities, a: number of actions
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from plaudit_models.dataset import LabelledData
+from plaudit_models.training.augment import augment
+from plaudit_models.training.fusion import FusionConfig, FusionPolicy
+from plaudit_models.training.losses import action_nll
+from plaudit_models.training.rows import drop_modalities, encode_rows, prepare_pools
+from plaudit_models.training.schedule import Mean, blocks, one_cycle
+
+_EVALUATION_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainSettings:
+    """How to pre-train.
+
+    Attributes:
+        max_duration_s: wall-clock budget of the training loop; None is none.
+        max_steps: gradient steps at most; None is no limit. One of the two limits is needed. The learning-rate schedule
+            spans whichever ends first, so only a run that ends by ``max_steps`` is repeatable from its seed.
+        batch_rows: consecutive rows per step. Rows that share items cost less when they stand together in the data.
+        learning_rate: peak of the one-cycle schedule.
+        weight_decay: of AdamW.
+        tower_weight: weight of a tower's loss against the action's.
+        modality_dropout: share of modalities hidden during training.
+        max_gradient_norm: gradients are clipped to it.
+        validations: how often, evenly over the run, to measure accuracy on the validation data.
+        patience: stop when this many validations in a row bring no improvement.
+        seed: decides initial weights, order and augmentation.
+    """
+
+    max_duration_s: float | None = 110.0
+    max_steps: int | None = None
+    batch_rows: int = 128
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.02
+    tower_weight: float = 0.3
+    modality_dropout: float = 0.03
+    max_gradient_norm: float = 1.0
+    validations: int = 10
+    patience: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_duration_s is None and self.max_steps is None:
+            raise ValueError("max_duration_s and max_steps are both None; training needs a limit")
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainProgress:
+    """Where training stands: ``fraction`` of the budget used, ``loss`` since the last report in nats per row, and
+    ``validation_accuracy`` when it was just measured."""
+
+    step: int
+    fraction: float
+    elapsed_s: float
+    loss: float
+    validation_accuracy: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Share of rows whose best-scored action is the right one.
+
+    Attributes:
+        overall: over all rows.
+        by_group: per group name of the data.
+    """
+
+    overall: float
+    by_group: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Pretrained:
+    """What came of it: the policy in eval mode with its best weights, and how it got there."""
+
+    model: FusionPolicy
+    validation: Accuracy
+    steps: int
+    duration_s: float
+    stopped_early: bool
+
+
+def pretrain(
+    train: LabelledData,
+    validation: LabelledData,
+    *,
+    config: FusionConfig,
+    settings: PretrainSettings,
+    on_progress: Callable[[PretrainProgress], None] = lambda progress: None,
+) -> Pretrained:
+    """Train a fusion policy from nothing.
+
+    Args:
+        train: what to learn from.
+        validation: what early stopping and the choice of the best weights look at.
+        on_progress: called after about every hundredth of the budget and after every validation.
+
+    Raises:
+        FloatingPointError: the loss is no longer finite.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = FusionPolicy(train.spec, config)
+        towers = _towers(model, train.tower_classes)
+    generator = Generator().manual_seed(settings.seed)
+    pools = prepare_pools(model, train.pools)
+    labels = {name: torch.from_numpy(train.tower_labels[name]) for name in towers}
+    index, action = torch.from_numpy(train.index), torch.from_numpy(train.action)
+    weights = [*model.parameters(), *towers.parameters()]
+    optimizer = torch.optim.AdamW(weights, weight_decay=settings.weight_decay, fused=True)
+
+    def change(name: str, content: Tensor) -> Tensor:
+        return augment(train.spec.modalities[name], content, generator)
+
+    start_s = time.monotonic()
+    best = Accuracy(-1.0, {})
+    best_state = _copy_of(model)
+    step, since_best, validated, reported, losses = 0, 0, 0, 0.0, Mean()
+    stopped_early = False
+    waiting: list[Tensor] = []
+    while (fraction := _fraction(settings, step, time.monotonic() - start_s)) < 1.0 and not stopped_early:
+        if not waiting:
+            waiting = blocks(len(train), settings.batch_rows, generator)
+        rows = waiting.pop()
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * one_cycle(fraction)
+        model.train()
+        tokens = encode_rows(model, pools, index[rows], change)
+        present = (index[rows] >= 0).float()
+        _, logits = model.fuse(tokens, drop_modalities(present, settings.modality_dropout, generator))
+        action_loss = action_nll(logits, action[rows]).mean()
+        tower_loss = sum(
+            (_tower_loss(towers[name], tokens[name], labels[name][rows]) for name in towers), torch.zeros(())
+        )
+        optimizer.zero_grad()
+        (action_loss + settings.tower_weight * tower_loss).backward()
+        nn.utils.clip_grad_norm_(weights, settings.max_gradient_norm)
+        optimizer.step()
+        step += 1
+        losses.add(float(action_loss.detach()))
+        if not math.isfinite(losses.last):
+            raise FloatingPointError(
+                f"the loss is {losses.last} at step {step}; "
+                f"a lower learning_rate than {settings.learning_rate} may help"
+            )
+        elapsed_s = time.monotonic() - start_s
+        fraction = _fraction(settings, step, elapsed_s)
+        if fraction * settings.validations >= validated + 1 or fraction >= 1.0:
+            validated = int(fraction * settings.validations)
+            found = evaluate(model, validation)
+            since_best += 1
+            if found.overall > best.overall:
+                best, best_state, since_best = found, _copy_of(model), 0
+            stopped_early = since_best >= settings.patience and fraction < 1.0
+            on_progress(PretrainProgress(step, min(fraction, 1.0), elapsed_s, losses.take(), found.overall))
+            reported = fraction
+        elif fraction >= reported + 0.01:
+            on_progress(PretrainProgress(step, fraction, elapsed_s, losses.take()))
+            reported = fraction
+    model.load_state_dict(best_state)
+    return Pretrained(model.eval(), best, step, time.monotonic() - start_s, stopped_early)
+
+
+def evaluate(model: FusionPolicy, data: LabelledData, *, without: str | None = None) -> Accuracy:
+    """Accuracy of the greedy policy on ``data``, if wanted with one modality withheld from every row.
+
+    Raises:
+        ValueError: ``without`` is not a modality of the model.
+    """
+    index = torch.from_numpy(data.index).clone()
+    if without is not None:
+        if without not in data.spec.modalities:
+            raise ValueError(
+                f"without {without!r}: the modalities of {data.spec.name!r} are {list(data.spec.modalities)}"
+            )
+        index[:, list(data.spec.modalities).index(without)] = -1
+    model.eval()
+    pools = prepare_pools(model, data.pools)
+    right = []
+    with torch.no_grad():
+        for rows in torch.arange(len(data)).split(_EVALUATION_ROWS):
+            _, logits = model.fuse(encode_rows(model, pools, index[rows]), (index[rows] >= 0).float())
+            right.append(logits.argmax(dim=1).numpy() == data.action[rows.numpy()])
+    hits = np.concatenate(right)
+    groups = np.array(data.group)
+    return Accuracy(
+        overall=float(hits.mean()),
+        by_group={str(name): float(hits[groups == name].mean()) for name in np.unique(groups)},
+    )
+
+
+def without_each(model: FusionPolicy, data: LabelledData) -> dict[str, Accuracy]:
+    """Accuracy with each modality withheld in turn, by the modality's name."""
+    return {name: evaluate(model, data, without=name) for name in data.spec.modalities}
+
+
+def _fraction(settings: PretrainSettings, step: int, elapsed_s: float) -> float:
+    by_steps = step / settings.max_steps if settings.max_steps is not None else 0.0
+    by_time = elapsed_s / settings.max_duration_s if settings.max_duration_s is not None else 0.0
+    return max(by_steps, by_time)
+
+
+def _towers(model: FusionPolicy, classes: Mapping[str, tuple[str, ...]]) -> nn.ModuleDict:
+    size = model.config.tokens_per_modality * model.config.width
+    return nn.ModuleDict({name: nn.Linear(size, len(names)) for name, names in classes.items() if names})
+
+
+def _tower_loss(tower: nn.Module, tokens: Tensor, label: Tensor) -> Tensor:
+    """−log P(class | item), the mean over the rows that have a label (0 if none has)."""
+    loss = functional.cross_entropy(tower(tokens.flatten(1)), label, ignore_index=-1, reduction="sum")
+    return loss / (label >= 0).sum().clamp_min(1)
+
+
+def _copy_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -1,0 +1,43 @@
+"""What both training loops need besides their losses: order of rows, learning rate, running means."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor
+
+
+def one_cycle(fraction: float) -> float:
+    """Learning rate at a fraction of training, as a share of its peak.
+
+    A linear rise over the first 10 %, then a cosine to 0 (Smith and Topin 2018, "Super-Convergence").
+    """
+    rise = 0.1
+    if fraction < rise:
+        return (fraction + 0.01) / (rise + 0.01)
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (fraction - rise) / (1.0 - rise))))
+
+
+def blocks(n: int, batch_rows: int, generator: Generator) -> list[Tensor]:
+    """Row numbers of consecutive blocks, in random order; a last block of less than half the rows is left out."""
+    whole = [block for block in torch.arange(n).split(batch_rows) if len(block) >= min(batch_rows, n) / 2]
+    return [whole[int(i)] for i in torch.randperm(len(whole), generator=generator)]
+
+
+class Mean:
+    """A running mean that is emptied when it is read."""
+
+    def __init__(self) -> None:
+        self.last = 0.0
+        self._sum, self._count = 0.0, 0
+
+    def add(self, value: float) -> None:
+        self.last = value
+        self._sum += value
+        self._count += 1
+
+    def take(self) -> float:
+        mean = self._sum / max(1, self._count)
+        self._sum, self._count = 0.0, 0
+        return mean
