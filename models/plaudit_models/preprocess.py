@@ -45,7 +45,8 @@ PADDING: Final = "<pad>"
 """Token 0. No text encodes to it: it is a vocabulary entry that no merge produces."""
 
 IMAGE_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-SOUND_FORMATS: Final = "WAV, FLAC, OGG or MP3"
+SOUND_FORMATS: Final = "WAV, FLAC or OGG"
+"""MP3 is left out: on damaged files libsndfile's decoder for it writes to the process's stderr."""
 _MIN_SAMPLE_RATE_HZ: Final = 1_000
 _MAX_SAMPLE_RATE_HZ: Final = 384_000
 _MAX_CHANNELS: Final = 8
@@ -127,7 +128,9 @@ def decode_image(data: bytes, modality: ImageModality, *, name: str, limits: Lim
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InvalidContent(name, f"{error}; the limit is {limits.max_image_pixels} pixels, shrink it") from error
+        raise InvalidContent(
+            name, f"the header declares more than the limit of {limits.max_image_pixels} pixels; shrink the image"
+        ) from error
     except Exception as error:
         raise InvalidContent(
             name, f"{_glance(data)} is not an image; send a {', '.join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]} file"
@@ -137,8 +140,6 @@ def decode_image(data: bytes, modality: ImageModality, *, name: str, limits: Lim
         raise InvalidContent(
             name, f"{width}×{height} pixels are more than the limit of {limits.max_image_pixels}; shrink the image"
         )
-    if width * height == 0:
-        raise InvalidContent(name, f"the image has no pixels ({width}×{height})")
     try:
         # A JPEG can be decoded at a fraction of its size at a fraction of the cost; twice the target keeps the detail.
         image.draft(None, (2 * modality.width, 2 * modality.height))
@@ -165,7 +166,7 @@ def decode_audio(data: bytes, modality: AudioModality, *, name: str, limits: Lim
         file = soundfile.SoundFile(io.BytesIO(data))
     except Exception as error:
         raise InvalidContent(
-            name, f"{_glance(data)} is not a sound we can read ({error}); send a {SOUND_FORMATS} file"
+            name, f"{_glance(data)} is not a sound we can read ({_reason(error)}); send a {SOUND_FORMATS} file"
         ) from error
     with file:
         rate_hz, channels, frames = file.samplerate, file.channels, file.frames
@@ -183,7 +184,7 @@ def decode_audio(data: bytes, modality: AudioModality, *, name: str, limits: Lim
         try:
             waves = file.read(wanted, dtype="float32", always_2d=True)
         except Exception as error:
-            raise InvalidContent(name, f"the sound of {len(data)} bytes is damaged ({error})") from error
+            raise InvalidContent(name, f"the sound of {len(data)} bytes is damaged ({_reason(error)})") from error
     if len(waves) == 0:
         raise InvalidContent(name, f"the sound of {len(data)} bytes has no samples; leave the modality out instead")
     if len(waves) < wanted:
@@ -340,7 +341,7 @@ def _check_sound_header(data: bytes, name: str) -> None:
     """
     if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
         _check_wav_chunks(data, name)
-    elif data[:4] not in (b"fLaC", b"OggS") and data[:3] != b"ID3" and not _is_mpeg_frame(data):
+    elif data[:4] not in (b"fLaC", b"OggS"):
         raise InvalidContent(name, f"{_glance(data)} is not a sound; send a {SOUND_FORMATS} file")
 
 
@@ -361,10 +362,6 @@ def _check_wav_chunks(data: bytes, name: str) -> None:
     raise InvalidContent(name, f"the WAV of {len(data)} bytes is cut short: it has no samples; send the whole file")
 
 
-def _is_mpeg_frame(data: bytes) -> bool:
-    return len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0
-
-
 def _check_size(data: bytes, limit_bytes: int, what: str, name: str) -> None:
     if not data:
         raise InvalidContent(name, f"0 {what}; leave the modality out to say it is missing")
@@ -378,6 +375,11 @@ def _fit(values: npt.NDArray[_Number], length: int) -> npt.NDArray[_Number]:
     kept = values[:length]
     fitted[: len(kept)] = kept
     return fitted
+
+
+def _reason(error: Exception) -> str:
+    """libsndfile's own words; its exception's text also holds the address of our buffer."""
+    return error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)
 
 
 def _glance(data: bytes) -> str:

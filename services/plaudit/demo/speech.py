@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import espeakng_loader
@@ -121,11 +122,11 @@ def _trim(wave: Samples) -> Samples:
 
 def _synthesize_here(utterances: Sequence[Utterance]) -> tuple[list[Samples], int]:
     library = ctypes.CDLL(espeakng_loader.get_library_path())
-    rate_hz = int(
-        library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, str(espeakng_loader.get_data_path()).encode(), _NO_EXIT)
-    )
+    data = Path(espeakng_loader.get_data_path())
+    variants = data / "voices" / "!v"
+    rate_hz = int(library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, str(data).encode(), _NO_EXIT))
     if rate_hz <= 0:
-        raise SpeechFailed(f"its data could not be read from {espeakng_loader.get_data_path()}")
+        raise SpeechFailed(f"its data could not be read from {data}")
     chunks: list[Samples] = []
 
     def collect(samples: Any, count: int, _events: Any) -> int:
@@ -148,7 +149,9 @@ def _synthesize_here(utterances: Sequence[Utterance]) -> tuple[list[Samples], in
     waves = []
     for utterance in utterances:
         chunks.clear()
-        if library.espeak_SetVoiceByName(utterance.voice.encode()) != 0:
+        # An accent it does not have is refused; a variant it does not have is silently left out.
+        known = (variants / utterance.voice.partition("+")[2]).is_file()
+        if library.espeak_SetVoiceByName(utterance.voice.encode()) != 0 or not known:
             raise SpeechFailed(f"refuses the voice {utterance.voice!r}")
         library.espeak_SetParameter(_RATE, utterance.speed_wpm, 0)
         library.espeak_SetParameter(_PITCH_PARAMETER, utterance.pitch, 0)

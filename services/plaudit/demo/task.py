@@ -90,7 +90,7 @@ _IMAGES: Final[Mapping[Part, range]] = {
     "traffic": range(1150, 1450),
     "test": range(1450, 1797),
 }
-_SOUNDS_PER_DIGIT: Final[Mapping[Part, int]] = {"train": 300, "val": 20, "traffic": 100, "test": 100}
+SOUNDS_PER_DIGIT: Final[Mapping[Part, int]] = {"train": 300, "val": 20, "traffic": 100, "test": 100}
 
 # Variants that differ by a number only (steph, steph2, …) stand in one part. Whispers and robots are left out.
 # fmt: off
@@ -224,11 +224,15 @@ def answer(kind: Kind, seen: int, heard: int) -> int:
             return min(seen, heard)
 
 
-def collect(part: Part, seed: int) -> Pool:
-    """The images and sounds of one part. The same seed gives the same bytes."""
+def collect(part: Part, seed: int, *, sounds_per_digit: Mapping[Part, int] = SOUNDS_PER_DIGIT) -> Pool:
+    """The images and sounds of one part. The same arguments give the same bytes.
+
+    Raises:
+        SpeechFailed: espeak-ng does not work here.
+    """
     digits = load_digits()
     chosen = _IMAGES[part]
-    sound_digits = [digit for digit in range(10) for _ in range(_SOUNDS_PER_DIGIT[part])]
+    sound_digits = [digit for digit in range(10) for _ in range(sounds_per_digit[part])]
     return Pool(
         part=part,
         images=[_png(digits.images[i]) for i in chosen],
@@ -261,11 +265,21 @@ def draw(pool: Pool, kind: Kind, texts: Sequence[str], rng: np.random.Generator)
 
 
 def write_data_folder(
-    folder: Path, *, seed: int, train_blocks: int = 640, val_blocks: int = 8, test_blocks: int = 20
+    folder: Path,
+    *,
+    seed: int,
+    train_blocks: int = 640,
+    val_blocks: int = 8,
+    test_blocks: int = 20,
+    sounds_per_digit: Mapping[Part, int] = SOUNDS_PER_DIGIT,
 ) -> None:
     """Write the labelled data folder that pre-training reads: four kinds of question, :data:`BLOCK_ROWS` rows a block.
 
     The rows of a block share :data:`BLOCK_ITEMS` images and as many sounds, so that a batch encodes each once.
+
+    Raises:
+        SpeechFailed: espeak-ng does not work here.
+        OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -274,7 +288,7 @@ def write_data_folder(
         writer.writerow(["split", "action", "group", "image", "audio", "question", "image_label", "audio_label"])
         parts: dict[Part, int] = {"train": train_blocks, "val": val_blocks, "test": test_blocks}
         for part, blocks in parts.items():
-            pool = collect(part, seed)
+            pool = collect(part, seed, sounds_per_digit=sounds_per_digit)
             images = _write_files(folder, f"image/{part}", ".png", pool.images)
             sounds = _write_files(folder, f"audio/{part}", ".wav", pool.sounds)
             for kind, image, sound, text in itertools.islice(_rows(pool, rng), blocks * BLOCK_ROWS):
