@@ -1,0 +1,196 @@
+"""Every call as a value: which method, which request, how the answer is read. Sends nothing.
+
+The sync and the asyncio client share all of this and differ only in how they wait.
+"""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar
+
+from google.protobuf.message import Message
+
+from plaudit.client import results
+from plaudit.client.content import to_content
+from plaudit.client.errors import invalid
+from plaudit.v1 import feedback_pb2, model_pb2, prediction_pb2
+
+if TYPE_CHECKING:
+    from plaudit.client.content import Part
+
+Result = TypeVar("Result")
+
+_PREDICTION: Final = "/plaudit.v1.PredictionService/"
+_FEEDBACK: Final = "/plaudit.v1.FeedbackService/"
+_MODEL: Final = "/plaudit.v1.ModelService/"
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Result]):
+    """One call.
+
+    Attributes:
+        method: full gRPC method name.
+        request: what is sent; None where the requests are a stream.
+        response: the message class of the answer, or of each answer of a stream.
+        read: an answer's message → what the user gets.
+        admin: it needs the admin token where one is configured.
+    """
+
+    method: str
+    request: Message | None
+    response: type[Message]
+    read: Callable[[Any], Result]
+    admin: bool = False
+
+
+class PredictOptions(TypedDict, total=False):
+    """What ``predict`` takes by keyword.
+
+    Attributes:
+        user_id: who asks; opaque.
+        allowed_actions: what may be picked; None allows all of the model's actions.
+        greedy: pick the most probable action instead of sampling; such answers teach the model less.
+        top_k: how many scores to return; 0 is all.
+        explain: say what each modality contributed.
+        request_id: comes back unchanged and appears in the server's logs.
+        model: may be left out where one model is served.
+    """
+
+    user_id: str
+    allowed_actions: Sequence[str] | None
+    greedy: bool
+    top_k: int
+    explain: bool
+    request_id: str
+    model: str
+
+
+class ChangeOptions(TypedDict, total=False):
+    """What ``promote``, ``rollback``, ``pin`` and ``unpin`` take by keyword.
+
+    Attributes:
+        reason: why, in one sentence.
+        actor: who decides; None is the user this process runs as.
+        expected_generation: refuse if the rollout has moved on from it; 0 is whatever it is.
+        model: may be left out where one model is served.
+    """
+
+    reason: str
+    actor: str | None
+    expected_generation: int
+    model: str
+
+
+def predict(
+    content: Mapping[str, Part],
+    *,
+    user_id: str = "",
+    allowed_actions: Sequence[str] | None = None,
+    greedy: bool = False,
+    top_k: int = 0,
+    explain: bool = False,
+    request_id: str = "",
+    model: str = "",
+) -> Call[results.Prediction]:
+    """Raises ClientError naming the field if something cannot be sent."""
+    if isinstance(allowed_actions, str):
+        raise invalid("allowed_actions", f"{allowed_actions!r} is one string; give a list of actions")
+    if allowed_actions is not None and not allowed_actions:
+        raise invalid("allowed_actions", "[] allows no action; leave it out (None) to allow all of them")
+    request = prediction_pb2.PredictRequest(
+        model=model,
+        content={name: to_content(name, part) for name, part in content.items()},
+        user_id=user_id,
+        allowed_actions=allowed_actions or (),
+        greedy=greedy,
+        top_k=top_k,
+        explain=explain,
+        request_id=request_id,
+    )
+    return Call(
+        _PREDICTION + "Predict",
+        request,
+        prediction_pb2.PredictResponse,
+        lambda message: results.prediction(message, user_id),
+    )
+
+
+def send_feedback(piece: feedback_pb2.SendFeedbackRequest) -> Call[results.Acknowledgement]:
+    return Call(_FEEDBACK + "SendFeedback", piece, feedback_pb2.SendFeedbackResponse, results.acknowledgement)
+
+
+STREAM_FEEDBACK: Final = Call(
+    _FEEDBACK + "StreamFeedback", None, feedback_pb2.SendFeedbackResponse, results.acknowledgement
+)
+
+
+def receipt(feedback_id: str) -> Call[results.Receipt]:
+    request = feedback_pb2.GetReceiptRequest(feedback_id=feedback_id)
+    return Call(_FEEDBACK + "GetReceipt", request, feedback_pb2.Receipt, results.receipt)
+
+
+def versions(model: str) -> Call[results.Versions]:
+    request = model_pb2.ListVersionsRequest(model=model)
+    return Call(_MODEL + "ListVersions", request, model_pb2.ListVersionsResponse, results.versions)
+
+
+def version(number: int, model: str) -> Call[results.Version]:
+    request = model_pb2.GetVersionRequest(model=model, version=number)
+    return Call(
+        _MODEL + "GetVersion", request, model_pb2.GetVersionResponse, lambda message: results.version(message.version)
+    )
+
+
+def watch_versions(model: str) -> Call[results.Rollout]:
+    request = model_pb2.WatchVersionsRequest(model=model)
+    return Call(_MODEL + "WatchVersions", request, model_pb2.WatchVersionsResponse, _rollout)
+
+
+def promote(
+    number: int, *, reason: str = "", actor: str | None = None, expected_generation: int = 0, model: str = ""
+) -> Call[results.Rollout]:
+    request = model_pb2.PromoteRequest(
+        model=model, version=number, expected_generation=expected_generation, actor=_actor(actor), reason=reason
+    )
+    return Call(_MODEL + "Promote", request, model_pb2.PromoteResponse, _rollout, admin=True)
+
+
+def rollback(
+    *, reason: str = "", actor: str | None = None, expected_generation: int = 0, model: str = ""
+) -> Call[results.Rollout]:
+    request = model_pb2.RollbackRequest(
+        model=model, expected_generation=expected_generation, actor=_actor(actor), reason=reason
+    )
+    return Call(_MODEL + "Rollback", request, model_pb2.RollbackResponse, _rollout, admin=True)
+
+
+def pin(
+    number: int | None, *, reason: str = "", actor: str | None = None, expected_generation: int = 0, model: str = ""
+) -> Call[results.Rollout]:
+    """None unpins; on the wire that is version 0, so 0 itself is refused."""
+    if number is not None and number <= 0:
+        raise invalid("version", f"{number} is not a version; versions count from 1")
+    request = model_pb2.PinRequest(
+        model=model,
+        version=number or 0,
+        expected_generation=expected_generation,
+        actor=_actor(actor),
+        reason=reason,
+    )
+    return Call(_MODEL + "Pin", request, model_pb2.PinResponse, _rollout, admin=True)
+
+
+def _rollout(message: Any) -> results.Rollout:
+    return results.rollout(message.rollout)
+
+
+def _actor(actor: str | None) -> str:
+    if actor is not None:
+        return actor
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "unknown"

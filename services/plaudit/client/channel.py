@@ -1,0 +1,54 @@
+"""How the client's channels behave: message size, keep-alive, and which calls are tried again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Final
+
+from plaudit import __version__
+
+DEFAULT_TARGET: Final = "127.0.0.1:8001"
+DEFAULT_TIMEOUT_S: Final = 10.0
+DEFAULT_MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
+
+# Tried again on UNAVAILABLE: calls that read, a prediction (a decision without feedback teaches nothing), and feedback,
+# whose id the client made, so that a second arrival is recognised as a duplicate. Promote, Rollback and Pin are
+# not here: rolling back twice is not rolling back once.
+_RETRIED: Final = {
+    "plaudit.v1.PredictionService": ("Predict",),
+    "plaudit.v1.FeedbackService": ("SendFeedback", "GetReceipt"),
+    "plaudit.v1.ModelService": ("ListVersions", "GetVersion"),
+}
+_SERVICE_CONFIG: Final = {
+    "methodConfig": [
+        {
+            "name": [
+                {"service": service, "method": method} for service, methods in _RETRIED.items() for method in methods
+            ],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+
+
+def options(max_message_bytes: int) -> Sequence[tuple[str, int | str]]:
+    return (
+        ("grpc.primary_user_agent", f"plaudit-python/{__version__}"),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+        # Notices a dead peer under an idle stream; servers allow a ping a minute once told to (Plaudit's are).
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+    )
+
+
+def metadata(admin_token: str | None) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {admin_token}"),) if admin_token else ()

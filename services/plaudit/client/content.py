@@ -1,0 +1,120 @@
+"""What users have at hand (paths, bytes, strings, arrays) → Content messages. Knows no model.
+
+A ``str`` is always text, also where it looks like a path. Bytes and paths are told apart by their first bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from plaudit.client.errors import invalid
+from plaudit.v1 import content_pb2
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    Part = content_pb2.Content | str | bytes | Path | NDArray[Any]
+    """What :meth:`Client.predict` takes for one modality."""
+
+_MAGIC: Final[tuple[tuple[bytes, Literal["image", "audio"]], ...]] = (
+    (b"\x89PNG\r\n\x1a\n", "image"),
+    (b"\xff\xd8\xff", "image"),  # JPEG
+    (b"GIF87a", "image"),
+    (b"GIF89a", "image"),
+    (b"BM", "image"),
+    (b"fLaC", "audio"),
+    (b"OggS", "audio"),
+    (b"ID3", "audio"),  # MP3 with tags
+)
+_RIFF_KINDS: Final[Mapping[bytes, Literal["image", "audio"]]] = {b"WAVE": "audio", b"WEBP": "image"}
+_RIFF_KIND_AT: Final = slice(8, 12)
+
+
+def image(source: bytes | Path) -> content_pb2.Content:
+    """An encoded image (PNG, JPEG, WebP, BMP, GIF): its bytes, or the file that holds them."""
+    return content_pb2.Content(image=_bytes(source, "image"))
+
+
+def audio(source: bytes | Path) -> content_pb2.Content:
+    """An encoded sound (WAV, FLAC, OGG, MP3): its bytes, or the file that holds them."""
+    return content_pb2.Content(audio=_bytes(source, "audio"))
+
+
+def text(value: str) -> content_pb2.Content:
+    return content_pb2.Content(text=value)
+
+
+def tensor(values: ArrayLike) -> content_pb2.Content:
+    """A ready tensor without the batch axis: numbers as an array or nested lists. Needs numpy.
+
+    Floats of any width travel as float32, integers as int64.
+    """
+    import numpy as np
+
+    array = np.asarray(values)
+    if array.dtype.kind == "f":
+        data_type, wire = content_pb2.DATA_TYPE_FP32, "<f4"
+    elif array.dtype.kind in "iu":
+        data_type, wire = content_pb2.DATA_TYPE_INT64, "<i8"
+    else:
+        raise invalid("tensor", f"dtype {array.dtype} is neither floating point nor integer")
+    return content_pb2.Content(
+        tensor=content_pb2.Tensor(data_type=data_type, shape=array.shape, data=array.astype(wire).tobytes())
+    )
+
+
+def to_content(name: str, part: Part) -> content_pb2.Content:
+    """One modality of a request.
+
+    Args:
+        name: the modality, for errors.
+
+    Raises:
+        ClientError: the value's kind cannot be told, or its file cannot be read.
+    """
+    field = f'content["{name}"]'
+    match part:
+        case content_pb2.Content():
+            return part
+        case str():
+            return text(part)
+        case bytes() | Path():
+            data = _bytes(part, field)
+            kind = sniff(data)
+            if kind is None:
+                raise invalid(
+                    field,
+                    f"{_shown(part)} is neither a known image (PNG, JPEG, WebP, GIF, BMP) nor a known sound "
+                    "(WAV, FLAC, OGG, MP3); say what it is with image(...), audio(...), text(...) or tensor(...)",
+                )
+            return image(data) if kind == "image" else audio(data)
+        case _ if hasattr(part, "__array__"):
+            return tensor(part)
+        case _:
+            raise invalid(
+                field, f"{type(part).__name__} is not content; give str, bytes, Path, a numpy array or a Content"
+            )
+
+
+def sniff(data: bytes) -> Literal["image", "audio"] | None:
+    """What encoded bytes are, by their first bytes; None if unknown."""
+    if data.startswith(b"RIFF"):
+        return _RIFF_KINDS.get(data[_RIFF_KIND_AT])
+    if len(data) > 1 and data[0] == 0xFF and data[1] & 0xE6 == 0xE2:  # MP3 without tags: frame sync, layer III
+        return "audio"
+    return next((kind for magic, kind in _MAGIC if data.startswith(magic)), None)
+
+
+def _bytes(source: bytes | Path, field: str) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    try:
+        return source.read_bytes()
+    except OSError as error:
+        raise invalid(field, f"{source} cannot be read ({error.strerror})") from error
+
+
+def _shown(part: bytes | Path) -> str:
+    return str(part) if isinstance(part, Path) else f"{len(part)} bytes beginning {part[:8]!r}"

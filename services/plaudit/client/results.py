@@ -1,0 +1,219 @@
+"""What calls answer, as frozen values, and how they are read from messages. Knows no channel.
+
+Times are UTC seconds since the epoch; None stands for what is not there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from plaudit.v1 import feedback_pb2, model_pb2, prediction_pb2
+
+Role = Literal["live", "candidate"]
+VersionKind = Literal["pretrained", "head", "finetuned", "imported", "unknown"]
+ReceiptState = Literal["recorded", "joined", "discarded", "used", "live", "unknown"]
+
+_ROLES: Final[Mapping[int, Role]] = {
+    prediction_pb2.ROLE_LIVE: "live",
+    prediction_pb2.ROLE_CANDIDATE: "candidate",
+}
+_KINDS: Final[Mapping[int, VersionKind]] = {
+    model_pb2.VERSION_KIND_PRETRAINED: "pretrained",
+    model_pb2.VERSION_KIND_HEAD: "head",
+    model_pb2.VERSION_KIND_FINETUNED: "finetuned",
+    model_pb2.VERSION_KIND_IMPORTED: "imported",
+}
+_STATES: Final[Mapping[int, ReceiptState]] = {
+    feedback_pb2.RECEIPT_STATE_RECORDED: "recorded",
+    feedback_pb2.RECEIPT_STATE_JOINED: "joined",
+    feedback_pb2.RECEIPT_STATE_DISCARDED: "discarded",
+    feedback_pb2.RECEIPT_STATE_USED: "used",
+    feedback_pb2.RECEIPT_STATE_LIVE: "live",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """An answer.
+
+    Attributes:
+        prediction_id: what feedback refers to.
+        propensity: probability with which ``action`` was picked, exploration included.
+        scores: action → probability, most probable first.
+        contributions: what each modality added to the picked action's probability; empty unless asked for.
+        user_id: who asked, as given to ``predict``; feedback on this prediction is theirs unless said otherwise.
+    """
+
+    prediction_id: str
+    action: str
+    propensity: float
+    scores: Mapping[str, float]
+    version: int
+    version_digest: str
+    role: Role
+    model: str
+    contributions: Mapping[str, float]
+    request_id: str
+    user_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """Feedback is durable.
+
+    Attributes:
+        duplicate: this feedback_id had been recorded before; nothing changed.
+        error: on ``stream_feedback`` only: why this one was refused and not recorded; "" if it was not.
+    """
+
+    feedback_id: str
+    duplicate: bool
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of a piece of feedback.
+
+    Attributes:
+        reason: why it was discarded; "" if it was not.
+        used_in_version: the first version that learned from it.
+        live_since_s: when that version, or a later one, went live.
+    """
+
+    feedback_id: str
+    state: ReceiptState
+    reason: str
+    recorded_at_s: float | None
+    used_in_version: int | None
+    live_since_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One immutable version.
+
+    Attributes:
+        reason: why it was made, in one sentence.
+        manifest: everything known about it: spec, digests, data range, metrics, gate evidence.
+    """
+
+    version: int
+    digest: str
+    parent: int | None
+    kind: VersionKind
+    created_at_s: float | None
+    reason: str
+    manifest: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """Which version serves, and why.
+
+    Attributes:
+        generation: grows by one with every change.
+        previous: what ``rollback`` returns to.
+        gated: the last version that passed the gate.
+        candidate: the version on trial, serving ``candidate_share`` of the users.
+    """
+
+    model: str
+    generation: int
+    live: int | None
+    previous: int | None
+    gated: int | None
+    candidate: int | None
+    candidate_share: float
+    pinned: bool
+    changed_at_s: float | None
+    reason: str
+    actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """Every version, oldest first, and which of them serves."""
+
+    versions: tuple[Version, ...]
+    rollout: Rollout
+
+
+def prediction(message: prediction_pb2.PredictResponse, user_id: str) -> Prediction:
+    return Prediction(
+        prediction_id=message.prediction_id,
+        action=message.action,
+        propensity=message.propensity,
+        scores={score.action: score.probability for score in message.scores},
+        version=message.version,
+        version_digest=message.version_digest,
+        role=_ROLES.get(message.role, "live"),
+        model=message.model,
+        contributions=dict(message.contributions),
+        request_id=message.request_id,
+        user_id=user_id,
+    )
+
+
+def acknowledgement(message: feedback_pb2.SendFeedbackResponse) -> Acknowledgement:
+    return Acknowledgement(
+        feedback_id=message.feedback_id,
+        duplicate=message.status == feedback_pb2.FEEDBACK_STATUS_DUPLICATE,
+        error=message.error.message,
+    )
+
+
+def receipt(message: feedback_pb2.Receipt) -> Receipt:
+    return Receipt(
+        feedback_id=message.feedback_id,
+        state=_STATES.get(message.state, "unknown"),
+        reason=message.reason,
+        recorded_at_s=_time_s(message, "recorded_at"),
+        used_in_version=message.used_in_version or None,
+        live_since_s=_time_s(message, "live_since"),
+    )
+
+
+def version(message: model_pb2.Version) -> Version:
+    return Version(
+        version=message.version,
+        digest=message.digest,
+        parent=message.parent or None,
+        kind=_KINDS.get(message.kind, "unknown"),
+        created_at_s=_time_s(message, "created_at"),
+        reason=message.reason,
+        manifest=json.loads(message.manifest_json or "{}"),
+    )
+
+
+def rollout(message: model_pb2.Rollout) -> Rollout:
+    return Rollout(
+        model=message.model,
+        generation=message.generation,
+        live=message.live or None,
+        previous=message.previous or None,
+        gated=message.gated or None,
+        candidate=message.candidate or None,
+        candidate_share=message.candidate_share,
+        pinned=message.pinned,
+        changed_at_s=_time_s(message, "changed_at"),
+        reason=message.reason,
+        actor=message.actor,
+    )
+
+
+def versions(message: model_pb2.ListVersionsResponse) -> Versions:
+    return Versions(tuple(version(each) for each in message.versions), rollout(message.rollout))
+
+
+def _time_s(message: Message, field: str) -> float | None:
+    if not message.HasField(field):
+        return None
+    stamp: Timestamp = getattr(message, field)
+    return stamp.seconds + stamp.nanos / 1e9
