@@ -1,16 +1,21 @@
-"""Builds head graphs: embedding and base logits → action scores.
+"""Writes the head as an ONNX graph: embedding and base logits → action scores.
 
-Knows nothing about torch or about where rewards come from. This is the only module outside training that imports onnx.
+The graph is :func:`plaudit_models.improvement.head_scores` in float32, node by node. Knows nothing about torch or about
+where rewards come from. Outside training this is the only module that imports onnx.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
+from plaudit_models.features import MIN_NORM, FeatureSpace, Floats
+from plaudit_models.improvement import TINY, HeadSettings
+from plaudit_models.reward_model import RewardPosterior, RewardState, posterior
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING, SCORES
 
 OPSET: Final = 18
@@ -20,8 +25,9 @@ IR_VERSION: Final = 10
 
 def initial_head(embedding_size: int, n_actions: int) -> onnx.ModelProto:
     """The head before any feedback: ``scores`` = ``base_logits``, the policy that pre-training gave."""
-    nodes = [helper.make_node("Identity", [BASE_LOGITS], [SCORES])]
-    return _model(nodes, [], embedding_size=embedding_size, n_actions=n_actions)
+    graph = _Graph()
+    graph.add("Identity", BASE_LOGITS, output=SCORES)
+    return graph.model(embedding_size, n_actions)
 
 
 def write_initial_head(path: Path, embedding_size: int, n_actions: int) -> None:
@@ -29,21 +35,95 @@ def write_initial_head(path: Path, embedding_size: int, n_actions: int) -> None:
     path.write_bytes(initial_head(embedding_size, n_actions).SerializeToString())
 
 
-def _model(
-    nodes: list[onnx.NodeProto], initializers: list[onnx.TensorProto], *, embedding_size: int, n_actions: int
-) -> onnx.ModelProto:
-    graph = helper.make_graph(
-        nodes,
-        "head",
-        inputs=[
-            helper.make_tensor_value_info(EMBEDDING, TensorProto.FLOAT, ["b", embedding_size]),
-            helper.make_tensor_value_info(BASE_LOGITS, TensorProto.FLOAT, ["b", n_actions]),
-        ],
-        outputs=[helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, ["b", n_actions])],
-        initializer=initializers,
-    )
-    model = helper.make_model(
-        graph, producer_name="plaudit", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-    )
-    onnx.checker.check_model(model, full_check=True)
-    return model
+def build_head(settings: HeadSettings, state: RewardState) -> onnx.ModelProto:
+    """The head that follows ``state``; see :mod:`plaudit_models.improvement` for its maths and symbols."""
+    space = state.space
+    belief = posterior(state, settings.prior)
+    graph = _Graph()
+    log_base = graph.add("LogSoftmax", BASE_LOGITS, axis=1)
+    base = graph.add("Exp", log_base)
+    phi = _add_features(graph, space, base)
+    q, variance, prior_variance = _add_prediction(graph, belief, phi)
+
+    one = graph.constant(1.0)
+    zero = graph.constant(0.0)
+    unknown = graph.sum_rows(graph.add("Mul", base, graph.add("Div", variance, prior_variance)))
+    known = graph.add("Clip", graph.add("Sub", one, unknown), zero, one)
+    loosened = graph.add("Mul", graph.add("Mul", known, known), graph.constant(settings.reference_mix))
+    anchored = graph.add("Add", log_base, graph.add("Log", graph.add("Sub", one, loosened)))
+    uniform = graph.add("Mul", loosened, graph.constant(1.0 / space.n_actions))
+    uniform = graph.add("Log", graph.add("Add", uniform, graph.constant(TINY)))
+    # log(eˣ + eʸ) = max(x, y) + log(1 + e^−|x − y|), which cannot overflow
+    apart = graph.add("Neg", graph.add("Abs", graph.add("Sub", anchored, uniform)))
+    reference = graph.add("Add", graph.add("Max", anchored, uniform), graph.add("Softplus", apart))
+
+    believed = graph.add("Clip", q, graph.constant(settings.reward_low), one)
+    best = graph.add("ReduceMax", believed, graph.constant([1]), keepdims=1)
+    room = graph.add("Sub", one, graph.add("Max", best, zero))
+    spread = graph.add("Mul", graph.add("Sqrt", variance), graph.constant(settings.optimism))
+    optimistic = graph.add("Add", believed, graph.add("Mul", spread, room))
+    urge = graph.add("Mul", graph.add("Mul", known, optimistic), graph.constant(1.0 / settings.temperature))
+    graph.add("Add", reference, urge, output=SCORES)
+    return graph.model(space.embedding_size, space.n_actions)
+
+
+def _add_features(graph: _Graph, space: FeatureSpace, base: str) -> str:
+    """φ, ``[b, f]``, as :func:`plaudit_models.features.features` makes it."""
+    blocks = [base]
+    if space.embedding_scale > 0.0:
+        norm = graph.add("ReduceL2", EMBEDDING, graph.constant([1]), keepdims=1)
+        norm = graph.add("Max", norm, graph.constant(MIN_NORM))
+        unit = graph.add("Div", EMBEDDING, norm)
+        blocks.append(graph.add("Mul", unit, graph.constant(space.embedding_scale)))
+    total = graph.sum_rows(base)
+    blocks.append(graph.add("Div", total, total))  # a column of ones as long as the batch
+    return graph.add("Concat", *blocks, axis=1)
+
+
+def _add_prediction(graph: _Graph, belief: RewardPosterior, phi: str) -> tuple[str, str, str]:
+    """q, σ² and σ₀², each ``[b, a]``."""
+    q = graph.add("MatMul", phi, graph.constant(belief.mean.T))
+    projected = graph.add("MatMul", phi, graph.constant(belief.factor.transpose(0, 2, 1)))  # [a, b, f]
+    squared = graph.add("ReduceSumSquare", projected, graph.constant([2]), keepdims=0)
+    variance = graph.add("Transpose", squared, perm=[1, 0])
+    prior_variance = graph.add("MatMul", graph.add("Mul", phi, phi), graph.constant((1.0 / belief.prior_precision).T))
+    return q, variance, prior_variance
+
+
+class _Graph:
+    """Nodes and constants under names that count up, so that building reads like the formula."""
+
+    def __init__(self) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: list[onnx.TensorProto] = []
+
+    def add(self, op: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        output = output or f"n{len(self._nodes)}_{op.lower()}"
+        self._nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
+        return output
+
+    def constant(self, value: float | list[int] | Floats) -> str:
+        name = f"c{len(self._constants)}"
+        dtype = np.int64 if isinstance(value, list) else np.float32
+        self._constants.append(numpy_helper.from_array(np.ascontiguousarray(value, dtype=dtype), name))
+        return name
+
+    def sum_rows(self, values: str) -> str:
+        return self.add("ReduceSum", values, self.constant([1]), keepdims=1)
+
+    def model(self, embedding_size: int, n_actions: int) -> onnx.ModelProto:
+        graph = helper.make_graph(
+            self._nodes,
+            "head",
+            inputs=[
+                helper.make_tensor_value_info(EMBEDDING, TensorProto.FLOAT, ["b", embedding_size]),
+                helper.make_tensor_value_info(BASE_LOGITS, TensorProto.FLOAT, ["b", n_actions]),
+            ],
+            outputs=[helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, ["b", n_actions])],
+            initializer=self._constants,
+        )
+        model = helper.make_model(
+            graph, producer_name="plaudit", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+        )
+        onnx.checker.check_model(model, full_check=True)
+        return model

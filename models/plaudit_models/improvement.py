@@ -1,0 +1,182 @@
+"""From what the reward model believes to a better policy: the maths of the head, in closed form.
+
+Knows nothing about graphs, events or users. :mod:`plaudit_models.head` writes the same maths as an ONNX graph.
+
+Notation:
+    b: batch size, a: number of actions, d: embedding size
+
+The policy that maximises E[r] − β·KL(π ‖ π_ref) over the actions is π ∝ π_ref·exp(r/β) (Rafailov et al., Direct
+Preference Optimization, 2023, eq. 4). Here, with P the base probabilities, q and σ² the reward model's posterior:
+
+    g(x)         = 1 − Σ_k P_k σ²(x, k) / σ₀²(x, k)      how much feedback tells about x: 0 nothing, 1 everything
+    π_ref(x, k)  = (1 − η g²)·P_k + η g² / a             the anchor, loosened where feedback knows better
+    q̂(x, k)      = clip(q(x, k), reward_low, 1)
+    room(x)      = 1 − max(0, max_k q̂(x, k))             the most that x has to gain
+    score(x, k)  = log π_ref(x, k) + g(x)·(q̂(x, k) + κ·σ(x, k)·room(x)) / β
+
+Where nothing is known of x, the policy is the base policy exactly. Optimism (κσ) is spent in proportion to what can be
+gained, so a context whose users are content is not explored, and one whose answer they dislike is explored until an
+answer pleases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from plaudit_models.features import Float64, Floats, base_probabilities, features
+from plaudit_models.policy import probabilities
+from plaudit_models.reward_model import RewardPosterior, RewardPrior, RewardState, posterior
+
+TINY: Final = 1e-8
+"""No action's share of the anchor is less than this: below it, float32 cannot tell g from 0."""
+
+BISECTIONS: Final = 8
+"""The bounded step is found to 2⁻⁸ of the way from the served to the latest evidence."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSettings:
+    """How boldly the head follows the reward model.
+
+    Attributes:
+        temperature: β > 0, the price of a nat of divergence from the reference, in reward.
+        optimism: κ ≥ 0, how many posterior standard deviations an untried action is given for free.
+        reference_mix: η in [0, 1), how far the anchor is loosened towards uniform where feedback knows better. Without
+            it an action the base model thinks impossible could never win.
+        reward_low: ≤ 0, the lowest expected reward believed. Below 0 because dislike of an action elsewhere is a hint
+            here; bounded because it is no more than a hint.
+        prior: of the reward model.
+    """
+
+    temperature: float = 0.05
+    optimism: float = 1.0
+    reference_mix: float = 0.1
+    reward_low: float = -0.2
+    prior: RewardPrior = field(default_factory=RewardPrior)
+
+    def __post_init__(self) -> None:
+        if not (
+            self.temperature > 0.0
+            and self.optimism >= 0.0
+            and 0.0 <= self.reference_mix < 1.0
+            and self.reward_low <= 0.0
+        ):
+            raise ValueError(f"{self}: needs temperature > 0, optimism ≥ 0, 0 ≤ reference_mix < 1 and reward_low ≤ 0")
+
+
+def head_scores(settings: HeadSettings, state: RewardState, embedding: Floats, base_logits: Floats) -> Float64:
+    """The scores of the notation above.
+
+    Args:
+        settings: see :class:`HeadSettings`.
+        state: the reward model's evidence.
+        embedding: shape ``[b, d]``.
+        base_logits: shape ``[b, a]``.
+
+    Returns:
+        Unnormalised log-probabilities, shape ``[b, a]``, finite.
+    """
+    return _scores(settings, state, posterior(state, settings.prior), embedding, base_logits)
+
+
+def _scores(
+    settings: HeadSettings, state: RewardState, belief: RewardPosterior, embedding: Floats, base_logits: Floats
+) -> Float64:
+    phi = features(state.space, embedding, base_logits)
+    base = base_probabilities(base_logits)
+    q, variance = belief.predict(phi)
+    known = np.clip(1.0 - (base * variance / belief.prior_variance(phi)).sum(axis=1, keepdims=True), 0.0, 1.0)
+    loosened = settings.reference_mix * np.square(known)
+    reference = np.logaddexp(
+        np.log1p(-loosened) + _log_softmax(base_logits), np.log(loosened / state.space.n_actions + TINY)
+    )
+    believed = np.clip(q, settings.reward_low, 1.0)
+    room = 1.0 - np.maximum(believed.max(axis=1, keepdims=True), 0.0)
+    optimistic = believed + settings.optimism * np.sqrt(variance) * room
+    scores: Float64 = reference + known * optimistic / settings.temperature
+    return scores
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """A head refresh that keeps its distance.
+
+    Attributes:
+        state: the evidence to build the head from.
+        share: how much of the way from the served to the latest evidence it goes; 1 means all of it.
+        kl: mean KL(new ‖ served) over the recent contexts, in nats.
+    """
+
+    state: RewardState
+    share: float
+    kl: float
+
+
+def bounded_step(
+    settings: HeadSettings,
+    served: RewardState,
+    latest: RewardState,
+    embedding: Floats,
+    base_logits: Floats,
+    *,
+    floor: float,
+    max_kl: float,
+) -> Step:
+    """Go from the served evidence towards the latest, as far as the policy moves by no more than ``max_kl``.
+
+    The step is taken in the evidence, where every point between is itself a reward state: at share 0 the served policy
+    stays as it is, and what is left out now is still in ``latest`` at the next refresh. The divergence is that of the
+    probabilities that are served, floor included, with every action allowed.
+
+    Args:
+        settings: see :class:`HeadSettings`.
+        served: the evidence that the serving head was built from.
+        latest: all evidence.
+        embedding: of recent contexts, shape ``[b, d]``, b ≥ 1.
+        base_logits: of the same, shape ``[b, a]``.
+        floor: ε in (0, 1], the logged exploration floor; it must be positive for the divergence to be bounded.
+        max_kl: largest mean KL(new ‖ served) over the recent contexts, in nats.
+
+    Raises:
+        FeatureMismatch: the states are of different feature spaces.
+        ValueError: there is no recent context, or floor or max_kl is not positive.
+    """
+    if len(base_logits) == 0:
+        raise ValueError("base_logits: at least one recent context is needed to measure how far a step goes")
+    if not 0.0 < floor <= 1.0 or max_kl <= 0.0:
+        raise ValueError(f"floor {floor} must be in (0, 1] and max_kl {max_kl} positive")
+    everything_allowed = np.ones(base_logits.shape, dtype=np.bool_)
+
+    def serve(state: RewardState) -> Float64:
+        return probabilities(head_scores(settings, state, embedding, base_logits), everything_allowed, floor)
+
+    before = serve(served)
+
+    def divergence(state: RewardState) -> float:
+        after = serve(state)
+        return float((after * np.log(after / before)).sum(axis=1).mean())
+
+    kl = divergence(latest)
+    if kl <= max_kl:
+        return Step(latest, share=1.0, kl=kl)
+    best = Step(served, share=0.0, kl=0.0)
+    low, high = 0.0, 1.0
+    for _ in range(BISECTIONS):
+        share = (low + high) / 2.0
+        state = served.towards(latest, share)
+        kl = divergence(state)
+        if kl <= max_kl:
+            low, best = share, Step(state, share, kl)
+        else:
+            high = share
+    return best
+
+
+def _log_softmax(logits: Floats) -> Float64:
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    log_probs: Float64 = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return log_probs

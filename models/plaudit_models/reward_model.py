@@ -1,0 +1,279 @@
+"""The fast reward model: Bayesian ridge regression of rewards on features, one per action, in closed form.
+
+Its state is sums over evidence. Sums do not depend on order, can be merged, and can be subtracted, so a retracted or
+erased event leaves no trace beyond rounding. Knows nothing about policies, users or where evidence comes from.
+
+Notation:
+    n: number of evidence rows, b: batch size, a: number of actions, f: number of features
+
+For action k with feature weights θ_k (Bishop, Pattern Recognition and Machine Learning, 2006, eq. 3.50-3.51, in units
+of the reward noise):
+    prior      θ_k ~ N(m_k, diag(λ_k)⁻¹),  m_k = the unit vector of action k's own base probability
+    posterior  θ_k ~ N(K_k⁻¹ (b_k + λ_k m_k), K_k⁻¹),  K_k = diag(λ_k) + A_k,  A_k = Σ w φφᵀ,  b_k = Σ w r φ
+With that prior mean, the reward expected before any feedback is what the base model thinks of the action: q(x, k) =
+P_base(k | x).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from plaudit_models.features import FeatureSpace, Float64, Floats, require_same_space, space_from_dict
+
+Bool = npt.NDArray[np.bool_]
+Int64 = npt.NDArray[np.int64]
+
+_GRAM: Final = "gram"
+_TARGET: Final = "target"
+_WEIGHT: Final = "weight"
+_SPACE: Final = "space"
+
+
+class InvalidEvidence(ValueError):
+    """Evidence that must not reach the sums; the message names the field, the row and the value."""
+
+
+class CorruptState(ValueError):
+    """Bytes that are not a reward state."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """What feedback says about actions, one row per event.
+
+    Attributes:
+        space: the feature space of ``features``.
+        features: φ, shape ``[n, f]``, finite.
+        rewards: shape ``[n, a]``, in [0, 1] where ``known_mask`` is True, ignored elsewhere.
+        known_mask: shape ``[n, a]``, True where the row says something about the action. A thumb speaks of one action,
+            a correction of all.
+        weights: shape ``[n]``, finite, ≥ 0; 1 is one ordinary event.
+
+    Raises:
+        InvalidEvidence: any of the above does not hold.
+    """
+
+    space: FeatureSpace
+    features: Float64
+    rewards: Float64
+    known_mask: Bool
+    weights: Float64
+
+    def __post_init__(self) -> None:
+        n, a = len(self.features), self.space.n_actions
+        for name, array, shape in (
+            ("features", self.features, (n, self.space.n_features)),
+            ("rewards", self.rewards, (n, a)),
+            ("known_mask", self.known_mask, (n, a)),
+            ("weights", self.weights, (n,)),
+        ):
+            if array.shape != shape:
+                raise InvalidEvidence(f"{name}: shape {array.shape} is not {shape}")
+        _refuse("features", self.features, ~np.isfinite(self.features), "is not finite")
+        _refuse("rewards", self.rewards, self.known_mask & ~_between(self.rewards, 0.0, 1.0), "is not in [0, 1]")
+        _refuse(
+            "weights", self.weights, ~_between(self.weights, 0.0, np.finfo(np.float64).max), "is not finite and ≥ 0"
+        )
+
+
+def evidence_of_actions(
+    space: FeatureSpace, features: Float64, actions: Int64, rewards: Floats, weights: Floats | None = None
+) -> Evidence:
+    """Evidence about one action a row, as a thumb or a rating gives it.
+
+    Args:
+        features: shape ``[n, f]``.
+        actions: the action that was judged, shape ``[n]``.
+        rewards: its reward in [0, 1], shape ``[n]``.
+        weights: shape ``[n]``; 1 each if left out.
+    """
+    known_mask = _one_hot(actions, space.n_actions)
+    rewards = np.asarray(rewards, dtype=np.float64)
+    return Evidence(
+        space, features, rewards[:, None] * np.ones(space.n_actions), known_mask, _weights(weights, actions)
+    )
+
+
+def evidence_of_corrections(
+    space: FeatureSpace, features: Float64, right_actions: Int64, weights: Floats | None = None
+) -> Evidence:
+    """Evidence about all actions: reward 1 for the right one, 0 for the others.
+
+    Args:
+        features: shape ``[n, f]``.
+        right_actions: shape ``[n]``.
+        weights: shape ``[n]``; 1 each if left out.
+    """
+    rewards = _one_hot(right_actions, space.n_actions).astype(np.float64)
+    return Evidence(space, features, rewards, np.ones_like(rewards, dtype=np.bool_), _weights(weights, right_actions))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RewardState:
+    """Everything the reward model has learned, as sums over evidence; immutable, every change is a new state.
+
+    Attributes:
+        space: the feature space of the sums.
+        gram: A, shape ``[a, f, f]``.
+        target: b, shape ``[a, f]``.
+        weight: Σ w of the evidence about each action, shape ``[a]``.
+    """
+
+    space: FeatureSpace
+    gram: Float64
+    target: Float64
+    weight: Float64
+
+    def add(self, evidence: Evidence) -> RewardState:
+        """Raises FeatureMismatch if the evidence is of another feature space."""
+        return self._with(evidence, sign=1.0)
+
+    def subtract(self, evidence: Evidence) -> RewardState:
+        """Undo :meth:`add` of the same evidence. Raises FeatureMismatch if it is of another feature space."""
+        return self._with(evidence, sign=-1.0)
+
+    def merge(self, other: RewardState) -> RewardState:
+        """The state of both evidences together. Raises FeatureMismatch if the other's feature space differs."""
+        require_same_space(self.space, other.space)
+        return RewardState(self.space, self.gram + other.gram, self.target + other.target, self.weight + other.weight)
+
+    def towards(self, other: RewardState, share: float) -> RewardState:
+        """Go ``share`` of the way to ``other``: 0 stays here, 1 arrives. Raises FeatureMismatch as :meth:`merge`."""
+        require_same_space(self.space, other.space)
+        return RewardState(
+            self.space,
+            self.gram + share * (other.gram - self.gram),
+            self.target + share * (other.target - self.target),
+            self.weight + share * (other.weight - self.weight),
+        )
+
+    def to_bytes(self) -> bytes:
+        """The state as safetensors; :func:`state_from_bytes` is its inverse."""
+        tensors = {_GRAM: self.gram, _TARGET: self.target, _WEIGHT: self.weight}
+        return bytes(save(tensors, metadata={_SPACE: json.dumps(self.space.to_dict(), sort_keys=True)}))
+
+    def _with(self, evidence: Evidence, sign: float) -> RewardState:
+        require_same_space(self.space, evidence.space)
+        gram, target, weight = self.gram.copy(), self.target.copy(), self.weight.copy()
+        for k in np.flatnonzero(evidence.known_mask.any(axis=0)):
+            rows = evidence.known_mask[:, k]
+            phi = evidence.features[rows]
+            weights = sign * evidence.weights[rows]
+            weighted = weights[:, None] * phi
+            gram[k] += weighted.T @ phi
+            target[k] += evidence.rewards[rows, k] @ weighted
+            weight[k] += weights.sum()
+        return RewardState(self.space, gram, target, weight)
+
+
+def empty_state(space: FeatureSpace) -> RewardState:
+    """No evidence."""
+    a, f = space.n_actions, space.n_features
+    return RewardState(space, np.zeros((a, f, f)), np.zeros((a, f)), np.zeros(a))
+
+
+def state_from_bytes(raw: bytes) -> RewardState:
+    """Raises CorruptState if the bytes are not a reward state."""
+    try:
+        header_bytes = int.from_bytes(raw[:8], "little")
+        metadata = json.loads(raw[8 : 8 + header_bytes])["__metadata__"]
+        space = space_from_dict(json.loads(metadata[_SPACE]))
+        tensors = load(raw)
+        state = RewardState(space, tensors[_GRAM], tensors[_TARGET], tensors[_WEIGHT])
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise CorruptState(f"not a reward state: {type(error).__name__}: {error}") from error
+    a, f = space.n_actions, space.n_features
+    if (state.gram.shape, state.target.shape, state.weight.shape) != ((a, f, f), (a, f), (a,)):
+        raise CorruptState(f"gram of shape {state.gram.shape} does not fit {a} actions and {f} features")
+    return state
+
+
+@dataclass(frozen=True, slots=True)
+class RewardPrior:
+    """How firmly the model believes the base probabilities before feedback speaks.
+
+    Attributes:
+        precision: λ of every feature, in events: that many events' worth of belief that the feature does not matter.
+        own_precision: λ of the action's own base probability. Higher than ``precision``, because that the base model is
+            right where it is sure is better founded than that no other answer pleases; it keeps one wrong thumb
+            from turning a good answer out.
+    """
+
+    precision: float = 1.0
+    own_precision: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.precision <= 0.0 or self.own_precision <= 0.0:
+            raise ValueError(f"{self}: precisions must be positive")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RewardPosterior:
+    """What the reward model believes.
+
+    Attributes:
+        mean: posterior means of θ, shape ``[a, f]``.
+        factor: shape ``[a, f, f]``; σ²(x, k) = ‖factor_k φ‖².
+        prior_precision: λ, shape ``[a, f]``; the variance before any evidence is Σ φ² / λ_k.
+    """
+
+    mean: Float64
+    factor: Float64
+    prior_precision: Float64
+
+    def predict(self, features: Float64) -> tuple[Float64, Float64]:
+        """Expected reward q and its variance σ², both ``[b, a]``, at ``features`` ``[b, f]``.
+
+        q is linear in φ and may leave [0, 1]; σ² is in units of the reward noise: 1/m after m like events.
+        """
+        projected = np.matmul(features, self.factor.transpose(0, 2, 1))
+        variance = np.square(projected).sum(axis=2).T
+        return features @ self.mean.T, variance
+
+    def prior_variance(self, features: Float64) -> Float64:
+        """σ² before any evidence, ``[b, a]``, at ``features`` ``[b, f]``."""
+        variance: Float64 = np.square(features) @ (1.0 / self.prior_precision).T
+        return variance
+
+
+def posterior(state: RewardState, prior: RewardPrior) -> RewardPosterior:
+    """The posterior of the notation above, through the Cholesky factor of K."""
+    a, f = state.space.n_actions, state.space.n_features
+    own = np.arange(a)
+    precision = np.full((a, f), prior.precision)
+    precision[own, own] = prior.own_precision
+    information = state.target.copy()
+    information[own, own] += prior.own_precision
+    total = state.gram + precision[:, :, None] * np.eye(f)
+    factor = np.linalg.inv(np.linalg.cholesky(total))
+    mean = np.einsum("kgf,kg->kf", factor, np.einsum("kgf,kf->kg", factor, information))
+    return RewardPosterior(mean, factor, precision)
+
+
+def _one_hot(actions: Int64, n_actions: int) -> Bool:
+    actions = np.asarray(actions)
+    _refuse("actions", actions, (actions < 0) | (actions >= n_actions), f"is not an action index below {n_actions}")
+    one_hot: Bool = actions[:, None] == np.arange(n_actions)
+    return one_hot
+
+
+def _weights(weights: Floats | None, like: Int64) -> Float64:
+    return np.ones(len(like)) if weights is None else np.asarray(weights, dtype=np.float64)
+
+
+def _between(values: Floats, low: float, high: float) -> Bool:
+    between: Bool = (values >= low) & (values <= high)  # False for NaN
+    return between
+
+
+def _refuse(name: str, values: npt.NDArray[np.generic], bad_mask: Bool, why: str) -> None:
+    if bad_mask.any():
+        where = tuple(int(i) for i in np.argwhere(bad_mask)[0])
+        raise InvalidEvidence(f"{name}{list(where)}: {values[where]} {why}")

@@ -1,0 +1,133 @@
+"""The head's maths: hand-worked scores, behaviour without and with feedback, bounded steps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from plaudit_models.features import FeatureSpace, Float64, base_probabilities, features
+from plaudit_models.improvement import HeadSettings, bounded_step, head_scores
+from plaudit_models.policy import probabilities
+from plaudit_models.reward_model import RewardPrior, RewardState, empty_state, evidence_of_actions
+
+FLOOR = 0.02
+
+
+def logits_of(top: int, n_actions: int = 4, margin: float = 8.0) -> Float64:
+    """One context whose base model is sure of action ``top``."""
+    return margin * np.eye(n_actions)[[top]]
+
+
+def space_of(n_actions: int) -> FeatureSpace:
+    return FeatureSpace("trunk", n_actions=n_actions, embedding_size=1)
+
+
+def thumbs(state: RewardState, base_logits: Float64, action: int, reward: float, times: int = 1) -> RewardState:
+    phi = features(state.space, np.zeros((1, 1)), base_logits).repeat(times, axis=0)
+    return state.add(evidence_of_actions(state.space, phi, np.full(times, action), np.full(times, reward)))
+
+
+def serve(state: RewardState, base_logits: Float64, settings: HeadSettings | None = None) -> Float64:
+    scores = head_scores(settings or HeadSettings(), state, np.zeros((1, 1)), base_logits)
+    return probabilities(scores, np.ones(scores.shape, dtype=np.bool_), floor=0.0)[0]
+
+
+def test_one_thumb_up_by_hand() -> None:
+    """Two actions, base probabilities 1/2 each, λ = 1: φ = [1/2, 1/2, 1], φ·φ = 1.5; a thumb up for action 0.
+
+    q = [0.8, 0.5], σ² = [0.6, 1.5], σ₀² = [1.5, 1.5] (worked in test_reward_model).
+    g = 1 − (0.5·0.6/1.5 + 0.5·1.5/1.5) = 0.3; the anchor stays even: (1 − 0.1·0.09)/2 + 0.1·0.09/2 = 0.5.
+    room = 1 − 0.8 = 0.2; q̂ + σ·room = [0.8 + 0.774597·0.2, 0.5 + 1.224745·0.2] = [0.954919, 0.744949].
+    scores: ln 0.5 + 0.3·[0.954919, 0.744949]/0.05 = −0.693147 + [5.729516, 4.469694] = [5.036369, 3.776547].
+    """
+    settings = HeadSettings(prior=RewardPrior(precision=1.0, own_precision=1.0))
+    even = np.zeros((1, 2))
+    state = thumbs(empty_state(space_of(2)), even, action=0, reward=1.0)
+    scores = head_scores(settings, state, np.zeros((1, 1)), even)
+    np.testing.assert_allclose(scores, [[5.036369, 3.776547]], atol=1e-5)
+
+
+def test_without_feedback_the_policy_is_the_base_policy() -> None:
+    base_logits = np.array([[9.0, 0.0, -3.0, 1.0], [0.1, 0.2, 0.3, 0.0]])
+    scores = head_scores(HeadSettings(), empty_state(space_of(4)), np.zeros((2, 1)), base_logits)
+    served = probabilities(scores, np.ones((2, 4), dtype=np.bool_), floor=0.0)
+    np.testing.assert_allclose(served, base_probabilities(base_logits), atol=1e-7)
+
+
+def test_scores_stay_finite_where_the_base_model_thinks_an_action_impossible() -> None:
+    state = thumbs(empty_state(space_of(4)), logits_of(0), action=0, reward=0.0, times=5)
+    scores = head_scores(HeadSettings(), state, np.zeros((1, 1)), np.array([[0.0, -1e4, -50.0, 200.0]]))
+    assert np.isfinite(scores).all()
+
+
+def test_a_disliked_answer_gives_way_and_the_liked_one_wins() -> None:
+    context = logits_of(0)
+    state = thumbs(empty_state(space_of(4)), context, action=0, reward=0.0, times=12)
+    disliked = serve(state, context)
+    assert disliked[0] < 0.05
+    np.testing.assert_allclose(disliked[1:], disliked[1], rtol=1e-6)  # nothing tells the untried ones apart
+    state = thumbs(state, context, action=1, reward=0.0, times=2)
+    assert serve(state, context)[1] < 0.5 * disliked[1]
+    state = thumbs(state, context, action=2, reward=1.0, times=2)
+    assert serve(state, context)[2] > 0.9
+
+
+def test_content_users_and_other_contexts_are_not_explored() -> None:
+    state = thumbs(empty_state(space_of(4)), logits_of(0), action=0, reward=0.0, times=12)
+    for context in (1, 2, 3):
+        state = thumbs(state, logits_of(context), action=context, reward=1.0, times=3)
+    for context in (1, 2, 3):
+        assert serve(state, logits_of(context))[context] > 0.99
+
+
+def test_one_wrong_thumb_does_not_turn_a_good_answer_out() -> None:
+    state = thumbs(empty_state(space_of(4)), logits_of(0), action=0, reward=0.0)
+    assert serve(state, logits_of(0))[0] > 0.95
+
+
+def test_a_step_is_as_long_as_the_divergence_allows() -> None:
+    context = logits_of(0)
+    served = empty_state(space_of(4))
+    latest = thumbs(served, context, action=0, reward=0.0, times=12)
+    step = bounded_step(HeadSettings(), served, latest, np.zeros((1, 1)), context, floor=FLOOR, max_kl=0.1)
+    assert 0.0 < step.share < 1.0
+    assert 0.05 < step.kl <= 0.1
+    np.testing.assert_allclose(step.state.gram, step.share * latest.gram)
+
+
+def test_steps_arrive() -> None:
+    context = logits_of(0)
+    served = empty_state(space_of(4))
+    latest = thumbs(served, context, action=0, reward=0.0, times=12)
+    shares = []
+    while not shares or shares[-1] < 1.0:
+        step = bounded_step(HeadSettings(), served, latest, np.zeros((1, 1)), context, floor=FLOOR, max_kl=0.1)
+        served = step.state
+        shares.append(step.share)
+        assert len(shares) < 50
+    np.testing.assert_array_equal(served.gram, latest.gram)
+    assert len(shares) > 3
+
+
+def test_a_short_step_goes_all_the_way() -> None:
+    context = logits_of(0)
+    served = thumbs(empty_state(space_of(4)), context, action=0, reward=1.0, times=10)
+    latest = thumbs(served, context, action=0, reward=1.0)
+    step = bounded_step(HeadSettings(), served, latest, np.zeros((1, 1)), context, floor=FLOOR, max_kl=0.1)
+    assert (step.share, step.state) == (1.0, latest)
+
+
+def test_a_step_needs_contexts_and_a_floor() -> None:
+    state = empty_state(space_of(4))
+    with pytest.raises(ValueError, match="recent context"):
+        bounded_step(HeadSettings(), state, state, np.zeros((0, 1)), np.zeros((0, 4)), floor=FLOOR, max_kl=0.1)
+    with pytest.raises(ValueError, match=r"floor 0\.0"):
+        bounded_step(HeadSettings(), state, state, np.zeros((1, 1)), logits_of(0), floor=0.0, max_kl=0.1)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": 0.0}, {"optimism": -1.0}, {"reference_mix": 1.0}, {"reward_low": 0.1}]
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        HeadSettings(**wrong)
