@@ -138,3 +138,11 @@ class ModelRegistry(Protocol):
     def ledger(self) -> Sequence[Rollout]:
         """Every rollout there ever was, oldest first."""
         ...
+
+    def prune(self, keep: int) -> Sequence[int]:
+        """Remove dead head refreshes but the ``keep`` newest; returns the versions removed.
+
+        Dead is what the rollout does not name. The newest version stays, so that no number is given twice, and so do
+        versions of other kinds.
+        """
+        ...
