@@ -11,12 +11,14 @@ PlauditError
 │   ├── ExpiredPredictionId     older than the feedback window
 │   ├── RolloutMoved            somebody else changed the rollout meanwhile
 │   ├── NoPreviousVersion
+│   ├── StoreMoved              another learner writes to the same experience store
 │   └── VersionPinned
 ├── Overloaded              a bounded queue is full; try again later
 ├── Expired                 the deadline passed before the work began
 ├── Unavailable
 │   ├── NoLiveModel
-│   └── LogUnavailable
+│   ├── LogUnavailable
+│   └── StoreUnavailable    the experience store could not save or read
 ├── Unauthorized            an admin call without, or with a wrong, token
 ├── UnprovenVersion         a version failed its proof; it will never serve
 └── ConfigError             a setting is wrong; names the setting and the value
@@ -101,6 +103,13 @@ class NoPreviousVersion(Conflict):
         super().__init__("rollback: there is no previous version to go back to")
 
 
+class StoreMoved(Conflict):
+    """Somebody else saved to the experience store since it was read; nothing was saved."""
+
+    def __init__(self) -> None:
+        super().__init__("another learner writes to this experience store; stop one of the two")
+
+
 class VersionPinned(Conflict):
     """A version is pinned, so nothing else may go live."""
 
@@ -138,6 +147,13 @@ class LogUnavailable(Unavailable):
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"the event log is away, nothing was recorded: {problem}")
+
+
+class StoreUnavailable(Unavailable):
+    """The experience store could not be read or written; nothing was saved."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"the experience store is away, nothing was saved: {problem}")
 
 
 class Unauthorized(PlauditError):

@@ -4,12 +4,14 @@ per port that every adapter passes. Only composition roots know which adapter is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from plaudit.core.events import Event, Topic
+from plaudit.core.events import Content, Decision, Event, Features, Feedback, Topic
+from plaudit.core.experience import Experience, FeedbackState, Served
 from plaudit.core.rollout import Rollout
 from plaudit_models.bundle import Manifest
 
@@ -145,4 +147,143 @@ class ModelRegistry(Protocol):
         Dead is what the rollout does not name. The newest version stays, so that no number is given twice, and so do
         versions of other kinds.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A piece of feedback in the store, with what became of it. ``reason`` says why it was discarded."""
+
+    feedback: Feedback
+    state: FeedbackState
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Everything the store knows about one prediction.
+
+    Attributes:
+        served: None while the decision has not arrived.
+        feedback: in no particular order.
+        experience: None if it was never judged.
+    """
+
+    served: Served | None
+    feedback: Sequence[Kept]
+    experience: Experience | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """Everything that one step of the learner changes; see :meth:`ExperienceStore.save`.
+
+    Attributes:
+        cursor: where the log is read from next time.
+        was: the cursor that the step began with.
+        decisions: new ones, with their content and features.
+        feedback: new, or with a new state.
+        experiences: new or changed.
+        features: features by prediction id.
+        set_aside_after: experiences with a greater number are set aside, unless None.
+        memory: what the learner remembers between steps, by key; None forgets the key.
+    """
+
+    cursor: Cursor
+    was: Cursor
+    decisions: Sequence[Decision] = ()
+    feedback: Sequence[Kept] = ()
+    experiences: Sequence[Experience] = ()
+    features: Mapping[str, Features] = field(default_factory=dict)
+    set_aside_after: int | None = None
+    memory: Mapping[str, bytes | None] = field(default_factory=dict)
+
+
+class ExperienceStore(Protocol):
+    """The learner's own durable state: decisions, feedback, experiences, features, and what it remembers.
+
+    One learner writes; others may read meanwhile.
+    """
+
+    def cursor(self) -> Cursor:
+        """Up to where the log's effects are saved; "" at the beginning."""
+        ...
+
+    def recall(self, key: str) -> bytes | None:
+        """What was last saved in ``Changes.memory`` under the key."""
+        ...
+
+    def save(self, changes: Changes) -> None:
+        """All of it or nothing, in one transaction.
+
+        Raises:
+            StoreMoved: the saved cursor is not ``changes.was``: another learner writes here. Nothing was saved.
+            StoreUnavailable: nothing was saved.
+        """
+        ...
+
+    def histories(self, prediction_ids: Sequence[str]) -> Mapping[str, History]:
+        """Of every id asked for; one that was never heard of has an empty history."""
+        ...
+
+    def feedback(self, feedback_ids: Sequence[str]) -> Mapping[str, Kept]:
+        """Of those of the ids that are known."""
+        ...
+
+    def orphans(self, limit: int) -> Sequence[Feedback]:
+        """Feedback whose decision has not arrived, oldest first."""
+        ...
+
+    def silent(self, after: int, before_s: float, limit: int) -> Sequence[tuple[int, Served]]:
+        """Decisions in the order they arrived, each with its place (> ``after``), that were made before ``before_s``.
+
+        Ends at the first one that was made later.
+        """
+        ...
+
+    def experiences(self, *, after: int = 0, up_to: int | None = None, limit: int | None = None) -> Sequence[Experience]:
+        """Experiences numbered ``after`` + 1 … ``up_to``, by number; those that were taken back are included."""
+        ...
+
+    def features(self, prediction_ids: Sequence[str], trunk_digest: str) -> Mapping[str, Features]:
+        """Of those of the ids that have features of this trunk."""
+        ...
+
+    def contents(self, prediction_ids: Sequence[str]) -> Mapping[str, Mapping[str, Content]]:
+        """Of those of the ids whose decision arrived; empty where content was not logged."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class JobState(StrEnum):
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """``error`` says why a job failed."""
+
+    state: JobState
+    error: str = ""
+
+
+class JobLauncher(Protocol):
+    """Runs fine-tuning jobs somewhere. A job is its run folder: ``job.json`` in; ``result.json`` or ``error.json`` out.
+
+    A job outlives the learner that launched it; another learner asks after it by the folder.
+    """
+
+    def launch(self, run_dir: Path) -> None:
+        """Start the job that ``run_dir/job.json`` describes. Returns at once, or when the job is done."""
+        ...
+
+    def status(self, run_dir: Path) -> JobStatus:
+        """A job that ended without ``result.json`` has failed, whatever ended it."""
+        ...
+
+    def cancel(self, run_dir: Path) -> None:
+        """End the job if it is running; returns when it has ended."""
         ...

@@ -1,0 +1,90 @@
+"""What the learner keeps of a decision, and what it became once users spoke.
+
+Knows nothing about how the two are joined (learner/join.py), where they are kept (see ports.py) or how they are learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from plaudit.core.events import Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A decision without its content and features. Fields as in :class:`plaudit.core.events.Decision`.
+
+    Attributes:
+        modalities: names of the modalities that were given, sorted.
+    """
+
+    prediction_id: str
+    time_s: float
+    user_id: str
+    version: int
+    action: str
+    propensity: float
+    allowed_actions: tuple[str, ...]
+    greedy: bool
+    modalities: tuple[str, ...]
+
+
+def served(decision: Decision) -> Served:
+    return Served(
+        prediction_id=decision.prediction_id,
+        time_s=decision.time_s,
+        user_id=decision.user_id,
+        version=decision.version,
+        action=decision.action,
+        propensity=decision.propensity,
+        allowed_actions=decision.allowed_actions,
+        greedy=decision.greedy,
+        modalities=tuple(sorted(decision.content)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What all users together say about one decision.
+
+    Attributes:
+        rewards: reward in [0, 1] of every action they speak of: the served one for a thumb, all for a correction.
+        weight: in (0, 1], how much it counts; 1 is one plain thumb.
+        correction: the action that all users who corrected call right; None if none did or they disagree.
+    """
+
+    rewards: Mapping[str, float]
+    weight: float
+    correction: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """A decision joined with its feedback.
+
+    Attributes:
+        number: from 1 in the order in which decisions were first judged; it never changes.
+        judgement: None once everything said was taken back.
+        set_aside: kept, but not learned from: what was learned from it did harm.
+    """
+
+    number: int
+    served: Served
+    judgement: Judgement | None
+    set_aside: bool = False
+
+    @property
+    def reward(self) -> float | None:
+        """Reward of the action that was served; None if nothing was said about it."""
+        return None if self.judgement is None else self.judgement.rewards.get(self.served.action)
+
+
+class FeedbackState(StrEnum):
+    """What became of a piece of feedback."""
+
+    WAITING = "waiting"
+    """Its decision has not arrived."""
+    JOINED = "joined"
+    DISCARDED = "discarded"
