@@ -1,0 +1,217 @@
+"""Events survive the wire unchanged, and nothing but an event gets through it."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from builders import a_decision
+from plaudit.core.errors import InvalidInput
+from plaudit.core.events import (
+    Content,
+    Correction,
+    DeadLetter,
+    Decision,
+    EncodedContent,
+    Event,
+    Features,
+    Feedback,
+    Implicit,
+    ImplicitKind,
+    Preference,
+    Rating,
+    Retract,
+    Role,
+    RolloutChanged,
+    TensorContent,
+    TextContent,
+    Thumb,
+    Topic,
+    topic_of,
+)
+from plaudit.core.wire import (
+    UnreadableEvent,
+    content_from_wire,
+    content_to_wire,
+    decode_event,
+    encode_event,
+    signal_from_wire,
+    tensor_to_wire,
+)
+from plaudit.v1 import content_pb2, events_pb2, feedback_pb2
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+# Whole microseconds, which is what the wire carries; 2001 to 2100.
+times_s = st.integers(10**15, 4 * 10**15).map(lambda us: us / 1e6)
+versions = st.integers(1, 2**40)
+floats32 = st.floats(width=32, allow_nan=False)
+tensors = st.one_of(
+    npst.arrays(np.float32, npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4), elements=floats32),
+    npst.arrays(np.int64, npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)),
+)
+contents: st.SearchStrategy[Content] = st.one_of(
+    st.builds(EncodedContent, st.sampled_from(["image", "audio"]), st.binary()),
+    st.builds(TextContent, texts),
+    st.builds(TensorContent, tensors),
+)
+signals = st.one_of(
+    st.builds(Thumb, st.booleans()),
+    st.builds(Rating, st.floats(0.0, 1.0)),
+    st.builds(Correction, texts),
+    st.builds(Preference, texts, texts),
+    st.builds(Implicit, st.sampled_from(ImplicitKind)),
+    st.builds(Retract, texts),
+)
+vectors = npst.arrays(np.float32, st.integers(0, 8), elements=floats32)
+decisions = st.builds(
+    Decision,
+    prediction_id=names,
+    model=texts,
+    time_s=times_s,
+    user_id=texts,
+    version=versions,
+    version_digest=texts,
+    role=st.sampled_from(Role),
+    action=texts,
+    propensity=st.floats(0.0, 1.0, exclude_min=True),
+    allowed_actions=st.lists(texts).map(tuple),
+    greedy=st.booleans(),
+    request_id=texts,
+    features=st.none() | st.builds(Features, trunk_digest=texts, embedding=vectors, base_logits=vectors),
+    content=st.dictionaries(texts, contents, max_size=3),
+)
+feedbacks = st.builds(Feedback, feedback_id=names, prediction_id=names, time_s=times_s, user_id=texts, signal=signals)
+dead_letters = st.builds(
+    DeadLetter, source_topic=texts, source_position=texts, reason=texts, payload=st.binary(), time_s=times_s
+)
+rollouts = st.builds(
+    RolloutChanged,
+    model=texts,
+    generation=st.integers(0, 2**40),
+    live=st.none() | versions,
+    previous=st.none() | versions,
+    gated=st.none() | versions,
+    candidate=st.none() | versions,
+    candidate_share=st.floats(0.0, 1.0),
+    pinned=st.booleans(),
+    time_s=times_s,
+    reason=texts,
+    actor=texts,
+)
+events: st.SearchStrategy[Event] = st.one_of(decisions, feedbacks, dead_letters, rollouts)
+
+
+def plain(value: Any) -> Any:
+    """A value that compares by content, arrays and their dtype included."""
+    if isinstance(value, np.ndarray):
+        return (str(value.dtype), value.shape, value.tobytes())
+    if isinstance(value, (Decision, Features, TensorContent)):
+        return (type(value), [plain(getattr(value, f.name)) for f in fields(value)])
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    return value
+
+
+@given(events)
+def test_every_event_round_trips(event: Event) -> None:
+    assert plain(decode_event(topic_of(event), encode_event(event))) == plain(event)
+
+
+@given(contents)
+def test_content_round_trips(content: Content) -> None:
+    assert plain(content_from_wire(content_to_wire(content), "content")) == plain(content)
+
+
+def decoded(topic: Topic, payload: bytes) -> Event | None:
+    """None if unreadable; any other failure is one."""
+    try:
+        return decode_event(topic, payload)
+    except UnreadableEvent:
+        return None
+
+
+@given(st.sampled_from(Topic), st.binary())
+def test_any_bytes_are_an_event_of_the_topic_or_unreadable(topic: Topic, payload: bytes) -> None:
+    event = decoded(topic, payload)
+    assert event is None or topic_of(event) == topic
+
+
+@given(decisions, st.data())
+def test_a_damaged_decision_is_a_decision_or_unreadable(decision: Decision, data: st.DataObject) -> None:
+    payload = bytearray(encode_event(decision))
+    payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
+    kept = data.draw(st.integers(0, len(payload)))
+    assert isinstance(decoded(Topic.DECISIONS, bytes(payload[:kept])), Decision | None)
+
+
+def test_fields_of_newer_schemas_are_ignored() -> None:
+    """Field 1000 as a varint: tag (1000 << 3) | 0 = 8000 = 0xC0 0x3E, value 1."""
+    decision = a_decision("p1")
+    payload = encode_event(decision) + b"\xc0\x3e\x01"
+    assert plain(decode_event(Topic.DECISIONS, payload)) == plain(decision)
+
+
+@pytest.mark.parametrize("propensity", [0.0, -0.1, 1.5, float("nan")])
+def test_a_decision_without_a_propensity_is_unreadable(propensity: float) -> None:
+    message = events_pb2.DecisionEvent(prediction_id="p", propensity=propensity)
+    with pytest.raises(UnreadableEvent, match="propensity"):
+        decode_event(Topic.DECISIONS, message.SerializeToString())
+
+
+def test_features_of_broken_length_are_unreadable() -> None:
+    message = events_pb2.DecisionEvent(prediction_id="p", propensity=0.5)
+    message.features.embedding = b"123456"
+    with pytest.raises(UnreadableEvent, match=r"features\.embedding: has 6 bytes"):
+        decode_event(Topic.DECISIONS, message.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        (content_pb2.Content(), "c: is empty"),
+        (content_pb2.Content(tensor=content_pb2.Tensor(shape=[1], data=b"1234")), "c.data_type: 0 is neither"),
+        (
+            content_pb2.Content(
+                tensor=content_pb2.Tensor(data_type=content_pb2.DATA_TYPE_FP32, shape=[2, 3], data=b"1234")
+            ),
+            r"c.data: has 4 bytes; shape \[2, 3\] of float32 needs 24",
+        ),
+        (
+            content_pb2.Content(
+                tensor=content_pb2.Tensor(data_type=content_pb2.DATA_TYPE_INT64, shape=[-1, -1], data=b"12345678")
+            ),
+            r"c.shape: \[-1, -1\] has a negative length",
+        ),
+    ],
+)
+def test_wrong_content_names_the_field(message: content_pb2.Content, problem: str) -> None:
+    with pytest.raises(InvalidInput, match=problem):
+        content_from_wire(message, "c")
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (feedback_pb2.SendFeedbackRequest(), "signal"),
+        (feedback_pb2.SendFeedbackRequest(thumb=feedback_pb2.THUMB_UNSPECIFIED), "thumb"),
+        (feedback_pb2.SendFeedbackRequest(rating=1.01), "rating"),
+        (feedback_pb2.SendFeedbackRequest(rating=float("nan")), "rating"),
+        (feedback_pb2.SendFeedbackRequest(implicit=feedback_pb2.Implicit()), "implicit.kind"),
+    ],
+)
+def test_a_wrong_signal_names_the_field(message: feedback_pb2.SendFeedbackRequest, field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        signal_from_wire(message)
+    assert caught.value.field == field
+
+
+def test_other_dtypes_have_no_wire_form() -> None:
+    with pytest.raises(ValueError, match="float64"):
+        tensor_to_wire(np.zeros(2))
