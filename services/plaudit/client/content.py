@@ -38,7 +38,7 @@ def image(source: bytes | Path) -> content_pb2.Content:
 
 
 def audio(source: bytes | Path) -> content_pb2.Content:
-    """An encoded sound (WAV, FLAC, OGG, MP3): its bytes, or the file that holds them."""
+    """An encoded sound (WAV, FLAC, OGG): its bytes, or the file that holds them."""
     return content_pb2.Content(audio=_bytes(source, "audio"))
 
 
@@ -87,7 +87,7 @@ def to_content(name: str, part: Part) -> content_pb2.Content:
                 raise invalid(
                     field,
                     f"{_shown(part)} is neither a known image (PNG, JPEG, WebP, GIF, BMP) nor a known sound "
-                    "(WAV, FLAC, OGG, MP3); say what it is with image(...), audio(...), text(...) or tensor(...)",
+                    "(WAV, FLAC, OGG); say what it is with image(...), audio(...), text(...) or tensor(...)",
                 )
             return image(data) if kind == "image" else audio(data)
         case _ if hasattr(part, "__array__"):

@@ -1,0 +1,60 @@
+# Everything runs in .venv, which the first target that needs it makes. On a fresh machine: `make demo` or `make test`.
+#   make PYTHON=python3.12 test      another interpreter
+#   UV_TORCH_BACKEND=cpu make demo   torch without CUDA
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check fmt proto clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+PROTOS := $(wildcard proto/plaudit/v1/*.proto)
+SERVICE_PROTOS := $(shell grep -l '^service ' $(PROTOS))
+
+# pip's setting for wheels on this disk, in uv's spelling.
+comma := ,
+empty :=
+space := $(empty) $(empty)
+ifneq ($(PIP_FIND_LINKS),)
+export UV_FIND_LINKS ?= $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
+endif
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## Pre-train, serve, learn from simulated users, swap; live view, plot and summary
+	$(BIN)/plaudit demo
+
+test: check ## All checks, then the whole test suite but what is marked slow
+	$(BIN)/pytest -m 'not slow'
+
+test-slow: $(INSTALLED) ## The tests that take longer than about ten seconds
+	$(BIN)/pytest -m slow
+
+check: $(INSTALLED) ## Lint, formatting, types, protos
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+
+fmt: $(INSTALLED) ## Format code and protos
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/buf format --write
+
+proto: $(INSTALLED) ## Generate services/plaudit/v1 from proto/
+	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=services --pyi_out=services $(PROTOS)
+	$(BIN)/python -m grpc_tools.protoc -I proto --grpc_python_out=services $(SERVICE_PROTOS)
+
+clean: ## Remove caches and build products; leaves .venv and data alone
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find services models tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml requirements/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "plaudit needs Python 3.11 or newer, and $(PYTHON) is not; name another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { \
+		echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt uv
+	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements/constraints.txt --editable '.[demo]' --group dev
+	@touch $(INSTALLED)

@@ -1,0 +1,323 @@
+"""The commands. Each reads its options, hands plain values on and prints; what takes thought lives elsewhere.
+
+Modules that need an extra are imported inside the command that needs them, so that the others start at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from plaudit import __version__
+from plaudit.cli import output
+from plaudit.cli.failures import as_exit_codes
+from plaudit.cli.options import Config, DataDir, Json, Model, Reason, Target, client, read_settings
+from plaudit.client import Rollout, feedback
+from plaudit.client.content import to_content
+from plaudit.client.errors import ClientError
+from plaudit.v1.content_pb2 import Content
+
+app = typer.Typer(
+    name="plaudit",
+    help="Serve a multimodal model that learns from its users' thumbs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def run() -> None:
+    with as_exit_codes():
+        app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version of plaudit.")
+    ] = False,
+) -> None:
+    pass
+
+
+# --- a client from the shell -----------------------------------------------------------------------------------------
+
+
+@app.command()
+def predict(
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="The content of the modality `image`.")] = None,
+    audio: Annotated[Path | None, typer.Option(metavar="FILE", help="The content of the modality `audio`.")] = None,
+    text: Annotated[str | None, typer.Option(help="The content of the modality `text`.")] = None,
+    content: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Any modality: text, or `@FILE` for an image, a sound or a `.npy` tensor. Repeatable.",
+        ),
+    ] = None,
+    user: Annotated[str, typer.Option(help="Who asks.")] = "",
+    allow: Annotated[
+        list[str] | None, typer.Option(metavar="ACTION", help="Pick only among these. Repeatable; by default all.")
+    ] = None,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Pick the most probable action instead of sampling.")
+    ] = False,
+    top_k: Annotated[int, typer.Option(min=0, help="How many actions to list; 0 is all.")] = 5,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what each modality contributed.")] = False,
+    request_id: Annotated[str, typer.Option(help="Comes back unchanged and appears in the server's logs.")] = "",
+    model: Model = "",
+    target: Target = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Ask a running server for an action.
+
+    Example: `plaudit predict --image cat.png --content question="what is this?" --user ada`
+    """
+    parts = _content(image, audio, text, content or [])
+    with client(read_settings(config, data_dir), target) as server:
+        prediction = server.predict(
+            parts,
+            user_id=user,
+            allowed_actions=allow or None,
+            greedy=greedy,
+            top_k=top_k,
+            explain=explain,
+            request_id=request_id,
+            model=model,
+        )
+    output.print_json(prediction) if as_json else output.print_prediction(prediction)
+
+
+@app.command(name="feedback")
+def feedback_(
+    prediction_id: Annotated[str, typer.Argument(help="From `plaudit predict`.")],
+    up: Annotated[bool, typer.Option("--up", help="A thumb up.")] = False,
+    down: Annotated[bool, typer.Option("--down", help="A thumb down.")] = False,
+    rating: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="How good the answer was.")] = None,
+    correct: Annotated[
+        str | None, typer.Option(metavar="ACTION", help="The action that would have been right.")
+    ] = None,
+    prefer: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="BETTER WORSE", help="One action is better than another.")
+    ] = None,
+    implicit: Annotated[
+        str | None, typer.Option(metavar="KIND", help="What the user did: `rephrased`, `interrupted` or `accepted`.")
+    ] = None,
+    retract: Annotated[str | None, typer.Option(metavar="FEEDBACK_ID", help="Take this feedback back.")] = None,
+    retract_all: Annotated[
+        bool, typer.Option("--retract-all", help="Take back all of the user's feedback on the prediction.")
+    ] = False,
+    user: Annotated[str, typer.Option(help="Who says it.")] = "",
+    feedback_id: Annotated[
+        str | None, typer.Option(metavar="ID", help="Idempotency key; by default a fresh one.")
+    ] = None,
+    target: Target = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Say how good an answer was. Returns when the feedback is durable.
+
+    Example: `plaudit feedback PREDICTION_ID --up --user ada`
+    """
+    options: feedback.FeedbackOptions = {"user_id": user}
+    if feedback_id is not None:
+        options["feedback_id"] = feedback_id
+    given = []
+    if up:
+        given.append(feedback.thumbs_up(prediction_id, **options))
+    if down:
+        given.append(feedback.thumbs_down(prediction_id, **options))
+    if rating is not None:
+        given.append(feedback.rate(prediction_id, rating, **options))
+    if correct is not None:
+        given.append(feedback.correct(prediction_id, correct, **options))
+    if prefer is not None:
+        given.append(feedback.prefer(prediction_id, *prefer, **options))
+    if implicit is not None:
+        given.append(_implicit(prediction_id, implicit, options))
+    if retract is not None or retract_all:
+        given.append(feedback.retract(prediction_id, retract or "", **options))
+    if len(given) != 1:
+        raise typer.BadParameter(
+            f"{len(given)} signals given; give one of --up, --down, --rating, --correct, --prefer, --implicit, "
+            "--retract, --retract-all"
+        )
+    with client(read_settings(config, data_dir), target) as server:
+        acknowledged = server.send_feedback(given[0])
+    output.print_json(acknowledged) if as_json else output.print_acknowledgement(acknowledged)
+
+
+@app.command()
+def receipt(
+    feedback_id: Annotated[str, typer.Argument(metavar="ID", help="A feedback id.")],
+    target: Target = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Say what became of a piece of feedback: recorded, joined, used in which version, live since when.
+
+    Example: `plaudit receipt 1b4e28ba-2fa1-11d2-883f-0016d3cca427`
+    """
+    with client(read_settings(config, data_dir), target) as server:
+        found = server.receipt(feedback_id)
+    output.print_json(found) if as_json else output.print_receipt(found)
+
+
+# --- versions --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def versions(
+    number: Annotated[int | None, typer.Argument(metavar="[N]", help="Show one version's manifest instead.")] = None,
+    model: Model = "",
+    target: Target = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """List the versions, which of them serves, and why.
+
+    Example: `plaudit versions`, and `plaudit versions 3` for all that is known about version 3
+    """
+    with client(read_settings(config, data_dir), target) as server:
+        if number is None:
+            listed = server.versions(model=model)
+            output.print_json(listed) if as_json else output.print_versions(listed)
+        else:
+            one = server.version(number, model=model)
+            output.print_json(one) if as_json else output.print_version(one)
+
+
+@app.command()
+def promote(
+    number: Annotated[int, typer.Argument(metavar="N", min=1, help="The version to make live.")],
+    reason: Reason = "",
+    model: Model = "",
+    target: Target = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Make a version live.
+
+    Example: `plaudit promote 3 --reason "measured better on the ward's own images"`
+    """
+    with client(read_settings(config, data_dir), target) as server:
+        _print_rollout(server.promote(number, reason=reason, model=model), as_json)
+
+
+@app.command()
+def rollback(
+    reason: Reason = "",
+    model: Model = "",
+    target: Target = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Make the previous version live again.
+
+    Example: `plaudit rollback --reason "complaints about sums"`
+    """
+    with client(read_settings(config, data_dir), target) as server:
+        _print_rollout(server.rollback(reason=reason, model=model), as_json)
+
+
+@app.command()
+def pin(
+    number: Annotated[int, typer.Argument(metavar="N", min=1, help="The version to make live and keep.")],
+    reason: Reason = "",
+    model: Model = "",
+    target: Target = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Make a version live and keep it, whatever the learner publishes, until `plaudit unpin`.
+
+    Example: `plaudit pin 3 --reason "audit until Friday"`
+    """
+    with client(read_settings(config, data_dir), target) as server:
+        _print_rollout(server.pin(number, reason=reason, model=model), as_json)
+
+
+@app.command()
+def unpin(
+    reason: Reason = "",
+    model: Model = "",
+    target: Target = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Let the learner change what is live again.
+
+    Example: `plaudit unpin`
+    """
+    with client(read_settings(config, data_dir), target) as server:
+        _print_rollout(server.unpin(reason=reason, model=model), as_json)
+
+
+# --- small things ----------------------------------------------------------------------------------------------------
+
+
+def _content(image: Path | None, audio: Path | None, text: str | None, named: list[str]) -> dict[str, Content]:
+    """Content by modality name; BadParameter (exit code 2) where it cannot be read."""
+    given: list[tuple[str, str, Any]] = [
+        ("--image", "image", image),
+        ("--audio", "audio", audio),
+        ("--text", "text", text),
+    ]
+    for item in named:
+        name, separator, value = item.partition("=")
+        if not (name and separator):
+            raise typer.BadParameter(f"{item!r} is not NAME=VALUE", param_hint="--content")
+        given.append(("--content", name, _file(Path(value[1:])) if value.startswith("@") else value))
+    parts: dict[str, Content] = {}
+    for option, name, part in given:
+        if part is None:
+            continue
+        if name in parts:
+            raise typer.BadParameter(f"the modality {name!r} is given twice", param_hint=option)
+        try:
+            parts[name] = to_content(name, part)
+        except ClientError as error:
+            raise typer.BadParameter(error.message, param_hint=option) from error
+    return parts
+
+
+def _file(path: Path) -> Any:
+    """A tensor for ``.npy``; otherwise the path, to be told apart by its first bytes."""
+    if path.suffix != ".npy":
+        return path
+    import numpy as np
+
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{path} is not a readable .npy file ({error})", param_hint="--content") from error
+
+
+def _implicit(prediction_id: str, kind: str, options: feedback.FeedbackOptions) -> feedback.Feedback:
+    try:
+        return feedback.implicit(prediction_id, kind, **options)  # type: ignore[arg-type]  # it checks the kind itself
+    except ClientError as error:
+        raise typer.BadParameter(error.message, param_hint="--implicit") from error
+
+
+def _print_rollout(rollout: Rollout, as_json: bool) -> None:
+    output.print_json(rollout) if as_json else output.print_rollout(rollout)

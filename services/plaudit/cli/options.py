@@ -1,0 +1,66 @@
+"""Options that several commands share, and what they come to: settings and clients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from plaudit.client import Client
+from plaudit.core.settings import Settings, load_settings
+
+DEFAULT_CONFIG: Final = Path("plaudit.toml")
+
+Config = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="Settings file; ./plaudit.toml if it is there.")
+]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", metavar="DIR", help="Where all state lives; overrides `data_dir`.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; progress goes to stderr.")]
+Target = Annotated[
+    str | None,
+    typer.Option("--target", metavar="HOST:PORT", help="The server; by default the one the settings describe."),
+]
+Model = Annotated[str, typer.Option("--model", help="Model name; may be left out where one model is served.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why, in one sentence; kept with the change.")]
+
+
+def read_settings(config: Path | None, data_dir: Path | None, flags: Mapping[str, Any] | None = None) -> Settings:
+    """Settings of a command. ``flags`` are nested as the settings are; None among them means not given.
+
+    Raises:
+        ConfigError: naming the setting and the value.
+    """
+    if config is None and DEFAULT_CONFIG.is_file():
+        config = DEFAULT_CONFIG
+    given = _without_none(dict(flags or {}) | {"data_dir": data_dir})
+    return load_settings(config, given)
+
+
+def client(settings: Settings, target: str | None) -> Client:
+    """A client of the server that the settings describe, unless ``target`` names another."""
+    token = settings.serving.admin_token
+    return Client(
+        target or address(settings.serving.host, settings.serving.port),
+        admin_token=token.get_secret_value() if token else None,
+        max_message_bytes=settings.serving.max_message_bytes,
+    )
+
+
+def address(host: str, port: int) -> str:
+    """Where to reach what listens on ``host``: an address of this machine where it listens on all of them."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{reachable}]:{port}" if ":" in reachable else f"{reachable}:{port}"
+
+
+def _without_none(flags: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {}
+    for name, value in flags.items():
+        if isinstance(value, Mapping):
+            kept[name] = _without_none(value)
+        elif value is not None:
+            kept[name] = value
+    return kept

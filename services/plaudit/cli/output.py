@@ -1,0 +1,113 @@
+"""What commands print: tables for people or JSON for machines, both on stdout; progress and remarks on stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from plaudit.client import Acknowledgement, Prediction, Receipt, Rollout, Version, Versions
+
+out = Console(soft_wrap=True, highlight=False, markup=False)
+"""Results for people."""
+err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+"""Progress and remarks."""
+
+
+def print_json(value: Any) -> None:
+    """One object on one line, so that a stream of them can be read line by line."""
+    print(json.dumps(asdict(value) if is_dataclass(value) and not isinstance(value, type) else value), flush=True)
+
+
+def print_prediction(prediction: Prediction) -> None:
+    out.print(
+        f"{prediction.action}: picked with probability {prediction.propensity:.3f} "
+        f"by version {prediction.version} ({prediction.role})"
+    )
+    table = _table("action", "probability", *(["contribution"] if prediction.contributions else []))
+    for action, probability in prediction.scores.items():
+        table.add_row(action, f"{probability:.3f}")
+    out.print(table)
+    for modality, contribution in prediction.contributions.items():
+        out.print(f"{modality} contributed {contribution:+.3f}")
+    out.print(f"prediction id: {prediction.prediction_id}")
+
+
+def print_acknowledgement(acknowledged: Acknowledgement) -> None:
+    what = "was recorded before; nothing changed" if acknowledged.duplicate else "is recorded"
+    out.print(f"feedback {acknowledged.feedback_id} {what}")
+
+
+def print_receipt(receipt: Receipt) -> None:
+    table = _table("feedback", "state", "recorded", "used in version", "live since", "reason")
+    table.add_row(
+        receipt.feedback_id,
+        receipt.state,
+        _time(receipt.recorded_at_s),
+        _number(receipt.used_in_version),
+        _time(receipt.live_since_s),
+        receipt.reason,
+    )
+    out.print(table)
+
+
+def print_versions(listed: Versions) -> None:
+    table = _table("version", "role", "kind", "parent", "created", "digest", "why it was made")
+    for version in listed.versions:
+        table.add_row(
+            str(version.version),
+            ", ".join(roles(version.version, listed.rollout)),
+            version.kind,
+            _number(version.parent),
+            _time(version.created_at_s),
+            version.digest[:12],
+            version.reason,
+        )
+    out.print(table)
+    print_rollout(listed.rollout)
+
+
+def print_version(version: Version) -> None:
+    out.print_json(json.dumps(version.manifest))
+
+
+def print_rollout(rollout: Rollout) -> None:
+    live = f"version {rollout.live} is live" if rollout.live else "no version is live"
+    pinned = ", pinned" if rollout.pinned else ""
+    because = f" ({rollout.reason})" if rollout.reason else ""
+    by = f", set by {rollout.actor} {_time(rollout.changed_at_s)}{because}" if rollout.generation else ""
+    out.print(f"model {rollout.model}: {live}{pinned}{by}")
+
+
+def roles(version: int, rollout: Rollout) -> list[str]:
+    """Every part a version plays, such as ``["live", "gated", "pinned"]``."""
+    parts: Mapping[str, int | None] = {
+        "live": rollout.live,
+        "previous": rollout.previous,
+        "gated": rollout.gated,
+        "candidate": rollout.candidate,
+        "pinned": rollout.live if rollout.pinned else None,
+    }
+    return [name for name, number in parts.items() if number == version]
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _time(time_s: float | None) -> str:
+    if time_s is None:
+        return "-"
+    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _number(number: int | None) -> str:
+    return "-" if number is None else str(number)

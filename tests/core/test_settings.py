@@ -1,0 +1,107 @@
+"""Where settings come from, what takes precedence, and what a wrong one says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from plaudit.core.errors import ConfigError
+from plaudit.core.settings import load_settings
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return tmp_path / "plaudit.toml"
+
+
+def test_defaults_need_no_file():
+    settings = load_settings(None)
+    assert (settings.serving.port, settings.serving.metrics_port, settings.learner.metrics_port) == (8001, 8002, 8003)
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(config, monkeypatch):
+    config.write_text("data_dir = 'from-file'\n[serving]\nport = 1\nmetrics_port = 1\nthreads = 1\n")
+    monkeypatch.setenv("PLAUDIT_SERVING__PORT", "2")
+    monkeypatch.setenv("PLAUDIT_SERVING__METRICS_PORT", "2")
+    settings = load_settings(config, {"serving": {"port": 3}})
+
+    serving = settings.serving
+    assert (serving.port, serving.metrics_port, serving.threads) == (3, 2, 1)
+    assert settings.data_dir == Path("from-file")
+
+
+def test_the_environment_reaches_top_level_settings_and_secrets(monkeypatch):
+    monkeypatch.setenv("PLAUDIT_DATA_DIR", "/somewhere")
+    monkeypatch.setenv("PLAUDIT_SERVING__ADMIN_TOKEN", "sesame")
+    settings = load_settings(None)
+    assert settings.data_dir == Path("/somewhere")
+    assert settings.serving.admin_token is not None
+    assert settings.serving.admin_token.get_secret_value() == "sesame"
+    assert "sesame" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[serving]\nprot = 1", "serving.prot: unknown setting"),
+        ("serv = 1", "serv: unknown setting"),
+        ("[serving]\nport = 70000", r"serving.port: .*less than or equal to 65535, got 70000"),
+        ("[serving]\ndevice = 'tpu'", r"serving.device: .*'auto', 'cuda' or 'cpu', got 'tpu'"),
+        ("[gate]\nalpha = 0", r"gate.alpha: .*greater than 0, got 0"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_value_and_the_file(config, text, said):
+    config.write_text(text)
+    with pytest.raises(ConfigError, match=said) as refused:
+        load_settings(config)
+    assert str(refused.value).startswith(f"{config}: ")
+
+
+def test_all_problems_are_named_at_once(config):
+    config.write_text("[serving]\nport = -1\n[learner]\nbatch = 0\n")
+    with pytest.raises(ConfigError, match=r"serving\.port.*; learner\.batch"):
+        load_settings(config)
+
+
+def test_an_unknown_setting_in_the_environment_is_refused(monkeypatch):
+    monkeypatch.setenv("PLAUDIT_SERVING__PROT", "1")
+    with pytest.raises(ConfigError, match=r"serving\.prot: unknown setting"):
+        load_settings(None)
+
+
+def test_a_file_that_is_not_there_is_named(config):
+    with pytest.raises(ConfigError, match=r"plaudit\.toml: .*No such file"):
+        load_settings(config)
+
+
+def test_a_file_that_is_not_toml_is_named_with_the_line(config):
+    config.write_text("[serving\n")
+    with pytest.raises(ConfigError, match=r"plaudit\.toml: .*line 1"):
+        load_settings(config)
+
+
+def test_the_model_table_becomes_the_spec(config):
+    config.write_text(
+        "[model]\nname = 'pets'\nactions = ['cat', 'dog']\n"
+        "[model.modalities.photo]\nkind = 'image'\nheight = 8\nwidth = 8\n"
+    )
+    spec = load_settings(config).spec()
+    assert (spec.name, spec.actions, list(spec.modalities)) == ("pets", ("cat", "dog"), ["photo"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", r"no \[model\] table"),
+        ("[model]\nname = 'pets'\nactions = ['cat', 'dog']", "model.modalities: missing"),
+        (
+            "[model]\nname = 'pets'\nactions = ['cat', 'dog']\nmodalities = {x = {kind = 'smell'}}",
+            "model.modalities.x: kind: 'smell' is not one of",
+        ),
+    ],
+)
+def test_a_wrong_model_table_is_a_config_error(config, text, said):
+    config.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load_settings(config).spec()
