@@ -23,7 +23,7 @@ def augment(modality: Modality, prepared: Tensor, generator: Generator) -> Tenso
     if isinstance(modality, AudioModality):
         return augment_log_mel(prepared, generator)
     if isinstance(modality, TextModality):
-        return drop_tokens(prepared, generator, share=0.05)
+        return drop_tokens(prepared, generator, share=0.1)
     return prepared
 
 

@@ -263,23 +263,26 @@ def _mel_filters(sample_rate_hz: int, window: int, mel_bands: int) -> Tensor:
 
 
 class _TextEncoder(_Encoder):
-    """Token and position embeddings, two convolutions over neighbouring tokens, ``[b, t] → [b, k, w]``."""
+    """Token embeddings and a convolution over neighbouring tokens, ``[b, t] → [b, k, w]``.
 
-    def __init__(self, modality: TextModality, config: FusionConfig) -> None:
+    Words and neighbours count, positions do not: with learned positions the demo's unseen paraphrases are understood
+    at 0.90-0.97 instead of 0.995, because few positions of few wordings are seen in training. New embeddings are small
+    so that a token that training never met says little.
+    """
+
+    def __init__(self, config: FusionConfig) -> None:
         super().__init__()
         w = config.width
         self.words = nn.Embedding(config.vocabulary_size, w)
-        self.positions = nn.Parameter(torch.randn(modality.max_tokens, w) * 0.02)
         self.near = nn.Conv1d(w, w, 3, padding=1)
-        self.norm = nn.LayerNorm(w)
         self.pool = _Pool(w, config.tokens_per_modality)
-        nn.init.normal_(self.words.weight, std=0.1)
+        nn.init.normal_(self.words.weight, std=0.02)
 
     def forward(self, prepared: Tensor) -> Tensor:
-        valid_mask = (prepared > 0).to(self.positions.dtype)
-        x = (self.words(prepared) + self.positions) * valid_mask[:, :, None]
+        valid_mask = (prepared > 0).to(self.words.weight.dtype)
+        x = self.words(prepared) * valid_mask[:, :, None]
         x = x + torch.relu(self.near(x.transpose(1, 2)).transpose(1, 2))
-        return self.pool(self.norm(x), valid_mask)
+        return self.pool(x, valid_mask)
 
 
 class _FlatEncoder(_Encoder):
@@ -307,7 +310,7 @@ def _encoder(modality: Modality, config: FusionConfig) -> _Encoder:
     if isinstance(modality, AudioModality):
         return _AudioEncoder(modality, config)
     if isinstance(modality, TextModality):
-        return _TextEncoder(modality, config)
+        return _TextEncoder(config)
     # A tensor: [channels, height, width] is a grid, [channels, time] a sequence, anything else a list of numbers.
     if len(modality.shape) == 3:
         return _ImageEncoder(modality.shape, config)

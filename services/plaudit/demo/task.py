@@ -138,6 +138,7 @@ _CORES: Final[Mapping[Kind, tuple[str, ...]]] = {
         "(say|name|tell me|give me|read) the (digit|number) (that is drawn|in the image|on the paper)",
         "what is the (written|drawn|shown) (digit|number)",
         "what (does the picture show|does the image show|is written|did they write|does the paper show)",
+        "what (digit|number) is it that they (wrote|drew)",
     ),
     "larger": (
         "(which|what) (digit|number|one) is (larger|bigger|greater|higher|the most)",
