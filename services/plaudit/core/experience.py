@@ -1,6 +1,6 @@
 """What the learner keeps of a decision, and what it became once users spoke.
 
-Knows nothing about how the two are joined (learner/join.py), where they are kept (see ports.py) or how they are learned.
+Knows nothing about how the two are joined (learner/join.py), where they are kept (ports.py) or how they are learned.
 """
 
 from __future__ import annotations

@@ -179,8 +179,7 @@ class Changes:
     """Everything that one step of the learner changes; see :meth:`ExperienceStore.save`.
 
     Attributes:
-        cursor: where the log is read from next time.
-        was: the cursor that the step began with.
+        cursor: where the log is read from next time; None leaves it where it is.
         decisions: new ones, with their content and features.
         feedback: new, or with a new state.
         experiences: new or changed.
@@ -189,8 +188,7 @@ class Changes:
         memory: what the learner remembers between steps, by key; None forgets the key.
     """
 
-    cursor: Cursor
-    was: Cursor
+    cursor: Cursor | None = None
     decisions: Sequence[Decision] = ()
     feedback: Sequence[Kept] = ()
     experiences: Sequence[Experience] = ()
@@ -206,7 +204,7 @@ class ExperienceStore(Protocol):
     """
 
     def cursor(self) -> Cursor:
-        """Up to where the log's effects are saved; "" at the beginning."""
+        """Up to where the log's effects are saved; "" at the beginning. A learner asks before it first saves."""
         ...
 
     def recall(self, key: str) -> bytes | None:
@@ -217,7 +215,8 @@ class ExperienceStore(Protocol):
         """All of it or nothing, in one transaction.
 
         Raises:
-            StoreMoved: the saved cursor is not ``changes.was``: another learner writes here. Nothing was saved.
+            StoreMoved: somebody else saved since :meth:`cursor` was asked: another learner writes here. Nothing was
+                saved.
             StoreUnavailable: nothing was saved.
         """
         ...
@@ -241,7 +240,9 @@ class ExperienceStore(Protocol):
         """
         ...
 
-    def experiences(self, *, after: int = 0, up_to: int | None = None, limit: int | None = None) -> Sequence[Experience]:
+    def experiences(
+        self, *, after: int = 0, up_to: int | None = None, limit: int | None = None
+    ) -> Sequence[Experience]:
         """Experiences numbered ``after`` + 1 … ``up_to``, by number; those that were taken back are included."""
         ...
 
