@@ -5,6 +5,8 @@ Modules that need an extra are imported inside the command that needs them, so t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +14,9 @@ import typer
 
 from plaudit import __version__
 from plaudit.cli import output
-from plaudit.cli.failures import as_exit_codes
+from plaudit.cli.failures import Failed, as_exit_codes, extra
 from plaudit.cli.options import Config, DataDir, Json, Model, Reason, Target, client, read_settings
-from plaudit.client import Rollout, feedback
+from plaudit.client import Client, Rollout, feedback
 from plaudit.client.content import to_content
 from plaudit.client.errors import ClientError
 from plaudit.v1.content_pb2 import Content
@@ -50,19 +52,64 @@ def _root(
     pass
 
 
+# --- making and checking ---------------------------------------------------------------------------------------------
+
+
+@app.command()
+def pretrain(
+    data: Annotated[Path, typer.Option(metavar="FOLDER", help="Labelled data: a manifest.csv and the files it names.")],
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Train the model on labelled data and publish it; it goes live if no version is.
+
+    Example: `plaudit pretrain --data animals/` with `animals/manifest.csv` beginning
+    `split,action,image,text` and `train,cat,photos/1.png,"what is it?"`
+    """
+    settings = read_settings(config, data_dir)
+    with extra("learn"):
+        from plaudit.cli import pretrain as body
+    published = body.pretrain(settings, data)
+    output.print_json(body.summary(published)) if as_json else body.show(published)
+
+
+@app.command()
+def doctor(config: Config = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Check settings, data directory, log, registry, device, ports and extras; say how to mend what is wrong.
+
+    Example: `plaudit doctor --config plaudit.toml`
+    """
+    settings = read_settings(config, data_dir)
+    from plaudit.cli.doctor import State, examine
+
+    findings = []
+    for finding in examine(settings):
+        findings.append(finding)
+        if not as_json:
+            output.print_finding(finding.what, finding.state, finding.found, finding.mend)
+    if as_json:
+        output.print_json([asdict(finding) for finding in findings])
+    bad = [finding.what for finding in findings if finding.state is State.BAD]
+    if bad:
+        raise Failed(f"needs mending: {', '.join(bad)}")
+
+
 # --- a client from the shell -----------------------------------------------------------------------------------------
 
 
 @app.command()
 def predict(
-    image: Annotated[Path | None, typer.Option(metavar="FILE", help="The content of the modality `image`.")] = None,
-    audio: Annotated[Path | None, typer.Option(metavar="FILE", help="The content of the modality `audio`.")] = None,
-    text: Annotated[str | None, typer.Option(help="The content of the modality `text`.")] = None,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="An image, for the model's image modality.")
+    ] = None,
+    audio: Annotated[Path | None, typer.Option(metavar="FILE", help="A sound, for its audio modality.")] = None,
+    text: Annotated[str | None, typer.Option(help="Text, for its text modality.")] = None,
     content: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
-            help="Any modality: text, or `@FILE` for an image, a sound or a `.npy` tensor. Repeatable.",
+            help="Any modality by name: text, or `@FILE` for an image, a sound or a `.npy` tensor. Repeatable.",
         ),
     ] = None,
     user: Annotated[str, typer.Option(help="Who asks.")] = "",
@@ -83,10 +130,16 @@ def predict(
 ) -> None:
     """Ask a running server for an action.
 
-    Example: `plaudit predict --image cat.png --content question="what is this?" --user ada`
+    Example: `plaudit predict --image cat.png --text "what is this?" --user ada`; by name:
+    `plaudit predict --content left=@left.jpg --content right=@right.jpg --content radar=@radar.npy`
     """
-    parts = _content(image, audio, text, content or [])
+    parts = _named_content(content or [])
+    by_kind = {kind: part for kind, part in (("image", image), ("audio", audio), ("text", text)) if part is not None}
     with client(read_settings(config, data_dir), target) as server:
+        if by_kind:
+            spec = _live_spec(server, model)
+            for kind, part in by_kind.items():
+                _add(parts, _modality_of_kind(spec, kind), part, f"--{kind}")
         prediction = server.predict(
             parts,
             user_id=user,
@@ -275,29 +328,48 @@ def unpin(
 # --- small things ----------------------------------------------------------------------------------------------------
 
 
-def _content(image: Path | None, audio: Path | None, text: str | None, named: list[str]) -> dict[str, Content]:
-    """Content by modality name; BadParameter (exit code 2) where it cannot be read."""
-    given: list[tuple[str, str, Any]] = [
-        ("--image", "image", image),
-        ("--audio", "audio", audio),
-        ("--text", "text", text),
-    ]
+def _named_content(named: list[str]) -> dict[str, Content]:
+    """``NAME=VALUE`` → content by modality name; BadParameter (exit code 2) where it cannot be read."""
+    parts: dict[str, Content] = {}
     for item in named:
         name, separator, value = item.partition("=")
         if not (name and separator):
             raise typer.BadParameter(f"{item!r} is not NAME=VALUE", param_hint="--content")
-        given.append(("--content", name, _file(Path(value[1:])) if value.startswith("@") else value))
-    parts: dict[str, Content] = {}
-    for option, name, part in given:
-        if part is None:
-            continue
-        if name in parts:
-            raise typer.BadParameter(f"the modality {name!r} is given twice", param_hint=option)
-        try:
-            parts[name] = to_content(name, part)
-        except ClientError as error:
-            raise typer.BadParameter(error.message, param_hint=option) from error
+        part = _file(Path(value[1:])) if value.startswith("@") else value
+        _add(parts, name, part, "--content")
     return parts
+
+
+def _add(parts: dict[str, Content], name: str, part: Any, option: str) -> None:
+    if name in parts:
+        raise typer.BadParameter(f"the modality {name!r} is given twice", param_hint=option)
+    try:
+        parts[name] = to_content(name, part)
+    except ClientError as error:
+        raise typer.BadParameter(error.message, param_hint=option) from error
+
+
+def _modality_of_kind(spec: Mapping[str, Any], kind: str) -> str:
+    """The name of the only modality of ``kind``; BadParameter if there is none or more than one."""
+    kinds = {name: fields["kind"] for name, fields in spec["modalities"].items()}
+    names = [name for name, its_kind in kinds.items() if its_kind == kind]
+    if len(names) != 1:
+        listed = ", ".join(f"{name} ({its_kind})" for name, its_kind in kinds.items())
+        raise typer.BadParameter(
+            f"the model has {len(names)} modalities of kind {kind}, so name one with --content NAME=VALUE; "
+            f"its modalities are {listed}",
+            param_hint=f"--{kind}",
+        )
+    return names[0]
+
+
+def _live_spec(server: Client, model: str) -> Mapping[str, Any]:
+    """The spec of the version that serves, as its manifest has it."""
+    rollout = next(server.watch_versions(model=model, timeout_s=10.0))
+    if rollout.live is None:
+        raise Failed(f"model {rollout.model!r} has no live version yet; `plaudit pretrain` makes the first")
+    spec: Mapping[str, Any] = server.version(rollout.live, model=model).manifest["spec"]
+    return spec
 
 
 def _file(path: Path) -> Any:

@@ -84,6 +84,11 @@ def print_rollout(rollout: Rollout) -> None:
     out.print(f"model {rollout.model}: {live}{pinned}{by}")
 
 
+def print_finding(what: str, state: str, found: str, mend: str) -> None:
+    mark = {"good": "✓", "note": "·", "bad": "✗"}[state]
+    out.print(f"{mark} {what}: {found}" + (f"\n    to mend: {mend}" if mend else ""))
+
+
 def roles(version: int, rollout: Rollout) -> list[str]:
     """Every part a version plays, such as ``["live", "gated", "pinned"]``."""
     parts: Mapping[str, int | None] = {

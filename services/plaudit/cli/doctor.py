@@ -1,0 +1,192 @@
+"""``plaudit doctor``: looks at everything a deployment needs, and says of what is wrong how to mend it.
+
+Changes nothing, except that it makes the data directory where there is none.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from plaudit import compose
+from plaudit.cli.options import address
+from plaudit.client import Client, ClientError
+from plaudit.core.errors import ConfigError, PlauditError
+from plaudit.core.events import Topic
+from plaudit.core.settings import Settings
+from plaudit_models.bundle import CorruptBundle, verify
+
+_EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
+    "serve": ("onnxruntime", "PIL", "soundfile", "soxr", "tokenizers", "prometheus_client"),
+    "learn": ("torch", "onnx", "onnxscript", "sqlalchemy"),
+    "demo": ("sklearn", "espeakng_loader", "matplotlib"),
+}
+_PROBE_TIMEOUT_S: Final = 2.0
+
+
+class State(StrEnum):
+    GOOD = "good"
+    NOTE = "note"
+    BAD = "bad"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at.
+
+    Attributes:
+        state: BAD alone makes the doctor's exit code 1.
+        found: what is there.
+        mend: what to do about it; "" if nothing need be done.
+    """
+
+    what: str
+    state: State
+    found: str
+    mend: str = ""
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """One finding after the other, so that they can be shown as they come."""
+    yield from _extras()
+    yield _model(settings)
+    directory = _data_dir(settings)
+    yield directory
+    if directory.state is State.GOOD:
+        yield _log(settings)
+        if settings.model:
+            yield _registry(settings)
+    yield _device(settings)
+    yield from _ports(settings)
+    yield _admin(settings)
+
+
+def _extras() -> Iterator[Finding]:
+    for extra, modules in _EXTRAS.items():
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        if missing:
+            mend = f"pip install 'plaudit[{extra}]', if this machine is to do that"
+            yield Finding(f"extra {extra}", State.NOTE, f"{', '.join(missing)} not installed", mend)
+        else:
+            yield Finding(f"extra {extra}", State.GOOD, "installed")
+
+
+def _model(settings: Settings) -> Finding:
+    try:
+        spec = settings.spec()
+    except ConfigError as error:
+        return Finding("model", State.BAD, str(error), "describe it in the [model] table of plaudit.toml")
+    modalities = ", ".join(f"{name} ({modality.kind})" for name, modality in spec.modalities.items())
+    return Finding("model", State.GOOD, f"{spec.name}: {modalities} → {len(spec.actions)} actions")
+
+
+def _data_dir(settings: Settings) -> Finding:
+    try:
+        path = compose.data_dir(settings)
+    except ConfigError as error:
+        return Finding(
+            "data_dir",
+            State.BAD,
+            str(error).removeprefix("data_dir: "),
+            "make it writable, or choose another with --data-dir",
+        )
+    return Finding("data_dir", State.GOOD, f"{path} can be written to")
+
+
+def _log(settings: Settings) -> Finding:
+    try:
+        log = compose.event_log(settings)
+        reader = log.reader("doctor", [Topic.DECISIONS, Topic.FEEDBACK], start="")
+        recorded = reader.lag()
+        reader.close()
+        log.close()
+    except PlauditError as error:
+        return Finding(
+            "event log", State.BAD, str(error), "restore the file from a backup, or choose another --data-dir"
+        )
+    return Finding("event log", State.GOOD, f"{recorded} decisions and pieces of feedback recorded")
+
+
+def _registry(settings: Settings) -> Finding:
+    try:
+        registry = compose.model_registry(settings)
+        versions, rollout = registry.versions(), registry.rollout()
+        if rollout.live is None:
+            mend = (
+                f"`plaudit promote {versions[-1]}`" if versions else "`plaudit pretrain --data FOLDER` makes the first"
+            )
+            return Finding("registry", State.NOTE, f"{len(versions)} versions, none is live", mend)
+        manifest = verify(registry.folder(rollout.live))
+    except (PlauditError, CorruptBundle) as error:
+        return Finding("registry", State.BAD, str(error), "`plaudit rollback`, or promote another version")
+    return Finding(
+        "registry",
+        State.GOOD,
+        f"{len(versions)} versions; version {rollout.live} is live, every byte as sealed ({manifest.digest[:12]})",
+    )
+
+
+def _device(settings: Settings) -> Finding:
+    wanted = settings.serving.device
+    if importlib.util.find_spec("onnxruntime") is None:
+        return Finding("device", State.NOTE, "onnxruntime is not installed, so nothing can be served here")
+    import onnxruntime
+
+    has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if wanted == "cuda" and not has_cuda:
+        mend = "pip install 'plaudit[gpu]' in place of serve, or set serving.device to \"auto\""
+        return Finding("device", State.BAD, "serving.device is 'cuda', but onnxruntime has no CUDA", mend)
+    return Finding("device", State.GOOD, "CUDA" if has_cuda and wanted != "cpu" else "CPU")
+
+
+def _ports(settings: Settings) -> Iterator[Finding]:
+    host = settings.serving.host
+    yield _port("serving.port", host, settings.serving.port, _serves_predictions)
+    yield _port("serving.metrics_port", host, settings.serving.metrics_port, _shows_our_metrics)
+    yield _port("learner.metrics_port", host, settings.learner.metrics_port, _shows_our_metrics)
+
+
+def _port(setting: str, host: str, port: int, is_ours: Callable[[str], bool]) -> Finding:
+    if port == 0:
+        return Finding(setting, State.GOOD, "0: a free one is picked")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if is_ours(address(host, port)):
+                return Finding(setting, State.GOOD, f"{port}: Plaudit is running there")
+            mend = f"stop what uses it, or set {setting} to another"
+            return Finding(setting, State.BAD, f"{host}:{port} cannot be used ({error.strerror})", mend)
+    return Finding(setting, State.GOOD, f"{port} is free")
+
+
+def _serves_predictions(where: str) -> bool:
+    with Client(where, timeout_s=_PROBE_TIMEOUT_S) as client:
+        try:
+            client.versions()
+        except ClientError:
+            return False
+    return True
+
+
+def _shows_our_metrics(where: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{where}/metrics", timeout=_PROBE_TIMEOUT_S) as answer:
+            return b"plaudit_" in answer.read()
+    except OSError:
+        return False
+
+
+def _admin(settings: Settings) -> Finding:
+    if settings.serving.admin_token is not None:
+        return Finding("admin token", State.GOOD, "set")
+    if settings.serving.host in ("127.0.0.1", "::1", "localhost"):
+        return Finding("admin token", State.GOOD, "none, and only this machine reaches the port")
+    mend = "set PLAUDIT_SERVING__ADMIN_TOKEN"
+    return Finding("admin token", State.NOTE, "none: whoever reaches the port may promote and roll back", mend)

@@ -1,0 +1,120 @@
+"""``plaudit up``: the inference service and the learner as child processes of one command. Knows neither from inside.
+
+A child says on stdout, as one JSON object per line, what it has to say; ``{"event": "ready", …}`` means it answers.
+The inference service is the point of it all: when it ends, everything ends. The learner may die and is started again,
+with a pause that doubles; while it is away, the service answers and records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from plaudit.cli.failures import USAGE
+
+FIRST_PAUSE_S: Final = 1.0
+LONGEST_PAUSE_S: Final = 30.0
+SETTLED_S: Final = 60.0
+"""A learner that lived this long starts over with the first pause."""
+
+Report = Callable[[Mapping[str, Any]], None]
+"""Gets every event: a child's own, with ``service`` added, and ``exited`` / ``restarting``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A child process.
+
+    Attributes:
+        restart: start it again when it ends; otherwise its end is the end of all.
+    """
+
+    name: str
+    command: Sequence[str]
+    restart: bool
+
+
+def pause_s(deaths: int) -> float:
+    """How long to wait before the start after the ``deaths``-th death in a row: 1, 2, 4, … 30 s."""
+    return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (deaths - 1))
+
+
+async def run(
+    services: Sequence[Service],
+    report: Report,
+    *,
+    pause: Callable[[float], Any] = asyncio.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
+    """Run until a signal comes or a service that is not restarted ends; then drain all. Returns the exit code.
+
+    SIGINT and SIGTERM drain: each child gets SIGTERM and is waited for.
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    keepers = [asyncio.create_task(_keep(service, report, stopping, pause, clock)) for service in services]
+    try:
+        codes = await asyncio.gather(*keepers)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+    return next((code for code in codes if code != 0), 0)
+
+
+async def _keep(
+    service: Service,
+    report: Report,
+    stopping: asyncio.Event,
+    pause: Callable[[float], Any],
+    clock: Callable[[], float],
+) -> int:
+    """Keep one service running until ``stopping``; its last exit code."""
+    deaths = 0
+    while True:
+        started_s = clock()
+        code = await _run_once(service, report, stopping)
+        if stopping.is_set():
+            return max(code, 0)  # killed by a signal that we sent, or that came to the whole process group
+        report({"event": "exited", "service": service.name, "code": code})
+        if not service.restart or code == USAGE:  # a wrong setting stays wrong
+            stopping.set()
+            return code if code > 0 else 1
+        deaths = 1 if clock() - started_s >= SETTLED_S else deaths + 1
+        wait_s = pause_s(deaths)
+        report({"event": "restarting", "service": service.name, "in_s": wait_s})
+        await _first(pause(wait_s), stopping.wait())
+        if stopping.is_set():
+            return 0
+
+
+async def _run_once(service: Service, report: Report, stopping: asyncio.Event) -> int:
+    process = await asyncio.create_subprocess_exec(*service.command, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    forward = asyncio.create_task(_terminate_when(stopping, process))
+    try:
+        async for line in process.stdout:
+            report(json.loads(line) | {"service": service.name})
+        return await process.wait()
+    finally:
+        forward.cancel()
+
+
+async def _terminate_when(stopping: asyncio.Event, process: asyncio.subprocess.Process) -> None:
+    await stopping.wait()
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+
+
+async def _first(*waits: Any) -> None:
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
