@@ -1,0 +1,285 @@
+"""From what was observed to what is reported: the demo's numbers, as pure functions.
+
+Knows nothing about servers, terminals or files.
+
+``answers`` are everywhere in the order in which their thumbs became durable.
+
+Notation:
+    n: examples, a: number of actions
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from plaudit.demo.task import LABELLED_KINDS, NEW_KIND, Kind
+from plaudit_models.bundle import VersionKind
+
+SHIFTED_KIND: Final[Kind] = "add"
+UNCHANGED_KINDS: Final = tuple(kind for kind in LABELLED_KINDS if kind != SHIFTED_KIND)
+
+SHIFT_TARGET: Final = 0.75
+SHIFT_THUMBS: Final = 4_000
+"""Thumbs (on all kinds) within which users should be satisfied with sums again."""
+NEW_KIND_TARGET: Final = 0.80
+NEW_KIND_THUMBS: Final = 8_000
+
+TRAFFIC_WINDOW: Final = 200
+"""Answers of one kind that a satisfaction measured on the traffic is averaged over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One request of the traffic, as its user saw it. Times are UTC seconds since the epoch.
+
+    Attributes:
+        number: position in the stream of requests, from 0.
+        liked: whether the user liked the answer; the thumb is wrong now and then.
+        thumb_up: the thumb given.
+        acknowledged_s: when the thumb was durable.
+    """
+
+    number: int
+    kind: Kind
+    action: str
+    liked: bool
+    thumb_up: bool
+    version: int
+    version_digest: str
+    feedback_id: str
+    asked_s: float
+    answered_s: float
+    acknowledged_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A call that gave no result; ``call`` is its name."""
+
+    number: int
+    call: Literal["Predict", "SendFeedback"]
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """A version that the learner made, and the thumb that completed the last batch it learned from.
+
+    Attributes:
+        experiences: how many experiences it learned from, counted from the beginning.
+        feedback_id: the last of them.
+    """
+
+    version: int
+    experiences: int
+    feedback_id: str
+
+
+Satisfaction = Mapping[Kind, float]
+"""Per kind of question, the probability that the user likes the answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """Everything the report is made from.
+
+    Attributes:
+        answers, failures: of the whole traffic.
+        judged: version → satisfaction on held-out inputs with exactly the probabilities it served, of every version
+            that answered and of ``baseline``.
+        baseline: the version that pre-training made.
+        digests: version → digest, of every version in the registry.
+        kinds: version → how it was made.
+        learned: the versions that learned from feedback.
+        accuracy, without: of the baseline after pre-training: per kind, and with each modality withheld.
+        swaps: how often another version went live while users asked.
+        duration_s: of the whole demo.
+    """
+
+    answers: Sequence[Answer]
+    failures: Sequence[Failure]
+    judged: Mapping[int, Satisfaction]
+    baseline: int
+    digests: Mapping[int, str]
+    kinds: Mapping[int, VersionKind]
+    learned: Sequence[Learned]
+    accuracy: Mapping[str, float]
+    without: Mapping[str, Mapping[str, float]]
+    swaps: int
+    duration_s: float
+
+
+def summarise(observed: Observed) -> dict[str, Any]:
+    """What goes to summary.json: shares in [0, 1], times in seconds; null where there is nothing to measure."""
+    answers, judged = observed.answers, observed.judged
+    points, version, kind = worst_drop(judged, observed.baseline)
+    fresh_s = freshness_s(answers, observed.learned)
+    latencies_s = [answer.answered_s - answer.asked_s for answer in answers]
+    served = first_answers(answers)
+    return {
+        "pretrain": {"accuracy": dict(observed.accuracy), "without": {k: dict(v) for k, v in observed.without.items()}},
+        "shift": _change(observed, SHIFTED_KIND, SHIFT_TARGET, SHIFT_THUMBS),
+        "new_kind": _change(observed, NEW_KIND, NEW_KIND_TARGET, NEW_KIND_THUMBS),
+        "unchanged": {"worst_drop_points": points, "version": version, "kind": kind},
+        "requests": {
+            # Every answer was two calls that succeeded; a failure was one, or the second after one that succeeded.
+            "total": 2 * len(answers)
+            + len(observed.failures)
+            + sum(f.call == "SendFeedback" for f in observed.failures),
+            "failed": len(observed.failures),
+            "problems": sorted({failure.problem for failure in observed.failures}),
+        },
+        "answers_of_unknown_version": len(mismatched(answers, observed.digests)),
+        "swaps": observed.swaps,
+        "versions_served": {
+            made: sum(observed.kinds[v] == made for v in served) for made in sorted(set(observed.kinds.values()))
+        },
+        "freshness_s": {"p50": percentile(fresh_s, 50), "p95": percentile(fresh_s, 95), "versions": len(fresh_s)},
+        "latency_s": {"p50": percentile(latencies_s, 50), "p95": percentile(latencies_s, 95)},
+        "thumbs": len(answers),
+        "duration_s": observed.duration_s,
+    }
+
+
+def _change(observed: Observed, kind: Kind, target: float, thumbs: int) -> dict[str, Any]:
+    """How satisfaction with ``kind`` went in the first ``thumbs`` thumbs, on held-out inputs and on the traffic."""
+    thumbs = min(thumbs, len(observed.answers))
+    first, last = traffic_satisfaction(observed.answers[:thumbs], kind)
+    return {
+        "before": observed.judged[observed.baseline][kind],
+        "after": observed.judged[version_after(observed.answers, thumbs)][kind],
+        "thumbs": thumbs,
+        "reached_after_thumbs": reached_after(observed.answers, observed.judged, kind, target),
+        "traffic_before": first,
+        "traffic_after": last,
+    }
+
+
+def expected_satisfaction(
+    probabilities: npt.NDArray[np.float64], likes: npt.NDArray[np.bool_], kinds: Sequence[Kind]
+) -> Satisfaction:
+    """Mean over each kind's examples of Σₐ π(a | x)·likes(x, a).
+
+    Args:
+        probabilities: ``[n, a]``, as they would be served, exploration included.
+        likes: ``[n, a]``, True where the user likes action a.
+        kinds: ``n`` names.
+    """
+    pleased = (probabilities * likes).sum(axis=1)
+    return _mean_by_kind(pleased, kinds)
+
+
+def accuracy(
+    scores: npt.NDArray[np.floating[Any]], right: npt.NDArray[np.int64], kinds: Sequence[Kind]
+) -> Satisfaction:
+    """Share of each kind's examples whose best-scored action is the right one.
+
+    Args:
+        scores: ``[n, a]``.
+        right: ``[n]``, index of the right action.
+        kinds: ``n`` names.
+    """
+    return _mean_by_kind((scores.argmax(axis=1) == right).astype(np.float64), kinds)
+
+
+def thumbs_at(answers: Sequence[Answer], time_s: float) -> int:
+    """How many thumbs were durable by then."""
+    return bisect_right(answers, time_s, key=lambda answer: answer.acknowledged_s)
+
+
+def first_answers(answers: Sequence[Answer]) -> dict[int, float]:
+    """Version → when its first answer came, in that order."""
+    first: dict[int, float] = {}
+    for answer in sorted(answers, key=lambda a: a.answered_s):
+        first.setdefault(answer.version, answer.answered_s)
+    return first
+
+
+def version_after(answers: Sequence[Answer], thumbs: int) -> int:
+    """The version that answered last by the time that ``thumbs`` thumbs were durable (or all, if there were fewer)."""
+    until_s = answers[min(thumbs, len(answers)) - 1].acknowledged_s
+    return max((a for a in answers if a.answered_s <= until_s), key=lambda a: a.answered_s).version
+
+
+def reached_after(
+    answers: Sequence[Answer], judged: Mapping[int, Satisfaction], kind: Kind, target: float
+) -> int | None:
+    """Thumbs given before the first answer of the first version whose satisfaction is at least ``target``."""
+    for version, first_s in first_answers(answers).items():
+        if judged[version][kind] >= target:
+            return thumbs_at(answers, first_s)
+    return None
+
+
+def worst_drop(judged: Mapping[int, Satisfaction], baseline: int) -> tuple[float, int, Kind]:
+    """The largest loss of satisfaction among the unchanged kinds in any version, in points, with its version and kind.
+
+    Never negative: the baseline itself has lost nothing.
+    """
+    drops = [
+        (100 * (judged[baseline][kind] - satisfaction[kind]), version, kind)
+        for version, satisfaction in judged.items()
+        for kind in UNCHANGED_KINDS
+    ]
+    return max(drops, key=lambda drop: drop[0])
+
+
+def freshness_s(answers: Sequence[Answer], learned: Sequence[Learned]) -> list[float]:
+    """For each version, the time from the thumb that completed its batch until an answer came that had learned from it.
+
+    The answer may come from that version or from a later one that learned from at least as much; a version whose
+    thumb no answer had learned from before the traffic ended is left out.
+    """
+    acknowledged_s = {answer.feedback_id: answer.acknowledged_s for answer in answers}
+    first_s = first_answers(answers)
+    ages = []
+    for each in learned:
+        came_s = [first_s[v.version] for v in learned if v.experiences >= each.experiences and v.version in first_s]
+        if came_s and each.feedback_id in acknowledged_s:
+            ages.append(min(came_s) - acknowledged_s[each.feedback_id])
+    return ages
+
+
+def mismatched(answers: Sequence[Answer], digests: Mapping[int, str]) -> list[Answer]:
+    """Answers whose version and digest are not a pair that the registry knows."""
+    return [answer for answer in answers if digests.get(answer.version) != answer.version_digest]
+
+
+def moving_satisfaction(
+    answers: Sequence[Answer], kind: Kind, window: int = TRAFFIC_WINDOW
+) -> tuple[list[int], list[float]]:
+    """On the traffic: thumbs so far, and the share of the last ``window`` answers of ``kind`` that were liked.
+
+    Begins with the first full quarter of a window.
+    """
+    thumbs, shares, liked = [], [], []
+    for position, answer in enumerate(answers, start=1):
+        if answer.kind == kind:
+            liked.append(answer.liked)
+            if len(liked) >= window // 4:
+                thumbs.append(position)
+                shares.append(sum(liked[-window:]) / len(liked[-window:]))
+    return thumbs, shares
+
+
+def traffic_satisfaction(answers: Sequence[Answer], kind: Kind, window: int = TRAFFIC_WINDOW) -> tuple[float, float]:
+    """On the traffic: share liked of the first and of the last ``window`` answers of ``kind``; there must be some."""
+    liked = [answer.liked for answer in answers if answer.kind == kind]
+    first, last = liked[:window], liked[-window:]
+    return sum(first) / len(first), sum(last) / len(last)
+
+
+def percentile(values: Sequence[float], percent: float) -> float | None:
+    """Linear between neighbours; None of nothing."""
+    return float(np.percentile(values, percent)) if values else None
+
+
+def _mean_by_kind(values: npt.NDArray[np.float64], kinds: Sequence[Kind]) -> dict[Kind, float]:
+    names = np.array(kinds)
+    return {kind: float(values[names == kind].mean()) for kind in dict.fromkeys(kinds)}

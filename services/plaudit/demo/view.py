@@ -1,0 +1,238 @@
+"""What the demo shows while it runs: a live table on a terminal, plain lines elsewhere. All of it on stderr.
+
+Knows nothing about how things are measured; it is handed :class:`Watched` and shows it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from plaudit.demo.report import NEW_KIND_TARGET, SHIFT_TARGET, SHIFTED_KIND, Answer, Failure
+from plaudit.demo.task import KINDS, NEW_KIND, Kind
+
+RECENT: Final = 100
+"""Answers of a kind that its shown satisfaction is averaged over."""
+_RECENT_S: Final = 5.0
+_HAPPENINGS_SHOWN: Final = 8
+_LINE_EVERY_S: Final = 10.0
+_LEVELS: Final = "▁▂▃▄▅▆▇█"
+_TREND_CELLS: Final = 30
+
+_WANTED: Final[Mapping[Kind, str]] = {
+    "hear": "the spoken digit",
+    "see": "the written digit",
+    "larger": "the larger of the two",
+    "add": "now only the last digit of the sum",
+    "smaller": "the smaller of the two, never labelled",
+}
+
+
+@dataclass
+class Watched:
+    """What is known while the traffic runs; the driver writes it, the view reads it.
+
+    Attributes:
+        total: requests to be sent.
+        started_s: when the traffic began, UTC seconds.
+        happenings: what changed, newest last.
+        finetuning: what the fine-tuning job does, in a few words.
+    """
+
+    total: int
+    started_s: float
+    answers: list[Answer] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    happenings: deque[str] = field(default_factory=lambda: deque(maxlen=_HAPPENINGS_SHOWN))
+    live: int | None = None
+    candidate: int | None = None
+    swaps: int = 0
+    finetuning: str = "none yet"
+    freshness_s: float | None = None
+
+
+def recent_satisfaction(answers: Sequence[Answer], kind: Kind) -> float | None:
+    """Share of the last answers of ``kind`` that users liked; None if there are none."""
+    liked = _liked(answers, kind)[-RECENT:]
+    return sum(liked) / len(liked) if liked else None
+
+
+def trend(liked: Sequence[bool], cells: int = _TREND_CELLS) -> str:
+    """A line of blocks: the share liked in each of up to ``cells`` equal stretches, oldest first."""
+    cells = min(cells, len(liked))
+    stretches = [liked[len(liked) * i // cells : len(liked) * (i + 1) // cells] for i in range(cells)]
+    return "".join(_LEVELS[min(int(sum(s) / len(s) * len(_LEVELS)), len(_LEVELS) - 1)] for s in stretches)
+
+
+def per_second(answers: Sequence[Answer], now_s: float) -> float:
+    """Answers a second over the last few seconds."""
+    count = 0
+    for answer in reversed(answers):
+        if answer.answered_s < now_s - _RECENT_S:
+            break
+        count += 1
+    return count / _RECENT_S
+
+
+def render(watched: Watched, now_s: float) -> RenderableType:
+    """The whole live view."""
+    kinds = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("question", "satisfied", f"trend since the start (now: last {RECENT})", "what users want"):
+        kinds.add_column(title)
+    for kind in KINDS:
+        recent = recent_satisfaction(watched.answers, kind)
+        style = {SHIFTED_KIND: "yellow", NEW_KIND: "cyan"}.get(kind, "")
+        kinds.add_row(kind, _percent(recent), trend(_liked(watched.answers, kind)), _WANTED[kind], style=style)
+    facts = Table.grid(padding=(0, 3))
+    facts.add_row(
+        f"[b]{len(watched.answers)}[/b] of {watched.total} thumbs",
+        f"{per_second(watched.answers, now_s):.0f} a second",
+        f"{now_s - watched.started_s:.0f} s",
+        f"{len(watched.failures)} failed",
+    )
+    facts.add_row(
+        f"version [b]{watched.live or '-'}[/b] serves",
+        f"on trial: {watched.candidate or '-'}",
+        f"{watched.swaps} swaps",
+        f"thumb to policy: {_seconds(watched.freshness_s)}",
+    )
+    news = Text("\n".join(watched.happenings) or "nothing has changed yet", style="dim", overflow="ellipsis")
+    return Group(facts, Text(), kinds, Text(), Text(f"fine-tuning: {watched.finetuning}"), Text(), news)
+
+
+def line(watched: Watched, now_s: float) -> str:
+    """The same in one line."""
+    kinds = ", ".join(f"{kind} {_percent(recent_satisfaction(watched.answers, kind))}" for kind in KINDS)
+    return (
+        f"{len(watched.answers)}/{watched.total} thumbs, {per_second(watched.answers, now_s):.0f}/s, "
+        f"{len(watched.failures)} failed; version {watched.live or '-'}, {watched.swaps} swaps, "
+        f"fresh in {_seconds(watched.freshness_s)}; fine-tuning {watched.finetuning}; satisfied: {kinds}"
+    )
+
+
+def results(summary: Mapping[str, Any]) -> RenderableType:
+    """The final table. Takes what goes to summary.json."""
+    table = Table(title="What the loop did", title_justify="left", box=None, pad_edge=False, header_style="dim")
+    table.add_column("")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    table.add_column("")
+    shift, new = summary["shift"], summary["new_kind"]
+    for kind, value in summary["pretrain"]["accuracy"].items():
+        withheld = ", ".join(
+            f"without {name} {_percent(by_kind[kind])}" for name, by_kind in summary["pretrain"]["without"].items()
+        )
+        table.add_row(f"{kind}, accuracy after pre-training", "", _percent(value), withheld)
+    table.add_row(
+        f"{SHIFTED_KIND}, after users changed their taste",
+        _percent(shift["before"]),
+        _percent(shift["after"]),
+        f"after {shift['thumbs']} thumbs; {_reached(shift['reached_after_thumbs'], SHIFT_TARGET)}",
+    )
+    table.add_row(
+        f"{NEW_KIND}, which was never labelled",
+        _percent(new["before"]),
+        _percent(new["after"]),
+        f"after {new['thumbs']} thumbs; {_reached(new['reached_after_thumbs'], NEW_KIND_TARGET)}",
+    )
+    unchanged = summary["unchanged"]
+    table.add_row(
+        "worst drop of a kind that did not change",
+        "",
+        f"{unchanged['worst_drop_points']:.1f} points",
+        f"{unchanged['kind']}, version {unchanged['version']}",
+    )
+    requests = summary["requests"]
+    table.add_row("requests failed", "", f"{requests['failed']} of {requests['total']}", f"{summary['swaps']} swaps")
+    freshness = summary["freshness_s"]
+    table.add_row(
+        "thumb to changed policy", "", _seconds(freshness["p50"]), f"median; 95 % within {_seconds(freshness['p95'])}"
+    )
+    table.add_row("the whole demo", "", _seconds(summary["duration_s"]), "")
+    return table
+
+
+class View:
+    """Shows the stages of the demo one after another."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False)
+
+    @contextmanager
+    def training(self) -> Iterator[Callable[[float, str], None]]:
+        """Gives what shows progress: a fraction of the budget, and a few words."""
+        if not self._console.is_terminal:
+            yield _Lines(self.say).training
+            return
+        columns = (TextColumn("pre-training"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=self._console) as progress:
+            task = progress.add_task("", total=1.0)
+            yield lambda fraction, words: progress.update(task, completed=fraction, description=words)
+
+    @contextmanager
+    def traffic(self) -> Iterator[Callable[[Watched], None]]:
+        """Gives what shows the present state; call it a few times a second."""
+        if not self._console.is_terminal:
+            yield _Lines(self.say).traffic
+            return
+        with Live(console=self._console, auto_refresh=False) as live:
+            yield lambda watched: live.update(render(watched, time.time()), refresh=True)
+
+    def results(self, summary: Mapping[str, Any]) -> None:
+        self._console.print(results(summary))
+
+
+class _Lines:
+    """Progress where there is no terminal: a line now and then, and one for everything that changed."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._last_s = 0.0
+        self._last_happening = ""
+
+    def training(self, fraction: float, words: str) -> None:
+        if self._due() or fraction >= 1.0:
+            self._say(f"pre-training {fraction:.0%}: {words}")
+
+    def traffic(self, watched: Watched) -> None:
+        if watched.happenings and watched.happenings[-1] != self._last_happening:
+            self._last_happening = watched.happenings[-1]
+            self._say(self._last_happening)
+        if self._due():
+            self._say(line(watched, time.time()))
+
+    def _due(self) -> bool:
+        now_s = time.monotonic()
+        due = now_s - self._last_s >= _LINE_EVERY_S
+        if due:
+            self._last_s = now_s
+        return due
+
+
+def _liked(answers: Sequence[Answer], kind: Kind) -> list[bool]:
+    return [answer.liked for answer in answers if answer.kind == kind]
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
+
+
+def _seconds(duration_s: float | None) -> str:
+    return "-" if duration_s is None else f"{duration_s:.1f} s"
+
+
+def _reached(thumbs: int | None, target: float) -> str:
+    return f"{target:.0%} not reached" if thumbs is None else f"{target:.0%} reached after {thumbs}"
