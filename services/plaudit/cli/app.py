@@ -351,7 +351,7 @@ def _add(parts: dict[str, Content], name: str, part: Any, option: str) -> None:
 
 def _modality_of_kind(spec: Mapping[str, Any], kind: str) -> str:
     """The name of the only modality of ``kind``; BadParameter if there is none or more than one."""
-    kinds = {name: fields["kind"] for name, fields in spec["modalities"].items()}
+    kinds: dict[str, str] = {name: fields["kind"] for name, fields in spec["modalities"].items()}
     names = [name for name, its_kind in kinds.items() if its_kind == kind]
     if len(names) != 1:
         listed = ", ".join(f"{name} ({its_kind})" for name, its_kind in kinds.items())

@@ -1,0 +1,246 @@
+"""The client half of the command, run in this process against a server that records what it gets."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+import builders
+from plaudit.cli import main
+from plaudit.v1 import feedback_pb2
+from recording_server import Recorder, recording_server
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+Shell = Callable[..., Done]
+
+
+@pytest.fixture
+def server() -> Iterator[Recorder]:
+    with recording_server() as recorder:
+        recorder.manifest = {
+            "spec": {"modalities": {"photo": {"kind": "image"}, "left": {"kind": "audio"}, "right": {"kind": "audio"}}}
+        }
+        yield recorder
+
+
+@pytest.fixture
+def shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], server: Recorder
+) -> Shell:
+    """``shell("versions", "--json")`` in an empty folder, with the recording server as target."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PLAUDIT_SERVING__PORT", server.target.rpartition(":")[2])
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["plaudit", *arguments])
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return Done(code, captured.out, captured.err)
+
+    return run
+
+
+def test_predict_by_name_sends_text_images_and_tensors(shell, server, tmp_path):
+    (tmp_path / "x.png").write_bytes(builders.png())
+    np.save(tmp_path / "radar.npy", np.ones((2, 3)))
+    done = shell(
+        *("predict", "--content", "photo=@x.png", "--content", "radar=@radar.npy", "--content", "question=what=?"),
+        *("--user", "ada", "--allow", "cat", "--allow", "dog", "--greedy", "--top-k", "2", "--explain"),
+    )
+
+    assert done.code == 0, done.err
+    (request,) = server.received
+    assert request.content["photo"].image == builders.png()
+    assert list(request.content["radar"].tensor.shape) == [2, 3]
+    assert request.content["question"].text == "what=?"
+    assert (request.user_id, list(request.allowed_actions)) == ("ada", ["cat", "dog"])
+    assert (request.greedy, request.top_k, request.explain) == (True, 2, True)
+    assert "cat: picked with probability 0.250 by version 3 (candidate)" in done.out
+    assert "prediction id: signed" in done.out
+
+
+def test_predict_allows_all_actions_unless_told(shell, server):
+    assert shell("predict", "--content", "question=hi").code == 0
+    assert list(server.received[0].allowed_actions) == []
+
+
+def test_predict_as_json_is_one_object_on_stdout(shell):
+    done = shell("predict", "--content", "question=hi", "--json")
+    assert json.loads(done.out)["scores"] == {"dog": 0.75, "cat": 0.25}
+    assert done.err == ""
+
+
+def test_predict_finds_the_modality_of_the_models_only_image(shell, server, tmp_path):
+    (tmp_path / "x.png").write_bytes(builders.png())
+    assert shell("predict", "--image", "x.png").code == 0
+    assert server.received[-1].content["photo"].image == builders.png()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--audio", "x.wav"], "2 modalities of kind audio"),
+        (["--text", "hi"], "0 modalities of kind text"),
+        (["--image", "gone.png"], "gone.png cannot be read"),
+        (["--content", "photo"], "'photo' is not NAME=VALUE"),
+        (["--content", "photo=@noise.bin"], "noise.bin is neither a known image"),
+        (["--content", "x=@noise.npy"], "noise.npy is not a readable .npy file"),
+        (["--content", "x=1", "--content", "x=2"], "'x' is given twice"),
+        (["--top-k", "-1"], "--top-k"),
+        (["--speed", "9"], "--speed"),
+    ],
+)
+def test_what_cannot_be_sent_is_named_and_exits_with_2(shell, server, tmp_path, arguments, said):
+    for name in ("noise.bin", "noise.npy", "x.wav"):
+        (tmp_path / name).write_bytes(b"noise")
+    done = shell("predict", *arguments)
+    assert done.code == 2
+    assert said in _unwrapped(done.err)
+    assert not any(request.DESCRIPTOR.name == "PredictRequest" for request in server.received)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "signal"),
+    [
+        (["--up"], "thumb"),
+        (["--down"], "thumb"),
+        (["--rating", "0"], "rating"),
+        (["--correct", "dog"], "correction"),
+        (["--prefer", "dog", "cat"], "preference"),
+        (["--implicit", "interrupted"], "implicit"),
+        (["--retract", "f0"], "retract"),
+        (["--retract-all"], "retract"),
+    ],
+)
+def test_each_kind_of_feedback(shell, server, arguments, signal):
+    done = shell("feedback", "signed", *arguments, "--user", "ada", "--feedback-id", "f1", "--json")
+    assert done.code == 0, done.err
+    (request,) = server.received
+    assert request.WhichOneof("signal") == signal
+    assert (request.prediction_id, request.user_id, request.feedback_id) == ("signed", "ada", "f1")
+    assert json.loads(done.out) == {"feedback_id": "f1", "duplicate": False, "error": ""}
+
+
+def test_thumbs_are_not_mixed_up(shell, server):
+    shell("feedback", "signed", "--down")
+    assert server.received[0].thumb == feedback_pb2.THUMB_DOWN
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--up", "--down"], "2 signals given"),
+        ([], "0 signals given"),
+        (["--implicit", "yawned"], "'yawned' is not one of"),
+        (["--rating", "1.5"], "--rating"),
+    ],
+)
+def test_feedback_that_says_too_much_too_little_or_nonsense_exits_with_2(shell, server, arguments, said):
+    done = shell("feedback", "signed", *arguments)
+    assert done.code == 2
+    assert said in _unwrapped(done.err)
+    assert server.received == []
+
+
+def test_versions_as_a_table_and_as_json(shell):
+    table = shell("versions").out
+    assert "because" in table
+    assert "model pets: version 3 is live, pinned, set by ada" in table
+    listed = json.loads(shell("versions", "--json").out)
+    assert (listed["versions"][0]["version"], listed["rollout"]["live"]) == (1, 3)
+
+
+def test_one_version_shows_its_manifest(shell):
+    assert "modalities" in shell("versions", "2").out
+    assert json.loads(shell("versions", "2", "--json").out)["version"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "request_name"),
+    [
+        (["promote", "4"], "PromoteRequest"),
+        (["rollback"], "RollbackRequest"),
+        (["pin", "4"], "PinRequest"),
+        (["unpin"], "PinRequest"),
+    ],
+)
+def test_changes_carry_reason_and_admin_token(shell, server, monkeypatch, arguments, request_name):
+    monkeypatch.setenv("PLAUDIT_SERVING__ADMIN_TOKEN", "sesame")
+    done = shell(*arguments, "--reason", "it is better", "--json")
+    (request,) = server.received
+    assert (request.DESCRIPTOR.name, request.reason) == (request_name, "it is better")
+    assert server.metadata["authorization"] == "Bearer sesame"
+    assert json.loads(done.out)["generation"] == 7
+
+
+def test_a_receipt(shell):
+    assert json.loads(shell("receipt", "f1", "--json").out)["used_in_version"] == 4
+    assert "used" in shell("receipt", "f1").out
+
+
+def test_a_refusal_of_the_server_is_one_sentence_and_exits_with_1(shell, server):
+    server.failures.append((grpc.StatusCode.NOT_FOUND, "version: 9 does not exist; there are 1 to 3"))
+    done = shell("promote", "9")
+    assert (done.code, done.err) == (1, "plaudit: version: 9 does not exist; there are 1 to 3\n")
+
+
+def test_no_server_is_said_with_its_address(shell):
+    done = shell("versions", "--target", "127.0.0.1:1")
+    assert done.code == 1
+    assert "no server answers at 127.0.0.1:1" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["versions", "--config", "gone.toml"], "gone.toml: "),
+        (["versions", "--config", "typo.toml"], "serving.prot: unknown setting"),
+        (["promote", "0"], "greater than or equal to 1"),
+        (["promote"], "N"),
+        (["juggle"], "juggle"),
+    ],
+)
+def test_usage_and_settings_exit_with_2(shell, tmp_path, arguments, said):
+    (tmp_path / "typo.toml").write_text("[serving]\nprot = 1\n")
+    done = shell(*arguments)
+    assert done.code == 2
+    assert said in _unwrapped(done.err)
+
+
+def test_the_settings_file_in_this_folder_is_read(shell, tmp_path):
+    (tmp_path / "plaudit.toml").write_text("[serving]\nprot = 1\n")
+    done = shell("versions")
+    assert (done.code, done.err) == (2, "plaudit: plaudit.toml: serving.prot: unknown setting\n")
+
+
+def test_help_teaches_every_command_with_an_example(shell):
+    from plaudit.cli.app import app
+
+    names = [command.name or command.callback.__name__ for command in app.registered_commands]
+    without_example = [
+        name for name in names if "Example: plaudit " + name not in _unwrapped(shell(name, "--help").out)
+    ]
+    assert without_example == []
+
+
+def _unwrapped(text: str) -> str:
+    """Without the box that typer draws around usage errors and help."""
+    return " ".join(text.replace("│", " ").split())

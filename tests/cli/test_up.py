@@ -1,0 +1,95 @@
+"""The supervisor, with small real child processes in place of the services."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from plaudit.cli.up import Service, pause_s, run
+
+READY = "import json, sys; print(json.dumps({'event': 'ready'}), flush=True)\n"
+STAYS = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit({code}))\n" + READY + "signal.pause()"
+DIES = READY + "sys.exit({code})"
+
+
+def _service(name: str, program: str, *, restart: bool, code: int = 0) -> Service:
+    return Service(name, [sys.executable, "-c", program.replace("{code}", str(code))], restart)
+
+
+class Watcher:
+    """Collects reports, and sends this process a signal once ``until`` says so."""
+
+    def __init__(self, until: Any, number: int = signal.SIGTERM) -> None:
+        self.events: list[Mapping[str, Any]] = []
+        self._until = until
+        self._number = number
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        self.events.append(event)
+        if self._until(self.events):
+            os.kill(os.getpid(), self._number)
+
+    def count(self, kind: str) -> int:
+        return sum(event["event"] == kind for event in self.events)
+
+
+async def _no_pause(_: float) -> None:
+    await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_drains_every_child_and_is_success(number):
+    watcher = Watcher(lambda events: len(events) == 2, number)
+    services = [_service("serve", STAYS, restart=False), _service("learn", STAYS, restart=True)]
+    assert await run(services, watcher) == 0
+    assert {event["service"] for event in watcher.events} == {"serve", "learn"}
+
+
+async def test_a_child_that_fails_to_drain_makes_the_whole_fail():
+    watcher = Watcher(lambda events: len(events) == 1)
+    assert await run([_service("serve", STAYS, restart=False, code=1)], watcher) == 1
+
+
+async def test_the_learner_is_started_again_with_growing_pauses():
+    pauses = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+
+    watcher = Watcher(lambda events: sum(e["event"] == "restarting" for e in events) == 3)
+    services = [_service("serve", STAYS, restart=False), _service("learn", DIES, restart=True, code=1)]
+    assert await run(services, watcher, pause=pause, clock=lambda: 0.0) == 0
+    assert pauses[:2] == [1.0, 2.0]
+    assert [e["code"] for e in watcher.events if e["event"] == "exited"] == [1, 1, 1]
+
+
+async def test_a_learner_that_lived_long_starts_over_with_the_first_pause():
+    ticks = iter(range(0, 100_000, 1000))
+    watcher = Watcher(lambda events: sum(e["event"] == "restarting" for e in events) == 3)
+    services = [_service("learn", DIES, restart=True, code=1)]
+    await run(services, watcher, pause=_no_pause, clock=lambda: float(next(ticks)))
+    assert [e["in_s"] for e in watcher.events if e["event"] == "restarting"] == [1.0, 1.0, 1.0]
+
+
+async def test_when_the_service_ends_everything_ends_with_its_code():
+    watcher = Watcher(lambda events: False)
+    services = [_service("serve", DIES, restart=False, code=2), _service("learn", STAYS, restart=True)]
+    assert await run(services, watcher) == 2
+    assert watcher.count("exited") == 1
+
+
+async def test_a_wrong_setting_of_the_learner_is_not_tried_again():
+    watcher = Watcher(lambda events: False)
+    services = [_service("serve", STAYS, restart=False), _service("learn", DIES, restart=True, code=2)]
+    assert await run(services, watcher) == 2
+    assert watcher.count("restarting") == 0
+
+
+def test_pauses_double_and_are_bounded():
+    assert [pause_s(deaths) for deaths in (1, 2, 3, 5, 6, 100)] == [1.0, 2.0, 4.0, 16.0, 30.0, 30.0]
