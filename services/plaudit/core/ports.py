@@ -8,7 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
 
 from plaudit.core.events import Content, Decision, Event, Features, Feedback, Topic
 from plaudit.core.experience import Experience, FeedbackState, Served
@@ -287,4 +291,64 @@ class JobLauncher(Protocol):
 
     def cancel(self, run_dir: Path) -> None:
         """End the job if it is running; returns when it has ended."""
+        ...
+
+
+class ServableModel(Protocol):
+    """One proven version, loaded for inference. Safe to use from several threads.
+
+    There is no close: it is released when nobody refers to it any more, so never under a request.
+
+    Notation:
+        b: batch size, d: embedding size, a: number of actions
+    """
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    @property
+    def digest(self) -> str:
+        """``manifest.digest``, computed once."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """For the text modalities; None if the version has none."""
+        ...
+
+    def trunk(
+        self, inputs: Mapping[str, npt.NDArray[Any]]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Content → features.
+
+        Args:
+            inputs: as :func:`plaudit_models.preprocess.assemble` makes them.
+
+        Returns:
+            Embedding ``[b, d]`` and base logits ``[b, a]``.
+        """
+        ...
+
+    def head(
+        self, embedding: npt.NDArray[np.float32], base_logits: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """Features ``[b, d]`` and ``[b, a]`` → scores ``[b, a]``, unnormalised log-probabilities."""
+        ...
+
+    def warm(self, batch_sizes: Sequence[int]) -> None:
+        """Run every batch size once that was not run before, so that the first request of that size does not pay."""
+        ...
+
+
+class ModelRuntime(Protocol):
+    """Loads version folders. There is no way to a model that is not proven. Safe to use from several threads."""
+
+    def load(self, folder: Path) -> ServableModel:
+        """Check every digest, open the graphs, check them against the spec and against the golden outputs.
+
+        Versions that have the trunk in common share it in memory, so loading a refreshed head costs milliseconds.
+
+        Raises:
+            CorruptBundle: the folder is not what its manifest says, or its graphs do not do what they should.
+        """
         ...

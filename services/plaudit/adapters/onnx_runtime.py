@@ -1,0 +1,261 @@
+"""ModelRuntime on ONNX Runtime: version folders as proven sessions. Knows nothing about requests or rollouts.
+
+Notation:
+    b: batch size, d: embedding size, a: number of actions
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+from weakref import WeakValueDictionary
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+
+from plaudit.core.errors import ConfigError
+from plaudit_models.bundle import (
+    HEAD,
+    HEAD_GOLDEN,
+    TOKENIZER,
+    TRUNK,
+    TRUNK_GOLDEN,
+    CorruptBundle,
+    FileDigest,
+    Manifest,
+    digest_file,
+    verify,
+)
+from plaudit_models.preprocess import assemble, input_dtype, read_tokenizer
+from plaudit_models.spec import BASE_LOGITS, EMBEDDING, PRESENT, SCORES, ModelSpec, TextModality
+
+Float = npt.NDArray[np.float32]
+Arrays = Mapping[str, npt.NDArray[Any]]
+Device = Literal["auto", "cuda", "cpu"]
+
+ABSOLUTE_TOLERANCE: Final = 1e-4
+RELATIVE_TOLERANCE: Final = 1e-3
+"""How far golden outputs may be from the recorded ones: other processors and batch sizes round differently."""
+
+_ONNX_DTYPES: Final = {np.dtype(np.float32): "tensor(float)", np.dtype(np.int64): "tensor(int64)"}
+_CUDA_OPTIONS: Final = {
+    # The default tries every convolution algorithm for every new batch size, in the middle of a request.
+    "cudnn_conv_algo_search": "HEURISTIC",
+    # TF32 keeps 10 bits of mantissa: golden outputs would not be reproduced.
+    "use_tf32": "0",
+}
+_REMEMBERED_FILES: Final = 10_000
+
+
+class OnnxRuntime:
+    """See :class:`plaudit.core.ports.ModelRuntime`.
+
+    Args:
+        device: ``auto`` takes CUDA where there is any.
+        threads: threads that one evaluation may use.
+
+    Raises:
+        ConfigError: CUDA was asked for and is not there.
+    """
+
+    def __init__(self, device: Device = "auto", threads: int = 1) -> None:
+        self._providers = _providers(device)
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._trunks: WeakValueDictionary[tuple[str | None, ...], _Trunk] = WeakValueDictionary()
+        self._digests: dict[tuple[int, int, int, int], FileDigest] = {}
+
+    def load(self, folder: Path) -> OnnxModel:
+        with self._lock:  # two callers that load the same trunk at once end with one
+            manifest = verify(folder, self._digest)
+            for name in (TRUNK, HEAD, TRUNK_GOLDEN, HEAD_GOLDEN):
+                if name not in manifest.files:
+                    raise CorruptBundle(f"{folder}: the manifest seals no {name}")
+            trunk = self._trunk(folder, manifest)
+            head = _Graph(folder / HEAD, self._providers, self._threads)
+            _check_contract(head, {EMBEDDING: _row(manifest.spec.embedding_size), BASE_LOGITS: _actions(manifest.spec)})
+            _prove(head, trunk.golden_outputs, _arrays(folder / HEAD_GOLDEN), [SCORES])
+            return OnnxModel(manifest, trunk, head)
+
+    def _trunk(self, folder: Path, manifest: Manifest) -> _Trunk:
+        sealed = (manifest.files.get(name) for name in (TRUNK, TRUNK_GOLDEN, TOKENIZER))
+        key = tuple(None if file is None else file.sha256 for file in sealed)
+        trunk = self._trunks.get(key)
+        if trunk is None:
+            trunk = _Trunk(folder, _tokenizer(folder, manifest), self._providers, self._threads)
+            self._trunks[key] = trunk
+        _check_contract(trunk.graph, _trunk_inputs(manifest.spec))
+        return trunk
+
+    def _digest(self, path: Path) -> FileDigest:
+        """A file that was digested before and has not been written to since is not read again."""
+        status = path.stat()
+        key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if key not in self._digests:
+            if len(self._digests) >= _REMEMBERED_FILES:
+                self._digests.clear()
+            self._digests[key] = digest_file(path)
+        return self._digests[key]
+
+
+class OnnxModel:
+    """See :class:`plaudit.core.ports.ServableModel`."""
+
+    def __init__(self, manifest: Manifest, trunk: _Trunk, head: _Graph) -> None:
+        self.manifest = manifest
+        self.digest = manifest.digest
+        self.tokenizer = trunk.tokenizer
+        self._trunk = trunk
+        self._head = head
+        self._warm_heads: set[int] = set()
+
+    def trunk(self, inputs: Arrays) -> tuple[Float, Float]:
+        embedding, base_logits = self._trunk.graph.run([EMBEDDING, BASE_LOGITS], inputs)
+        return embedding, base_logits
+
+    def head(self, embedding: Float, base_logits: Float) -> Float:
+        return self._head.run([SCORES], {EMBEDDING: embedding, BASE_LOGITS: base_logits})[0]
+
+    def warm(self, batch_sizes: Sequence[int]) -> None:
+        spec = self.manifest.spec
+        for size in batch_sizes:
+            if size not in self._trunk.warm:
+                self.trunk(assemble(spec, [{}] * size))
+                self._trunk.warm.add(size)
+            if size not in self._warm_heads:
+                self.head(
+                    np.zeros((size, spec.embedding_size), np.float32), np.zeros((size, len(spec.actions)), np.float32)
+                )
+                self._warm_heads.add(size)
+
+
+class _Trunk:
+    """A proven trunk and its tokenizer, shared by the versions that have them in common.
+
+    Attributes:
+        golden_outputs: the recorded features that heads are proven on.
+        warm: batch sizes that were run.
+    """
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer | None, providers: Sequence[Any], threads: int) -> None:
+        self.graph = _Graph(folder / TRUNK, providers, threads)
+        self.tokenizer = tokenizer
+        self.warm: set[int] = set()
+        golden = _arrays(folder / TRUNK_GOLDEN)
+        outputs = {EMBEDDING, BASE_LOGITS}
+        inputs = {name: array for name, array in golden.items() if name not in outputs}
+        _prove(self.graph, inputs, golden, [EMBEDDING, BASE_LOGITS])
+        self.golden_outputs = {name: golden[name] for name in outputs}
+
+
+class _Graph:
+    """An ONNX graph in a session. Raises CorruptBundle where onnxruntime cannot load or run it."""
+
+    def __init__(self, path: Path, providers: Sequence[Any], threads: int) -> None:
+        self.path = path
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Threads that spin while they wait take the processor from decoding and from the event loop.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            raise CorruptBundle(f"{path.name} in {path.parent}: onnxruntime cannot load it: {error}") from error
+
+    def inputs(self) -> dict[str, tuple[str, list[Any]]]:
+        """Name → ONNX type and shape."""
+        return {i.name: (i.type, list(i.shape)) for i in self._session.get_inputs()}
+
+    def run(self, names: Sequence[str], inputs: Arrays) -> list[Float]:
+        outputs: list[Float] = self._session.run(names, inputs)
+        return outputs
+
+
+def _providers(device: Device) -> Sequence[Any]:
+    there = onnxruntime.get_available_providers()
+    if device == "cuda" and "CUDAExecutionProvider" not in there:
+        raise ConfigError(
+            "serving.device: 'cuda' was asked for, but onnxruntime offers only "
+            f"{', '.join(there)}; install the extra `gpu`, or set 'cpu' or 'auto'"
+        )
+    if device == "cpu" or "CUDAExecutionProvider" not in there:
+        return ["CPUExecutionProvider"]
+    return [("CUDAExecutionProvider", dict(_CUDA_OPTIONS)), "CPUExecutionProvider"]
+
+
+def _trunk_inputs(spec: ModelSpec) -> dict[str, tuple[str, list[int]]]:
+    inputs = {
+        name: (_ONNX_DTYPES[input_dtype(modality)], list(modality.shape)) for name, modality in spec.modalities.items()
+    }
+    return inputs | {PRESENT: _row(len(spec.modalities))}
+
+
+def _row(size: int) -> tuple[str, list[int]]:
+    return "tensor(float)", [size]
+
+
+def _actions(spec: ModelSpec) -> tuple[str, list[int]]:
+    return _row(len(spec.actions))
+
+
+def _check_contract(graph: _Graph, expected: Mapping[str, tuple[str, list[int]]]) -> None:
+    """Inputs as the spec says, each with a batch axis of any length in front."""
+    found = graph.inputs()
+    where = f"{graph.path.name} in {graph.path.parent}"
+    if found.keys() != expected.keys():
+        raise CorruptBundle(f"{where}: takes the inputs {sorted(found)}, the spec says {sorted(expected)}")
+    for name, (dtype, shape) in expected.items():
+        found_dtype, found_shape = found[name]
+        if found_dtype != dtype or found_shape[1:] != shape or isinstance(found_shape[0], int):
+            raise CorruptBundle(
+                f"{where}: input {name} is {found_dtype} {found_shape}, the spec says {dtype} [any, {str(shape)[1:]}"
+            )
+
+
+def _prove(graph: _Graph, inputs: Arrays, expected: Arrays, outputs: Sequence[str]) -> None:
+    """The recorded inputs must give the recorded outputs, whatever rows they are computed with."""
+    where = f"{graph.path.name} in {graph.path.parent}"
+    missing = [name for name in (*graph.inputs(), *outputs) if name not in {*inputs, *expected}]
+    if missing:
+        raise CorruptBundle(f"{where}: its golden file lacks {missing}")
+    for rows in (slice(None), slice(0, 1)):
+        try:
+            found = graph.run(outputs, {name: array[rows] for name, array in inputs.items()})
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            raise CorruptBundle(f"{where}: cannot run its golden inputs: {error}") from error
+        for name, array in zip(outputs, found, strict=True):
+            wanted = expected[name][rows]
+            if len(wanted) == 0 or array.shape != wanted.shape:
+                raise CorruptBundle(f"{where}: {name} has the shape {array.shape}, golden is {wanted.shape}")
+            if not np.isfinite(array).all():
+                raise CorruptBundle(f"{where}: {name} is not finite on its golden inputs")
+            if not np.allclose(array, wanted, rtol=RELATIVE_TOLERANCE, atol=ABSOLUTE_TOLERANCE):
+                worst = float(np.abs(array - wanted).max())
+                raise CorruptBundle(f"{where}: {name} differs from its golden output by {worst:.2g}")
+
+
+def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    try:
+        arrays: dict[str, npt.NDArray[Any]] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CorruptBundle(f"{path.name} in {path.parent}: {error}") from error
+    return arrays
+
+
+def _tokenizer(folder: Path, manifest: Manifest) -> Tokenizer | None:
+    if TOKENIZER not in manifest.files:
+        if any(isinstance(modality, TextModality) for modality in manifest.spec.modalities.values()):
+            raise CorruptBundle(f"{folder}: the spec has a text modality, but there is no {TOKENIZER}")
+        return None
+    try:
+        return read_tokenizer(folder / TOKENIZER)
+    except ValueError as error:
+        raise CorruptBundle(str(error)) from error
