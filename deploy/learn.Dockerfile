@@ -11,7 +11,7 @@ RUN pip install --no-cache-dir --constraint requirements/constraints.txt '.[lear
     && install -d -o plaudit /data
 USER plaudit
 WORKDIR /home/plaudit
-ENV PLAUDIT_DATA_DIR=/data
+ENV PLAUDIT_DATA_DIR=/data PLAUDIT_LEARNER__HOST=0.0.0.0
 VOLUME /data
 EXPOSE 8003
 ENTRYPOINT ["plaudit"]

@@ -120,6 +120,11 @@ def load_data_folder(
     )
 
 
+def splits_of(folder: Path, spec: ModelSpec) -> set[str]:
+    """Which splits have rows. Raises InvalidData as :func:`load_data_folder` does."""
+    return set(_read_table(folder, spec).columns["split"])
+
+
 def tokenizer_for(folder: Path, spec: ModelSpec, *, vocabulary_size: int = 2048) -> Tokenizer | None:
     """Learn a tokenizer from the training texts of ``folder``; None if the spec has no text modality.
 

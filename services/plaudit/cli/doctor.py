@@ -148,7 +148,7 @@ def _ports(settings: Settings) -> Iterator[Finding]:
     host = settings.serving.host
     yield _port("serving.port", host, settings.serving.port, _serves_predictions)
     yield _port("serving.metrics_port", host, settings.serving.metrics_port, _shows_our_metrics)
-    yield _port("learner.metrics_port", host, settings.learner.metrics_port, _shows_our_metrics)
+    yield _port("learner.metrics_port", settings.learner.host, settings.learner.metrics_port, _shows_our_metrics)
 
 
 def _port(setting: str, host: str, port: int, is_ours: Callable[[str], bool]) -> Finding:

@@ -101,6 +101,8 @@ class PolicySettings(_Section):
 class LearnerSettings(_Section):
     """[learner] The learner."""
 
+    host: str = "127.0.0.1"
+    """Address the metrics port listens on; 0.0.0.0 for all."""
     metrics_port: Port = 8003
     """Prometheus metrics port; 0 picks a free one."""
     batch: Count = 64

@@ -20,7 +20,7 @@ import torch
 from plaudit.core.ports import ModelRegistry
 from plaudit.core.rollout import Change, Rollout, promote
 from plaudit_models.bundle import TOKENIZER, Manifest
-from plaudit_models.dataset import InvalidData, LabelledData, load_data_folder, tokenizer_for
+from plaudit_models.dataset import LabelledData, load_data_folder, splits_of, tokenizer_for
 from plaudit_models.preprocess import assemble
 from plaudit_models.spec import ModelSpec
 from plaudit_models.training.export import export_version
@@ -103,9 +103,9 @@ def pretrain_and_publish(
         ),
         on_progress=on_progress,
     )
-    try:
+    if "test" in splits_of(folder, spec):
         judged, split = load_data_folder(folder, spec, "test", tokenizer), "test"
-    except InvalidData:
+    else:
         judged, split = validation, "val"
     accuracy, without = evaluate(trained.model, judged), without_each(trained.model, judged)
     manifest = Manifest(

@@ -1,0 +1,104 @@
+"""From a labelled data folder to a version in a real registry, on a task small enough to learn in a few steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from plaudit.adapters.directory_registry import DirectoryRegistry
+from plaudit.learner.pretraining import Published, golden_inputs, pretrain_and_publish, steps_of
+from plaudit_models.bundle import TOKENIZER, verify
+from plaudit_models.dataset import InvalidData, LabelledData
+from plaudit_models.spec import PRESENT, ModelSpec, TensorModality, TextModality
+from plaudit_models.training.pretrain import PretrainProgress
+
+SPEC = ModelSpec(name="pets", modalities={"text": TextModality(max_tokens=4)}, actions=("cat", "dog"), embedding_size=8)
+SOUNDS = {"cat": ("meow", "purr"), "dog": ("woof", "growl")}
+
+
+def _write(folder: Path, rows: dict[str, int]) -> Path:
+    lines = ["split,action,text"]
+    for split, count in rows.items():
+        for i in range(count):
+            action = SPEC.actions[i % 2]
+            lines.append(f"{split},{action},it says {SOUNDS[action][i // 2 % 2]}")
+    folder.mkdir()
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def _pretrain(folder: Path, registry: DirectoryRegistry, **options: Any) -> Published:
+    defaults: dict[str, Any] = {
+        "now_s": 1.0,
+        "floor": 0.02,
+        "max_duration_s": 60.0,
+        "max_epochs": 20,
+        "batch": 16,
+        "learning_rate": 3e-3,
+        "patience": 5,
+        "threads": 1,
+        "seed": 0,
+    }
+    return pretrain_and_publish(folder, SPEC, registry, **(defaults | options))
+
+
+def test_the_first_version_goes_live_and_the_second_waits(tmp_path):
+    registry = DirectoryRegistry(tmp_path / "registry", SPEC.name)
+    reports: list[PretrainProgress] = []
+    data = _write(tmp_path / "sounds", {"train": 64, "val": 8, "test": 8})
+
+    first = _pretrain(data, registry, on_progress=reports.append)
+    assert first.live
+    assert first.accuracy.overall == 1.0
+    assert set(first.without) == {"text"}
+    assert first.without["text"].overall == 0.5
+    assert reports[-1].fraction > 0.0
+
+    manifest = verify(registry.folder(1))
+    assert (manifest.kind, manifest.floor, manifest.parent) == ("pretrained", 0.02, None)
+    assert manifest.reason == "pre-trained on 64 labelled rows of sounds"
+    assert manifest.data == {"folder": str(data), "rows": {"train": 64, "val": 8}}
+    assert manifest.metrics["split"] == "test"
+    assert TOKENIZER in manifest.files
+    rollout = registry.rollout()
+    assert (rollout.live, rollout.gated, rollout.actor) == (1, 1, "pretrain")
+
+    without_test = _write(tmp_path / "fewer", {"train": 32, "val": 8})
+    second = _pretrain(without_test, registry, max_epochs=1)
+    assert second.manifest.metrics["split"] == "val"
+    assert (second.manifest.version, second.live, registry.rollout().live) == (2, False, 1)
+
+
+def test_a_folder_without_validation_rows_is_refused_before_training(tmp_path):
+    registry = DirectoryRegistry(tmp_path / "registry", SPEC.name)
+    with pytest.raises(InvalidData, match="no row has split 'val'"):
+        _pretrain(_write(tmp_path / "sounds", {"train": 4}), registry)
+    assert list(registry.versions()) == []
+
+
+def test_steps_round_up():
+    assert steps_of(10, epochs=3, batch=4) == 9
+
+
+def test_golden_inputs_keep_missing_modalities_missing():
+    spec = ModelSpec(
+        name="two",
+        modalities={"a": TensorModality(shape=(1,)), "b": TensorModality(shape=(1,))},
+        actions=("x", "y"),
+    )
+    data = LabelledData(
+        spec=spec,
+        pools={"a": np.array([[1.0], [2.0]], np.float32), "b": np.array([[3.0]], np.float32)},
+        index=np.array([[1, -1], [0, 0]], np.int64),
+        action=np.array([0, 1], np.int64),
+        tower_labels={},
+        tower_classes={},
+        group=["", ""],
+    )
+    inputs = golden_inputs(data)
+    np.testing.assert_array_equal(inputs["a"], [[2.0], [1.0]])
+    np.testing.assert_array_equal(inputs["b"], [[0.0], [3.0]])
+    np.testing.assert_array_equal(inputs[PRESENT], [[1.0, 0.0], [1.0, 1.0]])
