@@ -1,0 +1,63 @@
+"""What every version would have served on held-out inputs: the very probabilities, from the graphs that serve.
+
+Knows nothing about the traffic.
+
+Notation:
+    n: examples, d: embedding size, a: number of actions
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from plaudit.core.ports import ModelRegistry, ModelRuntime, ServableModel
+from plaudit.demo.report import Satisfaction, expected_satisfaction
+from plaudit.demo.task import SPEC, Example
+from plaudit.demo.users import likes_matrix
+from plaudit_models.policy import probabilities
+from plaudit_models.preprocess import assemble, decode
+
+PER_KIND: Final = 600
+"""Held-out examples of each kind of question."""
+_BATCH: Final = 64
+
+_Float32 = npt.NDArray[np.float32]
+
+
+def judge(
+    registry: ModelRegistry, runtime: ModelRuntime, versions: Sequence[int], examples: Sequence[Example]
+) -> dict[int, Satisfaction]:
+    """Version → how satisfied users would be with it on ``examples``, their taste having shifted.
+
+    Versions that share a trunk share the embedding of the examples.
+    """
+    kinds = [example.kind for example in examples]
+    likes = likes_matrix(examples, shifted=True)
+    allowed = np.ones((len(examples), len(SPEC.actions)), np.bool_)
+    embedded: dict[str, tuple[_Float32, _Float32]] = {}
+    judged = {}
+    for number in versions:
+        model = runtime.open(registry.folder(number))
+        trunk = model.manifest.trunk_digest
+        if trunk not in embedded:
+            embedded[trunk] = _embed(model, examples)
+        served = probabilities(model.head(*embedded[trunk]), allowed, model.manifest.floor)
+        judged[number] = expected_satisfaction(served, likes, kinds)
+    return judged
+
+
+def _embed(model: ServableModel, examples: Sequence[Example]) -> tuple[_Float32, _Float32]:
+    """Embeddings ``[n, d]`` and base logits ``[n, a]``."""
+    rows = [
+        {
+            name: decode(content, SPEC.modalities[name], name=name, tokenizer=model.tokenizer)
+            for name, content in (("image", each.image), ("audio", each.audio), ("question", each.question))
+        }
+        for each in examples
+    ]
+    batches = [model.trunk(assemble(SPEC, rows[start : start + _BATCH])) for start in range(0, len(rows), _BATCH)]
+    return np.concatenate([embedding for embedding, _ in batches]), np.concatenate([logits for _, logits in batches])

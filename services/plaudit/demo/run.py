@@ -1,0 +1,276 @@
+"""The demo from beginning to end: pre-train, serve, let simulated users teach, report.
+
+Puts the parts together; what each does is in its own module. The services are started by ``plaudit up`` itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from plaudit import compose
+from plaudit.client import AsyncClient
+from plaudit.core.errors import ConfigError
+from plaudit.core.ports import ModelRegistry
+from plaudit.core.settings import Settings, load_settings
+from plaudit.demo import plot
+from plaudit.demo.drive import drive, follow
+from plaudit.demo.judge import PER_KIND, judge
+from plaudit.demo.report import Learned, Observed, first_answers, freshness_s, summarise
+from plaudit.demo.task import SPEC, collect, evaluation_examples, write_data_folder
+from plaudit.demo.users import traffic
+from plaudit.demo.view import View, Watched
+from plaudit.learner.pretraining import pretrain_and_publish
+from plaudit_models.training.pretrain import PretrainProgress
+
+SUMMARY: Final = "summary.json"
+PICTURE: Final = "satisfaction.png"
+_MARKER: Final = ".plaudit-demo"
+_LABELLED: Final = "labelled"
+_CONFIG: Final = "plaudit.toml"
+_SHOW_INTERVAL_S: Final = 0.25
+
+
+class DemoFailed(Exception):
+    """The demo could not go on; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to run.
+
+    Attributes:
+        data_dir: everything the demo makes is here; what an earlier demo left there is removed.
+        events: requests that users send.
+        minutes: how long they take for it.
+        seed: the same seed gives the same data, requests and thumbs.
+        pretrain_s: how long pre-training may take.
+        train_blocks: how much labelled data to make, see :func:`plaudit.demo.task.write_data_folder`.
+        per_kind: held-out examples of each kind of question.
+    """
+
+    data_dir: Path
+    events: int = 8_000
+    minutes: float = 3.0
+    seed: int = 0
+    pretrain_s: float = 110.0
+    train_blocks: int = 640
+    per_kind: int = PER_KIND
+
+
+def run(options: Options, console: Console) -> dict[str, Any]:
+    """Run the whole demo and return its summary, which is also written to the data directory.
+
+    Args:
+        console: where progress and results are shown.
+
+    Raises:
+        ConfigError: the data directory holds something that is no demo's.
+        DemoFailed: a service ended.
+    """
+    began_s = time.monotonic()
+    view = View(console)
+    _prepare(options.data_dir)
+    labelled = options.data_dir / _LABELLED
+    view.say("making digits, speech and questions")
+    write_data_folder(labelled, seed=options.seed, train_blocks=options.train_blocks)
+    config = options.data_dir / _CONFIG
+    config.write_text(_toml(_settings(options)), encoding="utf-8")
+    settings = load_settings(config)
+    registry = compose.model_registry(settings)
+    _pretrain(labelled, settings, registry, view)
+    view.say(f"users ask: {options.events} requests in {options.minutes:g} minutes, each followed by a thumb")
+    watched = Watched(total=options.events, started_s=time.time())
+    asyncio.run(_traffic(options, config, registry, watched, view))
+    view.say("asking every version that served what it would have said to held-out questions")
+    observed = _observe(options, settings, registry, watched, began_s)
+    summary = summarise(observed)
+    (options.data_dir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    plot.draw(options.data_dir / PICTURE, observed.answers, observed.judged, observed.kinds)
+    view.results(summary)
+    view.say(
+        f"see {options.data_dir / PICTURE} and {options.data_dir / SUMMARY}; to go on: plaudit up --config {config}"
+    )
+    return summary
+
+
+def _prepare(folder: Path) -> None:
+    """An empty folder, marked as a demo's, so that the next demo may clear it away.
+
+    Raises:
+        ConfigError: it holds something that is no demo's, or cannot be made.
+    """
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            if not (folder / _MARKER).exists():
+                raise ConfigError(f"data_dir: {folder} is not empty and not an earlier demo's; name another --data-dir")
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _MARKER).touch()
+    except OSError as error:
+        raise ConfigError(f"data_dir: {folder} cannot be used ({error.strerror})") from error
+
+
+def _settings(options: Options) -> dict[str, Any]:
+    """The demo's plaudit.toml: the defaults but for what a demo on two cores in five minutes needs."""
+    folder = options.data_dir.resolve()
+    return {
+        "data_dir": str(folder),
+        "model": SPEC.to_dict(),
+        "serving": {"port": 0, "metrics_port": 0},
+        "learner": {"metrics_port": 0, "dead_versions_kept": 1_000_000},  # the report asks every version that served
+        "finetune": {"rehearsal": str(folder / _LABELLED), "seed": options.seed},
+        "pretrain": {"max_duration_s": options.pretrain_s, "seed": options.seed},
+    }
+
+
+def _pretrain(labelled: Path, settings: Settings, registry: ModelRegistry, view: View) -> None:
+    with view.training() as show:
+        validated = ""
+
+        def report(progress: PretrainProgress) -> None:
+            nonlocal validated
+            if progress.validation_accuracy is not None:
+                validated = f", {progress.validation_accuracy:.1%} right on validation data"
+            show(progress.fraction, f"step {progress.step}, loss {progress.loss:.3f}{validated}")
+
+        options = settings.pretrain
+        published = pretrain_and_publish(
+            labelled,
+            settings.spec(),
+            registry,
+            now_s=time.time(),
+            floor=settings.policy.floor,
+            max_duration_s=options.max_duration_s,
+            max_epochs=options.max_epochs,
+            batch=options.batch,
+            learning_rate=options.learning_rate,
+            patience=options.patience,
+            threads=options.threads,
+            seed=options.seed,
+            on_progress=report,
+        )
+    found = ", ".join(f"{kind} {share:.1%}" for kind, share in published.accuracy.by_group.items())
+    view.say(f"version {published.manifest.version} is live; right on unseen writers, voices and wordings: {found}")
+    for name, withheld in published.without.items():
+        found = ", ".join(f"{kind} {share:.0%}" for kind, share in withheld.by_group.items())
+        view.say(f"  without {name}: {found}")
+
+
+async def _traffic(options: Options, config: Path, registry: ModelRegistry, watched: Watched, view: View) -> None:
+    pool = await asyncio.to_thread(collect, "traffic", options.seed)
+    requests = traffic(pool, seed=options.seed)
+    async with _services(config, watched) as (target, ended), AsyncClient(target) as client:
+        watched.started_s = time.time()
+        driving = asyncio.create_task(
+            drive(client, requests, watched, duration_s=60 * options.minutes, id_prefix=f"demo-{options.seed}-")
+        )
+        beside = [asyncio.create_task(follow(client, watched)), asyncio.create_task(_show(view, registry, watched))]
+        try:
+            await asyncio.wait({driving, ended, *beside}, return_when=asyncio.FIRST_COMPLETED)
+            if not driving.done():
+                raise DemoFailed("the services ended while users were asking")
+            await driving
+        finally:
+            for task in (driving, *beside):
+                task.cancel()
+            await asyncio.gather(driving, *beside, return_exceptions=True)
+
+
+async def _show(view: View, registry: ModelRegistry, watched: Watched) -> None:
+    """Keep the view up to date, until cancelled."""
+    with view.traffic() as show:
+        while True:
+            fresh_s = freshness_s(watched.answers, _learned(registry))
+            watched.freshness_s = fresh_s[-1] if fresh_s else None
+            show(watched)
+            await asyncio.sleep(_SHOW_INTERVAL_S)
+
+
+@asynccontextmanager
+async def _services(config: Path, watched: Watched) -> AsyncIterator[tuple[str, asyncio.Task[int]]]:
+    """``plaudit up`` as a child process: gives the address of the gRPC port and what is done when the child ends.
+
+    Raises:
+        DemoFailed: it did not start, or did not drain.
+    """
+    command = [sys.executable, "-m", "plaudit", "up", "--config", str(config), "--json"]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    target: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    ended = asyncio.create_task(_listen(process, target, watched))
+    try:
+        await asyncio.wait({ended, target}, return_when=asyncio.FIRST_COMPLETED)
+        if not target.done():
+            raise DemoFailed(f"plaudit up ended with exit code {await ended}")
+        yield target.result(), ended
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        code = await ended
+    if code != 0:
+        raise DemoFailed(f"plaudit up did not drain: exit code {code}")
+
+
+async def _listen(process: asyncio.subprocess.Process, target: asyncio.Future[str], watched: Watched) -> int:
+    """Take in what the services say until they end; gives the exit code."""
+    assert process.stdout is not None
+    async for line in process.stdout:
+        event: Mapping[str, Any] = json.loads(line)
+        if event["event"] == "ready" and event["service"] == "serve" and not target.done():
+            target.set_result(event["address"])
+    return await process.wait()
+
+
+def _observe(
+    options: Options, settings: Settings, registry: ModelRegistry, watched: Watched, began_s: float
+) -> Observed:
+    manifests = {version: registry.manifest(version) for version in registry.versions()}
+    baseline = min(manifests)
+    served = [version for version in first_answers(watched.answers) if version in manifests]
+    examples = evaluation_examples(collect("test", options.seed), per_kind=options.per_kind, seed=options.seed)
+    judged = judge(registry, compose.model_runtime(settings), sorted({baseline, *served}), examples)
+    metrics = manifests[baseline].metrics
+    return Observed(
+        answers=watched.answers,
+        failures=watched.failures,
+        judged=judged,
+        baseline=baseline,
+        digests={version: manifest.digest for version, manifest in manifests.items()},
+        kinds={version: manifest.kind for version, manifest in manifests.items()},
+        learned=_learned(registry),
+        accuracy=metrics["accuracy"]["by_group"],
+        without={name: withheld["by_group"] for name, withheld in metrics["without"].items()},
+        swaps=watched.swaps,
+        duration_s=time.monotonic() - began_s,
+    )
+
+
+def _learned(registry: ModelRegistry) -> list[Learned]:
+    return [
+        Learned(version, manifest.data["experiences"], manifest.data["last_feedback_id"])
+        for version, manifest in ((v, registry.manifest(v)) for v in registry.versions())
+        if manifest.kind == "head"
+    ]
+
+
+def _toml(settings: Mapping[str, Any], path: str = "") -> str:
+    """Settings as TOML. JSON's strings, numbers and lists are TOML's."""
+    values = [f"{key} = {json.dumps(value)}" for key, value in settings.items() if not isinstance(value, Mapping)]
+    tables = [
+        f"\n[{path}{key}]\n{_toml(value, f'{path}{key}.')}"
+        for key, value in settings.items()
+        if isinstance(value, Mapping)
+    ]
+    return "\n".join(values) + "\n" + "".join(tables)
