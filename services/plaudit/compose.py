@@ -1,5 +1,7 @@
 """The composition: settings → adapters → services. With ``cli`` and ``demo`` the only place that chooses adapters.
 
+What needs an extra is imported where it is used, so that one service runs without the extras of the other.
+
 Layout of the data directory:
     log.sqlite       event log
     registry/        versions and the rollout
@@ -14,7 +16,7 @@ from pathlib import Path
 from plaudit.adapters.directory_registry import DirectoryRegistry
 from plaudit.adapters.sqlite_log import SqliteLog
 from plaudit.core.errors import ConfigError
-from plaudit.core.ports import EventLog, ModelRegistry
+from plaudit.core.ports import EventLog, ModelRegistry, ModelRuntime
 from plaudit.core.settings import Settings
 
 
@@ -40,3 +42,10 @@ def model_registry(settings: Settings) -> ModelRegistry:
 
 def event_log(settings: Settings) -> EventLog:
     return SqliteLog(data_dir(settings) / "log.sqlite", settings.log.synchronous)
+
+
+def model_runtime(settings: Settings) -> ModelRuntime:
+    """Raises ConfigError: ``serving.device`` is not there."""
+    from plaudit.adapters.onnx_runtime import OnnxRuntime
+
+    return OnnxRuntime(settings.serving.device, settings.serving.threads)

@@ -5,15 +5,19 @@ Modules that need an extra are imported inside the command that needs them, so t
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from plaudit import __version__
 from plaudit.cli import output
+from plaudit.cli import up as supervisor
 from plaudit.cli.failures import Failed, as_exit_codes, extra
 from plaudit.cli.options import Config, DataDir, Json, Model, Reason, Target, client, read_settings
 from plaudit.client import Client, Rollout, feedback
@@ -52,6 +56,56 @@ def _root(
     pass
 
 
+# --- services --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def demo(
+    events: Annotated[int, typer.Option(min=1, help="Requests that simulated users send.")] = 8_000,
+    minutes: Annotated[float, typer.Option(min=0.01, help="How long they take for it.")] = 3.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same data, requests and thumbs.")] = 0,
+    data_dir: Annotated[
+        Path, typer.Option("--data-dir", metavar="DIR", help="Where everything goes; an earlier demo there is removed.")
+    ] = Path("demo-data"),
+    as_json: Json = False,
+) -> None:
+    """See it all at work: pre-train, serve, learn from simulated users, swap versions; then a plot and a summary.
+
+    Example: `plaudit demo --minutes 3 --seed 1`
+    """
+    with extra("demo"):
+        from plaudit.demo.run import DemoFailed, Options, run
+    try:
+        summary = run(Options(data_dir, events=events, minutes=minutes, seed=seed), Console(stderr=True))
+    except DemoFailed as error:
+        raise Failed(str(error)) from error
+    if as_json:
+        output.print_json(summary)
+
+
+@app.command()
+def up(config: Config = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Run the inference service and the learner together until ctrl-C, which drains both.
+
+    Example: `plaudit up --config plaudit.toml`
+    """
+    with extra("learn"):
+        from plaudit import compose
+    compose.data_dir(read_settings(config, data_dir))
+    shared = [
+        "--json",
+        *(["--config", str(config)] if config else []),
+        *(["--data-dir", str(data_dir)] if data_dir else []),
+    ]
+    services = [
+        supervisor.Service("serve", [sys.executable, "-m", "plaudit", "serve", *shared], restart=False),
+        supervisor.Service("learn", [sys.executable, "-m", "plaudit", "learn", *shared], restart=True),
+    ]
+    code = asyncio.run(supervisor.run(services, output.print_json if as_json else output.print_event))
+    if code:
+        raise typer.Exit(code)
+
+
 # --- making and checking ---------------------------------------------------------------------------------------------
 
 
@@ -81,7 +135,8 @@ def doctor(config: Config = None, data_dir: DataDir = None, as_json: Json = Fals
     Example: `plaudit doctor --config plaudit.toml`
     """
     settings = read_settings(config, data_dir)
-    from plaudit.cli.doctor import State, examine
+    with extra("serve"):
+        from plaudit.cli.doctor import State, examine
 
     findings = []
     for finding in examine(settings):

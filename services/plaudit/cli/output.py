@@ -84,6 +84,21 @@ def print_rollout(rollout: Rollout) -> None:
     out.print(f"model {rollout.model}: {live}{pinned}{by}")
 
 
+def print_event(event: Mapping[str, Any]) -> None:
+    """What a service said of itself, or what became of it; see :mod:`plaudit.cli.up`."""
+    match event:
+        case {"event": "ready", "service": "serve", "address": address, "metrics": metrics}:
+            out.print(f"serve: answers at {address}, metrics at http://{metrics}/metrics")
+        case {"event": "ready", "service": name, "metrics": metrics}:
+            out.print(f"{name}: runs, metrics at http://{metrics}/metrics")
+        case {"event": "exited", "service": name, "code": code}:
+            out.print(f"{name}: ended with exit code {code}")
+        case {"event": "restarting", "service": name, "in_s": in_s}:
+            out.print(f"{name}: starting again in {in_s:.0f} s")
+        case _:
+            out.print(json.dumps(event))
+
+
 def print_finding(what: str, state: str, found: str, mend: str) -> None:
     mark = {"good": "✓", "note": "·", "bad": "✗"}[state]
     out.print(f"{mark} {what}: {found}" + (f"\n    to mend: {mend}" if mend else ""))
