@@ -1,0 +1,123 @@
+"""What the doctor finds in real data directories, on real ports."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import builders
+from plaudit import compose
+from plaudit.cli.doctor import Finding, State, examine
+from plaudit.core.rollout import Change, promote
+from plaudit.core.settings import Settings, load_settings
+from recording_server import recording_server
+
+FREE = {"serving": {"port": 0, "metrics_port": 0}, "learner": {"metrics_port": 0}}
+
+
+def _settings(tmp_path: Path, **flags: Any) -> Settings:
+    flags = FREE | flags
+    return load_settings(None, {"data_dir": tmp_path / "data", "model": builders.tiny_spec().to_dict(), **flags})
+
+
+def _findings(settings: Settings) -> dict[str, Finding]:
+    return {finding.what: finding for finding in examine(settings)}
+
+
+def _publish(settings: Settings, tmp_path: Path) -> None:
+    registry = compose.model_registry(settings)
+    builders.tiny_bundle(tmp_path / "made")
+    registry.publish(tmp_path / "made")
+    registry.set_rollout(promote(registry.rollout(), 1, Change("ada", 1.0, "")))
+
+
+def test_a_healthy_deployment_has_nothing_to_mend(tmp_path):
+    settings = _settings(tmp_path)
+    _publish(settings, tmp_path)
+    findings = _findings(settings)
+    assert [finding for finding in findings.values() if finding.state is State.BAD] == []
+    assert "version 1 is live, every byte as sealed" in findings["registry"].found
+    assert "tiny: image (image), audio (audio)" in findings["model"].found
+
+
+def test_a_live_version_with_one_byte_changed_is_found(tmp_path):
+    settings = _settings(tmp_path)
+    _publish(settings, tmp_path)
+    head = compose.model_registry(settings).folder(1) / "head.onnx"
+    head.chmod(0o644)
+    raw = bytearray(head.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    head.write_bytes(bytes(raw))
+
+    finding = _findings(settings)["registry"]
+    assert finding.state is State.BAD
+    assert "head.onnx" in finding.found
+    assert "rollback" in finding.mend
+
+
+def test_an_empty_registry_says_how_to_fill_it(tmp_path):
+    finding = _findings(_settings(tmp_path))["registry"]
+    assert (finding.state, "plaudit pretrain" in finding.mend) == (State.NOTE, True)
+
+
+def test_a_data_dir_that_is_a_file_is_bad_and_not_looked_into(tmp_path):
+    (tmp_path / "data").write_text("")
+    findings = _findings(_settings(tmp_path))
+    assert findings["data_dir"].state is State.BAD
+    assert str(tmp_path / "data") in findings["data_dir"].found
+    assert "registry" not in findings
+
+
+def test_a_log_that_is_no_database_is_bad(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/log.sqlite").write_bytes(b"not a database at all" * 100)
+    finding = _findings(_settings(tmp_path))["event log"]
+    assert finding.state is State.BAD
+    assert "log.sqlite" in finding.found
+
+
+def test_a_missing_model_table_is_bad(tmp_path):
+    assert _findings(_settings(tmp_path, model={}))["model"].state is State.BAD
+
+
+def test_a_port_somebody_else_uses_is_bad(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        findings = _findings(_settings(tmp_path, serving={"port": 0, "metrics_port": port}))
+    assert findings["serving.port"].state is State.GOOD
+    assert findings["serving.metrics_port"].state is State.BAD
+    assert f"127.0.0.1:{port}" in findings["serving.metrics_port"].found
+
+
+def test_a_port_plaudit_already_serves_on_is_good(tmp_path):
+    with recording_server() as server:
+        port = int(server.target.rpartition(":")[2])
+        finding = _findings(_settings(tmp_path, serving={"port": port, "metrics_port": 0}))["serving.port"]
+    assert (finding.state, finding.found) == (State.GOOD, f"{port}: Plaudit is running there")
+
+
+def test_open_admin_calls_on_a_public_port_are_noted(tmp_path):
+    serving = {"host": "0.0.0.0", "port": 0, "metrics_port": 0}
+    assert _findings(_settings(tmp_path, serving=serving))["admin token"].state is State.NOTE
+    serving["admin_token"] = "sesame"
+    assert _findings(_settings(tmp_path, serving=serving))["admin token"].state is State.GOOD
+
+
+def test_a_missing_extra_names_what_to_install(tmp_path, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else real(name))
+    finding = _findings(_settings(tmp_path))["extra learn"]
+    assert (finding.state, "plaudit[learn]" in finding.mend) == (State.NOTE, True)
+
+
+def test_cuda_that_is_not_there_is_bad(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this machine has CUDA")
+    finding = _findings(_settings(tmp_path, serving=FREE["serving"] | {"device": "cuda"}))["device"]
+    assert finding.state is State.BAD
+    assert "serving.device" in finding.found
