@@ -87,9 +87,10 @@ _EXPERIENCES = Table(
     Column("rewards", Text),
     Column("weight", Double),
     Column("correction", String),
+    Column("probabilities", LargeBinary),
     Column("set_aside", Boolean, nullable=False),
 )
-"""``rewards``: JSON, action → reward; NULL once everything said was taken back."""
+"""``rewards``: JSON, action → reward; NULL once all was taken back. ``probabilities``: little-endian float64."""
 
 _FEATURES = Table(
     "features",
@@ -363,13 +364,14 @@ def _kept(row: Row[Any]) -> Kept:
 
 
 def _experience_row(experience: Experience) -> dict[str, Any]:
-    judgement = experience.judgement
+    judgement, probabilities = experience.judgement, experience.probabilities
     return {
         "number": experience.number,
         "prediction_id": experience.served.prediction_id,
         "rewards": None if judgement is None else json.dumps(judgement.rewards),
         "weight": None if judgement is None else judgement.weight,
         "correction": None if judgement is None else judgement.correction,
+        "probabilities": None if probabilities is None else np.array(probabilities, "<f8").tobytes(),
         "set_aside": experience.set_aside,
     }
 
@@ -378,7 +380,10 @@ def _experience(row: Row[Any], decision: Served) -> Experience:
     judgement = None
     if row.rewards is not None:
         judgement = Judgement(json.loads(row.rewards), row.weight, row.correction)
-    return Experience(row.number, decision, judgement, row.set_aside)
+    probabilities = None
+    if row.probabilities is not None:
+        probabilities = tuple(np.frombuffer(row.probabilities, "<f8").tolist())
+    return Experience(row.number, decision, judgement, probabilities, row.set_aside)
 
 
 def _features_row(prediction_id: str, features: Features) -> dict[str, Any]:

@@ -67,12 +67,15 @@ class Experience:
     Attributes:
         number: from 1 in the order in which decisions were first judged; it never changes.
         judgement: None once everything said was taken back.
-        set_aside: kept, but not learned from: what was learned from it did harm.
+        probabilities: with which the version that served would have picked each action, in the order of its action
+            set; None if that version was gone before anybody spoke.
+        set_aside: kept, but not learned from: what was learned from it did harm, or its user has had his share.
     """
 
     number: int
     served: Served
     judgement: Judgement | None
+    probabilities: tuple[float, ...] | None = None
     set_aside: bool = False
 
     @property

@@ -84,14 +84,20 @@ class LogSettings(_Section):
 class PolicySettings(_Section):
     """[policy] How answers are picked and how the head learns."""
 
-    floor: Share = 0.02
+    floor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.02
     """Exploration floor: probability mass spread evenly over the allowed actions."""
     beta: Positive = 0.05
     """Temperature of the policy improvement π ∝ π_ref·exp(q/β): the price of moving away from the base policy."""
-    optimism: Annotated[float, Field(ge=0.0)] = 0.3
-    """How many posterior standard deviations are added to the predicted reward."""
+    optimism: Annotated[float, Field(ge=0.0)] = 1.0
+    """How many posterior standard deviations are added to the predicted reward of an answer hardly tried."""
+    reference_mix: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """How far the base policy is loosened towards uniform where feedback knows better."""
+    reward_low: Annotated[float, Field(le=0.0)] = -0.2
+    """The lowest predicted reward that is believed."""
     prior_precision: Positive = 1.0
-    """λ of the Bayesian ridge reward model."""
+    """λ of the Bayesian ridge reward model, in thumbs."""
+    base_precision: Positive = 4.0
+    """λ of what the base policy thinks of an answer: that many thumbs' worth of trust in it."""
     embedding_scale: Annotated[float, Field(ge=0.0)] = 0.0
     """Weight of the embedding beside the base probabilities among the reward model's features; 0 leaves it out."""
     max_kl: Positive = 1.0
@@ -113,8 +119,10 @@ class LearnerSettings(_Section):
     """The most records read at once."""
     silence_reward: Share | None = None
     """Reward of a decision nobody said anything about; None: silence means nothing."""
-    user_cap: Share = 1.0
-    """The largest share of the evidence one user may have; 1 means no cap."""
+    silence_after_s: Positive = 300.0
+    """How long nobody must have said anything for that."""
+    user_cap: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """The largest share of the experiences that one user's are learned from; 1 means no cap."""
     dead_versions_kept: Count = 20
     """Head refreshes kept in the registry besides those in use."""
 
@@ -129,11 +137,11 @@ class FinetuneSettings(_Section):
     max_duration_s: Positive = 600.0
     """Time a job may train."""
     steps_per_event: Positive = 4.0
-    """Gradient work per new experience, counted in examples."""
-    max_experiences: Count = 50_000
+    """How often a job replays each experience."""
+    max_experiences: Count = 20_000
     """The most recent experiences a job trains on."""
     rehearsal: Path | None = None
-    """Labelled data folder rehearsed beside the experiences; None: the one of the pre-training."""
+    """Labelled data folder rehearsed beside the experiences; None: the one of the latest pre-training."""
     threads: Count = 1
     """Threads a job may use."""
     seed: int = 0
@@ -146,12 +154,14 @@ class GateSettings(_Section):
     """Probability of a wrong verdict, over all looks together."""
     margin: Share = 0.0
     """How much worse than live, in reward, still counts as not worse."""
-    user_cap: Share = 0.01
-    """The largest share of the gate's evidence one user may have."""
-    holdout: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
-    """Share of the decisions kept from every candidate's training, for the gate alone; chosen by prediction id."""
+    slice_margin: Share = 0.03
+    """The same on a single slice of the traffic."""
+    user_cap: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
+    """The largest share of the evidence one user may have."""
     min_events: Count = 100
-    """Held-out experiences before a verdict."""
+    """Experiences before a verdict. None of them is one that the candidate was trained on."""
+    max_events: Count = 5_000
+    """Experiences after which the verdict is "not enough evidence"."""
 
 
 class PretrainSettings(_Section):

@@ -1,0 +1,142 @@
+"""Settings and ports → a learner. Which adapters are behind the ports is the composition root's choice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from plaudit.core.ports import EventLog, ExperienceStore, JobLauncher, ModelRegistry, ModelRuntime
+from plaudit.core.settings import Settings
+from plaudit.learner.description import TrainingPlan
+from plaudit.learner.finetune import Finetuning
+from plaudit.learner.loop import Learner, Pace
+from plaudit.learner.metrics import LearnerMetrics
+from plaudit.learner.refresh import HeadMaker
+from plaudit.learner.status import STATUS, StatusFile
+from plaudit.learner.versions import Versions
+from plaudit_models.gate import GateRules
+from plaudit_models.improvement import HeadSettings
+from plaudit_models.preprocess import Limits
+from plaudit_models.reward_model import RewardPrior
+
+
+def build_learner(
+    settings: Settings,
+    *,
+    log: EventLog,
+    store: ExperienceStore,
+    store_url: str,
+    registry: ModelRegistry,
+    runtime: ModelRuntime,
+    jobs: JobLauncher,
+    work_dir: Path,
+    metrics_registry: CollectorRegistry,
+    clock: Callable[[], float] = time.time,
+) -> Learner:
+    """A learner ready to run.
+
+    Args:
+        store_url: where a fine-tuning job finds the same store.
+        work_dir: made if it is not there; best on the registry's file system. Run folders of jobs and the status file
+            are in it.
+        clock: UTC seconds since the epoch.
+    """
+    work_dir.mkdir(parents=True, exist_ok=True)
+    metrics = LearnerMetrics(metrics_registry)
+    maker, rules, limits = head_maker(settings), gate_rules(settings), content_limits(settings)
+    versions = Versions(registry, runtime, limits)
+    finetuning = None
+    if settings.finetune.enabled:
+        finetuning = Finetuning(
+            jobs=jobs,
+            store=store,
+            store_url=store_url,
+            registry=registry,
+            versions=versions,
+            maker=maker,
+            runs_dir=work_dir / "runs",
+            every=settings.finetune.every,
+            plan=training_plan(settings),
+            limits=limits,
+            rules=rules,
+            max_events=settings.gate.max_events,
+            metrics=metrics,
+            clock=clock,
+        )
+    pace = Pace(
+        batch=settings.learner.batch,
+        max_wait_s=settings.learner.max_wait_s,
+        poll_limit=settings.learner.poll_limit,
+        silence_reward=settings.learner.silence_reward,
+        silence_after_s=settings.learner.silence_after_s,
+        user_cap=settings.learner.user_cap,
+        versions_kept=settings.learner.dead_versions_kept,
+    )
+    return Learner(
+        log=log,
+        store=store,
+        registry=registry,
+        versions=versions,
+        maker=maker,
+        rules=rules,
+        pace=pace,
+        work_dir=work_dir,
+        finetuning=finetuning,
+        metrics=metrics,
+        status=StatusFile(work_dir / STATUS),
+        clock=clock,
+    )
+
+
+def head_maker(settings: Settings) -> HeadMaker:
+    policy = settings.policy
+    return HeadMaker(
+        settings=HeadSettings(
+            temperature=policy.beta,
+            optimism=policy.optimism,
+            reference_mix=policy.reference_mix,
+            reward_low=policy.reward_low,
+            prior=RewardPrior(precision=policy.prior_precision, own_precision=policy.base_precision),
+        ),
+        floor=policy.floor,
+        max_kl=policy.max_kl,
+        embedding_scale=policy.embedding_scale,
+    )
+
+
+def gate_rules(settings: Settings) -> GateRules:
+    gate = settings.gate
+    return GateRules(
+        alpha=gate.alpha,
+        margin=gate.margin,
+        slice_margin=gate.slice_margin,
+        min_events=gate.min_events,
+        user_cap=gate.user_cap,
+    )
+
+
+def content_limits(settings: Settings) -> Limits:
+    """The server's own: what it served can be learned from."""
+    serving = settings.serving
+    return Limits(
+        max_image_bytes=serving.max_image_bytes,
+        max_image_pixels=serving.max_image_pixels,
+        max_audio_bytes=serving.max_audio_bytes,
+        max_audio_duration_s=serving.max_audio_duration_s,
+        max_text_bytes=serving.max_text_bytes,
+    )
+
+
+def training_plan(settings: Settings) -> TrainingPlan:
+    finetune = settings.finetune
+    return TrainingPlan(
+        replays=finetune.steps_per_event,
+        max_duration_s=finetune.max_duration_s,
+        max_experiences=finetune.max_experiences,
+        rehearsal=None if finetune.rehearsal is None else str(finetune.rehearsal.resolve()),
+        threads=finetune.threads,
+        seed=finetune.seed,
+    )

@@ -1,0 +1,377 @@
+"""Fine-tuning as the learner sees it: start a job when due, watch it, judge what it made, promote or record why not.
+
+A candidate is judged on experiences that came after its snapshot only: neither it nor its reward model has seen them.
+It is published when there is a verdict, with the evidence sealed in its manifest: also when it is rejected, so that
+people can look at it, but then it never serves. Knows nothing about training, nor about where jobs run.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import structlog
+
+from plaudit.core.ports import Changes, ExperienceStore, JobLauncher, JobState, ModelRegistry
+from plaudit.core.rollout import Change as RolloutChange
+from plaudit.core.rollout import Rollout, promote
+from plaudit.core.runs import CANDIDATE, last_progress
+from plaudit.learner.compare import Compared, compare, counts_as_proof, logged_probabilities
+from plaudit.learner.description import FEATURES, PARENT, STATE, JobDescription, TrainingPlan, read_features
+from plaudit.learner.evidence import stack
+from plaudit.learner.metrics import LearnerMetrics
+from plaudit.learner.progress import Progress
+from plaudit.learner.rebuild import features_on
+from plaudit.learner.refresh import HeadMaker, share, write_card
+from plaudit.learner.rollouts import ACTOR, move
+from plaudit.learner.versions import OpenVersion, Versions, allowed_mask
+from plaudit_models.bundle import MANIFEST, TRUNK_FILES, CorruptBundle, Manifest, read_manifest
+from plaudit_models.features import features
+from plaudit_models.gate import Comparison, GateReport, GateRules, Verdict, comparison_from_dict, new_comparison
+from plaudit_models.preprocess import Limits
+from plaudit_models.reward_model import RewardPosterior, RewardState, posterior, state_from_bytes
+
+KEY: Final = "finetune"
+GATE: Final = "gate"
+
+_CHUNK: Final = 32
+"""Experiences judged per step of the loop: a new trunk on that much content takes well under a refresh's time."""
+_HISTORY: Final = 20
+_LOOK_INTERVAL_S: Final = 0.2
+
+_log = structlog.get_logger("plaudit.learner")
+
+
+def served_key(version: int) -> str:
+    """Under which the store remembers the evidence that a version's head was built from."""
+    return f"served/{version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """Where fine-tuning stands; what the store remembers.
+
+    Attributes:
+        phase: idle, a job is training, or its candidate is at the gate.
+        run: name of the run folder.
+        last_snapshot: number of the last experience when a job was last started.
+        position: number of the last experience that the gate has looked at.
+        started_at_s: UTC seconds since the epoch.
+        outcomes: the latest ones, oldest first: run, outcome, why, version (if one was published), ended_at_s.
+    """
+
+    phase: Literal["idle", "training", "gating"] = "idle"
+    run: str = ""
+    last_snapshot: int = 0
+    position: int = 0
+    started_at_s: float = 0.0
+    outcomes: tuple[dict[str, Any], ...] = ()
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+
+def tuning_from_bytes(raw: bytes | None) -> Tuning:
+    if raw is None:
+        return Tuning()
+    fields = json.loads(raw)
+    return Tuning(outcomes=tuple(fields.pop("outcomes")), **fields)
+
+
+class Finetuning:
+    """Starts jobs and judges candidates, a little with every step.
+
+    Args:
+        jobs: where jobs run.
+        store, registry, versions, maker, metrics, clock: as the learner's.
+        store_url: where a job finds the store.
+        runs_dir: gets a folder per run.
+        every: new experiences after which a job is due.
+        plan: how jobs train.
+        limits: what content jobs decode.
+        rules: of the gate.
+        max_events: experiences after which the gate gives up.
+    """
+
+    def __init__(
+        self,
+        *,
+        jobs: JobLauncher,
+        store: ExperienceStore,
+        store_url: str,
+        registry: ModelRegistry,
+        versions: Versions,
+        maker: HeadMaker,
+        runs_dir: Path,
+        every: int,
+        plan: TrainingPlan,
+        limits: Limits,
+        rules: GateRules,
+        max_events: int,
+        metrics: LearnerMetrics,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._jobs = jobs
+        self._store = store
+        self._store_url = store_url
+        self._registry = registry
+        self._versions = versions
+        self._maker = maker
+        self._runs_dir = runs_dir
+        self._every = every
+        self._plan = plan
+        self._limits = limits
+        self._rules = rules
+        self._max_events = max_events
+        self._metrics = metrics
+        self._clock = clock
+        self.load()
+
+    def load(self) -> None:
+        """Begin, or begin again, from what was saved. A job that was running is found again by its folder."""
+        self._tuning = tuning_from_bytes(self._store.recall(KEY))
+        saved = self._store.recall(GATE)
+        self._comparison = new_comparison(self._rules) if saved is None else comparison_from_dict(json.loads(saved))
+        self._candidate: _Candidate | None = None
+        self._backlog = False
+        self._looked_s = -_LOOK_INTERVAL_S
+
+    @property
+    def tuning(self) -> Tuning:
+        return self._tuning
+
+    @property
+    def busy(self) -> bool:
+        """Experiences wait to be judged, so the loop should come back soon."""
+        return self._backlog
+
+    def step(self, live: Manifest, progress: Progress) -> None:
+        match self._tuning.phase:
+            case "idle":
+                if progress.last_number - self._tuning.last_snapshot >= self._every:
+                    self._launch(live, progress)
+            case "training":
+                self._watch()
+            case "gating":
+                self._judge()
+
+    def cancel(self) -> None:
+        """End the job that is running, if any; it is recorded as failed."""
+        if self._tuning.phase == "training":
+            self._jobs.cancel(self._run_dir)
+            self._looked_s = -_LOOK_INTERVAL_S
+            self._watch()
+
+    def report(self) -> dict[str, Any]:
+        """For people: the phase, the job's progress, the evidence so far, and the latest outcomes."""
+        report: dict[str, Any] = {"phase": self._tuning.phase, "outcomes": list(self._tuning.outcomes)}
+        if self._tuning.phase != "idle":
+            report |= {"run": self._tuning.run, "snapshot": self._tuning.last_snapshot}
+            report["started_at_s"] = self._tuning.started_at_s
+        if self._tuning.phase == "training":
+            report["progress"] = last_progress(self._run_dir)
+        if self._tuning.phase == "gating":
+            report["gate"] = self._comparison.report().to_dict()
+        return report
+
+    @property
+    def _run_dir(self) -> Path:
+        return self._runs_dir / self._tuning.run
+
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    def _launch(self, live: Manifest, progress: Progress) -> None:
+        new = progress.last_number - self._tuning.last_snapshot
+        run = f"run-{progress.last_number:08}"
+        run_dir = self._runs_dir / run
+        if run_dir.exists():
+            shutil.rmtree(run_dir)  # prepared by a learner that died before it launched
+        parent = run_dir / PARENT
+        parent.mkdir(parents=True)
+        source = self._registry.folder(live.version)
+        for name in (*TRUNK_FILES, MANIFEST):
+            if (source / name).exists():
+                share(source / name, parent / name)
+        reason = f"{new} new experiences since the last job; from version {live.version}"
+        JobDescription(
+            store_url=self._store_url,
+            snapshot=progress.last_number,
+            created_at_s=self._clock(),
+            reason=reason,
+            plan=replace(self._plan, rehearsal=self._plan.rehearsal or self._pretraining_folder()),
+            maker=self._maker,
+            limits=self._limits,
+            data={"run": run, **progress.data()},
+        ).write(run_dir)
+        # Remembered before it is launched: a job must never run that nobody asks after.
+        self._remember(
+            replace(
+                self._tuning,
+                phase="training",
+                run=run,
+                last_snapshot=progress.last_number,
+                position=progress.last_number,
+                started_at_s=self._clock(),
+            )
+        )
+        self._jobs.launch(run_dir)
+        self._metrics.jobs.labels("started").inc()
+        self._metrics.job_running.set(1)
+        _log.info("fine-tuning started", run=run, reason=reason)
+
+    def _pretraining_folder(self) -> str | None:
+        for version in reversed(self._registry.versions()):
+            manifest = self._registry.manifest(version)
+            if manifest.kind == "pretrained" and "folder" in manifest.data:
+                return str(manifest.data["folder"])
+        return None
+
+    def _watch(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._looked_s < _LOOK_INTERVAL_S:
+            return
+        self._looked_s = now_s
+        status = self._jobs.status(self._run_dir)
+        self._metrics.job_running.set(float(status.state == JobState.RUNNING))
+        if status.state == JobState.FAILED:
+            self._fail(status.error)
+        elif status.state == JobState.SUCCEEDED:
+            self._metrics.jobs.labels("succeeded").inc()
+            self._begin_gate()
+
+    def _fail(self, error: str) -> None:
+        self._metrics.jobs.labels("failed").inc()
+        _log.error("fine-tuning failed", run=self._tuning.run, error=error)
+        self._end("failed", error, version=None)
+
+    # --- the gate ----------------------------------------------------------------------------------------------------
+
+    def _begin_gate(self) -> None:
+        try:
+            candidate = self._open_candidate()
+        except (CorruptBundle, OSError, ValueError) as error:
+            self._fail(f"the candidate cannot be used: {error}")
+            return
+        path = self._run_dir / FEATURES
+        made = read_features(path, candidate.version.manifest.trunk_digest) if path.exists() else {}
+        self._comparison = new_comparison(self._rules)
+        self._remember(replace(self._tuning, phase="gating"), Changes(features=made))
+        _log.info("candidate at the gate", run=self._tuning.run)
+
+    def _open_candidate(self) -> _Candidate:
+        if self._candidate is None:
+            version = self._versions.folder(self._run_dir / CANDIDATE)
+            state = state_from_bytes((self._run_dir / STATE).read_bytes())
+            self._candidate = _Candidate(version, state, posterior(state, self._maker.settings.prior))
+        return self._candidate
+
+    def _judge(self) -> None:
+        """Look at the next few experiences; conclude when the evidence is in."""
+        chunk = self._store.experiences(after=self._tuning.position, limit=_CHUNK)
+        self._backlog = len(chunk) == _CHUNK
+        if chunk:
+            candidate = self._open_candidate()
+            spec = candidate.version.manifest.spec
+            usable = [e for e in chunk if not e.set_aside and counts_as_proof(e, spec)]
+            found = features_on(candidate.version, self._store, usable, self._store.save)
+            rows = [Compared(e, found[e.served.prediction_id]) for e in usable if e.served.prediction_id in found]
+            if rows:
+                self._comparison = self._compare(candidate, rows)
+            self._remember(replace(self._tuning, position=chunk[-1].number))
+            self._metrics.gate_n.set(self._comparison.n)
+        report = self._comparison.report()
+        if report.verdict != "insufficient":
+            self._conclude(report.verdict, report)
+        elif self._comparison.tally.seen >= self._max_events:
+            self._conclude("insufficient", report)
+
+    def _compare(self, candidate: _Candidate, rows: list[Compared]) -> Comparison:
+        """Against the policies that logged: on the features they served on, as noted when each was joined."""
+        spec = candidate.version.manifest.spec
+        made = [row.features for row in rows]
+        q_hat, _ = candidate.belief.predict(features(candidate.state.space, *stack(made)))
+        return compare(
+            self._comparison,
+            rows,
+            spec,
+            candidate=candidate.version.probabilities(made, allowed_mask(spec, [r.experience.served for r in rows])),
+            baseline=logged_probabilities(rows),
+            q_hat=q_hat,
+        )
+
+    def _conclude(self, verdict: Verdict, report: GateReport) -> None:
+        """Publish with the evidence; promote on that verdict. Every part may be done again after a crash."""
+        candidate = self._open_candidate()
+        why = "; ".join(report.reasons)
+        published = self._published() or self._publish(report)
+        self._store.save(Changes(memory={served_key(published.version): candidate.state.to_bytes()}))
+        if verdict == "promote":
+            why += self._promote(published.version, why)
+        self._metrics.gate_verdicts.labels(verdict).inc()
+        _log.info("gate", verdict=verdict, version=published.version, run=self._tuning.run, why=why)
+        self._end(verdict, why, version=published.version)
+
+    def _publish(self, report: GateReport) -> Manifest:
+        folder = self._run_dir / CANDIDATE
+        manifest = replace(read_manifest(folder), gate=report.to_dict())
+        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        write_card(folder, manifest)
+        return self._registry.publish(folder)
+
+    def _published(self) -> Manifest | None:
+        """The version that a learner which died here has published already."""
+        for version in reversed(self._registry.versions()):
+            manifest = self._registry.manifest(version)
+            if manifest.kind == "finetuned" and manifest.data.get("run") == self._tuning.run:
+                return manifest
+        return None
+
+    def _promote(self, version: int, why: str) -> str:
+        """Make it live; says so where that could not be done."""
+        if any(rollout.live == version for rollout in self._registry.ledger()):
+            return ""  # by a learner that died before it could note it
+        change = RolloutChange(ACTOR, self._clock(), f"passed the gate: {why}")
+
+        def transition(rollout: Rollout) -> Rollout | None:
+            return None if rollout.pinned else promote(rollout, version, change)
+
+        return "" if move(self._registry, transition) else "; not made live, because a version is pinned"
+
+    # --- memory ------------------------------------------------------------------------------------------------------
+
+    def _end(self, outcome: str, why: str, *, version: int | None) -> None:
+        run_dir = self._run_dir
+        entry = {
+            "run": self._tuning.run,
+            "outcome": outcome,
+            "why": why,
+            "version": version,
+            "ended_at_s": self._clock(),
+        }
+        outcomes = (*self._tuning.outcomes, entry)[-_HISTORY:]
+        self._comparison = new_comparison(self._rules)
+        self._candidate = None
+        self._backlog = False
+        self._metrics.gate_n.set(0)
+        self._remember(replace(self._tuning, phase="idle", run="", outcomes=outcomes))
+        for leftover in (CANDIDATE, PARENT):
+            shutil.rmtree(run_dir / leftover, ignore_errors=True)
+
+    def _remember(self, tuning: Tuning, also: Changes | None = None) -> None:
+        memory: dict[str, bytes | None] = {KEY: tuning.to_bytes(), GATE: None}
+        if tuning.phase == "gating":
+            memory[GATE] = json.dumps(self._comparison.to_dict()).encode()
+        self._store.save(replace(also or Changes(), memory=memory))
+        self._tuning = tuning
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Candidate:
+    version: OpenVersion
+    state: RewardState
+    belief: RewardPosterior

@@ -1,0 +1,48 @@
+"""Every metric of the learner, declared once. One instance per registry; tests make their own."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class LearnerMetrics:
+    """plaudit_learner_…"""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"plaudit_learner_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"plaudit_learner_{name}", text, labels, registry=registry)
+
+        def seconds(name: str, text: str) -> Histogram:
+            return Histogram(f"plaudit_learner_{name}_seconds", text, registry=registry, buckets=_SECONDS)
+
+        self.events = counter("events_total", "Records read, by what became of them.", "outcome")
+        self.lag = gauge("lag_records", "Records of the log not read yet.")
+        self.waiting = gauge("orphans", "Feedback whose decision has not arrived.")
+        self.discarded = gauge("discarded", "Feedback that cannot be learned from.")
+        self.experiences = gauge("experiences", "Decisions with feedback that are learned from.")
+        self.joined_share = gauge("joined_ratio", "Share of all feedback that was joined with its decision.")
+        self.set_aside = counter("set_aside_total", "Experiences set aside, by why.", "why")
+        self.batch_seconds = seconds("batch", "Time to learn from one batch of records, saving included.")
+        self.satisfaction = gauge("satisfaction_recent", "Mean reward of the latest experiences.")
+        self.predicted = gauge("predicted_reward_recent", "Mean reward that was predicted for the same.")
+        self.refreshes = counter("refreshes_total", "Head refreshes, by outcome.", "outcome")
+        self.refresh_seconds = seconds("refresh", "Time from a due refresh to the published version going live.")
+        self.refresh_kl = gauge("refresh_kl_nats", "How far the last refresh moved the policy, in nats.")
+        self.freshness_seconds = seconds("freshness", "From a batch's latest feedback to the refresh that learned it.")
+        self.e_value = gauge("comparison_e_value", "Running comparison with the gated version, by claim.", "claim")
+        self.comparison_n = gauge("comparison_experiences", "Experiences that the running comparison has counted.")
+        self.reverts = counter("reverts_total", "Head refreshes taken back because they did harm.")
+        self.confirms = counter("confirms_total", "Head refreshes that proved better and became the gated version.")
+        self.rebuilds = counter("rebuilds_total", "Reward states rebuilt because the trunk changed.")
+        self.jobs = counter("jobs_total", "Fine-tuning jobs, by outcome.", "outcome")
+        self.job_running = gauge("job_running", "1 while a fine-tuning job runs.")
+        self.gate_verdicts = counter("gate_verdicts_total", "Verdicts on fine-tuned versions.", "verdict")
+        self.gate_n = gauge("gate_experiences", "Experiences that the gate has counted for the present candidate.")
+        self.live_version = gauge("live_version", "The version that serves; 0 if none.")
+        self.gated_version = gauge("gated_version", "The version that refreshes are compared with; 0 if none.")
+        self.failures = counter("failures_total", "Steps given up because log or store were away, to be done again.")

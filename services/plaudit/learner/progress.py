@@ -1,0 +1,62 @@
+"""What the learner remembers between steps besides the reward state: small, JSON, saved with every step."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+KEY: Final = "progress"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Attributes:
+    last_number: number of the last experience.
+    experiences: how many are learned from now.
+    changes: experiences ever added, changed, taken back or set aside.
+    refreshed: ``changes`` at the last head refresh.
+    feedback: signals ever taken in.
+    last_feedback_id: the last of them.
+    last_feedback_time_s: when the server received the latest of them, UTC seconds.
+    waiting: signals whose decision has not arrived.
+    discarded: signals that cannot be learned from.
+    outcomes: records of the log by what became of them.
+    silence_place: up to which decision silence was judged.
+    users: events seen and counted per user, see plaudit_models.raters.UserTally.
+    """
+
+    last_number: int = 0
+    experiences: int = 0
+    changes: int = 0
+    refreshed: int = 0
+    feedback: int = 0
+    last_feedback_id: str = ""
+    last_feedback_time_s: float = 0.0
+    waiting: int = 0
+    discarded: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
+    silence_place: int = 0
+    users: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pending(self) -> int:
+        """Changes that no version has learned from."""
+        return self.changes - self.refreshed
+
+    def data(self) -> dict[str, Any]:
+        """What a version that learns now has seen, for its manifest."""
+        return {
+            "experiences": self.experiences,
+            "last_experience": self.last_number,
+            "feedback": self.feedback,
+            "last_feedback_id": self.last_feedback_id,
+            "last_feedback_time_s": self.last_feedback_time_s,
+        }
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+
+def progress_from_bytes(raw: bytes | None) -> Progress:
+    return Progress() if raw is None else Progress(**json.loads(raw))

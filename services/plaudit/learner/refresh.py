@@ -1,0 +1,127 @@
+"""A head refresh: a version folder with the parent's trunk and a head built from the latest evidence, published.
+
+Knows nothing about events or when a refresh is due.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load_file, save_file
+
+from plaudit.core.events import Features
+from plaudit.core.ports import ModelRegistry
+from plaudit.learner.evidence import stack
+from plaudit_models.bundle import CARD, HEAD, HEAD_GOLDEN, TRUNK_FILES, TRUNK_GOLDEN, Manifest, VersionKind, seal
+from plaudit_models.features import FeatureSpace
+from plaudit_models.head import build_head
+from plaudit_models.improvement import HeadSettings, Step, bounded_step, head_scores
+from plaudit_models.reward_model import RewardState
+from plaudit_models.spec import BASE_LOGITS, EMBEDDING, SCORES
+
+
+@dataclass(frozen=True, slots=True)
+class HeadMaker:
+    """Builds heads.
+
+    Attributes:
+        settings: how boldly a head follows the evidence.
+        floor: logged exploration floor ε in (0, 1] of the versions made.
+        max_kl: the most one refresh may move the policy, in nats.
+        embedding_scale: weight of the embedding among the features; 0 leaves it out.
+    """
+
+    settings: HeadSettings
+    floor: float
+    max_kl: float
+    embedding_scale: float = 0.0
+
+    def space(self, manifest: Manifest) -> FeatureSpace:
+        """The feature space of the fast loop on a version's trunk."""
+        spec = manifest.spec
+        return FeatureSpace(manifest.trunk_digest, len(spec.actions), spec.embedding_size, self.embedding_scale)
+
+    def step(self, served: RewardState, latest: RewardState, recent: Sequence[Features]) -> Step:
+        """From the evidence served towards the latest, as far as the KL bound allows on one or more ``recent`` rows."""
+        return bounded_step(self.settings, served, latest, *stack(recent), floor=self.floor, max_kl=self.max_kl)
+
+    def write(self, folder: Path, state: RewardState) -> None:
+        """Write head and golden scores beside the trunk and its golden pairs.
+
+        The golden scores come from the formula, not from the graph, so that whoever runs the graph proves it right.
+        """
+        (folder / HEAD).write_bytes(build_head(self.settings, state).SerializeToString())
+        golden = load_file(folder / TRUNK_GOLDEN)
+        scores = head_scores(self.settings, state, golden[EMBEDDING], golden[BASE_LOGITS])
+        save_file({SCORES: scores.astype("float32")}, folder / HEAD_GOLDEN)
+
+
+def publish_refresh(
+    registry: ModelRegistry,
+    work_dir: Path,
+    maker: HeadMaker,
+    parent: Manifest,
+    state: RewardState,
+    *,
+    created_at_s: float,
+    reason: str,
+    data: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+) -> Manifest:
+    """Assemble and publish; the trunk's files are shared with the parent wherever the file system can."""
+    source = registry.folder(parent.version)
+    with tempfile.TemporaryDirectory(dir=work_dir, prefix="refresh-") as temporary:
+        folder = Path(temporary)
+        for name in TRUNK_FILES:
+            if name in parent.files:
+                share(source / name, folder / name)
+        maker.write(folder, state)
+        manifest = seal(
+            folder,
+            Manifest(
+                spec=parent.spec,
+                kind="head",
+                created_at_s=created_at_s,
+                files={},
+                parent=parent.version,
+                floor=maker.floor,
+                reason=reason,
+                data=data,
+                metrics=metrics,
+            ),
+        )
+        write_card(folder, manifest)
+        return registry.publish(folder)
+
+
+def share(source: Path, target: Path) -> None:
+    """Hard-link, or copy where that is not possible."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def write_card(folder: Path, manifest: Manifest) -> None:
+    """The manifest for people."""
+    kinds: Mapping[VersionKind, str] = {
+        "pretrained": "trained on labelled data",
+        "head": "head refreshed from feedback",
+        "finetuned": "all weights fine-tuned on feedback",
+        "imported": "imported",
+    }
+    lines = [f"# {manifest.spec.name}", "", f"{kinds[manifest.kind].capitalize()}. {manifest.reason}", ""]
+    lines.append(f"- parent: {'none' if manifest.parent is None else f'version {manifest.parent}'}")
+    lines.append(f"- exploration floor: {manifest.floor:g}")
+    for title, table in (("Data", manifest.data), ("Metrics", manifest.metrics), ("Gate", manifest.gate)):
+        if table:
+            lines += ["", f"## {title}", ""]
+            plain = {name: value for name, value in table.items() if not isinstance(value, list | tuple | dict)}
+            lines += [f"- {name}: {value}" for name, value in plain.items()]
+    (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")

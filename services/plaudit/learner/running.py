@@ -1,0 +1,94 @@
+"""The running comparison: do the head refreshes that serve do better than the last gated version?
+
+Each experience of a refresh counts once, judged by what was known before it was learned. Knows nothing about what
+follows from a finding.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from plaudit.core.experience import Experience
+from plaudit.core.ports import ModelRegistry
+from plaudit.learner.compare import Compared, compare, counts_as_proof, logged_probabilities
+from plaudit.learner.versions import Versions, allowed_mask
+from plaudit_models.features import Float64
+from plaudit_models.gate import Comparison, GateRules, comparison_from_dict, new_comparison
+
+KEY: Final = "comparison"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Running:
+    """Attributes:
+    gated: the version compared with; 0 if there is none.
+    after_version: refreshes with a greater number are compared; those before were judged by an earlier comparison.
+    """
+
+    gated: int
+    after_version: int
+    comparison: Comparison
+
+    def to_bytes(self) -> bytes:
+        raw = {"gated": self.gated, "after_version": self.after_version, "comparison": self.comparison.to_dict()}
+        return json.dumps(raw).encode()
+
+
+def running_from_bytes(raw: bytes | None, rules: GateRules) -> Running:
+    """Starts anew if there is nothing to continue or the rules have changed."""
+    if raw is None:
+        return Running(0, 0, new_comparison(rules))
+    fields = json.loads(raw)
+    comparison = comparison_from_dict(fields["comparison"])
+    if comparison.rules != rules:
+        return Running(0, 0, new_comparison(rules))
+    return Running(fields["gated"], fields["after_version"], comparison)
+
+
+def update(
+    running: Running,
+    fresh: Sequence[Compared],
+    q_hat: Mapping[int, Float64],
+    registry: ModelRegistry,
+    versions: Versions,
+) -> Running:
+    """Take in experiences that are about to be learned for the first time.
+
+    Args:
+        running: so far.
+        fresh: in order; features are those of the gated version's trunk.
+        q_hat: predicted rewards ``[a]`` before they are learned, by experience number.
+    """
+    if running.gated == 0:
+        return running
+    gated = versions.version(running.gated)
+    spec = gated.manifest.spec
+    rows = [
+        row
+        for row in fresh
+        if row.experience.served.version > running.after_version
+        and row.features.trunk_digest == gated.manifest.trunk_digest
+        and counts_as_proof(row.experience, spec)
+        and _is_refresh(row.experience, registry)
+    ]
+    if not rows:
+        return running
+    allowed = allowed_mask(spec, [row.experience.served for row in rows])
+    compared = compare(
+        running.comparison,
+        rows,
+        spec,
+        candidate=logged_probabilities(rows),
+        baseline=gated.probabilities([row.features for row in rows], allowed),
+        q_hat=np.array([q_hat[row.experience.number] for row in rows]),
+    )
+    return replace(running, comparison=compared)
+
+
+def _is_refresh(experience: Experience, registry: ModelRegistry) -> bool:
+    return registry.manifest(experience.served.version).kind == "head"

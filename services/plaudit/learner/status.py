@@ -1,0 +1,34 @@
+"""The learner's status file: what a terminal view or a person wants to see at a glance, replaced atomically.
+
+Not a record: nothing reads it back, and it may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from plaudit.core.runs import write_json
+
+STATUS: Final = "learner-status.json"
+
+_INTERVAL_S: Final = 0.5
+
+
+class StatusFile:
+    """Args:
+    path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._written_s = -_INTERVAL_S
+
+    def write(self, report: Callable[[], Mapping[str, Any]]) -> None:
+        """Write what ``report`` says, unless that was done a moment ago."""
+        now_s = time.monotonic()
+        if now_s - self._written_s >= _INTERVAL_S:
+            self._written_s = now_s
+            write_json(self._path, report())
