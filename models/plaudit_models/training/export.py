@@ -208,15 +208,17 @@ def _name_by_contract(proto: onnx.ModelProto, spec: ModelSpec) -> None:
     for node in graph.node:
         node.input[:] = [renamed(name) for name in node.input]
         node.output[:] = [renamed(name) for name in node.output]
-    for value in (*graph.initializer, *graph.input, *graph.output):
-        value.name = renamed(value.name)
+    for weight in graph.initializer:
+        weight.name = renamed(weight.name)
     for tensor in (*graph.input, *graph.output):
+        tensor.name = renamed(tensor.name)
         tensor.type.tensor_type.shape.dim[0].dim_param = "b"
     del graph.value_info[:]
     graph.name = "trunk"
     proto.producer_name = "plaudit"
-    for owner in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
-        del owner.metadata_props[:]  # stack traces of this machine
+    described: tuple[Any, ...] = (proto, graph, *graph.node, *graph.input, *graph.output, *graph.initializer)
+    for part in described:
+        del part.metadata_props[:]  # stack traces of this machine
 
 
 def _run(graph: Path, inputs: Arrays) -> dict[str, npt.NDArray[np.float32]]:

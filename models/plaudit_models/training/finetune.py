@@ -100,12 +100,12 @@ class FinetuneSettings:
         seed: decides order and augmentation.
     """
 
-    replays_per_experience: float = 8.0
+    replays_per_experience: float = 4.0
     max_steps: int | None = None
     max_duration_s: float | None = 30.0
     replay_rows: int = 64
-    rehearsal_rows: int = 64
-    rehearsal_share: float = 0.5
+    rehearsal_rows: int = 128
+    rehearsal_share: float = 0.7
     kl_weight: float = 0.0
     noise: float = 0.05
     trained_encoders: tuple[ModalityKind, ...] = ("text",)
@@ -247,8 +247,7 @@ class _Source:
     def _logits(self, rows: Tensor, change: Callable[[str, Tensor], Tensor] | None) -> Tensor:
         index = self._index[rows]
         tokens = encode_rows(self._model, self._pools, index, change, encoded=self._encoded)
-        logits: Tensor = self._model.fuse(tokens, (index >= 0).float())[1]
-        return logits
+        return self._model.fuse(tokens, (index >= 0).float())[1]
 
     def _change(self, name: str, content: Tensor) -> Tensor:
         return augment(self._model.spec.modalities[name], content, self._generator)

@@ -72,13 +72,13 @@ class FusionPolicy(nn.Module):
 
     def prepare(self, name: str, content: Tensor) -> Tensor:
         """What of modality ``name``'s encoder has no weights to learn; ``content`` is as in the graph contract."""
-        prepared: Tensor = self._encoder(name).prepare(content)
-        return prepared
+        encoder = self.encoders[name]
+        assert isinstance(encoder, _Encoder)
+        return encoder.prepare(content)
 
     def encode(self, name: str, prepared: Tensor) -> Tensor:
         """Prepared items of modality ``name`` → tokens ``[b, k, w]``."""
-        tokens: Tensor = self.encoders[name](prepared)
-        return tokens
+        return self.encoders[name](prepared)
 
     def fuse(self, tokens: Mapping[str, Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens of every modality → embedding and base logits.
@@ -109,11 +109,6 @@ class FusionPolicy(nn.Module):
             for name, content in zip(self.spec.modalities, contents, strict=True)
         }
         return self.fuse(tokens, present)
-
-    def _encoder(self, name: str) -> _Encoder:
-        encoder = self.encoders[name]
-        assert isinstance(encoder, _Encoder)
-        return encoder
 
 
 class _FusionLayer(nn.Module):
@@ -169,9 +164,9 @@ class _ImageEncoder(_Encoder):
     def __init__(self, shape: tuple[int, ...], config: FusionConfig) -> None:
         super().__init__()
         channels, height, width = shape
-        layers: list[nn.Module] = [nn.BatchNorm2d(channels), *_conv_2d(channels, 32, stride=1)]
-        size = 32
-        while len(layers) == 4 or max(height, width) > 4:
+        size = min(32, config.width)
+        layers: list[nn.Module] = [nn.BatchNorm2d(channels), *_conv_2d(channels, size, stride=1)]
+        while max(height, width) > 4:
             grown = min(2 * size, config.width)
             layers += _conv_2d(size, grown, stride=2)
             size, height, width = grown, -(-height // 2), -(-width // 2)
@@ -211,8 +206,7 @@ class _AudioEncoder(_SequenceEncoder):
         self.front_end = front_end
 
     def prepare(self, content: Tensor) -> Tensor:
-        log_mel: Tensor = self.front_end(content)
-        return log_mel
+        return self.front_end(content)
 
 
 class LogMel(nn.Module):
@@ -300,8 +294,7 @@ class _FlatEncoder(_Encoder):
         )
 
     def forward(self, prepared: Tensor) -> Tensor:
-        tokens: Tensor = self.net(prepared.flatten(1)).reshape(-1, self.tokens, self.width)
-        return tokens
+        return self.net(prepared.flatten(1)).reshape(-1, self.tokens, self.width)
 
 
 def _encoder(modality: Modality, config: FusionConfig) -> _Encoder:

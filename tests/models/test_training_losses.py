@@ -1,0 +1,51 @@
+"""The training losses against numbers worked by hand. Logits are logs of probabilities, so softmax gives those back."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from plaudit_models.training.losses import action_nll, kl_to_reference, reward_nll
+
+LOGITS = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
+
+
+def test_action_nll_is_minus_the_log_probability_of_the_right_action():
+    """Row 0: −log 0.25 = 1.386294. Row 1: −log 0.8 = 0.223144."""
+    loss = action_nll(LOGITS, torch.tensor([2, 1]))
+    assert loss.tolist() == pytest.approx([1.386294, 0.223144], abs=1e-5)
+
+
+def test_reward_nll_of_thumbs():
+    """δ = 0.05, so a thumb up has probability 0.05 + 0.9·p.
+
+    Up for p = 0.5: −log(0.05 + 0.45) = −log 0.5 = 0.693147.
+    Down for p = 0.8: −log(1 − 0.05 − 0.72) = −log 0.23 = 1.469676.
+    """
+    loss = reward_nll(LOGITS, torch.tensor([0, 1]), torch.tensor([1.0, 0.0]))
+    assert loss.tolist() == pytest.approx([0.693147, 1.469676], abs=1e-5)
+
+
+def test_reward_nll_between_the_thumbs_is_a_mixture():
+    """Reward 0.7 for p = 0.5: up has probability 0.5, so either thumb costs log 2 = 0.693147, and so does a mixture.
+
+    Reward 0.7 for p = 0.8: up 0.77. −0.7·log 0.77 − 0.3·log 0.23 = 0.7·0.261365 + 0.3·1.469676 = 0.623858.
+    """
+    loss = reward_nll(LOGITS, torch.tensor([0, 1]), torch.tensor([0.7, 0.7]))
+    assert loss.tolist() == pytest.approx([0.693147, 0.623858], abs=1e-5)
+
+
+def test_one_wrong_thumb_has_a_bounded_loss():
+    """A thumb down on a certain answer, p = 1: −log(1 − 0.95) = 2.995732; with δ = 0 it would be infinite."""
+    certain = torch.tensor([[100.0, 0.0]])
+    down = torch.tensor([0.0])
+    assert reward_nll(certain, torch.tensor([0]), down).item() == pytest.approx(2.995732, abs=1e-4)
+    assert math.isinf(reward_nll(certain, torch.tensor([0]), down, noise=0.0).item())
+
+
+def test_kl_to_reference():
+    """π = (.5, .25, .25) from (.25, .5, .25): .5·log 2 + .25·log ½ + .25·log 1 = .25·log 2 = 0.173287; from itself 0."""
+    reference = torch.log(torch.tensor([[0.25, 0.5, 0.25], [0.1, 0.8, 0.1]]))
+    assert kl_to_reference(LOGITS, reference).tolist() == pytest.approx([0.173287, 0.0], abs=1e-6)
