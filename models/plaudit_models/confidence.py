@@ -7,9 +7,9 @@ often one looks (Ville's inequality).
     K_t(m) = Σ_j share_j · Π_{i ≤ t} (1 + λ_j·(v_i − m)),   0 ≤ λ_j < 1 / (bound + 1),   v_i ≥ −bound,   m ≤ 1
 
 Waudby-Smith, Ramdas: Estimating means of bounded random variables by betting, 2024, section 4. Wealth divided among
-constant bets has nothing to tune and does not depend on the order within a batch. For off-policy values: Karampatziakis,
-Mineiro, Ramdas: Off-policy confidence sequences, 2021; Waudby-Smith et al.: Anytime-valid off-policy inference for
-contextual bandits, 2024.
+constant bets has nothing to tune and does not depend on the order within a batch. For off-policy values:
+Karampatziakis, Mineiro, Ramdas: Off-policy confidence sequences, 2021; Waudby-Smith et al.: Anytime-valid off-policy
+inference for contextual bandits, 2024.
 
 The guarantee holds if each value's mean, given everything before it, is at most m. So a value must be judged with what
 was known before it: a policy or reward model that changes on the way may be used only for events it has not seen.

@@ -63,7 +63,7 @@ class GateRules:
     slice_margin: float = 0.03
     min_events: int = 100
     user_cap: float = 0.01
-    slack: float = 1.0
+    slack: float = 2.0
     max_difference: float = 10.0
 
     def __post_init__(self) -> None:

@@ -83,7 +83,7 @@ def constant(gain: float, n: int) -> Differences:
 
 
 def test_differences_by_hand() -> None:
-    """One decision, action 1 logged by live at 0.1, reward 1, q̂ = [0.6, 0.2]; π_c = [0.2, 0.8], π_l = [0.9, 0.1].
+    """Slack 1; action 1 was logged by live at 0.1, reward 1; q̂ = [0.6, 0.2], π_c = [0.2, 0.8], π_l = [0.9, 0.1].
 
     Low: for the candidate q̂ is lowered to [0.6, 0.1/0.8 = 0.125]: 0.12 + 0.1 + 8·0.875 = 7.22. For live nothing
     changes: 0.54 + 0.02 + 0.8 = 1.36. Difference 5.86.
@@ -92,9 +92,9 @@ def test_differences_by_hand() -> None:
     """
     log = LoggedRounds(np.array([1.0]), np.array([1]), np.array([0.1]))
     candidate, live, q_hat = np.array([[0.2, 0.8]]), np.array([[0.9, 0.1]]), np.array([[0.6, 0.2]])
-    seen = differences(log, candidate, live, q_hat, logging_probs=live, rules=RULES)
+    seen = differences(log, candidate, live, q_hat, logging_probs=live, rules=GateRules(slack=1.0))
     assert (seen.low[0], seen.high[0], seen.weight[0]) == pytest.approx((5.86, 0.46, 8.0))
-    cut = differences(log, candidate, live, q_hat, logging_probs=live, rules=GateRules(max_difference=3.0))
+    cut = differences(log, candidate, live, q_hat, logging_probs=live, rules=GateRules(slack=1.0, max_difference=3.0))
     assert (cut.low[0], cut.high[0]) == pytest.approx((3.0, 0.46))
 
 
@@ -112,8 +112,8 @@ def test_differences_stay_in_bounds_where_the_logging_policy_is_not_quite_known(
     for reward, q_hat in ((0.0, 0.9), (1.0, 0.1)):
         log = LoggedRounds(np.array([reward]), np.array([1]), np.array([0.01]))
         seen = differences(log, candidate, live, np.array([[0.5, q_hat]]), logging_probs=live, rules=RULES)
-        assert -2.0 <= seen.low[0] <= 10.0
-        assert -10.0 <= seen.high[0] <= 2.0
+        assert -3.0 <= seen.low[0] <= 10.0
+        assert -10.0 <= seen.high[0] <= 3.0
 
 
 def promotions(gain: float, replicates: int, n: int = 5_000) -> Float64:
@@ -228,7 +228,7 @@ def test_one_loud_user_cannot_push_a_bad_candidate_through() -> None:
 
 
 def test_gain_and_effective_n_by_hand() -> None:
-    """Weights 1 and 3: (1 + 3)² / (1 + 9) = 1.6. The gain is the mean of low and high: (0.1 + 0.3 + 0.2 + 0.6)/4 = 0.3."""
+    """Weights 1 and 3: (1 + 3)² / (1 + 9) = 1.6. Gain is the mean of low and high: (0.1 + 0.3 + 0.2 + 0.6)/4 = 0.3."""
     report = compare(Differences(np.array([0.1, 0.3]), np.array([0.2, 0.6]), np.array([1.0, 3.0]))).report()
     assert report.effective_n == pytest.approx(1.6)
     assert report.gain == pytest.approx(0.3)
