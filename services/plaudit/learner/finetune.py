@@ -83,6 +83,49 @@ def tuning_from_bytes(raw: bytes | None) -> Tuning:
     return Tuning(outcomes=tuple(fields.pop("outcomes")), **fields)
 
 
+def prepare_run(
+    run_dir: Path,
+    registry: ModelRegistry,
+    live: Manifest,
+    progress: Progress,
+    *,
+    store_url: str,
+    plan: TrainingPlan,
+    maker: HeadMaker,
+    limits: Limits,
+    created_at_s: float,
+    reason: str,
+) -> Path:
+    """Write the run folder of a job that starts from ``live`` and sees all experiences so far; returns ``run_dir``."""
+    if run_dir.exists():
+        shutil.rmtree(run_dir)  # prepared by a learner that died before it launched
+    parent = run_dir / PARENT
+    parent.mkdir(parents=True)
+    source = registry.folder(live.version)
+    for name in (*TRUNK_FILES, MANIFEST):
+        if (source / name).exists():
+            share(source / name, parent / name)
+    JobDescription(
+        store_url=store_url,
+        snapshot=progress.last_number,
+        created_at_s=created_at_s,
+        reason=reason,
+        plan=replace(plan, rehearsal=plan.rehearsal or _pretraining_folder(registry)),
+        maker=maker,
+        limits=limits,
+        data={"run": run_dir.name, **progress.data()},
+    ).write(run_dir)
+    return run_dir
+
+
+def _pretraining_folder(registry: ModelRegistry) -> str | None:
+    for version in reversed(registry.versions()):
+        manifest = registry.manifest(version)
+        if manifest.kind == "pretrained" and "folder" in manifest.data:
+            return str(manifest.data["folder"])
+    return None
+
+
 class Finetuning:
     """Starts jobs and judges candidates, a little with every step.
 
@@ -188,26 +231,19 @@ class Finetuning:
     def _launch(self, live: Manifest, progress: Progress) -> None:
         new = progress.last_number - self._tuning.last_snapshot
         run = f"run-{progress.last_number:08}"
-        run_dir = self._runs_dir / run
-        if run_dir.exists():
-            shutil.rmtree(run_dir)  # prepared by a learner that died before it launched
-        parent = run_dir / PARENT
-        parent.mkdir(parents=True)
-        source = self._registry.folder(live.version)
-        for name in (*TRUNK_FILES, MANIFEST):
-            if (source / name).exists():
-                share(source / name, parent / name)
         reason = f"{new} new experiences since the last job; from version {live.version}"
-        JobDescription(
+        run_dir = prepare_run(
+            self._runs_dir / run,
+            self._registry,
+            live,
+            progress,
             store_url=self._store_url,
-            snapshot=progress.last_number,
-            created_at_s=self._clock(),
-            reason=reason,
-            plan=replace(self._plan, rehearsal=self._plan.rehearsal or self._pretraining_folder()),
+            plan=self._plan,
             maker=self._maker,
             limits=self._limits,
-            data={"run": run, **progress.data()},
-        ).write(run_dir)
+            created_at_s=self._clock(),
+            reason=reason,
+        )
         # Remembered before it is launched: a job must never run that nobody asks after.
         self._remember(
             replace(
@@ -223,13 +259,6 @@ class Finetuning:
         self._metrics.jobs.labels("started").inc()
         self._metrics.job_running.set(1)
         _log.info("fine-tuning started", run=run, reason=reason)
-
-    def _pretraining_folder(self) -> str | None:
-        for version in reversed(self._registry.versions()):
-            manifest = self._registry.manifest(version)
-            if manifest.kind == "pretrained" and "folder" in manifest.data:
-                return str(manifest.data["folder"])
-        return None
 
     def _watch(self) -> None:
         now_s = time.monotonic()

@@ -19,6 +19,7 @@ import torch
 
 from plaudit.core.ports import ModelRegistry
 from plaudit.core.rollout import Change, Rollout, promote
+from plaudit.learner.refresh import write_card
 from plaudit_models.bundle import TOKENIZER, Manifest
 from plaudit_models.dataset import LabelledData, load_data_folder, splits_of, tokenizer_for
 from plaudit_models.preprocess import assemble
@@ -129,7 +130,8 @@ def pretrain_and_publish(
     with tempfile.TemporaryDirectory(prefix="plaudit-pretrain-") as scratch:
         if tokenizer is not None:
             tokenizer.save(str(Path(scratch) / TOKENIZER))
-        export_version(trained.model, Path(scratch), manifest, golden_inputs(validation))
+        sealed = export_version(trained.model, Path(scratch), manifest, golden_inputs(validation))
+        write_card(Path(scratch), sealed)
         published = registry.publish(Path(scratch))
     live = _promote_if_none_is(registry, registry.rollout(), published, now_s)
     return Published(published, trained, accuracy, without, live)
