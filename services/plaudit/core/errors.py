@@ -17,9 +17,11 @@ PlauditError
 ├── Expired                 the deadline passed before the work began
 ├── Unavailable
 │   ├── NoLiveModel
+│   ├── Draining            the server is shutting down
 │   ├── LogUnavailable
 │   └── StoreUnavailable    the experience store could not save or read
-├── Unauthorized            an admin call without, or with a wrong, token
+├── Unauthorized            an admin call without the admin token
+│   └── WrongToken              with a wrong one
 ├── UnprovenVersion         a version failed its proof; it will never serve
 └── ConfigError             a setting is wrong; names the setting and the value
 """
@@ -142,6 +144,13 @@ class NoLiveModel(Unavailable):
         super().__init__(f"model {model!r} has no live version yet; run `plaudit pretrain` or `plaudit promote N`")
 
 
+class Draining(Unavailable):
+    """The server is shutting down and takes no new work."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down; send again what was not answered")
+
+
 class LogUnavailable(Unavailable):
     """The event log could not make an event durable; nothing was recorded."""
 
@@ -157,10 +166,17 @@ class StoreUnavailable(Unavailable):
 
 
 class Unauthorized(PlauditError):
-    """An admin call without the admin token, or with a wrong one."""
+    """An admin call without the admin token."""
+
+    def __init__(self, problem: str = "needs") -> None:
+        super().__init__(f"authorization: this call {problem} the admin token as `authorization: Bearer TOKEN`")
+
+
+class WrongToken(Unauthorized):
+    """An admin call with a token that is not the admin token."""
 
     def __init__(self) -> None:
-        super().__init__("this call needs the admin token as metadata `authorization: Bearer TOKEN`")
+        super().__init__("came with a wrong token; it needs")
 
 
 class UnprovenVersion(PlauditError):

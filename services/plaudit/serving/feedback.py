@@ -1,0 +1,192 @@
+"""The use case of feedback: check it, make it durable, say so; later, say what became of it. Knows no transport."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from plaudit.core.errors import InvalidInput, InvalidPredictionId, PlauditError, UnknownFeedback, UnknownVersion
+from plaudit.core.events import Correction, Feedback, Preference, Rating, Retract, Signal
+from plaudit.core.ports import Appended, EventLog, ModelRegistry
+from plaudit.core.prediction_id import PredictionIds
+from plaudit.serving.batcher import Batcher
+from plaudit.serving.live_model import LiveModel
+from plaudit.serving.metrics import ServingMetrics
+from plaudit_models.bundle import CorruptBundle
+from plaudit_models.spec import ModelSpec
+
+MAX_ID_CHARACTERS: Final = 128
+_MAX_BATCH: Final = 256
+_QUEUE_LIMIT: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackRequest:
+    """What a client says about one prediction."""
+
+    feedback_id: str
+    prediction_id: str
+    user_id: str
+    signal: Signal
+
+
+class ReceiptState(StrEnum):
+    RECORDED = "recorded"
+    USED = "used"
+    LIVE = "live"
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of a piece of feedback.
+
+    Attributes:
+        used_in_version: the first version there still is whose learner had read the log past this feedback.
+        live_since_s: when it, or a later version, went live, UTC seconds.
+    """
+
+    feedback_id: str
+    state: ReceiptState
+    recorded_at_s: float
+    used_in_version: int | None = None
+    live_since_s: float | None = None
+
+
+class FeedbackRecorder:
+    """Args:
+    models: what is served, by name.
+    io: for the look-ups of receipts.
+    clock: UTC seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, LiveModel],
+        log: EventLog,
+        ids: PredictionIds,
+        metrics: ServingMetrics,
+        io: Executor,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._models = models
+        self._log = log
+        self._ids = ids
+        self._metrics = metrics
+        self._io = io
+        self._clock = clock
+        self._writer: Batcher[FeedbackRequest, Appended] = Batcher(
+            self._append, name="feedback", max_batch=_MAX_BATCH, queue_limit=_QUEUE_LIMIT
+        )
+
+    def start(self) -> None:
+        self._writer.start()
+
+    async def close(self) -> None:
+        """Everything that was taken in is durable after this."""
+        await self._writer.close()
+
+    async def send(self, request: FeedbackRequest, deadline_s: float) -> bool:
+        """Returns when the feedback is durable; True if its id was there before, so that nothing was added.
+
+        Raises:
+            InvalidInput, ExpiredPredictionId: it is refused.
+            LogUnavailable, Overloaded, Expired: nothing was recorded.
+        """
+        kind = type(request.signal).__name__.lower()
+        try:
+            with self._metrics.feedback_ack_seconds.time():
+                self._check(request)
+                appended = await self._writer.submit(request, deadline_s)
+        except PlauditError:
+            self._metrics.feedback.labels(kind, "refused").inc()
+            raise
+        self._metrics.feedback.labels(kind, "duplicate" if appended.duplicate else "accepted").inc()
+        return appended.duplicate
+
+    async def receipt(self, feedback_id: str) -> Receipt:
+        """Raises UnknownFeedback if it was never recorded, InvalidInput if the id cannot be one."""
+        _check_id("feedback_id", feedback_id)
+        return await asyncio.get_running_loop().run_in_executor(self._io, self._receipt, feedback_id)
+
+    def _check(self, request: FeedbackRequest) -> None:
+        _check_id("feedback_id", request.feedback_id)
+        prediction = self._ids.check(request.prediction_id, now_s=self._clock())
+        live = self._models.get(prediction.model)
+        if live is None:
+            raise InvalidPredictionId(f"is of the model {prediction.model!r}; served here are {sorted(self._models)}")
+        match request.signal:
+            case Rating(value) if not 0.0 <= value <= 1.0:
+                raise InvalidInput("rating", f"{value} is not in [0, 1]")
+            case Correction(action):
+                _check_action("correction", action, live.serving().manifest.spec)
+            case Preference(preferred, rejected):
+                _check_action("preference.preferred", preferred, live.serving().manifest.spec)
+                _check_action("preference.rejected", rejected, live.serving().manifest.spec)
+                if preferred == rejected:
+                    raise InvalidInput("preference", f"prefers {preferred!r} over itself")
+            case Retract(feedback_id) if len(feedback_id) > MAX_ID_CHARACTERS:
+                raise InvalidInput("retract.feedback_id", _too_long(feedback_id))
+
+    def _append(self, requests: Sequence[FeedbackRequest]) -> Sequence[Appended]:
+        """On the writer's thread: one append, so one disk flush, for all that came while the last one ran.
+
+        They get their time here, so that in the log of one server it never goes back.
+        """
+        now_s = self._clock()
+        return self._log.append(
+            [Feedback(r.feedback_id, r.prediction_id, now_s, r.user_id, r.signal) for r in requests]
+        )
+
+    def _receipt(self, feedback_id: str) -> Receipt:
+        recorded_at_s = self._log.feedback_recorded(feedback_id)
+        if recorded_at_s is None:
+            raise UnknownFeedback(feedback_id)
+        if len(self._models) != 1:
+            # The log does not say which model a piece of feedback is about.
+            return Receipt(feedback_id, ReceiptState.RECORDED, recorded_at_s)
+        registry = next(iter(self._models.values())).registry
+        used = _first_that_read_past(registry, recorded_at_s)
+        if used is None:
+            return Receipt(feedback_id, ReceiptState.RECORDED, recorded_at_s)
+        for rollout in registry.ledger():
+            if rollout.live is not None and rollout.live >= used:
+                return Receipt(feedback_id, ReceiptState.LIVE, recorded_at_s, used, rollout.changed_at_s)
+        return Receipt(feedback_id, ReceiptState.USED, recorded_at_s, used)
+
+
+def _first_that_read_past(registry: ModelRegistry, time_s: float) -> int | None:
+    """The first version that was made after the learner had taken in all feedback up to ``time_s``.
+
+    A learner writes that time into the manifests of the versions it makes.
+    """
+    for version in registry.versions():
+        try:
+            data = registry.manifest(version).data
+        except (UnknownVersion, CorruptBundle):
+            continue  # pruned since it was listed, or not for us to judge
+        if data.get("last_feedback_time_s", -math.inf) >= time_s:
+            return version
+    return None
+
+
+def _check_id(field: str, value: str) -> None:
+    if not value:
+        raise InvalidInput(field, f"is empty; give 1 to {MAX_ID_CHARACTERS} characters, such as a UUID")
+    if len(value) > MAX_ID_CHARACTERS:
+        raise InvalidInput(field, _too_long(value))
+
+
+def _too_long(value: str) -> str:
+    return f"{value[:20]!r}… has {len(value)} characters; at most {MAX_ID_CHARACTERS} are taken"
+
+
+def _check_action(field: str, action: str, spec: ModelSpec) -> None:
+    if not spec.has_action(action):
+        raise InvalidInput(field, f"{action[:80]!r} is not an action of {spec.name!r}")

@@ -1,0 +1,158 @@
+"""The use case of versions: list them, and change which one serves. Knows no transport.
+
+A change is a compare-and-set on the registry. The version it makes live is loaded and proven here first, so a version
+that fails its proof is refused before anybody is told to serve it, and once the call returns this server serves it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict
+from typing import Any, Final, TypeVar
+
+import structlog
+
+from plaudit.core.errors import InvalidInput, RolloutMoved, UnknownVersion, UnprovenVersion
+from plaudit.core.events import RolloutChanged
+from plaudit.core.rollout import Change, Rollout, pin, promote, rollback, unpin
+from plaudit.serving.decisions import DecisionRecorder
+from plaudit.serving.live_model import LiveModel
+from plaudit.serving.predictor import pick_model
+from plaudit_models.bundle import CorruptBundle, Manifest
+
+_ATTEMPTS: Final = 10
+
+Result = TypeVar("Result")
+
+logger = structlog.get_logger(__name__)
+
+
+class Versions:
+    """Args:
+    models: what is served, by name.
+    recorder: where changes of the rollout are told.
+    io: the registry is read and written here, off the event loop.
+    watch_interval_s: how often watchers look for a change.
+    clock: UTC seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, LiveModel],
+        recorder: DecisionRecorder,
+        io: Executor,
+        *,
+        watch_interval_s: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._models = models
+        self._recorder = recorder
+        self._io = io
+        self._watch_interval_s = watch_interval_s
+        self._clock = clock
+
+    async def all(self, model: str) -> tuple[Sequence[Manifest], Rollout]:
+        """Every version whose manifest can be read, oldest first, and the present rollout. Raises UnknownModel."""
+        return await self._off_loop(_all, pick_model(self._models, model))
+
+    async def one(self, model: str, version: int) -> Manifest:
+        """Raises UnknownModel, UnknownVersion, UnprovenVersion (its manifest is damaged)."""
+        return await self._off_loop(_one, pick_model(self._models, model), version)
+
+    async def promote(self, model: str, version: int, expected: int, actor: str, reason: str) -> Rollout:
+        """Make ``version`` live.
+
+        Args:
+            expected: the generation this was decided on; 0: whatever it is.
+
+        Raises:
+            InvalidInput, UnknownModel, UnknownVersion, UnprovenVersion, VersionPinned, RolloutMoved: nothing changed.
+        """
+        if version < 1:
+            raise InvalidInput("version", f"{version} is not a version; versions count from 1")
+        reason = reason or f"version {version} was promoted"
+        return await self._change(model, expected, actor, reason, lambda now, how: promote(now, version, how))
+
+    async def rollback(self, model: str, expected: int, actor: str, reason: str) -> Rollout:
+        """Make the previous version live. Raises as :meth:`promote` does, and NoPreviousVersion."""
+        return await self._change(model, expected, actor, reason or "rolled back", rollback)
+
+    async def pin(self, model: str, version: int, expected: int, actor: str, reason: str) -> Rollout:
+        """Make ``version`` live and keep it; 0 unpins. Raises as :meth:`promote` does."""
+        if version < 0:
+            raise InvalidInput("version", f"{version} is not a version; versions count from 1, and 0 unpins")
+        if version == 0:
+            return await self._change(model, expected, actor, reason or "unpinned", unpin)
+        reason = reason or f"version {version} was pinned"
+        return await self._change(model, expected, actor, reason, lambda now, how: pin(now, version, how))
+
+    async def watch(self, model: str, ending: asyncio.Event) -> AsyncIterator[Rollout]:
+        """The present rollout at once, then every change, until ``ending`` is set. Raises UnknownModel."""
+        live = pick_model(self._models, model)
+        seen = await self._off_loop(live.registry.rollout)
+        yield seen
+        while not ending.is_set():
+            if live.rollout.generation > seen.generation:
+                for rollout in await self._off_loop(live.registry.ledger):
+                    if rollout.generation > seen.generation:
+                        seen = rollout
+                        yield rollout
+            try:
+                await asyncio.wait_for(ending.wait(), self._watch_interval_s)
+            except TimeoutError:
+                continue
+
+    async def _change(
+        self, model: str, expected: int, actor: str, reason: str, transition: Callable[[Rollout, Change], Rollout]
+    ) -> Rollout:
+        live = pick_model(self._models, model)
+        change = Change(actor=actor or "operator", time_s=self._clock(), reason=reason)
+        rollout = await self._off_loop(_apply, live, expected, change, transition)
+        facts = asdict(rollout)
+        facts["time_s"] = facts.pop("changed_at_s")
+        self._recorder.record(RolloutChanged(**facts))
+        logger.info("rollout_changed", **facts)
+        return rollout
+
+    async def _off_loop(self, function: Callable[..., Result], *args: Any) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._io, function, *args)
+
+
+def _all(live: LiveModel) -> tuple[Sequence[Manifest], Rollout]:
+    manifests = []
+    for version in live.registry.versions():
+        try:
+            manifests.append(live.registry.manifest(version))
+        except UnknownVersion:
+            continue  # pruned since it was listed
+        except CorruptBundle as error:
+            logger.error("manifest_unreadable", model=live.name, version=version, problem=str(error))
+    return manifests, live.registry.rollout()
+
+
+def _one(live: LiveModel, version: int) -> Manifest:
+    try:
+        return live.registry.manifest(version)
+    except CorruptBundle as error:
+        raise UnprovenVersion(version, str(error)) from error
+
+
+def _apply(live: LiveModel, expected: int, change: Change, transition: Callable[[Rollout, Change], Rollout]) -> Rollout:
+    """Where any generation will do, a change that somebody else overtook is made again on the new one."""
+    for _ in range(_ATTEMPTS):
+        present = live.registry.rollout()
+        if expected not in (0, present.generation):
+            break
+        rollout = transition(present, change)
+        if rollout.live is not None and rollout.live != present.live:
+            live.prepare(rollout.live)
+        try:
+            live.registry.set_rollout(rollout)
+        except RolloutMoved:
+            continue
+        live.step()
+        return rollout
+    raise RolloutMoved(expected or present.generation, live.registry.rollout().generation)

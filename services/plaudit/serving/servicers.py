@@ -1,0 +1,343 @@
+"""The services of ``plaudit.v1``: decode, call, encode. Nothing is decided here."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import math
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from plaudit.core.errors import InvalidInput, Unauthorized, WrongToken
+from plaudit.core.rollout import Rollout
+from plaudit.core.wire import ROLE_TO_WIRE, contents_from_wire, signal_from_wire
+from plaudit.serving.feedback import FeedbackRecorder, FeedbackRequest, Receipt, ReceiptState
+from plaudit.serving.interceptors import status_of
+from plaudit.serving.models import Versions
+from plaudit.serving.predictor import Prediction, PredictionRequest, Predictor
+from plaudit.serving.streams import Pieces, Put, StreamedFormat, in_order
+from plaudit.v1 import (
+    feedback_pb2,
+    feedback_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    prediction_pb2,
+    prediction_pb2_grpc,
+)
+from plaudit_models.bundle import Manifest, VersionKind
+from plaudit_models.preprocess import Limits
+
+_STREAM_LIMIT: Final = 64
+"""Requests of one stream that are worked on at once."""
+
+_KINDS: Final[Mapping[VersionKind, model_pb2.VersionKind]] = {
+    "pretrained": model_pb2.VERSION_KIND_PRETRAINED,
+    "head": model_pb2.VERSION_KIND_HEAD,
+    "finetuned": model_pb2.VERSION_KIND_FINETUNED,
+    "imported": model_pb2.VERSION_KIND_IMPORTED,
+}
+_STATES: Final = {
+    ReceiptState.RECORDED: feedback_pb2.RECEIPT_STATE_RECORDED,
+    ReceiptState.USED: feedback_pb2.RECEIPT_STATE_USED,
+    ReceiptState.LIVE: feedback_pb2.RECEIPT_STATE_LIVE,
+}
+
+
+def _deadline_s(context: Any) -> float:
+    """On the clock of ``time.monotonic``; infinite if the caller set none."""
+    remaining_s = context.time_remaining()
+    return math.inf if remaining_s is None else time.monotonic() + remaining_s
+
+
+# --- prediction ------------------------------------------------------------------------------------------------------
+
+
+class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
+    """Args:
+    limits: how much streamed content is collected.
+    draining: set when the server shuts down.
+    """
+
+    def __init__(self, predictor: Predictor, limits: Limits, draining: asyncio.Event) -> None:
+        self._predictor = predictor
+        self._limits = limits
+        self._draining = draining
+
+    async def Predict(self, request: prediction_pb2.PredictRequest, context: Any) -> prediction_pb2.PredictResponse:
+        answer = await self._predictor.predict(_prediction_request(request), _deadline_s(context))
+        return _prediction_to_wire(answer)
+
+    def PredictStream(
+        self, request_iterator: AsyncIterator[prediction_pb2.PredictStreamRequest], context: Any
+    ) -> AsyncIterator[prediction_pb2.PredictStreamResponse]:
+        deadline_s = _deadline_s(context)
+
+        async def read(put: Put[prediction_pb2.PredictStreamResponse]) -> None:
+            opened: _Opened | None = None
+            last: asyncio.Task[Any] | None = None
+            async for step in request_iterator:
+                match step.WhichOneof("step"):
+                    case "start":
+                        if opened is not None:
+                            raise InvalidInput("start", "came while a prediction is open; send end or cancel first")
+                        opened = _Opened(step.start, self._limits)
+                    case "chunk":
+                        _open(opened, "chunk").pieces.add(step.chunk.modality, step.chunk.data)
+                    case "end":
+                        last = await put(self._answer(_open(opened, "end"), deadline_s))
+                        opened = None
+                    case "cancel" if opened is not None:
+                        await put(_cancelled(opened.request.request_id))
+                        opened = None
+                    case "cancel":
+                        if last is not None:  # too late if it is answered already
+                            last.cancel()
+                    case _:
+                        raise InvalidInput("step", "is missing; set one of start, chunk, end, cancel")
+
+        return in_order(read, self._draining, limit=_STREAM_LIMIT)
+
+    async def _answer(self, opened: _Opened, deadline_s: float) -> prediction_pb2.PredictStreamResponse:
+        request_id = opened.request.request_id
+        try:
+            request = _prediction_request(opened.request, opened.pieces)
+            final = _prediction_to_wire(await self._predictor.predict(request, deadline_s))
+        except asyncio.CancelledError:
+            return await _cancelled(request_id)
+        return prediction_pb2.PredictStreamResponse(final=final, request_id=request_id)
+
+
+class _Opened:
+    """A streamed prediction whose content still arrives."""
+
+    def __init__(self, start: prediction_pb2.PredictStart, limits: Limits) -> None:
+        self.request = start.request
+        self.pieces = Pieces({name: _format(name, given) for name, given in start.streamed.items()}, limits)
+        twice = sorted(set(start.streamed) & set(start.request.content))
+        if twice:
+            raise InvalidInput(f'streamed["{twice[0]}"]', "is in request.content too; send it one way")
+
+
+def _open(opened: _Opened | None, step: str) -> _Opened:
+    if opened is None:
+        raise InvalidInput(step, "came while no prediction is open; send start first")
+    return opened
+
+
+async def _cancelled(request_id: str) -> prediction_pb2.PredictStreamResponse:
+    return prediction_pb2.PredictStreamResponse(cancelled=True, request_id=request_id)
+
+
+def _format(name: str, message: prediction_pb2.StreamedContent) -> StreamedFormat:
+    match message.WhichOneof("format"):
+        case "pcm16_sample_rate_hz":
+            return StreamedFormat("pcm16", message.pcm16_sample_rate_hz)
+        case "encoded_audio":
+            return StreamedFormat("audio")
+        case "encoded_image":
+            return StreamedFormat("image")
+        case _:
+            raise InvalidInput(
+                f'streamed["{name}"]',
+                "has no format; set one of pcm16_sample_rate_hz, encoded_audio, encoded_image",
+            )
+
+
+def _prediction_request(message: prediction_pb2.PredictRequest, pieces: Pieces | None = None) -> PredictionRequest:
+    content = contents_from_wire(message.content)
+    if pieces is not None:
+        content |= pieces.content()
+    return PredictionRequest(
+        content=content,
+        model=message.model,
+        user_id=message.user_id,
+        allowed_actions=tuple(message.allowed_actions),
+        greedy=message.greedy,
+        top_k=message.top_k,
+        explain=message.explain,
+        request_id=message.request_id,
+    )
+
+
+def _prediction_to_wire(answer: Prediction) -> prediction_pb2.PredictResponse:
+    return prediction_pb2.PredictResponse(
+        prediction_id=answer.prediction_id,
+        action=answer.action,
+        propensity=answer.propensity,
+        scores=[prediction_pb2.Score(action=action, probability=probability) for action, probability in answer.scores],
+        version=answer.version,
+        version_digest=answer.version_digest,
+        role=ROLE_TO_WIRE[answer.role],
+        contributions=answer.contributions,
+        request_id=answer.request_id,
+        model=answer.model,
+    )
+
+
+# --- feedback --------------------------------------------------------------------------------------------------------
+
+
+class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
+    """Args:
+    draining: set when the server shuts down.
+    """
+
+    def __init__(self, recorder: FeedbackRecorder, draining: asyncio.Event) -> None:
+        self._recorder = recorder
+        self._draining = draining
+
+    async def SendFeedback(
+        self, request: feedback_pb2.SendFeedbackRequest, context: Any
+    ) -> feedback_pb2.SendFeedbackResponse:
+        return await self._send(request, _deadline_s(context))
+
+    def StreamFeedback(
+        self, request_iterator: AsyncIterator[feedback_pb2.SendFeedbackRequest], context: Any
+    ) -> AsyncIterator[feedback_pb2.SendFeedbackResponse]:
+        deadline_s = _deadline_s(context)
+
+        async def read(put: Put[feedback_pb2.SendFeedbackResponse]) -> None:
+            async for request in request_iterator:
+                await put(self._send_or_explain(request, deadline_s))
+
+        return in_order(read, self._draining, limit=_STREAM_LIMIT)
+
+    async def GetReceipt(self, request: feedback_pb2.GetReceiptRequest, context: Any) -> feedback_pb2.Receipt:
+        return _receipt_to_wire(await self._recorder.receipt(request.feedback_id))
+
+    async def _send(
+        self, request: feedback_pb2.SendFeedbackRequest, deadline_s: float
+    ) -> feedback_pb2.SendFeedbackResponse:
+        duplicate = await self._recorder.send(
+            FeedbackRequest(
+                feedback_id=request.feedback_id,
+                prediction_id=request.prediction_id,
+                user_id=request.user_id,
+                signal=signal_from_wire(request),
+            ),
+            deadline_s,
+        )
+        status = feedback_pb2.FEEDBACK_STATUS_DUPLICATE if duplicate else feedback_pb2.FEEDBACK_STATUS_ACCEPTED
+        return feedback_pb2.SendFeedbackResponse(feedback_id=request.feedback_id, status=status)
+
+    async def _send_or_explain(
+        self, request: feedback_pb2.SendFeedbackRequest, deadline_s: float
+    ) -> feedback_pb2.SendFeedbackResponse:
+        try:
+            return await self._send(request, deadline_s)
+        except Exception as error:
+            code, text = status_of(error, "FeedbackService/StreamFeedback")
+            return feedback_pb2.SendFeedbackResponse(
+                feedback_id=request.feedback_id, error=feedback_pb2.FeedbackError(code=code.value[0], message=text)
+            )
+
+
+def _receipt_to_wire(receipt: Receipt) -> feedback_pb2.Receipt:
+    return feedback_pb2.Receipt(
+        feedback_id=receipt.feedback_id,
+        state=_STATES[receipt.state],
+        recorded_at=_timestamp(receipt.recorded_at_s),
+        used_in_version=receipt.used_in_version or 0,
+        live_since=None if receipt.live_since_s is None else _timestamp(receipt.live_since_s),
+    )
+
+
+# --- versions --------------------------------------------------------------------------------------------------------
+
+
+class ModelServicer(model_pb2_grpc.ModelServiceServicer):
+    """Args:
+    admin_token: what changes must present; None leaves them open.
+    draining: set when the server shuts down.
+    """
+
+    def __init__(self, versions: Versions, admin_token: str | None, draining: asyncio.Event) -> None:
+        self._versions = versions
+        self._admin_token = admin_token
+        self._draining = draining
+
+    async def ListVersions(
+        self, request: model_pb2.ListVersionsRequest, context: Any
+    ) -> model_pb2.ListVersionsResponse:
+        manifests, rollout = await self._versions.all(request.model)
+        return model_pb2.ListVersionsResponse(
+            versions=[_version_to_wire(manifest) for manifest in manifests], rollout=_rollout_to_wire(rollout)
+        )
+
+    async def GetVersion(self, request: model_pb2.GetVersionRequest, context: Any) -> model_pb2.GetVersionResponse:
+        manifest = await self._versions.one(request.model, request.version)
+        return model_pb2.GetVersionResponse(version=_version_to_wire(manifest))
+
+    async def Promote(self, request: model_pb2.PromoteRequest, context: Any) -> model_pb2.PromoteResponse:
+        self._authorize(context)
+        rollout = await self._versions.promote(
+            request.model, request.version, request.expected_generation, request.actor, request.reason
+        )
+        return model_pb2.PromoteResponse(rollout=_rollout_to_wire(rollout))
+
+    async def Rollback(self, request: model_pb2.RollbackRequest, context: Any) -> model_pb2.RollbackResponse:
+        self._authorize(context)
+        rollout = await self._versions.rollback(
+            request.model, request.expected_generation, request.actor, request.reason
+        )
+        return model_pb2.RollbackResponse(rollout=_rollout_to_wire(rollout))
+
+    async def Pin(self, request: model_pb2.PinRequest, context: Any) -> model_pb2.PinResponse:
+        self._authorize(context)
+        rollout = await self._versions.pin(
+            request.model, request.version, request.expected_generation, request.actor, request.reason
+        )
+        return model_pb2.PinResponse(rollout=_rollout_to_wire(rollout))
+
+    async def WatchVersions(
+        self, request: model_pb2.WatchVersionsRequest, context: Any
+    ) -> AsyncIterator[model_pb2.WatchVersionsResponse]:
+        async for rollout in self._versions.watch(request.model, self._draining):
+            yield model_pb2.WatchVersionsResponse(rollout=_rollout_to_wire(rollout))
+
+    def _authorize(self, context: Any) -> None:
+        """Raises Unauthorized or WrongToken."""
+        if self._admin_token is None:
+            return
+        given = [str(value) for key, value in context.invocation_metadata() or () if key == "authorization"]
+        if not given:
+            raise Unauthorized
+        if not hmac.compare_digest(given[0].encode(), f"Bearer {self._admin_token}".encode()):
+            raise WrongToken
+
+
+def _version_to_wire(manifest: Manifest) -> model_pb2.Version:
+    return model_pb2.Version(
+        version=manifest.version,
+        digest=manifest.digest,
+        parent=manifest.parent or 0,
+        kind=_KINDS.get(manifest.kind, model_pb2.VERSION_KIND_UNSPECIFIED),
+        created_at=_timestamp(manifest.created_at_s),
+        reason=manifest.reason,
+        manifest_json=manifest.to_json(),
+    )
+
+
+def _rollout_to_wire(rollout: Rollout) -> model_pb2.Rollout:
+    return model_pb2.Rollout(
+        model=rollout.model,
+        generation=rollout.generation,
+        live=rollout.live or 0,
+        previous=rollout.previous or 0,
+        gated=rollout.gated or 0,
+        candidate=rollout.candidate or 0,
+        candidate_share=rollout.candidate_share,
+        pinned=rollout.pinned,
+        changed_at=_timestamp(rollout.changed_at_s) if rollout.generation else None,
+        reason=rollout.reason,
+        actor=rollout.actor,
+    )
+
+
+def _timestamp(time_s: float) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromMicroseconds(round(time_s * 1e6))
+    return stamp
