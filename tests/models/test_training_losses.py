@@ -46,6 +46,6 @@ def test_one_wrong_thumb_has_a_bounded_loss():
 
 
 def test_kl_to_reference():
-    """π = (.5, .25, .25) from (.25, .5, .25): .5·log 2 + .25·log ½ + .25·log 1 = .25·log 2 = 0.173287; from itself 0."""
+    """π = (.5, .25, .25) from (.25, .5, .25): .5·log 2 − .25·log 2 + 0 = .25·log 2 = 0.173287; from itself 0."""
     reference = torch.log(torch.tensor([[0.25, 0.5, 0.25], [0.1, 0.8, 0.1]]))
     assert kl_to_reference(LOGITS, reference).tolist() == pytest.approx([0.173287, 0.0], abs=1e-6)

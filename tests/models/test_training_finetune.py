@@ -1,0 +1,179 @@
+"""Fine-tuning on thumbs: a kind of question that no label tells is learned, and what was taught is kept.
+
+Two sensors; the taught question (token 1) asks for the sign of the left one, the new one (token 2) for the opposite.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from plaudit_models.dataset import LabelledData
+from plaudit_models.spec import ModelSpec, TensorModality, TextModality
+from plaudit_models.training.finetune import Experiences, FinetuneProgress, FinetuneSettings, finetune
+from plaudit_models.training.fusion import FusionConfig, FusionPolicy
+from plaudit_models.training.pretrain import PretrainSettings, evaluate, pretrain
+
+SPEC = ModelSpec(
+    "signs", {"sensor": TensorModality((2,)), "which": TextModality(2)}, ("minus", "plus"), embedding_size=12
+)
+CONFIG = FusionConfig(vocabulary_size=5, width=16, layers=1, attention_heads=2, tokens_per_modality=1)
+TAUGHT, NEW = 0, 1
+FEW = FinetuneSettings(max_duration_s=None, max_steps=4, replay_rows=16, rehearsal_rows=16)
+
+
+def _data(n: int, question: int, seed: int) -> LabelledData:
+    rng = np.random.default_rng(seed)
+    sensor = (rng.choice((-1.0, 1.0), (n, 1)) * rng.uniform(0.5, 1.5, (n, 2))).astype(np.float32)
+    return LabelledData(
+        spec=SPEC,
+        pools={"sensor": sensor, "which": np.array([[1, 0], [2, 0]])},
+        index=np.stack([np.arange(n), np.full(n, question)], axis=1),
+        action=((sensor[:, 0] > 0) == (question == TAUGHT)).astype(np.int64),
+        tower_labels={},
+        tower_classes={},
+        group=[""] * n,
+    )
+
+
+def _experiences(n: int, seed: int, **fields) -> Experiences:
+    """Random answers to the new question, and a thumb for each."""
+    data = _data(n, NEW, seed)
+    action = np.random.default_rng(seed).integers(2, size=n)
+    defaults = {
+        "action": action,
+        "reward": (action == data.action).astype(np.float32),
+        "correction": np.full(n, -1),
+        "weight": np.ones(n, np.float32),
+    }
+    return Experiences(pools=data.pools, index=data.index, **(defaults | fields))
+
+
+@pytest.fixture(scope="module")
+def parent() -> FusionPolicy:
+    settings = PretrainSettings(max_duration_s=None, max_steps=150, batch_rows=64, learning_rate=1e-2)
+    return pretrain(_data(640, TAUGHT, 0), _data(100, TAUGHT, 1), config=CONFIG, settings=settings).model
+
+
+def _weights(model: FusionPolicy) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_thumbs_teach_a_new_kind_of_question_and_rehearsal_keeps_the_old(parent):
+    assert evaluate(parent, _data(400, NEW, 5)).overall < 0.2
+    before, reports = _weights(parent), list[FinetuneProgress]()
+    settings = FinetuneSettings(max_duration_s=None, replays_per_experience=20, learning_rate=3e-3)
+    rehearsal = _data(640, TAUGHT, 0)
+    result = finetune(parent, _experiences(500, 7), rehearsal, settings=settings, on_progress=reports.append)
+    assert evaluate(result.model, _data(400, NEW, 5)).overall > 0.9
+    assert evaluate(result.model, _data(400, TAUGHT, 6)).overall > 0.95
+    assert result.steps == 157  # 20 · 500 / 64, rounded up
+    assert reports[-1].fraction == 1.0
+    assert reports[-1].user_loss < reports[0].user_loss
+    assert all(torch.equal(before[name], tensor) for name, tensor in parent.state_dict().items())
+
+
+def test_without_rehearsal_the_old_is_forgotten(parent):
+    settings = FinetuneSettings(max_duration_s=None, replays_per_experience=20, learning_rate=3e-3, rehearsal_share=0.0)
+    result = finetune(parent, _experiences(500, 7), _data(640, TAUGHT, 0), settings=settings)
+    assert evaluate(result.model, _data(400, TAUGHT, 6)).overall < 0.9
+
+
+def test_corrections_teach_too(parent):
+    """The reward is a misleading 1 for every wrong answer, so what is learned can only come from the correction."""
+    right = _data(500, NEW, 7).action
+    wrong = Experiences(
+        pools=_data(500, NEW, 7).pools,
+        index=_data(500, NEW, 7).index,
+        action=1 - right,
+        reward=np.ones(500, np.float32),
+        correction=right,
+        weight=np.ones(500, np.float32),
+    )
+    settings = FinetuneSettings(max_duration_s=None, replays_per_experience=20, learning_rate=3e-3)
+    result = finetune(parent, wrong, _data(640, TAUGHT, 0), settings=settings)
+    assert evaluate(result.model, _data(400, NEW, 5)).overall > 0.9
+
+
+def test_users_of_no_weight_have_no_influence(parent):
+    rehearsal = _data(64, TAUGHT, 0)
+    thumbs = _experiences(40, 7, weight=np.zeros(40, np.float32))
+    opposite = replace(thumbs, reward=1 - thumbs.reward)
+    first, second = (finetune(parent, e, rehearsal, settings=FEW).model for e in (thumbs, opposite))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+
+
+def test_only_the_chosen_encoders_change(parent):
+    before = _weights(parent)
+    after = finetune(parent, _experiences(40, 7), _data(64, TAUGHT, 0), settings=FEW).model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not any(name.startswith("encoders.sensor.") for name in changed)
+    assert "encoders.which.words.weight" in changed
+    assert "action_head.weight" in changed
+    settings = replace(FEW, trained_encoders=("tensor",))
+    after = finetune(parent, _experiences(40, 7), _data(64, TAUGHT, 0), settings=settings).model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert "encoders.sensor.net.1.weight" in changed
+    assert not any(name.startswith("encoders.which.") for name in changed)
+
+
+def test_the_same_seed_gives_the_same_weights(parent):
+    def weights(seed):
+        settings = replace(FEW, seed=seed)
+        return finetune(parent, _experiences(40, 7), _data(64, TAUGHT, 0), settings=settings).model.state_dict()
+
+    first, same, other = weights(1), weights(1), weights(2)
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not torch.equal(first["summary"], other["summary"])
+
+
+def test_the_kl_term_holds_the_policy_near_its_parent(parent):
+    """There is no anchor, so thumbs turn the answers to the new question round, unless a strong KL term forbids it."""
+
+    def moved(kl_weight):
+        settings = FinetuneSettings(
+            max_duration_s=None,
+            replays_per_experience=20,
+            rehearsal_share=0.0,
+            kl_weight=kl_weight,
+            learning_rate=3e-3,
+        )
+        model = finetune(parent, _experiences(200, 7), _data(64, TAUGHT, 0), settings=settings).model
+        sensor = torch.from_numpy(_data(100, NEW, 5).pools["sensor"])
+        contents = (sensor, torch.tensor([[2, 0]]).expand(100, -1), torch.ones(100, 2))
+        with torch.no_grad():
+            return (model(*contents)[1].softmax(1) - parent(*contents)[1].softmax(1)).abs().mean().item()
+
+    assert moved(0.0) > 0.5
+    assert moved(10.0) < 0.1
+
+
+def test_checkpoints_and_limits(parent):
+    seen: list[int] = []
+    settings = replace(FEW, max_steps=5, checkpoint_steps=2)
+    result = finetune(
+        parent,
+        _experiences(100, 7),
+        _data(64, TAUGHT, 0),
+        settings=settings,
+        on_checkpoint=lambda step, model: seen.append(step),
+    )
+    assert (seen, result.steps) == ([2, 4], 5)
+    spent = replace(FEW, max_duration_s=1e-9)
+    assert finetune(parent, _experiences(100, 7), _data(64, TAUGHT, 0), settings=spent).steps == 0
+
+
+def test_experiences_that_make_no_sense_are_refused(parent):
+    with pytest.raises(ValueError, match=r"reward: 1.5 of experience 3 is not in \[0, 1\]"):
+        _experiences(5, 0, reward=np.array([0, 1, 0, 1.5, 2], np.float32))
+    with pytest.raises(ValueError, match="weight: nan of experience 0"):
+        _experiences(2, 0, weight=np.array([np.nan, 1], np.float32))
+    with pytest.raises(ValueError, match=r"action: shape \(3,\) is not \(5,\)"):
+        _experiences(5, 0, action=np.zeros(3, np.int64))
+    with pytest.raises(ValueError, match="experiences: none given"):
+        finetune(parent, _experiences(0, 0), _data(64, TAUGHT, 0), settings=FEW)
