@@ -3,21 +3,31 @@
 What needs an extra is imported where it is used, so that one service runs without the extras of the other.
 
 Layout of the data directory:
-    log.sqlite       event log
-    registry/        versions and the rollout
-    signing.key      what prediction ids are signed with
+    log.sqlite            event log
+    registry/             versions and the rollout
+    experiences.sqlite    the learner's experience store
+    learner/              the learner's status, and a folder per fine-tuning run
+    signing.key           what prediction ids are signed with
 """
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plaudit.adapters.directory_registry import DirectoryRegistry
 from plaudit.adapters.sqlite_log import SqliteLog
 from plaudit.core.errors import ConfigError
-from plaudit.core.ports import EventLog, ModelRegistry, ModelRuntime
+from plaudit.core.ports import EventLog, ExperienceStore, JobLauncher, ModelRegistry, ModelRuntime
+from plaudit.core.prediction_id import PredictionIds, load_or_create_key
 from plaudit.core.settings import Settings
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from plaudit.learner.loop import Learner
+    from plaudit.serving.server import InferenceServer
 
 
 def data_dir(settings: Settings) -> Path:
@@ -26,7 +36,7 @@ def data_dir(settings: Settings) -> Path:
     Raises:
         ConfigError: it cannot be made or written to.
     """
-    path = settings.data_dir
+    path = settings.data_dir.absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -49,3 +59,60 @@ def model_runtime(settings: Settings) -> ModelRuntime:
     from plaudit.adapters.onnx_runtime import OnnxRuntime
 
     return OnnxRuntime(settings.serving.device, settings.serving.threads)
+
+
+def store_url(settings: Settings) -> str:
+    from plaudit.adapters.sql_store import sqlite_url
+
+    return sqlite_url(data_dir(settings) / "experiences.sqlite")
+
+
+def experience_store(settings: Settings) -> ExperienceStore:
+    from plaudit.adapters.sql_store import SqlStore
+
+    return SqlStore(store_url(settings))
+
+
+def job_launcher() -> JobLauncher:
+    from plaudit.adapters.subprocess_jobs import SubprocessJobs
+
+    return SubprocessJobs()
+
+
+def learner_dir(settings: Settings) -> Path:
+    return data_dir(settings) / "learner"
+
+
+def inference_server(settings: Settings, log: EventLog) -> InferenceServer:
+    """A server ready to start. Raises ConfigError."""
+    from prometheus_client import CollectorRegistry
+
+    from plaudit.serving.metrics import ServingMetrics
+    from plaudit.serving.server import InferenceServer
+
+    key = load_or_create_key(data_dir(settings) / "signing.key")
+    return InferenceServer(
+        [model_registry(settings)],
+        log,
+        model_runtime(settings),
+        PredictionIds(key, settings.serving.feedback_window_s),
+        settings.serving,
+        ServingMetrics(CollectorRegistry()),
+    )
+
+
+def learner(settings: Settings, log: EventLog, store: ExperienceStore, metrics: CollectorRegistry) -> Learner:
+    """A learner ready to run. Raises ConfigError."""
+    from plaudit.learner.build import build_learner
+
+    return build_learner(
+        settings,
+        log=log,
+        store=store,
+        store_url=store_url(settings),
+        registry=model_registry(settings),
+        runtime=model_runtime(settings),
+        jobs=job_launcher(),
+        work_dir=learner_dir(settings),
+        metrics_registry=metrics,
+    )

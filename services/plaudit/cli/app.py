@@ -6,8 +6,9 @@ Modules that need an extra are imported inside the command that needs them, so t
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -106,6 +107,49 @@ def up(config: Config = None, data_dir: DataDir = None, as_json: Json = False) -
         raise typer.Exit(code)
 
 
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; overrides `serving.host`.")] = None,
+    port: Annotated[int | None, typer.Option(help="gRPC port; overrides `serving.port`.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Overrides `serving.metrics_port`.")] = None,
+    device: Annotated[str | None, typer.Option(help="`auto`, `cuda` or `cpu`; overrides `serving.device`.")] = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Run the inference service alone until ctrl-C, which drains it. Needs no torch.
+
+    Example: `plaudit serve --config plaudit.toml --host 0.0.0.0`
+    """
+    flags = {"host": host, "port": port, "metrics_port": metrics_port, "device": device}
+    settings = read_settings(config, data_dir, {"serving": flags})
+    with extra("serve"):
+        from plaudit.cli import services
+
+        services.log_to_stderr()
+        asyncio.run(services.serve(settings, _reporter("serve", as_json)))
+
+
+@app.command()
+def learn(
+    host: Annotated[str | None, typer.Option(help="Address of the metrics; overrides `learner.host`.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Overrides `learner.metrics_port`.")] = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Run the learner alone until ctrl-C, which saves where it stands.
+
+    Example: `plaudit learn --config plaudit.toml`
+    """
+    settings = read_settings(config, data_dir, {"learner": {"host": host, "metrics_port": metrics_port}})
+    with extra("learn"):
+        from plaudit.cli import services
+
+        services.log_to_stderr()
+        asyncio.run(services.learn(settings, _reporter("learn", as_json)))
+
+
 # --- making and checking ---------------------------------------------------------------------------------------------
 
 
@@ -126,6 +170,30 @@ def pretrain(
         from plaudit.cli import pretrain as body
     published = body.pretrain(settings, data)
     output.print_json(body.summary(published)) if as_json else body.show(published)
+
+
+@app.command()
+def finetune(
+    reason: Reason = "",
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Run one fine-tuning job on all feedback so far, and publish what it made; it serves only once you promote it.
+
+    Example: `plaudit finetune --reason "before the audit"`, then `plaudit promote N`
+    """
+    settings = read_settings(config, data_dir)
+    with extra("learn"):
+        from plaudit.cli import finetune as body
+
+        manifest = body.finetune(settings, reason)
+    if as_json:
+        output.print_json(json.loads(manifest.to_json()))
+    else:
+        output.out.print(
+            f"version {manifest.version} is published; to make it live: plaudit promote {manifest.version}"
+        )
 
 
 @app.command()
@@ -381,6 +449,12 @@ def unpin(
 
 
 # --- small things ----------------------------------------------------------------------------------------------------
+
+
+def _reporter(service: str, as_json: bool) -> Callable[[Mapping[str, Any]], None]:
+    if as_json:
+        return output.print_json
+    return lambda event: output.print_event({**event, "service": service})
 
 
 def _named_content(named: list[str]) -> dict[str, Content]:

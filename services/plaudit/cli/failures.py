@@ -26,7 +26,7 @@ class MissingExtra(Exception):
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Around a command's own imports: turns a missing module into the extra to install.
+    """Around what a command imports, wherever it does: turns a missing module into the extra to install.
 
     Raises:
         MissingExtra: a third-party module is missing.

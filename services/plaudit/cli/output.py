@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from plaudit.client import Acknowledgement, Prediction, Receipt, Rollout, Version, Versions
 
@@ -29,10 +28,8 @@ def print_prediction(prediction: Prediction) -> None:
         f"{prediction.action}: picked with probability {prediction.propensity:.3f} "
         f"by version {prediction.version} ({prediction.role})"
     )
-    table = _table("action", "probability", *(["contribution"] if prediction.contributions else []))
-    for action, probability in prediction.scores.items():
-        table.add_row(action, f"{probability:.3f}")
-    out.print(table)
+    rows = [(action, f"{probability:.3f}") for action, probability in prediction.scores.items()]
+    _print_table(("action", "probability"), rows)
     for modality, contribution in prediction.contributions.items():
         out.print(f"{modality} contributed {contribution:+.3f}")
     out.print(f"prediction id: {prediction.prediction_id}")
@@ -44,31 +41,35 @@ def print_acknowledgement(acknowledged: Acknowledgement) -> None:
 
 
 def print_receipt(receipt: Receipt) -> None:
-    table = _table("feedback", "state", "recorded", "used in version", "live since", "reason")
-    table.add_row(
-        receipt.feedback_id,
-        receipt.state,
-        _time(receipt.recorded_at_s),
-        _number(receipt.used_in_version),
-        _time(receipt.live_since_s),
-        receipt.reason,
+    _print_table(
+        ("feedback", "state", "recorded", "used in version", "live since", "reason"),
+        [
+            (
+                receipt.feedback_id,
+                receipt.state,
+                _time(receipt.recorded_at_s),
+                _number(receipt.used_in_version),
+                _time(receipt.live_since_s),
+                receipt.reason,
+            )
+        ],
     )
-    out.print(table)
 
 
 def print_versions(listed: Versions) -> None:
-    table = _table("version", "role", "kind", "parent", "created", "digest", "why it was made")
-    for version in listed.versions:
-        table.add_row(
+    rows = [
+        (
             str(version.version),
-            ", ".join(roles(version.version, listed.rollout)),
             version.kind,
             _number(version.parent),
             _time(version.created_at_s),
             version.digest[:12],
+            ", ".join(roles(version.version, listed.rollout)),
             version.reason,
         )
-    out.print(table)
+        for version in listed.versions
+    ]
+    _print_table(("version", "kind", "parent", "created", "digest", "role", "why it was made"), rows)
     print_rollout(listed.rollout)
 
 
@@ -116,11 +117,11 @@ def roles(version: int, rollout: Rollout) -> list[str]:
     return [name for name, number in parts.items() if number == version]
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in columns:
-        table.add_column(column)
-    return table
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Aligned columns, never cut nor wrapped: other programs may read them."""
+    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        out.print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _time(time_s: float | None) -> str:

@@ -1,0 +1,60 @@
+"""The body of ``plaudit finetune``: a progress bar around one job. The training itself is another process."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from plaudit import compose
+from plaudit.cli import output
+from plaudit.cli.failures import Failed
+from plaudit.core.settings import Settings
+from plaudit.learner.build import content_limits, head_maker, training_plan
+from plaudit.learner.by_hand import FinetuningFailed, finetune_by_hand
+from plaudit_models.bundle import Manifest
+
+_LOOK_INTERVAL_S: Final = 0.2
+
+
+def finetune(settings: Settings, reason: str) -> Manifest:
+    """Raises Failed, or another error with a sentence for the user."""
+    started_s = time.time()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[measured]}"),
+        console=output.err,
+    )
+    with bar, contextlib.closing(compose.experience_store(settings)) as store:
+        task = bar.add_task("fine-tuning", total=1.0, measured="")
+
+        def show(progress: Mapping[str, Any]) -> None:
+            if progress:
+                measured = f"user loss {progress['user_loss']:.3f}  rehearsal loss {progress['rehearsal_loss']:.3f}"
+                bar.update(task, completed=progress["fraction"], measured=measured)
+
+        try:
+            manifest = finetune_by_hand(
+                compose.learner_dir(settings) / "runs" / f"by-hand-{started_s:.0f}",
+                jobs=compose.job_launcher(),
+                store=store,
+                store_url=compose.store_url(settings),
+                registry=compose.model_registry(settings),
+                maker=head_maker(settings),
+                plan=training_plan(settings),
+                limits=content_limits(settings),
+                now_s=started_s,
+                reason=reason or "by hand",
+                wait=lambda: time.sleep(_LOOK_INTERVAL_S),
+                on_progress=show,
+            )
+        except FinetuningFailed as error:
+            raise Failed(str(error)) from error
+        bar.update(task, description="published", completed=1.0)
+    return manifest

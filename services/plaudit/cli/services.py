@@ -1,0 +1,103 @@
+"""The bodies of ``plaudit serve`` and ``plaudit learn``: run one service until a signal says to drain it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, start_http_server
+
+from plaudit import compose
+from plaudit.cli.options import address
+from plaudit.core.errors import ConfigError
+from plaudit.core.settings import Settings
+
+Report = Callable[[Mapping[str, Any]], None]
+"""Gets ``{"event": "ready", …}`` when the service answers."""
+
+
+async def serve(settings: Settings, report: Report) -> None:
+    """Raises ConfigError: a setting is wrong, or a port is taken."""
+    with contextlib.closing(compose.event_log(settings)) as log, _signals() as stopping:
+        server = compose.inference_server(settings, log)
+        await server.start()
+        host = settings.serving.host
+        report({"event": "ready", "address": address(host, server.port), "metrics": address(host, server.metrics_port)})
+        await stopping.wait()
+        await server.stop()
+
+
+async def learn(settings: Settings, report: Report) -> None:
+    """Raises ConfigError: a setting is wrong, or the port is taken."""
+    stop = threading.Event()
+    with _signals() as stopping:
+        # A thread of its own: the learner waits, and the signal handlers of the event loop must run meanwhile.
+        learning = asyncio.create_task(asyncio.to_thread(_learn, settings, report, stop))
+        stopped = asyncio.create_task(stopping.wait())
+        await asyncio.wait({learning, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stop.set()
+        stopped.cancel()
+        await learning
+
+
+def _learn(settings: Settings, report: Report, stop: threading.Event) -> None:
+    registry = CollectorRegistry()
+    with (
+        contextlib.closing(compose.event_log(settings)) as log,
+        contextlib.closing(compose.experience_store(settings)) as store,
+        contextlib.closing(compose.learner(settings, log, store, registry)) as learner,
+        _metrics_port(settings, registry) as port,
+    ):
+        report({"event": "ready", "metrics": address(settings.learner.host, port)})
+        learner.run(stop)
+
+
+@contextlib.contextmanager
+def _metrics_port(settings: Settings, registry: CollectorRegistry) -> Iterator[int]:
+    host, port = settings.learner.host, settings.learner.metrics_port
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        raise ConfigError(
+            f"learner.metrics_port: {port} cannot be opened on {host} ({error.strerror}); set another one (0 picks one)"
+        ) from error
+    try:
+        yield int(server.server_port)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[asyncio.Event]:
+    """Set on the first SIGINT or SIGTERM; more of them change nothing, so ctrl-C and a forwarded one go together."""
+    loop, stopping = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    try:
+        yield stopping
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def log_to_stderr() -> None:
+    """One line per happening: coloured on a terminal, JSON elsewhere."""
+    terminal = sys.stderr.isatty()
+    renderer = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *([] if terminal else [structlog.processors.dict_tracebacks]),
+            renderer,
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

@@ -1,0 +1,80 @@
+"""One fine-tuning job because a person wants it: trained, published, and left for people to promote.
+
+It goes past the gate, since it is trained on all experiences and nothing is left to judge it on. It only reads the
+store, so a learner may run meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from plaudit.core.errors import NoLiveModel
+from plaudit.core.ports import ExperienceStore, JobLauncher, JobState, ModelRegistry
+from plaudit.core.runs import CANDIDATE, last_progress
+from plaudit.learner import progress as progresses
+from plaudit.learner.description import TrainingPlan
+from plaudit.learner.finetune import prepare_run
+from plaudit.learner.progress import progress_from_bytes
+from plaudit.learner.refresh import HeadMaker
+from plaudit_models.bundle import Manifest
+from plaudit_models.preprocess import Limits
+
+
+class FinetuningFailed(Exception):
+    """The job made no candidate; the message says why."""
+
+
+def finetune_by_hand(
+    run_dir: Path,
+    *,
+    jobs: JobLauncher,
+    store: ExperienceStore,
+    store_url: str,
+    registry: ModelRegistry,
+    maker: HeadMaker,
+    plan: TrainingPlan,
+    limits: Limits,
+    now_s: float,
+    reason: str,
+    wait: Callable[[], None],
+    on_progress: Callable[[Mapping[str, Any]], None] = lambda progress: None,
+) -> Manifest:
+    """Train from the live version on every experience so far and publish the result.
+
+    Args:
+        run_dir: gets the run; must not be in use.
+        wait: called between two looks at the job.
+        on_progress: gets the job's latest report, a FinetuneProgress as a mapping; empty before the first.
+
+    Raises:
+        NoLiveModel: there is nothing to start from.
+        FinetuningFailed: the job failed.
+    """
+    live = registry.rollout().live
+    if live is None:
+        raise NoLiveModel(registry.model)
+    prepare_run(
+        run_dir,
+        registry,
+        registry.manifest(live),
+        progress_from_bytes(store.recall(progresses.KEY)),
+        store_url=store_url,
+        plan=plan,
+        maker=maker,
+        limits=limits,
+        created_at_s=now_s,
+        reason=reason,
+    )
+    jobs.launch(run_dir)
+    try:
+        while (status := jobs.status(run_dir)).state == JobState.RUNNING:
+            on_progress(last_progress(run_dir))
+            wait()
+    except BaseException:
+        jobs.cancel(run_dir)
+        raise
+    if status.state == JobState.FAILED:
+        raise FinetuningFailed(status.error)
+    return registry.publish(run_dir / CANDIDATE)
