@@ -30,7 +30,16 @@ from plaudit.demo.report import (
     worst_drop,
 )
 from plaudit.demo.task import Kind
-from plaudit.demo.view import Watched, line, recent_satisfaction, render, results, trend
+from plaudit.demo.view import (
+    Watched,
+    finetuning_words,
+    line,
+    outcome_words,
+    recent_satisfaction,
+    render,
+    results,
+    trend,
+)
 
 
 def an_answer(number: int, version: int, *, kind: Kind = "add", liked: bool = True) -> Answer:
@@ -149,6 +158,7 @@ def observed() -> Observed:
         digests={v: f"digest {v}" for v in (1, 2, 3, 4)},
         kinds={1: "pretrained", 2: "head", 3: "head", 4: "finetuned"},
         learned=[Learned(2, 1, "f0"), Learned(3, 2, "f1"), Learned(4, 3, "f2")],
+        verdicts=["reject", "promote"],
         accuracy={"hear": 0.97},
         without={"image": {"hear": 0.96}},
         swaps=3,
@@ -168,6 +178,7 @@ def test_summary() -> None:
     assert summary["requests"] == {"total": 17, "failed": 2, "problems": ["UNAVAILABLE: gone"]}
     assert summary["answers_of_unknown_version"] == 0
     assert summary["versions_served"] == {"pretrained": 1, "head": 1, "finetuned": 1}
+    assert summary["gate"] == {"reject": 1, "promote": 1}
     assert summary["freshness_s"]["p50"] == pytest.approx(19.0)
     assert summary["latency_s"]["p50"] == pytest.approx(1.0)
     assert (summary["swaps"], summary["thumbs"], summary["duration_s"]) == (3, 7, 12.5)
@@ -205,10 +216,37 @@ def test_the_live_view_shows_what_happened() -> None:
     assert "fine-tuned on 3 experiences" in shown(render(watched, now_s=52.0))
 
 
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        ({}, "none"),
+        ({"phase": "idle", "outcomes": []}, "waiting"),
+        ({"phase": "training", "snapshot": 900, "progress": {}}, "training on 900 experiences, 0%"),
+        ({"phase": "training", "snapshot": 900, "progress": {"fraction": 0.25}}, "25%"),
+        ({"phase": "gating", "gate": {"n": 120, "e_value_gain": 3.21}}, "120 experiences, evidence 3.21"),
+    ],
+)
+def test_finetuning_in_words(report: dict[str, object], words: str) -> None:
+    assert words in finetuning_words(report)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "version", "words"),
+    [
+        ("promote", 7, "fine-tuned version 7 passed the gate: why"),
+        ("reject", 7, "fine-tuned version 7 was rejected by the gate: why"),
+        ("insufficient", 7, "fine-tuned version 7 gave the gate not enough evidence: why"),
+        ("failed", None, "fine-tuned run-1 failed: why"),
+    ],
+)
+def test_outcomes_in_words(outcome: str, version: int | None, words: str) -> None:
+    assert outcome_words({"run": "run-1", "outcome": outcome, "version": version, "why": "why"}) == words
+
+
 def test_the_final_table_shows_the_summary() -> None:
     text = shown(results(summarise(observed())))
     assert "97%" in text
-    assert "2 of 17" in text
+    assert "of 17" in text
     assert "2.0 points" in text
     assert "75% reached after 2" in text
     assert "80% not reached" in text

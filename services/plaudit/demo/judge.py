@@ -41,7 +41,7 @@ def judge(
     embedded: dict[str, tuple[_Float32, _Float32]] = {}
     judged = {}
     for number in versions:
-        model = runtime.open(registry.folder(number))
+        model = runtime.load(registry.folder(number))
         trunk = model.manifest.trunk_digest
         if trunk not in embedded:
             embedded[trunk] = _embed(model, examples)

@@ -11,6 +11,7 @@ Notation:
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -72,12 +73,12 @@ class Learned:
     """A version that the learner made, and the thumb that completed the last batch it learned from.
 
     Attributes:
-        experiences: how many experiences it learned from, counted from the beginning.
+        thumbs: how many thumbs had been taken in, from the beginning.
         feedback_id: the last of them.
     """
 
     version: int
-    experiences: int
+    thumbs: int
     feedback_id: str
 
 
@@ -96,7 +97,8 @@ class Observed:
         baseline: the version that pre-training made.
         digests: version → digest, of every version in the registry.
         kinds: version → how it was made.
-        learned: the versions that learned from feedback.
+        learned: the refreshed heads.
+        verdicts: of the gate, on each fine-tuned version.
         accuracy, without: of the baseline after pre-training: per kind, and with each modality withheld.
         swaps: how often another version went live while users asked.
         duration_s: of the whole demo.
@@ -109,6 +111,7 @@ class Observed:
     digests: Mapping[int, str]
     kinds: Mapping[int, VersionKind]
     learned: Sequence[Learned]
+    verdicts: Sequence[str]
     accuracy: Mapping[str, float]
     without: Mapping[str, Mapping[str, float]]
     swaps: int
@@ -140,6 +143,7 @@ def summarise(observed: Observed) -> dict[str, Any]:
         "versions_served": {
             made: sum(observed.kinds[v] == made for v in served) for made in sorted(set(observed.kinds.values()))
         },
+        "gate": dict(Counter(observed.verdicts)),
         "freshness_s": {"p50": percentile(fresh_s, 50), "p95": percentile(fresh_s, 95), "versions": len(fresh_s)},
         "latency_s": {"p50": percentile(latencies_s, 50), "p95": percentile(latencies_s, 95)},
         "thumbs": len(answers),
@@ -240,7 +244,7 @@ def freshness_s(answers: Sequence[Answer], learned: Sequence[Learned]) -> list[f
     first_s = first_answers(answers)
     ages = []
     for each in learned:
-        came_s = [first_s[v.version] for v in learned if v.experiences >= each.experiences and v.version in first_s]
+        came_s = [first_s[v.version] for v in learned if v.thumbs >= each.thumbs and v.version in first_s]
         if came_s and each.feedback_id in acknowledged_s:
             ages.append(min(came_s) - acknowledged_s[each.feedback_id])
     return ages

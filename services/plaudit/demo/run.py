@@ -24,6 +24,7 @@ from plaudit import compose
 from plaudit.client import AsyncClient
 from plaudit.core.errors import ConfigError
 from plaudit.core.ports import ModelRegistry
+from plaudit.core.runs import read_json
 from plaudit.core.settings import Settings, load_settings
 from plaudit.demo import plot
 from plaudit.demo.drive import drive, follow
@@ -31,11 +32,13 @@ from plaudit.demo.judge import PER_KIND, judge
 from plaudit.demo.report import Learned, Observed, first_answers, freshness_s, summarise
 from plaudit.demo.task import SPEC, collect, evaluation_examples, write_data_folder
 from plaudit.demo.users import traffic
-from plaudit.demo.view import View, Watched
+from plaudit.demo.view import View, Watched, finetuning_words, outcome_words
 from plaudit.learner.pretraining import pretrain_and_publish
+from plaudit.learner.status import STATUS
 from plaudit_models.training.pretrain import PretrainProgress
 
 SUMMARY: Final = "summary.json"
+SERVICES_LOG: Final = "services.log"
 PICTURE: Final = "satisfaction.png"
 _MARKER: Final = ".plaudit-demo"
 _LABELLED: Final = "labelled"
@@ -93,7 +96,10 @@ def run(options: Options, console: Console) -> dict[str, Any]:
     _pretrain(labelled, settings, registry, view)
     view.say(f"users ask: {options.events} requests in {options.minutes:g} minutes, each followed by a thumb")
     watched = Watched(total=options.events, started_s=time.time())
-    asyncio.run(_traffic(options, config, registry, watched, view))
+    try:
+        asyncio.run(_traffic(options, config, settings, registry, watched, view))
+    finally:
+        _end_jobs(settings)
     view.say("asking every version that served what it would have said to held-out questions")
     observed = _observe(options, settings, registry, watched, began_s)
     summary = summarise(observed)
@@ -169,67 +175,97 @@ def _pretrain(labelled: Path, settings: Settings, registry: ModelRegistry, view:
         view.say(f"  without {name}: {found}")
 
 
-async def _traffic(options: Options, config: Path, registry: ModelRegistry, watched: Watched, view: View) -> None:
+def _end_jobs(settings: Settings) -> None:
+    """A fine-tuning job outlives its learner; nobody would ask after this one."""
+    jobs = compose.job_launcher()
+    for run_dir in (compose.learner_dir(settings) / "runs").glob("*"):
+        jobs.cancel(run_dir)
+
+
+async def _traffic(
+    options: Options, config: Path, settings: Settings, registry: ModelRegistry, watched: Watched, view: View
+) -> None:
     pool = await asyncio.to_thread(collect, "traffic", options.seed)
     requests = traffic(pool, seed=options.seed)
-    async with _services(config, watched) as (target, ended), AsyncClient(target) as client:
+    log = options.data_dir / SERVICES_LOG
+    async with _services(config, log) as (target, ended), AsyncClient(target) as client:
         watched.started_s = time.time()
         driving = asyncio.create_task(
             drive(client, requests, watched, duration_s=60 * options.minutes, id_prefix=f"demo-{options.seed}-")
         )
-        beside = [asyncio.create_task(follow(client, watched)), asyncio.create_task(_show(view, registry, watched))]
+        following = asyncio.create_task(follow(client, watched))
+        status = compose.learner_dir(settings) / STATUS
+        showing = asyncio.create_task(_show(view, registry, status, watched))
+        running: list[asyncio.Task[Any]] = [driving, following, showing]
         try:
-            await asyncio.wait({driving, ended, *beside}, return_when=asyncio.FIRST_COMPLETED)
-            if not driving.done():
-                raise DemoFailed("the services ended while users were asking")
-            await driving
+            done, _ = await asyncio.wait([*running, ended], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            if driving not in done:
+                raise DemoFailed(f"the services ended while users were asking; see {options.data_dir / SERVICES_LOG}")
         finally:
-            for task in (driving, *beside):
+            for task in running:
                 task.cancel()
-            await asyncio.gather(driving, *beside, return_exceptions=True)
+            await asyncio.gather(*running, return_exceptions=True)
 
 
-async def _show(view: View, registry: ModelRegistry, watched: Watched) -> None:
+async def _show(view: View, registry: ModelRegistry, status: Path, watched: Watched) -> None:
     """Keep the view up to date, until cancelled."""
+    told = 0
     with view.traffic() as show:
         while True:
             fresh_s = freshness_s(watched.answers, _learned(registry))
             watched.freshness_s = fresh_s[-1] if fresh_s else None
+            finetuning = _finetuning(status)
+            watched.finetuning = finetuning_words(finetuning)
+            outcomes = finetuning.get("outcomes", [])
+            watched.happenings.extend(outcome_words(outcome) for outcome in outcomes[told:])
+            told = len(outcomes)
             show(watched)
             await asyncio.sleep(_SHOW_INTERVAL_S)
 
 
+def _finetuning(status: Path) -> Mapping[str, Any]:
+    """What the learner says of its fine-tuning; empty if it has said nothing yet."""
+    return read_json(status)["finetune"] if status.exists() else {}
+
+
 @asynccontextmanager
-async def _services(config: Path, watched: Watched) -> AsyncIterator[tuple[str, asyncio.Task[int]]]:
+async def _services(config: Path, log: Path) -> AsyncIterator[tuple[str, asyncio.Task[int]]]:
     """``plaudit up`` as a child process: gives the address of the gRPC port and what is done when the child ends.
+
+    Args:
+        log: gets what the services log.
 
     Raises:
         DemoFailed: it did not start, or did not drain.
     """
     command = [sys.executable, "-m", "plaudit", "up", "--config", str(config), "--json"]
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    target: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    ended = asyncio.create_task(_listen(process, target, watched))
+    with log.open("wb") as stderr:
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=stderr)
+    address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    ended = asyncio.create_task(_listen(process, address))
+    waits: list[asyncio.Future[Any]] = [address, ended]
     try:
-        await asyncio.wait({ended, target}, return_when=asyncio.FIRST_COMPLETED)
-        if not target.done():
-            raise DemoFailed(f"plaudit up ended with exit code {await ended}")
-        yield target.result(), ended
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if not address.done():
+            raise DemoFailed(f"plaudit up ended with exit code {await ended}; see {log}")
+        yield address.result(), ended
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
         code = await ended
     if code != 0:
-        raise DemoFailed(f"plaudit up did not drain: exit code {code}")
+        raise DemoFailed(f"plaudit up did not drain: exit code {code}; see {log}")
 
 
-async def _listen(process: asyncio.subprocess.Process, target: asyncio.Future[str], watched: Watched) -> int:
-    """Take in what the services say until they end; gives the exit code."""
+async def _listen(process: asyncio.subprocess.Process, address: asyncio.Future[str]) -> int:
+    """Wait until the inference service says where it answers, and then until all ends; gives the exit code."""
     assert process.stdout is not None
     async for line in process.stdout:
-        event: Mapping[str, Any] = json.loads(line)
-        if event["event"] == "ready" and event["service"] == "serve" and not target.done():
-            target.set_result(event["address"])
+        match json.loads(line):
+            case {"event": "ready", "service": "serve", "address": str(where)} if not address.done():
+                address.set_result(where)
     return await process.wait()
 
 
@@ -250,6 +286,7 @@ def _observe(
         digests={version: manifest.digest for version, manifest in manifests.items()},
         kinds={version: manifest.kind for version, manifest in manifests.items()},
         learned=_learned(registry),
+        verdicts=[manifest.gate["verdict"] for manifest in manifests.values() if manifest.kind == "finetuned"],
         accuracy=metrics["accuracy"]["by_group"],
         without={name: withheld["by_group"] for name, withheld in metrics["without"].items()},
         swaps=watched.swaps,
@@ -259,7 +296,7 @@ def _observe(
 
 def _learned(registry: ModelRegistry) -> list[Learned]:
     return [
-        Learned(version, manifest.data["experiences"], manifest.data["last_feedback_id"])
+        Learned(version, manifest.data["feedback"], manifest.data["last_feedback_id"])
         for version, manifest in ((v, registry.manifest(v)) for v in registry.versions())
         if manifest.kind == "head"
     ]

@@ -57,7 +57,7 @@ class Watched:
     live: int | None = None
     candidate: int | None = None
     swaps: int = 0
-    finetuning: str = "none yet"
+    finetuning: str = "none"
     freshness_s: float | None = None
 
 
@@ -121,45 +121,74 @@ def line(watched: Watched, now_s: float) -> str:
 
 
 def results(summary: Mapping[str, Any]) -> RenderableType:
-    """The final table. Takes what goes to summary.json."""
-    table = Table(title="What the loop did", title_justify="left", box=None, pad_edge=False, header_style="dim")
-    table.add_column("")
-    table.add_column("before", justify="right")
-    table.add_column("after", justify="right")
-    table.add_column("")
-    shift, new = summary["shift"], summary["new_kind"]
-    for kind, value in summary["pretrain"]["accuracy"].items():
-        withheld = ", ".join(
-            f"without {name} {_percent(by_kind[kind])}" for name, by_kind in summary["pretrain"]["without"].items()
+    """The final tables. Takes what goes to summary.json."""
+    return Group(Text(), _pretrained(summary["pretrain"]), Text(), _learned(summary))
+
+
+def _pretrained(pretrain: Mapping[str, Any]) -> Table:
+    table = _table("right after pre-training", *pretrain["accuracy"])
+    table.add_row("with everything given", *(_percent(share) for share in pretrain["accuracy"].values()))
+    for name, withheld in pretrain["without"].items():
+        table.add_row(f"without {name}", *(_percent(withheld[kind]) for kind in pretrain["accuracy"]))
+    return table
+
+
+def _learned(summary: Mapping[str, Any]) -> Table:
+    requests, fresh_s, unchanged = summary["requests"], summary["freshness_s"], summary["unchanged"]
+    table = _table("users satisfied", "before", "after", "")
+    for name, change, target in (
+        (f"{SHIFTED_KIND}: users changed their taste", summary["shift"], SHIFT_TARGET),
+        (f"{NEW_KIND}: never labelled", summary["new_kind"], NEW_KIND_TARGET),
+    ):
+        reached = _reached(change["reached_after_thumbs"], target)
+        table.add_row(
+            name, _percent(change["before"]), _percent(change["after"]), f"{change['thumbs']} thumbs; {reached}"
         )
-        table.add_row(f"{kind}, accuracy after pre-training", "", _percent(value), withheld)
     table.add_row(
-        f"{SHIFTED_KIND}, after users changed their taste",
-        _percent(shift["before"]),
-        _percent(shift["after"]),
-        f"after {shift['thumbs']} thumbs; {_reached(shift['reached_after_thumbs'], SHIFT_TARGET)}",
-    )
-    table.add_row(
-        f"{NEW_KIND}, which was never labelled",
-        _percent(new["before"]),
-        _percent(new["after"]),
-        f"after {new['thumbs']} thumbs; {_reached(new['reached_after_thumbs'], NEW_KIND_TARGET)}",
-    )
-    unchanged = summary["unchanged"]
-    table.add_row(
-        "worst drop of a kind that did not change",
+        "other kinds, worst drop",
         "",
         f"{unchanged['worst_drop_points']:.1f} points",
         f"{unchanged['kind']}, version {unchanged['version']}",
     )
-    requests = summary["requests"]
-    table.add_row("requests failed", "", f"{requests['failed']} of {requests['total']}", f"{summary['swaps']} swaps")
-    freshness = summary["freshness_s"]
-    table.add_row(
-        "thumb to changed policy", "", _seconds(freshness["p50"]), f"median; 95 % within {_seconds(freshness['p95'])}"
-    )
+    served = ", ".join(f"{count} {made}" for made, count in summary["versions_served"].items())
+    table.add_row("versions that served", "", str(sum(summary["versions_served"].values())), served)
+    table.add_row("requests failed", "", str(requests["failed"]), f"of {requests['total']}")
+    table.add_row("thumb to changed policy", "", _seconds(fresh_s["p50"]), f"95 % within {_seconds(fresh_s['p95'])}")
     table.add_row("the whole demo", "", _seconds(summary["duration_s"]), "")
     return table
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column(titles[0])
+    for title in titles[1:]:
+        table.add_column(title, justify="right" if title else "left")
+    return table
+
+
+def finetuning_words(report: Mapping[str, Any]) -> str:
+    """What the fine-tuning does, in a few words, from the learner's status; empty before there is one."""
+    match report:
+        case {"phase": "training", "snapshot": snapshot, "progress": progress}:
+            return f"training on {snapshot} experiences, {_percent(progress.get('fraction', 0.0))}"
+        case {"phase": "gating", "gate": gate}:
+            return f"candidate at the gate: {gate['n']} experiences, evidence {gate['e_value_gain']:.3g} for a gain"
+        case {"phase": "idle"}:
+            return "waiting for more experiences"
+        case _:
+            return "none"
+
+
+def outcome_words(outcome: Mapping[str, Any]) -> str:
+    """How a fine-tuning ended, in one sentence."""
+    version = f"version {outcome['version']}" if outcome["version"] else outcome["run"]
+    verdict = {
+        "promote": "passed the gate",
+        "reject": "was rejected by the gate",
+        "insufficient": "gave the gate not enough evidence",
+        "failed": "failed",
+    }[outcome["outcome"]]
+    return f"fine-tuned {version} {verdict}: {outcome['why']}"
 
 
 class View:
@@ -169,7 +198,7 @@ class View:
         self._console = console
 
     def say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def training(self) -> Iterator[Callable[[float, str], None]]:
