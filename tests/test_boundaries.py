@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[1]
 SOURCES = {"plaudit": ROOT / "services/plaudit", "plaudit_models": ROOT / "models/plaudit_models"}
 
 COMPOSITION_ROOTS = ("plaudit.compose", "plaudit.cli", "plaudit.demo", "plaudit.__main__")
-"""The only places that choose adapters and put services together."""
+"""The only places that put services together."""
+PROCESS_OF_ITS_OWN = "plaudit.learner.job"
+"""A fine-tuning job, told by its run folder alone what to do: it chooses its adapters in its own ``main``."""
 
 FORBIDDEN = [
     ("plaudit_models", ["plaudit"]),
@@ -26,7 +28,7 @@ FORBIDDEN = [
     ("plaudit.adapters", ["plaudit.serving", "plaudit.learner", "plaudit.client", *COMPOSITION_ROOTS]),
     ("plaudit.serving", ["plaudit.learner", "plaudit.adapters", "plaudit.client", *COMPOSITION_ROOTS]),
     ("plaudit.serving", ["torch", "plaudit_models.training", "onnx", "sqlalchemy", "pydantic", "pydantic_settings"]),
-    ("plaudit.learner", ["plaudit.serving", "plaudit.adapters", "plaudit.client", *COMPOSITION_ROOTS]),
+    ("plaudit.learner", ["plaudit.serving", "plaudit.client", *COMPOSITION_ROOTS]),
     ("plaudit.client", ["plaudit.core", "plaudit.serving", "plaudit.learner", "plaudit.adapters", "plaudit_models"]),
     ("plaudit.client", ["pydantic", "typer", "rich", *COMPOSITION_ROOTS]),
 ]
@@ -74,10 +76,11 @@ def test_imports_point_inward(package, forbidden):
 
 
 def test_only_composition_roots_choose_adapters():
+    places = (*COMPOSITION_ROOTS, PROCESS_OF_ITS_OWN, "plaudit.adapters")
     others = [
         violation
         for violation in _violations("plaudit", ["plaudit.adapters"])
-        if not any(_within(violation.split()[0], place) for place in (*COMPOSITION_ROOTS, "plaudit.adapters"))
+        if not any(_within(violation.split()[0], place) for place in places)
     ]
     assert others == []
 
@@ -132,6 +135,7 @@ def _loaded_by(statement: str, modules: list[str]) -> list[str]:
     ("statement", "unwanted"),
     [
         ("import plaudit.serving.server", ["torch", "onnx", "plaudit.learner"]),
+        ("import plaudit.learner.build", ["torch", "plaudit.serving"]),
         ("import plaudit.client", ["numpy", "pydantic", "typer", "rich", "plaudit.core.settings"]),
         ("import plaudit.cli.app", ["torch", "onnxruntime", "numpy", "sqlalchemy"]),
     ],

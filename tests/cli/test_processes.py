@@ -1,0 +1,212 @@
+"""The services as processes: ready, answering, draining, and refusing to start with one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import builders
+from plaudit import compose
+from plaudit.client import Client, tensor
+from plaudit.core.events import Topic
+from plaudit.core.rollout import Change, promote
+from plaudit.core.settings import load_settings
+
+PLAUDIT = [sys.executable, "-m", "plaudit"]
+ONLY_SERVE = """
+import sys
+for name in ("torch", "onnx", "onnxscript", "sqlalchemy", "sklearn", "matplotlib", "espeakng_loader"):
+    sys.modules[name] = None  # as if not installed
+from plaudit.cli import main
+main()
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A deployment of the tiny model on free ports, with version 1 live."""
+    path = tmp_path / "plaudit.toml"
+    path.write_text(
+        f"data_dir = {json.dumps(str(tmp_path / 'data'))}\n"
+        "[serving]\nport = 0\nmetrics_port = 0\n"
+        "[learner]\nmetrics_port = 0\nbatch = 1\n" + _toml_of_tiny_model()
+    )
+    registry = compose.model_registry(load_settings(path))
+    builders.tiny_bundle(tmp_path / "made")
+    registry.publish(tmp_path / "made")
+    registry.set_rollout(promote(registry.rollout(), 1, Change("ada", 1.0, "")))
+    return path
+
+
+def _toml_of_tiny_model() -> str:
+    spec = builders.tiny_spec().to_dict()
+    lines = [f"[model]\nname = {json.dumps(spec['name'])}", f"actions = {json.dumps(spec['actions'])}"]
+    lines.append(f"embedding_size = {spec['embedding_size']}")
+    for name, fields in spec["modalities"].items():
+        lines.append(f"[model.modalities.{name}]")
+        lines += [f"{key} = {json.dumps(value)}" for key, value in fields.items()]
+    return "\n".join(lines) + "\n"
+
+
+class Service:
+    """A running ``plaudit`` with ``--json``."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+        )
+
+    def event(self, **wanted: Any) -> Mapping[str, Any]:
+        """The next event like ``wanted``."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            event: Mapping[str, Any] = json.loads(line)
+            if wanted.items() <= event.items():
+                return event
+        pytest.fail(f"ended before {wanted}: {self.process.stderr.read() if self.process.stderr else ''}")
+
+    def stop(self, number: int) -> int:
+        self.process.send_signal(number)
+        return self.process.wait()
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+
+@pytest.fixture
+def start() -> Iterator[Any]:
+    running: list[Service] = []
+
+    def start_one(*command: str) -> Service:
+        running.append(Service(list(command)))
+        return running[-1]
+
+    yield start_one
+    for service in running:
+        service.kill()
+
+
+def _plaudit(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PLAUDIT, *arguments], capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_answers_without_torch_and_drains_on_a_signal(config, start, number):
+    service = start(sys.executable, "-c", ONLY_SERVE, "serve", "--config", str(config), "--json")
+    target = service.event(event="ready")["address"]
+
+    with Client(target) as client:
+        prediction = client.predict({"question": "which animal?", "image": builders.png()}, user_id="ada")
+        assert prediction.action in builders.tiny_spec().actions
+        assert not client.thumbs_up(prediction).duplicate
+
+    assert service.stop(number) == 0
+    log = compose.event_log(load_settings(config))
+    reader = log.reader("test", [Topic.DECISIONS, Topic.FEEDBACK], start="")
+    assert len(reader.poll(10, 0.0)) == 2
+    reader.close()
+    log.close()
+
+
+def test_the_shell_speaks_to_a_real_server(config, start, tmp_path):
+    service = start(*PLAUDIT, "serve", "--config", str(config), "--json")
+    target = ["--target", service.event(event="ready")["address"]]
+    (tmp_path / "a.png").write_bytes(builders.png())
+    (tmp_path / "a.wav").write_bytes(builders.wav())
+
+    contents = ["--image", str(tmp_path / "a.png"), "--audio", str(tmp_path / "a.wav"), "--text", "which?"]
+    answered = _plaudit("predict", *contents, "--user", "ada", "--explain", "--json", *target)
+    assert answered.returncode == 0, answered.stderr
+    prediction = json.loads(answered.stdout)
+    assert set(prediction["contributions"]) == {"image", "audio", "question"}
+
+    thumb = ["feedback", prediction["prediction_id"], "--up", "--feedback-id", "f1", "--json", *target]
+    assert [json.loads(_plaudit(*thumb).stdout)["duplicate"] for _ in range(2)] == [False, True]
+    assert json.loads(_plaudit("receipt", "f1", "--json", *target).stdout)["state"] == "recorded"
+    assert json.loads(_plaudit("pin", "1", "--json", *target).stdout)["pinned"]
+    assert not json.loads(_plaudit("unpin", "--json", *target).stdout)["pinned"]
+    assert "version 1 is live" in _plaudit("versions", *target).stdout
+
+    for refused, said in {
+        ("promote", "9"): "version: 9 does not exist",
+        ("feedback", "forged", "--up"): "prediction_id: 'forged'",
+        ("receipt", "f2"): "feedback_id: 'f2'",
+        ("predict", "--content", "smell=x"): "smell",
+    }.items():
+        done = _plaudit(*refused, *target)
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_up_learns_from_a_thumb_restarts_a_killed_learner_and_drains(config, start):
+    service = start(*PLAUDIT, "up", "--config", str(config), "--json")
+    ready = [service.event(event="ready"), service.event(event="ready")]
+    (target,) = [event["address"] for event in ready if event["service"] == "serve"]
+
+    with Client(target) as client:
+        client.thumbs_up(client.predict({"sensor": tensor([1.0, 2.0, 3.0, 4.0])}, user_id="ada"))
+        refreshed = next(rollout for rollout in client.watch_versions(timeout_s=120.0) if rollout.live != 1)
+        assert refreshed.actor == "learner"
+
+        os.kill(_child(service.process.pid, "learn"), signal.SIGKILL)
+        assert service.event(event="exited", service="learn")["code"] == -signal.SIGKILL
+        service.event(event="restarting", service="learn")
+        service.event(event="ready", service="learn")
+        assert client.versions().rollout.live == refreshed.live
+
+    assert service.stop(signal.SIGINT) == 0
+
+
+def _child(parent: int, command: str) -> int:
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return next(int(pid) for pid in children if command in Path(f"/proc/{pid}/cmdline").read_text().split("\0"))
+
+
+@pytest.mark.parametrize(
+    ("command", "setting"),
+    [("serve", "serving.port"), ("serve", "serving.metrics_port"), ("learn", "learner.metrics_port")],
+)
+def test_a_taken_port_is_named_and_exits_with_2(config, monkeypatch, command, setting):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        monkeypatch.setenv(f"PLAUDIT_{setting.upper().replace('.', '__')}", str(port))
+        done = _plaudit(command, "--config", str(config), "--json")
+    assert done.returncode == 2
+    assert f"plaudit: {setting}: {port} " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["up", "serve", "learn", "finetune"])
+def test_a_data_dir_that_cannot_be_written_to_is_named_and_exits_with_2(config, tmp_path, command):
+    (tmp_path / "a-file").write_text("")
+    done = _plaudit(command, "--config", str(config), "--data-dir", str(tmp_path / "a-file"))
+    assert done.returncode == 2
+    assert f"data_dir: {tmp_path / 'a-file'} is not a folder that can be written to" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["up", "serve", "learn", "finetune", "pretrain", "doctor", "versions"])
+def test_an_unknown_setting_is_named_and_exits_with_2(config, tmp_path, command):
+    config.write_text("[serving]\nprot = 1\n")
+    data = ["--data", str(tmp_path)] if command == "pretrain" else []
+    done = _plaudit(command, "--config", str(config), *data)
+    assert (done.returncode, done.stderr) == (2, f"plaudit: {config}: serving.prot: unknown setting\n")
+
+
+def test_a_missing_extra_is_named_and_exits_with_2(config):
+    learn = [sys.executable, "-c", ONLY_SERVE, "learn", "--config", str(config)]
+    done = subprocess.run(learn, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert "sqlalchemy is missing; this command needs the extra learn: pip install 'plaudit[learn]'" in done.stderr
