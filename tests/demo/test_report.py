@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
+from plaudit.core.rollout import Rollout
+from plaudit.demo.plot import draw
 from plaudit.demo.report import (
     Answer,
     Failure,
@@ -25,6 +29,7 @@ from plaudit.demo.report import (
     reached_after,
     summarise,
     thumbs_at,
+    timeline,
     traffic_satisfaction,
     version_after,
     worst_drop,
@@ -122,6 +127,15 @@ def test_freshness() -> None:
     assert freshness_s(ANSWERS, learned) == pytest.approx([19.0, 19.0, 9.0])
 
 
+def test_timeline_keeps_what_changed_the_live_version() -> None:
+    """A revert counts; confirming the live version (generation 3) and what came after the traffic (60 s) do not."""
+    ledger = [
+        Rollout("m", generation, live=live, changed_at_s=10.0 * generation)
+        for generation, live in enumerate([None, 1, 2, 2, 1, 5, 6])
+    ]
+    assert timeline(ledger, until_s=55.0) == [(10.0, 1), (20.0, 2), (40.0, 1), (50.0, 5)]
+
+
 def test_mismatched_versions_are_found() -> None:
     wrong = replace(ANSWERS[3], version_digest="digest 2")
     unknown = replace(ANSWERS[4], version=9)
@@ -161,7 +175,7 @@ def observed() -> Observed:
         verdicts=["reject", "promote"],
         accuracy={"hear": 0.97},
         without={"image": {"hear": 0.96}},
-        swaps=3,
+        timeline=[(-5.0, 1), (20.0, 2), (30.0, 4), (50.0, 1)],
         duration_s=12.5,
     )
 
@@ -191,6 +205,12 @@ def shown(renderable: object) -> str:
     file = io.StringIO()
     Console(file=file, width=140).print(renderable)
     return file.getvalue()
+
+
+def test_the_picture_is_drawn(tmp_path: Path) -> None:
+    draw(tmp_path / "satisfaction.png", observed())
+    with Image.open(tmp_path / "satisfaction.png") as picture:
+        assert picture.width > 1000
 
 
 def test_trend() -> None:

@@ -5,7 +5,7 @@ Knows nothing about how any of it was measured.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -19,14 +19,11 @@ from matplotlib.ticker import PercentFormatter
 from plaudit.demo.report import (
     SHIFTED_KIND,
     TRAFFIC_WINDOW,
-    Answer,
-    Satisfaction,
-    first_answers,
+    Observed,
     moving_satisfaction,
     thumbs_at,
 )
 from plaudit.demo.task import KINDS, NEW_KIND, Kind
-from plaudit_models.bundle import VersionKind
 
 _COLOURS: Final[Mapping[Kind, str]] = {
     "hear": "#9aa5b1",
@@ -41,20 +38,12 @@ _LABELS: Final[Mapping[Kind, str]] = {
 }
 
 
-def draw(
-    path: Path,
-    answers: Sequence[Answer],
-    judged: Mapping[int, Satisfaction],
-    kinds_of_version: Mapping[int, VersionKind],
-) -> None:
-    """Write a PNG.
-
-    Args:
-        judged: version → satisfaction on held-out inputs, of every version that answered.
-        kinds_of_version: how each version was made.
-    """
+def draw(path: Path, observed: Observed) -> None:
+    """Write a PNG."""
+    answers, judged = observed.answers, observed.judged
     figure, axes = pyplot.subplots(figsize=(11, 5.5), layout="constrained")
-    changes = [(thumbs_at(answers, first_s), version) for version, first_s in first_answers(answers).items()]
+    # A version that was live so briefly that it never answered was not judged.
+    changes = [(thumbs_at(answers, live_s), version) for live_s, version in observed.timeline if version in judged]
     for kind in KINDS:
         colour = _COLOURS[kind]
         axes.plot(*moving_satisfaction(answers, kind), color=colour, linewidth=1, alpha=0.45)
@@ -68,7 +57,7 @@ def draw(
             label=_LABELS.get(kind, kind),
         )
     for thumbs, version in changes[1:]:
-        if kinds_of_version[version] == "finetuned":
+        if observed.kinds[version] == "finetuned":
             axes.axvline(thumbs, color="#be123c", linewidth=1, linestyle="--")
             axes.annotate(
                 f"fine-tuned\nversion {version}",
@@ -89,6 +78,6 @@ def draw(
     )
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(axis="y", alpha=0.25)
-    axes.legend(loc="lower right", frameon=False)
+    figure.legend(loc="outside lower center", ncols=len(KINDS), frameon=False)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

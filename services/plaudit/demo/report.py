@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from plaudit.core.rollout import Rollout
 from plaudit.demo.task import LABELLED_KINDS, NEW_KIND, Kind
 from plaudit_models.bundle import VersionKind
 
@@ -100,7 +101,7 @@ class Observed:
         learned: the refreshed heads.
         verdicts: of the gate, on each fine-tuned version.
         accuracy, without: of the baseline after pre-training: per kind, and with each modality withheld.
-        swaps: how often another version went live while users asked.
+        timeline: when (UTC seconds) which version went live, oldest first; the first of them before the traffic.
         duration_s: of the whole demo.
     """
 
@@ -114,7 +115,7 @@ class Observed:
     verdicts: Sequence[str]
     accuracy: Mapping[str, float]
     without: Mapping[str, Mapping[str, float]]
-    swaps: int
+    timeline: Sequence[tuple[float, int]]
     duration_s: float
 
 
@@ -139,7 +140,7 @@ def summarise(observed: Observed) -> dict[str, Any]:
             "problems": sorted({failure.problem for failure in observed.failures}),
         },
         "answers_of_unknown_version": len(mismatched(answers, observed.digests)),
-        "swaps": observed.swaps,
+        "swaps": len(observed.timeline) - 1,
         "versions_served": {
             made: sum(observed.kinds[v] == made for v in served) for made in sorted(set(observed.kinds.values()))
         },
@@ -248,6 +249,12 @@ def freshness_s(answers: Sequence[Answer], learned: Sequence[Learned]) -> list[f
         if came_s and each.feedback_id in acknowledged_s:
             ages.append(min(came_s) - acknowledged_s[each.feedback_id])
     return ages
+
+
+def timeline(ledger: Sequence[Rollout], until_s: float) -> list[tuple[float, int]]:
+    """When which version went live, up to ``until_s``; changes that leave the live version are left out."""
+    lives = [(r.changed_at_s, r.live) for r in ledger if r.live is not None and r.changed_at_s <= until_s]
+    return [lives[i] for i in range(len(lives)) if i == 0 or lives[i][1] != lives[i - 1][1]]
 
 
 def mismatched(answers: Sequence[Answer], digests: Mapping[int, str]) -> list[Answer]:

@@ -29,7 +29,7 @@ from plaudit.core.settings import Settings, load_settings
 from plaudit.demo import plot
 from plaudit.demo.drive import drive, follow
 from plaudit.demo.judge import PER_KIND, judge
-from plaudit.demo.report import Learned, Observed, first_answers, freshness_s, summarise
+from plaudit.demo.report import Learned, Observed, first_answers, freshness_s, summarise, timeline
 from plaudit.demo.task import SPEC, collect, evaluation_examples, write_data_folder
 from plaudit.demo.users import traffic
 from plaudit.demo.view import View, Watched, finetuning_words, outcome_words
@@ -101,10 +101,12 @@ def run(options: Options, console: Console) -> dict[str, Any]:
     finally:
         _end_jobs(settings)
     view.say("asking every version that served what it would have said to held-out questions")
+    if not watched.answers:
+        raise DemoFailed(f"not one of {options.events} requests was answered: {watched.failures[0].problem}")
     observed = _observe(options, settings, registry, watched, began_s)
     summary = summarise(observed)
     (options.data_dir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    plot.draw(options.data_dir / PICTURE, observed.answers, observed.judged, observed.kinds)
+    plot.draw(options.data_dir / PICTURE, observed)
     view.results(summary)
     view.say(
         f"see {options.data_dir / PICTURE} and {options.data_dir / SUMMARY}; to go on: plaudit up --config {config}"
@@ -289,7 +291,7 @@ def _observe(
         verdicts=[manifest.gate["verdict"] for manifest in manifests.values() if manifest.kind == "finetuned"],
         accuracy=metrics["accuracy"]["by_group"],
         without={name: withheld["by_group"] for name, withheld in metrics["without"].items()},
-        swaps=watched.swaps,
+        timeline=timeline(registry.ledger(), until_s=watched.answers[-1].acknowledged_s),
         duration_s=time.monotonic() - began_s,
     )
 
