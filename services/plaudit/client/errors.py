@@ -36,5 +36,5 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> ClientError:
     code: grpc.StatusCode = error.code()
     details: str = error.details() or "the server gave no reason"
     if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in details:
-        details = f"no server answers at {target}"
+        details = f"no server answers at {target}; is `plaudit serve` running there?"
     return ClientError(code, details)
