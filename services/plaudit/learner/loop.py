@@ -158,7 +158,7 @@ class Learner:
         else:
             self._learn_silence()
         self._act_on_comparison()
-        self._refresh_if_due()
+        self._refresh_if_due(caught_up=len(records) < self._pace.poll_limit)
         if self._finetuning is not None and self._live is not None:
             self._finetuning.step(self._live, self._progress)
         if self._status is not None:
@@ -567,14 +567,16 @@ class Learner:
 
     # --- head refresh ------------------------------------------------------------------------------------------------
 
-    def _refresh_if_due(self) -> None:
+    def _refresh_if_due(self, *, caught_up: bool) -> None:
+        """A full batch is reason enough, unless more records wait: then they are read first, for ``max_wait_s`` at most."""
         assert self._rollout is not None
         pending = self._progress.pending
         if pending == 0 or self._rollout.pinned or self._live is None:
             return
         now_s = time.monotonic()
         self._pending_since_s = self._pending_since_s if self._pending_since_s is not None else now_s
-        if pending < self._pace.batch and now_s - self._pending_since_s < self._pace.max_wait_s:
+        waited = now_s - self._pending_since_s >= self._pace.max_wait_s
+        if not waited and not (caught_up and pending >= self._pace.batch):
             return
         self._refresh(self._live, pending, started_s=now_s)
         self._pending_since_s = None

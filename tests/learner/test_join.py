@@ -1,0 +1,162 @@
+"""The join's rules, by hand and by hypothesis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builders import a_decision, some_feedback
+from plaudit.core.events import (
+    Correction,
+    Feedback,
+    Implicit,
+    ImplicitKind,
+    Preference,
+    Rating,
+    Retract,
+    Signal,
+    Thumb,
+)
+from plaudit.core.experience import Judgement, served
+from plaudit.learner.join import IMPLICIT_REWARDS, IMPLICIT_WEIGHT, PREFERENCE_WEIGHT, join, refusal, silence
+
+ACTIONS = ("cat", "dog", "bird", "fish")
+DECISION = served(a_decision("p", action="cat"))
+
+
+def said(*signals: tuple[str, Signal]) -> list[Feedback]:
+    """Feedback in the order given, one second apart: (user, signal), with the ids f0, f1, …"""
+    return [
+        some_feedback("p", signal, feedback_id=f"f{i}", user_id=user, time_s=100.0 + i)
+        for i, (user, signal) in enumerate(signals)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("signal", "expected"),
+    [
+        (Thumb(up=True), Judgement({"cat": 1.0}, 1.0)),
+        (Thumb(up=False), Judgement({"cat": 0.0}, 1.0)),
+        (Rating(0.25), Judgement({"cat": 0.25}, 1.0)),
+        (Correction("dog"), Judgement({"cat": 0.0, "dog": 1.0, "bird": 0.0, "fish": 0.0}, 1.0, "dog")),
+        (Correction("cat"), Judgement({"cat": 1.0, "dog": 0.0, "bird": 0.0, "fish": 0.0}, 1.0, "cat")),
+        (Preference("dog", "cat"), Judgement({"cat": 0.0, "dog": 1.0}, PREFERENCE_WEIGHT)),
+        (
+            Implicit(ImplicitKind.REPHRASED),
+            Judgement({"cat": IMPLICIT_REWARDS[ImplicitKind.REPHRASED]}, IMPLICIT_WEIGHT),
+        ),
+    ],
+)
+def test_one_signal(signal: Signal, expected: Judgement) -> None:
+    assert join(DECISION, said(("ada", signal)), ACTIONS) == expected
+
+
+def test_nothing_said_is_nothing_learned() -> None:
+    assert join(DECISION, [], ACTIONS) is None
+
+
+def test_silence_speaks_of_the_served_action_and_weighs_little() -> None:
+    judgement = silence(DECISION, 0.6)
+    assert judgement.rewards == {"cat": 0.6}
+    assert judgement.weight < IMPLICIT_WEIGHT
+
+
+def test_the_last_word_of_a_user_counts() -> None:
+    changed_mind = said(("ada", Thumb(up=False)), ("ada", Rating(0.5)), ("ada", Thumb(up=True)))
+    assert join(DECISION, changed_mind, ACTIONS) == Judgement({"cat": 1.0}, 1.0)
+
+
+def test_what_a_user_says_outweighs_what_the_user_does_later() -> None:
+    interrupted = said(("ada", Thumb(up=True)), ("ada", Implicit(ImplicitKind.INTERRUPTED)))
+    assert join(DECISION, interrupted, ACTIONS) == Judgement({"cat": 1.0}, 1.0)
+
+
+def test_users_are_averaged() -> None:
+    """Three thumbs up and one down: 3/4."""
+    four = said(*((user, Thumb(up=user != "dan")) for user in ("ada", "bob", "cy", "dan")))
+    assert join(DECISION, four, ACTIONS) == Judgement({"cat": 0.75}, 1.0)
+
+
+def test_users_are_averaged_per_action_and_by_weight() -> None:
+    """Ada (weight 1): cat is 1. Bob corrects to dog (weight 1): cat 0, dog 1, bird 0, fish 0. Cy prefers dog to bird
+    (weight 1/2): dog 1, bird 0. So cat = (1 + 0)/2, dog = (1 + 1/2)/(3/2) = 1, bird = 0; mean weight = 2.5/3.
+    """
+    three = said(("ada", Thumb(up=True)), ("bob", Correction("dog")), ("cy", Preference("dog", "bird")))
+    assert join(DECISION, three, ACTIONS) == Judgement(
+        {"cat": 0.5, "dog": 1.0, "bird": 0.0, "fish": 0.0}, pytest.approx(2.5 / 3), "dog"
+    )
+
+
+def test_users_who_correct_differently_agree_on_no_correction() -> None:
+    judgement = join(DECISION, said(("ada", Correction("dog")), ("bob", Correction("bird"))), ACTIONS)
+    assert judgement == Judgement({"cat": 0.0, "dog": 0.5, "bird": 0.5, "fish": 0.0}, 1.0, None)
+
+
+def test_a_retraction_takes_back_all_of_its_users_earlier_signals() -> None:
+    assert join(DECISION, said(("ada", Thumb(up=True)), ("ada", Retract())), ACTIONS) is None
+    assert join(DECISION, said(("ada", Thumb(up=True)), ("bob", Retract())), ACTIONS) is not None
+
+
+def test_after_a_retraction_a_user_may_speak_again() -> None:
+    again = said(("ada", Thumb(up=True)), ("ada", Retract()), ("ada", Thumb(up=False)))
+    assert join(DECISION, again, ACTIONS) == Judgement({"cat": 0.0}, 1.0)
+
+
+def test_a_named_retraction_takes_back_exactly_that_signal() -> None:
+    """Of two signals the later is taken back, so the earlier one stands."""
+    two = said(("ada", Thumb(up=True)), ("ada", Thumb(up=False)), ("ada", Retract("f1")))
+    assert join(DECISION, two, ACTIONS) == Judgement({"cat": 1.0}, 1.0)
+
+
+def test_nobody_takes_back_what_others_said() -> None:
+    assert join(DECISION, said(("ada", Thumb(up=True)), ("eve", Retract("f0"))), ACTIONS) is not None
+
+
+@pytest.mark.parametrize(
+    ("signal", "problem"),
+    [
+        (Correction("cow"), "correction: 'cow' is not, or no longer, in the action set"),
+        (Preference("cow", "cat"), "preference.preferred: 'cow' is not, or no longer, in the action set"),
+        (Preference("cat", "cow"), "preference.rejected: 'cow' is not, or no longer, in the action set"),
+        (Preference("cat", "cat"), "preference: 'cat' cannot be better than itself"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_refused_with_a_reason(signal: Signal, problem: str) -> None:
+    assert refusal(DECISION, said(("ada", signal))[0], ACTIONS) == problem
+
+
+def test_a_thumb_on_an_action_that_is_gone_is_refused() -> None:
+    gone = served(a_decision("p", action="cow"))
+    assert refusal(gone, said(("ada", Thumb(up=True)))[0], ACTIONS) is not None
+    assert refusal(DECISION, said(("ada", Thumb(up=True)))[0], ACTIONS) is None
+
+
+signals = st.one_of(
+    st.builds(Thumb, st.booleans()),
+    st.builds(Rating, st.floats(0.0, 1.0)),
+    st.builds(Correction, st.sampled_from(ACTIONS)),
+    st.builds(Implicit, st.sampled_from(list(ImplicitKind))),
+    st.builds(Retract, st.sampled_from(["", "f0", "f1", "f2"])),
+)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["ada", "bob"]), signals), max_size=6)
+    .map(lambda s: said(*s))
+    .flatmap(lambda feedback: st.tuples(st.just(feedback), st.permutations(feedback)))
+)
+def test_the_order_of_delivery_does_not_matter(both: tuple[Sequence[Feedback], Sequence[Feedback]]) -> None:
+    feedback, delivered = both
+    assert join(DECISION, delivered, ACTIONS) == join(DECISION, feedback, ACTIONS)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["ada", "bob", "cy"]), signals), max_size=8).map(lambda s: said(*s)))
+def test_a_judgement_stays_in_bounds(feedback: Sequence[Feedback]) -> None:
+    judgement = join(DECISION, feedback, ACTIONS)
+    if judgement is not None:
+        assert all(0.0 <= reward <= 1.0 for reward in judgement.rewards.values())
+        assert 0.0 < judgement.weight <= 1.0
+        assert judgement.rewards

@@ -1,0 +1,171 @@
+"""A whole loop in one process for tests: log, registry, runtime, learner, and a stand-in for the inference service.
+
+The stand-in answers with the same functions as the service: live version, probabilities, a draw, a logged decision.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from builders import NOW_S, tiny_bundle, tiny_content, tiny_spec, trunk_inputs
+from plaudit.adapters.directory_registry import DirectoryRegistry
+from plaudit.adapters.inline_jobs import InlineJobs
+from plaudit.adapters.onnx_runtime import OnnxRuntime
+from plaudit.adapters.sql_store import SqlStore, sqlite_url
+from plaudit.adapters.sqlite_log import SqliteLog
+from plaudit.core.events import Content, Decision, Features, Feedback, Role, Signal, Thumb
+from plaudit.core.ports import JobLauncher
+from plaudit.core.rollout import Change, promote
+from plaudit.core.settings import Settings
+from plaudit.learner.build import build_learner
+from plaudit.learner.loop import Learner
+from plaudit_models.policy import Float64, probabilities
+from plaudit_models.reward_model import RewardState
+
+SPEC: Final = tiny_spec()
+USERS: Final = 1_000
+"""Many, so that the cap on one user's share of the evidence leaves theirs in."""
+
+
+@dataclass
+class World:
+    """One model with everything around it, in one folder.
+
+    Attributes:
+        settings: sections by name, laid over the defaults.
+        run_job: what a fine-tuning job does.
+    """
+
+    folder: Path
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    run_job: Callable[[Path], None] = lambda run_dir: None
+    jobs: JobLauncher | None = None
+    now_s: float = NOW_S
+
+    def __post_init__(self) -> None:
+        self.log = SqliteLog(self.folder / "log.sqlite", "NORMAL")
+        self.registry = DirectoryRegistry(self.folder / "registry", SPEC.name)
+        self.runtime = OnnxRuntime("cpu")
+        self.store_url = sqlite_url(self.folder / "learner.db")
+        self.store = SqlStore(self.store_url)
+        self.rng = np.random.default_rng(0)
+        self.numbers = itertools.count()
+        self.stores = [self.store]
+
+    def first_version(self, **fields: Any) -> int:
+        """Publish a tiny version and make it live."""
+        return self.promote(self.publish(**fields))
+
+    def publish(self, **fields: Any) -> int:
+        folder = self.folder / f"made-{next(self.numbers)}"
+        tiny_bundle(folder, **fields)
+        return self.registry.publish(folder).version
+
+    def promote(self, version: int) -> int:
+        change = Change("a test", self.now_s, "a test wants it")
+        self.registry.set_rollout(promote(self.registry.rollout(), version, change))
+        return version
+
+    def learner(self) -> Learner:
+        """A learner as after a start of its process: with a store of its own on the same data."""
+        self.store = SqlStore(self.store_url)
+        self.stores.append(self.store)
+        return build_learner(
+            Settings(model={}, **self.settings),  # type: ignore[arg-type]
+            log=self.log,
+            store=self.store,
+            store_url=self.store_url,
+            registry=self.registry,
+            runtime=self.runtime,
+            jobs=self.jobs or InlineJobs(self.run_job),
+            work_dir=self.folder / "work",
+            metrics_registry=CollectorRegistry(),
+            clock=lambda: self.now_s,
+        )
+
+    def close(self) -> None:
+        self.log.close()
+        for store in self.stores:
+            store.close()
+
+    # --- the stand-in for the inference service ----------------------------------------------------------------------
+
+    def policy(self, version: int, content: Mapping[str, Content]) -> tuple[Float64, Features]:
+        """Probabilities ``[a]`` of a version on a content, and its features."""
+        folder = self.registry.folder(version)
+        model = self.runtime.load(folder)
+        embedding, base_logits = model.trunk(trunk_inputs(folder, [content]))
+        allowed = np.ones((1, len(SPEC.actions)), np.bool_)
+        probs = probabilities(model.head(embedding, base_logits), allowed, model.manifest.floor)
+        return probs[0], Features(model.manifest.trunk_digest, embedding[0], base_logits[0])
+
+    def decide(self, seed: int = 0, **fields: Any) -> Decision:
+        """A decision of the live version on the content of that seed, not logged yet."""
+        content = tiny_content(seed)
+        version = self.registry.rollout().live
+        assert version is not None
+        probs, features = self.policy(version, content)
+        action = int(self.rng.choice(len(probs), p=probs))
+        self.now_s += 0.001
+        defaults: dict[str, Any] = {
+            "prediction_id": f"p{next(self.numbers)}",
+            "model": SPEC.name,
+            "time_s": self.now_s,
+            "user_id": f"user {self.rng.integers(USERS)}",
+            "version": version,
+            "version_digest": self.registry.manifest(version).digest,
+            "role": Role.LIVE,
+            "action": SPEC.actions[action],
+            "propensity": float(probs[action]),
+            "features": features,
+            "content": content,
+        }
+        return Decision(**(defaults | fields))
+
+    def say(self, decision: Decision, signal: Signal, **fields: Any) -> Feedback:
+        """Feedback of the decision's user, not logged yet."""
+        self.now_s += 0.001
+        defaults: dict[str, Any] = {
+            "feedback_id": f"f{next(self.numbers)}",
+            "prediction_id": decision.prediction_id,
+            "time_s": self.now_s,
+            "user_id": decision.user_id,
+            "signal": signal,
+        }
+        return Feedback(**(defaults | fields))
+
+    def traffic(self, n: int, likes: Callable[[Decision], bool]) -> list[Decision]:
+        """Log n decisions, each with a thumb that says whether its user likes it."""
+        decisions = [self.decide(seed=int(self.rng.integers(20))) for _ in range(n)]
+        events: list[Decision | Feedback] = []
+        for decision in decisions:
+            events += [decision, self.say(decision, Thumb(up=likes(decision)))]
+        self.log.append(events)
+        return decisions
+
+    def satisfaction(self, version: int, likes_action: str) -> float:
+        """Mean probability of the action that users like, over the contents of the traffic."""
+        index = SPEC.action_index(likes_action)
+        return float(np.mean([self.policy(version, tiny_content(seed))[0][index] for seed in range(20)]))
+
+    # --- what should be ----------------------------------------------------------------------------------------------
+
+    def settle(self, learner: Learner) -> None:
+        """Step until there is nothing left to read."""
+        while learner.step():
+            pass
+
+
+def assert_same_sums(state: RewardState | None, expected: RewardState) -> None:
+    assert state is not None
+    assert state.space == expected.space
+    np.testing.assert_allclose(state.gram, expected.gram, atol=1e-9)
+    np.testing.assert_allclose(state.target, expected.target, atol=1e-9)
+    np.testing.assert_allclose(state.weight, expected.weight, atol=1e-9)
