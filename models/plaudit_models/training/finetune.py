@@ -12,6 +12,8 @@ many they are. The reward likelihood needs no propensities: it models what users
 served, whichever way that action was picked.
 
 Encoders that are not trained run once per experience, so that a step costs the text encoder and the fusion layers.
+Content is not augmented: a question without the word that decides its kind teaches a new kind's thumbs to the kinds
+that are asked in the same words (measured: hiding a tenth of the words makes learning take three times the thumbs).
 
 Notation:
     n: experiences, b: rows of a batch, m: number of modalities, a: number of actions
@@ -33,7 +35,6 @@ from torch import Generator, Tensor, nn
 
 from plaudit_models.dataset import LabelledData
 from plaudit_models.spec import ModalityKind
-from plaudit_models.training.augment import augment
 from plaudit_models.training.fusion import FusionPolicy
 from plaudit_models.training.losses import action_nll, kl_to_reference, reward_nll
 from plaudit_models.training.rows import encode_all, encode_rows, prepare_pools
@@ -97,7 +98,7 @@ class FinetuneSettings:
         weight_decay: of AdamW.
         max_gradient_norm: gradients are clipped to it.
         checkpoint_steps: steps between two checkpoints.
-        seed: decides order and augmentation.
+        seed: decides the order of experiences and labelled rows.
     """
 
     replays_per_experience: float = 4.0
@@ -165,8 +166,8 @@ def finetune(
     weights = _trained_weights(model, settings.trained_encoders)
     optimizer = torch.optim.AdamW(weights, weight_decay=settings.weight_decay, fused=True)
     generator = Generator().manual_seed(settings.seed)
-    replay = _Source(model, experiences.pools, experiences.index, settings.trained_encoders, generator)
-    anchor = _Source(model, rehearsal.pools, rehearsal.index, settings.trained_encoders, generator)
+    replay = _Source(model, experiences.pools, experiences.index, settings.trained_encoders)
+    anchor = _Source(model, rehearsal.pools, rehearsal.index, settings.trained_encoders)
     action, correction = torch.from_numpy(experiences.action), torch.from_numpy(experiences.correction)
     reward, trust = torch.from_numpy(experiences.reward), torch.from_numpy(experiences.weight)
     label = torch.from_numpy(rehearsal.action)
@@ -226,31 +227,23 @@ class _Source:
         pools: Mapping[str, npt.NDArray[Any]],
         index: npt.NDArray[np.int64],
         trained_encoders: tuple[ModalityKind, ...],
-        generator: Generator,
     ) -> None:
         self._model = model
-        self._generator = generator
         self._index = torch.from_numpy(index)
         self._pools = prepare_pools(model, pools)
         frozen = {n: p for n, p in self._pools.items() if model.spec.modalities[n].kind not in trained_encoders}
         self._encoded = encode_all(model, frozen)
 
     def logits(self, rows: Tensor) -> Tensor:
-        """Base logits ``[b, a]`` of the given rows, trained encoders seeing slightly changed content."""
-        return self._logits(rows, self._change)
-
-    def all_logits(self) -> Tensor:
-        """Base logits of every row, unchanged and without gradient."""
-        with torch.no_grad():
-            return torch.cat([self._logits(rows, None) for rows in torch.arange(len(self._index)).split(_CHUNK_ROWS)])
-
-    def _logits(self, rows: Tensor, change: Callable[[str, Tensor], Tensor] | None) -> Tensor:
+        """Base logits ``[b, a]`` of the given rows."""
         index = self._index[rows]
-        tokens = encode_rows(self._model, self._pools, index, change, encoded=self._encoded)
+        tokens = encode_rows(self._model, self._pools, index, encoded=self._encoded)
         return self._model.fuse(tokens, (index >= 0).float())[1]
 
-    def _change(self, name: str, content: Tensor) -> Tensor:
-        return augment(self._model.spec.modalities[name], content, self._generator)
+    def all_logits(self) -> Tensor:
+        """Base logits of every row, without gradient."""
+        with torch.no_grad():
+            return torch.cat([self.logits(rows) for rows in torch.arange(len(self._index)).split(_CHUNK_ROWS)])
 
 
 def _trained_weights(model: FusionPolicy, trained_encoders: tuple[ModalityKind, ...]) -> list[nn.Parameter]:
