@@ -316,9 +316,7 @@ class ServableModel(Protocol):
         """For the text modalities; None if the version has none."""
         ...
 
-    def trunk(
-        self, inputs: Mapping[str, npt.NDArray[Any]]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def trunk(self, inputs: Mapping[str, npt.NDArray[Any]]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Content → features.
 
         Args:
@@ -329,9 +327,7 @@ class ServableModel(Protocol):
         """
         ...
 
-    def head(
-        self, embedding: npt.NDArray[np.float32], base_logits: npt.NDArray[np.float32]
-    ) -> npt.NDArray[np.float32]:
+    def head(self, embedding: npt.NDArray[np.float32], base_logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Features ``[b, d]`` and ``[b, a]`` → scores ``[b, a]``, unnormalised log-probabilities."""
         ...
 
