@@ -13,7 +13,8 @@ served, whichever way that action was picked.
 
 Encoders that are not trained run once per experience, so that a step costs the text encoder and the fusion layers.
 Content is not augmented: a question without the word that decides its kind teaches a new kind's thumbs to the kinds
-that are asked in the same words (measured: hiding a tenth of the words makes learning take three times the thumbs).
+that are asked in the same words. In the demo's task, one run each, the new kind stood at 0.75 after 1000 thumbs and
+0.87 after 2000; with a tenth of the words hidden at 0.27 and 0.68.
 
 Notation:
     n: experiences, b: rows of a batch, m: number of modalities, a: number of actions
