@@ -139,7 +139,7 @@ class FeedbackRecorder:
 
         They get their time here, so that in the log of one server it never goes back.
         """
-        now_s = self._clock()
+        now_s = round(self._clock() * 1e6) / 1e6  # what the log's microseconds will say, so that receipts compare equal
         return self._log.append(
             [Feedback(r.feedback_id, r.prediction_id, now_s, r.user_id, r.signal) for r in requests]
         )

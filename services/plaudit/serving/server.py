@@ -127,7 +127,12 @@ class InferenceServer:
         logger.info("serving", host=self._settings.host, port=self.port, metrics_port=self.metrics_port)
 
     async def stop(self) -> None:
-        """Drain: take nothing new, finish what is under way within ``drain_s``, log every decision, close."""
+        """Drain: take nothing new, finish what is under way within ``drain_s``, log every decision, close.
+
+        A second call does nothing.
+        """
+        if self._draining.is_set():
+            return
         self._draining.set()
         await self._health.enter_graceful_shutdown()
         await self._server.stop(self._settings.drain_s)

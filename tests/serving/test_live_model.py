@@ -1,0 +1,356 @@
+"""Following the registry: what serves, what stays loaded, and what happens to versions that are not what they say."""
+
+from __future__ import annotations
+
+import shutil
+import weakref
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from prometheus_client import CollectorRegistry
+
+from builders import tiny_bundle, tiny_spec
+from plaudit.core.errors import NoLiveModel, UnknownVersion, UnprovenVersion
+from plaudit.core.rollout import Rollout, promote, rollback
+from plaudit.serving.live_model import LiveModel
+from plaudit.serving.metrics import ServingMetrics
+from plaudit_models.bundle import HEAD, TRUNK, CorruptBundle
+from serving_harness import CHANGE, go_live
+
+
+@dataclass
+class Clock:
+    now_s: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass
+class CountingRuntime:
+    """Counts loads of a real runtime."""
+
+    runtime: Any
+    loads: Counter[str] = field(default_factory=Counter)
+
+    def load(self, folder: Path) -> Any:
+        self.loads[folder.name] += 1
+        return self.runtime.load(folder)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def counting(runtime) -> CountingRuntime:
+    return CountingRuntime(runtime)
+
+
+@pytest.fixture
+def live(registry, counting, metrics, clock) -> LiveModel:
+    return LiveModel(registry, counting, metrics, batch_sizes=(1, 2), clock=clock)
+
+
+def version(live: LiveModel) -> int:
+    return live.serving().manifest.version
+
+
+def damage(registry, number: int, name: str = HEAD) -> None:
+    path = registry.folder(number) / name
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def value(metrics, name: str) -> float:
+    return metrics.registry.get_sample_value(name, {"model": "tiny"}) or 0.0
+
+
+def test_nothing_serves_before_the_first_look(live):
+    with pytest.raises(NoLiveModel, match="tiny"):
+        live.serving()
+
+
+def test_it_serves_what_the_rollout_says(live, registry, metrics):
+    live.step()
+    assert (version(live), live.current.digest) == (1, registry.manifest(1).digest)
+    assert value(metrics, "plaudit_serving_live_version") == 1
+    assert value(metrics, "plaudit_serving_live_since_timestamp_seconds") > 0
+    go_live(registry, 3)
+    live.step()
+    assert (version(live), live.current.digest) == (3, registry.manifest(3).digest)
+    assert value(metrics, "plaudit_serving_live_version") == 3
+    assert value(metrics, "plaudit_serving_swaps_total") == 1
+    assert value(metrics, "plaudit_serving_swap_seconds_count") == 1
+
+
+def test_it_is_warm_before_it_serves(live):
+    live.step()
+    assert live.current._trunk.warm == {1, 2}
+
+
+def test_an_empty_registry_serves_nothing(registry, counting, metrics, tmp_path):
+    shutil.rmtree(tmp_path / "registry")
+    live = LiveModel(registry, counting, metrics, batch_sizes=(1,))
+    live.step()
+    assert live.current is None
+
+
+def test_rolling_back_loads_nothing(live, registry, counting):
+    live.step()
+    go_live(registry, 3)
+    live.step()
+    loads = counting.loads.total()
+    registry.set_rollout(rollback(registry.rollout(), CHANGE))
+    live.step()
+    assert version(live) == 1
+    assert counting.loads.total() == loads
+
+
+def test_what_rollback_returns_to_is_loaded_after_a_restart_too(registry, counting, metrics):
+    go_live(registry, 2)
+    live = LiveModel(registry, counting, metrics, batch_sizes=(1,))
+    live.step()
+    assert version(live) == 2
+    assert counting.loads == {"000002": 1, "000001": 1}
+
+
+def test_older_versions_are_released(live, registry):
+    live.step()
+    old = weakref.ref(live.current)
+    go_live(registry, 2)
+    live.step()
+    assert old() is not None  # it is what rollback returns to
+    go_live(registry, 3)
+    live.step()
+    assert old() is None
+
+
+def test_who_uses_an_older_version_keeps_it(live, registry):
+    live.step()
+    in_use = live.serving()
+    for number in (2, 3):
+        go_live(registry, number)
+        live.step()
+    assert in_use.manifest.version == 1
+    in_use.warm([5])
+
+
+@pytest.mark.parametrize("name", [HEAD, TRUNK])
+def test_a_damaged_version_never_serves_and_is_not_tried_in_a_hot_loop(live, registry, counting, metrics, clock, name):
+    live.step()
+    damage(registry, 3, name)
+    go_live(registry, 3)
+    for _ in range(50):
+        live.step()
+    assert version(live) == 1
+    assert counting.loads["000003"] == 1
+    assert value(metrics, "plaudit_serving_failed_proofs_total") == 1
+    clock.now_s += 1.5
+    live.step()
+    assert counting.loads["000003"] == 2
+    clock.now_s += 1.5  # the second pause is twice as long
+    live.step()
+    assert counting.loads["000003"] == 2
+
+
+def test_a_damaged_version_that_is_mended_serves_after_a_while(live, registry, clock):
+    live.step()
+    damage(registry, 3)
+    go_live(registry, 3)
+    live.step()
+    damage(registry, 3)  # flips the bit back
+    clock.now_s += 2.0
+    live.step()
+    assert version(live) == 3
+
+
+def test_after_a_restart_a_proven_version_serves_where_the_live_one_is_damaged(registry, counting, metrics):
+    go_live(registry, 3)
+    damage(registry, 3)
+    live = LiveModel(registry, counting, metrics, batch_sizes=(1,))
+    live.step()
+    assert version(live) == 1
+
+
+def test_a_folder_that_holds_another_version(live, registry):
+    live.step()
+    shutil.rmtree(registry.folder(3))
+    shutil.copytree(registry.folder(2), registry.folder(2).with_name("000003"))
+    with pytest.raises(UnprovenVersion, match="holds version 2"):
+        live.prepare(3)
+
+
+def test_a_registry_that_vanishes_leaves_what_serves(live, registry, tmp_path):
+    live.step()
+    shutil.rmtree(tmp_path / "registry")
+    live.step()
+    assert version(live) == 1
+
+
+def test_a_rollout_file_that_cannot_be_read_leaves_what_serves(live, registry, tmp_path):
+    live.step()
+    (tmp_path / "registry/tiny/rollout.json").write_text("{")
+    live.step()
+    live.step()
+    assert version(live) == 1
+
+
+def test_a_version_that_vanishes_before_it_is_loaded(live, registry):
+    live.step()
+    go_live(registry, 3)
+    shutil.rmtree(registry.folder(3))
+    live.step()
+    assert version(live) == 1
+
+
+def test_preparing_makes_the_flip_load_nothing(live, registry, counting):
+    live.step()
+    live.prepare(3)
+    live.step()
+    assert version(live) == 1
+    go_live(registry, 3)
+    live.step()
+    assert version(live) == 3
+    assert counting.loads["000003"] == 1
+
+
+def test_preparing_what_cannot_serve(live, registry, metrics):
+    damage(registry, 3)
+    with pytest.raises(UnprovenVersion, match=r"version 3 failed its proof: head\.onnx"):
+        live.prepare(3)
+    with pytest.raises(UnknownVersion, match="9"):
+        live.prepare(9)
+    assert value(metrics, "plaudit_serving_failed_proofs_total") == 1
+
+
+def test_a_model_of_another_name(live, registry, tmp_path):
+    tiny_bundle(tmp_path / "other", spec=tiny_spec("other"))
+    folder = registry.folder(3)
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "other", folder)
+    with pytest.raises(UnprovenVersion, match="'other'"):
+        live.prepare(3)
+
+
+# --- any sequence of events ------------------------------------------------------------------------------------------
+
+
+class World:
+    """A registry and a runtime in memory, some of whose versions are damaged or gone."""
+
+    model = "tiny"
+
+    def __init__(self) -> None:
+        self.present = Rollout("tiny")
+        self.damaged: set[int] = set()
+        self.gone: set[int] = set()
+        self.away = False
+        self.loads: Counter[int] = Counter()
+
+    def rollout(self) -> Rollout:
+        if self.away:
+            raise OSError("the registry is away")
+        return self.present
+
+    def folder(self, number: int) -> Path:
+        if self.away or number in self.gone:
+            raise UnknownVersion(number, [])
+        return Path(str(number))
+
+    def load(self, folder: Path) -> Any:
+        number = int(folder.name)
+        self.loads[number] += 1
+        if number in self.damaged:
+            raise CorruptBundle("one byte is wrong")
+        manifest = SimpleNamespace(version=number, spec=SimpleNamespace(name="tiny"))
+        return SimpleNamespace(manifest=manifest, digest=f"d{number}", warm=lambda sizes: None)
+
+
+NUMBERS = st.integers(1, 6)
+
+
+class Following(RuleBasedStateMachine):
+    """Whatever is promoted, damaged, mended, lost and found: no damaged version ever begins to serve, what serves goes
+    on serving, a sound version serves after one look, and a failing one is tried once per pause."""
+
+    @initialize()
+    def start(self) -> None:
+        self.world = World()
+        self.clock = Clock()
+        self.live = LiveModel(
+            self.world, self.world, ServingMetrics(CollectorRegistry()), batch_sizes=(1,), clock=self.clock
+        )
+        self.served = False
+
+    @rule(number=NUMBERS)
+    def promote(self, number: int) -> None:
+        self.world.present = promote(self.world.present, number, CHANGE)
+
+    @precondition(lambda self: self.world.present.previous is not None)
+    @rule()
+    def rollback(self) -> None:
+        self.world.present = rollback(self.world.present, CHANGE)
+
+    @rule(number=NUMBERS)
+    def damage_or_mend(self, number: int) -> None:
+        self.world.damaged ^= {number}
+
+    @rule(number=NUMBERS)
+    def lose_or_find(self, number: int) -> None:
+        self.world.gone ^= {number}
+
+    @rule()
+    def leave_or_return(self) -> None:
+        self.world.away = not self.world.away
+
+    @rule()
+    def a_minute_later(self) -> None:
+        self.clock.now_s += 61.0
+        self.world.loads.clear()
+
+    @rule()
+    def look(self) -> None:
+        before = self.live.current
+        proven_before = set(self.live._loaded)  # and may serve from memory, whatever became of their folders
+        pausing = set(self.live._failures)
+        unusable = (self.world.damaged | self.world.gone) - proven_before
+        self.live.step()
+        after = self.live.current
+        wanted = self.world.present.live
+        if self.world.away or wanted is None:
+            assert after is before
+            return
+        if after is not before:
+            assert after.manifest.version not in unusable
+        if wanted not in unusable | pausing:
+            assert after.manifest.version == wanted
+
+    @invariant()
+    def what_serves_goes_on(self) -> None:
+        assert not self.served or self.live.current is not None
+        self.served = self.live.current is not None
+
+    @invariant()
+    def few_are_kept(self) -> None:
+        assert len(self.live._loaded) <= 4
+
+    @invariant()
+    def no_hot_loop(self) -> None:
+        """In a minute without pauses passing, a version is loaded once for each time the rollout came to name it."""
+        for number in self.world.damaged:
+            assert self.world.loads[number] <= 1 + self.world.present.generation
+
+
+TestFollowing = Following.TestCase
+TestFollowing.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

@@ -1,0 +1,81 @@
+"""What tests of the inference service share: a server that runs, requests for it, and what its log holds."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from builders import tiny_content
+from plaudit.core.events import Decision, Event, Feedback, Topic
+from plaudit.core.ports import EventLog, ModelRegistry
+from plaudit.core.rollout import Change, promote
+from plaudit.core.wire import contents_to_wire
+from plaudit.serving.metrics import ServingMetrics
+from plaudit.serving.server import InferenceServer
+from plaudit.v1 import feedback_pb2, feedback_pb2_grpc, model_pb2_grpc, prediction_pb2, prediction_pb2_grpc
+
+KEY = b"k" * 32
+CHANGE = Change(actor="test", time_s=1_700_000_000.0, reason="because")
+
+
+@dataclass
+class Running:
+    """A server that runs, and stubs for it."""
+
+    server: InferenceServer
+    channel: grpc.aio.Channel
+    registry: ModelRegistry
+    log: EventLog
+    metrics: ServingMetrics
+
+    def __post_init__(self) -> None:
+        self.predictions = prediction_pb2_grpc.PredictionServiceStub(self.channel)
+        self.feedback = feedback_pb2_grpc.FeedbackServiceStub(self.channel)
+        self.models = model_pb2_grpc.ModelServiceStub(self.channel)
+
+    async def predict(self, seed: int = 0, **fields: Any) -> prediction_pb2.PredictResponse:
+        return await self.predictions.Predict(a_request(seed, **fields))
+
+    def metric(self, name: str, **labels: str) -> float:
+        """0 if it was never touched."""
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+Serve = Callable[..., Awaitable[Running]]
+
+
+def a_request(seed: int = 0, **fields: Any) -> prediction_pb2.PredictRequest:
+    fields.setdefault("content", contents_to_wire(tiny_content(seed)))
+    return prediction_pb2.PredictRequest(**fields)
+
+
+def a_thumb(prediction_id: str, feedback_id: str, **fields: Any) -> feedback_pb2.SendFeedbackRequest:
+    fields = fields or {"thumb": feedback_pb2.THUMB_UP}
+    return feedback_pb2.SendFeedbackRequest(
+        prediction_id=prediction_id, feedback_id=feedback_id, user_id="ada", **fields
+    )
+
+
+def events(log: EventLog, topic: Topic) -> Sequence[Event]:
+    """Everything the log holds of a topic."""
+    reader = log.reader("test", [topic], "")
+    found = []
+    while records := reader.poll(1000, 0.0):
+        found += [record.event for record in records]
+    reader.close()
+    return found
+
+
+def decisions(log: EventLog) -> Sequence[Decision]:
+    return [event for event in events(log, Topic.DECISIONS) if isinstance(event, Decision)]
+
+
+def feedback(log: EventLog) -> Sequence[Feedback]:
+    return [event for event in events(log, Topic.FEEDBACK) if isinstance(event, Feedback)]
+
+
+def go_live(registry: ModelRegistry, version: int) -> None:
+    registry.set_rollout(promote(registry.rollout(), version, CHANGE))
