@@ -11,12 +11,13 @@ Preference Optimization, 2023, eq. 4). Here, with P the base probabilities, q an
     g(x)         = 1 − Σ_k P_k σ²(x, k) / σ₀²(x, k)      how much feedback tells about x: 0 nothing, 1 everything
     π_ref(x, k)  = (1 − η g²)·P_k + η g² / a             the anchor, loosened where feedback knows better
     q̂(x, k)      = clip(q(x, k), reward_low, 1)
-    room(x)      = 1 − max(0, max_k q̂(x, k))             the most that x has to gain
+    content(x)   = Σ_k P_k·clip(q̂(x, k) + τ σ(x, k), 0, 1)   what the base policy may well be worth
+    room(x)      = 1 − max(content(x), max_k q̂(x, k))    the least that x has to gain
     score(x, k)  = log π_ref(x, k) + g(x)·(q̂(x, k) + κ·σ(x, k)·room(x)) / β
 
 Where nothing is known of x, the policy is the base policy exactly. Optimism (κσ) is spent in proportion to what can be
-gained, so a context whose users are content is not explored, and one whose answer they dislike is explored until an
-answer pleases.
+gained, so a context whose users are content, or may be for all that a few thumbs say, is not explored, and one whose
+answer they surely dislike is explored until an answer pleases.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class HeadSettings:
     Attributes:
         temperature: β > 0, the price of a nat of divergence from the reference, in reward.
         optimism: κ ≥ 0, how many posterior standard deviations an untried action is given for free.
+        benefit_of_doubt: τ ≥ 0, how many posterior standard deviations the base policy is given before other answers
+            are explored, so that a run of wrong thumbs does not set off a search.
         reference_mix: η in [0, 1), how far the anchor is loosened towards uniform where feedback knows better. Without
             it an action the base model thinks impossible could never win.
         reward_low: ≤ 0, the lowest expected reward believed. Below 0 because dislike of an action elsewhere is a hint
@@ -52,7 +55,8 @@ class HeadSettings:
     """
 
     temperature: float = 0.05
-    optimism: float = 1.0
+    optimism: float = 1.5
+    benefit_of_doubt: float = 1.0
     reference_mix: float = 0.1
     reward_low: float = -0.2
     prior: RewardPrior = field(default_factory=RewardPrior)
@@ -61,10 +65,14 @@ class HeadSettings:
         if not (
             self.temperature > 0.0
             and self.optimism >= 0.0
+            and self.benefit_of_doubt >= 0.0
             and 0.0 <= self.reference_mix < 1.0
             and self.reward_low <= 0.0
         ):
-            raise ValueError(f"{self}: needs temperature > 0, optimism ≥ 0, 0 ≤ reference_mix < 1 and reward_low ≤ 0")
+            raise ValueError(
+                f"{self}: needs temperature > 0, optimism ≥ 0, benefit_of_doubt ≥ 0, 0 ≤ reference_mix < 1 and "
+                f"reward_low ≤ 0"
+            )
 
 
 def head_scores(settings: HeadSettings, state: RewardState, embedding: Floats, base_logits: Floats) -> Float64:
@@ -94,8 +102,11 @@ def _scores(
         np.log1p(-loosened) + _log_softmax(base_logits), np.log(loosened / state.space.n_actions + TINY)
     )
     believed = np.clip(q, settings.reward_low, 1.0)
-    room = 1.0 - np.maximum(believed.max(axis=1, keepdims=True), 0.0)
-    optimistic = believed + settings.optimism * np.sqrt(variance) * room
+    spread = np.sqrt(variance)
+    at_best = np.clip(believed + settings.benefit_of_doubt * spread, 0.0, 1.0)
+    content = (base * at_best).sum(axis=1, keepdims=True)
+    room = 1.0 - np.maximum(content, believed.max(axis=1, keepdims=True))
+    optimistic = believed + settings.optimism * spread * room
     scores: Float64 = reference + known * optimistic / settings.temperature
     return scores
 

@@ -206,8 +206,8 @@ class RewardPrior:
             from turning a good answer out.
     """
 
-    precision: float = 1.0
-    own_precision: float = 4.0
+    precision: float = 2.0
+    own_precision: float = 8.0
 
     def __post_init__(self) -> None:
         if self.precision <= 0.0 or self.own_precision <= 0.0:

@@ -37,14 +37,17 @@ def test_one_thumb_up_by_hand() -> None:
 
     q = [0.8, 0.5], σ² = [0.6, 1.5], σ₀² = [1.5, 1.5] (worked in test_reward_model).
     g = 1 − (0.5·0.6/1.5 + 0.5·1.5/1.5) = 0.3; the anchor stays even: (1 − 0.1·0.09)/2 + 0.1·0.09/2 = 0.5.
-    room = 1 − 0.8 = 0.2; q̂ + σ·room = [0.8 + 0.774597·0.2, 0.5 + 1.224745·0.2] = [0.954919, 0.744949].
-    scores: ln 0.5 + 0.3·[0.954919, 0.744949]/0.05 = −0.693147 + [5.729516, 4.469694] = [5.036369, 3.776547].
+    τ = 0.3: content = 0.5·min(1, 0.8 + 0.3·0.774597) + 0.5·(0.5 + 0.3·1.224745) = 0.933712, more than 0.8; so
+    room = 0.066288; q̂ + σ·room = [0.8 + 0.774597·0.066288, 0.5 + 1.224745·0.066288] = [0.851347, 0.581186].
+    scores: ln 0.5 + 0.3·[0.851347, 0.581186]/0.05 = −0.693147 + [5.108082, 3.487116] = [4.414935, 2.793969].
+    τ = 0: content = 0.65, less than 0.8; room = 0.2; q̂ + σ·room = [0.954919, 0.744949]; scores [5.036369, 3.776547].
     """
-    settings = HeadSettings(prior=RewardPrior(precision=1.0, own_precision=1.0))
+    prior = RewardPrior(precision=1.0, own_precision=1.0)
     even = np.zeros((1, 2))
     state = thumbs(empty_state(space_of(2)), even, action=0, reward=1.0)
-    scores = head_scores(settings, state, np.zeros((1, 1)), even)
-    np.testing.assert_allclose(scores, [[5.036369, 3.776547]], atol=1e-5)
+    for doubt, expected in ((0.3, [4.414935, 2.793969]), (0.0, [5.036369, 3.776547])):
+        settings = HeadSettings(optimism=1.0, benefit_of_doubt=doubt, prior=prior)
+        np.testing.assert_allclose(head_scores(settings, state, np.zeros((1, 1)), even), [expected], atol=1e-5)
 
 
 def test_without_feedback_the_policy_is_the_base_policy() -> None:
@@ -126,8 +129,15 @@ def test_a_step_needs_contexts_and_a_floor() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": 0.0}, {"optimism": -1.0}, {"reference_mix": 1.0}, {"reward_low": 0.1}]
+    ("name", "value"),
+    [
+        ("temperature", 0.0),
+        ("optimism", -1.0),
+        ("benefit_of_doubt", -1.0),
+        ("reference_mix", 1.0),
+        ("reward_low", 0.1),
+    ],
 )
-def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        HeadSettings(**wrong)
+def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name}={value}.*needs"):
+        HeadSettings(**{name: value})
