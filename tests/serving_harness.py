@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import pytest
 
 from builders import tiny_content
 from plaudit.core.events import Decision, Event, Feedback, Topic
@@ -79,3 +81,34 @@ def feedback(log: EventLog) -> Sequence[Feedback]:
 
 def go_live(registry: ModelRegistry, version: int) -> None:
     registry.set_rollout(promote(registry.rollout(), version, CHANGE))
+
+
+async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call
+    return refused.value.code(), refused.value.details()
+
+
+class StuckRuntime:
+    """A runtime whose trunk waits for :attr:`go_on`, once :attr:`stuck` is set, and counts rows."""
+
+    def __init__(self, runtime: Any) -> None:
+        self.runtime = runtime
+        self.stuck = False
+        self.entered = threading.Event()
+        self.go_on = threading.Event()
+        self.rows = 0
+
+    def load(self, folder: Any) -> Any:
+        model = self.runtime.load(folder)
+        trunk = model.trunk
+
+        def stuck_trunk(inputs: Any) -> Any:
+            if self.stuck:
+                self.rows += len(inputs["present"])
+                self.entered.set()
+                assert self.go_on.wait(30)
+            return trunk(inputs)
+
+        model.trunk = stuck_trunk
+        return model

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
-import threading
 import time
 from typing import Any
 
@@ -19,15 +18,9 @@ from plaudit.adapters.directory_registry import DirectoryRegistry
 from plaudit.core.events import Role
 from plaudit.core.wire import contents_to_wire
 from plaudit.v1 import content_pb2, prediction_pb2
-from serving_harness import a_request, decisions, go_live
+from serving_harness import StuckRuntime, a_request, decisions, go_live, refusal
 
 ACTIONS = ("cat", "dog", "bird", "fish")
-
-
-async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await call
-    return refused.value.code(), refused.value.details()
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
@@ -271,31 +264,6 @@ async def test_too_many_modalities_to_explain(serve, monkeypatch):
     code, details = await refusal(running.predict(explain=True))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert details == "explain: 4 modalities are given; explanations take 3 at most"
-
-
-class StuckRuntime:
-    """A runtime whose trunk waits for :attr:`go_on`, once :attr:`stuck` is set, and counts rows."""
-
-    def __init__(self, runtime: Any) -> None:
-        self.runtime = runtime
-        self.stuck = False
-        self.entered = threading.Event()
-        self.go_on = threading.Event()
-        self.rows = 0
-
-    def load(self, folder: Any) -> Any:
-        model = self.runtime.load(folder)
-        trunk = model.trunk
-
-        def stuck_trunk(inputs: Any) -> Any:
-            if self.stuck:
-                self.rows += len(inputs["present"])
-                self.entered.set()
-                assert self.go_on.wait(30)
-            return trunk(inputs)
-
-        model.trunk = stuck_trunk
-        return model
 
 
 async def test_overload_is_refused_at_once_and_the_expired_are_never_computed(serve, runtime, log):

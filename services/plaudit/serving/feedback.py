@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Final
 
 from plaudit.core.errors import InvalidInput, InvalidPredictionId, PlauditError, UnknownFeedback, UnknownVersion
-from plaudit.core.events import Correction, Feedback, Preference, Rating, Retract, Signal
+from plaudit.core.events import Correction, Feedback, Preference, Retract, Signal
 from plaudit.core.ports import Appended, EventLog, ModelRegistry
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.serving.batcher import Batcher
@@ -122,8 +122,6 @@ class FeedbackRecorder:
         if live is None:
             raise InvalidPredictionId(f"is of the model {prediction.model!r}; served here are {sorted(self._models)}")
         match request.signal:
-            case Rating(value) if not 0.0 <= value <= 1.0:
-                raise InvalidInput("rating", f"{value} is not in [0, 1]")
             case Correction(action):
                 _check_action("correction", action, live.serving().manifest.spec)
             case Preference(preferred, rejected):
