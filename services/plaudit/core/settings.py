@@ -160,7 +160,7 @@ class GateSettings(_Section):
     """The largest share of the evidence one user may have."""
     min_events: Count = 100
     """Experiences before a verdict. None of them is one that the candidate was trained on."""
-    max_events: Count = 5_000
+    max_events: Count = 2_000
     """Experiences after which the verdict is "not enough evidence"."""
 
 

@@ -568,7 +568,7 @@ class Learner:
     # --- head refresh ------------------------------------------------------------------------------------------------
 
     def _refresh_if_due(self, *, caught_up: bool) -> None:
-        """A full batch is reason enough, unless more records wait: then they are read first, for ``max_wait_s`` at most."""
+        """A full batch is reason enough, unless more records wait: those come first, for ``max_wait_s`` at most."""
         assert self._rollout is not None
         pending = self._progress.pending
         if pending == 0 or self._rollout.pinned or self._live is None:

@@ -21,7 +21,7 @@ from plaudit.adapters.onnx_runtime import OnnxRuntime
 from plaudit.adapters.sql_store import SqlStore, sqlite_url
 from plaudit.adapters.sqlite_log import SqliteLog
 from plaudit.core.events import Content, Decision, Features, Feedback, Role, Signal, Thumb
-from plaudit.core.ports import JobLauncher
+from plaudit.core.ports import JobLauncher, ServableModel
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import Settings
 from plaudit.learner.build import build_learner
@@ -58,6 +58,7 @@ class World:
         self.rng = np.random.default_rng(0)
         self.numbers = itertools.count()
         self.stores = [self.store]
+        self.loaded: dict[int, ServableModel] = {}
 
     def first_version(self, **fields: Any) -> int:
         """Publish a tiny version and make it live."""
@@ -100,7 +101,9 @@ class World:
     def policy(self, version: int, content: Mapping[str, Content]) -> tuple[Float64, Features]:
         """Probabilities ``[a]`` of a version on a content, and its features."""
         folder = self.registry.folder(version)
-        model = self.runtime.load(folder)
+        if version not in self.loaded:
+            self.loaded[version] = self.runtime.load(folder)
+        model = self.loaded[version]
         embedding, base_logits = model.trunk(trunk_inputs(folder, [content]))
         allowed = np.ones((1, len(SPEC.actions)), np.bool_)
         probs = probabilities(model.head(embedding, base_logits), allowed, model.manifest.floor)

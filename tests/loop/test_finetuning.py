@@ -1,0 +1,249 @@
+"""Fine-tuning seen from the loop: due, trained elsewhere, judged on fresh experiences, promoted or not.
+
+A tiny candidate takes the place of training: another trunk whose head prefers one action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builders import NOW_S, tiny_bundle
+from loop_world import World, assert_same_sums
+from plaudit.adapters.inline_jobs import InlineJobs
+from plaudit.core.errors import StoreUnavailable
+from plaudit.core.events import Decision
+from plaudit.core.ports import JobState, JobStatus
+from plaudit.core.rollout import Change, pin
+from plaudit.core.runs import CANDIDATE, RESULT, write_json
+from plaudit.learner.description import PARENT, STATE, read_description
+from plaudit.learner.loop import Learner
+from plaudit_models.bundle import read_manifest
+from plaudit_models.reward_model import empty_state
+
+MakeWorld = Callable[..., World]
+
+
+def likes_fish(decision: Decision) -> bool:
+    return decision.action == "fish"
+
+
+def candidate_that_prefers(action: str | None) -> Callable[[Path], None]:
+    """What a job leaves behind that made a candidate of another trunk which answers ``action``."""
+
+    def run(run_dir: Path) -> None:
+        task = read_description(run_dir)
+        parent = read_manifest(run_dir / PARENT)
+        made = tiny_bundle(
+            run_dir / CANDIDATE, seed=9, kind="finetuned", parent=parent.version, prefer=action, data=task.data
+        )
+        (run_dir / STATE).write_bytes(empty_state(task.maker.space(made)).to_bytes())
+        write_json(run_dir / RESULT, {})
+
+    return run
+
+
+def tuning_world(make_world: MakeWorld, run_job: Callable[[Path], None], **gate: Any) -> World:
+    """A job is due after 50 experiences; heads are not refreshed, so that what is compared stands still."""
+    return make_world(
+        {
+            "learner": {"batch": 10**6, "max_wait_s": 10**6},
+            "finetune": {"enabled": True, "every": 50},
+            "gate": {"min_events": 50, **gate},
+        },
+        run_job=run_job,
+    )
+
+
+def drive(world: World, learner: Learner, rounds: int = 40) -> dict[str, Any]:
+    """Traffic until the first candidate or job has an outcome; returns that outcome."""
+    for _ in range(rounds):
+        world.traffic(25, likes_fish)
+        world.settle(learner)
+        for _ in range(3):
+            learner.step()
+        outcomes = learner.report()["finetune"]["outcomes"]
+        if outcomes:
+            return dict(outcomes[0])
+    pytest.fail(f"no outcome after {rounds} rounds: {learner.report()['finetune']}")
+
+
+def test_a_better_candidate_passes_the_gate_and_goes_live(make_world: MakeWorld) -> None:
+    world = tuning_world(make_world, candidate_that_prefers("fish"))
+    learner = world.learner()
+    outcome = drive(world, learner)
+    assert (outcome["outcome"], outcome["version"]) == ("promote", 2)
+    rollout = world.registry.rollout()
+    assert (rollout.live, rollout.gated, rollout.previous) == (2, 2, 1)
+    assert "passed the gate" in rollout.reason
+    manifest = world.registry.manifest(2)
+    assert manifest.kind == "finetuned"
+    assert manifest.gate["verdict"] == "promote"
+    assert manifest.gate["n"] >= 50
+    learner.step()
+    assert learner.reward_state is not None
+    assert learner.reward_state.space.trunk_digest == manifest.trunk_digest
+    assert learner.reward_state.weight.sum() == pytest.approx(learner.progress.experiences)
+
+
+def test_a_worse_candidate_is_published_with_the_evidence_but_never_serves(make_world: MakeWorld) -> None:
+    world = tuning_world(make_world, candidate_that_prefers("cat"))
+    outcome = drive(world, world.learner())
+    assert (outcome["outcome"], outcome["version"]) == ("reject", 2)
+    assert world.registry.rollout().live == 1
+    assert world.registry.manifest(2).gate["verdict"] == "reject"
+
+
+def test_a_candidate_that_is_the_same_is_given_up_for_lack_of_evidence(make_world: MakeWorld) -> None:
+    world = tuning_world(make_world, lambda run_dir: None, max_events=120)
+
+    def same_as_live(run_dir: Path) -> None:
+        task = read_description(run_dir)
+        made = tiny_bundle(run_dir / CANDIDATE, seed=0, kind="finetuned", parent=1, data=task.data)
+        (run_dir / STATE).write_bytes(empty_state(task.maker.space(made)).to_bytes())
+        write_json(run_dir / RESULT, {})
+
+    world.jobs = InlineJobs(same_as_live)
+    outcome = drive(world, world.learner())
+    assert outcome["outcome"] == "insufficient"
+    assert world.registry.rollout().live == 1
+    assert world.registry.manifest(2).gate["verdict"] == "insufficient"
+
+
+def test_only_experiences_after_the_snapshot_are_evidence(make_world: MakeWorld) -> None:
+    """However long the log is already, a candidate starts with none, and is judged on what came since."""
+    world = tuning_world(make_world, candidate_that_prefers("fish"), min_events=10_000, max_events=10**6)
+    learner = world.learner()
+    world.traffic(200, likes_fish)
+    world.settle(learner)
+    for _ in range(3):
+        learner.step()
+    finetune = learner.report()["finetune"]
+    assert (finetune["phase"], finetune["snapshot"], finetune["gate"]["n"]) == ("gating", 200, 0)
+    world.traffic(30, likes_fish)
+    world.settle(learner)
+    learner.step()
+    assert learner.report()["finetune"]["gate"]["n"] == 30
+
+
+def test_a_job_that_fails_is_recorded_and_the_loop_goes_on(make_world: MakeWorld) -> None:
+    def diverges(run_dir: Path) -> None:
+        raise FloatingPointError("the loss is nan")
+
+    world = tuning_world(make_world, diverges)
+    learner = world.learner()
+    outcome = drive(world, learner)
+    assert outcome["outcome"] == "failed"
+    assert "the loss is nan" in outcome["why"]
+    before = learner.progress.experiences
+    world.traffic(10, likes_fish)
+    world.settle(learner)
+    assert learner.progress.experiences == before + 10
+    assert world.registry.versions() == [1]
+
+
+def test_after_a_failure_the_next_job_waits_for_as_many_new_experiences(make_world: MakeWorld) -> None:
+    launched: list[Path] = []
+
+    def fails(run_dir: Path) -> None:
+        launched.append(run_dir)
+        raise RuntimeError("no")
+
+    world = tuning_world(make_world, fails)
+    learner = world.learner()
+    for experiences, jobs in ((49, 0), (1, 1), (49, 1), (1, 2)):
+        world.traffic(experiences, likes_fish)
+        world.settle(learner)
+        while len(learner.report()["finetune"]["outcomes"]) < jobs:
+            learner.step()
+        assert len(launched) == jobs
+
+
+def test_a_candidate_that_is_damaged_is_recorded_as_failed(make_world: MakeWorld) -> None:
+    def damaged(run_dir: Path) -> None:
+        candidate_that_prefers("fish")(run_dir)
+        (run_dir / CANDIDATE / "head.onnx").write_bytes(b"not a graph")
+
+    world = tuning_world(make_world, damaged)
+    outcome = drive(world, world.learner())
+    assert outcome["outcome"] == "failed"
+    assert "head.onnx" in outcome["why"]
+
+
+def test_a_restarted_learner_finds_the_job_again(make_world: MakeWorld) -> None:
+    """The job runs while the first learner ends; the second one sees it end and judges its candidate."""
+
+    class Slow(InlineJobs):
+        """Runs until it is told to end."""
+
+        running = True
+
+        def status(self, run_dir: Path) -> JobStatus:
+            return JobStatus(JobState.RUNNING) if self.running else super().status(run_dir)
+
+    world = tuning_world(make_world, lambda run_dir: None)
+    world.jobs = slow = Slow(candidate_that_prefers("fish"))
+    first = world.learner()
+    world.traffic(60, likes_fish)
+    world.settle(first)
+    first.step()
+    assert first.report()["finetune"]["phase"] == "training"
+    first.close()
+    second = world.learner()
+    assert second.report()["finetune"]["phase"] == "training"
+    slow.running = False
+    assert drive(world, second)["outcome"] == "promote"
+
+
+def test_a_learner_that_dies_between_publishing_and_noting_it_publishes_once(make_world: MakeWorld) -> None:
+    """Every save that ends a run fails, as if the process had died there; the next learner does the rest."""
+    world = tuning_world(make_world, candidate_that_prefers("fish"))
+    learner = world.learner()
+    save = world.store.save
+
+    def dies_at_the_end(changes: Any) -> None:
+        memory = changes.memory.get("finetune")
+        if memory is not None and b'"promote"' in memory:
+            raise StoreUnavailable("killed here")
+        save(changes)
+
+    world.store.save = dies_at_the_end  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        drive(world, learner)
+    assert world.registry.versions() == [1, 2]
+    learner.close()
+    again = world.learner()
+    outcome = drive(world, again)
+    assert (outcome["outcome"], outcome["version"]) == ("promote", 2)
+    assert 3 not in world.registry.versions() or world.registry.manifest(3).data["run"] != outcome["run"]
+    assert [rollout.live for rollout in world.registry.ledger()].count(2) == 1
+
+
+def test_a_candidate_that_passes_while_a_version_is_pinned_is_not_made_live(make_world: MakeWorld) -> None:
+    world = tuning_world(make_world, candidate_that_prefers("fish"))
+    learner = world.learner()
+    world.registry.set_rollout(pin(world.registry.rollout(), 1, Change("ada", NOW_S, "an audit")))
+    outcome = drive(world, learner)
+    assert outcome["outcome"] == "promote"
+    assert "pinned" in outcome["why"]
+    assert world.registry.rollout().live == 1
+
+
+def test_all_that_was_learned_is_there_on_the_promoted_trunk(make_world: MakeWorld) -> None:
+    world = tuning_world(make_world, candidate_that_prefers("fish"))
+    learner = world.learner()
+    drive(world, learner)
+    learner.step()
+    state = learner.reward_state
+    assert state is not None
+    learner.close()
+    fresh = world.learner()
+    fresh.step()
+    assert_same_sums(fresh.reward_state, state)
+    features = world.store.features(
+        [e.served.prediction_id for e in world.store.experiences()], state.space.trunk_digest
+    )
+    assert len(features) == fresh.progress.experiences
