@@ -1,0 +1,109 @@
+"""Kill -9 anywhere, any number of times: nothing acknowledged is lost, nothing counts twice.
+
+A real learner process is killed at a chosen place, again and again, and then runs to the end. What it has learned is
+compared with a recount of the log.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loop_recount import recount
+from loop_world import SPEC, World, assert_same_sums
+from plaudit.core.events import Decision, Retract, Thumb
+
+MakeWorld = Callable[..., World]
+
+# The fatal place is reached for the n-th time → the process kills itself there, as the kernel would.
+LEARNER = textwrap.dedent("""
+    import os, signal, sys
+    from pathlib import Path
+    from loop_world import World
+    from plaudit.adapters.sqlite_log import SqliteReader
+    from plaudit.adapters.sql_store import SqlStore
+    from plaudit.adapters.directory_registry import DirectoryRegistry
+
+    PLACES = {
+        "before the save": (SqlStore, "save", False),
+        "between save and commit": (SqliteReader, "commit", False),
+        "after the commit": (SqliteReader, "commit", True),
+        "between publishing and remembering": (DirectoryRegistry, "publish", True),
+        "before a version goes live": (DirectoryRegistry, "set_rollout", False),
+        "after a version went live": (DirectoryRegistry, "set_rollout", True),
+    }
+    folder, place, times = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+
+    def deadly(original, after):
+        calls = []
+        def method(*arguments):
+            calls.append(1)
+            if len(calls) == times and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = original(*arguments)
+            if len(calls) == times and after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+        return method
+
+    if place != "nowhere":
+        cls, name, after = PLACES[place]
+        setattr(cls, name, deadly(getattr(cls, name), after))
+    world = World(folder, settings={
+        "learner": {"batch": 8, "max_wait_s": 0.001, "poll_limit": 16}, "finetune": {"enabled": False},
+    })
+    world.settle(world.learner())
+    """)
+
+
+def run_learner(folder: Path, place: str, times: int = 1) -> int:
+    environment = {
+        "PYTHONPATH": ":".join(str(Path(__file__).parents[2] / part) for part in ("tests", "services", "models"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", LEARNER, str(folder), place, str(times)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "before the save",
+        "between save and commit",
+        "after the commit",
+        "between publishing and remembering",
+        "before a version goes live",
+        "after a version went live",
+    ],
+)
+def test_killed_anywhere_and_restarted_nothing_is_lost_and_nothing_counts_twice(
+    make_world: MakeWorld, place: str
+) -> None:
+    world = make_world()
+    decisions = world.traffic(40, lambda decision: decision.action == "fish")
+    world.log.append([world.say(d, Thumb(up=True)) for d in decisions[:8]])
+    world.log.append([world.say(d, Retract()) for d in decisions[8:12]])
+    assert run_learner(world.folder, place, times=2) == -signal.SIGKILL
+    late: list[Decision] = world.traffic(8, lambda decision: decision.action == "fish")
+    world.log.append([world.say(d, Thumb(up=False)) for d in (*decisions[4:6], *late)])
+    assert run_learner(world.folder, place) == -signal.SIGKILL
+    assert run_learner(world.folder, "nowhere") == 0
+    learner = world.learner()
+    state = learner.reward_state
+    assert state is not None
+    expected, count = recount(world.log, SPEC, state.space)
+    assert_same_sums(state, expected)
+    assert learner.progress.experiences == count == 44
+    assert learner.progress.feedback == 70
+    assert learner.progress.waiting == 0
+    live = world.registry.rollout().live
+    assert live is not None
+    assert world.registry.manifest(live).data["experiences"] == 44
