@@ -88,15 +88,17 @@ class PolicySettings(_Section):
     """Exploration floor: probability mass spread evenly over the allowed actions."""
     beta: Positive = 0.05
     """Temperature of the policy improvement π ∝ π_ref·exp(q/β): the price of moving away from the base policy."""
-    optimism: Annotated[float, Field(ge=0.0)] = 1.0
+    optimism: Annotated[float, Field(ge=0.0)] = 1.5
     """How many posterior standard deviations are added to the predicted reward of an answer hardly tried."""
+    benefit_of_doubt: Annotated[float, Field(ge=0.0)] = 1.0
+    """How many posterior standard deviations the base policy is given before other answers are tried."""
     reference_mix: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """How far the base policy is loosened towards uniform where feedback knows better."""
     reward_low: Annotated[float, Field(le=0.0)] = -0.2
     """The lowest predicted reward that is believed."""
-    prior_precision: Positive = 1.0
+    prior_precision: Positive = 2.0
     """λ of the Bayesian ridge reward model, in thumbs."""
-    base_precision: Positive = 4.0
+    base_precision: Positive = 8.0
     """λ of what the base policy thinks of an answer: that many thumbs' worth of trust in it."""
     embedding_scale: Annotated[float, Field(ge=0.0)] = 0.0
     """Weight of the embedding beside the base probabilities among the reward model's features; 0 leaves it out."""
@@ -145,6 +147,7 @@ class FinetuneSettings(_Section):
     threads: Count = 1
     """Threads a job may use."""
     seed: int = 0
+    """The same seed and experiences give the same model, unless the time limit cuts the job short."""
 
 
 class GateSettings(_Section):
@@ -174,11 +177,13 @@ class PretrainSettings(_Section):
     batch: Count = 128
     """Rows per gradient step."""
     learning_rate: Positive = 3e-3
+    """Peak of the learning-rate schedule."""
     patience: Count = 5
     """Validations without improvement before training stops."""
     threads: Count = 2
     """Threads the training may use."""
     seed: int = 0
+    """The same seed and data give the same model, unless the time limit cuts training short."""
 
 
 class Settings(BaseSettings):

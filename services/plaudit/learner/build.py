@@ -97,6 +97,7 @@ def head_maker(settings: Settings) -> HeadMaker:
         settings=HeadSettings(
             temperature=policy.beta,
             optimism=policy.optimism,
+            benefit_of_doubt=policy.benefit_of_doubt,
             reference_mix=policy.reference_mix,
             reward_low=policy.reward_low,
             prior=RewardPrior(precision=policy.prior_precision, own_precision=policy.base_precision),
