@@ -140,8 +140,6 @@ def _settings(options: Options) -> dict[str, Any]:
         "serving": {"port": 0, "metrics_port": 0},
         "learner": {"metrics_port": 0, "dead_versions_kept": 1_000_000},  # the report asks every version that served
         "finetune": {"rehearsal": str(folder / _LABELLED), "seed": options.seed},
-        # Minutes are too short to wait for evidence on a doubtful candidate: the next one knows more.
-        "gate": {"max_events": 600},
         "pretrain": {"max_duration_s": options.pretrain_s, "seed": options.seed},
     }
 
