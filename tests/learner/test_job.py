@@ -1,0 +1,188 @@
+"""The fine-tuning job itself: real training of a tiny policy, in this process and as a process of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from builders import NOW_S, a_decision, some_feedback
+from plaudit.adapters.directory_registry import DirectoryRegistry
+from plaudit.adapters.onnx_runtime import OnnxRuntime
+from plaudit.adapters.sql_store import SqlStore, sqlite_url
+from plaudit.adapters.subprocess_jobs import SubprocessJobs
+from plaudit.core.events import Content, Correction, Feedback, TextContent, Thumb
+from plaudit.core.experience import Experience, served
+from plaudit.core.ports import Changes, JobState
+from plaudit.core.runs import CANDIDATE, PROGRESS, RESULT, last_progress, read_json
+from plaudit.core.settings import Settings
+from plaudit.learner.build import content_limits, head_maker, training_plan
+from plaudit.learner.description import FEATURES, STATE, read_description, read_features
+from plaudit.learner.evidence import evidence_of
+from plaudit.learner.finetune import prepare_run
+from plaudit.learner.job import run_job, training_data
+from plaudit.learner.join import join
+from plaudit.learner.pretraining import pretrain_and_publish
+from plaudit.learner.progress import Progress
+from plaudit_models.bundle import TOKENIZER, verify
+from plaudit_models.preprocess import Limits, read_tokenizer
+from plaudit_models.reward_model import empty_state, state_from_bytes
+from plaudit_models.spec import ModelSpec, TextModality
+
+SPEC = ModelSpec(name="pets", modalities={"text": TextModality(max_tokens=4)}, actions=("cat", "dog"), embedding_size=8)
+SNAPSHOT = 40
+
+
+class Workplace:
+    """A pre-trained version in a registry, and a store with 60 experiences, of which a job may look at 40.
+
+    Users say that what buzzes is a dog, which no label ever told.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        labelled = folder / "labelled"
+        labelled.mkdir()
+        rows = [
+            f"{split},{a},it says {s}" for split in ("train", "val") for a, s in [("cat", "meow"), ("dog", "woof")] * 8
+        ]
+        (labelled / "manifest.csv").write_text("\n".join(["split,action,text", *rows, "train,cat,it says buzz"]) + "\n")
+        self.registry = DirectoryRegistry(folder / "registry", SPEC.name)
+        pretrain_and_publish(
+            labelled,
+            SPEC,
+            self.registry,
+            now_s=NOW_S,
+            floor=0.02,
+            max_duration_s=60.0,
+            max_epochs=2,
+            batch=16,
+            learning_rate=3e-3,
+            patience=5,
+            threads=1,
+            seed=0,
+        )
+        self.url = sqlite_url(folder / "learner.db")
+        self.store = SqlStore(self.url)
+        self.store.cursor()
+        self.judge(range(1, 61))
+
+    def judge(self, numbers: range) -> None:
+        decisions, experiences = [], []
+        for number in numbers:
+            content: dict[str, Content] = {"text": TextContent("it says buzz")}
+            action = SPEC.actions[number % 2]
+            decision = a_decision(f"p{number}", model=SPEC.name, action=action, content=content, features=None)
+            said: Feedback = some_feedback(f"p{number}", Thumb(up=action == "dog"))
+            if number % 10 == 0:
+                said = some_feedback(f"p{number}", Correction("dog"))
+            decisions.append(decision)
+            experiences.append(Experience(number, served(decision), join(served(decision), [said], SPEC.actions)))
+        self.store.save(Changes(decisions=decisions, experiences=experiences))
+
+    def run_dir(self) -> Path:
+        settings = Settings(finetune={"max_duration_s": 20.0, "steps_per_event": 40.0})  # type: ignore[arg-type]
+        return prepare_run(
+            self.folder / "run",
+            self.registry,
+            self.registry.manifest(1),
+            Progress(last_number=SNAPSHOT, experiences=SNAPSHOT),
+            store_url=self.url,
+            plan=training_plan(settings),
+            maker=head_maker(settings),
+            limits=content_limits(settings),
+            created_at_s=NOW_S,
+            reason="a test wants it",
+        )
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    return Workplace(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="module")
+def run_dir(workplace: Workplace) -> Path:
+    run_dir = workplace.run_dir()
+    run_job(run_dir, workplace.store, OnnxRuntime("cpu"))
+    return run_dir
+
+
+def test_the_candidate_is_a_sealed_version_with_another_trunk(workplace: Workplace, run_dir: Path) -> None:
+    manifest = verify(run_dir / CANDIDATE)
+    assert (manifest.kind, manifest.parent, manifest.floor) == ("finetuned", 1, 0.02)
+    assert manifest.trunk_digest != workplace.registry.manifest(1).trunk_digest
+    assert manifest.data["run"] == "run"
+    assert manifest.data["last_experience"] == SNAPSHOT
+    assert "a test wants it" in manifest.reason
+    assert (run_dir / CANDIDATE / "card.md").is_file()
+
+
+def test_it_has_learned_what_users_said(workplace: Workplace, run_dir: Path) -> None:
+    """The trunk alone, without what the head adds: P(dog | buzz) has grown."""
+
+    def says_dog(folder: Path) -> float:
+        model = OnnxRuntime("cpu").load(folder)
+        tokens = np.zeros((1, 4), np.int64)
+        assert model.tokenizer is not None
+        ids = model.tokenizer.encode("it says buzz", add_special_tokens=False).ids[:4]
+        tokens[0, : len(ids)] = ids
+        _, logits = model.trunk({"text": tokens, "present": np.ones((1, 1), np.float32)})
+        return float(np.exp(logits[0, 1]) / np.exp(logits[0]).sum())
+
+    assert says_dog(run_dir / CANDIDATE) > says_dog(workplace.registry.folder(1)) + 0.1
+
+
+def test_nothing_after_the_snapshot_was_looked_at(run_dir: Path) -> None:
+    assert read_json(run_dir / RESULT)["trained_on"] == SNAPSHOT
+    features = read_features(run_dir / FEATURES, verify(run_dir / CANDIDATE).trunk_digest)
+    assert features.keys() == {f"p{number}" for number in range(1, SNAPSHOT + 1)}
+
+
+def test_the_head_stands_on_the_experiences_as_the_new_trunk_sees_them(workplace: Workplace, run_dir: Path) -> None:
+    manifest = verify(run_dir / CANDIDATE)
+    features = read_features(run_dir / FEATURES, manifest.trunk_digest)
+    state = state_from_bytes((run_dir / STATE).read_bytes())
+    experiences = workplace.store.experiences(up_to=SNAPSHOT)
+    judged = [(features[e.served.prediction_id], e.judgement) for e in experiences if e.judgement is not None]
+    expected = empty_state(state.space).add(evidence_of(state.space, judged, {"cat": 0, "dog": 1}))
+    np.testing.assert_allclose(state.gram, expected.gram, atol=1e-4)
+    assert state.space.trunk_digest == manifest.trunk_digest
+
+
+def test_progress_was_reported(run_dir: Path) -> None:
+    assert (run_dir / PROGRESS).is_file()
+    assert last_progress(run_dir)["fraction"] == 1.0
+
+
+def test_equal_content_is_decoded_and_kept_once(workplace: Workplace, run_dir: Path) -> None:
+    tokenizer = read_tokenizer(workplace.registry.folder(1) / TOKENIZER)
+    learned = workplace.store.experiences(up_to=SNAPSHOT)
+    data, used = training_data(learned, workplace.store, SPEC, tokenizer, read_description(run_dir))
+    assert len(data) == len(used) == SNAPSHOT
+    assert len(data.pools["text"]) == 1
+    assert data.reward[:2].tolist() == [1.0, 0.0]
+    assert (data.correction >= 0).sum() == SNAPSHOT // 10
+
+
+def test_content_that_cannot_be_decoded_is_left_out(workplace: Workplace, run_dir: Path) -> None:
+    tokenizer = read_tokenizer(workplace.registry.folder(1) / TOKENIZER)
+    learned = workplace.store.experiences(up_to=SNAPSHOT)
+    task = read_description(run_dir)
+    narrow = type(task)(**{f: getattr(task, f) for f in task.__slots__} | {"limits": Limits(max_text_bytes=3)})
+    data, used = training_data(learned, workplace.store, SPEC, tokenizer, narrow)
+    assert (len(data), used) == (0, [])
+
+
+@pytest.mark.slow
+def test_as_a_process_of_its_own(tmp_path: Path) -> None:
+    workplace = Workplace(tmp_path)
+    run_dir = workplace.run_dir()
+    jobs = SubprocessJobs()
+    jobs.launch(run_dir)
+    while (status := jobs.status(run_dir)).state == JobState.RUNNING:
+        os.sched_yield()
+    assert status.state == JobState.SUCCEEDED, status.error
+    assert verify(run_dir / CANDIDATE).kind == "finetuned"
