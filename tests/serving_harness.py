@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,12 @@ async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await call
     return refused.value.code(), refused.value.details()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Returns once the condition holds; the test's own timeout ends waiting in vain."""
+    while not condition():  # noqa: ASYNC110  # nothing tells us when
+        await asyncio.sleep(0)
 
 
 class StuckRuntime:
