@@ -102,7 +102,7 @@ class PolicySettings(_Section):
     """λ of what the base policy thinks of an answer: that many thumbs' worth of trust in it."""
     embedding_scale: Annotated[float, Field(ge=0.0)] = 0.0
     """Weight of the embedding beside the base probabilities among the reward model's features; 0 leaves it out."""
-    max_kl: Positive = 1.0
+    max_kl: Positive = 0.2
     """The most one head refresh may move the policy, as mean KL divergence on recent contexts, in nats."""
 
 

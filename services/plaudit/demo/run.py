@@ -139,7 +139,10 @@ def _settings(options: Options) -> dict[str, Any]:
         "model": SPEC.to_dict(),
         "serving": {"port": 0, "metrics_port": 0},
         "learner": {"metrics_port": 0, "dead_versions_kept": 1_000_000},  # the report asks every version that served
-        "finetune": {"rehearsal": str(folder / _LABELLED), "seed": options.seed},
+        # Small steps: no kind of question may suffer on the way.
+        "policy": {"max_kl": 0.03},
+        # A candidate that learned from fewer thumbs is hard to prove better, and holds the gate meanwhile.
+        "finetune": {"rehearsal": str(folder / _LABELLED), "every": 2500, "max_duration_s": 30.0, "seed": options.seed},
         "pretrain": {"max_duration_s": options.pretrain_s, "seed": options.seed},
     }
 

@@ -115,8 +115,8 @@ _VOICES: Final[Mapping[Part, tuple[str, ...]]] = {
 
 # What a question is made of: before, core, after. "(a|b)" is a choice.
 _FRAMES: Final = (
-    "(|so |ok |hey |well |right |now |hello |excuse me |a question: )",
-    "(|?| please| please?| now| here| for me| thanks)",
+    "(|so |ok |hey |well |right |now |hello |excuse me |a question: |just one thing |one question more |hi you there )",
+    "(|?| please| please?| now| here| for me| thanks| if you can)",
 )
 _OTHER_FRAMES: Final = (
     "(|hi |alright |hey there |one more thing |ok so |a quick question: |right now )",
