@@ -22,7 +22,7 @@ from plaudit.adapters.sql_store import SqlStore, sqlite_url
 from plaudit.adapters.sqlite_log import SqliteLog
 from plaudit.core.events import Content, Decision, Features, Feedback, Role, Signal, Thumb
 from plaudit.core.ports import JobLauncher, ServableModel
-from plaudit.core.rollout import Change, promote
+from plaudit.core.rollout import Change, on_trial, promote
 from plaudit.core.settings import Settings
 from plaudit.learner.build import build_learner
 from plaudit.learner.loop import Learner
@@ -110,9 +110,14 @@ class World:
         return probs[0], Features(model.manifest.trunk_digest, embedding[0], base_logits[0])
 
     def decide(self, seed: int = 0, **fields: Any) -> Decision:
-        """A decision of the live version on the content of that seed, not logged yet."""
+        """A decision of the version that serves its user on the content of that seed, not logged yet."""
         content = tiny_content(seed)
-        version = self.registry.rollout().live
+        rollout = self.registry.rollout()
+        version, role = rollout.live, Role.LIVE
+        if rollout.candidate is not None:
+            fields.setdefault("user_id", f"user {self.rng.integers(USERS)}")
+            if on_trial(rollout, fields["user_id"]):
+                version, role = rollout.candidate, Role.CANDIDATE
         assert version is not None
         probs, features = self.policy(version, content)
         action = int(self.rng.choice(len(probs), p=probs))
@@ -124,7 +129,7 @@ class World:
             "user_id": f"user {self.rng.integers(USERS)}",
             "version": version,
             "version_digest": self.registry.manifest(version).digest,
-            "role": Role.LIVE,
+            "role": role,
             "action": SPEC.actions[action],
             "propensity": float(probs[action]),
             "features": features,

@@ -7,7 +7,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from plaudit.core.errors import NoPreviousVersion, VersionPinned
-from plaudit.core.rollout import Change, Rollout, confirm, pin, promote, refresh, revert, rollback, unpin
+from plaudit.core.rollout import (
+    Change,
+    Rollout,
+    confirm,
+    end_canary,
+    on_trial,
+    pin,
+    promote,
+    refresh,
+    revert,
+    rollback,
+    start_canary,
+    unpin,
+)
 
 CHANGE = Change(actor="ada", time_s=5.0, reason="because")
 EMPTY = Rollout("tiny")
@@ -171,3 +184,33 @@ class Rollouts(RuleBasedStateMachine):
 
 
 TestRollouts = Rollouts.TestCase
+
+
+# --- the canary ------------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_is_sticky_and_has_its_share():
+    trial = start_canary(Rollout("m", live=1), 2, 0.25, CHANGE)
+    users = [f"user {i}" for i in range(4000)]
+    chosen = [on_trial(trial, user) for user in users]
+    assert chosen == [on_trial(trial, user) for user in users]
+    assert 0.22 < sum(chosen) / len(users) < 0.28
+    assert chosen != [on_trial(start_canary(Rollout("m", live=1), 3, 0.25, CHANGE), user) for user in users]
+
+
+def test_nobody_in_particular_is_never_on_trial():
+    assert not on_trial(start_canary(Rollout("m", live=1), 2, 0.999, CHANGE), "")
+
+
+def test_a_refresh_leaves_the_trial_alone_and_a_promotion_ends_it():
+    trial = start_canary(Rollout("m", live=1, gated=1), 2, 0.25, CHANGE)
+    refreshed = refresh(trial, 3, CHANGE)
+    assert (refreshed.live, refreshed.candidate, refreshed.candidate_share) == (3, 2, 0.25)
+    for ended in (promote(refreshed, 2, CHANGE), end_canary(refreshed, CHANGE), pin(refreshed, 3, CHANGE)):
+        assert (ended.candidate, ended.candidate_share) == (None, 0.0)
+        assert not on_trial(ended, "user 1")
+
+
+def test_no_trial_beside_a_pinned_version():
+    with pytest.raises(VersionPinned):
+        start_canary(Rollout("m", live=1, pinned=True), 2, 0.25, CHANGE)

@@ -253,9 +253,9 @@ def test_finetuning_in_words(report: dict[str, object], words: str) -> None:
 @pytest.mark.parametrize(
     ("outcome", "version", "words"),
     [
-        ("promote", 7, "fine-tuned version 7 passed the gate: why"),
-        ("reject", 7, "fine-tuned version 7 was rejected by the gate: why"),
-        ("insufficient", 7, "fine-tuned version 7 gave the gate not enough evidence: why"),
+        ("promote", 7, "fine-tuned version 7 was promoted: why"),
+        ("reject", 7, "fine-tuned version 7 was rejected: why"),
+        ("insufficient", 7, "fine-tuned version 7 was left, for want of evidence: why"),
         ("failed", None, "fine-tuned run-1 failed: why"),
     ],
 )

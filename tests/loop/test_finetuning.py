@@ -46,13 +46,14 @@ def candidate_that_prefers(action: str | None) -> Callable[[Path], None]:
     return run
 
 
-def tuning_world(make_world: MakeWorld, run_job: Callable[[Path], None], **gate: Any) -> World:
+def tuning_world(make_world: MakeWorld, run_job: Callable[[Path], None], canary: Any = None, **gate: Any) -> World:
     """A job is due after 50 experiences; heads are not refreshed, so that what is compared stands still."""
     return make_world(
         {
             "learner": {"batch": 10**6, "max_wait_s": 10**6},
             "finetune": {"enabled": True, "every": 50},
             "gate": {"min_events": 50, **gate},
+            "canary": canary or {},
         },
         run_job=run_job,
     )
@@ -247,3 +248,65 @@ def test_all_that_was_learned_is_there_on_the_promoted_trunk(make_world: MakeWor
         [e.served.prediction_id for e in world.store.experiences()], state.space.trunk_digest
     )
     assert len(features) == fresh.progress.experiences
+
+
+# --- the canary ------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_gate_cannot_tell_users_can(make_world: MakeWorld) -> None:
+    """The gate gives up after its first look; half of the users try the candidate, like it, and it goes live."""
+    world = tuning_world(make_world, candidate_that_prefers("fish"), {"share": 0.5}, max_events=1)
+    learner = world.learner()
+    outcome = drive(world, learner)
+    assert (outcome["outcome"], outcome["version"]) == ("promote", 2)
+    assert "users satisfied" in outcome["why"]
+    rollout = world.registry.rollout()
+    assert (rollout.live, rollout.gated, rollout.candidate) == (2, 2, None)
+    assert "passed the canary" in rollout.reason
+    assert any(each.candidate == 2 and each.candidate_share == 0.5 for each in world.registry.ledger())
+    learner.step()
+    assert learner.reward_state is not None
+    assert learner.reward_state.weight.sum() == pytest.approx(learner.progress.experiences)
+
+
+def test_a_candidate_that_users_like_less_is_withdrawn(make_world: MakeWorld) -> None:
+    world = tuning_world(make_world, candidate_that_prefers("cat"), {"share": 0.5}, max_events=1)
+    outcome = drive(world, world.learner())
+    assert (outcome["outcome"], outcome["version"]) == ("reject", 2)
+    assert (world.registry.rollout().live, world.registry.rollout().candidate) == (1, None)
+
+
+def test_a_trial_without_proof_ends(make_world: MakeWorld) -> None:
+    world = tuning_world(
+        make_world, candidate_that_prefers("fish"), {"share": 0.5, "max_events": 30}, max_events=1, alpha=1e-9
+    )
+    outcome = drive(world, world.learner())
+    assert outcome["outcome"] == "insufficient"
+    assert (world.registry.rollout().live, world.registry.rollout().candidate) == (1, None)
+
+
+def test_a_trial_goes_on_after_the_learner_was_started_again(make_world: MakeWorld) -> None:
+    world = tuning_world(make_world, candidate_that_prefers("fish"), {"share": 0.5}, max_events=1, alpha=1e-9)
+    learner = world.learner()
+    for _ in range(8):
+        world.traffic(25, likes_fish)
+        world.settle(learner)
+        learner.step()
+    before = learner.report()["finetune"]
+    assert (before["phase"], before["canary"]["version"]) == ("canary", 2)
+    assert before["canary"]["n"] > 0
+    assert world.learner().report()["finetune"]["canary"] == before["canary"]
+
+
+def test_an_operator_ends_a_trial(make_world: MakeWorld) -> None:
+    world = tuning_world(make_world, candidate_that_prefers("fish"), {"share": 0.5}, max_events=1, alpha=1e-9)
+    learner = world.learner()
+    for _ in range(8):
+        world.traffic(25, likes_fish)
+        world.settle(learner)
+        learner.step()
+    world.registry.set_rollout(pin(world.registry.rollout(), 1, Change("ada", NOW_S, "enough")))
+    learner.step()
+    outcome = learner.report()["finetune"]["outcomes"][0]
+    assert (outcome["outcome"], outcome["version"]) == ("insufficient", 2)
+    assert "ada ended the trial: enough" in outcome["why"]

@@ -18,7 +18,8 @@ from prometheus_client import CollectorRegistry
 
 from builders import tiny_bundle, tiny_spec
 from plaudit.core.errors import NoLiveModel, UnknownVersion, UnprovenVersion
-from plaudit.core.rollout import Rollout, promote, rollback
+from plaudit.core.events import Role
+from plaudit.core.rollout import Rollout, end_canary, on_trial, promote, rollback, start_canary
 from plaudit.serving.live_model import LiveModel
 from plaudit.serving.metrics import ServingMetrics
 from plaudit_models.bundle import HEAD, TRUNK, CorruptBundle
@@ -349,3 +350,35 @@ class Following(RuleBasedStateMachine):
 
 TestFollowing = Following.TestCase
 TestFollowing.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+# --- the canary ------------------------------------------------------------------------------------------------------
+
+
+def test_a_candidate_serves_its_share_of_the_users_and_nobody_else(registry, live):
+    go_live(registry, 1)
+    candidate = 2
+    registry.set_rollout(start_canary(registry.rollout(), candidate, 0.5, CHANGE))
+    live.step()
+    parts = Counter()
+    for user in (f"user {i}" for i in range(200)):
+        model, role = live.serving_for(user)
+        assert (model.manifest.version == candidate) == (role is Role.CANDIDATE) == on_trial(live.rollout, user)
+        parts[role] += 1
+    assert min(parts[Role.LIVE], parts[Role.CANDIDATE]) > 50
+    registry.set_rollout(end_canary(registry.rollout(), CHANGE))
+    live.step()
+    assert {live.serving_for(f"user {i}")[1] for i in range(200)} == {Role.LIVE}
+
+
+def test_a_candidate_that_fails_its_proof_serves_nobody(registry, live):
+    go_live(registry, 1)
+    candidate = 2
+    damaged = registry.folder(candidate) / HEAD
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.unlink()
+    damaged.write_bytes(bytes(data))
+    registry.set_rollout(start_canary(registry.rollout(), candidate, 0.5, CHANGE))
+    live.step()
+    assert {live.serving_for(f"user {i}")[1] for i in range(200)} == {Role.LIVE}

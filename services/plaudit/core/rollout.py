@@ -5,6 +5,7 @@ Every transition gives the next generation; the registry stores it by compare-an
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 
 from plaudit.core.errors import NoPreviousVersion, VersionPinned
@@ -48,13 +49,40 @@ class Change:
 
 
 def promote(rollout: Rollout, version: int, change: Change) -> Rollout:
-    """Make ``version`` live and the new gated version.
+    """Make ``version`` live and the new gated version; a trial that is under way ends.
 
     Raises:
         VersionPinned: another version is pinned.
     """
     moved = _go_live(rollout, version, change)
-    return replace(moved, gated=version)
+    return replace(moved, gated=version, candidate=None, candidate_share=0.0)
+
+
+def start_canary(rollout: Rollout, version: int, share: float, change: Change) -> Rollout:
+    """Let ``version`` serve ``share`` of the users, in (0, 1), beside what is live.
+
+    Raises:
+        VersionPinned: a version is pinned.
+    """
+    if rollout.pinned and rollout.live is not None:
+        raise VersionPinned(rollout.live)
+    return _next(rollout, change, candidate=version, candidate_share=share)
+
+
+def end_canary(rollout: Rollout, change: Change) -> Rollout:
+    """What is live serves everybody again."""
+    return _next(rollout, change, candidate=None, candidate_share=0.0)
+
+
+def on_trial(rollout: Rollout, user_id: str) -> bool:
+    """Whether the candidate serves this user: the same answer for the whole trial, another draw for the next candidate.
+
+    Nobody in particular (an empty id) is never on trial: it may be many.
+    """
+    if rollout.candidate is None or not user_id:
+        return False
+    drawn = hashlib.sha256(f"{rollout.model}\0{rollout.candidate}\0{user_id}".encode()).digest()
+    return int.from_bytes(drawn[:8], "big") < rollout.candidate_share * 2**64
 
 
 def refresh(rollout: Rollout, version: int, change: Change) -> Rollout:
@@ -97,9 +125,9 @@ def rollback(rollout: Rollout, change: Change) -> Rollout:
 
 def pin(rollout: Rollout, version: int, change: Change) -> Rollout:
     """Make ``version`` live and keep it, whatever was pinned before."""
-    unpinned = replace(rollout, pinned=False)
+    unpinned = replace(rollout, pinned=False, candidate=None, candidate_share=0.0)
     if rollout.live == version:
-        return _next(rollout, change, pinned=True)
+        return _next(unpinned, change, pinned=True)
     return replace(promote(unpinned, version, change), pinned=True)
 
 
@@ -114,7 +142,7 @@ def _go_live(rollout: Rollout, version: int, change: Change) -> Rollout:
     return _next(rollout, change, live=version, previous=previous)
 
 
-def _next(rollout: Rollout, change: Change, **fields: int | bool | None) -> Rollout:
+def _next(rollout: Rollout, change: Change, **fields: float | None) -> Rollout:
     return replace(
         rollout,
         **fields,  # type: ignore[arg-type]

@@ -167,6 +167,15 @@ class GateSettings(_Section):
     """Experiences after which the verdict is "not enough evidence"."""
 
 
+class CanarySettings(_Section):
+    """[canary] Trials of fine-tuned versions that the gate could neither prove better nor worse."""
+
+    share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the users that such a version serves, the same ones throughout; 0: it is never tried on users."""
+    max_events: Count = 5_000
+    """Experiences after which a trial ends without proof, and live goes on serving everybody."""
+
+
 class PretrainSettings(_Section):
     """[pretrain] Supervised training on a labelled data folder."""
 
@@ -207,6 +216,7 @@ class Settings(BaseSettings):
     learner: LearnerSettings = LearnerSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     gate: GateSettings = GateSettings()
+    canary: CanarySettings = CanarySettings()
     pretrain: PretrainSettings = PretrainSettings()
 
     @classmethod

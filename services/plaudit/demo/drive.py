@@ -82,6 +82,7 @@ async def _ask(client: AsyncClient, number: int, request: Request, watched: Watc
         thumb_up=up,
         version=prediction.version,
         version_digest=prediction.version_digest,
+        by_candidate=prediction.role == "candidate",
         feedback_id=acknowledged.feedback_id,
         asked_s=asked_s,
         answered_s=answered_s,

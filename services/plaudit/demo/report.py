@@ -45,6 +45,7 @@ class Answer:
         liked: whether the user liked the answer; the thumb is wrong now and then.
         thumb_up: the thumb given.
         acknowledged_s: when the thumb was durable.
+        by_candidate: a version on trial answered.
     """
 
     number: int
@@ -58,6 +59,7 @@ class Answer:
     asked_s: float
     answered_s: float
     acknowledged_s: float
+    by_candidate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,16 +209,18 @@ def first_answers(answers: Sequence[Answer]) -> dict[int, float]:
 
 
 def version_after(answers: Sequence[Answer], thumbs: int) -> int:
-    """The version that answered last by the time that ``thumbs`` thumbs were durable (or all, if there were fewer)."""
+    """The live version that answered last when ``thumbs`` thumbs were durable (or all, if there were fewer)."""
     until_s = answers[min(thumbs, len(answers)) - 1].acknowledged_s
-    return max((a for a in answers if a.answered_s <= until_s), key=lambda a: a.answered_s).version
+    return max(
+        (a for a in answers if a.answered_s <= until_s and not a.by_candidate), key=lambda a: a.answered_s
+    ).version
 
 
 def reached_after(
     answers: Sequence[Answer], judged: Mapping[int, Satisfaction], kind: Kind, target: float
 ) -> int | None:
-    """Thumbs given before the first answer of the first version whose satisfaction is at least ``target``."""
-    for version, first_s in first_answers(answers).items():
+    """Thumbs given before the first answer of the first live version whose satisfaction is at least ``target``."""
+    for version, first_s in first_answers([a for a in answers if not a.by_candidate]).items():
         if judged[version][kind] >= target:
             return thumbs_at(answers, first_s)
     return None

@@ -173,6 +173,8 @@ def finetuning_words(report: Mapping[str, Any]) -> str:
             return f"training on {snapshot} experiences, {_percent(progress.get('fraction', 0.0))}"
         case {"phase": "gating", "gate": gate}:
             return f"candidate at the gate: {gate['n']} experiences, evidence {gate['e_value_gain']:.3g} for a gain"
+        case {"phase": "canary", "canary": canary}:
+            return f"version {canary['version']} on trial: {canary['n']} experiences, {canary['why']}"
         case {"phase": "idle"}:
             return "waiting for more experiences"
         case _:
@@ -183,9 +185,9 @@ def outcome_words(outcome: Mapping[str, Any]) -> str:
     """How a fine-tuning ended, in one sentence."""
     version = f"version {outcome['version']}" if outcome["version"] else outcome["run"]
     verdict = {
-        "promote": "passed the gate",
-        "reject": "was rejected by the gate",
-        "insufficient": "gave the gate not enough evidence",
+        "promote": "was promoted",
+        "reject": "was rejected",
+        "insufficient": "was left, for want of evidence",
         "failed": "failed",
     }[outcome["outcome"]]
     return f"fine-tuned {version} {verdict}: {outcome['why']}"

@@ -17,6 +17,7 @@ from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.refresh import HeadMaker
 from plaudit.learner.status import STATUS, StatusFile
 from plaudit.learner.versions import Versions
+from plaudit_models.canary import CanaryRules
 from plaudit_models.gate import GateRules
 from plaudit_models.improvement import HeadSettings
 from plaudit_models.preprocess import Limits
@@ -63,6 +64,8 @@ def build_learner(
             limits=limits,
             rules=rules,
             max_events=settings.gate.max_events,
+            canary=canary_rules(settings),
+            canary_max_events=settings.canary.max_events,
             metrics=metrics,
             clock=clock,
         )
@@ -116,6 +119,16 @@ def gate_rules(settings: Settings) -> GateRules:
         slice_margin=gate.slice_margin,
         min_events=gate.min_events,
         user_cap=gate.user_cap,
+    )
+
+
+def canary_rules(settings: Settings) -> CanaryRules | None:
+    """None where candidates are never tried on users."""
+    gate, share = settings.gate, settings.canary.share
+    if share == 0.0:
+        return None
+    return CanaryRules(
+        share=share, alpha=gate.alpha, margin=gate.margin, min_events=gate.min_events, user_cap=gate.user_cap
     )
 
 

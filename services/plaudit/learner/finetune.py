@@ -2,7 +2,9 @@
 
 A candidate is judged on experiences that came after its snapshot only: neither it nor its reward model has seen them.
 It is published when there is a verdict, with the evidence sealed in its manifest: also when it is rejected, so that
-people can look at it, but then it never serves. Knows nothing about training, nor about where jobs run.
+people can look at it, but then it never serves. One that the gate found neither better nor worse goes on trial with a
+share of the users, where the settings allow it, and is promoted or withdrawn by what they say (the canary).
+Knows nothing about training, nor about where jobs run.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import numpy as np
 import structlog
 
+from plaudit.core.experience import Experience
 from plaudit.core.ports import Changes, ExperienceStore, JobLauncher, JobState, ModelRegistry
 from plaudit.core.rollout import Change as RolloutChange
-from plaudit.core.rollout import Rollout, promote
+from plaudit.core.rollout import Rollout, end_canary, on_trial, promote, start_canary
 from plaudit.core.runs import CANDIDATE, last_progress
 from plaudit.learner.compare import Compared, compare, counts_as_proof, logged_probabilities
 from plaudit.learner.description import FEATURES, PARENT, STATE, JobDescription, TrainingPlan, read_features
@@ -31,13 +35,16 @@ from plaudit.learner.refresh import HeadMaker, share, write_card
 from plaudit.learner.rollouts import ACTOR, move
 from plaudit.learner.versions import OpenVersion, Versions, allowed_mask
 from plaudit_models.bundle import MANIFEST, TRUNK_FILES, CorruptBundle, Manifest, read_manifest
+from plaudit_models.canary import Canary, CanaryRules, canary_from_dict, new_canary
 from plaudit_models.features import features
 from plaudit_models.gate import Comparison, GateReport, GateRules, Verdict, comparison_from_dict, new_comparison
 from plaudit_models.preprocess import Limits
 from plaudit_models.reward_model import RewardPosterior, RewardState, posterior, state_from_bytes
+from plaudit_models.spec import ModelSpec
 
 KEY: Final = "finetune"
 GATE: Final = "gate"
+CANARY: Final = "canary"
 
 _CHUNK: Final = 32
 """Experiences judged per step of the loop: a new trunk on that much content takes well under a refresh's time."""
@@ -57,19 +64,21 @@ class Tuning:
     """Where fine-tuning stands; what the store remembers.
 
     Attributes:
-        phase: idle, a job is training, or its candidate is at the gate.
+        phase: idle, a job is training, its candidate is at the gate, or it is on trial with a share of the users.
         run: name of the run folder.
         last_snapshot: number of the last experience when a job was last started.
-        position: number of the last experience that the gate has looked at.
-        started_at_s: UTC seconds since the epoch.
+        position: number of the last experience that the gate, or the canary, has looked at.
+        started_at_s: when the job or the trial began, UTC seconds since the epoch.
+        version: the version on trial; 0 if there is none.
         outcomes: the latest ones, oldest first: run, outcome, why, version (if one was published), ended_at_s.
     """
 
-    phase: Literal["idle", "training", "gating"] = "idle"
+    phase: Literal["idle", "training", "gating", "canary"] = "idle"
     run: str = ""
     last_snapshot: int = 0
     position: int = 0
     started_at_s: float = 0.0
+    version: int = 0
     outcomes: tuple[dict[str, Any], ...] = ()
 
     def to_bytes(self) -> bytes:
@@ -139,6 +148,8 @@ class Finetuning:
         limits: what content jobs decode.
         rules: of the gate.
         max_events: experiences after which the gate gives up.
+        canary: of the trial; None: there are no trials.
+        canary_max_events: experiences after which a trial ends without proof.
     """
 
     def __init__(
@@ -156,6 +167,8 @@ class Finetuning:
         limits: Limits,
         rules: GateRules,
         max_events: int,
+        canary: CanaryRules | None,
+        canary_max_events: int,
         metrics: LearnerMetrics,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -171,6 +184,8 @@ class Finetuning:
         self._limits = limits
         self._rules = rules
         self._max_events = max_events
+        self._canary_rules = canary
+        self._canary_max_events = canary_max_events
         self._metrics = metrics
         self._clock = clock
         self.load()
@@ -180,6 +195,8 @@ class Finetuning:
         self._tuning = tuning_from_bytes(self._store.recall(KEY))
         saved = self._store.recall(GATE)
         self._comparison = new_comparison(self._rules) if saved is None else comparison_from_dict(json.loads(saved))
+        trial = self._store.recall(CANARY)
+        self._canary: Canary | None = None if trial is None else canary_from_dict(json.loads(trial))
         self._candidate: _Candidate | None = None
         self._backlog = False
         self._looked_s = -_LOOK_INTERVAL_S
@@ -201,7 +218,9 @@ class Finetuning:
             case "training":
                 self._watch()
             case "gating":
-                self._judge()
+                self._judge(progress)
+            case "canary":
+                self._watch_canary()
 
     def cancel(self) -> None:
         """End the job that is running, if any; it is recorded as failed."""
@@ -220,6 +239,8 @@ class Finetuning:
             report["progress"] = last_progress(self._run_dir)
         if self._tuning.phase == "gating":
             report["gate"] = self._comparison.report().to_dict()
+        if self._canary is not None:
+            report["canary"] = {"version": self._tuning.version, "n": sum(self._canary.n), "why": self._canary.reason()}
         return report
 
     @property
@@ -299,7 +320,7 @@ class Finetuning:
             self._candidate = _Candidate(version, state, posterior(state, self._maker.settings.prior))
         return self._candidate
 
-    def _judge(self) -> None:
+    def _judge(self, progress: Progress) -> None:
         """Look at the next few experiences; conclude when the evidence is in."""
         chunk = self._store.experiences(after=self._tuning.position, limit=_CHUNK)
         self._backlog = len(chunk) == _CHUNK
@@ -315,9 +336,9 @@ class Finetuning:
             self._metrics.gate_n.set(self._comparison.n)
         report = self._comparison.report()
         if report.verdict != "insufficient":
-            self._conclude(report.verdict, report)
+            self._conclude(report.verdict, report, progress)
         elif self._comparison.tally.seen >= self._max_events:
-            self._conclude("insufficient", report)
+            self._conclude("insufficient", report, progress)
 
     def _compare(self, candidate: _Candidate, rows: list[Compared]) -> Comparison:
         """Against the policies that logged: on the features they served on, as noted when each was joined."""
@@ -333,16 +354,18 @@ class Finetuning:
             q_hat=q_hat,
         )
 
-    def _conclude(self, verdict: Verdict, report: GateReport) -> None:
-        """Publish with the evidence; promote on that verdict. Every part may be done again after a crash."""
+    def _conclude(self, verdict: Verdict, report: GateReport, progress: Progress) -> None:
+        """Publish with the evidence; then promote, or try out, or leave it. All may be done again after a crash."""
         candidate = self._open_candidate()
         why = "; ".join(report.reasons)
         published = self._published() or self._publish(report)
         self._store.save(Changes(memory={served_key(published.version): candidate.state.to_bytes()}))
         if verdict == "promote":
-            why += self._promote(published.version, why)
+            why += self._promote(published.version, f"passed the gate: {why}")
         self._metrics.gate_verdicts.labels(verdict).inc()
         _log.info("gate", verdict=verdict, version=published.version, run=self._tuning.run, why=why)
+        if verdict == "insufficient" and self._begin_canary(published.version, progress):
+            return
         self._end(verdict, why, version=published.version)
 
     def _publish(self, report: GateReport) -> Manifest:
@@ -360,11 +383,83 @@ class Finetuning:
                 return manifest
         return None
 
+    # --- the canary --------------------------------------------------------------------------------------------------
+
+    def _begin_canary(self, version: int, progress: Progress) -> bool:
+        """Put a candidate on trial; False if there are no trials, or a version is pinned."""
+        rules = self._canary_rules
+        if rules is None:
+            return False
+        now_s = self._clock()
+        change = RolloutChange(ACTOR, now_s, f"version {version} is tried out with {rules.share:.0%} of the users")
+
+        def transition(rollout: Rollout) -> Rollout | None:
+            if rollout.pinned or rollout.candidate == version:
+                return None
+            return start_canary(rollout, version, rules.share, change)
+
+        move(self._registry, transition)
+        if self._registry.rollout().candidate != version:
+            return False
+        self._canary = new_canary(rules)
+        self._remember(
+            replace(self._tuning, phase="canary", version=version, position=progress.last_number, started_at_s=now_s)
+        )
+        _log.info("canary", version=version, share=rules.share)
+        return True
+
+    def _watch_canary(self) -> None:
+        """Count the next experiences of the trial; promote or withdraw when the evidence is in."""
+        assert self._canary is not None
+        version = self._tuning.version
+        rollout = self._registry.rollout()
+        if rollout.candidate != version:
+            outcome: Verdict = "promote" if rollout.live == version else "insufficient"
+            self._end_canary(outcome, f"{rollout.actor} ended the trial: {rollout.reason}")
+            return
+        chunk = self._store.experiences(after=self._tuning.position, limit=_CHUNK)
+        self._backlog = len(chunk) == _CHUNK
+        spec = self._registry.manifest(version).spec
+        rows = [e for e in chunk if self._is_of_trial(e, rollout, spec)]
+        if rows:
+            self._canary = self._canary.update(
+                np.array([e.reward for e in rows], np.float64),
+                np.array([e.served.version == version for e in rows]),
+                [e.served.user_id for e in rows],
+            )
+        if chunk:
+            self._remember(replace(self._tuning, position=chunk[-1].number))
+        finding = self._canary.finding()
+        if finding == "gain":
+            why = self._canary.reason()
+            self._end_canary("promote", why + self._promote(version, f"passed the canary: {why}"))
+        elif finding == "harm" or self._canary.tally.seen >= self._canary_max_events:
+            why = self._canary.reason()
+            change = RolloutChange(ACTOR, self._clock(), f"version {version} is withdrawn: {why}")
+            move(self._registry, lambda r: end_canary(r, change) if r.candidate == version else None)
+            self._end_canary("reject" if finding == "harm" else "insufficient", why)
+
+    def _is_of_trial(self, experience: Experience, rollout: Rollout, spec: ModelSpec) -> bool:
+        """Served after the trial began, to somebody, by the version that the draw says."""
+        served = experience.served
+        return (
+            not experience.set_aside
+            and counts_as_proof(experience, spec)
+            and served.time_s >= self._tuning.started_at_s
+            and served.user_id != ""
+            and on_trial(rollout, served.user_id) == (served.version == self._tuning.version)
+        )
+
+    def _end_canary(self, verdict: Verdict, why: str) -> None:
+        self._metrics.canary_verdicts.labels(verdict).inc()
+        _log.info("canary ended", verdict=verdict, version=self._tuning.version, why=why)
+        self._end(verdict, why, version=self._tuning.version)
+
     def _promote(self, version: int, why: str) -> str:
         """Make it live; says so where that could not be done."""
         if any(rollout.live == version for rollout in self._registry.ledger()):
             return ""  # by a learner that died before it could note it
-        change = RolloutChange(ACTOR, self._clock(), f"passed the gate: {why}")
+        change = RolloutChange(ACTOR, self._clock(), why)
 
         def transition(rollout: Rollout) -> Rollout | None:
             return None if rollout.pinned else promote(rollout, version, change)
@@ -385,16 +480,19 @@ class Finetuning:
         outcomes = (*self._tuning.outcomes, entry)[-_HISTORY:]
         self._comparison = new_comparison(self._rules)
         self._candidate = None
+        self._canary = None
         self._backlog = False
         self._metrics.gate_n.set(0)
-        self._remember(replace(self._tuning, phase="idle", run="", outcomes=outcomes))
+        self._remember(replace(self._tuning, phase="idle", run="", version=0, outcomes=outcomes))
         for leftover in (CANDIDATE, PARENT):
             shutil.rmtree(run_dir / leftover, ignore_errors=True)
 
     def _remember(self, tuning: Tuning, also: Changes | None = None) -> None:
-        memory: dict[str, bytes | None] = {KEY: tuning.to_bytes(), GATE: None}
+        memory: dict[str, bytes | None] = {KEY: tuning.to_bytes(), GATE: None, CANARY: None}
         if tuning.phase == "gating":
             memory[GATE] = json.dumps(self._comparison.to_dict()).encode()
+        if tuning.phase == "canary" and self._canary is not None:
+            memory[CANARY] = json.dumps(self._canary.to_dict()).encode()
         self._store.save(replace(also or Changes(), memory=memory))
         self._tuning = tuning
 

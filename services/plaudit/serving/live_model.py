@@ -16,8 +16,9 @@ from typing import Final
 import structlog
 
 from plaudit.core.errors import NoLiveModel, UnprovenVersion
+from plaudit.core.events import Role
 from plaudit.core.ports import ModelRegistry, ModelRuntime, ServableModel
-from plaudit.core.rollout import Rollout
+from plaudit.core.rollout import Rollout, on_trial
 from plaudit.serving.metrics import ServingMetrics
 from plaudit_models.bundle import CorruptBundle
 
@@ -63,6 +64,7 @@ class LiveModel:
         self._clock = clock
         self._loaded: dict[int, ServableModel] = {}
         self._failures: dict[int, _Failure] = {}
+        self._trial: tuple[Rollout, ServableModel] | None = None
         self._problem = ""
         self._lock = threading.Lock()
         metrics.live_version.labels(self.name).set(0)
@@ -73,6 +75,13 @@ class LiveModel:
         if model is None:
             raise NoLiveModel(self.name)
         return model
+
+    def serving_for(self, user_id: str) -> tuple[ServableModel, Role]:
+        """The version that serves this user, and the part it plays. Raises NoLiveModel."""
+        trial = self._trial
+        if trial is not None and on_trial(trial[0], user_id):
+            return trial[1], Role.CANDIDATE
+        return self.serving(), Role.LIVE
 
     def step(self) -> None:
         """Look at the registry once and do what its rollout asks for.
@@ -92,6 +101,8 @@ class LiveModel:
             self._problem = ""
             moved = rollout.generation != self.rollout.generation
             self.rollout = rollout
+            candidate = self._get(rollout.candidate)
+            self._trial = None if candidate is None else (rollout, candidate)
             if self._serve(rollout) or moved:
                 self._release(rollout)
             for version in (rollout.previous, rollout.gated):

@@ -137,7 +137,7 @@ class Predictor:
             UnknownModel, NoLiveModel, Overloaded, Expired: as they say.
         """
         live = pick_model(self._models, request.model)
-        model = live.serving()
+        model, role = live.serving_for(request.user_id)
         spec = model.manifest.spec
         allowed = _allowed(spec, request.allowed_actions)
         if request.top_k < 0:
@@ -153,7 +153,7 @@ class Predictor:
         contributions = {}
         if request.explain:
             contributions = await self._explain(model, inputs, allowed, evaluated, deadline_s)
-        return self._answer(request, live.name, model, allowed, evaluated, contributions)
+        return self._answer(request, live.name, model, role, allowed, evaluated, contributions)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -201,6 +201,7 @@ class Predictor:
         request: PredictionRequest,
         name: str,
         model: ServableModel,
+        role: Role,
         allowed: Bool,
         evaluated: Evaluated,
         contributions: Mapping[str, float],
@@ -217,7 +218,7 @@ class Predictor:
                 user_id=request.user_id,
                 version=manifest.version,
                 version_digest=model.digest,
-                role=Role.LIVE,
+                role=role,
                 action=action,
                 propensity=evaluated.propensity,
                 allowed_actions=request.allowed_actions,
@@ -234,7 +235,7 @@ class Predictor:
             scores=_scores(manifest.spec.actions, evaluated.probabilities, allowed, request.top_k),
             version=manifest.version,
             version_digest=model.digest,
-            role=Role.LIVE,
+            role=role,
             model=name,
             request_id=request.request_id,
             contributions=contributions,

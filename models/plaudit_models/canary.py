@@ -1,0 +1,165 @@
+"""Is the candidate better than live, judged by users who were drawn to be served by one or the other?
+
+Where off-policy evaluation (see :mod:`plaudit_models.gate`) has nothing to go by, because live hardly ever tries what
+the candidate would answer, only trying tells. Knows nothing about versions or rollouts.
+
+With a share s of the users served by the candidate, reward r and any guess m made beforehand, each experience gives
+
+    d = (r − m)/s         if the candidate served it
+    d = −(r − m)/(1 − s)  if live did
+
+whose mean is the candidate's mean reward minus live's (inverse propensity weighting of the draw, Horvitz and Thompson
+1952; m only takes out variance). |d| ≤ max(1/s, 1/(1 − s)). Betting e-processes (:mod:`plaudit_models.confidence`)
+weigh "gain ≤ 0" and "gain ≥ −margin" with it, so it may be looked at after every event. The draw is by user: the
+guarantee is for users who are alike on average, or so many that the draw evens them out.
+
+Notation:
+    n: number of experiences
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+
+from plaudit_models.confidence import Bets, bets_from_dict, open_bets
+from plaudit_models.features import Float64, Floats
+from plaudit_models.gate import Finding
+from plaudit_models.policy import Bool
+from plaudit_models.raters import UserTally
+
+_PRIOR_REWARD: Final = 0.5
+_PRIOR_N: Final = 10.0
+"""The guess m starts at ½ and moves to the mean reward so far, as if ½ had been seen this often."""
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryRules:
+    """What counts as proof.
+
+    Attributes:
+        share: of the users that the candidate serves, in (0, 1).
+        alpha: probability of a wrong finding, in (0, 1), for each of the two kinds.
+        margin: how much less reward than live is not yet harm, in [0, 1].
+        min_events: experiences before any finding.
+        user_cap: largest share of the experiences seen that one user's may count for, in (0, 1].
+    """
+
+    share: float
+    alpha: float = 0.05
+    margin: float = 0.0
+    min_events: int = 100
+    user_cap: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share < 1.0:
+            raise ValueError(f"share {self.share} is not in (0, 1)")
+
+    @property
+    def bound(self) -> float:
+        return max(1.0 / self.share, 1.0 / (1.0 - self.share))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Canary:
+    """Everything seen so far of one trial; immutable, every update is a new one.
+
+    Attributes:
+        n, total: experiences counted and their reward, of live and of the candidate.
+    """
+
+    rules: CanaryRules
+    gain: Bets
+    loss: Bets
+    tally: UserTally = field(default_factory=UserTally)
+    n: tuple[int, int] = (0, 0)
+    total: tuple[float, float] = (0.0, 0.0)
+
+    def update(self, reward: Floats, by_candidate: Bool, users: Sequence[str]) -> Canary:
+        """Take in n further experiences in order, then look once.
+
+        Args:
+            reward: in [0, 1], ``[n]``.
+            by_candidate: ``[n]``, True where the candidate served.
+            users: who gave the feedback, n names.
+
+        Raises:
+            ValueError: a reward is out of range, or the lengths differ.
+        """
+        if not len(reward) == len(by_candidate) == len(users):
+            raise ValueError(f"{len(reward)} rewards, {len(by_candidate)} parts and {len(users)} users must be as many")
+        counted, tally = self.tally.admit(users, self.rules.user_cap)
+        reward, by_candidate = np.asarray(reward, np.float64)[counted], by_candidate[counted]
+        if ((reward < 0.0) | (reward > 1.0)).any():
+            raise ValueError("a reward is not in [0, 1]")
+        seen = sum(self.n) + np.arange(len(reward))
+        before = sum(self.total) + np.cumsum(reward) - reward
+        values = differences(reward, by_candidate, (before + _PRIOR_N * _PRIOR_REWARD) / (seen + _PRIOR_N), self.rules)
+        new_n = int((~by_candidate).sum()), int(by_candidate.sum())
+        new_total = float(reward[~by_candidate].sum()), float(reward[by_candidate].sum())
+        return replace(
+            self,
+            gain=self.gain.update(values),
+            loss=self.loss.update(-values),
+            tally=tally,
+            n=(self.n[0] + new_n[0], self.n[1] + new_n[1]),
+            total=(self.total[0] + new_total[0], self.total[1] + new_total[1]),
+        )
+
+    def finding(self) -> Finding:
+        """Harm if harm is proven, else gain if gain is, else none."""
+        if sum(self.n) < self.rules.min_events:
+            return "none"
+        if self.loss.e_value(0) >= 1.0 / self.rules.alpha:
+            return "harm"
+        return "gain" if self.gain.e_value(0) >= 1.0 / self.rules.alpha else "none"
+
+    def reason(self) -> str:
+        """The finding and what it rests on, in one sentence."""
+        live, candidate = (
+            "nobody" if n == 0 else f"{total / n:.1%} of {n}" for n, total in zip(self.n, self.total, strict=True)
+        )
+        return (
+            f"users satisfied: {candidate} by the candidate, {live} by live; e-value {self.gain.e_value(0):.3g} for a "
+            f"gain, {self.loss.e_value(0):.3g} for harm, {1.0 / self.rules.alpha:g} is proof"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; :func:`canary_from_dict` is its inverse."""
+        return {
+            "rules": asdict(self.rules),
+            "gain": self.gain.to_dict(),
+            "loss": self.loss.to_dict(),
+            "tally": self.tally.to_dict(),
+            "n": list(self.n),
+            "total": list(self.total),
+        }
+
+
+def differences(reward: Float64, by_candidate: Bool, guess: Float64, rules: CanaryRules) -> Float64:
+    """d of the notation above, ``[n]``; ``guess`` is m."""
+    centred = reward - guess
+    return np.where(by_candidate, centred / rules.share, -centred / (1.0 - rules.share))
+
+
+def new_canary(rules: CanaryRules) -> Canary:
+    """A trial nobody has been served in yet."""
+    return Canary(
+        rules=rules,
+        gain=open_bets(rules.bound, np.array([0.0])),
+        loss=open_bets(rules.bound, np.array([rules.margin])),
+    )
+
+
+def canary_from_dict(raw: Mapping[str, Any]) -> Canary:
+    return Canary(
+        rules=CanaryRules(**raw["rules"]),
+        gain=bets_from_dict(raw["gain"]),
+        loss=bets_from_dict(raw["loss"]),
+        tally=UserTally(**raw["tally"]),
+        n=(raw["n"][0], raw["n"][1]),
+        total=(raw["total"][0], raw["total"][1]),
+    )
