@@ -2,7 +2,7 @@
 #   make PYTHON=python3.12 test      another interpreter
 #   UV_TORCH_BACKEND=cpu make demo   torch without CUDA
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check fmt proto clean
+.PHONY: help demo test test-slow bench check fmt proto clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -29,6 +29,9 @@ test: check ## All checks, then the whole test suite but what is marked slow
 
 test-slow: $(INSTALLED) ## The tests that take longer than about ten seconds
 	$(BIN)/pytest -m slow
+
+bench: $(INSTALLED) ## How much of the raw ONNX Runtime rate the service reaches
+	$(BIN)/python tests/benchmarks/serving.py
 
 check: $(INSTALLED) ## Lint, formatting, types, protos
 	$(BIN)/ruff check
