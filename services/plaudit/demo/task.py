@@ -145,7 +145,7 @@ _CORES: Final[Mapping[Kind, tuple[str, ...]]] = {
         "(which|what) is the (larger|bigger|greater|higher|largest|biggest|highest) (digit|number|one|of the two)",
         "(say|name|tell me|give me|find) the (larger|bigger|greater|higher|largest|biggest|highest) (one|of the two)",
         "(say|name|tell me|give me|find) the (larger|bigger|greater|higher) (digit|number|of both)",
-        "which of (the two|both) is (larger|bigger|greater|higher|the largest|the biggest)",
+        "which of (the two|both|both digits|the two numbers) is (larger|bigger|greater|higher|the largest|the biggest)",
         "the (maximum|larger|bigger|greater) of (the two|both|the picture and the sound)",
     ),
     "add": (
@@ -161,7 +161,7 @@ _CORES: Final[Mapping[Kind, tuple[str, ...]]] = {
         "(which|what) is the (smaller|littler|lesser|lower|smallest|littlest|lowest) (digit|number|one|of the two)",
         "(say|name|tell me|give me|find) the (smaller|littler|lesser|lower|smallest|littlest|lowest) (one|of the two)",
         "(say|name|tell me|give me|find) the (smaller|littler|lesser|lower) (digit|number|of both)",
-        "which of (the two|both) is (smaller|littler|lesser|lower|the smallest|the littlest)",
+        "which of (the two|both|both digits|the two numbers) is (smaller|littler|lesser|the smallest|the lowest)",
         "the (minimum|smaller|littler|lesser) of (the two|both|the picture and the sound)",
     ),
 }
