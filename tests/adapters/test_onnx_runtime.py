@@ -261,7 +261,10 @@ def test_a_copy_elsewhere_is_as_good(runtime, folder, tmp_path):
     assert runtime.load(tmp_path / "copy").digest == runtime.load(folder).digest
 
 
-@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="CUDA is there")
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(),
+    reason="asking for CUDA is no error on a machine that has it",
+)
 def test_cuda_where_there_is_none():
     with pytest.raises(ConfigError, match=r"serving\.device: 'cuda'"):
         OnnxRuntime("cuda")
