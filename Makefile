@@ -2,7 +2,7 @@
 #   make PYTHON=python3.12 test      another interpreter
 #   UV_TORCH_BACKEND=cpu make demo   torch without CUDA
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench check fmt proto clean
+.PHONY: help demo test test-slow bench bench-learning check fmt proto clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -19,7 +19,7 @@ export UV_FIND_LINKS ?= $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
 endif
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## Pre-train, serve, learn from simulated users, swap; live view, plot and summary
 	$(BIN)/plaudit demo
@@ -32,6 +32,9 @@ test-slow: $(INSTALLED) ## The tests that take longer than about ten seconds
 
 bench: $(INSTALLED) ## How much of the raw ONNX Runtime rate the service reaches
 	$(BIN)/python tests/benchmarks/serving.py
+
+bench-learning: $(INSTALLED) ## The learner beside its peers; CHECK=1 fails short of a goal, QUICK=1, ONLY="shift gate"
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.learning $(if $(QUICK),--quick) $(ONLY)
 
 check: $(INSTALLED) ## Lint, formatting, types, protos
 	$(BIN)/ruff check
