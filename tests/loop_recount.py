@@ -40,7 +40,7 @@ def recount(log: EventLog, spec: ModelSpec, space: FeatureSpace) -> tuple[Reward
 
 
 def everything(log: EventLog) -> list[object]:
-    reader = log.reader("recount", [Topic.DECISIONS, Topic.FEEDBACK], start="")
+    reader = log.reader("recount", [Topic.DECISIONS, Topic.FEEDBACK], start=dict)
     events: list[object] = []
     while records := reader.poll(1_000, 0.0):
         events += [record.event for record in records]

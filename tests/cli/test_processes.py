@@ -113,7 +113,7 @@ def test_serve_answers_without_torch_and_drains_on_a_signal(config, start, numbe
 
     assert service.stop(number) == 0
     log = compose.event_log(load_settings(config))
-    reader = log.reader("test", [Topic.DECISIONS, Topic.FEEDBACK], start="")
+    reader = log.reader("test", [Topic.DECISIONS, Topic.FEEDBACK], start=dict)
     assert len(reader.poll(10, 0.0)) == 2
     reader.close()
     log.close()

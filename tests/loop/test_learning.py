@@ -56,7 +56,7 @@ def test_the_manifest_says_what_the_version_has_learned_from(make_world: MakeWor
     manifest = world.registry.manifest(2)
     assert manifest.parent == 1
     assert manifest.data == {
-        "cursor": "2",
+        "positions": {"0": "2"},
         "experiences": 1,
         "last_experience": 1,
         "feedback": 1,
@@ -190,7 +190,7 @@ def test_a_poison_record_goes_to_the_dead_letters_and_the_loop_goes_on(make_worl
     world.settle(learner)
     assert learner.progress.experiences == 1
     assert learner.progress.outcomes["poison"] == 2
-    reader = world.log.reader("test", [Topic.DEAD_LETTER], start="")
+    reader = world.log.reader("test", [Topic.DEAD_LETTER], start=dict)
     letters = [record.event for record in reader.poll(10, 0.0)]
     reader.close()
     assert [letter.source_topic for letter in letters] == ["plaudit.feedback", "plaudit.decisions"]  # type: ignore[union-attr]
@@ -380,7 +380,7 @@ def test_any_order_and_number_of_deliveries_comes_to_the_same(
 
 def _again(world: World, events: list[Event]) -> list:  # type: ignore[type-arg]
     """The log's records once more, as a log with redelivery would give them."""
-    reader = world.log.reader("again", [Topic.DECISIONS, Topic.FEEDBACK], start="")
+    reader = world.log.reader("again", [Topic.DECISIONS, Topic.FEEDBACK], start=dict)
     records = list(reader.poll(len(events) + 1, 0.0))
     reader.close()
     assert all(isinstance(record.event, Decision | Feedback) for record in records)

@@ -1,6 +1,6 @@
 """EventLog in one SQLite file: the embedded default, shared by the processes of one machine.
 
-One table holds all topics in one total order, so a cursor is one integer. SQLite has one writer at a time and gives ids
+One table holds all topics in one total order: one partition, whose cursor is one integer. SQLite has one writer at a time and gives ids
 in commit order: whoever follows ``id > cursor`` misses nothing. Knows nothing about what events mean.
 """
 
@@ -10,15 +10,18 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
 from plaudit.core.errors import LogUnavailable
 from plaudit.core.events import Event, Topic, event_id_of, key_of, topic_of
-from plaudit.core.ports import Appended, Cursor, Poison, Record
+from plaudit.core.ports import Appended, Poison, Positions, Record
 from plaudit.core.wire import UnreadableEvent, decode_event, encode_event
+
+PARTITION: Final = "0"
+"""The name of the only one there is."""
 
 _BUSY_TIMEOUT_S: Final = 10.0
 _POLL_INTERVAL_S: Final = 0.01
@@ -79,8 +82,10 @@ class SqliteLog:
             raise LogUnavailable(mine.problem)
         return mine.appended
 
-    def reader(self, group: str, topics: Sequence[Topic], start: Cursor | None = None) -> SqliteReader:
-        return SqliteReader(self._path, self._synchronous, group, topics, start)
+    def reader(
+        self, group: str, topics: Sequence[Topic], start: Callable[[], Positions] | None = None
+    ) -> SqliteReader:
+        return SqliteReader(self._path, self._synchronous, group, topics, None if start is None else start())
 
     def feedback_recorded(self, feedback_id: str) -> float | None:
         with _log_errors(self._path), self._write_lock:
@@ -119,7 +124,7 @@ class SqliteReader:
 
     Raises:
         LogUnavailable: the file cannot be read.
-        ValueError: ``start`` is not a cursor of this adapter.
+        ValueError: ``start`` holds a cursor that is not of this adapter.
     """
 
     def __init__(
@@ -128,7 +133,7 @@ class SqliteReader:
         synchronous: Literal["FULL", "NORMAL"],
         group: str,
         topics: Sequence[Topic],
-        start: Cursor | None,
+        start: Positions | None,
     ) -> None:
         self._path = path
         self._group = group
@@ -147,12 +152,12 @@ class SqliteReader:
                 return records
             time.sleep(min(_POLL_INTERVAL_S, max(0.0, deadline - time.monotonic())))
 
-    def commit(self, cursor: Cursor) -> None:
+    def commit(self, positions: Positions) -> None:
         with _log_errors(self._path):
             self._connection.execute(
                 "INSERT INTO cursors (reader, position) VALUES (?, ?) "
                 "ON CONFLICT (reader) DO UPDATE SET position = excluded.position",
-                (self._group, _position(cursor)),
+                (self._group, _position(positions)),
             )
 
     def lag(self) -> int:
@@ -178,7 +183,7 @@ class SqliteReader:
         # What lies before `last` and is not in `rows` is of other topics: never look at it again.
         self._position = rows[-1][0] if len(rows) == limit else last
         return [
-            Record(topic=Topic(topic), position=str(id_), cursor=str(id_), event=_event(Topic(topic), payload))
+            Record(Topic(topic), str(id_), PARTITION, str(id_), _event(Topic(topic), payload))
             for id_, topic, payload in rows
         ]
 
@@ -230,9 +235,8 @@ def _event(topic: Topic, payload: bytes) -> Event | Poison:
         return Poison(payload, str(error))
 
 
-def _position(cursor: Cursor) -> int:
-    if cursor == "":
-        return 0
+def _position(positions: Positions) -> int:
+    cursor = positions.get(PARTITION, "0")
     if not cursor.isdecimal():
         raise ValueError(f"cursor {cursor!r} is not one of a SQLite log")
     return int(cursor)

@@ -101,7 +101,7 @@ def _data_dir(settings: Settings) -> Finding:
 def _log(settings: Settings) -> Finding:
     try:
         log = compose.event_log(settings)
-        reader = log.reader("doctor", [Topic.DECISIONS, Topic.FEEDBACK], start="")
+        reader = log.reader("doctor", [Topic.DECISIONS, Topic.FEEDBACK], start=dict)
         recorded = reader.lag()
         reader.close()
         log.close()

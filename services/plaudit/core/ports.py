@@ -4,11 +4,11 @@ per port that every adapter passes. Only composition roots know which adapter is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,10 @@ from plaudit.core.rollout import Rollout
 from plaudit_models.bundle import Manifest
 
 Cursor = str
-"""A position in a log as a reader sees it. Opaque: only the adapter that made it can read it. "" is the beginning."""
+"""A position in one partition of a log. Opaque: only the adapter that made it can read it."""
+
+Positions = Mapping[str, Cursor]
+"""Where reading continues, by partition; a partition that is not in it is read from its beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,29 +50,34 @@ class Record:
     """One record of the log.
 
     Attributes:
-        position: where it stands, for people and dead letters.
-        cursor: reading from here continues after this record.
+        position: where it stands, for people and dead letters; it names the same record for ever.
+        partition: the part of the log that it stands in, whatever the topic; all records of one key are in one.
+        cursor: reading the partition from here continues after this record.
     """
 
     topic: Topic
     position: str
+    partition: str
     cursor: Cursor
     event: Event | Poison
 
 
 class EventReader(Protocol):
-    """Reads in order per key, each record at least once."""
+    """Reads in order per partition, each record at least once.
+
+    Readers of one group share the partitions where the log has several; which are whose may change with every poll.
+    """
 
     def poll(self, limit: int, timeout_s: float) -> Sequence[Record]:
         """Up to ``limit`` next records; waits up to ``timeout_s`` for the first one, then returns what is there."""
         ...
 
-    def commit(self, cursor: Cursor) -> None:
+    def commit(self, positions: Positions) -> None:
         """Tell the log how far the effects of reading are saved. Call it after saving them, never before."""
         ...
 
     def lag(self) -> int:
-        """How many records stand after the last one polled."""
+        """How many records stand after the last one polled, in the partitions that are this reader's."""
         ...
 
     def close(self) -> None: ...
@@ -86,8 +94,15 @@ class EventLog(Protocol):
         """
         ...
 
-    def reader(self, group: str, topics: Sequence[Topic], start: Cursor | None = None) -> EventReader:
-        """A reader of ``topics`` that begins at ``start``, or at the group's committed cursor if ``start`` is None."""
+    def reader(
+        self, group: str, topics: Sequence[Topic], start: Callable[[], Positions] | None = None
+    ) -> EventReader:
+        """A reader of ``topics``.
+
+        Args:
+            start: asked whenever partitions become this reader's, within ``poll`` too, where reading them continues;
+                None: where the group's last commit says. ``dict`` reads everything.
+        """
         ...
 
     def feedback_recorded(self, feedback_id: str) -> float | None:
@@ -152,6 +167,16 @@ class ModelRegistry(Protocol):
         versions of other kinds.
         """
         ...
+
+
+class ModelCatalog(Protocol):
+    """The models there are. Safe to use from several threads."""
+
+    def models(self) -> Sequence[str]:
+        """Their names, as of now."""
+        ...
+
+    def registry(self, model: str) -> ModelRegistry: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +319,20 @@ class JobLauncher(Protocol):
         ...
 
 
+class TrunkOutputs(NamedTuple):
+    """What a trunk makes of a batch.
+
+    Attributes:
+        embedding: ``[b, d]``.
+        base_logits: ``[b, a]``.
+        native: the native outputs that were asked for, by name, ``[b, …]``.
+    """
+
+    embedding: npt.NDArray[np.float32]
+    base_logits: npt.NDArray[np.float32]
+    native: Mapping[str, npt.NDArray[Any]]
+
+
 class ServableModel(Protocol):
     """One proven version, loaded for inference. Safe to use from several threads.
 
@@ -316,14 +355,12 @@ class ServableModel(Protocol):
         """For the text modalities; None if the version has none."""
         ...
 
-    def trunk(self, inputs: Mapping[str, npt.NDArray[Any]]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def trunk(self, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str] = ()) -> TrunkOutputs:
         """Content → features.
 
         Args:
-            inputs: as :func:`plaudit_models.preprocess.assemble` makes them.
-
-        Returns:
-            Embedding ``[b, d]`` and base logits ``[b, a]``.
+            inputs: as :class:`plaudit_models.preprocess.Batch` makes them.
+            outputs: native outputs of an imported graph that are wanted too.
         """
         ...
 
@@ -331,8 +368,12 @@ class ServableModel(Protocol):
         """Features ``[b, d]`` and ``[b, a]`` → scores ``[b, a]``, unnormalised log-probabilities."""
         ...
 
-    def warm(self, batch_sizes: Sequence[int]) -> None:
-        """Run every batch size once that was not run before, so that the first request of that size does not pay."""
+    def warm(self, batch_sizes: Sequence[int], again: bool = False) -> None:
+        """Run every batch size once that was not run before, so that the first request of that size does not pay.
+
+        Args:
+            again: run them even if they were run before, such as to time them.
+        """
         ...
 
 

@@ -9,6 +9,7 @@ Imports no torch; fine-tuning happens in a job of its own (finetune.py, job.py).
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import deque
@@ -176,8 +177,8 @@ class Learner:
     def _load(self) -> None:
         """Begin, or begin again, from what was saved."""
         self.close()
-        self._cursor: Cursor = self._store.cursor()
-        self._reader = self._log.reader(GROUP, TOPICS, start=self._cursor)
+        self._positions: dict[str, Cursor] = json.loads(self._store.cursor() or "{}")
+        self._reader = self._log.reader(GROUP, TOPICS, start=lambda: self._positions)
         self._progress: Progress = progress_from_bytes(self._store.recall(progresses.KEY))
         saved = self._store.recall(REWARD_STATE)
         self._reward: RewardState | None = None if saved is None else state_from_bytes(saved)
@@ -288,9 +289,11 @@ class Learner:
         if batch.dead_letters:
             self._log.append(batch.dead_letters)
         joined = join_all(batch, self._live.spec.actions, self._progress.last_number)
-        self._take_in(batch, joined, cursor=records[-1].cursor)
+        positions = self._positions | {record.partition: record.cursor for record in records}
+        self._take_in(batch, joined, cursor=json.dumps(positions))
+        self._positions = positions
         assert self._reader is not None
-        self._reader.commit(records[-1].cursor)
+        self._reader.commit(positions)
         for outcome, count in batch.outcomes.items():
             self._metrics.events.labels(outcome).inc(count)
         self._metrics.batch_seconds.observe(time.monotonic() - started_s)
@@ -350,7 +353,6 @@ class Learner:
             )
         )
         self._reward, self._running, self._progress = reward, running, progress
-        self._cursor = cursor if cursor is not None else self._cursor
         if progress.pending and self._pending_since_s is None:
             self._pending_since_s = time.monotonic()
         self._recent.extend(row for row, _ in learn)
@@ -603,7 +605,7 @@ class Learner:
             step.state,
             created_at_s=self._clock(),
             reason=f"{pending} new or changed experiences since version {live.version}",
-            data={"cursor": self._cursor, **progress.data()},
+            data={"positions": self._positions, **progress.data()},
             metrics={"kl_nats": step.kl, "share_of_step": step.share},
         )
         # A step cut short leaves evidence for the next refresh, as if one experience were still unlearned.
