@@ -34,7 +34,8 @@ BOLDEST: Final = 0.9
 """The boldest bet risks this share of its wealth at once; each further bet risks half of the one before and starts with
 half as much, because small effects leave time to make up for a small start."""
 
-_ROWS_AT_ONCE: Final = 512
+_FACTORS_AT_ONCE: Final = 16
+"""A product of this many factors fits a float as long as each is below 10¹⁸."""
 _LOG_CEILING: Final = 700.0
 """exp of more does not fit a float."""
 
@@ -60,10 +61,7 @@ class Bets:
         bad = np.flatnonzero(~((values >= -self.bound - 1e-9) & (values < np.inf)))
         if bad.size:
             raise ValueError(f"values[{bad[0]}]: {values[bad[0]]} is not finite and at least -{self.bound}")
-        log_wealth = self.log_wealth.copy()
-        for start in range(0, len(values), _ROWS_AT_ONCE):
-            rows = values[start : start + _ROWS_AT_ONCE]
-            log_wealth += log_gains(rows, self.means, self.bound).sum(axis=0)
+        log_wealth = self.log_wealth + total_log_gains(values, self.means, self.bound)
         return replace(self, log_wealth=log_wealth, best=np.maximum(self.best, log_total(log_wealth)))
 
     def e_value(self, claim: int) -> float:
@@ -99,9 +97,29 @@ def bets_from_dict(raw: Mapping[str, Any]) -> Bets:
 
 def log_gains(values: Floats, means: Floats, bound: float) -> Float64:
     """log(1 + λ_j (v − m_g)) for each value, claim and bet, shape ``[..., g, j]`` for values of shape ``[...]``."""
-    bets = BOLDEST / (bound + 1.0) * 0.5 ** np.arange(N_BETS)
-    gains: Float64 = np.log1p(bets * (values[..., None, None] - means[:, None]))
+    gains: Float64 = np.log1p(_bets(bound) * (values[..., None, None] - means[:, None]))
     return gains
+
+
+def total_log_gains(values: Floats, means: Floats, bound: float) -> Float64:
+    """Σ over the values of :func:`log_gains`, shape ``[g, j]``, at a seventh of its cost: logarithms of products."""
+    bets = _bets(bound)
+    stakes = np.tile(bets, len(means))
+    rest = (1.0 - bets * means[:, None]).ravel()
+    total, factor = np.zeros(len(rest)), np.empty(len(rest))
+    for start in range(0, len(values), _FACTORS_AT_ONCE):
+        product = np.ones(len(rest))
+        for value in values[start : start + _FACTORS_AT_ONCE].tolist():
+            np.multiply(stakes, value, out=factor)
+            factor += rest
+            product *= factor
+        total += np.log(product)
+    return total.reshape(len(means), N_BETS)
+
+
+def _bets(bound: float) -> Float64:
+    bets: Float64 = BOLDEST / (bound + 1.0) * 0.5 ** np.arange(N_BETS)
+    return bets
 
 
 def log_total(log_wealth: Float64) -> Float64:

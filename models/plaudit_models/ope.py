@@ -1,10 +1,11 @@
 """Off-policy evaluation: what another policy would have earned on decisions that are already logged.
 
-Knows nothing about models, versions or confidence (see :mod:`plaudit_models.confidence`). All functions are pure.
+Knows nothing about models or versions. All functions are pure.
 
 Notation:
     n: number of logged decisions, a: number of actions
     w_i = π(a_i | x_i) / p_i, the importance weight of decision i, clipped at ``max_weight``
+    τ: the switch's threshold
 
 Estimators (Dudík, Langford, Li: Doubly Robust Policy Evaluation and Learning, 2011; SNIPS: Swaminathan, Joachims: The
 Self-Normalized Estimator for Counterfactual Learning, 2015):
@@ -12,6 +13,9 @@ Self-Normalized Estimator for Counterfactual Learning, 2015):
     IPS    mean of w_i r_i
     SNIPS  Σ w_i r_i / Σ w_i
     DR     mean of Σ_k π(k | x_i) q̂(x_i, k) + w_i (r_i − q̂(x_i, a_i))
+    SWITCH mean of w_i r_i 1(w_i ≤ τ) + Σ_k π(k | x_i) q̂(x_i, k) 1(π(k | x_i)/p(k | x_i) > τ)
+    SWITCH-DR  DR with w_i = 0 where w_i > τ
+(SWITCH: Wang, Agarwal, Dudík: Optimal and Adaptive Off-policy Evaluation in Contextual Bandits, 2017, section 4.)
 IPS and DR are unbiased if the logged propensities are right, no weight is clipped and, for DR, q̂ has not seen the
 decisions it is used on. For DR any such q̂ will do, which :func:`dr_outcomes_below` uses to keep outcomes bounded.
 """
@@ -20,10 +24,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from plaudit_models.confidence import Bets, open_bets
 from plaudit_models.features import Float64, Floats
 
 Int64 = npt.NDArray[np.int64]
@@ -154,6 +160,78 @@ def snips(log: LoggedRounds, evaluation_probs: Floats, max_weight: float = math.
 def dr(log: LoggedRounds, evaluation_probs: Floats, q_hat: Floats, max_weight: float = math.inf) -> Estimate:
     """Doubly robust: right if either the propensities or the reward model is."""
     return _mean(dr_outcomes(log, evaluation_probs, q_hat, max_weight))
+
+
+def switch(
+    log: LoggedRounds, evaluation_probs: Floats, q_hat: Floats, logging_probs: Floats, threshold: float
+) -> Estimate:
+    """SWITCH: believes the propensities where weights are small and the reward model where they are large.
+
+    Args:
+        log: n decisions.
+        evaluation_probs: π, shape ``[n, a]``.
+        q_hat: predicted rewards, shape ``[n, a]``.
+        logging_probs: p, shape ``[n, a]``.
+        threshold: τ ≥ 0; 0 is the direct method, infinity IPS.
+    """
+    weights = _below(importance_weights(log, evaluation_probs), threshold)
+    far = evaluation_probs > threshold * logging_probs
+    return _mean(weights * log.reward + dm_outcomes(evaluation_probs * far, q_hat))
+
+
+def switch_dr(log: LoggedRounds, evaluation_probs: Floats, q_hat: Floats, threshold: float) -> Estimate:
+    """Doubly robust where w ≤ ``threshold``, the direct method elsewhere: 0 is DM, infinity DR."""
+    weights = _below(importance_weights(log, evaluation_probs), threshold)
+    residual = log.reward - q_hat[np.arange(len(log.action)), log.action]
+    return _mean(dm_outcomes(evaluation_probs, q_hat) + weights * residual)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ConfidenceSequence:
+    """An interval for a policy's value that may be looked at after every decision; immutable.
+
+    At all looks at once the value is within ``interval(alpha)`` with probability 1 − α (Waudby-Smith et al.:
+    Anytime-valid off-policy inference for contextual bandits, 2024). An interval's ends are of :data:`VALUES`.
+
+    Attributes:
+        slack: as in :func:`dr_outcomes_below`.
+        low: bets that the value is more.
+        high: bets that one minus the value is more.
+    """
+
+    slack: float
+    low: Bets
+    high: Bets
+
+    def update(
+        self, log: LoggedRounds, evaluation_probs: Floats, q_hat: Floats, logging_probs: Floats
+    ) -> ConfidenceSequence:
+        """Take in further decisions, then look once. ``q_hat`` must not have learned from them; shapes ``[n, a]``."""
+        q_hat = np.clip(q_hat, 0.0, 1.0)
+        below = dr_outcomes_below(log, evaluation_probs, q_hat, logging_probs, self.slack)
+        above = dr_outcomes_above(log, evaluation_probs, q_hat, logging_probs, self.slack)
+        return ConfidenceSequence(
+            self.slack,
+            self.low.update(np.maximum(below, -self.slack)),
+            self.high.update(np.maximum(1.0 - above, -self.slack)),
+        )
+
+    def interval(self, alpha: float) -> tuple[float, float]:
+        """(lower, upper), each with half of ``alpha``; (0, 1) before anything is known."""
+        return max(0.0, self.low.lower_bound(alpha / 2.0)), min(1.0, 1.0 - self.high.lower_bound(alpha / 2.0))
+
+
+VALUES: Final = np.union1d(np.geomspace(1e-4, 0.5, 120), 1.0 - np.geomspace(1e-4, 0.5, 120))
+"""Values of a policy that a confidence sequence can tell apart: 7 % apart near 0 and near 1."""
+
+
+def open_sequence(slack: float = 1.0) -> ConfidenceSequence:
+    """Nothing seen. A small ``slack`` > 0 makes bolder bets, a large one keeps more of q̂."""
+    return ConfidenceSequence(slack, open_bets(slack, VALUES), open_bets(slack, VALUES))
+
+
+def _below(weights: Float64, threshold: float) -> Float64:
+    return np.where(weights <= threshold, weights, 0.0)
 
 
 def _mean(outcomes: Float64) -> Estimate:

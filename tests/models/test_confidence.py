@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from plaudit_models.confidence import bets_from_dict, log_gains, log_total, open_bets
+from plaudit_models.confidence import bets_from_dict, log_gains, log_total, open_bets, total_log_gains
 
 ZERO = np.array([0.0])
 
@@ -65,6 +65,12 @@ def test_bounds_hold_and_close_in() -> None:
 def test_bettors_win_on_values_far_above_zero() -> None:
     """v = 9, bound 1: K(0) = 1 + 9·0.301172 = 3.710548."""
     assert open_bets(1.0, ZERO).update(np.array([9.0])).e_value(0) == pytest.approx(3.710548, abs=1e-5)
+
+
+def test_products_sum_up_to_the_same() -> None:
+    values, means = np.random.default_rng(2).uniform(-3, 1_000, 70), np.linspace(-1, 1, 5)
+    expected = log_gains(values, means, 3.0).sum(axis=0)
+    np.testing.assert_allclose(total_log_gains(values, means, 3.0), expected, atol=1e-9)
 
 
 def test_strong_evidence_does_not_overflow() -> None:

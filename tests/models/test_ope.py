@@ -17,12 +17,20 @@ from plaudit_models.ope import (
     effective_sample_size,
     importance_weights,
     ips,
+    open_sequence,
     snips,
+    switch,
+    switch_dr,
 )
 
 LOG = LoggedRounds(reward=np.array([1.0, 0.0, 1.0]), action=np.array([0, 1, 1]), pscore=np.array([0.5, 0.25, 0.8]))
 PROBS = np.array([[0.75, 0.25], [0.5, 0.5], [0.2, 0.8]])
 Q_HAT = np.array([[0.8, 0.4], [0.6, 0.2], [0.5, 0.9]])
+
+REWARDS = np.array([[0.9, 0.2, 0.1], [0.3, 0.8, 0.5]])
+LOGGING = np.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3]])
+EVALUATED = np.array([[0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
+"""By kind of context; the evaluated policy is worth 0.39, see test_estimates_of_a_world_with_a_known_answer."""
 
 
 def test_weights_by_hand() -> None:
@@ -71,6 +79,51 @@ def test_dr_with_clipped_weights_by_hand() -> None:
     np.testing.assert_allclose(dr_outcomes(LOG, PROBS, Q_HAT, max_weight=1.2), [0.94, 0.16, 0.92])
 
 
+def test_switch_by_hand() -> None:
+    """τ = 1.6: weights 1.5, 2, 1 keep the first and third. Logged by [.5, .5], [.75, .25], [.2, .8], the ratios are
+
+    [1.5, .5], [.67, 2], [1, 1], so only action 1 of the second is predicted: 0.5·0.2 = 0.1.
+    SWITCH: (1.5·1 + 0.1 + 1·1)/3. SWITCH-DR: DR's 1 and 0.92, DM's 0.4 for the second.
+    """
+    logging = np.array([[0.5, 0.5], [0.75, 0.25], [0.2, 0.8]])
+    assert switch(LOG, PROBS, Q_HAT, logging, threshold=1.6).value == pytest.approx(2.6 / 3)
+    assert switch_dr(LOG, PROBS, Q_HAT, threshold=1.6).value == pytest.approx((1.0 + 0.4 + 0.92) / 3)
+
+
+def test_switches_at_their_ends() -> None:
+    logging = np.array([[0.5, 0.5], [0.75, 0.25], [0.2, 0.8]])
+    assert switch(LOG, PROBS, Q_HAT, logging, threshold=0.0) == dm(PROBS, Q_HAT)
+    assert switch(LOG, PROBS, Q_HAT, logging, threshold=math.inf) == ips(LOG, PROBS)
+    assert switch_dr(LOG, PROBS, Q_HAT, threshold=0.0) == dm(PROBS, Q_HAT)
+    assert switch_dr(LOG, PROBS, Q_HAT, threshold=math.inf) == dr(LOG, PROBS, Q_HAT)
+
+
+def test_a_confidence_sequence_covers_at_all_looks_at_once() -> None:
+    """Value 0.39 in the world of the test below; 100 logs looked at 20 times. At α = 0.2 more than 32 of 100 misses
+
+    have probability below 0.003.
+    """
+    missed = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        sequence, bad = open_sequence(), False
+        for _ in range(20):
+            kind = rng.integers(0, 2, 50)
+            action = (rng.random(50)[:, None] > LOGGING[kind].cumsum(axis=1)).sum(axis=1)
+            reward = (rng.random(50) < REWARDS[kind, action]).astype(np.float64)
+            log = LoggedRounds(reward, action, LOGGING[kind, action])
+            sequence = sequence.update(log, EVALUATED[kind], np.full((50, 3), 0.5), LOGGING[kind])
+            lower, upper = sequence.interval(alpha=0.2)
+            bad |= not lower <= 0.39 <= upper
+        assert upper - lower < 0.35
+        missed += bad
+    assert missed <= 32
+
+
+def test_a_confidence_sequence_that_saw_nothing_says_nothing() -> None:
+    assert open_sequence().interval(alpha=0.05) == (0.0, 1.0)
+
+
 def test_outcomes_bounded_below_by_hand() -> None:
     """Decision 2 alone: π = [0.2, 0.8], p = [0.9, 0.1], action 1, weight 8, q̂ = [0.5, 0.9], slack 1.
 
@@ -105,9 +158,7 @@ def test_estimates_of_a_world_with_a_known_answer() -> None:
     """
     rng = np.random.default_rng(7)
     n = 40_000
-    rewards = np.array([[0.9, 0.2, 0.1], [0.3, 0.8, 0.5]])
-    logging = np.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3]])
-    evaluated = np.array([[0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
+    rewards, logging, evaluated = REWARDS, LOGGING, EVALUATED
     kind = rng.integers(0, 2, n)
     action = (rng.random(n)[:, None] > logging[kind].cumsum(axis=1)).sum(axis=1)
     reward = (rng.random(n) < rewards[kind, action]).astype(np.float64)
