@@ -118,7 +118,7 @@ def total_log_gains(values: Floats, means: Floats, bound: float) -> Float64:
 
 
 def _bets(bound: float) -> Float64:
-    bets: Float64 = BOLDEST / (bound + 1.0) * 0.5 ** np.arange(N_BETS)
+    bets: Float64 = np.ldexp(BOLDEST / (bound + 1.0), -np.arange(N_BETS))
     return bets
 
 
