@@ -64,7 +64,7 @@ def a_thumb(prediction_id: str, feedback_id: str, **fields: Any) -> feedback_pb2
 
 def events(log: EventLog, topic: Topic) -> Sequence[Event]:
     """Everything the log holds of a topic."""
-    reader = log.reader("test", [topic], "")
+    reader = log.reader("test", [topic], dict)
     found = []
     while records := reader.poll(1000, 0.0):
         found += [record.event for record in records]
@@ -96,6 +96,19 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0)
 
 
+class Registries:
+    """A catalog of these registries."""
+
+    def __init__(self, *registries: ModelRegistry) -> None:
+        self._registries = {registry.model: registry for registry in registries}
+
+    def models(self) -> Sequence[str]:
+        return list(self._registries)
+
+    def registry(self, model: str) -> ModelRegistry:
+        return self._registries[model]
+
+
 class StuckRuntime:
     """A runtime whose trunk waits for :attr:`go_on`, once :attr:`stuck` is set, and counts rows."""
 
@@ -110,12 +123,12 @@ class StuckRuntime:
         model = self.runtime.load(folder)
         trunk = model.trunk
 
-        def stuck_trunk(inputs: Any) -> Any:
+        def stuck_trunk(inputs: Any, outputs: Any = ()) -> Any:
             if self.stuck:
                 self.rows += len(inputs["present"])
                 self.entered.set()
                 assert self.go_on.wait(30)
-            return trunk(inputs)
+            return trunk(inputs, outputs)
 
         model.trunk = stuck_trunk
         return model

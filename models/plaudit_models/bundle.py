@@ -84,6 +84,11 @@ class Manifest:
         return self.files[TRUNK].sha256
 
     @property
+    def trainable(self) -> bool:
+        """True if a fine-tuning job can start from this version; an imported one has no weights that torch could load."""
+        return self.kind != "imported"
+
+    @property
     def digest(self) -> str:
         """Identifies what is served: all files, the spec and the floor, but not the number the registry gave it."""
         sealed = {

@@ -233,7 +233,7 @@ def check_tensor(
     expected = input_dtype(modality)
     if array.dtype != expected:
         raise InvalidContent(name, f"takes {expected}, got a tensor of {array.dtype}")
-    if array.shape != modality.shape:
+    if array.shape != modality.shape and not _fits(array.shape, modality.shape):
         raise InvalidContent(name, f"takes the shape {list(modality.shape)}, got a tensor of {list(array.shape)}")
     if isinstance(modality, TextModality):
         lowest, highest = int(array.min()), int(array.max())
@@ -246,37 +246,77 @@ def check_tensor(
     return np.ascontiguousarray(array)
 
 
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether the lengths are those wanted, where -1 takes any."""
+    return len(shape) == len(wanted) and all(want in (-1, length) for length, want in zip(shape, wanted, strict=True))
+
+
 def input_dtype(modality: Modality) -> np.dtype[Any]:
     """The dtype of the modality's graph input."""
+    if isinstance(modality, TensorModality):
+        return np.dtype(modality.dtype)
     return np.dtype(np.int64 if isinstance(modality, TextModality) else np.float32)
 
 
 def assemble(spec: ModelSpec, rows: Sequence[Mapping[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
-    """Stack requests into the trunk's inputs.
+    """Stack requests into the trunk's inputs; see :meth:`Batch.fill`."""
+    return Batch(spec, len(rows)).fill(rows)
+
+
+class Batch:
+    """Arrays for the trunk's inputs that are filled again and again, so that a batch allocates nothing.
+
+    Not for several threads.
 
     Args:
-        rows: one mapping per request, modality name → array as :func:`decode` returns it; a missing modality is absent.
-
-    Returns:
-        modality name → ``[b, *shape]``, zeros where missing, and ``present`` float32 ``[b, m]``, 1 where given.
-
-    Raises:
-        ValueError: a row names a modality that the spec does not have.
+        capacity: the most rows of one batch.
     """
-    batch: dict[str, npt.NDArray[Any]] = {
-        name: np.zeros((len(rows), *modality.shape), input_dtype(modality))
-        for name, modality in spec.modalities.items()
-    }
-    present = np.zeros((len(rows), len(spec.modalities)), np.float32)
-    column = {name: i for i, name in enumerate(spec.modalities)}
-    for i, row in enumerate(rows):
-        for name, array in row.items():
-            if name not in column:
-                raise ValueError(f"row {i}: {name!r} is not a modality of {spec.name!r}, which has {list(column)}")
-            batch[name][i] = array
-            present[i, column[name]] = 1.0
-    batch[PRESENT] = present
-    return batch
+
+    def __init__(self, spec: ModelSpec, capacity: int) -> None:
+        self._spec = spec
+        self._arrays = {
+            name: np.zeros((capacity, *modality.shape), input_dtype(modality))
+            for name, modality in spec.modalities.items()
+            if -1 not in modality.shape
+        }
+        self._present = np.zeros((capacity, len(spec.modalities)), np.float32)
+
+    def fill(self, rows: Sequence[Mapping[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
+        """Stack requests into the trunk's inputs, which are good until the next call.
+
+        Args:
+            rows: one mapping per request, modality name → array as :func:`decode` returns it; a missing modality is
+                absent. What has free lengths has the same shape in all rows.
+
+        Returns:
+            modality name → ``[b, *shape]``, zeros where missing; and ``present`` float32 ``[b, m]``, 1 where given,
+            unless every modality is required.
+
+        Raises:
+            ValueError: a row names a modality that the spec does not have.
+        """
+        b = len(rows)
+        known = self._spec.modalities
+        for i, row in enumerate(rows):
+            for name in row:
+                if name not in known:
+                    raise ValueError(
+                        f"row {i}: {name!r} is not a modality of {self._spec.name!r}, which has {list(known)}"
+                    )
+        inputs: dict[str, npt.NDArray[Any]] = {}
+        for column, name in enumerate(known):
+            array = self._arrays.get(name)
+            if array is None:
+                inputs[name] = np.stack([row[name] for row in rows])
+                continue
+            for i, row in enumerate(rows):
+                given = row.get(name)
+                array[i] = 0 if given is None else given
+                self._present[i, column] = given is not None
+            inputs[name] = array[:b]
+        if not self._spec.all_required:
+            inputs[PRESENT] = self._present[:b]
+        return inputs
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int = 2048) -> Tokenizer:

@@ -48,6 +48,7 @@ class ImageModality:
     height: int
     width: int
     channels: int = 3
+    required: bool = False
     kind: Literal["image"] = "image"
 
     @property
@@ -61,6 +62,7 @@ class AudioModality:
 
     sample_rate_hz: int = 16_000
     max_duration_s: float = 2.0
+    required: bool = False
     kind: Literal["audio"] = "audio"
 
     @property
@@ -77,6 +79,7 @@ class TextModality:
     """UTF-8 text, tokenized and cut to ``max_tokens``."""
 
     max_tokens: int = 64
+    required: bool = False
     kind: Literal["text"] = "text"
 
     @property
@@ -86,9 +89,11 @@ class TextModality:
 
 @dataclass(frozen=True, slots=True)
 class TensorModality:
-    """A ready float32 tensor of the given shape (without the batch axis)."""
+    """A ready tensor of the given shape, without the batch axis; -1 is a length that each request chooses."""
 
     shape: tuple[int, ...]
+    dtype: str = "float32"
+    required: bool = False
     kind: Literal["tensor"] = "tensor"
 
 
@@ -121,6 +126,16 @@ class ModelSpec:
             raise InvalidSpec("; ".join(problems))
         object.__setattr__(self, "_index", {action: i for i, action in enumerate(self.actions)})
 
+    @property
+    def all_required(self) -> bool:
+        """True if no modality may be missing; the trunk then has no input ``present``."""
+        return all(modality.required for modality in self.modalities.values())
+
+    @property
+    def has_free_lengths(self) -> bool:
+        """True if rows may differ in shape, so that not any two fit into one batch."""
+        return any(-1 in modality.shape for modality in self.modalities.values())
+
     def action_index(self, action: str) -> int:
         """Index of ``action``. Raises KeyError if it is not in the action set."""
         return self._index[action]
@@ -132,7 +147,7 @@ class ModelSpec:
         """A JSON-ready description; :func:`spec_from_dict` is its inverse."""
         return {
             "name": self.name,
-            "modalities": {name: asdict(modality) for name, modality in self.modalities.items()},
+            "modalities": {name: _modality_to_dict(modality) for name, modality in self.modalities.items()},
             "actions": list(self.actions),
             "embedding_size": self.embedding_size,
         }
@@ -165,6 +180,16 @@ def spec_from_dict(raw: Mapping[str, Any]) -> ModelSpec:
     )
 
 
+def _modality_to_dict(modality: Modality) -> dict[str, Any]:
+    """Without what says nothing new, so that the digests of versions do not change when a field is added."""
+    raw = asdict(modality)
+    if not modality.required:
+        del raw["required"]
+    if raw.get("dtype") == "float32":
+        del raw["dtype"]
+    return raw
+
+
 def _modality_from_dict(raw: Mapping[str, Any]) -> Modality:
     fields = dict(raw)
     kind = fields.pop("kind", None)
@@ -189,8 +214,12 @@ def _problems(spec: ModelSpec) -> list[str]:
     for name, modality in spec.modalities.items():
         if not _NAME.fullmatch(name) or name in RESERVED_NAMES:
             problems.append(f"model.modalities.{name}: the name must match {_NAME.pattern} and not be reserved")
-        if not all(isinstance(size, int) and size > 0 for size in modality.shape):
-            problems.append(f"model.modalities.{name}: shape {modality.shape} must be positive integers")
+        free = isinstance(modality, TensorModality) and modality.required
+        if not all(isinstance(size, int) and (size > 0 or (free and size == -1)) for size in modality.shape):
+            problems.append(
+                f"model.modalities.{name}: shape {modality.shape} must be positive integers "
+                "(or -1, in a tensor that is required)"
+            )
         if isinstance(modality, ImageModality) and modality.channels not in (1, 3):
             problems.append(f"model.modalities.{name}.channels: {modality.channels} is neither 1 (grey) nor 3 (RGB)")
     problems += _action_problems(spec.actions)

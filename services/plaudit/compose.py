@@ -16,16 +16,21 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plaudit.adapters.directory_registry import DirectoryRegistry
+from plaudit import demo
+from plaudit.adapters.directory_registry import DirectoryCatalog, DirectoryRegistry
 from plaudit.adapters.sqlite_log import SqliteLog
 from plaudit.core.errors import ConfigError
 from plaudit.core.ports import EventLog, ExperienceStore, JobLauncher, ModelRegistry, ModelRuntime
 from plaudit.core.prediction_id import PredictionIds, load_or_create_key
+from plaudit.core.runs import STORE_URL
 from plaudit.core.settings import Settings
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
+    from starlette.applications import Starlette
 
+    from plaudit.client import AsyncClient
+    from plaudit.console.ports import Learning, Samples
     from plaudit.learner.loop import Learner
     from plaudit.serving.server import InferenceServer
 
@@ -62,21 +67,26 @@ def model_runtime(settings: Settings) -> ModelRuntime:
 
 
 def store_url(settings: Settings) -> str:
+    """With its password, if it has one: not to be shown."""
     from plaudit.adapters.sql_store import sqlite_url
 
+    if settings.store.url is not None:
+        return settings.store.url.get_secret_value()
     return sqlite_url(data_dir(settings) / "experiences.sqlite")
 
 
 def experience_store(settings: Settings) -> ExperienceStore:
+    """Raises ConfigError, StoreUnavailable, WrongStore."""
     from plaudit.adapters.sql_store import SqlStore
 
     return SqlStore(store_url(settings))
 
 
-def job_launcher() -> JobLauncher:
+def job_launcher(settings: Settings) -> JobLauncher:
+    """Its jobs are told by their environment where the store is: a run folder holds no secrets."""
     from plaudit.adapters.subprocess_jobs import SubprocessJobs
 
-    return SubprocessJobs()
+    return SubprocessJobs(environment={STORE_URL: store_url(settings)})
 
 
 def learner_dir(settings: Settings) -> Path:
@@ -91,8 +101,10 @@ def inference_server(settings: Settings, log: EventLog) -> InferenceServer:
     from plaudit.serving.server import InferenceServer
 
     key = load_or_create_key(data_dir(settings) / "signing.key")
+    if settings.model:
+        model_registry(settings)  # made, so that it is served as soon as it has a version
     return InferenceServer(
-        [model_registry(settings)],
+        DirectoryCatalog(data_dir(settings) / "registry"),
         log,
         model_runtime(settings),
         PredictionIds(key, settings.serving.feedback_window_s),
@@ -109,10 +121,51 @@ def learner(settings: Settings, log: EventLog, store: ExperienceStore, metrics: 
         settings,
         log=log,
         store=store,
-        store_url=store_url(settings),
         registry=model_registry(settings),
         runtime=model_runtime(settings),
-        jobs=job_launcher(),
+        jobs=job_launcher(settings),
         work_dir=learner_dir(settings),
         metrics_registry=metrics,
     )
+
+
+def learning(settings: Settings) -> Learning:
+    """What the learner lets the console see; nothing is made where no learner has run yet."""
+    from plaudit.console.judged import Judged
+    from plaudit.console.ports import Learning
+    from plaudit.core.runs import read_json
+    from plaudit.learner.status import STATUS
+
+    status = learner_dir(settings) / STATUS
+    return Learning(
+        model=settings.spec().name,
+        status=lambda: read_json(status) if status.exists() else None,
+        judged=Judged(lambda: experience_store(settings) if status.exists() else None),
+    )
+
+
+def console(settings: Settings, client: AsyncClient, learning: Learning) -> Starlette:
+    """The console's application. Raises ConfigError."""
+    from plaudit.console.app import application
+    from plaudit.console.ports import Sources
+
+    catalog = DirectoryCatalog(data_dir(settings) / "registry")
+    host = settings.console.host
+    return application(
+        client,
+        Sources(catalog, learning, _samples(settings)),
+        # Other names come from sites that had theirs resolved to us. Where all addresses are listened on, so are names.
+        hosts=["*"] if host in ("0.0.0.0", "::") else sorted({host, "127.0.0.1", "localhost", "::1", "[::1]"}),
+        max_body_bytes=2 * settings.serving.max_message_bytes,
+    )
+
+
+def _samples(settings: Settings) -> dict[str, Samples]:
+    """For the demo's model, where the demo's extra is installed."""
+    if settings.spec().name != demo.MODEL:
+        return {}
+    try:
+        from plaudit.demo.samples import DemoSamples
+    except ModuleNotFoundError:
+        return {}
+    return {demo.MODEL: DemoSamples()}

@@ -53,7 +53,7 @@ def test_trunk_and_head_compute_what_the_graphs_do(runtime, folder):
     inputs = trunk_inputs(folder, [tiny_content(0), tiny_content(1), {"question": tiny_content(2)["question"]}])
     expected = run_graph(folder / TRUNK, inputs)
 
-    embedding, base_logits = model.trunk(inputs)
+    embedding, base_logits, _ = model.trunk(inputs)
     np.testing.assert_allclose(embedding, expected[EMBEDDING], rtol=1e-6)
     np.testing.assert_allclose(base_logits, expected[BASE_LOGITS], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(model.head(embedding, base_logits), base_logits)  # the initial head

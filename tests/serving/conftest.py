@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socketserver
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.settings import ServingSettings
 from plaudit.serving.metrics import ServingMetrics
 from plaudit.serving.server import InferenceServer
-from serving_harness import KEY, Running, Serve, go_live
+from serving_harness import KEY, Registries, Running, Serve, go_live
 
 
 @pytest.fixture
@@ -72,8 +73,9 @@ async def serve(
     started: list[Running] = []
 
     async def start(**settings: Any) -> Running:
+        served = settings.pop("registries", [registry])
         parts = {
-            "registries": settings.pop("registries", [registry]),
+            "catalog": Registries(*served),
             "log": settings.pop("log", log),
             "runtime": settings.pop("runtime", runtime),
             "ids": settings.pop("ids", ids),
@@ -82,16 +84,16 @@ async def serve(
         }
         defaults = {"port": 0, "metrics_port": 0, "watch_interval_s": 0.01, "drain_s": 5.0}
         server = InferenceServer(**parts, settings=ServingSettings(**(defaults | settings)))
-        await server.start()
+        server.start()
         channel = grpc.aio.insecure_channel(
             f"127.0.0.1:{server.port}", options=[("grpc.max_send_message_length", 2**26)]
         )
-        running = Running(server, channel, parts["registries"][0], parts["log"], parts["metrics"])
+        running = Running(server, channel, served[0], parts["log"], parts["metrics"])
         started.append(running)
         return running
 
     yield start
     for running in started:
         await running.channel.close()
-        await running.server.stop()
+        await asyncio.to_thread(running.server.stop)
     log.close()

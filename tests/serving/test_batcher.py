@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit.core.errors import Draining, Expired, Overloaded
-from plaudit.serving.batcher import Batcher
+from plaudit.core.errors import Draining, Expired
+from plaudit.serving.batcher import Batcher, Caller, Gone
 
 
 class Gate:
@@ -37,165 +37,198 @@ class Gate:
     def open(self, times: int = 1) -> None:
         self._opened.release(times)
 
-    async def entered(self) -> None:
+    def entered(self) -> None:
         """Returns once the model runs another batch."""
-        assert await asyncio.to_thread(self._entered.acquire, timeout=30)
+        assert self._entered.acquire(timeout=30)
 
 
-@asynccontextmanager
-async def batching(gate: Gate, *, max_batch: int = 8, queue_limit: int = 100) -> AsyncIterator[Batcher[int, int]]:
-    batcher = Batcher(gate.run, name="the gate", max_batch=max_batch, queue_limit=queue_limit)
+class Asking:
+    """One caller on a thread of its own."""
+
+    def __init__(self, users: Users, items: Sequence[int], deadline_s: float) -> None:
+        self._left = threading.Event()
+        self._future = users.pool.submit(
+            users.batcher.submit, items, Caller(deadline_s, lambda: not self._left.is_set())
+        )
+
+    def leave(self) -> None:
+        self._left.set()
+
+    def outcomes(self) -> list[int | Exception]:
+        return self._future.result(30)
+
+    def outcome(self) -> int | Exception:
+        (outcome,) = self.outcomes()
+        return outcome
+
+
+class Users:
+    """Callers who come one after the other: when :meth:`ask` returns, the item is in the queue or in the model."""
+
+    def __init__(self, batcher: Batcher[int, int], gate: Gate) -> None:
+        self.batcher = batcher
+        self.pool = ThreadPoolExecutor(200)
+        self._gate = gate
+        self._asked = 0
+
+    def ask(self, *items: int, deadline_s: float = math.inf) -> list[Asking]:
+        return [self.ask_together([item], deadline_s) for item in items]
+
+    def ask_together(self, items: Sequence[int], deadline_s: float = math.inf) -> Asking:
+        taken = self.batcher.taken
+        asking = Asking(self, items, deadline_s)
+        while self.batcher.taken < taken + len(items):
+            time.sleep(0)
+        return asking
+
+
+@contextmanager
+def batching(gate: Gate, *, max_batch: int = 8, workers: int = 1) -> Iterator[Users]:
+    batcher = Batcher([gate.run] * workers, name="the gate", max_batch=lambda: max_batch)
     batcher.start()
+    users = Users(batcher, gate)
     try:
-        yield batcher
+        yield users
     finally:
         gate.open(1000)
-        await batcher.close()
+        batcher.close()
+        users.pool.shutdown()
 
 
-async def submit(batcher: Batcher[int, int], *items: int, deadline_s: float = math.inf) -> list[asyncio.Task[int]]:
-    """Tasks whose items are in the queue."""
-    tasks = [asyncio.create_task(batcher.submit(item, deadline_s)) for item in items]
-    await asyncio.sleep(0)
-    return tasks
-
-
-async def test_a_batch_starts_at_once_and_the_next_takes_what_came_meanwhile():
+def test_a_batch_starts_at_once_and_the_next_takes_what_came_meanwhile():
     gate = Gate()
-    async with batching(gate) as batcher:
-        first = await submit(batcher, 1)
-        await gate.entered()
-        rest = await submit(batcher, 2, 3, 4)
+    with batching(gate) as users:
+        first = users.ask(1)
+        gate.entered()
+        rest = users.ask(2, 3, 4)
         gate.open(2)
-        assert await asyncio.gather(*first, *rest) == [2, 4, 6, 8]
+        assert [asking.outcome() for asking in (*first, *rest)] == [2, 4, 6, 8]
     assert gate.batches == [[1], [2, 3, 4]]
 
 
-async def test_a_batch_has_at_most_max_batch_items():
+def test_a_batch_has_at_most_max_batch_items():
     gate = Gate()
-    async with batching(gate, max_batch=2) as batcher:
-        first = await submit(batcher, 1)
-        await gate.entered()
-        rest = await submit(batcher, 2, 3, 4)
+    with batching(gate, max_batch=2) as users:
+        users.ask(1)
+        gate.entered()
+        rest = users.ask(2, 3, 4)
         gate.open(3)
-        await asyncio.gather(*first, *rest)
+        assert [asking.outcome() for asking in rest] == [4, 6, 8]
     assert gate.batches == [[1], [2, 3], [4]]
 
 
-@pytest.mark.parametrize("leaver", [0, 1, 2])
-async def test_one_of_three_leaves_while_the_model_runs_and_the_others_get_their_answers(leaver):
+def test_the_items_of_one_caller_are_answered_together_and_in_order():
     gate = Gate()
-    async with batching(gate) as batcher:
-        warm = await submit(batcher, 0)
-        await gate.entered()
-        tasks = await submit(batcher, 1, 2, 3)
+    with batching(gate, max_batch=2) as users:
+        asking = users.ask_together([3, 1, -2, 5, 4])
+        gate.open(3)
+        outcomes = asking.outcomes()
+    assert [outcome for outcome in outcomes if isinstance(outcome, int)] == [6, 2, 10, 8]
+    assert str(outcomes[2]) == "-2 is negative"
+
+
+def test_several_workers_run_batches_at_once():
+    gate = Gate()
+    with batching(gate, workers=2) as users:
+        first = users.ask(1)
+        gate.entered()
+        second = users.ask(2)
+        gate.entered()  # though the first batch is not done
+        gate.open(2)
+        assert [asking.outcome() for asking in (*first, *second)] == [2, 4]
+
+
+@pytest.mark.parametrize("leaver", [0, 1, 2])
+def test_one_of_three_leaves_while_the_model_runs_and_the_others_get_their_answers(leaver):
+    gate = Gate()
+    with batching(gate) as users:
+        warm = users.ask(0)
+        gate.entered()
+        asking = users.ask(1, 2, 3)
         gate.open()
-        await gate.entered()  # all three are in the model now
-        tasks[leaver].cancel()
+        gate.entered()  # all three are in the model now
+        asking[leaver].leave()
         gate.open()
-        outcomes = await asyncio.wait_for(asyncio.gather(*warm, *tasks, return_exceptions=True), 30)
-        assert isinstance(outcomes.pop(1 + leaver), asyncio.CancelledError)
-        assert outcomes == [0, *(2 * item for item in (1, 2, 3) if item != leaver + 1)]
-        again = await submit(batcher, 5)
+        assert warm[0].outcome() == 0
+        assert [each.outcome() for each in asking] == [2, 4, 6]
+        again = users.ask(5)
         gate.open()
-        assert await again[0] == 10
+        assert again[0].outcome() == 10
     assert gate.batches == [[0], [1, 2, 3], [5]]
 
 
-async def test_who_left_or_expired_in_the_queue_is_not_computed():
+def test_who_left_or_expired_in_the_queue_is_not_computed():
     gate = Gate()
-    async with batching(gate) as batcher:
-        first = await submit(batcher, 1)
-        await gate.entered()
-        left, stays = await submit(batcher, 2, 3)
-        (expired,) = await submit(batcher, 4, deadline_s=time.monotonic())
-        (in_time,) = await submit(batcher, 5, deadline_s=time.monotonic() + 60)
-        left.cancel()
+    with batching(gate) as users:
+        users.ask(1)
+        gate.entered()
+        left, stays = users.ask(2, 3)
+        (expired,) = users.ask(4, deadline_s=time.monotonic())
+        (in_time,) = users.ask(5, deadline_s=time.monotonic() + 60)
+        left.leave()
         gate.open(2)
-        assert await asyncio.gather(*first, stays, in_time) == [2, 6, 10]
-        with pytest.raises(Expired):
-            await expired
+        assert (stays.outcome(), in_time.outcome()) == (6, 10)
+        assert isinstance(expired.outcome(), Expired)
+        assert isinstance(left.outcome(), Gone)
     assert gate.batches == [[1], [3, 5]]
 
 
-async def test_a_batch_of_none_but_leavers_is_not_run():
+def test_a_batch_of_none_but_leavers_is_not_run():
     gate = Gate()
-    async with batching(gate) as batcher:
-        first = await submit(batcher, 1)
-        await gate.entered()
-        (left,) = await submit(batcher, 2)
-        left.cancel()
+    with batching(gate) as users:
+        users.ask(1)
+        gate.entered()
+        (left,) = users.ask(2)
+        left.leave()
         gate.open()
-        await first[0]
+        assert isinstance(left.outcome(), Gone)
     assert gate.batches == [[1]]
 
 
-async def test_a_full_queue_refuses_at_once():
-    gate = Gate()
-    async with batching(gate, queue_limit=2) as batcher:
-        first = await submit(batcher, 1)
-        await gate.entered()
-        waiting = await submit(batcher, 2, 3)
-        with pytest.raises(Overloaded, match="the gate is full"):
-            await batcher.submit(4)
-        gate.open(2)
-        assert await asyncio.gather(*first, *waiting) == [2, 4, 6]
-
-
-async def test_a_failing_batch_fails_alone():
+def test_a_failing_batch_fails_alone():
     gate = Gate()
     gate.broken = {2}
-    async with batching(gate) as batcher:
-        first = await submit(batcher, 1)
-        await gate.entered()
-        rest = await submit(batcher, 2, 3)
+    with batching(gate) as users:
+        first = users.ask(1)
+        gate.entered()
+        rest = users.ask(2, 3)
         gate.open(2)
-        assert await first[0] == 2
-        for task in rest:
-            with pytest.raises(ValueError, match="cannot double"):
-                await task
-        (after,) = await submit(batcher, 3)
+        assert first[0].outcome() == 2
+        assert [str(each.outcome()) for each in rest] == ["cannot double [2, 3]"] * 2
+        (after,) = users.ask(3)
         gate.open()
-        assert await after == 6
+        assert after.outcome() == 6
 
 
-async def test_a_failing_item_fails_alone():
+def test_a_wrong_number_of_results_is_a_failure_and_no_mix_up():
+    batcher: Batcher[int, int] = Batcher([lambda items: [1]], name="short", max_batch=lambda: 8)
+    batcher.start()
+    assert [str(outcome) for outcome in batcher.submit([1, 2])] == ["short gave 1 results for 2 items"] * 2
+    batcher.close()
+
+
+def test_one_item_is_answered_or_its_failure_raised():
+    batcher: Batcher[int, int] = Batcher([lambda items: [2 * items[0]]], name="b", max_batch=lambda: 1)
+    batcher.start()
+    assert batcher.ask(2) == 4
+    with pytest.raises(Expired):
+        batcher.ask(2, Caller(deadline_s=time.monotonic()))
+    batcher.close()
+
+
+def test_closing_computes_what_waits_and_refuses_what_comes():
     gate = Gate()
-    async with batching(gate) as batcher:
-        first = await submit(batcher, 1)
-        await gate.entered()
-        bad, good = await submit(batcher, -2, 3)
-        gate.open(2)
-        assert (await first[0], await good) == (2, 6)
-        with pytest.raises(ValueError, match="-2 is negative"):
-            await bad
-
-
-async def test_a_wrong_number_of_results_is_a_failure_and_no_mix_up():
-    batcher: Batcher[int, int] = Batcher(lambda items: [1], name="short", max_batch=8, queue_limit=8)
-    tasks = [asyncio.create_task(batcher.submit(item)) for item in (1, 2)]
-    batcher._loop = asyncio.get_running_loop()
-    await asyncio.sleep(0)
-    batcher.start()  # both wait, so both are in the first batch
-    for task in tasks:
-        with pytest.raises(RuntimeError, match="1 results for 2 items"):
-            await task
-    await batcher.close()
-
-
-async def test_closing_computes_what_waits_and_refuses_what_comes():
-    gate = Gate()
-    async with batching(gate) as batcher:
-        tasks = await submit(batcher, 1, 2, 3)
-    assert await asyncio.gather(*tasks) == [2, 4, 6]
+    with batching(gate, workers=2) as users:
+        asking = users.ask(1, 2, 3)
+    assert [each.outcome() for each in asking] == [2, 4, 6]
     with pytest.raises(Draining):
-        await batcher.submit(4)
+        users.batcher.submit([4])
 
 
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("submit"), st.integers(1, 4)),
-        st.tuples(st.just("cancel"), st.integers(0, 30)),
+        st.tuples(st.just("ask"), st.integers(1, 4)),
+        st.tuples(st.just("leave"), st.integers(0, 30)),
         st.tuples(st.just("run"), st.integers(1, 2)),
         st.tuples(st.just("break"), st.integers(0, 30)),
     ),
@@ -204,40 +237,42 @@ STEPS = st.lists(
 
 
 @settings(deadline=None, max_examples=100)
-@given(steps=STEPS, max_batch=st.integers(1, 5))
-def test_no_answer_crosses_requests(steps, max_batch):
+@given(steps=STEPS, max_batch=st.integers(1, 5), workers=st.integers(1, 3))
+def test_no_answer_crosses_requests(steps, max_batch, workers):
     """Whatever the interleaving of arrivals, departures, batches and failures: every caller that stays gets twice its
-    own item, or the failure of its own batch; no item is computed twice."""
-
-    async def check() -> None:
-        gate = Gate()
-        tasks: list[asyncio.Task[int]] = []
-        async with batching(gate, max_batch=max_batch) as batcher:
-            for action, number in steps:
-                match action:
-                    case "submit":
-                        tasks += await submit(batcher, *range(len(tasks), len(tasks) + number))
-                    case "cancel" if number < len(tasks):
-                        tasks[number].cancel()
-                        await asyncio.sleep(0)
-                    case "run":
-                        gate.open(number)
-                    case "break":
-                        gate.broken.add(number)
-            gate.open(1000)
-            outcomes = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
-        computed = [item for batch in gate.batches for item in batch]
-        assert len(computed) == len(set(computed))
-        assert all(len(batch) <= max_batch for batch in gate.batches)
-        batch_of = {item: batch for batch in gate.batches for item in batch}
-        for item, outcome in enumerate(outcomes):
-            if isinstance(outcome, ValueError):
-                assert gate.broken & set(batch_of[item])
-                assert str(outcome) == f"cannot double {batch_of[item]}"
-            elif not isinstance(outcome, asyncio.CancelledError):
-                assert outcome == 2 * item
-        cancelled = {number for action, number in steps if action == "cancel"}
-        left = {item for item, outcome in enumerate(outcomes) if isinstance(outcome, asyncio.CancelledError)}
-        assert left <= cancelled
-
-    asyncio.run(check())
+    own items, or the failure of its own batch; no item is computed twice."""
+    gate = Gate()
+    asked: list[tuple[list[int], Asking]] = []
+    left: set[int] = set()
+    count = 0
+    with batching(gate, max_batch=max_batch, workers=workers) as users:
+        for action, number in steps:
+            match action:
+                case "ask":
+                    items = list(range(count, count + number))
+                    count += number
+                    asked.append((items, users.ask_together(items)))
+                case "leave" if number < len(asked):
+                    asked[number][1].leave()
+                    left |= set(asked[number][0])
+                case "run":
+                    gate.open(number)
+                case "break":
+                    gate.broken.add(number)
+        gate.open(1000)
+        outcomes = [
+            (item, outcome) for items, each in asked for item, outcome in zip(items, each.outcomes(), strict=True)
+        ]
+    computed = [item for batch in gate.batches for item in batch]
+    assert len(computed) == len(set(computed))
+    assert all(len(batch) <= max_batch for batch in gate.batches)
+    batch_of = {item: batch for batch in gate.batches for item in batch}
+    for item, outcome in outcomes:
+        if isinstance(outcome, Gone):
+            assert item in left
+            assert item not in batch_of
+        elif isinstance(outcome, ValueError):
+            assert gate.broken & set(batch_of[item])
+            assert str(outcome) == f"cannot double {batch_of[item]}"
+        else:
+            assert outcome == 2 * item

@@ -18,6 +18,16 @@ from plaudit_models.preprocess import Limits
 ALL = np.ones(4, np.bool_)
 
 
+class Altered(SimpleNamespace):
+    """A model with other parts; one like it only if it is the same."""
+
+    __hash__ = object.__hash__
+
+
+def evaluator(metrics, seed=None):
+    return Evaluator(metrics, 64, np.random.default_rng(seed))
+
+
 @pytest.fixture
 def model(registry, runtime):
     return runtime.load(registry.folder(1))
@@ -37,9 +47,9 @@ def test_each_answer_is_that_of_its_question_alone(model, metrics):
         question(model, 2, only={"question"}),
         question(model, 3, greedy=True),
     ]
-    together = Evaluator(metrics, seed=1).run(questions)
+    together = evaluator(metrics, 1).run(questions)
     for asked, answer in zip(questions, together, strict=True):
-        (alone,) = Evaluator(metrics, seed=1).run([asked])
+        (alone,) = evaluator(metrics, 1).run([asked])
         np.testing.assert_allclose(answer.probabilities, alone.probabilities, rtol=1e-5)
         np.testing.assert_allclose(answer.embedding, alone.embedding, rtol=1e-5, atol=1e-6)
         expected = probabilities(answer.base_logits[None], asked.allowed[None], 0.02)[0]  # the initial head
@@ -51,8 +61,8 @@ def test_each_answer_is_that_of_its_question_alone(model, metrics):
 
 def test_actions_are_picked_as_often_as_their_propensity_says(model, metrics):
     """4000 draws: the standard error of a frequency is at most 0.5/√4000 < 0.008; five of them are 0.04."""
-    evaluator = Evaluator(metrics, seed=5)
-    answers = [answer for _ in range(100) for answer in evaluator.run([question(model)] * 40)]
+    evaluating = evaluator(metrics, 5)
+    answers = [answer for _ in range(100) for answer in evaluating.run([question(model)] * 40)]
     counts = Counter(answer.action for answer in answers)
     for action, probability in enumerate(answers[0].probabilities):
         assert counts[action] / 4000 == pytest.approx(probability, abs=0.04)
@@ -60,7 +70,7 @@ def test_actions_are_picked_as_often_as_their_propensity_says(model, metrics):
 
 def test_the_same_seed_picks_the_same_actions(model, metrics):
     def picks(seed):
-        return [answer.action for answer in Evaluator(metrics, seed).run([question(model)] * 50)]
+        return [answer.action for answer in evaluator(metrics, seed).run([question(model)] * 50)]
 
     assert picks(3) == picks(3)
     assert picks(3) != picks(4)
@@ -69,13 +79,13 @@ def test_the_same_seed_picks_the_same_actions(model, metrics):
 def test_a_batch_across_a_swap_answers_each_with_its_own_version(model, registry, runtime, metrics, tmp_path):
     tiny_head_refresh(tmp_path / "sure", registry.folder(1), prefer="bird")
     other = runtime.load(tmp_path / "sure")
-    first, second, third = Evaluator(metrics, seed=0).run([question(model), question(other), question(model)])
+    first, second, third = evaluator(metrics, 0).run([question(model), question(other), question(model)])
     np.testing.assert_array_equal(first.probabilities, third.probabilities)
     assert second.probabilities[2] > first.probabilities[2] + 0.3
 
 
 def broken(model, head):
-    return SimpleNamespace(manifest=model.manifest, tokenizer=model.tokenizer, trunk=model.trunk, head=head)
+    return Altered(manifest=model.manifest, tokenizer=model.tokenizer, trunk=model.trunk, head=head)
 
 
 def test_a_version_that_fails_fails_its_own_questions_alone(model, metrics):
@@ -83,7 +93,7 @@ def test_a_version_that_fails_fails_its_own_questions_alone(model, metrics):
         raise MemoryError("no memory left")
 
     bad = question(broken(model, fail))
-    first, second, third = Evaluator(metrics, seed=0).run([question(model), bad, question(model, 1)])
+    first, second, third = evaluator(metrics, 0).run([question(model), bad, question(model, 1)])
     assert isinstance(second, MemoryError)
     assert [0 <= answer.action < 4 for answer in (first, third)] == [True, True]
 
@@ -95,13 +105,13 @@ def test_a_row_that_is_not_finite_fails_alone(model, metrics):
         return scores
 
     sick = broken(model, head)
-    first, second, third = Evaluator(metrics, seed=0).run([question(sick, seed) for seed in range(3)])
+    first, second, third = evaluator(metrics, 0).run([question(sick, seed) for seed in range(3)])
     assert isinstance(second, FloatingPointError)
     np.testing.assert_allclose([first.probabilities.sum(), third.probabilities.sum()], 1.0)
 
 
 def test_a_floor_of_all_the_mass_is_uniform(model, metrics):
-    uniform = SimpleNamespace(manifest=replace(model.manifest, floor=1.0), trunk=model.trunk, head=model.head)
+    uniform = Altered(manifest=replace(model.manifest, floor=1.0), trunk=model.trunk, head=model.head)
     asked = question(model)
-    (answer,) = Evaluator(metrics).run([Question(uniform, asked.inputs, ALL)])
+    (answer,) = evaluator(metrics).run([Question(uniform, asked.inputs, ALL)])
     np.testing.assert_allclose(answer.probabilities, 0.25)

@@ -58,7 +58,7 @@ def counting(runtime) -> CountingRuntime:
 
 @pytest.fixture
 def live(registry, counting, metrics, clock) -> LiveModel:
-    return LiveModel(registry, counting, metrics, batch_sizes=(1, 2), clock=clock)
+    return LiveModel(registry, counting, metrics, max_batch=2, clock=clock)
 
 
 def version(live: LiveModel) -> int:
@@ -102,7 +102,7 @@ def test_it_is_warm_before_it_serves(live):
 
 def test_an_empty_registry_serves_nothing(registry, counting, metrics, tmp_path):
     shutil.rmtree(tmp_path / "registry")
-    live = LiveModel(registry, counting, metrics, batch_sizes=(1,))
+    live = LiveModel(registry, counting, metrics, max_batch=1)
     live.step()
     assert live.current is None
 
@@ -120,7 +120,7 @@ def test_rolling_back_loads_nothing(live, registry, counting):
 
 def test_what_rollback_returns_to_is_loaded_after_a_restart_too(registry, counting, metrics):
     go_live(registry, 2)
-    live = LiveModel(registry, counting, metrics, batch_sizes=(1,))
+    live = LiveModel(registry, counting, metrics, max_batch=1)
     live.step()
     assert version(live) == 2
     assert counting.loads == {"000002": 1, "000001": 1}
@@ -179,7 +179,7 @@ def test_a_damaged_version_that_is_mended_serves_after_a_while(live, registry, c
 def test_after_a_restart_a_proven_version_serves_where_the_live_one_is_damaged(registry, counting, metrics):
     go_live(registry, 3)
     damage(registry, 3)
-    live = LiveModel(registry, counting, metrics, batch_sizes=(1,))
+    live = LiveModel(registry, counting, metrics, max_batch=1)
     live.step()
     assert version(live) == 1
 
@@ -274,8 +274,8 @@ class World:
         self.loads[number] += 1
         if number in self.damaged:
             raise CorruptBundle("one byte is wrong")
-        manifest = SimpleNamespace(version=number, spec=SimpleNamespace(name="tiny"))
-        return SimpleNamespace(manifest=manifest, digest=f"d{number}", warm=lambda sizes: None)
+        manifest = SimpleNamespace(version=number, spec=SimpleNamespace(name="tiny"), trunk_digest=f"t{number}")
+        return SimpleNamespace(manifest=manifest, digest=f"d{number}", warm=lambda sizes, again=False: None)
 
 
 NUMBERS = st.integers(1, 3)
@@ -290,7 +290,7 @@ class Following(RuleBasedStateMachine):
         self.world = World()
         self.clock = Clock()
         self.live = LiveModel(
-            self.world, self.world, ServingMetrics(CollectorRegistry()), batch_sizes=(1,), clock=self.clock
+            self.world, self.world, ServingMetrics(CollectorRegistry()), max_batch=1, clock=self.clock
         )
         self.served = False
 

@@ -74,7 +74,7 @@ async def test_promote_serves_when_it_returns_and_rollback_goes_back(serve, regi
     assert (await running.predict()).version == 1
     assert registry.rollout().live == 1
 
-    await running.server.stop()
+    await asyncio.to_thread(running.server.stop)
     told = [event for event in events(log, Topic.VERSIONS) if isinstance(event, RolloutChanged)]
     assert [(event.generation, event.live, event.actor) for event in told] == [(2, 3, "ada"), (3, 1, "bob")]
 
@@ -183,7 +183,7 @@ async def test_watching_shows_the_present_then_every_change_and_ends_at_drain(se
     assert [(await call.read()).rollout.live for _ in range(4)] == [2, 3, 1, 2]
     await promote(running, 3)
     assert (await call.read()).rollout.generation == 6
-    stopping = asyncio.create_task(running.server.stop())
+    stopping = asyncio.create_task(asyncio.to_thread(running.server.stop))
     assert await call.read() is grpc.aio.EOF
     assert await call.code() is grpc.StatusCode.OK
     await stopping

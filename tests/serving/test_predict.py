@@ -11,6 +11,8 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.rpc.error_details_pb2 import RetryInfo
+from grpc_status import rpc_status
 from PIL import Image
 
 from builders import png, tiny_content, tiny_head_refresh, wav
@@ -46,7 +48,7 @@ async def test_an_answer_and_the_decision_that_is_logged(serve, registry, ids, l
         answer.propensity,
     )
 
-    await running.server.stop()
+    await asyncio.to_thread(running.server.stop)
     (decision,) = decisions(log)
     assert decision.prediction_id == answer.prediction_id
     assert (decision.version, decision.version_digest, decision.role) == (1, manifest.digest, Role.LIVE)
@@ -62,7 +64,7 @@ async def test_an_answer_and_the_decision_that_is_logged(serve, registry, ids, l
 async def test_content_is_not_logged_where_it_must_not_be(serve, log):
     running = await serve(store_content=False)
     await running.predict()
-    await running.server.stop()
+    await asyncio.to_thread(running.server.stop)
     (decision,) = decisions(log)
     assert decision.content == {}
     assert decision.features is not None
@@ -86,7 +88,7 @@ async def test_greedy_takes_the_most_probable_with_certainty(serve, log):
         allowed = [score.action for score in answer.scores[2:]]
         second = await running.predict(seed, greedy=True, allowed_actions=allowed)
         assert second.action == allowed[0]
-    await running.server.stop()
+    await asyncio.to_thread(running.server.stop)
     assert all(decision.greedy for decision in decisions(log))
 
 
@@ -203,7 +205,7 @@ async def test_wrong_content_is_named(serve, log):
         "plaudit_serving_requests_total", method="PredictionService/Predict", code="INVALID_ARGUMENT"
     )
     assert failed == len(WRONG_CONTENT)
-    await running.server.stop()
+    await asyncio.to_thread(running.server.stop)
     assert len(decisions(log)) == 1
 
 
@@ -268,28 +270,34 @@ async def test_too_many_modalities_to_explain(serve, monkeypatch):
 
 async def test_overload_is_refused_at_once_and_the_expired_are_never_computed(serve, runtime, log):
     stuck = StuckRuntime(runtime)
-    running = await serve(runtime=stuck, queue_limit=2, max_batch=1)
+    running = await serve(runtime=stuck, queue_limit=3, max_batch=1, workers=1)
     stuck.stuck = True
     text_only = {"question": text("which animal")}
     first = asyncio.create_task(running.predict(content=text_only))
     assert await asyncio.to_thread(stuck.entered.wait, 30)
+    certainly_expired_s = time.monotonic() + 1.5  # the client's clock may run out a moment before the server's does
     hasty = [
         asyncio.create_task(refusal(running.predictions.Predict(a_request(content=text_only), timeout=1.0)))
         for _ in range(2)
     ]
-    await until(lambda: running.metric("plaudit_serving_queue_requests") == 2)
-    code, details = await refusal(running.predict(content=text_only))
-    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "(2 waiting)" in details
+    await until(lambda: running.metric("plaudit_serving_queue_requests", model="tiny") == 2)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await running.predict(content=text_only)
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "(3 at once)" in refused.value.details()
+    (hint,) = rpc_status.from_call(refused.value).details
+    retry = RetryInfo()
+    assert hint.Unpack(retry)
+    assert 0 < retry.retry_delay.ToTimedelta().total_seconds() < 1
     assert [code for code, _ in await asyncio.gather(*hasty)] == [grpc.StatusCode.DEADLINE_EXCEEDED] * 2
-    # The client's clock may run out a moment before the server's does.
-    left = {"method": "PredictionService/Predict", "code": "CANCELLED"}
-    await until(lambda: running.metric("plaudit_serving_requests_total", **left) == 2)
+    await until(lambda: time.monotonic() > certainly_expired_s)
     stuck.go_on.set()
     assert (await first).action in ACTIONS
+    left = {"method": "PredictionService/Predict", "code": "CANCELLED"}
+    await until(lambda: running.metric("plaudit_serving_requests_total", **left) == 2)
     assert (await running.predict(content=text_only)).action in ACTIONS
     assert stuck.rows == 2
-    await running.server.stop()
+    await asyncio.to_thread(running.server.stop)
     assert len(decisions(log)) == 2
 
 
@@ -301,7 +309,7 @@ async def test_an_error_inside_is_not_told(serve, runtime):
             def fail(*_: Any) -> Any:
                 raise OSError("/secret/path")
 
-            model.head, model.warm = fail, lambda sizes: None
+            model.head, model.warm = fail, lambda sizes, again=False: None
             return model
 
     running = await serve(runtime=Failing())
@@ -356,7 +364,7 @@ async def test_answers_come_in_order_and_cancelled_ones_are_not_logged(serve, lo
     answers = [answer async for answer in running.predictions.PredictStream(iter(steps))]
     assert [answer.request_id for answer in answers] == ["a", "b", "c"]
     assert [answer.WhichOneof("result") for answer in answers] == ["final", "cancelled", "final"]
-    await running.server.stop()
+    await asyncio.to_thread(running.server.stop)
     assert [decision.request_id for decision in decisions(log)] == ["a", "c"]
 
 
@@ -374,7 +382,7 @@ async def test_a_prediction_can_be_given_up_while_it_is_computed(serve, runtime,
     stuck.go_on.set()
     await call.done_writing()
     assert await call.read() is grpc.aio.EOF
-    await running.server.stop()
+    await asyncio.to_thread(running.server.stop)
     assert decisions(log) == []
 
 

@@ -79,7 +79,7 @@ async def test_versions_change_under_load_without_one_failed_request(serve, regi
     assert {answer.version for answer in answers} >= set(versions)
     assert running.metric("plaudit_serving_swaps_total", model="tiny") == 10
     assert running.metric("plaudit_serving_failed_proofs_total", model="tiny") == 0
-    await running.server.stop()
+    await asyncio.to_thread(running.server.stop)
     logged = {decision.prediction_id: decision for decision in decisions(log)}
     assert len(logged) == len(answers)
     for answer in answers:
@@ -146,7 +146,7 @@ async def test_health_follows_the_live_version_and_the_drain(serve, registry, tm
     assert (await watch.read()).status == SERVING
     assert (await running.predict()).version == 1
 
-    stopping = asyncio.create_task(running.server.stop())
+    stopping = asyncio.create_task(asyncio.to_thread(running.server.stop))
     assert (await watch.read()).status == NOT_SERVING
     watch.cancel()
     await stopping
@@ -196,8 +196,8 @@ async def test_draining_finishes_what_is_under_way_and_refuses_what_comes(serve,
     stuck.stuck = True
     under_way = asyncio.create_task(running.predict(request_id="under way"))
     assert await asyncio.to_thread(stuck.entered.wait, 30)
-    stopping = asyncio.create_task(running.server.stop())
-    await running.server._draining.wait()
+    stopping = asyncio.create_task(asyncio.to_thread(running.server.stop))
+    await asyncio.to_thread(running.server._ending.wait, 30)
     stuck.go_on.set()
     assert (await under_way).request_id == "under way"
     await stopping
@@ -217,7 +217,7 @@ async def test_draining_ends_open_streams_after_answering_what_they_sent(serve, 
     await idle.write(prediction_pb2.PredictStreamRequest(start=prediction_pb2.PredictStart(request=a_request())))
     await idle.write(prediction_pb2.PredictStreamRequest(end=prediction_pb2.PredictEnd()))
     assert (await idle.read()).final.version == 1
-    await running.server.stop()
+    await asyncio.to_thread(running.server.stop)
     for stream in (sent, idle):
         with pytest.raises(grpc.aio.AioRpcError) as ended:
             await stream.read()
@@ -227,10 +227,10 @@ async def test_draining_ends_open_streams_after_answering_what_they_sent(serve, 
 
 
 PROGRAM = """
-import asyncio, sys
+import sys, threading
 from pathlib import Path
 from prometheus_client import CollectorRegistry
-from plaudit.adapters.directory_registry import DirectoryRegistry
+from plaudit.adapters.directory_registry import DirectoryCatalog
 from plaudit.adapters.onnx_runtime import OnnxRuntime
 from plaudit.adapters.sqlite_log import SqliteLog
 from plaudit.core.prediction_id import PredictionIds
@@ -238,19 +238,19 @@ from plaudit.core.settings import ServingSettings
 from plaudit.serving.metrics import ServingMetrics
 from plaudit.serving.server import InferenceServer
 
-async def main():
+def main():
     folder = Path(sys.argv[1])
     server = InferenceServer(
-        [DirectoryRegistry(folder / "registry", "tiny")], SqliteLog(folder / "log.sqlite", "NORMAL"),
+        DirectoryCatalog(folder / "registry"), SqliteLog(folder / "log.sqlite", "NORMAL"),
         OnnxRuntime("cpu"), PredictionIds(b"k" * 32, 3600.0), ServingSettings(port=0, metrics_port=0),
         ServingMetrics(CollectorRegistry()),
     )
-    await server.start()
+    server.start()
     unwanted = [name for name in ("torch", "onnx", "sqlalchemy", "sklearn", "matplotlib") if name in sys.modules]
     print("ready", server.port, *unwanted, flush=True)
-    await asyncio.Event().wait()
+    threading.Event().wait()
 
-asyncio.run(main())
+main()
 """
 
 

@@ -1,126 +1,193 @@
-"""Answers in order, and content in pieces."""
+"""Answers in order, requests in groups, and content in pieces."""
 
 from __future__ import annotations
 
-import asyncio
 import io
+import threading
 import wave
-from collections.abc import AsyncIterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import pytest
 
 from plaudit.core.errors import Draining, InvalidInput
 from plaudit.core.events import EncodedContent
-from plaudit.serving.streams import Pieces, StreamedFormat, in_order
+from plaudit.serving.ending import Ending
+from plaudit.serving.streams import Pieces, StreamedFormat, in_groups, in_order
 from plaudit_models.preprocess import Limits
 
-
-async def collect(stream: AsyncIterator[int], found: list[int]) -> None:
-    async for answer in stream:
-        found.append(answer)
+TIMEOUT_S = 30.0
 
 
-async def test_answers_come_in_the_order_of_the_requests_though_the_last_is_ready_first():
-    ready = [asyncio.Event() for _ in range(3)]
+class Call:
+    """A gRPC call as far as streams look at it."""
 
-    async def work(number: int) -> int:
-        await ready[number].wait()
+    def __init__(self) -> None:
+        self._over: list[Callable[[], None]] = []
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        self._over.append(callback)
+        return True
+
+    def end(self) -> None:
+        for callback in self._over:
+            callback()
+
+
+class Requests:
+    """Requests that come when the test says; reading past the end of the call fails, as gRPC's does."""
+
+    def __init__(self) -> None:
+        self._coming: SimpleQueue[int | Exception | None] = SimpleQueue()
+
+    def send(self, *requests: int | Exception | None) -> None:
+        for request in requests:
+            self._coming.put(request)
+
+    def __iter__(self) -> Iterator[int]:
+        while (request := self._coming.get(timeout=TIMEOUT_S)) is not None:
+            if isinstance(request, Exception):
+                raise request
+            yield request
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(16) as pool:
+        yield pool
+
+
+def test_answers_come_in_the_order_of_the_requests_though_the_last_is_ready_first(pool):
+    ready = [threading.Event() for _ in range(3)]
+
+    def work(number: int) -> int:
+        assert ready[number].wait(TIMEOUT_S)
+        if number:
+            ready[number - 1].set()
         return number
 
-    async def read(put) -> None:
+    def read(put) -> None:
         for number in range(3):
-            await put(work(number))
+            put(lambda number=number: work(number))
 
-    found: list[int] = []
-    collecting = asyncio.create_task(collect(in_order(read, asyncio.Event(), limit=8), found))
-    for number in (2, 1):
-        ready[number].set()
-        await asyncio.sleep(0)
-    assert found == []
-    ready[0].set()
-    await collecting
-    assert found == [0, 1, 2]
+    ready[2].set()  # the last is done first, and each lets the one before it end
+    assert list(in_order(read, pool, Ending(), Call(), limit=8)) == [0, 1, 2]
 
 
-async def test_reading_waits_while_too_much_is_under_way():
-    started = []
-    go_on = asyncio.Event()
+def test_reading_waits_while_too_much_is_under_way(pool):
+    put_so_far = []
+    go_on = threading.Event()
+    full = threading.Event()
 
-    async def work(number: int) -> int:
-        started.append(number)
-        await go_on.wait()
-        return number
-
-    async def read(put) -> None:
+    def read(put) -> None:
         for number in range(10):
-            await put(work(number))
+            if number == 2:
+                full.set()
+            put(lambda number=number: go_on.wait(TIMEOUT_S) and number)
+            put_so_far.append(number)
 
-    found: list[int] = []
-    collecting = asyncio.create_task(collect(in_order(read, asyncio.Event(), limit=2), found))
-    for _ in range(50):
-        await asyncio.sleep(0)
-    assert len(started) <= 4  # one awaited, two queued, one at the door
+    answers = in_order(read, pool, Ending(), Call(), limit=2)
+    first = pool.submit(next, answers)
+    assert full.wait(TIMEOUT_S)
+    assert put_so_far == [0, 1]
     go_on.set()
-    await collecting
-    assert found == list(range(10))
+    assert first.result(TIMEOUT_S) is not None
+    assert list(answers) == list(range(1, 10))
 
 
-async def test_what_reading_raises_comes_after_the_answers_before_it():
-    async def work() -> int:
-        return 1
-
-    async def read(put) -> None:
-        await put(work())
+def test_what_reading_raises_comes_after_the_answers_before_it(pool):
+    def read(put) -> None:
+        put(lambda: 1)
         raise ValueError("bad request")
 
-    found: list[int] = []
+    answers = in_order(read, pool, Ending(), Call(), limit=8)
+    assert next(answers) == 1
     with pytest.raises(ValueError, match="bad request"):
-        await collect(in_order(read, asyncio.Event(), limit=8), found)
-    assert found == [1]
+        next(answers)
 
 
-async def test_draining_answers_what_was_read_and_says_so():
-    draining = asyncio.Event()
+def test_what_work_raises_ends_the_stream(pool):
+    def fail() -> int:
+        raise ValueError("bad work")
 
-    async def work() -> int:
-        draining.set()
-        return 1
+    def read(put) -> None:
+        put(lambda: 1)
+        put(fail)
 
-    async def read(put) -> None:
-        await put(work())
-        await asyncio.Event().wait()  # a client that keeps the stream open
+    answers = in_order(read, pool, Ending(), Call(), limit=8)
+    assert next(answers) == 1
+    with pytest.raises(ValueError, match="bad work"):
+        next(answers)
 
-    found: list[int] = []
+
+def test_draining_answers_what_was_read_and_says_so(pool):
+    ending, requests = Ending(), Requests()
+
+    def read(put) -> None:
+        for request in requests:
+            put(lambda request=request: request)
+
+    answers = in_order(read, pool, ending, Call(), limit=8)
+    requests.send(1)
+    assert next(answers) == 1  # and the client keeps the stream open
+    ending.set()
     with pytest.raises(Draining):
-        await collect(in_order(read, draining, limit=8), found)
-    assert found == [1]
+        next(answers)
+    requests.send(None)
 
 
-async def test_a_consumer_that_leaves_ends_reading_and_work():
-    ended = []
+def test_a_call_that_is_over_ends_the_stream(pool):
+    call, requests = Call(), Requests()
 
-    async def forever(name: str) -> int:
-        try:
-            return await asyncio.Event().wait()
-        finally:
-            ended.append(name)
+    def read(put) -> None:
+        for request in requests:
+            put(lambda request=request: request)
 
-    async def once() -> int:
-        return 1
+    answers = in_order(read, pool, Ending(), call, limit=8)
+    requests.send(1)
+    assert next(answers) == 1
+    call.end()
+    assert list(answers) == []
+    requests.send(None)
 
-    async def read(put) -> None:
-        await put(once())
-        await put(forever("work"))
-        await forever("reading")
 
-    stream = in_order(read, asyncio.Event(), limit=8)
-    assert await anext(stream) == 1
-    for _ in range(5):
-        await asyncio.sleep(0)
-    await stream.aclose()
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert sorted(ended) == ["reading", "work"]
+def test_a_group_is_what_came_while_the_last_one_was_worked_on():
+    requests, call = Requests(), Call()
+    groups = in_groups(requests, Ending(), call, limit=3)
+    requests.send(1)
+    assert next(groups) == [1]
+    requests.send(2, 3, 4, 5, None)
+    rest = list(groups)
+    assert [request for group in rest for request in group] == [2, 3, 4, 5]
+    assert max(len(group) for group in rest) <= 3
+
+
+def test_what_reading_fails_with_comes_after_the_groups_before_it():
+    requests = Requests()
+    groups = in_groups(requests, Ending(), Call(), limit=3)
+    requests.send(1, ValueError("bad"))
+    assert next(groups) == [1]
+    with pytest.raises(ValueError, match="bad"):
+        next(groups)
+
+
+def test_draining_ends_groups_too():
+    requests, ending = Requests(), Ending()
+    groups = in_groups(requests, ending, Call(), limit=3)
+    requests.send(1)
+    assert next(groups) == [1]
+    ending.set()
+    with pytest.raises(Draining):
+        next(groups)
+    requests.send(None)
+
+
+def test_the_end_is_told_even_if_it_came_before():
+    ending, told = Ending(), []
+    ending.set()
+    with ending.telling(lambda: told.append("now")):
+        assert told == ["now"]
 
 
 def test_pcm_becomes_a_wav_of_the_same_samples():

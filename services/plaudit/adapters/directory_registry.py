@@ -244,3 +244,23 @@ def _sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class DirectoryCatalog:
+    """See :class:`plaudit.core.ports.ModelCatalog`: every folder of ``root`` is a model.
+
+    Args:
+        root: the folder of all models; need not be there yet.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def models(self) -> Sequence[str]:
+        try:
+            return sorted(entry.name for entry in os.scandir(self._root) if entry.is_dir())
+        except FileNotFoundError:
+            return []
+
+    def registry(self, model: str) -> DirectoryRegistry:
+        return DirectoryRegistry(self._root, model)

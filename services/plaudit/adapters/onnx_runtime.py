@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from plaudit.core.errors import ConfigError
+from plaudit.core.ports import TrunkOutputs
 from plaudit_models.bundle import (
     HEAD,
     HEAD_GOLDEN,
@@ -115,20 +116,20 @@ class OnnxModel:
         self._head = head
         self._warm_heads: set[int] = set()
 
-    def trunk(self, inputs: Arrays) -> tuple[Float, Float]:
-        embedding, base_logits = self._trunk.graph.run([EMBEDDING, BASE_LOGITS], inputs)
-        return embedding, base_logits
+    def trunk(self, inputs: Arrays, outputs: Sequence[str] = ()) -> TrunkOutputs:
+        embedding, base_logits, *native = self._trunk.graph.run([EMBEDDING, BASE_LOGITS, *outputs], inputs)
+        return TrunkOutputs(embedding, base_logits, dict(zip(outputs, native, strict=True)))
 
     def head(self, embedding: Float, base_logits: Float) -> Float:
         return self._head.run([SCORES], {EMBEDDING: embedding, BASE_LOGITS: base_logits})[0]
 
-    def warm(self, batch_sizes: Sequence[int]) -> None:
+    def warm(self, batch_sizes: Sequence[int], again: bool = False) -> None:
         spec = self.manifest.spec
         for size in batch_sizes:
-            if size not in self._trunk.warm:
+            if again or size not in self._trunk.warm:
                 self.trunk(assemble(spec, [{}] * size))
                 self._trunk.warm.add(size)
-            if size not in self._warm_heads:
+            if again or size not in self._warm_heads:
                 self.head(
                     np.zeros((size, spec.embedding_size), np.float32), np.zeros((size, len(spec.actions)), np.float32)
                 )
@@ -195,7 +196,7 @@ def _trunk_inputs(spec: ModelSpec) -> dict[str, tuple[str, list[int]]]:
     inputs = {
         name: (_ONNX_DTYPES[input_dtype(modality)], list(modality.shape)) for name, modality in spec.modalities.items()
     }
-    return inputs | {PRESENT: _row(len(spec.modalities))}
+    return inputs if spec.all_required else inputs | {PRESENT: _row(len(spec.modalities))}
 
 
 def _row(size: int) -> tuple[str, list[int]]:

@@ -1,4 +1,4 @@
-"""The bodies of ``plaudit serve`` and ``plaudit learn``: run one service until a signal says to drain it."""
+"""The bodies of ``plaudit serve``, ``learn`` and ``console``: run one service until a signal says to drain it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import structlog
 from prometheus_client import CollectorRegistry, start_http_server
 
 from plaudit import compose
-from plaudit.cli.options import address
+from plaudit.cli.options import address, async_client
 from plaudit.core.errors import ConfigError
 from plaudit.core.settings import Settings
 
@@ -26,11 +26,11 @@ async def serve(settings: Settings, report: Report) -> None:
     """Raises ConfigError: a setting is wrong, or a port is taken."""
     with contextlib.closing(compose.event_log(settings)) as log, _signals() as stopping:
         server = compose.inference_server(settings, log)
-        await server.start()
+        await asyncio.to_thread(server.start)
         host = settings.serving.host
         report({"event": "ready", "address": address(host, server.port), "metrics": address(host, server.metrics_port)})
         await stopping.wait()
-        await server.stop()
+        await asyncio.to_thread(server.stop)
 
 
 async def learn(settings: Settings, report: Report) -> None:
@@ -44,6 +44,20 @@ async def learn(settings: Settings, report: Report) -> None:
         stop.set()
         stopped.cancel()
         await learning
+
+
+async def console(settings: Settings, target: str | None, report: Report) -> None:
+    """Raises ConfigError: a setting is wrong, or the port is taken."""
+    from plaudit.console import server
+
+    learning = compose.learning(settings)
+    with contextlib.closing(learning.judged), _signals() as stopping:
+        async with async_client(settings, target) as client:
+            app = compose.console(settings, client, learning)
+            host = settings.console.host
+            listening = server.open_port(host, settings.console.port or 0)
+            report({"event": "ready", "page": f"http://{address(host, listening.getsockname()[1])}/"})
+            await server.serve(app, listening, stopping)
 
 
 def _learn(settings: Settings, report: Report, stop: threading.Event) -> None:

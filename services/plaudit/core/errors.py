@@ -11,7 +11,8 @@ PlauditError
 │   ├── ExpiredPredictionId     older than the feedback window
 │   ├── RolloutMoved            somebody else changed the rollout meanwhile
 │   ├── NoPreviousVersion
-│   ├── StoreMoved              another learner writes to the same experience store
+│   ├── StoreMoved              another learner was faster, or has taken over
+│   ├── WrongStore              an experience store of another version of Plaudit
 │   └── VersionPinned
 ├── Overloaded              a bounded queue is full; try again later
 ├── Expired                 the deadline passed before the work began
@@ -106,10 +107,20 @@ class NoPreviousVersion(Conflict):
 
 
 class StoreMoved(Conflict):
-    """Somebody else saved to the experience store since it was read; nothing was saved."""
+    """Somebody else saved to the experience store what this learner was about to change; nothing was saved."""
 
-    def __init__(self) -> None:
-        super().__init__("another learner writes to this experience store; stop one of the two")
+    def __init__(self, way_out: str = "look again") -> None:
+        super().__init__(f"another learner works on this experience store; {way_out}")
+
+
+class WrongStore(Conflict):
+    """The tables of an experience store are of another version of Plaudit."""
+
+    def __init__(self, place: str, found: int, expected: int) -> None:
+        super().__init__(
+            f"the experience store {place} has schema version {found}, this Plaudit has {expected}; move it away, "
+            "and the learner makes another one from the log"
+        )
 
 
 class VersionPinned(Conflict):
@@ -123,7 +134,7 @@ class Overloaded(PlauditError):
     """A bounded queue is full."""
 
     def __init__(self, what: str, limit: int) -> None:
-        super().__init__(f"{what} is full ({limit} waiting); try again shortly")
+        super().__init__(f"{what} is full ({limit} at once); try again shortly")
 
 
 class Expired(PlauditError):

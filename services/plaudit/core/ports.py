@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from plaudit.core.events import Content, Decision, Event, Features, Feedback, Topic
-from plaudit.core.experience import Experience, FeedbackState, Served
+from plaudit.core.experience import Experience, FeedbackState, Judgement, Served
 from plaudit.core.rollout import Rollout
 from plaudit_models.bundle import Manifest
 
@@ -94,9 +94,7 @@ class EventLog(Protocol):
         """
         ...
 
-    def reader(
-        self, group: str, topics: Sequence[Topic], start: Callable[[], Positions] | None = None
-    ) -> EventReader:
+    def reader(self, group: str, topics: Sequence[Topic], start: Callable[[], Positions] | None = None) -> EventReader:
         """A reader of ``topics``.
 
         Args:
@@ -195,7 +193,7 @@ class History:
     Attributes:
         served: None while the decision has not arrived.
         feedback: in no particular order.
-        experience: None if it was never judged.
+        experience: as of now; None if it was never judged.
     """
 
     served: Served | None
@@ -203,51 +201,160 @@ class History:
     experience: Experience | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Changes:
-    """Everything that one step of the learner changes; see :meth:`ExperienceStore.save`.
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What users say about one prediction has changed.
 
     Attributes:
-        cursor: where the log is read from next time; None leaves it where it is.
-        decisions: new ones, with their content and features.
-        feedback: new, or with a new state.
-        experiences: new or changed.
-        features: features by prediction id.
-        set_aside_after: experiences with a greater number are set aside, unless None.
-        memory: what the learner remembers between steps, by key; None forgets the key.
+        judgement: what they say now; None if all was taken back.
+        before: the experience it becomes of; None: it becomes a new one.
     """
 
-    cursor: Cursor | None = None
+    prediction_id: str
+    judgement: Judgement | None
+    before: Experience | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrivals:
+    """What one batch of records amounts to; see :meth:`ExperienceStore.take_in`.
+
+    Attributes:
+        since: where the partitions of the batch were read from.
+        positions: where reading them continues.
+        decisions: new ones, with their content and features.
+        feedback: new, or with a new state.
+        judged: experiences to be made or changed.
+        arrived: how many pieces of feedback are new.
+        waiting: how many more wait for their decision than before.
+        outcomes: records by what became of them.
+    """
+
+    since: Positions = field(default_factory=dict)
+    positions: Positions = field(default_factory=dict)
     decisions: Sequence[Decision] = ()
     feedback: Sequence[Kept] = ()
-    experiences: Sequence[Experience] = ()
+    judged: Sequence[Judged] = ()
+    arrived: Sequence[Feedback] = ()
+    waiting: int = 0
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What all learners of a store have taken in together.
+
+    Attributes:
+        last_number: number of the last experience.
+        feedback: signals ever taken in.
+        last_feedback_id: the last of them.
+        last_feedback_time_s: when the server received the latest of them, UTC seconds.
+        waiting: signals whose decision has not arrived.
+        discarded: signals that cannot be learned from.
+        outcomes: records of the log by what became of them.
+    """
+
+    last_number: int = 0
+    feedback: int = 0
+    last_feedback_id: str = ""
+    last_feedback_time_s: float = 0.0
+    waiting: int = 0
+    discarded: int = 0
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """An experience whose judgement has changed since it was made, or since the leader last resolved its revision.
+
+    Attributes:
+        experience: as it was.
+        judgement: as it is.
+        times: how often it has changed meanwhile.
+    """
+
+    experience: Experience
+    judgement: Judgement | None
+    times: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """Everything that one step of the leader changes; see :meth:`ExperienceStore.save`.
+
+    Attributes:
+        features: features by prediction id.
+        probabilities: those of experiences, by their number.
+        set_aside: numbers of experiences that are set aside.
+        resolved: revisions that are learned.
+        silent: predictions that nobody said anything about; they become experiences.
+        memory: what the leader remembers between steps, by key; None forgets the key.
+    """
+
     features: Mapping[str, Features] = field(default_factory=dict)
-    set_aside_after: int | None = None
+    probabilities: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    set_aside: Sequence[int] = ()
+    resolved: Sequence[Revision] = ()
+    silent: Sequence[Judged] = ()
     memory: Mapping[str, bytes | None] = field(default_factory=dict)
 
 
 class ExperienceStore(Protocol):
-    """The learner's own durable state: decisions, feedback, experiences, features, and what it remembers.
+    """The learners' durable state: decisions, feedback, experiences, features, and what they remember.
 
-    One learner writes; others may read meanwhile.
+    Any number of learners take in what they read of the log, each its own partitions. One of them leads: it alone
+    learns, so it alone saves. Anybody may read meanwhile.
     """
 
-    def cursor(self) -> Cursor:
-        """Up to where the log's effects are saved; "" at the beginning. A learner asks before it first saves."""
+    def positions(self) -> Positions:
+        """Up to where the log's effects are saved."""
         ...
 
-    def recall(self, key: str) -> bytes | None:
-        """What was last saved in ``Changes.memory`` under the key."""
+    def take_in(self, arrivals: Arrivals) -> None:
+        """All of it or nothing, in one transaction. New experiences are numbered on, without a gap.
+
+        Raises:
+            StoreMoved: somebody else has taken in one of the partitions since ``arrivals.since``, or has judged one of
+                the predictions. Nothing was saved.
+            StoreUnavailable: nothing was saved.
+        """
+        ...
+
+    def standing(self) -> Standing: ...
+
+    def lead(self) -> bool:
+        """Become or stay the leader; False if somebody else is. A leader that does not ask for seconds may lose it.
+
+        Raises:
+            StoreMoved: the store has room for one learner, and another has taken over.
+        """
         ...
 
     def save(self, changes: Changes) -> None:
         """All of it or nothing, in one transaction.
 
         Raises:
-            StoreMoved: somebody else saved since :meth:`cursor` was asked: another learner writes here. Nothing was
+            StoreMoved: this store does not lead, or no longer; or somebody spoke about what was silent. Nothing was
                 saved.
             StoreUnavailable: nothing was saved.
         """
+        ...
+
+    def forget(self, before_s: float, learned: int, limit: int) -> int:
+        """Remove predictions made before ``before_s``, the oldest first, with all that belongs to them; leaders only.
+
+        Experiences numbered above ``learned`` stay, and so do those with a revision.
+
+        Returns:
+            How many predictions and pieces of waiting feedback went, at most ``limit`` of each.
+
+        Raises:
+            StoreMoved, StoreUnavailable: as :meth:`save`.
+        """
+        ...
+
+    def recall(self, key: str) -> bytes | None:
+        """What was last saved in ``Changes.memory`` under the key."""
         ...
 
     def histories(self, prediction_ids: Sequence[str]) -> Mapping[str, History]:
@@ -272,7 +379,14 @@ class ExperienceStore(Protocol):
     def experiences(
         self, *, after: int = 0, up_to: int | None = None, limit: int | None = None
     ) -> Sequence[Experience]:
-        """Experiences numbered ``after`` + 1 … ``up_to``, by number; those that were taken back are included."""
+        """Experiences numbered ``after`` + 1 … ``up_to``, by number; those that were taken back are included.
+
+        One with a revision is as it was before.
+        """
+        ...
+
+    def revisions(self, up_to: int, limit: int) -> Sequence[Revision]:
+        """Of experiences numbered at most ``up_to``."""
         ...
 
     def features(self, prediction_ids: Sequence[str], trunk_digest: str) -> Mapping[str, Features]:

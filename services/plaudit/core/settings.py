@@ -1,7 +1,8 @@
 """Every setting there is. Read once by a composition root, then taken apart: components get plain values.
 
 Precedence: command-line flags, then ``PLAUDIT_…`` environment (``PLAUDIT_SERVING__PORT=9001``), then the TOML file,
-then the defaults below. Nothing else reads the environment.
+then the defaults below. Nothing else reads the environment, but a fine-tuning job, which is told there where
+the store is.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from plaudit.core.errors import ConfigError
@@ -40,12 +41,16 @@ class ServingSettings(_Section):
     """Where models run. Asking for `cuda` where there is none is an error, never a silent fallback."""
     threads: Count = 1
     """Threads one model evaluation may use."""
+    workers: Count | None = None
+    """Evaluations of one model that may run at once; None: as many as there are cores for."""
     max_batch: Count = 8
-    """The most requests that share one model evaluation."""
-    queue_limit: Count = 256
-    """Requests that may wait; one more is refused at once with RESOURCE_EXHAUSTED."""
-    decode_threads: Count = 2
-    """Threads that decode images and sounds."""
+    """The most requests that share one model evaluation; what is best for a model, up to this, is measured when it is
+    loaded."""
+    queue_limit: Count = 48
+    """Requests of one model that may be decoded, wait or be computed; one more is refused at once with
+    RESOURCE_EXHAUSTED."""
+    max_calls: Count = 512
+    """Calls that may be open at once, streams included; each has a thread. One more is refused at once."""
     max_message_bytes: Count = 16 * 1024 * 1024
     """The largest gRPC message taken."""
     max_image_bytes: Count = 8 * 1024 * 1024
@@ -81,29 +86,44 @@ class LogSettings(_Section):
     """FULL survives power loss; NORMAL survives kill -9 but can lose the last commits on power loss."""
 
 
+class StoreSettings(_Section):
+    """[store] The experience store: what the learners keep of decisions and feedback."""
+
+    url: SecretStr | None = None
+    """Where it is: `postgresql://user:password@host/database` for several learners; None: a SQLite file in the data
+    directory, for one."""
+    retention_s: Positive = 90 * 86_400.0
+    """How long decisions stay, with their content and feedback; at least `serving.feedback_window_s`."""
+
+
 class PolicySettings(_Section):
     """[policy] How answers are picked and how the head learns."""
 
-    floor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.02
+    floor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
     """Exploration floor: probability mass spread evenly over the allowed actions."""
-    beta: Positive = 0.05
+    beta: Positive = 0.03
     """Temperature of the policy improvement π ∝ π_ref·exp(q/β): the price of moving away from the base policy."""
-    optimism: Annotated[float, Field(ge=0.0)] = 1.5
+    optimism: Annotated[float, Field(ge=0.0)] = 3.0
     """How many posterior standard deviations are added to the predicted reward of an answer hardly tried."""
     benefit_of_doubt: Annotated[float, Field(ge=0.0)] = 1.0
-    """How many posterior standard deviations the base policy is given before other answers are tried."""
+    """How many posterior standard deviations a sure base policy is given before other answers are tried."""
     reference_mix: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """How far the base policy is loosened towards uniform where feedback knows better."""
     reward_low: Annotated[float, Field(le=0.0)] = -0.2
     """The lowest predicted reward that is believed."""
-    prior_precision: Positive = 2.0
+    exclusivity: Share = 0.1
+    """How much praise of one answer speaks against each other one, in thumbs; 0 where several may be right at once."""
+    prior_precision: Positive = 1.0
     """λ of the Bayesian ridge reward model, in thumbs."""
-    base_precision: Positive = 8.0
+    base_precision: Positive = 4.0
     """λ of what the base policy thinks of an answer: that many thumbs' worth of trust in it."""
-    embedding_scale: Annotated[float, Field(ge=0.0)] = 0.0
-    """Weight of the embedding beside the base probabilities among the reward model's features; 0 leaves it out."""
+    embedding_features: Annotated[int, Field(ge=0, multiple_of=2)] = 192
+    """Features made of the embedding, which count where the base policy is unsure; 0 leaves the embedding out."""
+    embedding_precision: Positive = 0.1
+    """λ of the embedding's features, in thumbs."""
     max_kl: Positive = 0.2
-    """The most one head refresh may move the policy, as mean KL divergence on recent contexts, in nats."""
+    """The most one head refresh may move the policy, as mean KL divergence on recent contexts, in nats; contexts count
+    as far as the base policy is sure of them."""
 
 
 class LearnerSettings(_Section):
@@ -176,6 +196,15 @@ class CanarySettings(_Section):
     """Experiences after which a trial ends without proof, and live goes on serving everybody."""
 
 
+class ConsoleSettings(_Section):
+    """[console] The web page to try the model and watch the loop."""
+
+    host: str = "127.0.0.1"
+    """Address the page listens on. Whoever reaches it can ask the model and send feedback."""
+    port: Port | None = None
+    """Port of the page; 0 picks a free one. None: `plaudit up` serves no page."""
+
+
 class PretrainSettings(_Section):
     """[pretrain] Supervised training on a labelled data folder."""
 
@@ -212,12 +241,14 @@ class Settings(BaseSettings):
     """[model] Name, modalities and actions; see "Describe your model" in the README."""
     serving: ServingSettings = ServingSettings()
     log: LogSettings = LogSettings()
+    store: StoreSettings = StoreSettings()
     policy: PolicySettings = PolicySettings()
     learner: LearnerSettings = LearnerSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     gate: GateSettings = GateSettings()
     canary: CanarySettings = CanarySettings()
     pretrain: PretrainSettings = PretrainSettings()
+    console: ConsoleSettings = ConsoleSettings()
 
     @classmethod
     def settings_customise_sources(
@@ -230,6 +261,15 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Only what :func:`load_settings` hands in: it alone decides what takes precedence."""
         return (init_settings,)
+
+    @model_validator(mode="after")
+    def _feedback_outlives_no_decision(self) -> Self:
+        if self.store.retention_s < self.serving.feedback_window_s:
+            raise ValueError(
+                f"store.retention_s: {self.store.retention_s:g} is less than serving.feedback_window_s "
+                f"({self.serving.feedback_window_s:g}); feedback would outlive the decision it is about"
+            )
+        return self
 
     def spec(self) -> ModelSpec:
         """The model's contract. Raises ConfigError if the [model] table is missing or wrong."""

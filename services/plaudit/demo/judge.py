@@ -60,4 +60,4 @@ def _embed(model: ServableModel, examples: Sequence[Example]) -> tuple[_Float32,
         for each in examples
     ]
     batches = [model.trunk(assemble(SPEC, rows[start : start + _BATCH])) for start in range(0, len(rows), _BATCH)]
-    return np.concatenate([embedding for embedding, _ in batches]), np.concatenate([logits for _, logits in batches])
+    return np.concatenate([each.embedding for each in batches]), np.concatenate([each.base_logits for each in batches])

@@ -1,12 +1,11 @@
 """Joins concurrent callers into one call of something that takes a list. Knows nothing about what the items are.
 
-Greedy: as soon as the function is free, it gets whatever waits; there is no timer, so an idle server adds no delay and
-a busy one finds its batches full.
+Greedy: as soon as a worker is free, it gets whatever waits; there is no timer, so an idle server adds no delay and a
+busy one finds its batches full. How many may wait is decided where callers are let in (admission.py).
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
 import threading
@@ -14,119 +13,163 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
-from plaudit.core.errors import Draining, Expired, Overloaded
+from plaudit.core.errors import Draining, Expired
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+Run = Callable[[Sequence[Item]], Sequence[Result | Exception]]
+"""Items → results, one each and in their order. A result that is an exception is the outcome of its item alone; an
+exception that is raised fails the batch and no other."""
 
-@dataclass(slots=True, frozen=True, eq=False)
+
+class Gone(Exception):
+    """The caller left before its batch began; nobody waits for this outcome."""
+
+
+def _always() -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who waits for an answer.
+
+    Attributes:
+        deadline_s: on the clock of ``time.monotonic``; what is not begun by then is not computed.
+        waits: False once the caller has left.
+    """
+
+    deadline_s: float = math.inf
+    waits: Callable[[], bool] = _always
+
+
+ANYBODY: Final = Caller()
+
+
 class _Waiting(Generic[Item, Result]):
-    item: Item
-    future: asyncio.Future[Result]
-    deadline_s: float
+    """One item on its way; a lock is the cheapest thing a thread can wait for."""
+
+    __slots__ = ("_answered", "_outcome", "caller", "item")
+
+    def __init__(self, item: Item, caller: Caller) -> None:
+        self.item = item
+        self.caller = caller
+        self._answered = threading.Lock()
+        self._answered.acquire()
+
+    def answer(self, outcome: Result | Exception) -> None:
+        self._outcome = outcome
+        self._answered.release()
+
+    def outcome(self) -> Result | Exception:
+        self._answered.acquire()
+        return self._outcome
 
 
 class Batcher(Generic[Item, Result]):
-    """Callers on one event loop, the function on a thread of its own.
+    """Callers on threads of their own; batches on one worker thread for each of ``runs``.
 
     A caller that has left, or whose deadline has passed, is never computed. Whatever happens to one caller, the others
     of its batch get their answers.
 
     Args:
-        run: items → results, one each and in their order. A result that is an exception is raised to its caller alone;
-            an exception that ``run`` raises fails this batch and no other.
-        name: what the queue is called in errors, and the thread.
-        max_batch: the most items of one call.
-        queue_limit: the most that may wait.
+        runs: what computes a batch, one for each worker; each is only ever called by its own.
+        name: what the workers' threads are called.
+        max_batch: the most items of one call; asked before each.
     """
 
-    def __init__(
-        self,
-        run: Callable[[Sequence[Item]], Sequence[Result | Exception]],
-        *,
-        name: str,
-        max_batch: int,
-        queue_limit: int,
-    ) -> None:
-        self._run = run
+    def __init__(self, runs: Sequence[Run[Item, Result]], *, name: str, max_batch: Callable[[], int]) -> None:
         self._name = name
         self._max_batch = max_batch
-        self._queue_limit = queue_limit
         self._queue: SimpleQueue[_Waiting[Item, Result] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._workers = [
+            threading.Thread(target=self._work, args=(run,), name=f"{name}-{number}", daemon=True)
+            for number, run in enumerate(runs)
+        ]
+        self._closing = threading.Lock()
         self._closed = False
+        self._taken = 0
 
     def start(self) -> None:
-        """To be called on the event loop of the callers."""
-        self._loop = asyncio.get_running_loop()
-        self._thread.start()
+        for worker in self._workers:
+            worker.start()
 
-    async def close(self) -> None:
-        """Refuse new items, compute those that wait, end the thread."""
-        self._closed = True
-        self._queue.put(None)
-        await asyncio.to_thread(self._thread.join)
+    def close(self) -> None:
+        """Refuse new items, compute those that wait, end the threads."""
+        with self._closing:
+            self._closed = True
+            for _ in self._workers:
+                self._queue.put(None)
+        for worker in self._workers:
+            worker.join()
+
+    @property
+    def taken(self) -> int:
+        """Items that were ever taken in."""
+        return self._taken
 
     def waiting(self) -> int:
         return self._queue.qsize()
 
-    async def submit(self, item: Item, deadline_s: float = math.inf) -> Result:
-        """The result for ``item``.
+    def submit(self, items: Sequence[Item], caller: Caller = ANYBODY) -> list[Result | Exception]:
+        """The outcome of each item, in their order. Blocks until all are there.
 
-        Args:
-            deadline_s: on the clock of ``time.monotonic``; later than that, the item is not computed.
+        An outcome is an exception where ``run`` gave or raised one, where the deadline passed before the batch began
+        (Expired), and where the caller had left (Gone).
 
         Raises:
-            Overloaded: the queue is full.
-            Expired: the deadline passed before its batch began.
             Draining: the batcher is closed.
-            Exception: what ``run`` raised for this batch, or returned for this item.
         """
-        if self._closed:
-            raise Draining
-        if self._queue.qsize() >= self._queue_limit:
-            raise Overloaded(f"the queue of {self._name}", self._queue_limit)
-        future: asyncio.Future[Result] = self._loop.create_future()
-        self._queue.put(_Waiting(item, future, deadline_s))
-        return await future
+        waiting = [_Waiting[Item, Result](item, caller) for item in items]
+        with self._closing:
+            if self._closed:
+                raise Draining
+            for each in waiting:
+                self._queue.put(each)
+            self._taken += len(waiting)
+        return [each.outcome() for each in waiting]
 
-    def _work(self) -> None:
+    def ask(self, item: Item, caller: Caller = ANYBODY) -> Result:
+        """The result for one item; raises what :meth:`submit` would give or raise."""
+        (outcome,) = self.submit((item,), caller)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def _work(self, run: Run[Item, Result]) -> None:
         while (first := self._queue.get()) is not None:
             batch = [first]
+            max_batch = self._max_batch()
             with contextlib.suppress(Empty):
-                while len(batch) < self._max_batch:
+                while len(batch) < max_batch:
                     following = self._queue.get_nowait()
                     if following is None:
                         self._queue.put(None)
                         break
                     batch.append(following)
-            self._compute(batch)
+            self._compute(run, batch)
 
-    def _compute(self, batch: Sequence[_Waiting[Item, Result]]) -> None:
+    def _compute(self, run: Run[Item, Result], batch: Sequence[_Waiting[Item, Result]]) -> None:
         now_s = time.monotonic()
-        wanted = [waiting for waiting in batch if not waiting.future.done()]
-        due = [waiting for waiting in wanted if waiting.deadline_s > now_s]
-        outcomes: list[Result | Exception] = []
-        if due:
-            try:
-                outcomes.extend(self._run([waiting.item for waiting in due]))
-                if len(outcomes) != len(due):
-                    raise RuntimeError(f"{self._name} gave {len(outcomes)} results for {len(due)} items")
-            except Exception as error:
-                outcomes = [error] * len(due)
-        expired = [(waiting, Expired()) for waiting in wanted if waiting.deadline_s <= now_s]
-        with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits any more
-            self._loop.call_soon_threadsafe(_answer, [*zip(due, outcomes, strict=True), *expired])
-
-
-def _answer(answers: Sequence[tuple[_Waiting[Item, Result], Result | Exception]]) -> None:
-    for waiting, outcome in answers:
-        if waiting.future.done():  # its caller left while it was computed
-            continue
-        if isinstance(outcome, Exception):
-            waiting.future.set_exception(outcome)
-        else:
-            waiting.future.set_result(outcome)
+        due = []
+        for waiting in batch:
+            if waiting.caller.deadline_s <= now_s:
+                waiting.answer(Expired())
+            elif not waiting.caller.waits():
+                waiting.answer(Gone())
+            else:
+                due.append(waiting)
+        if not due:
+            return
+        outcomes: Sequence[Result | Exception]
+        try:
+            outcomes = run([waiting.item for waiting in due])
+            if len(outcomes) != len(due):
+                raise RuntimeError(f"{self._name} gave {len(outcomes)} results for {len(due)} items")
+        except Exception as error:
+            outcomes = [error] * len(due)
+        for waiting, outcome in zip(due, outcomes, strict=True):
+            waiting.answer(outcome)

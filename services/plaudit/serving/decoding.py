@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import numpy.typing as npt
 
@@ -14,24 +14,6 @@ from plaudit_models.preprocess import InvalidContent, Limits, decode
 from plaudit_models.spec import Modality, ModelSpec
 
 Arrays = Mapping[str, npt.NDArray[Any]]
-
-_CHEAP_TEXT_CHARACTERS: Final = 512
-_CHEAP_TENSOR_BYTES: Final = 256 * 1024
-
-
-def is_cheap(content: Mapping[str, Content]) -> bool:
-    """True if decoding takes less time than handing it to another thread."""
-    for part in content.values():
-        match part:
-            case EncodedContent():
-                return False
-            case TextContent(text):
-                if len(text) > _CHEAP_TEXT_CHARACTERS:
-                    return False
-            case TensorContent(array):
-                if array.nbytes > _CHEAP_TENSOR_BYTES:
-                    return False
-    return True
 
 
 def check_modalities(content: Mapping[str, Content], spec: ModelSpec) -> None:
@@ -52,6 +34,10 @@ def check_modalities(content: Mapping[str, Content], spec: ModelSpec) -> None:
         # A tensor may stand for any modality: it is what decoding would have made of it.
         if given not in ("tensor", modality.kind):
             raise InvalidInput(f'content["{name}"]', f"is {given}, but this modality takes {modality.kind}")
+    if len(content) < len(spec.modalities):
+        missing = [name for name, modality in spec.modalities.items() if modality.required and name not in content]
+        if missing:
+            raise InvalidInput(f'content["{missing[0]}"]', f"is missing; {spec.name!r} cannot answer without {missing}")
 
 
 def decode_content(content: Mapping[str, Content], model: ServableModel, limits: Limits) -> Arrays:

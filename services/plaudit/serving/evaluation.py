@@ -1,6 +1,6 @@
 """One batch of decoded requests → for each an action with its propensity, and the features it was picked from.
 
-Runs on the model's thread. Knows nothing about queues, ids or answers.
+Runs on a worker's thread. Knows nothing about queues, ids or answers.
 
 Notation:
     b: batch size, d: embedding size, a: number of actions
@@ -8,16 +8,19 @@ Notation:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
+import numpy.typing as npt
 
 from plaudit.core.ports import ServableModel
 from plaudit.serving.decoding import Arrays
 from plaudit.serving.metrics import ServingMetrics
 from plaudit_models.policy import Bool, Float32, Float64, probabilities, sample
-from plaudit_models.preprocess import assemble
+from plaudit_models.preprocess import Batch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,12 +31,14 @@ class Question:
         inputs: graph inputs by modality name, without the batch axis.
         allowed: ``[a]``, True where the action may be picked; at least one.
         greedy: pick the most probable action.
+    outputs: native outputs of an imported graph that are wanted too.
     """
 
     model: ServableModel
     inputs: Arrays
     allowed: Bool
     greedy: bool = False
+    outputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +51,7 @@ class Evaluated:
         probabilities: ``[a]``, of the policy, exploration floor included.
         action: index of the action picked.
         propensity: probability with which it was picked; 1 if greedy.
+    native: the native outputs that were asked for, without the batch axis.
     """
 
     embedding: Float32
@@ -53,46 +59,57 @@ class Evaluated:
     probabilities: Float64
     action: int
     propensity: float
+    native: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
 
 class Evaluator:
-    """Args:
-    seed: of the sampling; None is fresh entropy.
+    """One worker's; not for several threads.
+
+    Args:
+        capacity: the most questions of one batch.
+        rng: of the sampling.
     """
 
-    def __init__(self, metrics: ServingMetrics, seed: int | None = None) -> None:
+    def __init__(self, metrics: ServingMetrics, capacity: int, rng: np.random.Generator) -> None:
         self._metrics = metrics
-        self._rng = np.random.default_rng(seed)
+        self._capacity = capacity
+        self._rng = rng
+        self._buffers: WeakKeyDictionary[ServableModel, Batch] = WeakKeyDictionary()
 
     def run(self, questions: Sequence[Question]) -> list[Evaluated | Exception]:
         """Answers in the order of the questions.
 
         A batch that spans a swap holds questions of two versions; each version runs on its own, and one that fails
-        fails its own questions alone.
+        fails its own questions alone. So do inputs of different free lengths.
         """
         self._metrics.batch_requests.observe(len(questions))
-        by_model: dict[int, list[int]] = {}
+        groups: dict[Hashable, list[int]] = {}
         for place, question in enumerate(questions):
-            by_model.setdefault(id(question.model), []).append(place)
-        answers: dict[int, Evaluated | Exception] = {}
-        for places in by_model.values():
+            groups.setdefault(_shares_arrays_with(question), []).append(place)
+        answers: list[Evaluated | Exception] = [RuntimeError("not evaluated")] * len(questions)
+        for places in groups.values():
             group = [questions[place] for place in places]
             with self._metrics.inference_seconds.time():
                 try:
                     outcomes: Sequence[Evaluated | Exception] = self._evaluate(group[0].model, group)
                 except Exception as error:
                     outcomes = [error] * len(group)
-            answers.update(zip(places, outcomes, strict=True))
-        return [answers[place] for place in range(len(questions))]
+            for place, outcome in zip(places, outcomes, strict=True):
+                answers[place] = outcome
+        return answers
 
     def _evaluate(self, model: ServableModel, group: Sequence[Question]) -> Sequence[Evaluated | Exception]:
         manifest = model.manifest
-        embedding, base_logits = model.trunk(assemble(manifest.spec, [question.inputs for question in group]))
+        buffer = self._buffers.get(model)
+        if buffer is None:
+            buffer = self._buffers[model] = Batch(manifest.spec, self._capacity)
+        wanted = list(dict.fromkeys(name for question in group for name in question.outputs))
+        embedding, base_logits, native = model.trunk(buffer.fill([question.inputs for question in group]), wanted)
         scores = model.head(embedding, base_logits)  # [b, a]
         finite: Bool = np.asarray(np.isfinite(scores).all(axis=1))
-        policy = probabilities(
-            np.where(finite[:, None], scores, 0.0), np.stack([question.allowed for question in group]), manifest.floor
-        )
+        if not finite.all():
+            scores = np.where(finite[:, None], scores, 0.0)
+        policy = probabilities(scores, np.stack([question.allowed for question in group]), manifest.floor)
         best = policy.argmax(axis=1).tolist()
         sampled = sample(policy, self._rng.random(len(group))).tolist()
         outcomes: list[Evaluated | Exception] = []
@@ -103,5 +120,22 @@ class Evaluator:
             action = best[row] if question.greedy else sampled[row]
             # Rows sum to 1 but for rounding; a probability is never above it.
             propensity = 1.0 if question.greedy else min(1.0, float(policy[row, action]))
-            outcomes.append(Evaluated(embedding[row], base_logits[row], policy[row], action, propensity))
+            outcomes.append(
+                Evaluated(
+                    embedding[row],
+                    base_logits[row],
+                    policy[row],
+                    action,
+                    propensity,
+                    {name: native[name][row] for name in question.outputs},
+                )
+            )
         return outcomes
+
+
+def _shares_arrays_with(question: Question) -> Hashable:
+    """Questions with an equal key fit into the same arrays."""
+    model = question.model
+    if not model.manifest.spec.has_free_lengths:
+        return id(model)
+    return id(model), *((name, array.shape) for name, array in sorted(question.inputs.items()))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -15,8 +13,9 @@ from plaudit.core.errors import InvalidInput, InvalidPredictionId, PlauditError,
 from plaudit.core.events import Correction, Feedback, Preference, Retract, Signal
 from plaudit.core.ports import Appended, EventLog, ModelRegistry
 from plaudit.core.prediction_id import PredictionIds
-from plaudit.serving.batcher import Batcher
-from plaudit.serving.live_model import LiveModel
+from plaudit.serving.admission import Admission
+from plaudit.serving.batcher import ANYBODY, Batcher, Caller
+from plaudit.serving.catalog import ServedModels
 from plaudit.serving.metrics import ServingMetrics
 from plaudit_models.bundle import CorruptBundle
 from plaudit_models.spec import ModelSpec
@@ -59,19 +58,18 @@ class Receipt:
 
 
 class FeedbackRecorder:
-    """Args:
-    models: what is served, by name.
-    io: for the look-ups of receipts.
-    clock: UTC seconds since the epoch.
+    """Runs on its callers' threads; one thread appends for all of them.
+
+    Args:
+        clock: UTC seconds since the epoch.
     """
 
     def __init__(
         self,
-        models: Mapping[str, LiveModel],
+        models: ServedModels,
         log: EventLog,
         ids: PredictionIds,
         metrics: ServingMetrics,
-        io: Executor,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -79,48 +77,67 @@ class FeedbackRecorder:
         self._log = log
         self._ids = ids
         self._metrics = metrics
-        self._io = io
         self._clock = clock
+        self._admission = Admission("the queue of feedback", _QUEUE_LIMIT)
         self._writer: Batcher[FeedbackRequest, Appended] = Batcher(
-            self._append, name="feedback", max_batch=_MAX_BATCH, queue_limit=_QUEUE_LIMIT
+            [self._append], name="feedback", max_batch=lambda: _MAX_BATCH
         )
 
     def start(self) -> None:
         self._writer.start()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Everything that was taken in is durable after this."""
-        await self._writer.close()
+        self._writer.close()
 
-    async def send(self, request: FeedbackRequest, deadline_s: float) -> bool:
+    def send(self, request: FeedbackRequest, caller: Caller = ANYBODY) -> bool:
         """Returns when the feedback is durable; True if its id was there before, so that nothing was added.
 
         Raises:
             InvalidInput, ExpiredPredictionId: it is refused.
             LogUnavailable, Overloaded, Expired: nothing was recorded.
         """
-        kind = type(request.signal).__name__.lower()
-        try:
-            with self._metrics.feedback_ack_seconds.time():
-                self._check(request)
-                appended = await self._writer.submit(request, deadline_s)
-        except PlauditError:
-            self._metrics.feedback.labels(kind, "refused").inc()
-            raise
-        self._metrics.feedback.labels(kind, "duplicate" if appended.duplicate else "accepted").inc()
-        return appended.duplicate
+        (outcome,) = self.send_all([request], caller)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
-    async def receipt(self, feedback_id: str) -> Receipt:
+    def send_all(self, requests: Sequence[FeedbackRequest], caller: Caller = ANYBODY) -> Sequence[bool | Exception]:
+        """What :meth:`send` returns or raises, for each of them; they become durable together."""
+        outcomes: list[bool | Exception] = [False] * len(requests)
+        fine = []
+        with self._metrics.feedback_ack_seconds.time():
+            for place, request in enumerate(requests):
+                try:
+                    self._check(request)
+                except PlauditError as error:
+                    outcomes[place] = error
+                else:
+                    fine.append(place)
+            try:
+                with self._admission.places(len(fine)):
+                    appended = self._writer.submit([requests[place] for place in fine], caller)
+            except PlauditError as error:
+                appended = [error] * len(fine)
+        for place, outcome in zip(fine, appended, strict=True):
+            outcomes[place] = outcome if isinstance(outcome, Exception) else outcome.duplicate
+        for request, result in zip(requests, outcomes, strict=True):
+            status = "refused" if isinstance(result, Exception) else "duplicate" if result else "accepted"
+            self._metrics.feedback.labels(type(request.signal).__name__.lower(), status).inc()
+        return outcomes
+
+    def receipt(self, feedback_id: str) -> Receipt:
         """Raises UnknownFeedback if it was never recorded, InvalidInput if the id cannot be one."""
         _check_id("feedback_id", feedback_id)
-        return await asyncio.get_running_loop().run_in_executor(self._io, self._receipt, feedback_id)
+        return self._receipt(feedback_id)
 
     def _check(self, request: FeedbackRequest) -> None:
         _check_id("feedback_id", request.feedback_id)
         prediction = self._ids.check(request.prediction_id, now_s=self._clock())
-        live = self._models.get(prediction.model)
-        if live is None:
-            raise InvalidPredictionId(f"is of the model {prediction.model!r}; served here are {sorted(self._models)}")
+        served = self._models.get(prediction.model)
+        if served is None:
+            raise InvalidPredictionId(f"is of the model {prediction.model!r}; served here are {self._models.names()}")
+        live = served.live
         match request.signal:
             case Correction(action):
                 _check_action("correction", action, live.serving().manifest.spec)
@@ -146,10 +163,11 @@ class FeedbackRecorder:
         recorded_at_s = self._log.feedback_recorded(feedback_id)
         if recorded_at_s is None:
             raise UnknownFeedback(feedback_id)
-        if len(self._models) != 1:
+        served = self._models.all()
+        if len(served) != 1:
             # The log does not say which model a piece of feedback is about.
             return Receipt(feedback_id, ReceiptState.RECORDED, recorded_at_s)
-        registry = next(iter(self._models.values())).registry
+        registry = served[0].live.registry
         used = _first_that_read_past(registry, recorded_at_s)
         if used is None:
             return Receipt(feedback_id, ReceiptState.RECORDED, recorded_at_s)

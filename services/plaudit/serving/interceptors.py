@@ -5,16 +5,20 @@ The table here is the only place where a class of error meets a gRPC status.
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, NoReturn
 
 import grpc
 import structlog
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
 
 from plaudit.core import errors
+from plaudit.serving.batcher import Gone
 from plaudit.serving.metrics import ServingMetrics
 
 STATUSES: Final[Mapping[type[errors.PlauditError], grpc.StatusCode]] = {
@@ -33,7 +37,10 @@ STATUSES: Final[Mapping[type[errors.PlauditError], grpc.StatusCode]] = {
 }
 """The nearest class an error is of decides."""
 
-_OURS: Final = "/plaudit.v1."
+_OURS: Final = {"/plaudit.v1.": "", "/inference.": "inference."}
+"""Prefixes of the methods that are wrapped, and what stands for them in metrics."""
+_RETRY_S: Final = 0.05
+"""When a caller who found the queue full may try again: a full queue is worked off in about that time."""
 
 logger = structlog.get_logger(__name__)
 
@@ -48,26 +55,28 @@ def status_of(error: Exception, method: str) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.INTERNAL, f"internal error; the server's log tells more under the reference {reference}"
 
 
-class Calls(grpc.aio.ServerInterceptor):
-    """Wraps every method of the services in ``plaudit.v1``; leaves health and reflection alone."""
+class Calls(grpc.ServerInterceptor):
+    """Wraps every method of our services; leaves health and reflection alone."""
 
     def __init__(self, metrics: ServingMetrics) -> None:
         self._metrics = metrics
         self._wrapped: dict[str, Any] = {}
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
+    def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Any], handler_call_details: grpc.HandlerCallDetails
     ) -> Any:
-        method = str(handler_call_details.method)
-        if method in self._wrapped:
-            return self._wrapped[method]
-        handler = await continuation(handler_call_details)
-        if handler is None or not method.startswith(_OURS):
-            return handler
-        self._wrapped[method] = self._wrap(handler, method.removeprefix(_OURS))
-        return self._wrapped[method]
+        method = handler_call_details.method
+        wrapped = self._wrapped.get(method)
+        if wrapped is not None:
+            return wrapped
+        handler = continuation(handler_call_details)
+        if handler is None:
+            return None
+        for prefix, stands_for in _OURS.items():
+            if method.startswith(prefix):
+                self._wrapped[method] = self._wrap(handler, stands_for + method.removeprefix(prefix))
+                return self._wrapped[method]
+        return handler
 
     def _wrap(self, handler: Any, method: str) -> Any:
         codecs = {
@@ -80,19 +89,16 @@ class Calls(grpc.aio.ServerInterceptor):
             return grpc.unary_stream_rpc_method_handler(self._stream(handler.unary_stream, method), **codecs)
         return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream, method), **codecs)
 
-    def _unary(self, behaviour: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
+    def _unary(self, behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
         ok = self._metrics.requests.labels(method, "OK")
         seconds = self._metrics.request_seconds.labels(method)
 
-        async def call(request: Any, context: Any) -> Any:
+        def call(request: Any, context: Any) -> Any:
             started_s = time.perf_counter()
             try:
-                answer = await behaviour(request, context)
+                answer = behaviour(request, context)
             except Exception as error:
-                await self._abort(error, method, context)
-            except asyncio.CancelledError:
-                self._metrics.requests.labels(method, "CANCELLED").inc()
-                raise
+                self._abort(error, method, context)
             else:
                 ok.inc()
                 return answer
@@ -101,15 +107,14 @@ class Calls(grpc.aio.ServerInterceptor):
 
         return call
 
-    def _stream(self, behaviour: Callable[..., AsyncIterator[Any]], method: str) -> Callable[..., AsyncIterator[Any]]:
-        async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+    def _stream(self, behaviour: Callable[..., Iterator[Any]], method: str) -> Callable[..., Iterator[Any]]:
+        def call(request: Any, context: Any) -> Iterator[Any]:
             started_s = time.perf_counter()
             try:
-                async for answer in behaviour(request, context):
-                    yield answer
+                yield from behaviour(request, context)
             except Exception as error:
-                await self._abort(error, method, context)
-            except (asyncio.CancelledError, GeneratorExit):
+                self._abort(error, method, context)
+            except GeneratorExit:
                 self._metrics.requests.labels(method, "CANCELLED").inc()
                 raise
             else:
@@ -119,7 +124,22 @@ class Calls(grpc.aio.ServerInterceptor):
 
         return call
 
-    async def _abort(self, error: Exception, method: str, context: Any) -> None:
+    def _abort(self, error: Exception, method: str, context: Any) -> NoReturn:
+        if isinstance(error, Gone) or not context.is_active():
+            self._metrics.requests.labels(method, "CANCELLED").inc()
+            context.abort(grpc.StatusCode.CANCELLED, "the caller has left")
         code, text = status_of(error, method)
         self._metrics.requests.labels(method, code.name).inc()
-        await context.abort(code, text)
+        if isinstance(error, errors.Overloaded):
+            context.abort_with_status(_retry_later(code, text))
+        context.abort(code, text)
+        raise AssertionError("abort raises")
+
+
+def _retry_later(code: grpc.StatusCode, text: str) -> Any:
+    """A status with a hint that clients and proxies understand: ``google.rpc.RetryInfo``."""
+    status = Status(code=code.value[0], message=text)
+    delay = Duration()
+    delay.FromNanoseconds(round(_RETRY_S * 1e9))
+    status.details.add().Pack(RetryInfo(retry_delay=delay))
+    return rpc_status.to_status(status)

@@ -1,8 +1,8 @@
 """Holds the version that serves, and follows the registry: load beside, prove, warm, flip one reference.
 
 Requests read ``current`` once and use that object to the end, so a version that was replaced drains by itself and is
-released with its last request. Knows nothing about threads: whoever owns it calls :meth:`LiveModel.step`, off the event
-loop and off the model's thread.
+released with its last request. Knows nothing about threads: whoever owns it calls :meth:`LiveModel.step`, on a thread
+that neither answers requests nor evaluates models.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from plaudit.core.errors import NoLiveModel, UnprovenVersion
 from plaudit.core.events import Role
 from plaudit.core.ports import ModelRegistry, ModelRuntime, ServableModel
 from plaudit.core.rollout import Rollout, on_trial
+from plaudit.serving.capacity import best_batch
 from plaudit.serving.metrics import ServingMetrics
 from plaudit_models.bundle import CorruptBundle
 
@@ -41,7 +42,7 @@ class LiveModel:
 
     Args:
         registry: what to follow.
-        batch_sizes: what a version is warmed for before it serves.
+        max_batch: the most requests of one evaluation.
         clock: monotonic, seconds; paces how often a version that failed is tried again.
     """
 
@@ -51,7 +52,7 @@ class LiveModel:
         runtime: ModelRuntime,
         metrics: ServingMetrics,
         *,
-        batch_sizes: Sequence[int],
+        max_batch: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.registry = registry
@@ -60,7 +61,8 @@ class LiveModel:
         self.rollout = Rollout(registry.model)
         self._runtime = runtime
         self._metrics = metrics
-        self._batch_sizes = batch_sizes
+        self._max_batch = max_batch
+        self._caps: dict[str, int] = {}
         self._clock = clock
         self._loaded: dict[int, ServableModel] = {}
         self._failures: dict[int, _Failure] = {}
@@ -82,6 +84,19 @@ class LiveModel:
         if trial is not None and on_trial(trial[0], user_id):
             return trial[1], Role.CANDIDATE
         return self.serving(), Role.LIVE
+
+    @property
+    def batch_cap(self) -> int:
+        """The most requests that one evaluation of the live version should hold, as measured when it was loaded."""
+        model = self.current
+        return self._max_batch if model is None else self._caps.get(model.manifest.trunk_digest, self._max_batch)
+
+    def loaded(self, version: int) -> ServableModel | None:
+        """A version that is kept loaded, whether it serves or not."""
+        return self._loaded.get(version)
+
+    def loaded_versions(self) -> Sequence[int]:
+        return sorted(self._loaded)
 
     def step(self) -> None:
         """Look at the registry once and do what its rollout asks for.
@@ -168,7 +183,11 @@ class LiveModel:
         except CorruptBundle as error:
             self._metrics.failed_proofs.labels(self.name).inc()
             raise UnprovenVersion(version, str(error)) from error
-        model.warm(self._batch_sizes)
+        digest = model.manifest.trunk_digest
+        if digest not in self._caps:
+            self._caps[digest] = best_batch(lambda size: model.warm([size], again=True), self._max_batch)
+            logger.info("batch_cap", model=self.name, version=version, requests=self._caps[digest])
+        model.warm(range(1, self._caps[digest] + 1))
         return model
 
     def _release(self, rollout: Rollout) -> None:
@@ -177,6 +196,8 @@ class LiveModel:
         serving = None if self.current is None else self.current.manifest.version
         self._loaded = {v: model for v, model in self._loaded.items() if v in named or v == serving}
         self._failures = {v: failure for v, failure in self._failures.items() if v in named}
+        trunks = {model.manifest.trunk_digest for model in self._loaded.values()}
+        self._caps = {digest: cap for digest, cap in self._caps.items() if digest in trunks}
 
     def _complain(self, problem: str) -> None:
         """Once per problem, not once per look."""

@@ -28,14 +28,14 @@ class ServingMetrics:
             registry=registry,
         )
         self.queue_requests = Gauge(
-            "plaudit_serving_queue_requests", "Requests that wait for the model.", registry=registry
+            "plaudit_serving_queue_requests", "Requests that wait for the model.", ["model"], registry=registry
         )
         self.batch_requests = Histogram(
             "plaudit_serving_batch_requests", "Requests that shared one batch.", buckets=_BATCH, registry=registry
         )
         self.decode_seconds = Histogram(
             "plaudit_serving_decode_seconds",
-            "Decoding of one request's content, waiting for a thread included.",
+            "Decoding of one request's content.",
             buckets=_FAST_S,
             registry=registry,
         )

@@ -6,63 +6,57 @@ that fails its proof is refused before anybody is told to serve it, and once the
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import structlog
 
 from plaudit.core.errors import InvalidInput, RolloutMoved, UnknownVersion, UnprovenVersion
 from plaudit.core.events import RolloutChanged
 from plaudit.core.rollout import Change, Rollout, pin, promote, rollback, unpin
+from plaudit.serving.batcher import ANYBODY, Caller
+from plaudit.serving.catalog import ServedModels
 from plaudit.serving.decisions import DecisionRecorder
+from plaudit.serving.ending import Ending
 from plaudit.serving.live_model import LiveModel
-from plaudit.serving.predictor import pick_model
 from plaudit_models.bundle import CorruptBundle, Manifest
 
 _ATTEMPTS: Final = 10
-
-Result = TypeVar("Result")
 
 logger = structlog.get_logger(__name__)
 
 
 class Versions:
     """Args:
-    models: what is served, by name.
     recorder: where changes of the rollout are told.
-    io: the registry is read and written here, off the event loop.
     watch_interval_s: how often watchers look for a change.
     clock: UTC seconds since the epoch.
     """
 
     def __init__(
         self,
-        models: Mapping[str, LiveModel],
+        models: ServedModels,
         recorder: DecisionRecorder,
-        io: Executor,
         *,
         watch_interval_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._models = models
         self._recorder = recorder
-        self._io = io
         self._watch_interval_s = watch_interval_s
         self._clock = clock
 
-    async def all(self, model: str) -> tuple[Sequence[Manifest], Rollout]:
+    def all(self, model: str) -> tuple[Sequence[Manifest], Rollout]:
         """Every version whose manifest can be read, oldest first, and the present rollout. Raises UnknownModel."""
-        return await self._off_loop(_all, pick_model(self._models, model))
+        return _all(self._models.pick(model).live)
 
-    async def one(self, model: str, version: int) -> Manifest:
+    def one(self, model: str, version: int) -> Manifest:
         """Raises UnknownModel, UnknownVersion, UnprovenVersion (its manifest is damaged)."""
-        return await self._off_loop(_one, pick_model(self._models, model), version)
+        return _one(self._models.pick(model).live, version)
 
-    async def promote(self, model: str, version: int, expected: int, actor: str, reason: str) -> Rollout:
+    def promote(self, model: str, version: int, expected: int, actor: str, reason: str) -> Rollout:
         """Make ``version`` live.
 
         Args:
@@ -74,51 +68,49 @@ class Versions:
         if version < 1:
             raise InvalidInput("version", f"{version} is not a version; versions count from 1")
         reason = reason or f"version {version} was promoted"
-        return await self._change(model, expected, actor, reason, lambda now, how: promote(now, version, how))
+        return self._change(model, expected, actor, reason, lambda now, how: promote(now, version, how))
 
-    async def rollback(self, model: str, expected: int, actor: str, reason: str) -> Rollout:
+    def rollback(self, model: str, expected: int, actor: str, reason: str) -> Rollout:
         """Make the previous version live. Raises as :meth:`promote` does, and NoPreviousVersion."""
-        return await self._change(model, expected, actor, reason or "rolled back", rollback)
+        return self._change(model, expected, actor, reason or "rolled back", rollback)
 
-    async def pin(self, model: str, version: int, expected: int, actor: str, reason: str) -> Rollout:
+    def pin(self, model: str, version: int, expected: int, actor: str, reason: str) -> Rollout:
         """Make ``version`` live and keep it; 0 unpins. Raises as :meth:`promote` does."""
         if version < 0:
             raise InvalidInput("version", f"{version} is not a version; versions count from 1, and 0 unpins")
         if version == 0:
-            return await self._change(model, expected, actor, reason or "unpinned", unpin)
+            return self._change(model, expected, actor, reason or "unpinned", unpin)
         reason = reason or f"version {version} was pinned"
-        return await self._change(model, expected, actor, reason, lambda now, how: pin(now, version, how))
+        return self._change(model, expected, actor, reason, lambda now, how: pin(now, version, how))
 
-    async def watch(self, model: str, ending: asyncio.Event) -> AsyncIterator[Rollout]:
-        """The present rollout at once, then every change, until ``ending`` is set. Raises UnknownModel."""
-        live = pick_model(self._models, model)
-        seen = await self._off_loop(live.registry.rollout)
+    def watch(self, model: str, ending: Ending, caller: Caller = ANYBODY) -> Iterator[Rollout]:
+        """The present rollout at once, then every change, until the server ends or the caller leaves.
+
+        Raises:
+            UnknownModel: there is none of that name.
+        """
+        live = self._models.pick(model).live
+        seen = live.registry.rollout()
         yield seen
-        while not ending.is_set():
+        while not ending.is_set() and caller.waits():
             if live.rollout.generation > seen.generation:
-                for rollout in await self._off_loop(live.registry.ledger):
+                for rollout in live.registry.ledger():
                     if rollout.generation > seen.generation:
                         seen = rollout
                         yield rollout
-            try:
-                await asyncio.wait_for(ending.wait(), self._watch_interval_s)
-            except TimeoutError:
-                continue
+            ending.wait(self._watch_interval_s)
 
-    async def _change(
+    def _change(
         self, model: str, expected: int, actor: str, reason: str, transition: Callable[[Rollout, Change], Rollout]
     ) -> Rollout:
-        live = pick_model(self._models, model)
+        live = self._models.pick(model).live
         change = Change(actor=actor or "operator", time_s=self._clock(), reason=reason)
-        rollout = await self._off_loop(_apply, live, expected, change, transition)
+        rollout = _apply(live, expected, change, transition)
         facts = asdict(rollout)
         facts["time_s"] = facts.pop("changed_at_s")
         self._recorder.record(RolloutChanged(**facts))
         logger.info("rollout_changed", **facts)
         return rollout
-
-    async def _off_loop(self, function: Callable[..., Result], *args: Any) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._io, function, *args)
 
 
 def _all(live: LiveModel) -> tuple[Sequence[Manifest], Rollout]:

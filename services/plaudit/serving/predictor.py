@@ -1,33 +1,34 @@
 """The use case of prediction: content in; an action with its exact propensity out, signed and logged.
 
 Every request is bound to one version before it is decoded and stays with it to the end, whatever is swapped meanwhile:
-tokenizer, graphs, action set, floor, version number and digest always belong together. Knows no transport.
+tokenizer, graphs, action set, floor, version number and digest always belong together. Runs on its caller's thread.
+Knows no transport.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
-from plaudit.core.errors import Expired, InvalidInput, Overloaded, UnknownModel
+from plaudit.core.errors import Expired, InvalidInput, NotFound
 from plaudit.core.events import Content, Decision, Features, Role
 from plaudit.core.ports import ServableModel
 from plaudit.core.prediction_id import PredictionIds, SignedPrediction
-from plaudit.serving.batcher import Batcher
+from plaudit.serving.batcher import ANYBODY, Batcher, Caller, Gone
+from plaudit.serving.catalog import ServedModels
 from plaudit.serving.decisions import DecisionRecorder
-from plaudit.serving.decoding import Arrays, check_modalities, decode_content, is_cheap
+from plaudit.serving.decoding import Arrays, check_modalities, decode_content
 from plaudit.serving.evaluation import Evaluated, Question
 from plaudit.serving.explain import shapley, subsets
 from plaudit.serving.live_model import LiveModel
 from plaudit.serving.metrics import ServingMetrics
-from plaudit_models.policy import Bool, Float64
+from plaudit_models.policy import Bool, Float32, Float64
 from plaudit_models.preprocess import Limits
 from plaudit_models.spec import ModelSpec
 
@@ -73,147 +74,171 @@ class Prediction:
     contributions: Mapping[str, float] = field(default_factory=dict)
 
 
-def pick_model(models: Mapping[str, LiveModel], name: str) -> LiveModel:
-    """The model of that name, or the only one if the name is empty.
+@dataclass(frozen=True, slots=True)
+class RowsRequest:
+    """Several inputs for one model, each a prediction of its own.
 
-    Raises:
-        UnknownModel: there is none.
-        InvalidInput: several are served and none is named.
+    Attributes:
+        version: a version that is loaded; None is whatever serves this user.
+        outputs: native outputs of an imported graph that are wanted too.
     """
-    if name in models:
-        return models[name]
-    if name:
-        raise UnknownModel(name[:80], sorted(models))
-    if len(models) != 1:
-        raise InvalidInput("model", f"is empty; name one of {sorted(models)}")
-    return next(iter(models.values()))
+
+    rows: Sequence[Mapping[str, Content]]
+    model: str = ""
+    version: int | None = None
+    outputs: tuple[str, ...] = ()
+    user_id: str = ""
+    allowed_actions: tuple[str, ...] = ()
+    greedy: bool = False
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answered:
+    """What one row got.
+
+    Attributes:
+        probabilities: ``[a]``, of the policy, exploration floor included.
+        embedding: ``[d]``.
+        native: the native outputs that were asked for, without the batch axis.
+    """
+
+    prediction_id: str
+    action: str
+    propensity: float
+    probabilities: Float64
+    embedding: Float32
+    native: Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowsAnswer:
+    """``rows`` in the order they were asked."""
+
+    model: ServableModel
+    role: Role
+    rows: Sequence[Answered]
 
 
 class Predictor:
     """Args:
-    models: what is served, by name.
-    batcher: evaluates questions.
     limits: what is decoded; beyond them a request is refused.
-    decode_threads: threads that decode images and sounds.
-    decode_limit: requests that may be decoding or wait for it.
-    store_content: log the content with the decision.
+    store_content: log the content with the decision, where a model can be trained on it.
     clock: UTC seconds since the epoch.
     """
 
     def __init__(
         self,
-        models: Mapping[str, LiveModel],
-        batcher: Batcher[Question, Evaluated],
+        models: ServedModels,
         ids: PredictionIds,
         recorder: DecisionRecorder,
         metrics: ServingMetrics,
         *,
         limits: Limits,
-        decode_threads: int,
-        decode_limit: int,
         store_content: bool,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._models = models
-        self._batcher = batcher
         self._ids = ids
         self._recorder = recorder
         self._metrics = metrics
         self._limits = limits
-        self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
-        self._decode_limit = decode_limit
-        self._decoding = 0
         self._store_content = store_content
         self._clock = clock
 
-    async def predict(self, request: PredictionRequest, deadline_s: float) -> Prediction:
-        """Answer one request.
-
-        Args:
-            deadline_s: on the clock of ``time.monotonic``; an expired request is not computed.
+    def predict(self, request: PredictionRequest, caller: Caller = ANYBODY) -> Prediction:
+        """Answer one request. Blocks until it is answered.
 
         Raises:
             InvalidInput: a field is wrong.
-            UnknownModel, NoLiveModel, Overloaded, Expired: as they say.
+            UnknownModel, NoLiveModel, Overloaded, Expired, Gone, Draining: as they say.
         """
-        live = pick_model(self._models, request.model)
-        model, role = live.serving_for(request.user_id)
-        spec = model.manifest.spec
-        allowed = _allowed(spec, request.allowed_actions)
-        if request.top_k < 0:
-            raise InvalidInput("top_k", f"{request.top_k} is negative; 0 lists all actions")
-        check_modalities(request.content, spec)
-        if request.explain and len(request.content) > MAX_EXPLAINED_MODALITIES:
-            raise InvalidInput(
-                "explain",
-                f"{len(request.content)} modalities are given; explanations take {MAX_EXPLAINED_MODALITIES} at most",
-            )
-        inputs = await self._decode(request.content, model, deadline_s)
-        evaluated = await self._batcher.submit(Question(model, inputs, allowed, request.greedy), deadline_s)
-        contributions = {}
-        if request.explain:
-            contributions = await self._explain(model, inputs, allowed, evaluated, deadline_s)
-        return self._answer(request, live.name, model, role, allowed, evaluated, contributions)
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    async def _decode(self, content: Mapping[str, Content], model: ServableModel, deadline_s: float) -> Arrays:
-        with self._metrics.decode_seconds.time():
-            if is_cheap(content):
-                return decode_content(content, model, self._limits)
-            if self._decoding >= self._decode_limit:
-                raise Overloaded("the queue of the decoder", self._decode_limit)
-            self._decoding += 1
-            try:
-                return await asyncio.get_running_loop().run_in_executor(
-                    self._pool, self._decode_in_time, content, model, deadline_s
-                )
-            finally:
-                self._decoding -= 1
-
-    def _decode_in_time(self, content: Mapping[str, Content], model: ServableModel, deadline_s: float) -> Arrays:
-        if time.monotonic() >= deadline_s:
-            raise Expired
-        return decode_content(content, model, self._limits)
-
-    async def _explain(
-        self, model: ServableModel, inputs: Arrays, allowed: Bool, evaluated: Evaluated, deadline_s: float
-    ) -> dict[str, float]:
-        """Each subset is a question of its own, so explanations share batches and wait their turn like everyone."""
-        every = subsets(list(inputs))
-        answers = await asyncio.gather(
-            *(
-                self._batcher.submit(
-                    Question(model, {name: inputs[name] for name in some}, allowed, greedy=True), deadline_s
-                )
-                for some in every[:-1]
-            )
+        served = self._models.pick(request.model)
+        with served.admission.places():
+            model, role = served.live.serving_for(request.user_id)
+            allowed = _allowed(model.manifest.spec, request.allowed_actions)
+            if request.top_k < 0:
+                raise InvalidInput("top_k", f"{request.top_k} is negative; 0 lists all actions")
+            if request.explain:
+                _check_explainable(request.content, model.manifest.spec)
+            inputs = self._decode(request.content, model, caller)
+            evaluated = served.batcher.ask(Question(model, inputs, allowed, request.greedy), caller)
+            if not caller.waits():  # he left while it was computed, and will never know
+                raise Gone
+            contributions = {}
+            if request.explain:
+                contributions = _explain(served.batcher, model, inputs, allowed, evaluated, caller)
+            answered = self._answer(request, served.live, model, role, request.content, evaluated)
+        return Prediction(
+            prediction_id=answered.prediction_id,
+            action=answered.action,
+            propensity=answered.propensity,
+            scores=_scores(model.manifest.spec.actions, evaluated.probabilities, allowed, request.top_k),
+            version=model.manifest.version,
+            version_digest=model.digest,
+            role=role,
+            model=served.live.name,
+            request_id=request.request_id,
+            contributions=contributions,
         )
-        value = {
-            some: float(answer.probabilities[evaluated.action])
-            for some, answer in zip(every, (*answers, evaluated), strict=True)
-        }
-        return shapley(list(inputs), value)
+
+    def predict_rows(self, request: RowsRequest, caller: Caller = ANYBODY) -> RowsAnswer:
+        """Answer each row: all of them, or none is decided. Blocks until they are answered.
+
+        Raises:
+            InvalidInput: a field is wrong.
+            UnknownModel, NotFound, NoLiveModel, Overloaded, Expired, Gone, Draining: as they say.
+        """
+        served = self._models.pick(request.model)
+        with served.admission.places(len(request.rows)):
+            model, role = served.live.serving_for(request.user_id)
+            if request.version is not None and request.version != model.manifest.version:
+                model, role = _loaded(served.live, request.version), Role.LIVE
+            allowed = _allowed(model.manifest.spec, request.allowed_actions)
+            questions = [
+                Question(model, self._decode(row, model, caller), allowed, request.greedy, request.outputs)
+                for row in request.rows
+            ]
+            evaluated = []
+            for outcome in served.batcher.submit(questions, caller):
+                if isinstance(outcome, Exception):
+                    raise outcome
+                evaluated.append(outcome)
+            if not caller.waits():
+                raise Gone
+            answered = [
+                self._answer(request, served.live, model, role, row, each)
+                for row, each in zip(request.rows, evaluated, strict=True)
+            ]
+        return RowsAnswer(model, role, answered)
+
+    def _decode(self, content: Mapping[str, Content], model: ServableModel, caller: Caller) -> Arrays:
+        check_modalities(content, model.manifest.spec)
+        if time.monotonic() >= caller.deadline_s:
+            raise Expired
+        with self._metrics.decode_seconds.time():
+            return decode_content(content, model, self._limits)
 
     def _answer(
         self,
-        request: PredictionRequest,
-        name: str,
+        request: PredictionRequest | RowsRequest,
+        live: LiveModel,
         model: ServableModel,
         role: Role,
-        allowed: Bool,
+        content: Mapping[str, Content],
         evaluated: Evaluated,
-        contributions: Mapping[str, float],
-    ) -> Prediction:
+    ) -> Answered:
+        """Sign and log what was decided."""
         manifest = model.manifest
         action = manifest.spec.actions[evaluated.action]
         now_s = self._clock()
-        prediction_id = self._ids.sign(SignedPrediction(now_s, name, manifest.version, action, evaluated.propensity))
+        prediction_id = self._ids.sign(
+            SignedPrediction(now_s, live.name, manifest.version, action, evaluated.propensity)
+        )
         self._recorder.record(
             Decision(
                 prediction_id=prediction_id,
-                model=name,
+                model=live.name,
                 time_s=now_s,
                 user_id=request.user_id,
                 version=manifest.version,
@@ -225,21 +250,55 @@ class Predictor:
                 greedy=request.greedy,
                 request_id=request.request_id,
                 features=Features(manifest.trunk_digest, evaluated.embedding, evaluated.base_logits),
-                content=request.content if self._store_content else {},
+                content=content if self._store_content and manifest.trainable else {},
             )
         )
-        return Prediction(
-            prediction_id=prediction_id,
-            action=action,
-            propensity=evaluated.propensity,
-            scores=_scores(manifest.spec.actions, evaluated.probabilities, allowed, request.top_k),
-            version=manifest.version,
-            version_digest=model.digest,
-            role=role,
-            model=name,
-            request_id=request.request_id,
-            contributions=contributions,
+        return Answered(
+            prediction_id,
+            action,
+            evaluated.propensity,
+            evaluated.probabilities,
+            evaluated.embedding,
+            evaluated.native,
         )
+
+
+def _loaded(live: LiveModel, version: int) -> ServableModel:
+    """Raises NotFound."""
+    model = live.loaded(version)
+    if model is None:
+        loaded = list(live.loaded_versions())
+        raise NotFound(f"version: {version} is not loaded here; loaded are {loaded}, and none asks for the live one")
+    return model
+
+
+def _check_explainable(content: Mapping[str, Content], spec: ModelSpec) -> None:
+    if len(content) > MAX_EXPLAINED_MODALITIES:
+        raise InvalidInput(
+            "explain", f"{len(content)} modalities are given; explanations take {MAX_EXPLAINED_MODALITIES} at most"
+        )
+    needed = [name for name, modality in spec.modalities.items() if modality.required]
+    if needed:
+        raise InvalidInput("explain", f"leaves modalities out in turn, but {spec.name!r} cannot do without {needed}")
+
+
+def _explain(
+    batcher: Batcher[Question, Evaluated],
+    model: ServableModel,
+    inputs: Arrays,
+    allowed: Bool,
+    evaluated: Evaluated,
+    caller: Caller,
+) -> dict[str, float]:
+    """Each subset is a question of its own, so explanations share batches and wait their turn like everyone."""
+    every = subsets(list(inputs))
+    value = {every[-1]: float(evaluated.probabilities[evaluated.action])}
+    questions = [Question(model, {name: inputs[name] for name in some}, allowed, greedy=True) for some in every[:-1]]
+    for some, outcome in zip(every, batcher.submit(questions, caller), strict=False):
+        if isinstance(outcome, Exception):
+            raise outcome
+        value[some] = float(outcome.probabilities[evaluated.action])
+    return shapley(list(inputs), value)
 
 
 def _allowed(spec: ModelSpec, actions: Sequence[str]) -> Bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -14,15 +14,14 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from plaudit.core.errors import ConfigError
-from plaudit.core.ports import EventLog, ModelRegistry, ModelRuntime
+from plaudit.core.ports import EventLog, ModelCatalog, ModelRuntime
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.settings import ServingSettings
-from plaudit.serving.batcher import Batcher
+from plaudit.serving.catalog import ServedModels
 from plaudit.serving.decisions import DecisionRecorder
-from plaudit.serving.evaluation import Evaluated, Evaluator, Question
+from plaudit.serving.ending import Ending
 from plaudit.serving.feedback import FeedbackRecorder
 from plaudit.serving.interceptors import Calls
-from plaudit.serving.live_model import LiveModel
 from plaudit.serving.metrics import ServingMetrics
 from plaudit.serving.models import Versions
 from plaudit.serving.predictor import Predictor
@@ -35,16 +34,20 @@ _FEEDBACK: Final = feedback_pb2.DESCRIPTOR.services_by_name["FeedbackService"].f
 _MODEL: Final = model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
-_IO_THREADS: Final = 4
+_WATCH_NICENESS: Final = 10
+"""Loading and proving a version must not slow the requests down that are answered meanwhile."""
 
 logger = structlog.get_logger(__name__)
 
 
 class InferenceServer:
-    """One process of the inference service. ``await start()``, later ``await stop()``; on one event loop.
+    """One process of the inference service: ``start()``, later ``stop()``.
+
+    A call has a thread of its own from beginning to end. Threads cost less than an event loop here: a request that
+    waits for the model waits for one lock (README, "What serving costs").
 
     Args:
-        registries: one for each model that is served.
+        catalog: the models that are served.
         log: where decisions and feedback go; the caller closes it after :meth:`stop`.
         runtime: runs the models.
         ids: signs and checks prediction ids.
@@ -55,7 +58,7 @@ class InferenceServer:
 
     def __init__(
         self,
-        registries: Sequence[ModelRegistry],
+        catalog: ModelCatalog,
         log: EventLog,
         runtime: ModelRuntime,
         ids: PredictionIds,
@@ -66,18 +69,19 @@ class InferenceServer:
     ) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._draining = asyncio.Event()
-        self._io = ThreadPoolExecutor(_IO_THREADS, thread_name_prefix="io")
-        self._watcher = ThreadPoolExecutor(1, thread_name_prefix="watch")
-        batch_sizes = range(1, settings.max_batch + 1)
-        self._models = {
-            registry.model: LiveModel(registry, runtime, metrics, batch_sizes=batch_sizes) for registry in registries
-        }
-        self._batcher: Batcher[Question, Evaluated] = Batcher(
-            Evaluator(metrics, seed).run,
-            name="the model",
+        self._ending = Ending()
+        self._stopping = threading.Lock()
+        self._watch = threading.Thread(target=self._follow, name="watch", daemon=True)
+        self._calls = ThreadPoolExecutor(settings.max_calls, thread_name_prefix="call")
+        self._streamed = ThreadPoolExecutor(settings.queue_limit, thread_name_prefix="streamed")
+        self._models = ServedModels(
+            catalog,
+            runtime,
+            metrics,
             max_batch=settings.max_batch,
+            workers=settings.workers or default_workers(settings.threads),
             queue_limit=settings.queue_limit,
+            seed=seed,
         )
         self._recorder = DecisionRecorder(log, metrics, queue_limit=settings.decision_queue_limit)
         self._limits = Limits(
@@ -88,67 +92,59 @@ class InferenceServer:
             max_text_bytes=settings.max_text_bytes,
         )
         self._predictor = Predictor(
-            self._models,
-            self._batcher,
-            ids,
-            self._recorder,
-            metrics,
-            limits=self._limits,
-            decode_threads=settings.decode_threads,
-            decode_limit=settings.queue_limit,
-            store_content=settings.store_content,
+            self._models, ids, self._recorder, metrics, limits=self._limits, store_content=settings.store_content
         )
-        self._feedback = FeedbackRecorder(self._models, log, ids, metrics, self._io)
-        self._versions = Versions(self._models, self._recorder, self._io, watch_interval_s=settings.watch_interval_s)
-        self._health = health.aio.HealthServicer()
+        self._feedback = FeedbackRecorder(self._models, log, ids, metrics)
+        self._versions = Versions(self._models, self._recorder, watch_interval_s=settings.watch_interval_s)
+        self._health = health.HealthServicer()
         self._ready = False
-        metrics.queue_requests.set_function(self._batcher.waiting)
         metrics.decision_queue.set_function(self._recorder.waiting)
 
-    async def start(self) -> None:
-        """Returns when the ports are open and the live version, if there is one that can be proven, serves.
+    def start(self) -> None:
+        """Returns when the ports are open and the live versions, as far as there are any that can be proven, serve.
 
         Raises:
             ConfigError: a port is taken, or the host is not an address of this machine.
         """
         self._server = self._make_server()
         self.port = self._open_port()
-        self.metrics_port = await self._open_metrics_port()
-        self._batcher.start()
+        self.metrics_port = self._open_metrics_port()
         self._feedback.start()
         self._recorder.start()
         for service in ("", _PREDICTION):
-            await self._health.set(service, _NOT_SERVING)
+            self._health.set(service, _NOT_SERVING)
         for service in (_FEEDBACK, _MODEL):
-            await self._health.set(service, _SERVING)
-        await self._look()
-        self._watch = asyncio.create_task(self._follow())
-        await self._server.start()
+            self._health.set(service, _SERVING)
+        self._look()
+        self._watch.start()
+        self._server.start()
         logger.info("serving", host=self._settings.host, port=self.port, metrics_port=self.metrics_port)
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         """Drain: take nothing new, finish what is under way within ``drain_s``, log every decision, close.
 
         A second call does nothing.
         """
-        if self._draining.is_set():
-            return
-        self._draining.set()
-        await self._health.enter_graceful_shutdown()
-        await self._server.stop(self._settings.drain_s)
-        self._watch.cancel()
-        await asyncio.wait([self._watch])
-        await self._batcher.close()
-        await self._feedback.close()
-        await asyncio.to_thread(self._recorder.close, self._settings.drain_s)
-        self._predictor.close()
-        for pool in (self._watcher, self._io):
-            await asyncio.to_thread(pool.shutdown)
-        await asyncio.to_thread(self._close_metrics)
+        with self._stopping:
+            if self._ending.is_set():
+                return
+            self._ending.set()
+        self._health.enter_graceful_shutdown()
+        self._server.stop(self._settings.drain_s).wait()
+        self._watch.join()
+        self._models.close()
+        self._feedback.close()
+        self._recorder.close(self._settings.drain_s)
+        for pool in (self._calls, self._streamed):
+            pool.shutdown()
+        self._close_metrics()
         logger.info("drained")
 
     def _make_server(self) -> Any:
-        server = grpc.aio.server(
+        server = grpc.server(
+            self._calls,
+            # One call more is refused at once, instead of waiting for a thread.
+            maximum_concurrent_rpcs=self._settings.max_calls,
             interceptors=[Calls(self._metrics)],
             options=[
                 ("grpc.max_receive_message_length", self._settings.max_message_bytes),
@@ -162,13 +158,11 @@ class InferenceServer:
         )
         token = self._settings.admin_token
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
-            PredictionServicer(self._predictor, self._limits, self._draining), server
+            PredictionServicer(self._predictor, self._limits, self._streamed, self._ending), server
         )
-        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
-            FeedbackServicer(self._feedback, self._draining), server
-        )
+        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(self._feedback, self._ending), server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelServicer(self._versions, None if token is None else token.get_secret_value(), self._draining), server
+            ModelServicer(self._versions, None if token is None else token.get_secret_value(), self._ending), server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
@@ -187,12 +181,12 @@ class InferenceServer:
             ) from error
         return opened
 
-    async def _open_metrics_port(self) -> int:
+    def _open_metrics_port(self) -> int:
         host, port = self._settings.host, self._settings.metrics_port
         try:
             self._metrics_server, self._metrics_thread = start_http_server(port, host, self._metrics.registry)
         except OSError as error:
-            await self._server.stop(None)
+            self._server.stop(None)
             raise ConfigError(
                 f"serving.metrics_port: {port} cannot be opened on {host} ({error.strerror}); "
                 "set another one (0 picks one)"
@@ -204,21 +198,25 @@ class InferenceServer:
         self._metrics_server.server_close()
         self._metrics_thread.join()
 
-    async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(self._settings.watch_interval_s)
+    def _follow(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _WATCH_NICENESS)
+        while not self._ending.wait(self._settings.watch_interval_s):
             try:
-                await self._look()
+                self._look()
             except Exception:  # nothing that is known to happen, but the watch must outlive it
                 logger.exception("watch_failed")
 
-    async def _look(self) -> None:
+    def _look(self) -> None:
         """One step of every model, and what it means for our health."""
-        loop = asyncio.get_running_loop()
-        for model in self._models.values():
-            await loop.run_in_executor(self._watcher, model.step)
-        ready = all(model.current is not None for model in self._models.values())
+        self._models.look()
+        served = self._models.all()
+        ready = bool(served) and all(model.live.current is not None for model in served)
         if ready != self._ready:
             self._ready = ready
             for service in ("", _PREDICTION):
-                await self._health.set(service, _SERVING if ready else _NOT_SERVING)
+                self._health.set(service, _SERVING if ready else _NOT_SERVING)
+
+
+def default_workers(threads: int) -> int:
+    """As many evaluations at once as there are cores for."""
+    return max(1, len(os.sched_getaffinity(0)) // threads)

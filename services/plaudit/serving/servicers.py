@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import hmac
 import math
+import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, InvalidStateError
+from functools import partial
 from typing import Any, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -14,11 +17,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from plaudit.core.errors import InvalidInput, Unauthorized, WrongToken
 from plaudit.core.rollout import Rollout
 from plaudit.core.wire import ROLE_TO_WIRE, contents_from_wire, signal_from_wire
+from plaudit.serving.batcher import Caller, Gone
+from plaudit.serving.ending import Ending
 from plaudit.serving.feedback import FeedbackRecorder, FeedbackRequest, Receipt, ReceiptState
 from plaudit.serving.interceptors import status_of
 from plaudit.serving.models import Versions
 from plaudit.serving.predictor import Prediction, PredictionRequest, Predictor
-from plaudit.serving.streams import Pieces, Put, StreamedFormat, in_order
+from plaudit.serving.streams import Pieces, Put, StreamedFormat, in_groups, in_order
 from plaudit.v1 import (
     feedback_pb2,
     feedback_pb2_grpc,
@@ -31,7 +36,9 @@ from plaudit_models.bundle import Manifest, VersionKind
 from plaudit_models.preprocess import Limits
 
 _STREAM_LIMIT: Final = 64
-"""Requests of one stream that are worked on at once."""
+"""Predictions of one stream that are worked on at once."""
+_FEEDBACK_GROUP: Final = 256
+"""Feedback of one stream that becomes durable together."""
 
 _KINDS: Final[Mapping[VersionKind, model_pb2.VersionKind]] = {
     "pretrained": model_pb2.VERSION_KIND_PRETRAINED,
@@ -46,10 +53,10 @@ _STATES: Final = {
 }
 
 
-def _deadline_s(context: Any) -> float:
-    """On the clock of ``time.monotonic``; infinite if the caller set none."""
+def caller_of(context: Any) -> Caller:
     remaining_s = context.time_remaining()
-    return math.inf if remaining_s is None else time.monotonic() + remaining_s
+    deadline_s = math.inf if remaining_s is None else time.monotonic() + remaining_s
+    return Caller(deadline_s, context.is_active)
 
 
 # --- prediction ------------------------------------------------------------------------------------------------------
@@ -58,27 +65,25 @@ def _deadline_s(context: Any) -> float:
 class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
     """Args:
     limits: how much streamed content is collected.
-    draining: set when the server shuts down.
+    pool: works on the predictions of streams.
     """
 
-    def __init__(self, predictor: Predictor, limits: Limits, draining: asyncio.Event) -> None:
+    def __init__(self, predictor: Predictor, limits: Limits, pool: Executor, ending: Ending) -> None:
         self._predictor = predictor
         self._limits = limits
-        self._draining = draining
+        self._pool = pool
+        self._ending = ending
 
-    async def Predict(self, request: prediction_pb2.PredictRequest, context: Any) -> prediction_pb2.PredictResponse:
-        answer = await self._predictor.predict(_prediction_request(request), _deadline_s(context))
-        return _prediction_to_wire(answer)
+    def Predict(self, request: prediction_pb2.PredictRequest, context: Any) -> prediction_pb2.PredictResponse:
+        return _prediction_to_wire(self._predictor.predict(_prediction_request(request), caller_of(context)))
 
     def PredictStream(
-        self, request_iterator: AsyncIterator[prediction_pb2.PredictStreamRequest], context: Any
-    ) -> AsyncIterator[prediction_pb2.PredictStreamResponse]:
-        deadline_s = _deadline_s(context)
-
-        async def read(put: Put[prediction_pb2.PredictStreamResponse]) -> None:
+        self, request_iterator: Iterator[prediction_pb2.PredictStreamRequest], context: Any
+    ) -> Iterator[prediction_pb2.PredictStreamResponse]:
+        def read(put: Put[prediction_pb2.PredictStreamResponse]) -> None:
             opened: _Opened | None = None
-            last: asyncio.Task[Any] | None = None
-            async for step in request_iterator:
+            last: tuple[_Opened, Future[prediction_pb2.PredictStreamResponse]] | None = None
+            for step in request_iterator:
                 match step.WhichOneof("step"):
                     case "start":
                         if opened is not None:
@@ -87,26 +92,27 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
                     case "chunk":
                         _open(opened, "chunk").pieces.add(step.chunk.modality, step.chunk.data)
                     case "end":
-                        last = await put(self._answer(_open(opened, "end"), deadline_s))
-                        opened = None
+                        whole, opened = _open(opened, "end"), None
+                        last = whole, put(partial(self._answer, whole, caller_of(context)))
                     case "cancel" if opened is not None:
-                        await put(_cancelled(opened.request.request_id))
+                        put(partial(_cancelled, opened.request.request_id))
                         opened = None
                     case "cancel":
-                        if last is not None:  # too late if it is answered already
-                            last.cancel()
+                        if last is not None:
+                            _give_up(*last)
                     case _:
                         raise InvalidInput("step", "is missing; set one of start, chunk, end, cancel")
 
-        return in_order(read, self._draining, limit=_STREAM_LIMIT)
+        return in_order(read, self._pool, self._ending, context, limit=_STREAM_LIMIT)
 
-    async def _answer(self, opened: _Opened, deadline_s: float) -> prediction_pb2.PredictStreamResponse:
+    def _answer(self, opened: _Opened, caller: Caller) -> prediction_pb2.PredictStreamResponse:
         request_id = opened.request.request_id
+        request = _prediction_request(opened.request, opened.pieces)
+        waits = Caller(caller.deadline_s, lambda: not opened.given_up.is_set() and caller.waits())
         try:
-            request = _prediction_request(opened.request, opened.pieces)
-            final = _prediction_to_wire(await self._predictor.predict(request, deadline_s))
-        except asyncio.CancelledError:
-            return await _cancelled(request_id)
+            final = _prediction_to_wire(self._predictor.predict(request, waits))
+        except Gone:
+            return _cancelled(request_id)
         return prediction_pb2.PredictStreamResponse(final=final, request_id=request_id)
 
 
@@ -115,6 +121,7 @@ class _Opened:
 
     def __init__(self, start: prediction_pb2.PredictStart, limits: Limits) -> None:
         self.request = start.request
+        self.given_up = threading.Event()
         self.pieces = Pieces({name: _format(name, given) for name, given in start.streamed.items()}, limits)
         twice = sorted(set(start.streamed) & set(start.request.content))
         if twice:
@@ -127,7 +134,14 @@ def _open(opened: _Opened | None, step: str) -> _Opened:
     return opened
 
 
-async def _cancelled(request_id: str) -> prediction_pb2.PredictStreamResponse:
+def _give_up(opened: _Opened, answer: Future[prediction_pb2.PredictStreamResponse]) -> None:
+    """Does not wait for the model. Too late if it is answered already."""
+    opened.given_up.set()
+    with contextlib.suppress(InvalidStateError):
+        answer.set_result(_cancelled(opened.request.request_id))
+
+
+def _cancelled(request_id: str) -> prediction_pb2.PredictStreamResponse:
     return prediction_pb2.PredictStreamResponse(cancelled=True, request_id=request_id)
 
 
@@ -181,58 +195,63 @@ def _prediction_to_wire(answer: Prediction) -> prediction_pb2.PredictResponse:
 
 
 class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
-    """Args:
-    draining: set when the server shuts down.
-    """
-
-    def __init__(self, recorder: FeedbackRecorder, draining: asyncio.Event) -> None:
+    def __init__(self, recorder: FeedbackRecorder, ending: Ending) -> None:
         self._recorder = recorder
-        self._draining = draining
+        self._ending = ending
 
-    async def SendFeedback(
+    def SendFeedback(
         self, request: feedback_pb2.SendFeedbackRequest, context: Any
     ) -> feedback_pb2.SendFeedbackResponse:
-        return await self._send(request, _deadline_s(context))
+        duplicate = self._recorder.send(_feedback_request(request), caller_of(context))
+        return _feedback_to_wire(request.feedback_id, duplicate)
 
     def StreamFeedback(
-        self, request_iterator: AsyncIterator[feedback_pb2.SendFeedbackRequest], context: Any
-    ) -> AsyncIterator[feedback_pb2.SendFeedbackResponse]:
-        deadline_s = _deadline_s(context)
+        self, request_iterator: Iterator[feedback_pb2.SendFeedbackRequest], context: Any
+    ) -> Iterator[feedback_pb2.SendFeedbackResponse]:
+        """Whatever came while the last group became durable is the next group."""
+        caller = caller_of(context)
+        for group in in_groups(request_iterator, self._ending, context, limit=_FEEDBACK_GROUP):
+            yield from self._send_group(group, caller)
 
-        async def read(put: Put[feedback_pb2.SendFeedbackResponse]) -> None:
-            async for request in request_iterator:
-                await put(self._send_or_explain(request, deadline_s))
+    def GetReceipt(self, request: feedback_pb2.GetReceiptRequest, context: Any) -> feedback_pb2.Receipt:
+        return _receipt_to_wire(self._recorder.receipt(request.feedback_id))
 
-        return in_order(read, self._draining, limit=_STREAM_LIMIT)
+    def _send_group(
+        self, group: Sequence[feedback_pb2.SendFeedbackRequest], caller: Caller
+    ) -> Iterator[feedback_pb2.SendFeedbackResponse]:
+        """One answer each; a refusal is an answer too, so that the stream goes on."""
+        outcomes: list[bool | Exception] = [False] * len(group)
+        readable = []
+        for place, message in enumerate(group):
+            try:
+                readable.append((place, _feedback_request(message)))
+            except InvalidInput as error:
+                outcomes[place] = error
+        sent = self._recorder.send_all([request for _, request in readable], caller)
+        for (place, _), outcome in zip(readable, sent, strict=True):
+            outcomes[place] = outcome
+        for message, outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                code, text = status_of(outcome, "FeedbackService/StreamFeedback")
+                yield feedback_pb2.SendFeedbackResponse(
+                    feedback_id=message.feedback_id, error=feedback_pb2.FeedbackError(code=code.value[0], message=text)
+                )
+            else:
+                yield _feedback_to_wire(message.feedback_id, outcome)
 
-    async def GetReceipt(self, request: feedback_pb2.GetReceiptRequest, context: Any) -> feedback_pb2.Receipt:
-        return _receipt_to_wire(await self._recorder.receipt(request.feedback_id))
 
-    async def _send(
-        self, request: feedback_pb2.SendFeedbackRequest, deadline_s: float
-    ) -> feedback_pb2.SendFeedbackResponse:
-        duplicate = await self._recorder.send(
-            FeedbackRequest(
-                feedback_id=request.feedback_id,
-                prediction_id=request.prediction_id,
-                user_id=request.user_id,
-                signal=signal_from_wire(request),
-            ),
-            deadline_s,
-        )
-        status = feedback_pb2.FEEDBACK_STATUS_DUPLICATE if duplicate else feedback_pb2.FEEDBACK_STATUS_ACCEPTED
-        return feedback_pb2.SendFeedbackResponse(feedback_id=request.feedback_id, status=status)
+def _feedback_request(message: feedback_pb2.SendFeedbackRequest) -> FeedbackRequest:
+    return FeedbackRequest(
+        feedback_id=message.feedback_id,
+        prediction_id=message.prediction_id,
+        user_id=message.user_id,
+        signal=signal_from_wire(message),
+    )
 
-    async def _send_or_explain(
-        self, request: feedback_pb2.SendFeedbackRequest, deadline_s: float
-    ) -> feedback_pb2.SendFeedbackResponse:
-        try:
-            return await self._send(request, deadline_s)
-        except Exception as error:
-            code, text = status_of(error, "FeedbackService/StreamFeedback")
-            return feedback_pb2.SendFeedbackResponse(
-                feedback_id=request.feedback_id, error=feedback_pb2.FeedbackError(code=code.value[0], message=text)
-            )
+
+def _feedback_to_wire(feedback_id: str, duplicate: bool) -> feedback_pb2.SendFeedbackResponse:
+    status = feedback_pb2.FEEDBACK_STATUS_DUPLICATE if duplicate else feedback_pb2.FEEDBACK_STATUS_ACCEPTED
+    return feedback_pb2.SendFeedbackResponse(feedback_id=feedback_id, status=status)
 
 
 def _receipt_to_wire(receipt: Receipt) -> feedback_pb2.Receipt:
@@ -251,51 +270,46 @@ def _receipt_to_wire(receipt: Receipt) -> feedback_pb2.Receipt:
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     """Args:
     admin_token: what changes must present; None leaves them open.
-    draining: set when the server shuts down.
     """
 
-    def __init__(self, versions: Versions, admin_token: str | None, draining: asyncio.Event) -> None:
+    def __init__(self, versions: Versions, admin_token: str | None, ending: Ending) -> None:
         self._versions = versions
         self._admin_token = admin_token
-        self._draining = draining
+        self._ending = ending
 
-    async def ListVersions(
-        self, request: model_pb2.ListVersionsRequest, context: Any
-    ) -> model_pb2.ListVersionsResponse:
-        manifests, rollout = await self._versions.all(request.model)
+    def ListVersions(self, request: model_pb2.ListVersionsRequest, context: Any) -> model_pb2.ListVersionsResponse:
+        manifests, rollout = self._versions.all(request.model)
         return model_pb2.ListVersionsResponse(
             versions=[_version_to_wire(manifest) for manifest in manifests], rollout=_rollout_to_wire(rollout)
         )
 
-    async def GetVersion(self, request: model_pb2.GetVersionRequest, context: Any) -> model_pb2.GetVersionResponse:
-        manifest = await self._versions.one(request.model, request.version)
+    def GetVersion(self, request: model_pb2.GetVersionRequest, context: Any) -> model_pb2.GetVersionResponse:
+        manifest = self._versions.one(request.model, request.version)
         return model_pb2.GetVersionResponse(version=_version_to_wire(manifest))
 
-    async def Promote(self, request: model_pb2.PromoteRequest, context: Any) -> model_pb2.PromoteResponse:
+    def Promote(self, request: model_pb2.PromoteRequest, context: Any) -> model_pb2.PromoteResponse:
         self._authorize(context)
-        rollout = await self._versions.promote(
+        rollout = self._versions.promote(
             request.model, request.version, request.expected_generation, request.actor, request.reason
         )
         return model_pb2.PromoteResponse(rollout=_rollout_to_wire(rollout))
 
-    async def Rollback(self, request: model_pb2.RollbackRequest, context: Any) -> model_pb2.RollbackResponse:
+    def Rollback(self, request: model_pb2.RollbackRequest, context: Any) -> model_pb2.RollbackResponse:
         self._authorize(context)
-        rollout = await self._versions.rollback(
-            request.model, request.expected_generation, request.actor, request.reason
-        )
+        rollout = self._versions.rollback(request.model, request.expected_generation, request.actor, request.reason)
         return model_pb2.RollbackResponse(rollout=_rollout_to_wire(rollout))
 
-    async def Pin(self, request: model_pb2.PinRequest, context: Any) -> model_pb2.PinResponse:
+    def Pin(self, request: model_pb2.PinRequest, context: Any) -> model_pb2.PinResponse:
         self._authorize(context)
-        rollout = await self._versions.pin(
+        rollout = self._versions.pin(
             request.model, request.version, request.expected_generation, request.actor, request.reason
         )
         return model_pb2.PinResponse(rollout=_rollout_to_wire(rollout))
 
-    async def WatchVersions(
+    def WatchVersions(
         self, request: model_pb2.WatchVersionsRequest, context: Any
-    ) -> AsyncIterator[model_pb2.WatchVersionsResponse]:
-        async for rollout in self._versions.watch(request.model, self._draining):
+    ) -> Iterator[model_pb2.WatchVersionsResponse]:
+        for rollout in self._versions.watch(request.model, self._ending, caller_of(context)):
             yield model_pb2.WatchVersionsResponse(rollout=_rollout_to_wire(rollout))
 
     def _authorize(self, context: Any) -> None:

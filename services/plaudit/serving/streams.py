@@ -5,74 +5,151 @@ Knows nothing about what the requests mean.
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import io
+import threading
 import wave
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, InvalidStateError
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any, Final, Literal, TypeVar
 
 from plaudit.core.errors import Draining, InvalidInput
 from plaudit.core.events import Content, EncodedContent
+from plaudit.serving.ending import Ending
 from plaudit_models.preprocess import Limits
 
 Answer = TypeVar("Answer")
+Request = TypeVar("Request")
 
 _MAX_SAMPLE_RATE_HZ: Final = 384_000
+_READ_AHEAD: Final = 4
+"""Groups that may wait while one is worked on."""
 
 
-Put = Callable[[Coroutine[Any, Any, Answer]], Awaitable[asyncio.Task[Answer]]]
-"""Takes work whose answer comes next; waits while there is too much of it. Returns the task that does it."""
+Put = Callable[[Callable[[], Answer]], Future[Answer]]
+"""Takes work whose answer comes next; waits while there is too much of it. The answer may also be set from outside."""
 
 
-async def in_order(
-    read: Callable[[Put[Answer]], Awaitable[None]], draining: asyncio.Event, *, limit: int
-) -> AsyncIterator[Answer]:
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Nothing more comes: because of ``problem``, unless it is None."""
+
+    problem: BaseException | None
+
+
+def in_order(
+    read: Callable[[Put[Answer]], None], pool: Executor, ending: Ending, context: Any, *, limit: int
+) -> Iterator[Answer]:
     """The answers of the work that ``read`` puts, in that order.
 
     Args:
-        read: reads the requests, puts the work, returns at their end.
-        draining: once set, nothing more is read; what was read is answered, then the stream ends.
+        read: reads the requests, puts the work, returns at their end. Has a thread of its own.
+        pool: does the work.
+        ending: once set, nothing more is read; what was read is answered, then the stream ends.
+        context: of the call; once it is over, reading and answering end.
         limit: pieces of work under way; reading waits beyond that.
 
     Raises:
         Draining: the stream was cut short.
         Exception: what ``read`` or a piece of work raised, after the answers that come before it.
     """
-    tasks: asyncio.Queue[asyncio.Task[Answer] | None] = asyncio.Queue(limit)
-    under_way: set[asyncio.Task[Answer]] = set()
+    answers: SimpleQueue[Future[Answer] | _End] = SimpleQueue()
+    room = threading.Semaphore(limit)
 
-    def forget(task: asyncio.Task[Answer]) -> None:
-        under_way.discard(task)
-        if not task.cancelled():
-            task.exception()  # seen, though the stream may have ended before its turn came
+    def put(work: Callable[[], Answer]) -> Future[Answer]:
+        room.acquire()
+        future: Future[Answer] = Future()
+        answers.put(future)
+        pool.submit(_do, work, future)
+        return future
 
-    async def put(work: Coroutine[Any, Any, Answer]) -> asyncio.Task[Answer]:
-        task = asyncio.create_task(work)
-        under_way.add(task)
-        task.add_done_callback(forget)
-        await tasks.put(task)
-        return task
-
-    async def read_all() -> None:
+    def read_all() -> None:
         try:
-            await read(put)
-        finally:
-            await tasks.put(None)
+            read(put)
+        except BaseException as problem:
+            answers.put(_End(problem))
+        else:
+            answers.put(_End(None))
 
-    reader = asyncio.create_task(read_all())
-    drain = asyncio.create_task(draining.wait())
-    drain.add_done_callback(lambda _: reader.cancel())
+    def over() -> None:
+        room.release()  # so that the reader, if it waits, sees that the call is over
+        answers.put(_End(None))
+
+    with ending.telling(lambda: answers.put(_End(Draining()))):
+        if not context.add_callback(over):
+            return
+        threading.Thread(target=read_all, name="stream-reader", daemon=True).start()
+        while not isinstance(answer := answers.get(), _End):
+            yield answer.result()
+            room.release()
+        if answer.problem is not None:
+            raise answer.problem
+
+
+def _do(work: Callable[[], Answer], future: Future[Answer]) -> None:
     try:
-        while (task := await tasks.get()) is not None:
-            yield await task
-        await asyncio.wait([reader])
-        if reader.cancelled():
-            raise Draining
-        reader.result()
-    finally:
-        for unfinished in (reader, drain, *under_way):
-            unfinished.cancel()
+        answer = work()
+    except BaseException as problem:
+        with contextlib.suppress(InvalidStateError):
+            future.set_exception(problem)
+    else:
+        with contextlib.suppress(InvalidStateError):
+            future.set_result(answer)
+
+
+def in_groups(requests: Iterator[Request], ending: Ending, context: Any, *, limit: int) -> Iterator[Sequence[Request]]:
+    """Requests in their order; each group is what came while the last one was worked on, up to ``limit``.
+
+    Args:
+        ending: once set, nothing more is read; what was read is handed out, then the stream ends.
+        context: of the call; once it is over, reading ends.
+
+    Raises:
+        Draining: the stream was cut short.
+        Exception: what reading raised, after what was read before it.
+    """
+    came: SimpleQueue[Request | _End] = SimpleQueue()
+    room = threading.Semaphore(_READ_AHEAD * limit)
+
+    def read_all() -> None:
+        try:
+            for request in requests:
+                room.acquire()
+                came.put(request)
+        except BaseException as problem:
+            came.put(_End(problem))
+        else:
+            came.put(_End(None))
+
+    def over() -> None:
+        room.release()
+        came.put(_End(None))
+
+    with ending.telling(lambda: came.put(_End(Draining()))):
+        if not context.add_callback(over):
+            return
+        threading.Thread(target=read_all, name="stream-reader", daemon=True).start()
+        while True:
+            first = came.get()
+            group: list[Request] = []
+            following: Request | _End = first
+            while not isinstance(following, _End):
+                group.append(following)
+                if len(group) == limit:
+                    break
+                try:
+                    following = came.get_nowait()
+                except Empty:
+                    break
+            if group:
+                yield group
+                room.release(len(group))
+            if isinstance(following, _End):
+                if following.problem is not None:
+                    raise following.problem
+                return
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,46 @@
+"""A bounded number of places. Whoever finds none is refused at once, before any work is done for him."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from plaudit.core.errors import InvalidInput, Overloaded
+
+
+class Admission:
+    """Args:
+    what: what is full when it is full, for the error.
+    limit: how many places there are.
+    """
+
+    def __init__(self, what: str, limit: int) -> None:
+        self._what = what
+        self._limit = limit
+        self._taken = 0
+        self._lock = threading.Lock()
+
+    @property
+    def taken(self) -> int:
+        return self._taken
+
+    @contextmanager
+    def places(self, count: int = 1) -> Iterator[None]:
+        """Holds that many places.
+
+        Raises:
+            Overloaded: there are not that many free.
+            InvalidInput: there will never be that many.
+        """
+        if count > self._limit:
+            raise InvalidInput("inputs", f"holds {count} rows; one request may hold {self._limit}, send several")
+        with self._lock:
+            if self._taken + count > self._limit:
+                raise Overloaded(self._what, self._limit)
+            self._taken += count
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._taken -= count

@@ -1,0 +1,47 @@
+"""The measured batch cap, on a clock that the test winds."""
+
+from __future__ import annotations
+
+import pytest
+
+from plaudit.serving.capacity import batch_sizes, best_batch
+
+
+@pytest.mark.parametrize(
+    ("max_batch", "sizes"), [(1, [1]), (2, [1, 2]), (4, [1, 2, 4]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])]
+)
+def test_sizes(max_batch, sizes):
+    assert list(batch_sizes(max_batch)) == sizes
+
+
+@pytest.mark.parametrize(
+    ("took_s", "cap"),
+    [
+        # Per request: 1, .75, .6, .55 → the largest is the fastest by more than 3 %.
+        ({1: 1.0, 2: 1.5, 4: 2.4, 8: 4.4}, 8),
+        # Per request: 10, 9, 8, 8.1 → 4 is the fastest.
+        ({1: 10.0, 2: 18.0, 4: 32.0, 8: 64.8}, 4),
+        # Per request: 10, 9.9, 9.8, 9.75 → nothing is worth waiting for: 10 is within 3 % of 9.75.
+        ({1: 10.0, 2: 19.8, 4: 39.2, 8: 78.0}, 1),
+    ],
+)
+def test_the_smallest_size_that_is_about_the_fastest_per_request(took_s, cap):
+    now_s = 0.0
+
+    def run(size: int) -> None:
+        nonlocal now_s
+        now_s += took_s[size]
+
+    assert best_batch(run, 8, lambda: now_s) == cap
+
+
+def test_the_first_evaluation_of_a_size_does_not_count():
+    now_s = 0.0
+    seen: set[int] = set()
+
+    def run(size: int) -> None:
+        nonlocal now_s
+        now_s += size * 1.0 if size in seen else 100.0
+        seen.add(size)
+
+    assert best_batch(run, 8, lambda: now_s) == 1
