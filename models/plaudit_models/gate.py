@@ -10,7 +10,8 @@ e-processes (see :mod:`plaudit_models.confidence`) weigh three claims with them:
     gain ≥ −margin               refuted → harm
     gain ≥ −slice_margin on a slice, for every slice seen, at level α/(k(k+1)) for the k-th   refuted → harm
 Together, a wrong finding of gain has probability at most α, and so have a wrong finding of overall harm and a wrong
-finding of harm on any slice, over all looks.
+finding of harm on any slice, over all looks. Proof of harm on a slice takes long where the slice is small, so gain is
+not found while a slice is suspected: while its estimated gain is below −slice_margin by more than 1.5 standard errors.
 
 What the caller owes: decisions that neither policy nor ``q_hat`` was trained on, or, where policies change on the way,
 probabilities and predictions of what was current before the decision was learned from; slices that depend on what was
@@ -20,6 +21,7 @@ some time, not at all times.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal
@@ -36,6 +38,9 @@ Finding = Literal["gain", "harm", "none"]
 Verdict = Literal["promote", "reject", "insufficient"]
 
 _VERDICTS: Final[dict[Finding, Verdict]] = {"gain": "promote", "harm": "reject", "none": "insufficient"}
+
+SUSPICION: Final = 1.5
+"""Standard errors below −slice_margin at which a slice is suspected: one in 15 slices that lose just the margin."""
 
 _STEPS: Final = np.linspace(-1.0, 1.0, 101)
 _GRID: Final = _STEPS * np.abs(_STEPS)
@@ -141,11 +146,18 @@ def differences(
 
 @dataclass(frozen=True, slots=True)
 class SliceReport:
-    """One slice: its counted decisions, estimated gain, evidence of harm and what that must exceed."""
+    """One slice: its counted decisions, estimated gain, evidence of harm and what that must exceed.
+
+    Attributes:
+        standard_error: of ``gain``; infinite for fewer than two decisions.
+        suspected: harm is likely though not proven; no gain is found meanwhile.
+    """
 
     name: str
     n: int
     gain: float
+    standard_error: float
+    suspected: bool
     e_value_harm: float
     threshold: float
 
@@ -159,7 +171,7 @@ class GateReport:
     """What was found, with its evidence.
 
     Attributes:
-        verdict: promote on proven gain and no proven harm, reject on proven harm, else insufficient.
+        verdict: promote on proven gain and no harm proven or suspected, reject on proven harm, else insufficient.
         gain: estimated difference in reward, candidate minus live.
         lower: below the true gain at every look at once, with probability 1 − α.
         upper: above it, likewise.
@@ -194,6 +206,18 @@ class _Slice:
     bets: Bets
     n: int = 0
     gain_sum: float = 0.0
+    gain_square_sum: float = 0.0
+
+    @property
+    def gain(self) -> float:
+        return self.gain_sum / self.n if self.n else 0.0
+
+    @property
+    def standard_error(self) -> float:
+        if self.n < 2:
+            return math.inf
+        variance = max(0.0, self.gain_square_sum - self.n * self.gain**2) / (self.n - 1)
+        return math.sqrt(variance / self.n)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -246,21 +270,24 @@ class Comparison:
                 continue
             in_slice = names == name
             before = slices.get(name) or _Slice(open_bets(self.rules.bound, np.array([self.rules.slice_margin])))
+            middle = (low[in_slice] + high[in_slice]) / 2.0
             slices[name] = _Slice(
                 bets=before.bets.update(-high[in_slice]),
-                n=before.n + int(in_slice.sum()),
-                gain_sum=before.gain_sum + float((low + high)[in_slice].sum()) / 2.0,
+                n=before.n + len(middle),
+                gain_sum=before.gain_sum + float(middle.sum()),
+                gain_square_sum=before.gain_square_sum + float(np.square(middle).sum()),
             )
         return slices
 
     def finding(self) -> Finding:
-        """Harm if anything proves harm, else gain if gain is proven, else none."""
+        """Harm if anything proves harm; gain if gain is proven and no slice is suspected; else none."""
         if self.n < self.rules.min_events:
             return "none"
-        proof = 1.0 / self.rules.alpha
-        if self._e_value_harm() >= proof or any(part.harmed for part in self._slice_reports()):
+        proof, slices = 1.0 / self.rules.alpha, self._slice_reports()
+        if self._e_value_harm() >= proof or any(part.harmed for part in slices):
             return "harm"
-        return "gain" if self._e_value_gain() >= proof else "none"
+        gained = self._e_value_gain() >= proof and not any(part.suspected for part in slices)
+        return "gain" if gained else "none"
 
     def report(self) -> GateReport:
         alpha = self.rules.alpha
@@ -292,7 +319,9 @@ class Comparison:
             SliceReport(
                 name=name,
                 n=part.n,
-                gain=part.gain_sum / part.n,
+                gain=part.gain,
+                standard_error=part.standard_error,
+                suspected=part.gain + SUSPICION * part.standard_error < -self.rules.slice_margin,
                 e_value_harm=part.bets.e_value(0),
                 threshold=k * (k + 1) / self.rules.alpha,
             )
@@ -316,6 +345,11 @@ class Comparison:
         ]
         if self._e_value_gain() >= proof:
             reasons.append(f"better than live: e-value {self._e_value_gain():.3g} ≥ {proof:g}")
+            reasons += [
+                f"slice {part.name!r} may be worse: {part.gain:+.3f} ± {part.standard_error:.3f} on {part.n} decisions"
+                for part in slices
+                if part.suspected and not part.harmed
+            ]
         if not reasons:
             reasons.append(
                 f"after {self.n} decisions neither gain (e-value {self._e_value_gain():.3g}) nor harm "
@@ -330,7 +364,12 @@ class Comparison:
             "gain": self.gain.to_dict(),
             "loss": self.loss.to_dict(),
             "slices": {
-                name: {"bets": part.bets.to_dict(), "n": part.n, "gain_sum": part.gain_sum}
+                name: {
+                    "bets": part.bets.to_dict(),
+                    "n": part.n,
+                    "gain_sum": part.gain_sum,
+                    "gain_square_sum": part.gain_square_sum,
+                }
                 for name, part in self.slices.items()
             },
             "tally": self.tally.to_dict(),
@@ -358,7 +397,7 @@ def comparison_from_dict(raw: Mapping[str, Any]) -> Comparison:
         gain=bets_from_dict(fields.pop("gain")),
         loss=bets_from_dict(fields.pop("loss")),
         slices={
-            name: _Slice(bets_from_dict(part["bets"]), part["n"], part["gain_sum"])
+            name: _Slice(bets_from_dict(part["bets"]), part["n"], part["gain_sum"], part["gain_square_sum"])
             for name, part in fields.pop("slices").items()
         },
         tally=UserTally(**fields.pop("tally")),

@@ -279,3 +279,24 @@ def test_lengths_must_agree() -> None:
 def test_rules_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name}={value}.*needs"):
         GateRules(**{name: value})
+
+
+def test_a_suspected_slice_holds_a_proven_gain_back() -> None:
+    """Slice a: gains −0.1 and −0.3 in turn, mean −0.2, 50 decisions: error √(0.01·50/49/50) ≈ 0.0143, so
+
+    −0.2 + 1.5·0.0143 < −0.03; its harm is not proven yet, as that takes more. Slice b gains 0.5 on 500.
+    """
+    in_a = np.arange(550) < 50
+    gain = np.where(in_a, np.where(np.arange(550) % 2 == 0, -0.1, -0.3), 0.5)
+    seen = Differences(gain, gain, np.ones(550))
+    held = compare(seen, ["a" if a else "b" for a in in_a])
+    report = held.report()
+    part = report.slices[0]
+    assert (part.gain, part.standard_error) == pytest.approx((-0.2, np.sqrt(0.01 / 49)))
+    assert part.suspected
+    assert not part.harmed
+    assert report.e_value_gain >= 20.0
+    assert report.verdict == "insufficient"
+    assert "slice 'a' may be worse" in report.reasons[-1]
+    cleared = held.update(Differences(*[np.full(400, 0.1)] * 2, np.ones(400)), anyone(400), ["a"] * 400)
+    assert cleared.report().verdict == "promote"
