@@ -2,13 +2,14 @@
 #   make PYTHON=python3.12 test      another interpreter
 #   UV_TORCH_BACKEND=cpu make demo   torch without CUDA
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench bench-learning check fmt proto clean
+.PHONY: help demo test programs test-slow bench bench-learning check fmt proto clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 PROTOS := $(wildcard proto/plaudit/v1/*.proto)
 SERVICE_PROTOS := $(shell grep -l '^service ' $(PROTOS))
+INFERENCE := proto/inference/open_inference.proto
 
 # pip's setting for wheels on this disk, in uv's spelling.
 comma := ,
@@ -24,11 +25,15 @@ help: ## Show this list
 demo: $(INSTALLED) ## Pre-train, serve, learn from simulated users, swap; live view, plot and summary
 	$(BIN)/plaudit demo
 
-test: check ## All checks, then the whole test suite but what is marked slow
+test: check programs ## All checks, then the whole test suite but what is marked slow
 	$(BIN)/pytest -m 'not slow'
 
-test-slow: $(INSTALLED) ## The tests that take longer than about ten seconds
+test-slow: $(INSTALLED) programs ## The tests that take longer than about ten seconds
 	$(BIN)/pytest -m slow
+
+programs: ## What tests need and no Python package brings: Chromium, Prometheus; into .cache, without root
+	@tests/tools/fetch-debian.sh chromium .cache/debian/chromium
+	@tests/tools/fetch-debian.sh prometheus .cache/debian/prometheus
 
 bench: $(INSTALLED) ## How much of the raw ONNX Runtime rate the service reaches
 	$(BIN)/python tests/benchmarks/serving.py
@@ -48,9 +53,10 @@ fmt: $(INSTALLED) ## Format code and protos
 	$(BIN)/ruff format
 	$(BIN)/buf format --write
 
-proto: $(INSTALLED) ## Generate services/plaudit/v1 from proto/
+proto: $(INSTALLED) ## Generate services/plaudit/v1 and services/plaudit/inference from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=services --pyi_out=services $(PROTOS)
 	$(BIN)/python -m grpc_tools.protoc -I proto --grpc_python_out=services $(SERVICE_PROTOS)
+	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=services/plaudit --pyi_out=services/plaudit $(INFERENCE)
 
 clean: ## Remove caches and build products; leaves .venv and data alone
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -21,6 +21,8 @@ COMPOSITION_ROOTS = ("plaudit.compose", "plaudit.cli", "plaudit.demo", "plaudit.
 PROCESS_OF_ITS_OWN = "plaudit.learner.job"
 """A fine-tuning job, told by its run folder alone what to do: it chooses its adapters in its own ``main``."""
 
+GENERATED = ("plaudit.v1", "plaudit.inference")
+
 FORBIDDEN = [
     ("plaudit_models", ["plaudit"]),
     ("plaudit.core", ["plaudit.adapters", "plaudit.serving", "plaudit.learner", "plaudit.client", *COMPOSITION_ROOTS]),
@@ -29,6 +31,9 @@ FORBIDDEN = [
     ("plaudit.serving", ["plaudit.learner", "plaudit.adapters", "plaudit.client", *COMPOSITION_ROOTS]),
     ("plaudit.serving", ["torch", "plaudit_models.training", "onnx", "sqlalchemy", "pydantic", "pydantic_settings"]),
     ("plaudit.learner", ["plaudit.serving", "plaudit.client", *COMPOSITION_ROOTS]),
+    ("plaudit.serving", ["plaudit.console"]),
+    ("plaudit.learner", ["plaudit.console"]),
+    ("plaudit.console", ["plaudit.serving", "plaudit.learner", "plaudit.adapters", "sqlalchemy", *COMPOSITION_ROOTS]),
     ("plaudit.client", ["plaudit.core", "plaudit.serving", "plaudit.learner", "plaudit.adapters", "plaudit_models"]),
     ("plaudit.client", ["pydantic", "typer", "rich", *COMPOSITION_ROOTS]),
 ]
@@ -40,7 +45,7 @@ def _modules(package: str) -> Iterator[tuple[str, Path]]:
     for path in sorted(SOURCES[top].rglob("*.py")):
         parts = path.relative_to(SOURCES[top]).with_suffix("").parts
         name = ".".join((top, *(part for part in parts if part != "__init__")))
-        if _within(name, package) and not _within(name, "plaudit.v1"):
+        if _within(name, package) and not any(_within(name, generated) for generated in GENERATED):
             yield name, path
 
 
@@ -136,6 +141,7 @@ def _loaded_by(statement: str, modules: list[str]) -> list[str]:
     [
         ("import plaudit.serving.server", ["torch", "onnx", "plaudit.learner"]),
         ("import plaudit.learner.build", ["torch", "plaudit.serving"]),
+        ("import plaudit.console.app", ["torch", "onnxruntime", "sqlalchemy", "plaudit.serving", "plaudit.learner"]),
         ("import plaudit.client", ["numpy", "pydantic", "typer", "rich", "plaudit.core.settings"]),
         ("import plaudit.cli.app", ["torch", "onnxruntime", "numpy", "sqlalchemy"]),
     ],
