@@ -8,20 +8,19 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import builders
+from deployment import PLAUDIT, Service, deployed
 from plaudit import compose
 from plaudit.client import Client, tensor
 from plaudit.core.events import Topic
-from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import load_settings
 
-PLAUDIT = [sys.executable, "-m", "plaudit"]
 ONLY_SERVE = """
 import sys
 for name in ("torch", "onnx", "onnxscript", "sqlalchemy", "sklearn", "matplotlib", "espeakng_loader"):
@@ -33,55 +32,7 @@ main()
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """A deployment of the tiny model on free ports, with version 1 live."""
-    path = tmp_path / "plaudit.toml"
-    path.write_text(
-        f"data_dir = {json.dumps(str(tmp_path / 'data'))}\n"
-        "[serving]\nport = 0\nmetrics_port = 0\n"
-        "[learner]\nmetrics_port = 0\nbatch = 1\n" + _toml_of_tiny_model()
-    )
-    registry = compose.model_registry(load_settings(path))
-    builders.tiny_bundle(tmp_path / "made")
-    registry.publish(tmp_path / "made")
-    registry.set_rollout(promote(registry.rollout(), 1, Change("ada", 1.0, "")))
-    return path
-
-
-def _toml_of_tiny_model() -> str:
-    spec = builders.tiny_spec().to_dict()
-    lines = [f"[model]\nname = {json.dumps(spec['name'])}", f"actions = {json.dumps(spec['actions'])}"]
-    lines.append(f"embedding_size = {spec['embedding_size']}")
-    for name, fields in spec["modalities"].items():
-        lines.append(f"[model.modalities.{name}]")
-        lines += [f"{key} = {json.dumps(value)}" for key, value in fields.items()]
-    return "\n".join(lines) + "\n"
-
-
-class Service:
-    """A running ``plaudit`` with ``--json``."""
-
-    def __init__(self, command: list[str]) -> None:
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
-        )
-
-    def event(self, **wanted: Any) -> Mapping[str, Any]:
-        """The next event like ``wanted``."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            event: Mapping[str, Any] = json.loads(line)
-            if wanted.items() <= event.items():
-                return event
-        pytest.fail(f"ended before {wanted}: {self.process.stderr.read() if self.process.stderr else ''}")
-
-    def stop(self, number: int) -> int:
-        self.process.send_signal(number)
-        return self.process.wait()
-
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.communicate()
+    return deployed(tmp_path)
 
 
 @pytest.fixture

@@ -20,7 +20,18 @@ from plaudit import __version__
 from plaudit.cli import output
 from plaudit.cli import up as supervisor
 from plaudit.cli.failures import Failed, as_exit_codes, extra
-from plaudit.cli.options import Config, DataDir, Json, Model, Reason, Target, client, read_settings
+from plaudit.cli.options import (
+    CONSOLE_PORT,
+    Config,
+    ConsolePort,
+    DataDir,
+    Json,
+    Model,
+    Reason,
+    Target,
+    client,
+    read_settings,
+)
 from plaudit.client import Client, Rollout, feedback
 from plaudit.client.content import to_content
 from plaudit.client.errors import ClientError
@@ -68,6 +79,7 @@ def demo(
     data_dir: Annotated[
         Path, typer.Option("--data-dir", metavar="DIR", help="Where everything goes; an earlier demo there is removed.")
     ] = Path("demo-data"),
+    console_port: ConsolePort = None,
     as_json: Json = False,
 ) -> None:
     """See it all at work: pre-train, serve, learn from simulated users, swap versions; then a plot and a summary.
@@ -77,7 +89,8 @@ def demo(
     with extra("demo"):
         from plaudit.demo.run import DemoFailed, Options, run
     try:
-        summary = run(Options(data_dir, events=events, minutes=minutes, seed=seed), Console(stderr=True))
+        options = Options(data_dir, events=events, minutes=minutes, seed=seed, console_port=console_port)
+        summary = run(options, Console(stderr=True))
     except DemoFailed as error:
         raise Failed(str(error)) from error
     if as_json:
@@ -85,14 +98,17 @@ def demo(
 
 
 @app.command()
-def up(config: Config = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+def up(
+    console_port: ConsolePort = None, config: Config = None, data_dir: DataDir = None, as_json: Json = False
+) -> None:
     """Run the inference service and the learner together until ctrl-C, which drains both.
 
-    Example: `plaudit up --config plaudit.toml`
+    Example: `plaudit up --config plaudit.toml --console-port 8004`, and a page to look at besides
     """
     with extra("learn"):
         from plaudit import compose
-    compose.data_dir(read_settings(config, data_dir))
+    settings = read_settings(config, data_dir, {"console": {"port": console_port}})
+    compose.data_dir(settings)
     shared = [
         "--json",
         *(["--config", str(config)] if config else []),
@@ -102,6 +118,12 @@ def up(config: Config = None, data_dir: DataDir = None, as_json: Json = False) -
         supervisor.Service("serve", [sys.executable, "-m", "plaudit", "serve", *shared], restart=False),
         supervisor.Service("learn", [sys.executable, "-m", "plaudit", "learn", *shared], restart=True),
     ]
+    if settings.console.port is not None:
+        command = [sys.executable, "-m", "plaudit", "console", *shared, "--target", "{address}"]
+        command += ["--port", str(settings.console.port)]
+        services.append(supervisor.Service("console", command, restart=True, after="serve"))
+    elif not as_json:
+        output.err.print(f"no console; to try the model and watch the loop: plaudit up --console-port {CONSOLE_PORT}")
     code = asyncio.run(supervisor.run(services, output.print_json if as_json else output.print_event))
     if code:
         raise typer.Exit(code)
@@ -148,6 +170,29 @@ def learn(
 
         services.log_to_stderr()
         asyncio.run(services.learn(settings, _reporter("learn", as_json)))
+
+
+@app.command()
+def console(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; overrides `console.host`.")] = None,
+    port: Annotated[int | None, typer.Option(help=f"Overrides `console.port`; by default {CONSOLE_PORT}.")] = None,
+    target: Target = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Serve a page to try the model and watch the loop, beside a service that runs, until ctrl-C.
+
+    Example: `plaudit console --config plaudit.toml --port 8004`
+    """
+    settings = read_settings(config, data_dir, {"console": {"host": host, "port": port}})
+    if settings.console.port is None:
+        settings = read_settings(config, data_dir, {"console": {"host": host, "port": CONSOLE_PORT}})
+    with extra("console"):
+        from plaudit.cli import services
+
+        services.log_to_stderr()
+        asyncio.run(services.console(settings, target, _reporter("console", as_json)))
 
 
 # --- making and checking ---------------------------------------------------------------------------------------------

@@ -8,10 +8,12 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from plaudit.client import Client
+from plaudit.client import AsyncClient, Client
 from plaudit.core.settings import Settings, load_settings
 
 DEFAULT_CONFIG: Final = Path("plaudit.toml")
+CONSOLE_PORT: Final = 8004
+"""Where the page is served if it is asked for without a port."""
 
 Config = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="Settings file; ./plaudit.toml if it is there.")
@@ -25,6 +27,9 @@ Target = Annotated[
     typer.Option("--target", metavar="HOST:PORT", help="The server; by default the one the settings describe."),
 ]
 Model = Annotated[str, typer.Option("--model", help="Model name; may be left out where one model is served.")]
+ConsolePort = Annotated[
+    int | None, typer.Option(help="Serve a page to try the model and watch the loop on this port of this machine.")
+]
 Reason = Annotated[str, typer.Option("--reason", help="Why, in one sentence; kept with the change.")]
 
 
@@ -46,6 +51,14 @@ def client(settings: Settings, target: str | None) -> Client:
     return Client(
         target or address(settings.serving.host, settings.serving.port),
         admin_token=token.get_secret_value() if token else None,
+        max_message_bytes=settings.serving.max_message_bytes,
+    )
+
+
+def async_client(settings: Settings, target: str | None) -> AsyncClient:
+    """The same for asyncio, without the admin token."""
+    return AsyncClient(
+        target or address(settings.serving.host, settings.serving.port),
         max_message_bytes=settings.serving.max_message_bytes,
     )
 

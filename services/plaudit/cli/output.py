@@ -90,6 +90,8 @@ def print_event(event: Mapping[str, Any]) -> None:
     match event:
         case {"event": "ready", "service": "serve", "address": address, "metrics": metrics}:
             out.print(f"serve: answers at {address}, metrics at http://{metrics}/metrics")
+        case {"event": "ready", "service": "console", "page": page}:
+            out.print(f"console: try the model and watch the loop at {page}")
         case {"event": "ready", "service": name, "metrics": metrics}:
             out.print(f"{name}: runs, metrics at http://{metrics}/metrics")
         case {"event": "exited", "service": name, "code": code}:

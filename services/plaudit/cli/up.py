@@ -13,7 +13,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from plaudit.cli.failures import USAGE
@@ -32,12 +32,15 @@ class Service:
     """A child process.
 
     Attributes:
+        command: ``{address}`` in it stands for where the service it starts after answers.
         restart: start it again when it ends; otherwise its end is the end of all.
+        after: the service it needs to be ready before it starts; None: none.
     """
 
     name: str
     command: Sequence[str]
     restart: bool
+    after: str | None = None
 
 
 def pause_s(deaths: int) -> float:
@@ -60,7 +63,24 @@ async def run(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    keepers = [asyncio.create_task(_keep(service, report, stopping, pause, clock)) for service in services]
+    ready: dict[str, asyncio.Future[str]] = {service.name: loop.create_future() for service in services}
+
+    def listen(event: Mapping[str, Any]) -> None:
+        if event["event"] == "ready" and not ready[event["service"]].done():
+            ready[event["service"]].set_result(event.get("address", ""))
+        report(event)
+
+    async def keep(service: Service) -> int:
+        if service.after is None:
+            return await _keep(service, listen, stopping, pause, clock)
+        await _first(asyncio.shield(ready[service.after]), stopping.wait())
+        if stopping.is_set():
+            return 0
+        address = ready[service.after].result()
+        command = [part.replace("{address}", address) for part in service.command]
+        return await _keep(replace(service, command=command), listen, stopping, pause, clock)
+
+    keepers = [asyncio.create_task(keep(service)) for service in services]
     try:
         codes = await asyncio.gather(*keepers)
     finally:

@@ -21,6 +21,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from plaudit import compose
+from plaudit.cli.options import CONSOLE_PORT
 from plaudit.client import AsyncClient
 from plaudit.core.errors import ConfigError
 from plaudit.core.ports import ModelRegistry
@@ -62,6 +63,7 @@ class Options:
         pretrain_s: how long pre-training may take.
         train_blocks: how much labelled data to make, see :func:`plaudit.demo.task.write_data_folder`.
         per_kind: held-out examples of each kind of question.
+        console_port: serve the console there while users ask; None: serve none.
     """
 
     data_dir: Path
@@ -71,6 +73,7 @@ class Options:
     pretrain_s: float = 110.0
     train_blocks: int = 640
     per_kind: int = PER_KIND
+    console_port: int | None = None
 
 
 def run(options: Options, console: Console) -> dict[str, Any]:
@@ -108,9 +111,8 @@ def run(options: Options, console: Console) -> dict[str, Any]:
     (options.data_dir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     plot.draw(options.data_dir / PICTURE, observed)
     view.results(summary)
-    view.say(
-        f"see {options.data_dir / PICTURE} and {options.data_dir / SUMMARY}; to go on: plaudit up --config {config}"
-    )
+    view.say(f"see {options.data_dir / PICTURE} and {options.data_dir / SUMMARY}")
+    view.say(f"to go on, and to ask it things yourself: plaudit up --config {config} --console-port {CONSOLE_PORT}")
     return summary
 
 
@@ -185,7 +187,7 @@ def _pretrain(labelled: Path, settings: Settings, registry: ModelRegistry, view:
 
 def _end_jobs(settings: Settings) -> None:
     """A fine-tuning job outlives its learner; nobody would ask after this one."""
-    jobs = compose.job_launcher()
+    jobs = compose.job_launcher(settings)
     for run_dir in (compose.learner_dir(settings) / "runs").glob("*"):
         jobs.cancel(run_dir)
 
@@ -196,7 +198,7 @@ async def _traffic(
     pool = await asyncio.to_thread(collect, "traffic", options.seed)
     requests = traffic(pool, seed=options.seed)
     log = options.data_dir / SERVICES_LOG
-    async with _services(config, log) as (target, ended), AsyncClient(target) as client:
+    async with _services(config, log, options, view) as (target, ended), AsyncClient(target) as client:
         watched.started_s = time.time()
         driving = asyncio.create_task(
             drive(client, requests, watched, duration_s=60 * options.minutes, id_prefix=f"demo-{options.seed}-")
@@ -239,20 +241,25 @@ def _finetuning(status: Path) -> Mapping[str, Any]:
 
 
 @asynccontextmanager
-async def _services(config: Path, log: Path) -> AsyncIterator[tuple[str, asyncio.Task[int]]]:
+async def _services(
+    config: Path, log: Path, options: Options, view: View
+) -> AsyncIterator[tuple[str, asyncio.Task[int]]]:
     """``plaudit up`` as a child process: gives the address of the gRPC port and what is done when the child ends.
 
     Args:
         log: gets what the services log.
+        view: is told where the console is.
 
     Raises:
         DemoFailed: it did not start, or did not drain.
     """
     command = [sys.executable, "-m", "plaudit", "up", "--config", str(config), "--json"]
+    if options.console_port is not None:
+        command += ["--console-port", str(options.console_port)]
     with log.open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=stderr)
     address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    ended = asyncio.create_task(_listen(process, address))
+    ended = asyncio.create_task(_listen(process, address, view))
     waits: list[asyncio.Future[Any]] = [address, ended]
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -267,13 +274,15 @@ async def _services(config: Path, log: Path) -> AsyncIterator[tuple[str, asyncio
         raise DemoFailed(f"plaudit up did not drain: exit code {code}; see {log}")
 
 
-async def _listen(process: asyncio.subprocess.Process, address: asyncio.Future[str]) -> int:
+async def _listen(process: asyncio.subprocess.Process, address: asyncio.Future[str], view: View) -> int:
     """Wait until the inference service says where it answers, and then until all ends; gives the exit code."""
     assert process.stdout is not None
     async for line in process.stdout:
         match json.loads(line):
             case {"event": "ready", "service": "serve", "address": str(where)} if not address.done():
                 address.set_result(where)
+            case {"event": "ready", "service": "console", "page": page}:
+                view.say(f"ask it things yourself, and watch it learn: {page}")
     return await process.wait()
 
 

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from plaudit.demo import MODEL
 from plaudit.demo.speech import MAX_DURATION_S, SAMPLE_RATE_HZ, spoken_digits
 from plaudit_models.spec import AudioModality, ImageModality, ModelSpec, TextModality
 
@@ -38,7 +39,7 @@ NEW_KIND: Final[Kind] = "smaller"
 KINDS: Final[tuple[Kind, ...]] = (*LABELLED_KINDS, NEW_KIND)
 
 SPEC: Final = ModelSpec(
-    name="hear-see-ask",
+    name=MODEL,
     modalities={
         "image": ImageModality(height=16, width=16, channels=1),
         "audio": AudioModality(sample_rate_hz=SAMPLE_RATE_HZ, max_duration_s=MAX_DURATION_S),

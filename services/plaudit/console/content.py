@@ -1,0 +1,52 @@
+"""What the page sends for one modality → a Content message. Knows no model; the server judges what fits.
+
+{"image": BASE64}   {"audio": BASE64}   {"text": "…"}   {"tensor": [[…], …]}
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from plaudit.client import audio, image, tensor, text
+from plaudit.v1.content_pb2 import Content
+
+
+class BadRequest(Exception):
+    """What the page sent cannot be understood; the message names the field."""
+
+
+def contents(raw: Any) -> dict[str, Content]:
+    """By modality name. Raises BadRequest."""
+    if not isinstance(raw, Mapping):
+        raise BadRequest(f"content: {type(raw).__name__} is no object of modalities")
+    return {name: _content(name, part) for name, part in raw.items()}
+
+
+def _content(name: str, part: Any) -> Content:
+    field = f'content["{name}"]'
+    match part:
+        case {"image": str(encoded)}:
+            return image(_bytes(field, encoded))
+        case {"audio": str(encoded)}:
+            return audio(_bytes(field, encoded))
+        case {"text": str(value)}:
+            return text(value)
+        case {"tensor": list(values), "dtype": str(dtype)}:
+            try:
+                return tensor(np.array(values, dtype))
+            except (ValueError, TypeError) as error:
+                raise BadRequest(f"{field}: not a tensor ({error})") from error
+        case _:
+            raise BadRequest(f"{field}: needs one of image, audio (base64), text or tensor (nested lists) with dtype")
+
+
+def _bytes(field: str, encoded: str) -> bytes:
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except binascii.Error as error:
+        raise BadRequest(f"{field}: not base64 ({error})") from error

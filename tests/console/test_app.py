@@ -1,0 +1,241 @@
+"""The console over real HTTP, in front of a gRPC server that records what it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import http.client
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+
+import builders
+from plaudit.adapters.directory_registry import DirectoryCatalog
+from plaudit.client import AsyncClient
+from plaudit.console.app import application
+from plaudit.console.ports import Sources
+from plaudit.console.server import open_port, serve
+from plaudit.core.errors import ConfigError
+from plaudit.core.rollout import Change, promote
+from plaudit.v1 import content_pb2, feedback_pb2, model_pb2
+from recording_server import Recorder, recording_server
+
+
+class Samples:
+    def offered(self) -> dict[str, Sequence[str]]:
+        return {"image": ["cat"]}
+
+    def content(self, modality: str, name: str) -> tuple[bytes, str]:
+        return {("image", "cat"): (b"png", "image/png")}[modality, name]
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Browser:
+    def __init__(self, port: int, recorder: Recorder) -> None:
+        self.port = port
+        self.recorder = recorder
+
+    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+            response = connection.getresponse()
+            return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self.ask("GET", path, **headers)
+
+    def post(self, path: str, body: Any) -> Answer:
+        return self.ask("POST", path, json.dumps(body).encode(), Content_Type="application/json")
+
+
+@pytest.fixture
+def browser(tmp_path) -> Iterator[Browser]:
+    """Of a console whose server is a recorder and whose only model, ``tiny``, has one version."""
+    catalog = DirectoryCatalog(tmp_path / "registry")
+    registry = catalog.registry("tiny")
+    builders.tiny_bundle(tmp_path / "made")
+    registry.publish(tmp_path / "made")
+    registry.set_rollout(promote(registry.rollout(), 1, Change("ada", 1.0, "because")))
+    with recording_server() as recorder:
+        recorder.rollout = model_pb2.Rollout(model="tiny", generation=1, live=1)
+        recorder.manifest = {"spec": {"actions": ["cat"]}}
+        listening = open_port("127.0.0.1", 0)
+        loop = asyncio.new_event_loop()
+        stopping = asyncio.Event()
+
+        async def run() -> None:
+            async with AsyncClient(recorder.target) as client:
+                sources = Sources(catalog, None, {"tiny": Samples()})
+                app = application(client, sources, hosts=["127.0.0.1"], max_body_bytes=10_000)
+                await serve(app, listening, stopping)
+
+        thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
+        thread.start()
+        try:
+            yield Browser(listening.getsockname()[1], recorder)
+        finally:
+            loop.call_soon_threadsafe(stopping.set)
+            thread.join()
+            loop.close()
+
+
+def test_the_page_and_its_files_come_from_here_alone(browser):
+    page = browser.get("/")
+    assert page.status == 200
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert b"http://" not in page.body
+    assert b"https://" not in page.body
+    for name in ("console.js", "console.css", "uplot/uPlot.iife.min.js", "uplot/LICENSE", "icon.svg"):
+        answer = browser.get(f"/static/{name}")
+        assert (answer.status, answer.headers["x-content-type-options"]) == (200, "nosniff")
+    assert browser.get("/static/../app.py").status == 404
+
+
+def test_another_sites_name_for_this_machine_is_refused(browser):
+    assert browser.get("/", Host="evil.example").status == 400
+
+
+def test_the_playground_learns_the_spec_and_the_samples(browser):
+    assert browser.get("/api/models").json == {"models": ["tiny"]}
+    known = browser.get("/api/models/tiny").json
+    assert known == {"model": "tiny", "spec": {"actions": ["cat"]}, "samples": {"image": ["cat"]}}
+    sample = browser.get("/api/models/tiny/samples/image/cat")
+    assert (sample.body, sample.headers["content-type"]) == (b"png", "image/png")
+    assert browser.get("/api/models/tiny/samples/image/dog").status == 404
+    assert browser.get("/api/models/other/samples/image/cat").status == 404
+
+
+def test_a_model_that_does_not_serve_says_what_makes_its_first_version(browser):
+    browser.recorder.rollout = model_pb2.Rollout(model="tiny")
+    answer = browser.get("/api/models/tiny")
+    assert (answer.status, "plaudit pretrain" in answer.json["error"]) == (503, True)
+
+
+def test_predict_sends_every_kind_of_content_and_keeps_the_order_of_scores(browser):
+    encoded = base64.b64encode(b"bytes").decode()
+    content = {
+        "a": {"image": encoded},
+        "b": {"audio": encoded},
+        "c": {"text": "hi"},
+        "d": {"tensor": [[1, 2]], "dtype": "float32"},
+    }
+    answer = browser.post("/api/models/tiny/predict", {"content": content, "user_id": "ada"})
+    assert answer.json["scores"] == [["dog", 0.75], ["cat", 0.25]]
+    assert answer.json["contributions"] == {"image": 0.5}
+    (request,) = browser.recorder.received
+    assert (request.model, request.user_id, request.explain) == ("tiny", "ada", True)
+    assert (request.content["a"].image, request.content["b"].audio) == (b"bytes", b"bytes")
+    assert request.content["c"].text == "hi"
+    sent = request.content["d"].tensor
+    assert (sent.data_type, list(sent.shape)) == (content_pb2.DATA_TYPE_FP32, [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([], "content: list is no object"),
+        ({"a": {"image": "%"}}, 'content["a"]: not base64'),
+        ({"a": {"tensor": [[1], [2, 3]], "dtype": "float32"}}, 'content["a"]: not a tensor'),
+        ({"a": {"tensor": ["x"], "dtype": "float32"}}, 'content["a"]: not a tensor'),
+        ({"a": {"tensor": [1], "dtype": "colour"}}, 'content["a"]: not a tensor'),
+        ({"a": {"smell": "x"}}, 'content["a"]: needs one of'),
+        ({"a": "x"}, 'content["a"]: needs one of'),
+    ],
+)
+def test_content_that_cannot_be_understood_is_named(browser, content, said):
+    answer = browser.post("/api/models/tiny/predict", {"content": content})
+    assert (answer.status, said in answer.json["error"]) == (400, True), answer.json
+    assert browser.recorder.received == []
+
+
+@pytest.mark.parametrize(
+    ("signal", "field", "value"),
+    [
+        ({"thumb": "up"}, "thumb", feedback_pb2.THUMB_UP),
+        ({"thumb": "down"}, "thumb", feedback_pb2.THUMB_DOWN),
+        ({"correction": "dog"}, "correction", "dog"),
+    ],
+)
+def test_feedback_is_sent_with_the_pages_own_id(browser, signal, field, value):
+    body = {"prediction_id": "signed", "user_id": "ada", "feedback_id": "f1"} | signal
+    assert browser.post("/api/feedback", body).json["feedback_id"] == "f1"
+    (request,) = browser.recorder.received
+    assert (request.prediction_id, request.user_id, request.feedback_id) == ("signed", "ada", "f1")
+    assert getattr(request, field) == value
+
+
+@pytest.mark.parametrize("signal", [{}, {"thumb": "sideways"}, {"correction": 3}])
+def test_feedback_without_a_signal_is_refused(browser, signal):
+    answer = browser.post("/api/feedback", {"prediction_id": "signed", "feedback_id": "f1"} | signal)
+    assert (answer.status, answer.json["error"].startswith("signal: ")) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, 400),
+        (grpc.StatusCode.NOT_FOUND, 404),
+        (grpc.StatusCode.FAILED_PRECONDITION, 409),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
+        (grpc.StatusCode.INTERNAL, 502),
+    ],
+)
+def test_what_the_server_refuses_is_passed_on_with_its_reason(browser, code, status):
+    browser.recorder.failures.append((code, "feedback_id: 'f9' was never recorded"))
+    answer = browser.get("/api/receipts/f9")
+    assert answer.status == status
+    assert answer.json == {"error": "feedback_id: 'f9' was never recorded", "field": "feedback_id"}
+
+
+def test_the_loop_of_a_model_and_of_none(browser):
+    assert browser.get("/api/models/tiny/loop").json["rollout"]["live"] == 1
+    answer = browser.get("/api/models/other/loop")
+    assert (answer.status, "'other' is not one of ['tiny']" in answer.json["error"]) == (404, True)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        (b"{}", "text/plain", 415),
+        (b"{", "application/json", 400),
+        (b"[]", "application/json", 400),
+        (b" " * 10_001, "application/json", 413),
+        (b'{"user_id": 3}', "application/json", 400),
+    ],
+)
+def test_a_body_that_cannot_be_a_request_is_refused(browser, body, kind, status):
+    answer = browser.ask("POST", "/api/models/tiny/predict", body, Content_Type=kind)
+    assert answer.status == status
+    assert answer.json["error"]
+
+
+def test_only_listed_methods_and_paths_exist(browser):
+    assert browser.get("/api/feedback").status == 405
+    assert browser.get("/nothing").json["error"] == "Not Found"
+
+
+def test_a_taken_port_is_named():
+    with open_port("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"console.port: {port} cannot be opened on 127.0.0.1"):
+            open_port("127.0.0.1", port)
