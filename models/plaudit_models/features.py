@@ -4,13 +4,24 @@ Knows nothing about rewards. Features are only comparable within one feature spa
 settings, so everything computed from features carries its :class:`FeatureSpace` and refuses another's.
 
 Notation:
-    b: batch size, a: number of actions, d: embedding size, f: number of features
+    b: batch size, a: number of actions, d: embedding size, m: number of embedding features, f: number of features
+
+    φ(x) = [P(x), u(x)³·z(x), 1],  f = a + m + 1
+    P(x)     base probabilities
+    u(x)     1 − sureness: the entropy of P over its largest, log a
+    z(x)     random Fourier features of the unit-length embedding e, √(2/m)·[cos(Ω e), sin(Ω e)], so that z(x)ᵀz(y) is
+             nearly exp(−‖e_x − e_y‖²/2), the kernel of smooth functions of the embedding (Rahimi and Recht, 2007;
+             Ω orthogonal as in Yu et al., Orthogonal Random Features, 2016), at a size that does not depend on d
+
+Where the base model is sure, its probabilities say all that the fast loop needs, and few features learn from few
+thumbs; where it knows nothing, they say nothing, and only the embedding can tell contexts apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +33,12 @@ Float64 = npt.NDArray[np.float64]
 MIN_NORM: Final = 1e-6
 """Embeddings shorter than this are not stretched to unit length, so that an all-zero embedding stays zero."""
 
+UNSURENESS_POWER: Final = 3
+"""The embedding fades as this power of the base model's unsureness: at 1, what it says of unsure contexts leaks into
+sure ones and cost unaffected answers up to three points."""
+
+_SEED: Final = 0
+
 
 class FeatureMismatch(ValueError):
     """Two things that carry features come from different feature spaces; the message says how they differ."""
@@ -29,27 +46,39 @@ class FeatureMismatch(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class FeatureSpace:
-    """Which φ: of which trunk, with which settings.
+    """Which φ, of which trunk, and what one answer's praise says of the others: what two sums must share to be added.
 
     Attributes:
         trunk_digest: digest of the trunk whose outputs the features are made of.
         n_actions: a.
         embedding_size: d.
-        embedding_scale: length given to the embedding block; 0 leaves the block out.
+        embedding_features: m, even; 0 leaves the embedding out.
+        exclusivity: ρ in [0, 1], how much praise of one answer speaks against each other answer in the same context,
+            as a share of an event; 0 where several answers may be right at once.
     """
 
     trunk_digest: str
     n_actions: int
     embedding_size: int
-    embedding_scale: float = 0.0
+    embedding_features: int = 0
+    exclusivity: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.n_actions < 2 or self.embedding_size < 1 or not 0.0 <= self.embedding_scale < np.inf:
-            raise ValueError(f"{self}: needs n_actions ≥ 2, embedding_size ≥ 1 and a finite embedding_scale ≥ 0")
+        if (
+            self.n_actions < 2
+            or self.embedding_size < 1
+            or self.embedding_features < 0
+            or self.embedding_features % 2
+            or not 0.0 <= self.exclusivity <= 1.0
+        ):
+            raise ValueError(
+                f"{self}: needs n_actions ≥ 2, embedding_size ≥ 1, an even number of embedding_features ≥ 0 and "
+                f"exclusivity in [0, 1]"
+            )
 
     @property
     def n_features(self) -> int:
-        return self.n_actions + (self.embedding_size if self.embedding_scale > 0.0 else 0) + 1
+        return self.n_actions + self.embedding_features + 1
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -71,16 +100,51 @@ def require_same_space(ours: FeatureSpace, theirs: FeatureSpace) -> None:
         )
 
 
+def log_softmax(logits: Floats) -> Float64:
+    """Shapes ``[b, a]`` → ``[b, a]``; finite wherever the logits are."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    log_probs: Float64 = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return log_probs
+
+
 def base_probabilities(base_logits: Floats) -> Float64:
     """softmax(base_logits): what the model said before feedback. Shapes ``[b, a]`` → ``[b, a]``."""
-    logits = base_logits.astype(np.float64)
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probs: Float64 = weights / weights.sum(axis=1, keepdims=True)
+    probs: Float64 = np.exp(log_softmax(base_logits))
     return probs
 
 
+def sureness(base_logits: Floats) -> Float64:
+    """c(x) = 1 − H(P)/log a: 0 where every action is as probable, 1 where one has it all. ``[b, a]`` → ``[b, 1]``."""
+    log_probs = log_softmax(base_logits)
+    entropy = -(np.exp(log_probs) * log_probs).sum(axis=1, keepdims=True)
+    sure: Float64 = np.clip(1.0 - entropy / np.log(base_logits.shape[1]), 0.0, 1.0)
+    return sure
+
+
+@lru_cache(maxsize=4)
+def directions(embedding_size: int, embedding_features: int) -> Float64:
+    """Ωᵀ, shape ``[d, m / 2]``: always the same for the same sizes.
+
+    Drawn with numpy's ``RandomState``, whose streams are frozen for good; orthonormal blocks with their signs settled,
+    rows as long as Gaussian ones.
+    """
+    random = np.random.RandomState(_SEED)
+    blocks: list[Float64] = []
+    missing = embedding_features // 2
+    while missing:
+        width = min(missing, embedding_size)
+        basis, triangle = np.linalg.qr(random.standard_normal((embedding_size, width)))
+        lengths = np.sqrt(random.chisquare(embedding_size, width))
+        blocks.append(basis * (np.where(np.diag(triangle) < 0.0, -1.0, 1.0) * lengths))
+        missing -= width
+    together: Float64 = np.concatenate(blocks, axis=1)
+    together.flags.writeable = False
+    return together
+
+
 def features(space: FeatureSpace, embedding: Floats, base_logits: Floats) -> Float64:
-    """φ(x) = [base probabilities, embedding scaled to length ``embedding_scale``, 1].
+    """φ(x) of the notation above.
 
     Args:
         embedding: shape ``[b, d]``.
@@ -102,9 +166,11 @@ def features(space: FeatureSpace, embedding: Floats, base_logits: Floats) -> Flo
         if bad_rows.size:
             raise ValueError(f"{name}: row {bad_rows[0]} holds a value that is not finite; leave that event out")
     blocks = [base_probabilities(base_logits)]
-    if space.embedding_scale > 0.0:
+    if space.embedding_features:
         embedding = embedding.astype(np.float64)
         norm = np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), MIN_NORM)
-        blocks.append(embedding * (space.embedding_scale / norm))
+        turned = (embedding / norm) @ directions(space.embedding_size, space.embedding_features)
+        scale = (1.0 - sureness(base_logits)) ** UNSURENESS_POWER * np.sqrt(2.0 / space.embedding_features)
+        blocks += [scale * np.cos(turned), scale * np.sin(turned)]
     blocks.append(np.ones((b, 1)))
     return np.concatenate(blocks, axis=1)

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from plaudit_models.features import MIN_NORM, FeatureSpace, Floats
+from plaudit_models.features import MIN_NORM, UNSURENESS_POWER, FeatureSpace, Floats, directions
 from plaudit_models.improvement import TINY, HeadSettings
 from plaudit_models.reward_model import RewardPosterior, RewardState, posterior
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING, SCORES
@@ -42,11 +42,13 @@ def build_head(settings: HeadSettings, state: RewardState) -> onnx.ModelProto:
     graph = _Graph()
     log_base = graph.add("LogSoftmax", BASE_LOGITS, axis=1)
     base = graph.add("Exp", log_base)
-    phi = _add_features(graph, space, base)
+    one, zero = graph.constant(1.0), graph.constant(0.0)
+    entropy = graph.add("Neg", graph.sum_rows(graph.add("Mul", base, log_base)))
+    unsure = graph.add("Mul", entropy, graph.constant(1.0 / np.log(space.n_actions)))
+    unsure = graph.add("Clip", unsure, zero, one)
+    phi = _add_features(graph, space, base, unsure)
     q, variance, prior_variance = _add_prediction(graph, belief, phi)
 
-    one = graph.constant(1.0)
-    zero = graph.constant(0.0)
     unknown = graph.sum_rows(graph.add("Mul", base, graph.add("Div", variance, prior_variance)))
     known = graph.add("Clip", graph.add("Sub", one, unknown), zero, one)
     loosened = graph.add("Mul", graph.add("Mul", known, known), graph.constant(settings.reference_mix))
@@ -59,26 +61,31 @@ def build_head(settings: HeadSettings, state: RewardState) -> onnx.ModelProto:
 
     believed = graph.add("Clip", q, graph.constant(settings.reward_low), one)
     spread = graph.add("Sqrt", variance)
-    doubt = graph.add("Mul", spread, graph.constant(settings.benefit_of_doubt))
+    sure = graph.add("Mul", graph.add("Sub", one, unsure), graph.constant(settings.benefit_of_doubt))
+    doubt = graph.add("Mul", spread, sure)
     at_best = graph.add("Clip", graph.add("Add", believed, doubt), zero, one)
     content = graph.sum_rows(graph.add("Mul", base, at_best))
     best = graph.add("ReduceMax", believed, graph.constant([1]), keepdims=1)
     room = graph.add("Sub", one, graph.add("Max", content, best))
-    optimism = graph.add("Mul", graph.add("Mul", spread, graph.constant(settings.optimism)), room)
+    optimism = graph.add("Mul", spread, graph.constant(settings.optimism))
+    optimism = graph.add("Mul", optimism, graph.add("Mul", room, room))
     optimistic = graph.add("Add", believed, optimism)
     urge = graph.add("Mul", graph.add("Mul", known, optimistic), graph.constant(1.0 / settings.temperature))
     graph.add("Add", reference, urge, output=SCORES)
     return graph.model(space.embedding_size, space.n_actions)
 
 
-def _add_features(graph: _Graph, space: FeatureSpace, base: str) -> str:
+def _add_features(graph: _Graph, space: FeatureSpace, base: str, unsure: str) -> str:
     """φ, ``[b, f]``, as :func:`plaudit_models.features.features` makes it."""
     blocks = [base]
-    if space.embedding_scale > 0.0:
+    if space.embedding_features:
         norm = graph.add("ReduceL2", EMBEDDING, graph.constant([1]), keepdims=1)
         norm = graph.add("Max", norm, graph.constant(MIN_NORM))
         unit = graph.add("Div", EMBEDDING, norm)
-        blocks.append(graph.add("Mul", unit, graph.constant(space.embedding_scale)))
+        turned = graph.add("MatMul", unit, graph.constant(directions(space.embedding_size, space.embedding_features)))
+        faded = graph.add("Pow", unsure, graph.constant(UNSURENESS_POWER))
+        scale = graph.add("Mul", faded, graph.constant(np.sqrt(2.0 / space.embedding_features)))
+        blocks += [graph.add("Mul", graph.add(wave, turned), scale) for wave in ("Cos", "Sin")]
     total = graph.sum_rows(base)
     blocks.append(graph.add("Div", total, total))  # a column of ones as long as the batch
     return graph.add("Concat", *blocks, axis=1)

@@ -8,16 +8,18 @@ Notation:
 The policy that maximises E[r] − β·KL(π ‖ π_ref) over the actions is π ∝ π_ref·exp(r/β) (Rafailov et al., Direct
 Preference Optimization, 2023, eq. 4). Here, with P the base probabilities, q and σ² the reward model's posterior:
 
+    c(x)         = 1 − H(P)/log a                        how sure the base policy is: 0 not at all, 1 entirely
     g(x)         = 1 − Σ_k P_k σ²(x, k) / σ₀²(x, k)      how much feedback tells about x: 0 nothing, 1 everything
     π_ref(x, k)  = (1 − η g²)·P_k + η g² / a             the anchor, loosened where feedback knows better
     q̂(x, k)      = clip(q(x, k), reward_low, 1)
-    content(x)   = Σ_k P_k·clip(q̂(x, k) + τ σ(x, k), 0, 1)   what the base policy may well be worth
+    content(x)   = Σ_k P_k·clip(q̂(x, k) + τ c(x) σ(x, k), 0, 1)   what the base policy may well be worth
     room(x)      = 1 − max(content(x), max_k q̂(x, k))    the least that x has to gain
-    score(x, k)  = log π_ref(x, k) + g(x)·(q̂(x, k) + κ·σ(x, k)·room(x)) / β
+    score(x, k)  = log π_ref(x, k) + g(x)·(q̂(x, k) + κ·σ(x, k)·room(x)²) / β
 
 Where nothing is known of x, the policy is the base policy exactly. Optimism (κσ) is spent in proportion to what can be
 gained, so a context whose users are content, or may be for all that a few thumbs say, is not explored, and one whose
-answer they surely dislike is explored until an answer pleases.
+answer they surely dislike is explored until an answer pleases. The square spends it early: where nothing pleases it
+costs nothing, and where an answer pleases fairly well a doubtful one is not worth the try.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from typing import Final
 
 import numpy as np
 
-from plaudit_models.features import Float64, Floats, base_probabilities, features
+from plaudit_models.features import Float64, Floats, base_probabilities, features, log_softmax, sureness
 from plaudit_models.policy import probabilities
 from plaudit_models.reward_model import RewardPosterior, RewardPrior, RewardState, posterior
 
@@ -37,6 +39,9 @@ TINY: Final = 1e-8
 BISECTIONS: Final = 16
 """The bounded step is found to 2⁻¹⁶ of the way: from no evidence, a few hundredths of a thumb out of thousands."""
 
+NEAR: Final = 0.75
+"""A step is long enough when it moves the policy by this share of what it may."""
+
 
 @dataclass(frozen=True, slots=True)
 class HeadSettings:
@@ -45,8 +50,8 @@ class HeadSettings:
     Attributes:
         temperature: β > 0, the price of a nat of divergence from the reference, in reward.
         optimism: κ ≥ 0, how many posterior standard deviations an untried action is given for free.
-        benefit_of_doubt: τ ≥ 0, how many posterior standard deviations the base policy is given before other answers
-            are explored, so that a run of wrong thumbs does not set off a search.
+        benefit_of_doubt: τ ≥ 0, how many posterior standard deviations the base policy is given, where it is sure,
+            before other answers are explored, so that a run of wrong thumbs does not set off a search.
         reference_mix: η in [0, 1), how far the anchor is loosened towards uniform where feedback knows better. Without
             it an action the base model thinks impossible could never win.
         reward_low: ≤ 0, the lowest expected reward believed. Below 0 because dislike of an action elsewhere is a hint
@@ -54,8 +59,8 @@ class HeadSettings:
         prior: of the reward model.
     """
 
-    temperature: float = 0.05
-    optimism: float = 1.5
+    temperature: float = 0.03
+    optimism: float = 3.0
     benefit_of_doubt: float = 1.0
     reference_mix: float = 0.1
     reward_low: float = -0.2
@@ -99,14 +104,14 @@ def _scores(
     known = np.clip(1.0 - (base * variance / belief.prior_variance(phi)).sum(axis=1, keepdims=True), 0.0, 1.0)
     loosened = settings.reference_mix * np.square(known)
     reference = np.logaddexp(
-        np.log1p(-loosened) + _log_softmax(base_logits), np.log(loosened / state.space.n_actions + TINY)
+        np.log1p(-loosened) + log_softmax(base_logits), np.log(loosened / state.space.n_actions + TINY)
     )
     believed = np.clip(q, settings.reward_low, 1.0)
     spread = np.sqrt(variance)
-    at_best = np.clip(believed + settings.benefit_of_doubt * spread, 0.0, 1.0)
+    at_best = np.clip(believed + settings.benefit_of_doubt * sureness(base_logits) * spread, 0.0, 1.0)
     content = (base * at_best).sum(axis=1, keepdims=True)
     room = 1.0 - np.maximum(content, believed.max(axis=1, keepdims=True))
-    optimistic = believed + settings.optimism * spread * room
+    optimistic = believed + settings.optimism * spread * np.square(room)
     scores: Float64 = reference + known * optimistic / settings.temperature
     return scores
 
@@ -118,7 +123,7 @@ class Step:
     Attributes:
         state: the evidence to build the head from.
         share: how much of the way from the served to the latest evidence it goes; 1 means all of it.
-        kl: mean KL(new ‖ served) over the recent contexts, in nats.
+        kl: mean KL(new ‖ served) over the recent contexts, in nats; all of it, not what the bound counts.
     """
 
     state: RewardState
@@ -140,7 +145,8 @@ def bounded_step(
 
     The step is taken in the evidence, where every point between is itself a reward state: at share 0 the served policy
     stays as it is, and what is left out now is still in ``latest`` at the next refresh. The divergence is that of the
-    probabilities that are served, floor included, with every action allowed.
+    probabilities that are served, floor included, with every action allowed. The bound counts it in proportion to how
+    sure the base policy is of a context: where it answers at random, there is nothing that a step could spoil.
 
     Args:
         settings: see :class:`HeadSettings`.
@@ -149,7 +155,7 @@ def bounded_step(
         embedding: of recent contexts, shape ``[b, d]``, b ≥ 1.
         base_logits: of the same, shape ``[b, a]``.
         floor: ε in (0, 1], the logged exploration floor; it must be positive for the divergence to be bounded.
-        max_kl: largest mean KL(new ‖ served) over the recent contexts, in nats.
+        max_kl: largest mean c·KL(new ‖ served) over the recent contexts, in nats.
 
     Raises:
         FeatureMismatch: the states are of different feature spaces.
@@ -165,29 +171,27 @@ def bounded_step(
         return probabilities(head_scores(settings, state, embedding, base_logits), everything_allowed, floor)
 
     before = serve(served)
+    counts = sureness(base_logits)[:, 0]
 
-    def divergence(state: RewardState) -> float:
+    def divergences(state: RewardState) -> tuple[float, float]:
+        """Of a state's policy from the served one: what the bound counts, and all."""
         after = serve(state)
-        return float((after * np.log(after / before)).sum(axis=1).mean())
+        kl = (after * np.log(after / before)).sum(axis=1)
+        return float((counts * kl).mean()), float(kl.mean())
 
-    kl = divergence(latest)
-    if kl <= max_kl:
+    counted, kl = divergences(latest)
+    if counted <= max_kl:
         return Step(latest, share=1.0, kl=kl)
     best = Step(served, share=0.0, kl=0.0)
     low, high = 0.0, 1.0
     for _ in range(BISECTIONS):
         share = (low + high) / 2.0
         state = served.towards(latest, share)
-        kl = divergence(state)
-        if kl <= max_kl:
-            low, best = share, Step(state, share, kl)
-        else:
+        counted, kl = divergences(state)
+        if counted > max_kl:
             high = share
+            continue
+        low, best = share, Step(state, share, kl)
+        if counted >= NEAR * max_kl:
+            break
     return best
-
-
-def _log_softmax(logits: Floats) -> Float64:
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=1, keepdims=True)
-    log_probs: Float64 = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return log_probs

@@ -9,15 +9,26 @@ Notation:
 For action k with feature weights θ_k (Bishop, Pattern Recognition and Machine Learning, 2006, eq. 3.50-3.51, in units
 of the reward noise):
     prior      θ_k ~ N(m_k, diag(λ_k)⁻¹),  m_k = the unit vector of action k's own base probability
-    posterior  θ_k ~ N(K_k⁻¹ (b_k + λ_k m_k), K_k⁻¹),  K_k = diag(λ_k) + A_k,  A_k = Σ w φφᵀ,  b_k = Σ w r φ
+    posterior  θ_k ~ N(K_k⁻¹ (b_k + λ_k m_k), K_k⁻¹),  K_k = diag(λ_k) + A_k,  A_k = Σ w_k φφᵀ,  b_k = Σ w_k r_k φ
 With that prior mean, the reward expected before any feedback is what the base model thinks of the action: q(x, k) =
 P_base(k | x).
+
+One likelihood for all that users say, Gaussian in r_k = θ_kᵀφ, so that it stays sums:
+    thumb, rating r of action k    r_k = r with weight 1; every other action 0 with weight ρ r, because praise of one
+                                   answer speaks against the others as far as the answers are exclusive (ρ)
+    correction to k                r_k = 1, every other action 0, with weight 1
+    preference of k over l         r_k = ¾, r_l = ¼ with weight 1: Bradley-Terry's log σ(γ(r_k − r_l)) to second order
+                                   about r_k = r_l, in the same units (a thumb's log σ(γ(r − ½)) gives targets 0 and 1
+                                   for γ = 4), each action against the other's mean, so that no sum couples two actions
+
+So the mean of r_k − r_l under preferences of frequency p is p − ½, which is Bradley-Terry's logit(p)/4 to first order.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -29,6 +40,9 @@ from plaudit_models.features import FeatureSpace, Float64, Floats, require_same_
 
 Bool = npt.NDArray[np.bool_]
 Int64 = npt.NDArray[np.int64]
+
+PREFERRED_REWARD: Final = 0.75
+REJECTED_REWARD: Final = 0.25
 
 _GRAM: Final = "gram"
 _TARGET: Final = "target"
@@ -82,6 +96,14 @@ class Evidence:
             "weights", self.weights, ~_between(self.weights, 0.0, np.finfo(np.float64).max), "is not finite and ≥ 0"
         )
 
+    def action_weights(self) -> Float64:
+        """w, shape ``[n, a]``: how much each row says about each action; what is known or implied, 0 where nothing."""
+        praise = np.where(self.known_mask, self.rewards, 0.0).sum(axis=1, keepdims=True)
+        of_one_action = self.known_mask.sum(axis=1, keepdims=True) == 1
+        implied = np.where(of_one_action, self.space.exclusivity * praise, 0.0)
+        weights: Float64 = self.weights[:, None] * np.where(self.known_mask, 1.0, implied)
+        return weights
+
 
 def evidence_of_actions(
     space: FeatureSpace, features: Float64, actions: Int64, rewards: Floats, weights: Floats | None = None
@@ -115,6 +137,24 @@ def evidence_of_corrections(
     return Evidence(space, features, rewards, np.ones_like(rewards, dtype=np.bool_), _weights(weights, right_actions))
 
 
+def evidence_of_preferences(
+    space: FeatureSpace, features: Float64, preferred: Int64, rejected: Int64, weights: Floats | None = None
+) -> Evidence:
+    """Evidence that one action is better than another (Bradley-Terry, see the notation above).
+
+    Args:
+        features: shape ``[n, f]``.
+        preferred: shape ``[n]``.
+        rejected: shape ``[n]``, nowhere equal to ``preferred``.
+        weights: shape ``[n]``; 1 each if left out.
+    """
+    better, worse = _one_hot(preferred, space.n_actions), _one_hot(rejected, space.n_actions)
+    same: Bool = np.any(better & worse, axis=1)
+    _refuse("rejected", np.asarray(rejected), same, "cannot be better than itself")
+    rewards = PREFERRED_REWARD * better + REJECTED_REWARD * worse
+    return Evidence(space, features, rewards, better | worse, _weights(weights, preferred))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RewardState:
     """Everything the reward model has learned, as sums over evidence; immutable, every change is a new state.
@@ -123,7 +163,7 @@ class RewardState:
         space: the feature space of the sums.
         gram: A, shape ``[a, f, f]``.
         target: b, shape ``[a, f]``.
-        weight: Σ w of the evidence about each action, shape ``[a]``.
+        weight: Σ w of what is known or implied about each action, shape ``[a]``.
     """
 
     space: FeatureSpace
@@ -155,21 +195,23 @@ class RewardState:
         )
 
     def to_bytes(self) -> bytes:
-        """The state as safetensors; :func:`state_from_bytes` is its inverse."""
-        tensors = {_GRAM: self.gram, _TARGET: self.target, _WEIGHT: self.weight}
+        """The state as safetensors, of the symmetric sums one half; :func:`state_from_bytes` is its inverse."""
+        row, column = np.triu_indices(self.space.n_features)
+        half = np.ascontiguousarray(self.gram[:, row, column])  # safetensors would save any other layout scrambled
+        tensors = {_GRAM: half, _TARGET: self.target, _WEIGHT: self.weight}
         return bytes(save(tensors, metadata={_SPACE: json.dumps(self.space.to_dict(), sort_keys=True)}))
 
     def _with(self, evidence: Evidence, sign: float) -> RewardState:
         require_same_space(self.space, evidence.space)
-        gram, target, weight = self.gram.copy(), self.target.copy(), self.weight.copy()
-        for k in np.flatnonzero(evidence.known_mask.any(axis=0)):
-            rows = evidence.known_mask[:, k]
-            phi = evidence.features[rows]
-            weights = sign * evidence.weights[rows]
-            weighted = weights[:, None] * phi
-            gram[k] += weighted.T @ phi
-            target[k] += evidence.rewards[rows, k] @ weighted
-            weight[k] += weights.sum()
+        phi, weights = evidence.features, evidence.action_weights()
+        # What a row says about every action alike is summed once for all of them.
+        shared = weights.min(axis=1)
+        gram = self.gram + sign * _gram(phi, shared)
+        for k in np.flatnonzero((weights > shared[:, None]).any(axis=0)):
+            rows = weights[:, k] > shared
+            gram[k] += sign * _gram(phi[rows], weights[rows, k] - shared[rows])
+        rewarded = weights * np.where(evidence.known_mask, evidence.rewards, 0.0)
+        target, weight = self.target + sign * rewarded.T @ phi, self.weight + sign * weights.sum(axis=0)
         return RewardState(self.space, gram, target, weight)
 
 
@@ -186,13 +228,17 @@ def state_from_bytes(raw: bytes) -> RewardState:
         metadata = json.loads(raw[8 : 8 + header_bytes])["__metadata__"]
         space = space_from_dict(json.loads(metadata[_SPACE]))
         tensors = load(raw)
-        state = RewardState(space, tensors[_GRAM], tensors[_TARGET], tensors[_WEIGHT])
+        half, target, weight = tensors[_GRAM], tensors[_TARGET], tensors[_WEIGHT]
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CorruptState(f"not a reward state: {type(error).__name__}: {error}") from error
     a, f = space.n_actions, space.n_features
-    if (state.gram.shape, state.target.shape, state.weight.shape) != ((a, f, f), (a, f), (a,)):
-        raise CorruptState(f"gram of shape {state.gram.shape} does not fit {a} actions and {f} features")
-    return state
+    if (half.shape, target.shape, weight.shape) != ((a, f * (f + 1) // 2), (a, f), (a,)):
+        raise CorruptState(f"gram of shape {half.shape} does not fit {a} actions and {f} features")
+    row, column = np.triu_indices(f)
+    gram = np.empty((a, f, f))
+    gram[:, row, column] = half
+    gram[:, column, row] = half
+    return RewardState(space, gram, target, weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,13 +250,16 @@ class RewardPrior:
         own_precision: λ of the action's own base probability. Higher than ``precision``, because that the base model is
             right where it is sure is better founded than that no other answer pleases; it keeps one wrong thumb
             from turning a good answer out.
+        embedding_precision: λ of the embedding features. Low, because together they have length 1 at most, and tell
+            contexts apart where the base probabilities do not.
     """
 
-    precision: float = 2.0
-    own_precision: float = 8.0
+    precision: float = 1.0
+    own_precision: float = 4.0
+    embedding_precision: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.precision <= 0.0 or self.own_precision <= 0.0:
+        if min(self.precision, self.own_precision, self.embedding_precision) <= 0.0:
             raise ValueError(f"{self}: precisions must be positive")
 
 
@@ -243,11 +292,13 @@ class RewardPosterior:
         return variance
 
 
+@lru_cache(maxsize=4)
 def posterior(state: RewardState, prior: RewardPrior) -> RewardPosterior:
-    """The posterior of the notation above, through the Cholesky factor of K."""
+    """The posterior of the notation above, through the Cholesky factor of K. The latest are remembered."""
     a, f = state.space.n_actions, state.space.n_features
     own = np.arange(a)
     precision = np.full((a, f), prior.precision)
+    precision[:, a : f - 1] = prior.embedding_precision
     precision[own, own] = prior.own_precision
     information = state.target.copy()
     information[own, own] += prior.own_precision
@@ -255,6 +306,12 @@ def posterior(state: RewardState, prior: RewardPrior) -> RewardPosterior:
     factor = np.linalg.inv(np.linalg.cholesky(total))
     mean = np.einsum("kgf,kg->kf", factor, np.einsum("kgf,kf->kg", factor, information))
     return RewardPosterior(mean, factor, precision)
+
+
+def _gram(features: Float64, weights: Float64) -> Float64:
+    """Σ w φφᵀ, ``[f, f]``, symmetric to the last bit, so that one half of it can be stored."""
+    gram: Float64 = (weights[:, None] * features).T @ features
+    return (gram + gram.T) / 2.0
 
 
 def _one_hot(actions: Int64, n_actions: int) -> Bool:

@@ -47,11 +47,11 @@ def test_initial_head_passes_base_logits_through(tmp_path: Path) -> None:
     np.testing.assert_array_equal(scores, base_logits)
 
 
-@pytest.mark.parametrize("embedding_scale", [0.0, 0.3, 2.0])
+@pytest.mark.parametrize("embedding_features", [0, 8, 192])
 @pytest.mark.parametrize("n_events", [0, 3, 5_000])
 @pytest.mark.parametrize("spread", [0.5, 4.0, 40.0])
-def test_graph_agrees_with_numpy(embedding_scale: float, n_events: int, spread: float) -> None:
-    space = FeatureSpace("trunk", n_actions=19, embedding_size=24, embedding_scale=embedding_scale)
+def test_graph_agrees_with_numpy(embedding_features: int, n_events: int, spread: float) -> None:
+    space = FeatureSpace("trunk", n_actions=19, embedding_size=24, embedding_features=embedding_features)
     state = learned(space, n_events) if n_events else empty_state(space)
     embedding, base_logits = contexts(7, 64, spread)
     model = build_head(HeadSettings(), state)
@@ -60,7 +60,7 @@ def test_graph_agrees_with_numpy(embedding_scale: float, n_events: int, spread: 
 
 
 def test_graph_agrees_with_numpy_under_other_settings() -> None:
-    space = FeatureSpace("trunk", n_actions=19, embedding_size=24, embedding_scale=0.3)
+    space = FeatureSpace("trunk", n_actions=19, embedding_size=24, embedding_features=64)
     settings = HeadSettings(temperature=0.2, optimism=0.5, benefit_of_doubt=0.3, reference_mix=0.3, reward_low=0.0)
     embedding, base_logits = contexts(7, 16, spread=4.0)
     scores = run(build_head(settings, learned(space, 500)).SerializeToString(), embedding, base_logits)
@@ -69,7 +69,7 @@ def test_graph_agrees_with_numpy_under_other_settings() -> None:
 
 
 def test_one_row_is_scored_like_a_batch() -> None:
-    space = FeatureSpace("trunk", n_actions=19, embedding_size=24, embedding_scale=0.3)
+    space = FeatureSpace("trunk", n_actions=19, embedding_size=24, embedding_features=64)
     graph = build_head(HeadSettings(), learned(space, 500)).SerializeToString()
     embedding, base_logits = contexts(7, 8, spread=4.0)
     one_by_one = np.concatenate([run(graph, embedding[i : i + 1], base_logits[i : i + 1]) for i in range(8)])

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from plaudit_models.features import FeatureSpace, Float64, base_probabilities, features
-from plaudit_models.improvement import HeadSettings, bounded_step, head_scores
+from plaudit_models.improvement import NEAR, HeadSettings, bounded_step, head_scores
 from plaudit_models.policy import probabilities
 from plaudit_models.reward_model import RewardPrior, RewardState, empty_state, evidence_of_actions
 
 FLOOR = 0.02
+FLAT = RewardPrior(precision=1.0, own_precision=1.0)
 
 
 def logits_of(top: int, n_actions: int = 4, margin: float = 8.0) -> Float64:
@@ -37,17 +38,34 @@ def test_one_thumb_up_by_hand() -> None:
 
     q = [0.8, 0.5], σ² = [0.6, 1.5], σ₀² = [1.5, 1.5] (worked in test_reward_model).
     g = 1 − (0.5·0.6/1.5 + 0.5·1.5/1.5) = 0.3; the anchor stays even: (1 − 0.1·0.09)/2 + 0.1·0.09/2 = 0.5.
-    τ = 0.3: content = 0.5·min(1, 0.8 + 0.3·0.774597) + 0.5·(0.5 + 0.3·1.224745) = 0.933712, more than 0.8; so
-    room = 0.066288; q̂ + σ·room = [0.8 + 0.774597·0.066288, 0.5 + 1.224745·0.066288] = [0.851347, 0.581186].
-    scores: ln 0.5 + 0.3·[0.851347, 0.581186]/0.05 = −0.693147 + [5.108082, 3.487116] = [4.414935, 2.793969].
-    τ = 0: content = 0.65, less than 0.8; room = 0.2; q̂ + σ·room = [0.954919, 0.744949]; scores [5.036369, 3.776547].
+    c = 0, so nothing gets the benefit of the doubt: content = 0.65, less than 0.8; room = 0.2, room² = 0.04;
+    q̂ + σ·room² = [0.8 + 0.774597·0.04, 0.5 + 1.224745·0.04] = [0.830984, 0.548990].
+    scores: ln 0.5 + 0.3·[0.830984, 0.548990]/0.05 = −0.693147 + [4.985904, 3.293940] = [4.292757, 2.600793].
     """
-    prior = RewardPrior(precision=1.0, own_precision=1.0)
-    even = np.zeros((1, 2))
-    state = thumbs(empty_state(space_of(2)), even, action=0, reward=1.0)
-    for doubt, expected in ((0.3, [4.414935, 2.793969]), (0.0, [5.036369, 3.776547])):
-        settings = HeadSettings(optimism=1.0, benefit_of_doubt=doubt, prior=prior)
-        np.testing.assert_allclose(head_scores(settings, state, np.zeros((1, 1)), even), [expected], atol=1e-5)
+    state = thumbs(empty_state(space_of(2)), np.zeros((1, 2)), action=0, reward=1.0)
+    for doubt in (0.0, 1.0):
+        settings = HeadSettings(temperature=0.05, optimism=1.0, benefit_of_doubt=doubt, prior=FLAT)
+        scores = head_scores(settings, state, np.zeros((1, 1)), np.zeros((1, 2)))
+        np.testing.assert_allclose(scores, [[4.292757, 2.600793]], atol=1e-5)
+
+
+def test_one_thumb_down_where_the_base_policy_is_sure_by_hand() -> None:
+    """P = [0.8, 0.2], λ = 1: φ = [0.8, 0.2, 1], h = φ·φ = 1.68; a thumb down for action 0.
+
+    h/(1+h) = 0.626866: q = [0.8·(1 − 0.626866), 0.2] = [0.298507, 0.2], σ² = [0.626866, 1.68],
+    σ = [0.791748, 1.296148].
+    g = 1 − (0.8·0.626866/1.68 + 0.2) = 0.501493; η g² = 0.1·0.251495 = 0.025150;
+    π_ref = 0.974850·[0.8, 0.2] + 0.012575 = [0.792455, 0.207545], ln π_ref = [−0.232620, −1.572407].
+    H(P)/ln 2 = 0.721928, c = 0.278072; with τ = 1:
+    content = 0.8·(0.298507 + 0.278072·0.791748) + 0.2·(0.2 + 0.278072·1.296148) = 0.414936 + 0.112085 = 0.527021.
+    room = 0.472979, room² = 0.223709; q̂ + σ·room² = [0.475629, 0.489960].
+    scores: ln π_ref + 0.501493·[0.475629, 0.489960]/0.05 = [4.537871, 3.341823].
+    """
+    context = np.log(np.array([[0.8, 0.2]]))
+    state = thumbs(empty_state(space_of(2)), context, action=0, reward=0.0)
+    settings = HeadSettings(temperature=0.05, optimism=1.0, benefit_of_doubt=1.0, prior=FLAT)
+    scores = head_scores(settings, state, np.zeros((1, 1)), context)
+    np.testing.assert_allclose(scores, [[4.537871, 3.341823]], atol=1e-4)
 
 
 def test_without_feedback_the_policy_is_the_base_policy() -> None:
@@ -94,7 +112,7 @@ def test_a_step_is_as_long_as_the_divergence_allows() -> None:
     latest = thumbs(served, context, action=0, reward=0.0, times=12)
     step = bounded_step(HeadSettings(), served, latest, np.zeros((1, 1)), context, floor=FLOOR, max_kl=0.1)
     assert 0.0 < step.share < 1.0
-    assert 0.05 < step.kl <= 0.1
+    assert NEAR * 0.1 <= step.kl <= 0.1 * 1.02  # the base policy is all but sure, so nearly all of it counts
     np.testing.assert_allclose(step.state.gram, step.share * latest.gram)
 
 
@@ -118,6 +136,14 @@ def test_a_short_step_goes_all_the_way() -> None:
     latest = thumbs(served, context, action=0, reward=1.0)
     step = bounded_step(HeadSettings(), served, latest, np.zeros((1, 1)), context, floor=FLOOR, max_kl=0.1)
     assert (step.share, step.state) == (1.0, latest)
+
+
+def test_a_policy_that_answers_at_random_has_nothing_to_lose() -> None:
+    served, even = empty_state(space_of(4)), np.zeros((1, 4))
+    latest = thumbs(served, even, action=0, reward=1.0, times=12)
+    step = bounded_step(HeadSettings(), served, latest, np.zeros((1, 1)), even, floor=FLOOR, max_kl=0.1)
+    assert step.share == 1.0
+    assert step.kl > 1.0
 
 
 def test_a_step_needs_contexts_and_a_floor() -> None:

@@ -17,6 +17,7 @@ from plaudit_models.reward_model import (
     empty_state,
     evidence_of_actions,
     evidence_of_corrections,
+    evidence_of_preferences,
     posterior,
     state_from_bytes,
 )
@@ -73,6 +74,51 @@ def test_a_correction_is_a_thumb_for_every_action() -> None:
     assert_close(corrected, thumbs)
     q, _ = posterior(corrected, FLAT).predict(PHI)
     np.testing.assert_allclose(q, [[0.2, 0.8]])
+
+
+def test_praise_speaks_against_the_other_actions_as_far_as_answers_are_exclusive() -> None:
+    """ρ = ½, λ = 1, a thumb up for action 0: action 1 gets reward 0 with weight ½, so h = ½·1.5 = 0.75 and
+    q' = 0.5 + 0.75/1.75·(0 − 0.5) = 2/7. Half praise (a rating of ½) says half as much: h = 0.375, q' = 4/11.
+
+    A thumb down and a correction imply nothing further.
+    """
+    space = FeatureSpace("trunk", n_actions=2, embedding_size=4, exclusivity=0.5)
+    for reward, expected, weight in ((1.0, 2 / 7, 0.5), (0.5, 4 / 11, 0.25), (0.0, 0.5, 0.0)):
+        state = empty_state(space).add(evidence_of_actions(space, PHI, np.array([0]), np.array([reward])))
+        q, _ = posterior(state, FLAT).predict(PHI)
+        np.testing.assert_allclose(q[0, 1], expected)
+        np.testing.assert_allclose(state.weight, [1.0, weight])
+    corrected = empty_state(space).add(evidence_of_corrections(space, PHI, np.array([0])))
+    np.testing.assert_allclose(corrected.weight, [1.0, 1.0])
+
+
+def test_what_is_implied_is_subtracted_with_what_is_said() -> None:
+    space = FeatureSpace("trunk", n_actions=3, embedding_size=4, exclusivity=0.3)
+    rng = np.random.default_rng(3)
+    phi = rng.random((40, 4))
+    kept = evidence_of_actions(space, phi, rng.integers(0, 3, 40), rng.random(40), rng.random(40))
+    taken_back = evidence_of_actions(space, phi[::-1], rng.integers(0, 3, 40), rng.random(40), rng.random(40))
+    state = empty_state(space).add(taken_back).add(kept).subtract(taken_back)
+    assert_close(state, empty_state(space).add(kept))
+
+
+def test_preferences_are_learned_as_bradley_terry_would_to_first_order() -> None:
+    """60 % of many preferences are for action 0: Bradley-Terry's fit is Δ = logit(0.6)/4 = 0.1014; ours 0.6 − ½ = 0.1.
+
+    The context's prior is even, so both rewards stay about ½; the third action has nothing to do with it.
+    """
+    space = FeatureSpace("trunk", n_actions=3, embedding_size=4, exclusivity=0.3)
+    phi = np.array([[1 / 3, 1 / 3, 1 / 3, 1.0]]).repeat(10_000, axis=0)
+    preferred = np.where(np.arange(10_000) < 6_000, 0, 1)
+    state = empty_state(space).add(evidence_of_preferences(space, phi, preferred, 1 - preferred))
+    q, _ = posterior(state, FLAT).predict(phi[:1])
+    np.testing.assert_allclose(q, [[0.55, 0.45, 1 / 3]], atol=1e-3)
+    np.testing.assert_allclose(q[0, 0] - q[0, 1], np.log(0.6 / 0.4) / 4.0, atol=2e-3)
+
+
+def test_an_answer_is_not_better_than_itself() -> None:
+    with pytest.raises(InvalidEvidence, match=r"rejected\[0\]: 1 cannot be better than itself"):
+        evidence_of_preferences(SPACE, PHI, np.array([1]), np.array([1]))
 
 
 def test_posterior_agrees_with_the_textbook_inverse() -> None:

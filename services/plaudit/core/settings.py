@@ -1,8 +1,7 @@
 """Every setting there is. Read once by a composition root, then taken apart: components get plain values.
 
 Precedence: command-line flags, then ``PLAUDIT_…`` environment (``PLAUDIT_SERVING__PORT=9001``), then the TOML file,
-then the defaults below. Nothing else reads the environment, but a fine-tuning job, which is told there where
-the store is.
+then the defaults below. Nothing else reads the environment.
 """
 
 from __future__ import annotations

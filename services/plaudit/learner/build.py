@@ -12,8 +12,9 @@ from plaudit.core.ports import EventLog, ExperienceStore, JobLauncher, ModelRegi
 from plaudit.core.settings import Settings
 from plaudit.learner.description import TrainingPlan
 from plaudit.learner.finetune import Finetuning
-from plaudit.learner.loop import Learner, Pace
+from plaudit.learner.loop import Learner
 from plaudit.learner.metrics import LearnerMetrics
+from plaudit.learner.pace import Pace
 from plaudit.learner.refresh import HeadMaker
 from plaudit.learner.status import STATUS, StatusFile
 from plaudit.learner.versions import Versions
@@ -29,7 +30,6 @@ def build_learner(
     *,
     log: EventLog,
     store: ExperienceStore,
-    store_url: str,
     registry: ModelRegistry,
     runtime: ModelRuntime,
     jobs: JobLauncher,
@@ -40,7 +40,6 @@ def build_learner(
     """A learner ready to run.
 
     Args:
-        store_url: where a fine-tuning job finds the same store.
         work_dir: made if it is not there; best on the registry's file system. Run folders of jobs and the status file
             are in it.
         clock: UTC seconds since the epoch.
@@ -54,7 +53,6 @@ def build_learner(
         finetuning = Finetuning(
             jobs=jobs,
             store=store,
-            store_url=store_url,
             registry=registry,
             versions=versions,
             maker=maker,
@@ -77,6 +75,7 @@ def build_learner(
         silence_after_s=settings.learner.silence_after_s,
         user_cap=settings.learner.user_cap,
         versions_kept=settings.learner.dead_versions_kept,
+        retention_s=settings.store.retention_s,
     )
     return Learner(
         log=log,
@@ -103,11 +102,16 @@ def head_maker(settings: Settings) -> HeadMaker:
             benefit_of_doubt=policy.benefit_of_doubt,
             reference_mix=policy.reference_mix,
             reward_low=policy.reward_low,
-            prior=RewardPrior(precision=policy.prior_precision, own_precision=policy.base_precision),
+            prior=RewardPrior(
+                precision=policy.prior_precision,
+                own_precision=policy.base_precision,
+                embedding_precision=policy.embedding_precision,
+            ),
         ),
         floor=policy.floor,
         max_kl=policy.max_kl,
-        embedding_scale=policy.embedding_scale,
+        embedding_features=policy.embedding_features,
+        exclusivity=policy.exclusivity,
     )
 
 

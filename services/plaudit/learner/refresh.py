@@ -33,19 +33,23 @@ class HeadMaker:
     Attributes:
         settings: how boldly a head follows the evidence.
         floor: logged exploration floor ε in (0, 1] of the versions made.
-        max_kl: the most one refresh may move the policy, in nats.
-        embedding_scale: weight of the embedding among the features; 0 leaves it out.
+        max_kl: the most one refresh may move the policy, in nats, counted where the base policy is sure.
+        embedding_features: how many features the embedding is given; 0 leaves it out.
+        exclusivity: how much praise of one answer speaks against each other one, as a share of an event.
     """
 
     settings: HeadSettings
     floor: float
     max_kl: float
-    embedding_scale: float = 0.0
+    embedding_features: int = 192
+    exclusivity: float = 0.1
 
     def space(self, manifest: Manifest) -> FeatureSpace:
         """The feature space of the fast loop on a version's trunk."""
         spec = manifest.spec
-        return FeatureSpace(manifest.trunk_digest, len(spec.actions), spec.embedding_size, self.embedding_scale)
+        return FeatureSpace(
+            manifest.trunk_digest, len(spec.actions), spec.embedding_size, self.embedding_features, self.exclusivity
+        )
 
     def step(self, served: RewardState, latest: RewardState, recent: Sequence[Features]) -> Step:
         """From the evidence served towards the latest, as far as the KL bound allows on one or more ``recent`` rows."""
