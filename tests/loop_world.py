@@ -82,7 +82,6 @@ class World:
             Settings(model={}, **self.settings),  # type: ignore[arg-type]
             log=self.log,
             store=self.store,
-            store_url=self.store_url,
             registry=self.registry,
             runtime=self.runtime,
             jobs=self.jobs or InlineJobs(self.run_job),
@@ -104,7 +103,7 @@ class World:
         if version not in self.loaded:
             self.loaded[version] = self.runtime.load(folder)
         model = self.loaded[version]
-        embedding, base_logits = model.trunk(trunk_inputs(folder, [content]))
+        embedding, base_logits, _ = model.trunk(trunk_inputs(folder, [content]))
         allowed = np.ones((1, len(SPEC.actions)), np.bool_)
         probs = probabilities(model.head(embedding, base_logits), allowed, model.manifest.floor)
         return probs[0], Features(model.manifest.trunk_digest, embedding[0], base_logits[0])

@@ -22,7 +22,6 @@ from plaudit.adapters.sqlite_log import SqliteLog
 from plaudit.core.errors import ConfigError
 from plaudit.core.ports import EventLog, ExperienceStore, JobLauncher, ModelRegistry, ModelRuntime
 from plaudit.core.prediction_id import PredictionIds, load_or_create_key
-from plaudit.core.runs import STORE_URL
 from plaudit.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -83,10 +82,10 @@ def experience_store(settings: Settings) -> ExperienceStore:
 
 
 def job_launcher(settings: Settings) -> JobLauncher:
-    """Its jobs are told by their environment where the store is: a run folder holds no secrets."""
+    """Its jobs are told where the store is, with its password: a run folder holds no secrets."""
     from plaudit.adapters.subprocess_jobs import SubprocessJobs
 
-    return SubprocessJobs(environment={STORE_URL: store_url(settings)})
+    return SubprocessJobs(told=store_url(settings))
 
 
 def learner_dir(settings: Settings) -> Path:

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy import create_engine, text
 
 from builders import NOW_S, a_decision, some_feedback, tiny_content
 from plaudit.adapters.sql_store import SqlStore, sqlite_url
-from plaudit.core.errors import StoreMoved, StoreUnavailable
-from plaudit.core.events import EncodedContent, Features
+from plaudit.core.errors import ConfigError, StoreMoved, StoreUnavailable, WrongStore
+from plaudit.core.events import EncodedContent, Features, Feedback
 from plaudit.core.experience import Experience, FeedbackState, Judgement, served
-from plaudit.core.ports import Changes, ExperienceStore, History, Kept
+from plaudit.core.ports import Arrivals, Changes, ExperienceStore, History, Judged, Kept, Standing
+from postgres_server import PASSWORD, PostgresServer
 
-ADAPTERS: dict[str, Callable[[Path], ExperienceStore]] = {
-    "sqlite": lambda folder: SqlStore(sqlite_url(folder / "learner.db"))
+ADAPTERS: dict[str, Callable[[Path, pytest.FixtureRequest], str]] = {
+    "sqlite": lambda folder, request: sqlite_url(folder / "learner.db"),
+    "postgres": lambda folder, request: request.getfixturevalue("postgres").create_database(),
 }
 TRUNK = "f1" * 32
+GOOD = Judgement({"cat": 1.0}, 1.0)
+BAD = Judgement({"cat": 0.0}, 1.0)
 
 
 @pytest.fixture(params=sorted(ADAPTERS))
-def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], ExperienceStore]]:
-    """Opens another store on the same data, as another process would."""
-    opened: list[ExperienceStore] = []
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return ADAPTERS[request.param](tmp_path, request)
 
-    def open_another() -> ExperienceStore:
-        opened.append(ADAPTERS[request.param](tmp_path))
+
+@pytest.fixture
+def open_store(url: str) -> Iterator[Callable[..., SqlStore]]:
+    """Opens another store on the same data, as another process would. A lease ends when it is looked at."""
+    opened: list[SqlStore] = []
+
+    def open_another(*, lease_s: float = 0.0) -> SqlStore:
+        opened.append(SqlStore(url, lease_s=lease_s))
         return opened[-1]
 
     yield open_another
@@ -37,19 +51,30 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Calla
 
 @pytest.fixture
 def store(open_store: Callable[[], ExperienceStore]) -> ExperienceStore:
-    return open_store()
+    store = open_store()
+    assert store.lead()
+    return store
 
 
-def an_experience(number: int, **fields: object) -> Experience:
-    decision = served(a_decision(f"p{number}"))
-    return Experience(number, decision, Judgement({"cat": 1.0}, 1.0), (0.1, 0.2, 0.3, 0.4), **fields)  # type: ignore[arg-type]
+def make_experiences(store: ExperienceStore, n: int) -> list[Experience]:
+    """The experiences 1 … n, about p1 … pn."""
+    decisions = [a_decision(f"p{i + 1}") for i in range(n)]
+    store.take_in(Arrivals(decisions=decisions, judged=[Judged(d.prediction_id, GOOD) for d in decisions]))
+    return [Experience(i + 1, served(decision), GOOD) for i, decision in enumerate(decisions)]
+
+
+def judge_again(store: ExperienceStore, prediction_id: str, judgement: Judgement | None) -> None:
+    before = store.histories([prediction_id])[prediction_id].experience
+    store.take_in(Arrivals(judged=[Judged(prediction_id, judgement, before)]))
 
 
 def test_a_fresh_store_knows_nothing(store: ExperienceStore) -> None:
-    assert store.cursor() == ""
+    assert store.positions() == {}
+    assert store.standing() == Standing()
     assert store.recall("anything") is None
     assert store.histories(["p"]) == {"p": History(None, [], None)}
     assert store.experiences() == []
+    assert store.revisions(10, 10) == []
 
 
 def test_everything_saved_is_there_after_reopening(
@@ -57,14 +82,31 @@ def test_everything_saved_is_there_after_reopening(
 ) -> None:
     decision = a_decision("p1", allowed_actions=("cat", "dog"), greedy=True, content=tiny_content())
     kept = Kept(some_feedback("p1", feedback_id="f1"), FeedbackState.DISCARDED, "no reason")
-    experience = Experience(1, served(decision), Judgement({"cat": 0.5}, 0.25, "dog"), (0.1, 0.9, 0.0, 0.0))
-    store.save(
-        Changes(
-            cursor="7", decisions=[decision], feedback=[kept], experiences=[experience], memory={"a": b"1", "b": b"2"}
+    judgement = Judgement({"cat": 0.5}, 0.25, "dog")
+    store.take_in(
+        Arrivals(
+            positions={"0": "7"},
+            decisions=[decision],
+            feedback=[kept],
+            judged=[Judged("p1", judgement)],
+            arrived=[kept.feedback],
+            waiting=2,
+            outcomes={"decision": 1, "feedback": 3},
         )
     )
+    store.save(Changes(probabilities={1: (0.1, 0.9, 0.0, 0.0)}, memory={"a": b"1", "b": b"2"}))
     other = open_store()
-    assert other.cursor() == "7"
+    experience = Experience(1, served(decision), judgement, (0.1, 0.9, 0.0, 0.0))
+    assert other.positions() == {"0": "7"}
+    assert other.standing() == Standing(
+        last_number=1,
+        feedback=1,
+        last_feedback_id="f1",
+        last_feedback_time_s=kept.feedback.time_s,
+        waiting=2,
+        discarded=1,
+        outcomes={"decision": 1, "feedback": 3},
+    )
     assert other.recall("a") == b"1"
     assert other.histories(["p1", "p2"]) == {
         "p1": History(served(decision), [kept], experience),
@@ -74,9 +116,23 @@ def test_everything_saved_is_there_after_reopening(
     assert other.experiences() == [experience]
 
 
+def test_what_is_taken_in_adds_up(store: ExperienceStore) -> None:
+    def feedback(id_: str, time_s: float) -> Feedback:
+        return some_feedback(id_, feedback_id=id_, time_s=time_s)
+
+    store.take_in(Arrivals(arrived=[feedback("late", NOW_S + 9)], waiting=1, outcomes={"feedback": 1}))
+    store.take_in(Arrivals(arrived=[feedback("early", NOW_S)], waiting=-1, outcomes={"feedback": 1, "poison": 2}))
+    assert store.standing() == Standing(
+        feedback=2,
+        last_feedback_id="early",
+        last_feedback_time_s=NOW_S + 9,
+        outcomes={"feedback": 2, "poison": 2},
+    )
+
+
 def test_content_comes_back_as_it_was_sent(store: ExperienceStore) -> None:
     content = tiny_content(3)
-    store.save(Changes(decisions=[a_decision("p1", content=content), a_decision("p2", content={})]))
+    store.take_in(Arrivals(decisions=[a_decision("p1", content=content), a_decision("p2", content={})]))
     found = store.contents(["p1", "p2", "p3"])
     assert found.keys() == {"p1", "p2"}
     assert found["p2"] == {}
@@ -89,7 +145,8 @@ def test_features_are_kept_per_trunk(store: ExperienceStore) -> None:
     """Those of the decision under the trunk that served, others under theirs."""
     decision = a_decision("p1")
     other = Features("aa" * 32, np.ones(3, np.float32), np.zeros(2, np.float32))
-    store.save(Changes(decisions=[decision], features={"p1": other}))
+    store.take_in(Arrivals(decisions=[decision]))
+    store.save(Changes(features={"p1": other}))
     assert decision.features is not None
     np.testing.assert_array_equal(store.features(["p1"], TRUNK)["p1"].embedding, decision.features.embedding)
     np.testing.assert_array_equal(store.features(["p1"], TRUNK)["p1"].base_logits, decision.features.base_logits)
@@ -98,44 +155,82 @@ def test_features_are_kept_per_trunk(store: ExperienceStore) -> None:
 
 
 def test_a_decision_without_features_has_none(store: ExperienceStore) -> None:
-    store.save(Changes(decisions=[a_decision("p1", features=None)]))
+    store.take_in(Arrivals(decisions=[a_decision("p1", features=None)]))
     assert store.features(["p1"], TRUNK) == {}
 
 
-def test_saving_again_changes_feedback_and_experiences(store: ExperienceStore) -> None:
-    decision = a_decision("p1")
-    waiting = Kept(some_feedback("p1", feedback_id="f1"), FeedbackState.WAITING)
-    store.save(Changes(feedback=[waiting]))
-    assert store.histories(["p1"]) == {"p1": History(None, [waiting], None)}
-    joined = Kept(waiting.feedback, FeedbackState.JOINED)
-    experience = Experience(1, served(decision), Judgement({"cat": 1.0}, 1.0))
-    store.save(Changes(decisions=[decision], feedback=[joined], experiences=[experience]))
-    taken_back = Experience(1, served(decision), None)
-    store.save(Changes(experiences=[taken_back]))
-    assert store.histories(["p1"]) == {"p1": History(served(decision), [joined], taken_back)}
+def test_experiences_are_numbered_on_and_come_in_ranges(store: ExperienceStore) -> None:
+    experiences = make_experiences(store, 2)
+    decisions = [a_decision("q1"), a_decision("q2")]
+    store.take_in(Arrivals(decisions=decisions, judged=[Judged("q2", BAD)]))
+    store.take_in(Arrivals(judged=[Judged("q1", GOOD)]))
+    experiences += [Experience(3, served(decisions[1]), BAD), Experience(4, served(decisions[0]), GOOD)]
+    assert store.experiences() == experiences
+    assert store.experiences(after=1, up_to=3) == experiences[1:3]
+    assert store.experiences(after=1, limit=1) == experiences[1:2]
+    assert store.standing().last_number == 4
 
 
-def test_experiences_come_in_order_and_in_ranges(store: ExperienceStore) -> None:
-    experiences = [an_experience(number) for number in (3, 1, 2, 4)]
-    store.save(Changes(decisions=[a_decision(f"p{n}") for n in (1, 2, 3, 4)], experiences=experiences))
-    assert [e.number for e in store.experiences()] == [1, 2, 3, 4]
-    assert [e.number for e in store.experiences(after=1, up_to=3)] == [2, 3]
-    assert [e.number for e in store.experiences(after=1, limit=1)] == [2]
+def test_a_changed_judgement_is_a_revision_until_it_is_resolved(store: ExperienceStore) -> None:
+    """Histories have what is said now; experiences are as the leader knows them."""
+    first, second = make_experiences(store, 2)
+    judge_again(store, "p1", BAD)
+    assert store.histories(["p1"])["p1"].experience == Experience(1, first.served, BAD)
+    assert store.experiences() == [first, second]
+    (revision,) = store.revisions(2, 10)
+    assert (revision.experience, revision.judgement) == (first, BAD)
+    assert store.revisions(0, 10) == []
+    store.save(Changes(resolved=[revision]))
+    assert store.revisions(2, 10) == []
+    assert store.experiences() == [Experience(1, first.served, BAD), second]
 
 
-def test_experiences_after_a_number_are_set_aside(store: ExperienceStore) -> None:
-    experiences = [an_experience(number) for number in (1, 2, 3)]
-    store.save(Changes(decisions=[a_decision(f"p{n}") for n in (1, 2, 3)], experiences=experiences))
-    store.save(Changes(set_aside_after=1))
+def test_a_judgement_that_changes_while_its_revision_is_learned_is_a_revision_again(store: ExperienceStore) -> None:
+    (first,) = make_experiences(store, 1)
+    judge_again(store, "p1", BAD)
+    (learned,) = store.revisions(1, 10)
+    judge_again(store, "p1", None)
+    store.save(Changes(resolved=[learned]))
+    (again,) = store.revisions(1, 10)
+    assert (again.experience, again.judgement) == (Experience(1, first.served, BAD), None)
+    store.save(Changes(resolved=[again]))
+    assert store.revisions(1, 10) == []
+    assert store.experiences() == [Experience(1, first.served, None)]
+
+
+def test_experiences_are_set_aside_and_stay_so_when_judged_again(store: ExperienceStore) -> None:
+    make_experiences(store, 3)
+    store.save(Changes(set_aside=[2, 3]))
+    judge_again(store, "p2", BAD)
     assert [e.set_aside for e in store.experiences()] == [False, True, True]
+
+
+def test_what_was_silent_becomes_an_experience(store: ExperienceStore) -> None:
+    make_experiences(store, 1)
+    decision = a_decision("quiet")
+    store.take_in(Arrivals(decisions=[decision]))
+    store.save(Changes(silent=[Judged("quiet", BAD)]))
+    assert store.experiences(after=1) == [Experience(2, served(decision), BAD)]
+
+
+def test_silence_and_feedback_do_not_both_judge(store: ExperienceStore) -> None:
+    """Whoever comes second is told to look again."""
+    store.take_in(Arrivals(decisions=[a_decision("p1"), a_decision("p2")]))
+    store.save(Changes(silent=[Judged("p1", BAD)]))
+    with pytest.raises(StoreMoved):
+        store.take_in(Arrivals(judged=[Judged("p1", GOOD)]))
+    store.take_in(Arrivals(judged=[Judged("p2", GOOD)]))
+    with pytest.raises(StoreMoved):
+        store.save(Changes(silent=[Judged("p2", BAD)]))
+    assert [e.judgement for e in store.experiences()] == [BAD, GOOD]
 
 
 def test_orphans_are_the_feedback_that_waits_oldest_first(store: ExperienceStore) -> None:
     def kept(name: str, time_s: float, state: FeedbackState) -> Kept:
         return Kept(some_feedback(name, feedback_id=name, time_s=time_s), state)
 
-    store.save(
-        Changes(
+    store.take_in(
+        Arrivals(
             feedback=[
                 kept("late", NOW_S + 2, FeedbackState.WAITING),
                 kept("early", NOW_S + 1, FeedbackState.WAITING),
@@ -149,7 +244,7 @@ def test_orphans_are_the_feedback_that_waits_oldest_first(store: ExperienceStore
 
 def test_silent_lists_decisions_up_to_the_first_that_is_too_young(store: ExperienceStore) -> None:
     times = {"p1": NOW_S, "p2": NOW_S + 1, "p3": NOW_S + 9, "p4": NOW_S + 2}
-    store.save(Changes(decisions=[a_decision(id_, time_s=time_s) for id_, time_s in times.items()]))
+    store.take_in(Arrivals(decisions=[a_decision(id_, time_s=time_s) for id_, time_s in times.items()]))
     found = store.silent(0, NOW_S + 5, 10)
     assert [decision.prediction_id for _, decision in found] == ["p1", "p2"]
     assert [decision.prediction_id for _, decision in store.silent(found[0][0], NOW_S + 5, 10)] == ["p2"]
@@ -162,46 +257,216 @@ def test_memory_can_be_replaced_and_forgotten(store: ExperienceStore) -> None:
     assert (store.recall("a"), store.recall("b")) == (b"3", None)
 
 
-def test_a_cursor_of_none_leaves_it_where_it_is(store: ExperienceStore) -> None:
-    store.save(Changes(cursor="7"))
-    store.save(Changes(memory={"a": b"1"}))
-    assert store.cursor() == "7"
+# --- one at a time ---------------------------------------------------------------------------------------------------
 
 
 def test_a_save_that_fails_changes_nothing(store: ExperienceStore) -> None:
     """The second decision of that id cannot be saved, so nothing that came with it is."""
-    store.save(Changes(cursor="1", decisions=[a_decision("p1")]))
-    with pytest.raises(StoreUnavailable):
-        store.save(Changes(cursor="2", decisions=[a_decision("p2"), a_decision("p1")], memory={"a": b"1"}))
-    assert store.cursor() == "1"
-    assert store.recall("a") is None
+    store.take_in(Arrivals(positions={"0": "1"}, decisions=[a_decision("p1")]))
+    twice = [a_decision("p2"), a_decision("p1")]
+    with pytest.raises(StoreMoved):
+        store.take_in(Arrivals(since={"0": "1"}, positions={"0": "2"}, decisions=twice, waiting=5))
+    assert store.positions() == {"0": "1"}
+    assert store.standing().waiting == 0
     assert store.histories(["p2"])["p2"].served is None
-    store.save(Changes(cursor="2", decisions=[a_decision("p2")]))
-    assert store.cursor() == "2"
+    store.take_in(Arrivals(since={"0": "1"}, positions={"0": "2"}, decisions=twice[:1]))
+    assert store.positions() == {"0": "2"}
 
 
-def test_two_learners_on_one_store_are_found_out(
+def test_a_partition_is_taken_in_by_one_after_the_other(
     store: ExperienceStore, open_store: Callable[[], ExperienceStore]
 ) -> None:
+    """Two readers of one partition: the slower one finds that it moved. Other partitions are nothing to it."""
     other = open_store()
-    assert (store.cursor(), other.cursor()) == ("", "")
-    store.save(Changes(cursor="1"))
+    store.take_in(Arrivals(positions={"0": "5"}))
+    other.take_in(Arrivals(positions={"1": "3"}))
+    other.take_in(Arrivals(since={"0": "5"}, positions={"0": "8"}))
+    for since in ({"0": "5"}, {}):
+        with pytest.raises(StoreMoved):
+            store.take_in(Arrivals(since=since, positions={"0": "6", "1": "9"}, decisions=[a_decision("p")]))
+    assert store.positions() == {"0": "8", "1": "3"}
+    assert store.histories(["p"])["p"].served is None
+
+
+def test_only_the_leader_saves(store: ExperienceStore, open_store: Callable[[], ExperienceStore]) -> None:
+    other = open_store()
     with pytest.raises(StoreMoved):
-        other.save(Changes(cursor="2", memory={"a": b"1"}))
-    assert store.recall("a") is None
-    other.cursor()
-    other.save(Changes(cursor="2"))
+        other.save(Changes(memory={"a": b"1"}))
+    assert other.lead()
+    other.save(Changes(memory={"a": b"2"}))
+    for save in (lambda: store.save(Changes(memory={"a": b"3"})), lambda: store.forget(NOW_S, 0, 1)):
+        with pytest.raises(StoreMoved):
+            save()
+    assert store.recall("a") == b"2"
+    store.take_in(Arrivals(waiting=1))
+    assert other.standing().waiting == 1
+
+
+def test_a_leader_is_not_replaced_while_it_is_heard_of(postgres: PostgresServer) -> None:
+    url = postgres.create_database()
+    first, second = SqlStore(url, lease_s=3600.0), SqlStore(url, lease_s=3600.0)
+    assert first.lead()
+    assert not second.lead()
+    first.save(Changes(memory={"a": b"1"}))
+    assert first.lead()
+    first.close()
+    second.close()
+
+
+def test_on_sqlite_whoever_was_replaced_is_told_what_to_do(tmp_path: Path) -> None:
+    url = sqlite_url(tmp_path / "learner.db")
+    first, second = SqlStore(url), SqlStore(url, lease_s=0.0)
+    assert first.lead()
+    assert second.lead()
     with pytest.raises(StoreMoved):
-        store.save(Changes(cursor="3"))
+        first.save(Changes())
+    first._asked_s = -1e9  # as when it asks again after its lease
+    with pytest.raises(StoreMoved, match=r"set store\.url"):
+        first.lead()
+    first.close()
+    second.close()
+
+
+# --- retention -------------------------------------------------------------------------------------------------------
+
+
+def test_old_predictions_leave_with_all_that_belongs_to_them(store: ExperienceStore) -> None:
+    old, young = a_decision("old", time_s=NOW_S - 10), a_decision("young", time_s=NOW_S)
+    about = [
+        Kept(some_feedback(d.prediction_id, feedback_id=d.prediction_id), FeedbackState.JOINED) for d in (old, young)
+    ]
+    orphan = Kept(some_feedback("gone", feedback_id="orphan", time_s=NOW_S - 10), FeedbackState.WAITING)
+    store.take_in(
+        Arrivals(
+            decisions=[old, young],
+            feedback=[*about, orphan],
+            judged=[Judged("old", GOOD), Judged("young", GOOD)],
+            waiting=1,
+        )
+    )
+    assert store.forget(NOW_S - 5, 2, 10) == 2
+    assert store.histories(["old", "gone"]) == {"old": History(None, [], None), "gone": History(None, [], None)}
+    assert store.features(["old"], TRUNK) == {}
+    assert store.contents(["old"]) == {}
+    assert [e.number for e in store.experiences()] == [2]
+    assert store.histories(["young"])["young"].feedback == [about[1]]
+    assert store.standing().waiting == 0
+    assert store.standing().last_number == 2
+    assert store.forget(NOW_S - 5, 2, 10) == 0
+
+
+def test_predictions_leave_a_few_at_a_time_the_oldest_first(store: ExperienceStore) -> None:
+    store.take_in(Arrivals(decisions=[a_decision(f"p{i}", time_s=NOW_S - i) for i in range(5)]))
+    assert store.forget(NOW_S, 0, 3) == 3
+    assert [id_ for id_ in ("p1", "p2", "p3", "p4") if store.histories([id_])[id_].served] == ["p1"]
+
+
+def test_what_is_not_learned_yet_stays(store: ExperienceStore) -> None:
+    make_experiences(store, 3)
+    judge_again(store, "p1", BAD)
+    assert store.forget(NOW_S + 1e6, learned=2, limit=10) == 1
+    assert [e.number for e in store.experiences()] == [1, 3]
+
+
+# --- what goes wrong -------------------------------------------------------------------------------------------------
 
 
 def test_more_ids_than_one_query_takes(store: ExperienceStore) -> None:
     ids = [f"p{n}" for n in range(1_203)]
-    store.save(Changes(decisions=[a_decision(id_, content={}) for id_ in ids]))
+    store.take_in(
+        Arrivals(decisions=[a_decision(id_, content={}) for id_ in ids], judged=[Judged(id_, GOOD) for id_ in ids])
+    )
     assert all(history.served is not None for history in store.histories(ids).values())
     assert len(store.features(ids, TRUNK)) == len(ids)
+    store.save(Changes(set_aside=range(1, 1_204)))
+    assert all(e.set_aside for e in store.experiences())
+    assert store.forget(NOW_S + 1e6, len(ids), len(ids)) == len(ids)
+
+
+def test_tables_of_another_version_are_refused(url: str, open_store: Callable[[], ExperienceStore]) -> None:
+    open_store().close()
+    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE standing SET schema = 99"))
+    engine.dispose()
+    with pytest.raises(WrongStore, match=r"version 99, this Plaudit has 2; move it away"):
+        open_store()
+
+
+def test_tables_from_before_there_were_versions_are_refused(tmp_path: Path) -> None:
+    engine = create_engine(sqlite_url(tmp_path / "learner.db"))
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE memory (key VARCHAR PRIMARY KEY, value BLOB)"))
+    engine.dispose()
+    with pytest.raises(WrongStore, match="version 1"):
+        SqlStore(sqlite_url(tmp_path / "learner.db"))
 
 
 def test_a_store_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailable, match=r"no/such/folder\.db: unable to open"):
         SqlStore(sqlite_url(tmp_path / "no" / "such" / "folder.db"))
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("secret", "store.url: is no database URL"),
+        ("mysql://me:secret@there/db", "store.url: mysql is not supported; use sqlite or postgresql"),
+    ],
+)
+def test_a_url_that_is_none_is_refused(url: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem) as refused:
+        SqlStore(url)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_wrong_password_is_named_and_not_shown(postgres: PostgresServer) -> None:
+    url = postgres.create_database().replace(PASSWORD, "secret")
+    with pytest.raises(StoreUnavailable, match="password authentication failed") as refused:
+        SqlStore(url)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_server_that_goes_away_and_returns(own_postgres: PostgresServer) -> None:
+    store = SqlStore(own_postgres.create_database())
+    assert store.lead()
+    store.take_in(Arrivals(decisions=[a_decision("p1")]))
+    own_postgres.stop()
+    for use in (lambda: store.take_in(Arrivals(waiting=1)), store.standing, lambda: store.save(Changes())):
+        with pytest.raises(StoreUnavailable):
+            use()
+    own_postgres.start()
+    store.take_in(Arrivals(waiting=1))
+    store.save(Changes(memory={"a": b"1"}))
+    assert store.standing().waiting == 1
+    assert store.histories(["p1"])["p1"].served is not None
+    store.close()
+
+
+def test_stores_opened_at_once_agree_on_the_tables(postgres: PostgresServer) -> None:
+    url = postgres.create_database()
+    script = "import sys; from plaudit.adapters.sql_store import SqlStore; SqlStore(sys.argv[1]).close()"
+    children = [subprocess.Popen([sys.executable, "-c", script, url]) for _ in range(4)]
+    assert [child.wait() for child in children] == [0] * 4
+
+
+def test_whoever_is_killed_while_saving_leaves_nothing_behind(
+    url: str, store: ExperienceStore, open_store: Callable[[], ExperienceStore]
+) -> None:
+    """Killed inside the transaction, with the lock held: others go on at once, and see nothing of it."""
+    script = textwrap.dedent("""
+        import os, signal, sys
+        from builders import a_decision
+        from plaudit.adapters import sql_store
+        from plaudit.core.ports import Arrivals
+        def die(*arguments):
+            os.kill(os.getpid(), signal.SIGKILL)
+        store = sql_store.SqlStore(sys.argv[1])
+        store._judge = die
+        store.take_in(Arrivals(positions={"0": "9"}, decisions=[a_decision("p1")]))
+    """)
+    path = ":".join(str(Path(__file__).parents[2] / part) for part in ("tests", "services", "models"))
+    child = subprocess.run([sys.executable, "-c", script, url], env={"PYTHONPATH": path}, check=False)
+    assert child.returncode == -signal.SIGKILL
+    store.take_in(Arrivals(positions={"0": "1"}, decisions=[a_decision("p1")]))
+    assert open_store().positions() == {"0": "1"}

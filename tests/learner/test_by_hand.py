@@ -35,7 +35,7 @@ class World:
             self.registry.set_rollout(promote(self.registry.rollout(), 1, Change("ada", 1.0, "")))
         self.url = sqlite_url(folder / "experiences.sqlite")
         self.store = SqlStore(self.url)
-        self.store.cursor()
+        self.store.lead()
         self.store.save(Changes(memory={progresses.KEY: Progress(last_number=5, experiences=5).to_bytes()}))
 
     def finetune(self, jobs: InlineJobs) -> Manifest:
@@ -44,7 +44,6 @@ class World:
             self.run_dir,
             jobs=jobs,
             store=self.store,
-            store_url=self.url,
             registry=self.registry,
             maker=head_maker(settings),
             plan=training_plan(settings),

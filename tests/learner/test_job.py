@@ -14,9 +14,9 @@ from plaudit.adapters.onnx_runtime import OnnxRuntime
 from plaudit.adapters.sql_store import SqlStore, sqlite_url
 from plaudit.adapters.subprocess_jobs import SubprocessJobs
 from plaudit.core.events import Content, Correction, Feedback, TextContent, Thumb
-from plaudit.core.experience import Experience, served
-from plaudit.core.ports import Changes, JobState
-from plaudit.core.runs import CANDIDATE, PROGRESS, RESULT, last_progress, read_json
+from plaudit.core.experience import served
+from plaudit.core.ports import Arrivals, JobState, Judged
+from plaudit.core.runs import CANDIDATE, JOB, PROGRESS, RESULT, last_progress, read_json
 from plaudit.core.settings import Settings
 from plaudit.learner.build import content_limits, head_maker, training_plan
 from plaudit.learner.description import FEATURES, STATE, read_description, read_features
@@ -66,11 +66,11 @@ class Workplace:
         )
         self.url = sqlite_url(folder / "learner.db")
         self.store = SqlStore(self.url)
-        self.store.cursor()
+        self.store.lead()
         self.judge(range(1, 61))
 
     def judge(self, numbers: range) -> None:
-        decisions, experiences = [], []
+        decisions, judged = [], []
         for number in numbers:
             content: dict[str, Content] = {"text": TextContent("it says buzz")}
             action = SPEC.actions[number % 2]
@@ -79,8 +79,8 @@ class Workplace:
             if number % 10 == 0:
                 said = some_feedback(f"p{number}", Correction("dog"))
             decisions.append(decision)
-            experiences.append(Experience(number, served(decision), join(served(decision), [said], SPEC.actions)))
-        self.store.save(Changes(decisions=decisions, experiences=experiences))
+            judged.append(Judged(decision.prediction_id, join(served(decision), [said], SPEC.actions)))
+        self.store.take_in(Arrivals(decisions=decisions, judged=judged))
 
     def run_dir(self) -> Path:
         settings = Settings(finetune={"max_duration_s": 20.0, "steps_per_event": 40.0})  # type: ignore[arg-type]
@@ -89,7 +89,6 @@ class Workplace:
             self.registry,
             self.registry.manifest(1),
             Progress(last_number=SNAPSHOT, experiences=SNAPSHOT),
-            store_url=self.url,
             plan=training_plan(settings),
             maker=head_maker(settings),
             limits=content_limits(settings),
@@ -129,7 +128,7 @@ def test_it_has_learned_what_users_said(workplace: Workplace, run_dir: Path) -> 
         assert model.tokenizer is not None
         ids = model.tokenizer.encode("it says buzz", add_special_tokens=False).ids[:4]
         tokens[0, : len(ids)] = ids
-        _, logits = model.trunk({"text": tokens, "present": np.ones((1, 1), np.float32)})
+        _, logits, _ = model.trunk({"text": tokens, "present": np.ones((1, 1), np.float32)})
         return float(np.exp(logits[0, 1]) / np.exp(logits[0]).sum())
 
     assert says_dog(run_dir / CANDIDATE) > says_dog(workplace.registry.folder(1)) + 0.1
@@ -180,7 +179,8 @@ def test_content_that_cannot_be_decoded_is_left_out(workplace: Workplace, run_di
 def test_as_a_process_of_its_own(tmp_path: Path) -> None:
     workplace = Workplace(tmp_path)
     run_dir = workplace.run_dir()
-    jobs = SubprocessJobs()
+    jobs = SubprocessJobs(told=workplace.url)
+    assert workplace.url not in (run_dir / JOB).read_text(encoding="utf-8")
     jobs.launch(run_dir)
     while (status := jobs.status(run_dir)).state == JobState.RUNNING:
         os.sched_yield()

@@ -129,11 +129,11 @@ def test_feedback_that_comes_before_its_decision_waits(make_world: MakeWorld) ->
     decision = world.decide()
     world.log.append([world.say(decision, Thumb(up=True))])
     world.settle(learner)
-    assert learner.progress.waiting == 1
+    assert learner.standing.waiting == 1
     assert [feedback.prediction_id for feedback in world.store.orphans(10)] == [decision.prediction_id]
     world.log.append([decision])
     world.settle(learner)
-    assert learner.progress.waiting == 0
+    assert learner.standing.waiting == 0
     assert learner.progress.experiences == 1
     assert world.store.orphans(10) == []
 
@@ -148,7 +148,7 @@ def test_feedback_of_an_unknown_action_is_discarded_with_the_reason(make_world: 
     kept = world.store.feedback([bad.feedback_id])[bad.feedback_id]
     assert kept.state == FeedbackState.DISCARDED
     assert "'cow'" in kept.reason
-    assert (learner.progress.discarded, learner.progress.experiences) == (1, 0)
+    assert (learner.standing.discarded, learner.progress.experiences) == (1, 0)
 
 
 def test_a_preference_without_the_served_action_teaches_but_proves_nothing(make_world: MakeWorld) -> None:
@@ -168,8 +168,8 @@ def test_decisions_of_another_model_are_counted_and_left_alone(make_world: MakeW
     learner = world.learner()
     world.log.append([world.decide(model="somebody-elses")])
     world.settle(learner)
-    assert learner.progress.outcomes["foreign"] == 1
-    assert learner.progress.outcomes["decision"] == 0
+    assert learner.standing.outcomes["foreign"] == 1
+    assert "decision" not in learner.standing.outcomes
 
 
 def test_a_poison_record_goes_to_the_dead_letters_and_the_loop_goes_on(make_world: MakeWorld) -> None:
@@ -189,7 +189,7 @@ def test_a_poison_record_goes_to_the_dead_letters_and_the_loop_goes_on(make_worl
     world.log.append([bad, world.say(decision, Thumb(up=True))])
     world.settle(learner)
     assert learner.progress.experiences == 1
-    assert learner.progress.outcomes["poison"] == 2
+    assert learner.standing.outcomes["poison"] == 2
     reader = world.log.reader("test", [Topic.DEAD_LETTER], start=dict)
     letters = [record.event for record in reader.poll(10, 0.0)]
     reader.close()
@@ -367,7 +367,8 @@ def test_any_order_and_number_of_deliveries_comes_to_the_same(
         first, second = world.learner(), other.learner()
         world.settle(first)
         other.settle(second)
-        second._learn(_again(other, shuffled))
+        second._reading._take_in(_again(other, shuffled), SPEC.actions)
+        other.settle(second)
         assert second.reward_state is not None
         assert_same_sums(first.reward_state, second.reward_state)
         assert first.progress.experiences == second.progress.experiences

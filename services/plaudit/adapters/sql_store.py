@@ -1,21 +1,26 @@
-"""ExperienceStore in a SQL database, through SQLAlchemy Core: SQLite by default, anything with an upsert otherwise.
+"""ExperienceStore in a SQL database, through SQLAlchemy Core: SQLite for one learner, PostgreSQL for any number.
 
-One writer, held to by compare-and-set on the number of saves; any number of readers. Payloads are the log's own
-(wire.py), so there is one durable schema. Knows nothing about what is learned.
+Every write first locks the one row of ``standing``, so writes come one after another and numbers leave no gaps. What
+must not have changed since it was read is compared under that lock: the positions of a batch's partitions, and for the
+leader the epoch of its lead. Payloads are the log's own (wire.py), so there is one durable schema. Knows nothing about
+what is learned.
 """
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+import time
+import uuid
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     Connection,
@@ -29,34 +34,68 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    bindparam,
+    cast,
     create_engine,
     event,
+    func,
     insert,
+    inspect,
     select,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 
-from plaudit.core.errors import StoreMoved, StoreUnavailable
+from plaudit.core.errors import ConfigError, StoreMoved, StoreUnavailable, WrongStore
 from plaudit.core.events import Content, Decision, Features, Feedback, Topic
 from plaudit.core.experience import Experience, FeedbackState, Judgement, Served, served
-from plaudit.core.ports import Changes, Cursor, History, Kept
+from plaudit.core.ports import Arrivals, Changes, History, Judged, Kept, Positions, Revision, Standing
 from plaudit.core.wire import decode_event, encode_event
+
+SCHEMA: Final = 2
+"""Of the tables below. Another one is refused: everything in them can be had again from the log."""
+LEASE_S: Final = 5.0
+"""How long a leader that is not heard of stays the leader."""
 
 _IDS_PER_QUERY: Final = 500
 _BUSY_TIMEOUT_S: Final = 30.0
-_CURSOR: Final = "cursor"
-_SAVES: Final = "saves"
+_PATIENCE_S: Final = 10
+"""How long PostgreSQL may take to answer a connection, to give the lock, or wait for a client that holds it."""
+
+_T = TypeVar("_T")
 
 _METADATA = MetaData()
+_Number = BigInteger().with_variant(Integer, "sqlite")
 
+_STANDING = Table(
+    "standing",
+    _METADATA,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("schema", Integer, nullable=False),
+    Column("leader", String, nullable=False),
+    Column("epoch", _Number, nullable=False),
+    Column("lead_until_s", Double, nullable=False),
+    Column("last_number", _Number, nullable=False),
+    Column("feedback", _Number, nullable=False),
+    Column("last_feedback_id", String, nullable=False),
+    Column("last_feedback_time_s", Double, nullable=False),
+    Column("waiting", _Number, nullable=False),
+    Column("discarded", _Number, nullable=False),
+    Column("outcomes", Text, nullable=False),
+)
+"""One row, see ports.Standing. ``epoch`` grows whenever the leader changes. ``outcomes``: JSON."""
+
+_POSITIONS = Table(
+    "positions", _METADATA, Column("partition", String, primary_key=True), Column("cursor", Text, nullable=False)
+)
 _DECISIONS = Table(
     "decisions",
     _METADATA,
-    Column("place", Integer, primary_key=True, autoincrement=True),
+    Column("place", _Number, primary_key=True, autoincrement=True),
     Column("prediction_id", String, nullable=False, unique=True),
-    Column("time_s", Double, nullable=False),
+    Column("time_s", Double, nullable=False, index=True),
     Column("user_id", String, nullable=False),
     Column("version", Integer, nullable=False),
     Column("action", String, nullable=False),
@@ -82,7 +121,7 @@ _FEEDBACK = Table(
 _EXPERIENCES = Table(
     "experiences",
     _METADATA,
-    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("number", _Number, primary_key=True, autoincrement=False),
     Column("prediction_id", String, nullable=False, unique=True),
     Column("rewards", Text),
     Column("weight", Double),
@@ -91,6 +130,17 @@ _EXPERIENCES = Table(
     Column("set_aside", Boolean, nullable=False),
 )
 """``rewards``: JSON, action → reward; NULL once all was taken back. ``probabilities``: little-endian float64."""
+
+_REVISIONS = Table(
+    "revisions",
+    _METADATA,
+    Column("number", _Number, primary_key=True, autoincrement=False),
+    Column("rewards", Text),
+    Column("weight", Double),
+    Column("correction", String),
+    Column("times", Integer, nullable=False),
+)
+"""The judgement of an experience as the leader last knew it, where it has changed since."""
 
 _FEATURES = Table(
     "features",
@@ -105,63 +155,171 @@ _FEATURES = Table(
 _MEMORY = Table(
     "memory", _METADATA, Column("key", String, primary_key=True), Column("value", LargeBinary, nullable=False)
 )
-"""The log cursor, and what the learner remembers between steps: reward states, counters, comparison, jobs."""
+"""What the leader remembers between steps: reward states, counters, comparison, jobs."""
 
 _SERVED_COLUMNS = [c for c in _DECISIONS.columns if c.name not in ("place", "payload")]
+_JUDGEMENT = ("rewards", "weight", "correction")
 
 
 class SqlStore:
     """See :class:`plaudit.core.ports.ExperienceStore`.
 
+    On SQLite whoever asks to lead leads, and the one before is told that it was replaced. On PostgreSQL the leader
+    holds a lease on the server's clock.
+
     Args:
         url: a SQLAlchemy database URL; :func:`sqlite_url` makes one for a file. Tables are made if they are not there.
+        lease_s: how long a leader that is not heard of stays the leader.
 
     Raises:
+        ConfigError: the URL is none, or of a database that is not supported.
         StoreUnavailable: the database cannot be opened.
+        WrongStore: its tables are of another version of Plaudit.
     """
 
-    def __init__(self, url: str) -> None:
-        with _store_errors():
-            self._engine = _engine(url)
-            _METADATA.create_all(self._engine)
+    def __init__(self, url: str, *, lease_s: float = LEASE_S) -> None:
+        self._url = _parsed(url)
+        self._lease_s = lease_s
+        self._me = uuid.uuid4().hex
+        self._epoch = 0
+        self._asked_s = -lease_s
+        with self._errors():
+            self._engine = _engine(self._url)
+            self._writing = self._engine.execution_options(writes=True)
+        self._shared = self._engine.dialect.name == "postgresql"
         inserts: dict[str, Callable[[Table], sqlite.Insert | postgresql.Insert]]
         inserts = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
         self._insert_or_update = inserts[self._engine.dialect.name]
-        with _store_errors(), self._engine.begin() as connection:
-            first = self._insert_or_update(_MEMORY).values(key=_SAVES, value=b"0")
-            connection.execute(first.on_conflict_do_nothing())
-        self._saves = 0
+        try:
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
 
-    def cursor(self) -> Cursor:
-        saves = self.recall(_SAVES)
-        saved = self.recall(_CURSOR)
-        self._saves = int(saves or b"0")
-        return "" if saved is None else saved.decode()
+    # --- what learners take in ---------------------------------------------------------------------------------------
+
+    def positions(self) -> Positions:
+        with self._reading() as connection:
+            return {row.partition: row.cursor for row in connection.execute(select(_POSITIONS))}
+
+    def take_in(self, arrivals: Arrivals) -> None:
+        with self._locked() as (connection, row):
+            found = {
+                row.partition: row.cursor
+                for row in connection.execute(
+                    select(_POSITIONS).where(_POSITIONS.c.partition.in_(list(arrivals.positions)))
+                )
+            }
+            if any(found.get(name) != arrivals.since.get(name) for name in arrivals.positions):
+                raise StoreMoved
+            _insert(connection, _DECISIONS, [_decision_row(d) for d in arrivals.decisions])
+            features = {d.prediction_id: d.features for d in arrivals.decisions if d.features is not None}
+            self._upsert(connection, _FEATURES, [_features_row(*item) for item in features.items()])
+            self._upsert(connection, _FEEDBACK, [_feedback_row(kept) for kept in arrivals.feedback])
+            standing = _standing(row)
+            number = self._judge(connection, standing.last_number, arrivals.judged)
+            positions = [{"partition": name, "cursor": cursor} for name, cursor in arrivals.positions.items()]
+            self._upsert(connection, _POSITIONS, positions)
+            latest = arrivals.arrived[-1].feedback_id if arrivals.arrived else standing.last_feedback_id
+            connection.execute(
+                update(_STANDING).values(
+                    last_number=number,
+                    feedback=standing.feedback + len(arrivals.arrived),
+                    last_feedback_id=latest,
+                    last_feedback_time_s=max([standing.last_feedback_time_s, *(f.time_s for f in arrivals.arrived)]),
+                    waiting=standing.waiting + arrivals.waiting,
+                    discarded=standing.discarded
+                    + sum(kept.state == FeedbackState.DISCARDED for kept in arrivals.feedback),
+                    outcomes=json.dumps(Counter(standing.outcomes) + Counter(arrivals.outcomes)),
+                )
+            )
+
+    def standing(self) -> Standing:
+        with self._reading() as connection:
+            return _standing(connection.execute(select(_STANDING)).one())
+
+    # --- what the leader saves ---------------------------------------------------------------------------------------
+
+    def lead(self) -> bool:
+        leads = self._epoch > 0
+        if leads and time.monotonic() - self._asked_s < self._lease_s / 3:
+            return True
+        with self._locked() as (connection, row):
+            if row.leader != self._me:
+                if self._shared and row.lead_until_s > row.now_s:
+                    self._epoch = 0
+                    return False
+                if not self._shared and leads:
+                    raise StoreMoved("it is in SQLite, which is for one: stop one of them, or set store.url")
+            epoch = row.epoch if row.leader == self._me and leads else row.epoch + 1
+            until_s = row.now_s + self._lease_s
+            connection.execute(update(_STANDING).values(leader=self._me, epoch=epoch, lead_until_s=until_s))
+        self._epoch = epoch
+        self._asked_s = time.monotonic()
+        return True
+
+    def save(self, changes: Changes) -> None:
+        with self._locked() as (connection, row):
+            self._check_lead(row)
+            self._upsert(connection, _FEATURES, [_features_row(*item) for item in changes.features.items()])
+            _update_each(
+                connection,
+                update(_EXPERIENCES)
+                .where(_EXPERIENCES.c.number == bindparam("n"))
+                .values(probabilities=bindparam("noted")),
+                [{"n": n, "noted": np.array(p, "<f8").tobytes()} for n, p in changes.probabilities.items()],
+            )
+            for numbers in _chunks(changes.set_aside):
+                those = _EXPERIENCES.c.number.in_(numbers)
+                connection.execute(update(_EXPERIENCES).where(those).values(set_aside=True))
+            self._resolve(connection, changes.resolved)
+            number = self._judge(connection, row.last_number, changes.silent)
+            if number != row.last_number:
+                connection.execute(update(_STANDING).values(last_number=number))
+            kept = {key: value for key, value in changes.memory.items() if value is not None}
+            self._upsert(connection, _MEMORY, [{"key": key, "value": value} for key, value in kept.items()])
+            forgotten = [key for key, value in changes.memory.items() if value is None]
+            if forgotten:
+                connection.execute(_MEMORY.delete().where(_MEMORY.c.key.in_(forgotten)))
+
+    def forget(self, before_s: float, learned: int, limit: int) -> int:
+        same = _EXPERIENCES.c.prediction_id == _DECISIONS.c.prediction_id
+        old = (
+            select(_DECISIONS.c.prediction_id)
+            .select_from(
+                _DECISIONS.outerjoin(_EXPERIENCES, same).outerjoin(
+                    _REVISIONS, _REVISIONS.c.number == _EXPERIENCES.c.number
+                )
+            )
+            .where(
+                _DECISIONS.c.time_s < before_s,
+                func.coalesce(_EXPERIENCES.c.number, 0) <= learned,
+                _REVISIONS.c.number.is_(None),
+            )
+            .order_by(_DECISIONS.c.time_s)
+            .limit(limit)
+        )
+        waiting = (_FEEDBACK.c.state == FeedbackState.WAITING) & (_FEEDBACK.c.time_s < before_s)
+        orphaned = select(_FEEDBACK.c.feedback_id).where(waiting).order_by(_FEEDBACK.c.time_s).limit(limit)
+        with self._locked() as (connection, row):
+            self._check_lead(row)
+            gone = list(connection.scalars(old))
+            for ids in _chunks(gone):
+                for table in (_FEATURES, _FEEDBACK, _EXPERIENCES, _DECISIONS):
+                    connection.execute(table.delete().where(table.c.prediction_id.in_(ids)))
+            orphans = list(connection.scalars(orphaned))
+            for ids in _chunks(orphans):
+                connection.execute(_FEEDBACK.delete().where(_FEEDBACK.c.feedback_id.in_(ids)))
+            if orphans:
+                connection.execute(update(_STANDING).values(waiting=row.waiting - len(orphans)))
+        return len(gone) + len(orphans)
+
+    # --- what anybody reads ------------------------------------------------------------------------------------------
 
     def recall(self, key: str) -> bytes | None:
         with self._reading() as connection:
             value: bytes | None = connection.scalar(select(_MEMORY.c.value).where(_MEMORY.c.key == key))
         return value
-
-    def save(self, changes: Changes) -> None:
-        with _store_errors(), self._engine.begin() as connection:
-            self._count_save(connection)
-            _insert(connection, _DECISIONS, [_decision_row(d) for d in changes.decisions])
-            features = {d.prediction_id: d.features for d in changes.decisions if d.features is not None}
-            self._upsert(connection, _FEATURES, [_features_row(*item) for item in features.items()])
-            self._upsert(connection, _FEATURES, [_features_row(*item) for item in changes.features.items()])
-            self._upsert(connection, _FEEDBACK, [_feedback_row(kept) for kept in changes.feedback])
-            self._upsert(connection, _EXPERIENCES, [_experience_row(e) for e in changes.experiences])
-            if changes.set_aside_after is not None:
-                beyond = _EXPERIENCES.c.number > changes.set_aside_after
-                connection.execute(update(_EXPERIENCES).where(beyond).values(set_aside=True))
-            kept = {key: value for key, value in changes.memory.items() if value is not None}
-            if changes.cursor is not None:
-                kept[_CURSOR] = changes.cursor.encode()
-            self._upsert(connection, _MEMORY, [{"key": key, "value": value} for key, value in kept.items()])
-            forgotten = [key for key, value in changes.memory.items() if value is None]
-            connection.execute(_MEMORY.delete().where(_MEMORY.c.key.in_(forgotten)))
-        self._saves += 1
 
     def histories(self, prediction_ids: Sequence[str]) -> Mapping[str, History]:
         decisions: dict[str, Served] = {}
@@ -174,7 +332,7 @@ class SqlStore:
                 for row in connection.execute(select(_FEEDBACK).where(_FEEDBACK.c.prediction_id.in_(ids))):
                     feedback[row.prediction_id].append(_kept(row))
                 for row in connection.execute(select(_EXPERIENCES).where(_EXPERIENCES.c.prediction_id.in_(ids))):
-                    experiences[row.prediction_id] = _experience(row, decisions[row.prediction_id])
+                    experiences[row.prediction_id] = _experience(row, decisions[row.prediction_id], _judgement(row))
         return {id_: History(decisions.get(id_), feedback.get(id_, []), experiences.get(id_)) for id_ in prediction_ids}
 
     def feedback(self, feedback_ids: Sequence[str]) -> Mapping[str, Kept]:
@@ -210,8 +368,9 @@ class SqlStore:
         self, *, after: int = 0, up_to: int | None = None, limit: int | None = None
     ) -> Sequence[Experience]:
         query = (
-            select(*_EXPERIENCES.columns, *(c for c in _SERVED_COLUMNS if c.name != "prediction_id"))
+            select(*_EXPERIENCE_COLUMNS)
             .join(_DECISIONS, _DECISIONS.c.prediction_id == _EXPERIENCES.c.prediction_id)
+            .outerjoin(_REVISIONS, _REVISIONS.c.number == _EXPERIENCES.c.number)
             .where(_EXPERIENCES.c.number > after)
             .order_by(_EXPERIENCES.c.number)
             .limit(limit)
@@ -219,7 +378,25 @@ class SqlStore:
         if up_to is not None:
             query = query.where(_EXPERIENCES.c.number <= up_to)
         with self._reading() as connection:
-            return [_experience(row, _served(row)) for row in connection.execute(query)]
+            return [
+                _experience(row, _served(row), _judgement(row) if row.times is None else _judgement(row, "was_"))
+                for row in connection.execute(query)
+            ]
+
+    def revisions(self, up_to: int, limit: int) -> Sequence[Revision]:
+        query = (
+            select(*_EXPERIENCE_COLUMNS)
+            .join(_DECISIONS, _DECISIONS.c.prediction_id == _EXPERIENCES.c.prediction_id)
+            .join(_REVISIONS, _REVISIONS.c.number == _EXPERIENCES.c.number)
+            .where(_REVISIONS.c.number <= up_to)
+            .order_by(_REVISIONS.c.number)
+            .limit(limit)
+        )
+        with self._reading() as connection:
+            return [
+                Revision(_experience(row, _served(row), _judgement(row, "was_")), _judgement(row), row.times)
+                for row in connection.execute(query)
+            ]
 
     def features(self, prediction_ids: Sequence[str], trunk_digest: str) -> Mapping[str, Features]:
         same_trunk = _FEATURES.c.trunk_digest == trunk_digest
@@ -244,12 +421,67 @@ class SqlStore:
     def close(self) -> None:
         self._engine.dispose()
 
-    def _count_save(self, connection: Connection) -> None:
-        """Comes first: it takes the write lock, and whoever finds another's save there has changed nothing yet."""
-        mine = (_MEMORY.c.key == _SAVES) & (_MEMORY.c.value == str(self._saves).encode())
-        counted = update(_MEMORY).where(mine).values(value=str(self._saves + 1).encode())
-        if connection.execute(counted).rowcount != 1:
+    # --- how ---------------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Make the tables, or see that they are ours."""
+        with self._errors(), self._writing.begin() as connection:
+            if self._shared:  # several learners may start at once, and CREATE TABLE IF NOT EXISTS is not enough then
+                connection.execute(select(func.pg_advisory_xact_lock(func.hashtext("plaudit"))))
+            tables = set(inspect(connection).get_table_names())
+            if "standing" not in tables and tables & {"decisions", "experiences", "memory"}:
+                raise WrongStore(self._place, 1, SCHEMA)
+            _METADATA.create_all(connection)
+            first = {c.name: "" if isinstance(c.type, String) else 0 for c in _STANDING.columns}
+            first |= {"id": 1, "schema": SCHEMA, "outcomes": "{}"}
+            connection.execute(self._insert_or_update(_STANDING).values(first).on_conflict_do_nothing())
+            found = connection.scalar(select(_STANDING.c.schema))
+            if found != SCHEMA:
+                raise WrongStore(self._place, int(found or 0), SCHEMA)
+
+    def _check_lead(self, row: Row[Any]) -> None:
+        if row.leader != self._me or row.epoch != self._epoch:
+            self._epoch = 0 if self._shared else self._epoch
             raise StoreMoved
+
+    def _judge(self, connection: Connection, last_number: int, judged: Sequence[Judged]) -> int:
+        """Make and change experiences; returns the number of the last one there is."""
+        fresh = [one for one in judged if one.before is None]
+        rows = [
+            _judgement_row(one.judgement)
+            | {"number": number, "prediction_id": one.prediction_id, "probabilities": None, "set_aside": False}
+            for number, one in enumerate(fresh, last_number + 1)
+        ]
+        _insert(connection, _EXPERIENCES, rows)
+        changed = [(one.before, one.judgement) for one in judged if one.before is not None]
+        if changed:
+            insertion = self._insert_or_update(_REVISIONS)
+            known = insertion.on_conflict_do_update(index_elements=["number"], set_={"times": _REVISIONS.c.times + 1})
+            connection.execute(
+                known, [_judgement_row(b.judgement) | {"number": b.number, "times": 1} for b, _ in changed]
+            )
+            values: dict[str, Any] = {name: bindparam(f"now_{name}") for name in _JUDGEMENT}
+            statement = update(_EXPERIENCES).where(_EXPERIENCES.c.number == bindparam("n")).values(values)
+            rows = [
+                {"n": before.number} | {f"now_{name}": value for name, value in _judgement_row(now).items()}
+                for before, now in changed
+            ]
+            _update_each(connection, statement, rows)
+        return last_number + len(fresh)
+
+    def _resolve(self, connection: Connection, resolved: Sequence[Revision]) -> None:
+        """What has changed again since it was read stays, as a revision of what is learned now."""
+        if not resolved:
+            return
+        this = _REVISIONS.c.number == bindparam("n")
+        known = [{"n": r.experience.number, "t": r.times} for r in resolved]
+        _update_each(connection, _REVISIONS.delete().where(this, _REVISIONS.c.times == bindparam("t")), known)
+        values: dict[str, Any] = {name: bindparam(f"now_{name}") for name in _JUDGEMENT}
+        rows = [
+            {"n": r.experience.number} | {f"now_{name}": value for name, value in _judgement_row(r.judgement).items()}
+            for r in resolved
+        ]
+        _update_each(connection, update(_REVISIONS).where(this).values(values), rows)
 
     def _upsert(self, connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
         if not rows:
@@ -260,41 +492,91 @@ class SqlStore:
         connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=fresh), rows)
 
     @contextmanager
+    def _locked(self) -> Iterator[tuple[Connection, Row[Any]]]:
+        """A transaction that no other writer is in, and the standing as it is then, with the time as ``now_s``."""
+        now_s = (
+            cast(func.extract("epoch", func.clock_timestamp()), Double)
+            if self._shared
+            else bindparam("now", time.time())
+        )
+        query = select(_STANDING, now_s.label("now_s")).with_for_update()
+        with self._errors(), self._writing.begin() as connection:
+            yield connection, connection.execute(query).one()
+
+    @contextmanager
     def _reading(self) -> Iterator[Connection]:
-        with _store_errors(), self._engine.connect() as connection:
+        with self._errors(), self._engine.connect() as connection:
             yield connection
+
+    @property
+    def _place(self) -> str:
+        return self._url.render_as_string(hide_password=True)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except IntegrityError as error:
+            raise StoreMoved from error
+        except DBAPIError as error:
+            raise StoreUnavailable(f"{self._place}: {str(error.orig).strip()}") from error
+        except SQLAlchemyError as error:
+            raise StoreUnavailable(f"{self._place}: {error}") from error
 
 
 def sqlite_url(path: Path) -> str:
     return f"sqlite:///{path}"
 
 
-def _engine(url: str) -> Engine:
-    """The only place that knows what SQLite needs."""
-    engine = create_engine(url)
-    if engine.dialect.name == "sqlite":
+def _parsed(url: str) -> URL:
+    """The URL with the driver we use. The message never shows what was given: there may be a password in it."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ConfigError(
+            "store.url: is no database URL; it should look like postgresql://user:password@host:5432/plaudit"
+        ) from error
+    dialect = parsed.get_backend_name()
+    if dialect == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    if dialect != "sqlite":
+        raise ConfigError(f"store.url: {dialect} is not supported; use sqlite or postgresql")
+    return parsed
 
-        @event.listens_for(engine, "connect")
-        def _configure(connection: Any, _record: object) -> None:
-            connection.isolation_level = None  # we begin transactions ourselves, see below
-            connection.execute(f"PRAGMA busy_timeout = {round(_BUSY_TIMEOUT_S * 1000)}")
-            connection.execute("PRAGMA journal_mode = WAL")
-            # A power cut may lose the last commits, and with them the cursor: they are then learned again from the log.
-            connection.execute("PRAGMA synchronous = NORMAL")
 
-        @event.listens_for(engine, "begin")
-        def _begin(connection: Connection) -> None:
-            connection.exec_driver_sql("BEGIN")
+def _engine(url: URL) -> Engine:
+    """The only place that knows what each database needs."""
+    if url.get_backend_name() == "postgresql":
+        patience_ms = _PATIENCE_S * 1000
+        settings = f"-c lock_timeout={patience_ms} -c idle_in_transaction_session_timeout={patience_ms}"
+        arguments = {
+            "connect_timeout": _PATIENCE_S,
+            "tcp_user_timeout": patience_ms,
+            "keepalives_idle": _PATIENCE_S,
+            "options": settings,
+        }
+        try:
+            return create_engine(url, hide_parameters=True, connect_args=arguments)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "store.url: PostgreSQL needs the extra postgres: pip install 'plaudit[postgres]'"
+            ) from error
+    engine = create_engine(url, hide_parameters=True)
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # we begin transactions ourselves, see below
+        connection.execute(f"PRAGMA busy_timeout = {round(_BUSY_TIMEOUT_S * 1000)}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        # A power cut may lose the last commits, and with them the positions: they are then learned again from the log.
+        connection.execute("PRAGMA synchronous = NORMAL")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # One that will write must have the lock before it reads, as FOR UPDATE has it elsewhere.
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
 
     return engine
-
-
-@contextmanager
-def _store_errors() -> Iterator[None]:
-    try:
-        yield
-    except SQLAlchemyError as error:
-        raise StoreUnavailable(str(error)) from error
 
 
 def _insert(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -302,7 +584,12 @@ def _insert(connection: Connection, table: Table, rows: Sequence[Mapping[str, An
         connection.execute(insert(table), rows)
 
 
-def _chunks(ids: Sequence[str]) -> Iterable[Sequence[str]]:
+def _update_each(connection: Connection, statement: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+        connection.execute(statement, rows)
+
+
+def _chunks(ids: Sequence[_T]) -> Iterable[Sequence[_T]]:
     """Databases limit how many parameters a query may have."""
     return (ids[start : start + _IDS_PER_QUERY] for start in range(0, len(ids), _IDS_PER_QUERY))
 
@@ -363,27 +650,46 @@ def _kept(row: Row[Any]) -> Kept:
     return Kept(feedback, FeedbackState(row.state), row.reason)
 
 
-def _experience_row(experience: Experience) -> dict[str, Any]:
-    judgement, probabilities = experience.judgement, experience.probabilities
+_EXPERIENCE_COLUMNS = [
+    *_EXPERIENCES.columns,
+    *(c for c in _SERVED_COLUMNS if c.name != "prediction_id"),
+    *(_REVISIONS.c[name].label(f"was_{name}") for name in _JUDGEMENT),
+    _REVISIONS.c.times,
+]
+
+
+def _judgement_row(judgement: Judgement | None) -> dict[str, Any]:
+    if judgement is None:
+        return dict.fromkeys(_JUDGEMENT)
     return {
-        "number": experience.number,
-        "prediction_id": experience.served.prediction_id,
-        "rewards": None if judgement is None else json.dumps(judgement.rewards),
-        "weight": None if judgement is None else judgement.weight,
-        "correction": None if judgement is None else judgement.correction,
-        "probabilities": None if probabilities is None else np.array(probabilities, "<f8").tobytes(),
-        "set_aside": experience.set_aside,
+        "rewards": json.dumps(judgement.rewards),
+        "weight": judgement.weight,
+        "correction": judgement.correction,
     }
 
 
-def _experience(row: Row[Any], decision: Served) -> Experience:
-    judgement = None
-    if row.rewards is not None:
-        judgement = Judgement(json.loads(row.rewards), row.weight, row.correction)
+def _judgement(row: Row[Any], prefix: str = "") -> Judgement | None:
+    rewards, weight, correction = (getattr(row, prefix + name) for name in _JUDGEMENT)
+    return None if rewards is None else Judgement(json.loads(rewards), weight, correction)
+
+
+def _experience(row: Row[Any], decision: Served, judgement: Judgement | None) -> Experience:
     probabilities = None
     if row.probabilities is not None:
         probabilities = tuple(np.frombuffer(row.probabilities, "<f8").tolist())
     return Experience(row.number, decision, judgement, probabilities, row.set_aside)
+
+
+def _standing(row: Row[Any]) -> Standing:
+    return Standing(
+        last_number=row.last_number,
+        feedback=row.feedback,
+        last_feedback_id=row.last_feedback_id,
+        last_feedback_time_s=row.last_feedback_time_s,
+        waiting=row.waiting,
+        discarded=row.discarded,
+        outcomes=json.loads(row.outcomes),
+    )
 
 
 def _features_row(prediction_id: str, features: Features) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """EventLog in one SQLite file: the embedded default, shared by the processes of one machine.
 
-One table holds all topics in one total order: one partition, whose cursor is one integer. SQLite has one writer at a time and gives ids
-in commit order: whoever follows ``id > cursor`` misses nothing. Knows nothing about what events mean.
+One table holds all topics in one total order: one partition, whose cursor is one integer. SQLite has one writer at a
+time and gives ids in commit order: whoever follows ``id > cursor`` misses nothing. Knows nothing
+about what events mean.
 """
 
 from __future__ import annotations
@@ -82,9 +83,7 @@ class SqliteLog:
             raise LogUnavailable(mine.problem)
         return mine.appended
 
-    def reader(
-        self, group: str, topics: Sequence[Topic], start: Callable[[], Positions] | None = None
-    ) -> SqliteReader:
+    def reader(self, group: str, topics: Sequence[Topic], start: Callable[[], Positions] | None = None) -> SqliteReader:
         return SqliteReader(self._path, self._synchronous, group, topics, None if start is None else start())
 
     def feedback_recorded(self, feedback_id: str) -> float | None:

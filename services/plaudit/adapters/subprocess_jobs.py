@@ -34,10 +34,12 @@ class SubprocessJobs:
 
     Args:
         command: gets the run folder as one more argument.
+        told: what each job reads on its standard input, where nobody else can.
     """
 
-    def __init__(self, command: Sequence[str] = JOB_COMMAND) -> None:
+    def __init__(self, command: Sequence[str] = JOB_COMMAND, *, told: str = "") -> None:
         self._command = tuple(command)
+        self._told = told.encode()
         self._children: dict[Path, subprocess.Popen[bytes]] = {}
 
     def launch(self, run_dir: Path) -> None:
@@ -46,13 +48,15 @@ class SubprocessJobs:
             # The child inherits the open lock file, and with it the lock; ours is closed when this block ends.
             child = subprocess.Popen(
                 [*self._command, str(run_dir)],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 pass_fds=[lock.fileno()],
                 start_new_session=True,
             )
         (run_dir / _PROCESS_ID).write_text(str(child.pid), encoding="ascii")
+        with contextlib.suppress(BrokenPipeError), child.stdin:  # type: ignore[union-attr]  # it is a pipe
+            child.stdin.write(self._told)  # type: ignore[union-attr]
         self._children[run_dir] = child
 
     def status(self, run_dir: Path) -> JobStatus:

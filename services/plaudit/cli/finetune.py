@@ -42,9 +42,8 @@ def finetune(settings: Settings, reason: str) -> Manifest:
         try:
             manifest = finetune_by_hand(
                 compose.learner_dir(settings) / "runs" / f"by-hand-{started_s:.0f}",
-                jobs=compose.job_launcher(),
+                jobs=compose.job_launcher(settings),
                 store=store,
-                store_url=compose.store_url(settings),
                 registry=compose.model_registry(settings),
                 maker=head_maker(settings),
                 plan=training_plan(settings),

@@ -6,6 +6,8 @@ job.log          what the process printed
 candidate/       the sealed version folder it made
 result.json      written last, when it succeeded; ``{}`` or facts about the run
 error.json       written last, when it failed: ``{"error": "…"}``
+
+Nothing in it is secret: where the experiences are, perhaps with a password, the job reads on its standard input.
 """
 
 from __future__ import annotations

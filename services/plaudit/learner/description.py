@@ -56,14 +56,12 @@ class TrainingPlan:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobDescription:
     """Attributes:
-    store_url: where the experiences are.
     snapshot: number of the last experience that it may look at.
     created_at_s: when it was started, UTC seconds since the epoch.
     reason: why it was started, in one sentence.
     data: goes into the candidate's manifest.
     """
 
-    store_url: str
     snapshot: int
     created_at_s: float
     reason: str

@@ -98,7 +98,6 @@ def prepare_run(
     live: Manifest,
     progress: Progress,
     *,
-    store_url: str,
     plan: TrainingPlan,
     maker: HeadMaker,
     limits: Limits,
@@ -115,7 +114,6 @@ def prepare_run(
         if (source / name).exists():
             share(source / name, parent / name)
     JobDescription(
-        store_url=store_url,
         snapshot=progress.last_number,
         created_at_s=created_at_s,
         reason=reason,
@@ -141,7 +139,6 @@ class Finetuning:
     Args:
         jobs: where jobs run.
         store, registry, versions, maker, metrics, clock: as the learner's.
-        store_url: where a job finds the store.
         runs_dir: gets a folder per run.
         every: new experiences after which a job is due.
         plan: how jobs train.
@@ -157,7 +154,6 @@ class Finetuning:
         *,
         jobs: JobLauncher,
         store: ExperienceStore,
-        store_url: str,
         registry: ModelRegistry,
         versions: Versions,
         maker: HeadMaker,
@@ -174,7 +170,6 @@ class Finetuning:
     ) -> None:
         self._jobs = jobs
         self._store = store
-        self._store_url = store_url
         self._registry = registry
         self._versions = versions
         self._maker = maker
@@ -220,7 +215,7 @@ class Finetuning:
             case "gating":
                 self._judge(progress)
             case "canary":
-                self._watch_canary()
+                self._watch_canary(progress)
 
     def cancel(self) -> None:
         """End the job that is running, if any; it is recorded as failed."""
@@ -258,7 +253,6 @@ class Finetuning:
             self._registry,
             live,
             progress,
-            store_url=self._store_url,
             plan=self._plan,
             maker=self._maker,
             limits=self._limits,
@@ -322,7 +316,7 @@ class Finetuning:
 
     def _judge(self, progress: Progress) -> None:
         """Look at the next few experiences; conclude when the evidence is in."""
-        chunk = self._store.experiences(after=self._tuning.position, limit=_CHUNK)
+        chunk = self._store.experiences(after=self._tuning.position, up_to=progress.last_number, limit=_CHUNK)
         self._backlog = len(chunk) == _CHUNK
         if chunk:
             candidate = self._open_candidate()
@@ -408,7 +402,7 @@ class Finetuning:
         _log.info("canary", version=version, share=rules.share)
         return True
 
-    def _watch_canary(self) -> None:
+    def _watch_canary(self, progress: Progress) -> None:
         """Count the next experiences of the trial; promote or withdraw when the evidence is in."""
         assert self._canary is not None
         version = self._tuning.version
@@ -417,7 +411,7 @@ class Finetuning:
             outcome: Verdict = "promote" if rollout.live == version else "insufficient"
             self._end_canary(outcome, f"{rollout.actor} ended the trial: {rollout.reason}")
             return
-        chunk = self._store.experiences(after=self._tuning.position, limit=_CHUNK)
+        chunk = self._store.experiences(after=self._tuning.position, up_to=progress.last_number, limit=_CHUNK)
         self._backlog = len(chunk) == _CHUNK
         spec = self._registry.manifest(version).spec
         rows = [e for e in chunk if self._is_of_trial(e, rollout, spec)]

@@ -1,21 +1,21 @@
-"""From records of the log to what they change: new decisions, feedback with its fate, experiences before and after.
+"""From records of the log to what they change: new decisions, feedback with its fate, judgements before and after.
 
 Pure but for reading the store. Each prediction id and each feedback id counts once, however often it is delivered.
-Knows nothing about rewards models, versions or when to save.
+Knows nothing about reward models, versions or when to save.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 
 from plaudit.core.events import DeadLetter, Decision, Features, Feedback
-from plaudit.core.experience import Experience, FeedbackState, Judgement, Served, served
-from plaudit.core.ports import ExperienceStore, History, Kept, Poison, Record
+from plaudit.core.experience import FeedbackState, Served, served
+from plaudit.core.ports import Arrivals, ExperienceStore, History, Judged, Kept, Poison, Positions, Record
 from plaudit.core.wire import encode_event
 from plaudit.learner.join import join, refusal
 
@@ -38,41 +38,6 @@ class Read:
     histories: Mapping[str, History] = field(default_factory=dict)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One experience before and after a step; ``before`` is None when it is new."""
-
-    before: Experience | None
-    after: Experience
-
-    @property
-    def subtracts(self) -> Judgement | None:
-        """What the reward state must forget."""
-        return None if self.before is None or self.before.set_aside else self.before.judgement
-
-    @property
-    def adds(self) -> Judgement | None:
-        """What the reward state must learn."""
-        return None if self.after.set_aside else self.after.judgement
-
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """What new decisions and feedback amount to.
-
-    Attributes:
-        changes: of experiences.
-        feedback: with a new fate.
-        waiting: how many more pieces of feedback wait for their decision than before.
-        discarded: how many more were discarded.
-    """
-
-    changes: Sequence[Change]
-    feedback: Sequence[Kept] = ()
-    waiting: int = 0
-    discarded: int = 0
 
 
 def read(records: Sequence[Record], store: ExperienceStore, model: str, now_s: float) -> Read:
@@ -107,18 +72,19 @@ def read(records: Sequence[Record], store: ExperienceStore, model: str, now_s: f
     return batch
 
 
-def join_all(batch: Read, actions: Sequence[str], last_number: int) -> Joined:
+def arrivals(batch: Read, actions: Sequence[str], since: Positions, positions: Positions) -> Arrivals:
     """Judge every prediction that the batch speaks of anew.
 
     Args:
         batch: what is new.
         actions: the action set.
-        last_number: number of the last experience there is.
+        since: where the partitions of the batch were read from.
+        positions: where reading them continues.
     """
     said: dict[str, list[Feedback]] = {}
     for feedback in batch.feedback.values():
         said.setdefault(feedback.prediction_id, []).append(feedback)
-    changes: list[Change] = []
+    judged: list[Judged] = []
     fates: list[Kept] = []
     waiting = 0
     for id_ in dict.fromkeys((*batch.decisions, *said)):
@@ -130,24 +96,25 @@ def join_all(batch: Read, actions: Sequence[str], last_number: int) -> Joined:
             waiting += len(fresh)
             continue
         waiting -= sum(kept.state == FeedbackState.WAITING for kept in history.feedback)
-        judged = [_judged(decision, kept, actions) for kept in (*history.feedback, *fresh)]
-        fates += [new for new, old in zip(judged, (*history.feedback, *fresh), strict=True) if new != old]
-        usable = [kept.feedback for kept in judged if kept.state == FeedbackState.JOINED]
-        change = _change(history.experience, decision, join(decision, usable, actions), last_number + 1)
-        if change is not None:
-            changes.append(change)
-            last_number = max(last_number, change.after.number)
-    discarded = sum(kept.state == FeedbackState.DISCARDED for kept in fates)
-    return Joined(changes, fates, waiting, discarded)
+        decided = [_decided(decision, kept, actions) for kept in (*history.feedback, *fresh)]
+        fates += [new for new, old in zip(decided, (*history.feedback, *fresh), strict=True) if new != old]
+        usable = [kept.feedback for kept in decided if kept.state == FeedbackState.JOINED]
+        judgement, before = join(decision, usable, actions), history.experience
+        if judgement != (None if before is None else before.judgement):
+            judged.append(Judged(id_, judgement, before))
+    return Arrivals(
+        since=since,
+        positions=positions,
+        decisions=list(batch.decisions.values()),
+        feedback=fates,
+        judged=judged,
+        arrived=list(batch.feedback.values()),
+        waiting=waiting,
+        outcomes=batch.outcomes,
+    )
 
 
-def _change(before: Experience | None, decision: Served, judgement: Judgement | None, number: int) -> Change | None:
-    if before is None:
-        return None if judgement is None else Change(None, Experience(number, decision, judgement))
-    return None if before.judgement == judgement else Change(before, replace(before, judgement=judgement))
-
-
-def _judged(decision: Served, kept: Kept, actions: Sequence[str]) -> Kept:
+def _decided(decision: Served, kept: Kept, actions: Sequence[str]) -> Kept:
     """A fate once decided stays: action sets change, the past does not."""
     if kept.state != FeedbackState.WAITING:
         return kept

@@ -1,4 +1,5 @@
-"""One fine-tuning job: ``python -m plaudit.learner.job RUN_DIR`` (see plaudit.core.runs for what is in the folder).
+"""One fine-tuning job: ``python -m plaudit.learner.job RUN_DIR`` with the URL of the experience store on standard input
+(see plaudit.core.runs for what is in the folder).
 
 Reads experiences up to the snapshot, trains, exports a version folder, builds its head on the experiences as the new
 trunk sees them. It writes to its run folder and nowhere else: judging and publishing what it made is the learner's
@@ -217,7 +218,7 @@ def _report(run_dir: Path, progress: FinetuneProgress) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """A composition root: a job's process is told by its run folder alone what to do."""
+    """A composition root: the run folder says what to do, the standard input where the store is."""
     from plaudit.adapters.onnx_runtime import OnnxRuntime
     from plaudit.adapters.sql_store import SqlStore
 
@@ -225,7 +226,7 @@ def main(arguments: Sequence[str]) -> int:
     os.nice(_NICENESS)
     try:
         task = read_description(run_dir)
-        store = SqlStore(task.store_url)
+        store = SqlStore(sys.stdin.read())
         try:
             run_job(run_dir, store, OnnxRuntime("cpu", task.plan.threads))
         finally:

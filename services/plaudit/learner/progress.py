@@ -1,4 +1,4 @@
-"""What the learner remembers between steps besides the reward state: small, JSON, saved with every step."""
+"""What the leader remembers between steps besides the reward state: small, JSON, saved with every step."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ KEY: Final = "progress"
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Attributes:
-    last_number: number of the last experience.
+    last_number: number of the last experience that is learned.
     experiences: how many are learned from now.
     changes: experiences ever added, changed, taken back or set aside.
     refreshed: ``changes`` at the last head refresh.
-    feedback: signals ever taken in.
+    feedback: signals taken in when there was last nothing left to learn.
     last_feedback_id: the last of them.
     last_feedback_time_s: when the server received the latest of them, UTC seconds.
-    waiting: signals whose decision has not arrived.
-    discarded: signals that cannot be learned from.
-    outcomes: records of the log by what became of them.
     silence_place: up to which decision silence was judged.
     users: events seen and counted per user, see plaudit_models.raters.UserTally.
     """
@@ -33,9 +30,6 @@ class Progress:
     feedback: int = 0
     last_feedback_id: str = ""
     last_feedback_time_s: float = 0.0
-    waiting: int = 0
-    discarded: int = 0
-    outcomes: dict[str, int] = field(default_factory=dict)
     silence_place: int = 0
     users: dict[str, Any] = field(default_factory=dict)
 

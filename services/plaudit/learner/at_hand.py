@@ -1,0 +1,103 @@
+"""What is needed to learn from experiences besides themselves: features, and what the serving version thought.
+
+Taken from the store where it has them, made from stored content where it has not.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from plaudit.core.errors import UnknownVersion
+from plaudit.core.events import Features
+from plaudit.core.experience import Experience, Served
+from plaudit.core.ports import ExperienceStore
+from plaudit.learner.knowledge import Knowledge
+from plaudit.learner.rebuild import features_on
+from plaudit.learner.versions import Versions, allowed_mask
+from plaudit_models.bundle import Manifest
+
+RECENT_CONTEXTS: Final = 256
+"""Contexts on which the KL of a refresh is measured."""
+
+
+class Contexts:
+    """The latest contexts on the live trunk; after a start they come from the store."""
+
+    def __init__(self, store: ExperienceStore, versions: Versions, knowledge: Knowledge) -> None:
+        self._store = store
+        self._versions = versions
+        self._knowledge = knowledge
+        self._recent: deque[Features] = deque(maxlen=RECENT_CONTEXTS)
+
+    def clear(self) -> None:
+        self._recent.clear()
+
+    def extend(self, latest: Sequence[Features]) -> None:
+        self._recent.extend(latest)
+
+    def on(self, live: Manifest) -> Sequence[Features]:
+        if not self._recent:
+            last = self._knowledge.progress.last_number
+            latest = self._store.experiences(after=max(0, last - RECENT_CONTEXTS), up_to=last)
+            found = features_on(self._versions.version(live.version), self._store, latest, self._store.save)
+            self._recent.extend(found[e.served.prediction_id] for e in latest if e.served.prediction_id in found)
+        return list(self._recent)
+
+
+def features_of(
+    fresh: Sequence[Experience], known: Sequence[Experience], live: Manifest, store: ExperienceStore, versions: Versions
+) -> tuple[dict[str, Features], dict[str, Features]]:
+    """Features on the live trunk by prediction id, and which of them had to be made from content.
+
+    Args:
+        fresh: experiences to be learned for the first time.
+        known: those that were learned before. They must be forgotten at the features they were learned at; what had
+            none then gets none now.
+    """
+    ids = [experience.served.prediction_id for experience in (*fresh, *known)]
+    found = dict(store.features(ids, live.trunk_digest))
+    missing = [id_ for id_ in ids[: len(fresh)] if id_ not in found]
+    if not missing:
+        return found, {}
+    contents = store.contents(missing)
+    made = versions.version(live.version).embed([contents[id_] for id_ in missing])
+    new = {id_: row for id_, row in zip(missing, made, strict=True) if row is not None}
+    return found | new, new
+
+
+def served_probabilities(
+    fresh: Sequence[Experience], known: Mapping[str, Features], store: ExperienceStore, versions: Versions
+) -> Mapping[int, tuple[float, ...]]:
+    """What the version that served each would have answered, by experience number, while that version is at hand.
+
+    Args:
+        known: features on the live trunk, which is the one that served but around a change of trunk.
+    """
+    by_version: dict[int, list[Experience]] = {}
+    for experience in fresh:
+        by_version.setdefault(experience.served.version, []).append(experience)
+    noted: dict[int, tuple[float, ...]] = {}
+    for number, group in by_version.items():
+        try:
+            version = versions.version(number)
+        except UnknownVersion:
+            continue  # pruned: feedback came very late
+        logged = _logged([e.served for e in group], version.manifest.trunk_digest, known, store)
+        group = [e for e in group if e.served.prediction_id in logged]
+        if group:
+            rows = [logged[e.served.prediction_id] for e in group]
+            allowed = allowed_mask(version.manifest.spec, [e.served for e in group])
+            probs = version.probabilities(rows, allowed)
+            noted |= {e.number: tuple(row) for e, row in zip(group, probs.tolist(), strict=True)}
+    return noted
+
+
+def _logged(
+    group: Sequence[Served], digest: str, known: Mapping[str, Features], store: ExperienceStore
+) -> Mapping[str, Features]:
+    """Features on the trunk that served, by prediction id."""
+    ids = [served.prediction_id for served in group]
+    found = {id_: known[id_] for id_ in ids if id_ in known and known[id_].trunk_digest == digest}
+    return {**found, **store.features([id_ for id_ in ids if id_ not in found], digest)}

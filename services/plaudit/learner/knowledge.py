@@ -1,0 +1,67 @@
+"""What the leader has learned so far: reward state, progress, running comparison. In memory and in the store the same.
+
+Knows nothing about how any of it is learned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from plaudit.core.ports import Changes, ExperienceStore
+from plaudit.learner import progress as progresses
+from plaudit.learner import running as runnings
+from plaudit.learner.progress import Progress, progress_from_bytes
+from plaudit.learner.running import Running, running_from_bytes
+from plaudit_models.gate import GateRules
+from plaudit_models.reward_model import RewardState, state_from_bytes
+
+REWARD_STATE: Final = "reward-state"
+
+
+class Knowledge:
+    """Attributes:
+    reward: None before any version was live.
+    """
+
+    reward: RewardState | None
+    progress: Progress
+    running: Running
+
+    def __init__(self, store: ExperienceStore, rules: GateRules) -> None:
+        self._store = store
+        self._rules = rules
+        self.load()
+
+    def load(self) -> None:
+        """Begin, or begin again, from what was saved."""
+        saved = self._store.recall(REWARD_STATE)
+        self.reward = None if saved is None else state_from_bytes(saved)
+        self.progress = progress_from_bytes(self._store.recall(progresses.KEY))
+        self.running = running_from_bytes(self._store.recall(runnings.KEY), self._rules)
+
+    def save(
+        self,
+        changes: Changes | None = None,
+        *,
+        reward: RewardState | None = None,
+        progress: Progress | None = None,
+        running: Running | None = None,
+    ) -> None:
+        """Save what is new of these together with ``changes``, in one transaction.
+
+        Raises:
+            StoreMoved, StoreUnavailable: nothing was saved, and nothing here has changed.
+        """
+        changes = changes or Changes()
+        memory = dict(changes.memory)
+        if reward is not None and reward is not self.reward:
+            memory[REWARD_STATE] = reward.to_bytes()
+        if progress is not None and progress is not self.progress:
+            memory[progresses.KEY] = progress.to_bytes()
+        if running is not None and running is not self.running:
+            memory[runnings.KEY] = running.to_bytes()
+        self._store.save(replace(changes, memory=memory))
+        self.reward = reward or self.reward
+        self.progress = progress or self.progress
+        self.running = running or self.running

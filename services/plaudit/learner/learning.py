@@ -1,0 +1,267 @@
+"""The learning step of the leader: what was taken in → reward state and running comparison, a chunk at a time.
+
+Experiences are learned in the order of their numbers; one whose judgement changed is forgotten as it was and learned as
+it is. Knows nothing about the log, nor about when heads are made from what is learned.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import structlog
+
+from plaudit.core.events import Features
+from plaudit.core.experience import Experience, Judgement
+from plaudit.core.ports import Changes, ExperienceStore, Judged, ModelRegistry, Revision, Standing
+from plaudit.learner import running as runnings
+from plaudit.learner.at_hand import Contexts, features_of, served_probabilities
+from plaudit.learner.compare import Compared
+from plaudit.learner.evidence import evidence_of, stack
+from plaudit.learner.join import silence
+from plaudit.learner.knowledge import Knowledge
+from plaudit.learner.metrics import LearnerMetrics
+from plaudit.learner.progress import Progress
+from plaudit.learner.rebuild import rebuilt_state
+from plaudit.learner.refresh import HeadMaker
+from plaudit.learner.running import Running
+from plaudit.learner.versions import Versions
+from plaudit_models.bundle import Manifest
+from plaudit_models.features import Float64, features
+from plaudit_models.raters import UserTally
+from plaudit_models.reward_model import posterior
+
+RECENT_REWARDS: Final = 200
+
+_log = structlog.get_logger("plaudit.learner")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One experience before and after a step; ``before`` is None when it is new."""
+
+    before: Experience | None
+    after: Experience
+
+    @property
+    def subtracts(self) -> Judgement | None:
+        """What the reward state must forget."""
+        return None if self.before is None or self.before.set_aside else self.before.judgement
+
+    @property
+    def adds(self) -> Judgement | None:
+        """What the reward state must learn."""
+        return None if self.after.set_aside else self.after.judgement
+
+
+class Learning:
+    """Learns what the store has taken in.
+
+    Args:
+        store: which this learner leads.
+        knowledge: what it learns.
+        registry, versions, maker, metrics: as the learner's.
+        contexts: gets the contexts that are learned.
+        limit: the most experiences learned at once.
+        user_cap: the largest share of the experiences that one user's are learned from, in (0, 1].
+        silence_reward: reward in [0, 1] of a decision nobody said anything about; None: silence means nothing.
+        silence_after_s: how long nobody must have said anything.
+        retention_s: how long predictions stay in the store.
+        clock: UTC seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: ExperienceStore,
+        knowledge: Knowledge,
+        registry: ModelRegistry,
+        versions: Versions,
+        maker: HeadMaker,
+        contexts: Contexts,
+        metrics: LearnerMetrics,
+        limit: int,
+        user_cap: float,
+        silence_reward: float | None,
+        silence_after_s: float,
+        retention_s: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._knowledge = knowledge
+        self._registry = registry
+        self._versions = versions
+        self._maker = maker
+        self._contexts = contexts
+        self._metrics = metrics
+        self._limit = limit
+        self._user_cap = user_cap
+        self._silence_reward = silence_reward
+        self._silence_after_s = silence_after_s
+        self._retention_s = retention_s
+        self._clock = clock
+        self._rewards: deque[float] = deque(maxlen=RECENT_REWARDS)
+        self._predicted: deque[float] = deque(maxlen=RECENT_REWARDS)
+
+    @property
+    def satisfaction(self) -> float | None:
+        """Mean reward of the latest experiences; None if there are none."""
+        return float(np.mean(self._rewards)) if self._rewards else None
+
+    def stand_on(self, live: Manifest) -> None:
+        """Learn on the live version's trunk from now on; where that is another one, recount every experience on it."""
+        space = self._maker.space(live)
+        reward, progress = self._knowledge.reward, self._knowledge.progress
+        if reward is not None and reward.space == space:
+            return
+        version = self._versions.version(live.version)
+        state = rebuilt_state(version, self._store, space, self._store.save, up_to=progress.last_number)
+        learned_by_live = int(live.data.get("last_experience", 0))
+        unlearned = max(0, progress.last_number - learned_by_live)
+        self._knowledge.save(reward=state, progress=replace(progress, refreshed=progress.changes - unlearned))
+        self._contexts.clear()
+        if reward is not None:
+            self._metrics.rebuilds.inc()
+            _log.info("reward state rebuilt on another trunk", version=live.version, experiences=progress.experiences)
+
+    def learn(self, live: Manifest) -> int:
+        """The next chunk of experiences; returns how many they were, fewer than ``limit`` if that was all for now."""
+        standing = self._store.standing()
+        progress = self._knowledge.progress
+        fresh = self._store.experiences(after=progress.last_number, limit=self._limit)
+        revisions = self._store.revisions(progress.last_number, self._limit)
+        if len(fresh) + len(revisions) < self._limit:
+            progress = replace(
+                progress,
+                feedback=standing.feedback,
+                last_feedback_id=standing.last_feedback_id,
+                last_feedback_time_s=standing.last_feedback_time_s,
+            )
+        if fresh or revisions:
+            self._take_in(live, fresh, revisions, progress)
+        self._observe(standing)
+        return len(fresh) + len(revisions)
+
+    def judge_silence(self) -> None:
+        """Give decisions that nobody said anything about their reward, where silence has one."""
+        reward = self._silence_reward
+        if reward is None:
+            return
+        progress = self._knowledge.progress
+        quiet = self._store.silent(progress.silence_place, self._clock() - self._silence_after_s, self._limit)
+        if not quiet:
+            return
+        histories = self._store.histories([decision.prediction_id for _, decision in quiet])
+        silent = [
+            Judged(decision.prediction_id, silence(decision, reward))
+            for _, decision in quiet
+            if not histories[decision.prediction_id].feedback and histories[decision.prediction_id].experience is None
+        ]
+        self._knowledge.save(Changes(silent=silent), progress=replace(progress, silence_place=quiet[-1][0]))
+
+    def forget_old(self) -> None:
+        """Let predictions leave the store whose time is up; what was learned from them stays learned."""
+        before_s = self._clock() - self._retention_s
+        self._metrics.forgotten.inc(self._store.forget(before_s, self._knowledge.progress.last_number, self._limit))
+
+    def _take_in(
+        self, live: Manifest, fresh: Sequence[Experience], revisions: Sequence[Revision], progress: Progress
+    ) -> None:
+        """Learn the chunk, and save everything that this changes at once."""
+        reward = self._knowledge.reward
+        assert reward is not None
+        known, made = features_of(fresh, [r.experience for r in revisions], live, self._store, self._versions)
+        noted = served_probabilities(fresh, known, self._store, self._versions)
+        fresh = [replace(e, probabilities=noted.get(e.number)) for e in fresh]
+        fresh, users = self._cap_users(fresh)
+        q_hat = self._predict(fresh, known)
+        running = self._compare(fresh, known, q_hat)
+        changes = [Change(None, experience) for experience in fresh]
+        changes += [Change(r.experience, replace(r.experience, judgement=r.judgement)) for r in revisions]
+        index = {action: i for i, action in enumerate(live.spec.actions)}
+        forget = [(known[_id(c)], c.subtracts) for c in changes if c.subtracts is not None and _id(c) in known]
+        learn = [(known[_id(c)], c.adds) for c in changes if c.adds is not None and _id(c) in known]
+        if forget:
+            reward = reward.subtract(evidence_of(reward.space, forget, index))
+        if learn:
+            reward = reward.add(evidence_of(reward.space, learn, index))
+        self._knowledge.save(
+            Changes(
+                features=made,
+                probabilities=noted,
+                set_aside=[e.number for e in fresh if e.set_aside],
+                resolved=revisions,
+            ),
+            reward=reward,
+            progress=replace(
+                progress,
+                last_number=max([progress.last_number, *(e.number for e in fresh)]),
+                experiences=progress.experiences
+                + sum((c.adds is not None) - (c.subtracts is not None) for c in changes),
+                changes=progress.changes + len(changes),
+                users=progress.users if users is None else users.to_dict(),
+            ),
+            running=running,
+        )
+        self._contexts.extend([row for row, _ in learn])
+        self._remember(fresh, q_hat, live)
+
+    def _cap_users(self, fresh: Sequence[Experience]) -> tuple[Sequence[Experience], UserTally | None]:
+        """Set aside new experiences of users who have had their share."""
+        if self._user_cap >= 1.0:
+            return fresh, None
+        users = self._knowledge.progress.users
+        tally = UserTally(**users) if users else UserTally()
+        admitted, tally = tally.admit([e.served.user_id for e in fresh], self._user_cap)
+        self._metrics.set_aside.labels("user_cap").inc(int((~admitted).sum()))
+        return [e if counts else replace(e, set_aside=True) for e, counts in zip(fresh, admitted, strict=True)], tally
+
+    def _predict(self, fresh: Sequence[Experience], known: Mapping[str, Features]) -> Mapping[int, Float64]:
+        """Rewards predicted before they are learned, ``[a]`` by experience number."""
+        reward = self._knowledge.reward
+        assert reward is not None
+        rows = [e for e in fresh if e.served.prediction_id in known]
+        if not rows:
+            return {}
+        phi = features(reward.space, *stack([known[e.served.prediction_id] for e in rows]))
+        predicted, _ = posterior(reward, self._maker.settings.prior).predict(phi)
+        return {e.number: row for e, row in zip(rows, predicted, strict=True)}
+
+    def _compare(
+        self, fresh: Sequence[Experience], known: Mapping[str, Features], q_hat: Mapping[int, Float64]
+    ) -> Running:
+        rows = [
+            Compared(e, known[e.served.prediction_id])
+            for e in fresh
+            if e.served.prediction_id in known and not e.set_aside
+        ]
+        return runnings.update(self._knowledge.running, rows, q_hat, self._registry, self._versions)
+
+    def _remember(self, fresh: Sequence[Experience], q_hat: Mapping[int, Float64], live: Manifest) -> None:
+        for experience in fresh:
+            if experience.reward is not None and experience.number in q_hat:
+                self._rewards.append(experience.reward)
+                action = live.spec.action_index(experience.served.action)
+                self._predicted.append(float(np.clip(q_hat[experience.number][action], 0.0, 1.0)))
+
+    def _observe(self, standing: Standing) -> None:
+        if self._rewards:
+            self._metrics.satisfaction.set(float(np.mean(self._rewards)))
+            self._metrics.predicted.set(float(np.mean(self._predicted)))
+        self._metrics.experiences.set(self._knowledge.progress.experiences)
+        self._metrics.waiting.set(standing.waiting)
+        self._metrics.discarded.set(standing.discarded)
+        if standing.feedback:
+            self._metrics.joined_share.set(1.0 - standing.waiting / standing.feedback)
+        report = self._knowledge.running.comparison.report()
+        self._metrics.e_value.labels("gain").set(report.e_value_gain)
+        self._metrics.e_value.labels("harm").set(report.e_value_harm)
+        self._metrics.comparison_n.set(report.n)
+
+
+def _id(change: Change) -> str:
+    return change.after.served.prediction_id

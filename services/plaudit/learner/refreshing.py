@@ -1,0 +1,139 @@
+"""Head refreshes: when they are due, and from the latest evidence to a version that serves.
+
+Knows nothing about how a head is built and published (refresh.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+
+from plaudit.core.ports import Changes, ExperienceStore, ModelRegistry
+from plaudit.core.rollout import Change as RolloutChange
+from plaudit.core.rollout import Rollout, refresh
+from plaudit.learner.at_hand import Contexts
+from plaudit.learner.finetune import served_key
+from plaudit.learner.knowledge import Knowledge
+from plaudit.learner.metrics import LearnerMetrics
+from plaudit.learner.refresh import HeadMaker, publish_refresh
+from plaudit.learner.rollouts import ACTOR, move
+from plaudit_models.bundle import Manifest
+from plaudit_models.reward_model import empty_state, state_from_bytes
+
+_log = structlog.get_logger("plaudit.learner")
+
+
+class Refreshing:
+    """Args:
+    knowledge: heads are made from it.
+    contexts: steps are measured on them.
+    batch: new experiences after which the head is refreshed.
+    max_wait_s: it is refreshed with fewer after this long.
+    versions_kept: dead head refreshes kept in the registry.
+    store, registry, maker, work_dir, metrics, clock: as the learner's.
+    """
+
+    def __init__(
+        self,
+        *,
+        knowledge: Knowledge,
+        contexts: Contexts,
+        store: ExperienceStore,
+        registry: ModelRegistry,
+        maker: HeadMaker,
+        work_dir: Path,
+        batch: int,
+        max_wait_s: float,
+        versions_kept: int,
+        metrics: LearnerMetrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._knowledge = knowledge
+        self._contexts = contexts
+        self._store = store
+        self._registry = registry
+        self._maker = maker
+        self._work_dir = work_dir
+        self._batch = batch
+        self._max_wait_s = max_wait_s
+        self._versions_kept = versions_kept
+        self._metrics = metrics
+        self._clock = clock
+        self._pending_since_s: float | None = None
+
+    def load(self) -> None:
+        """Begin, or begin again, from what was saved."""
+        self._pending_since_s = None
+
+    def due_in_s(self) -> float | None:
+        """When a refresh is due at the latest; None if nothing is pending."""
+        if self._knowledge.progress.pending == 0:
+            self._pending_since_s = None
+            return None
+        now_s = time.monotonic()
+        if self._pending_since_s is None:
+            self._pending_since_s = now_s
+        return max(0.0, self._pending_since_s + self._max_wait_s - now_s)
+
+    def step(self, live: Manifest, rollout: Rollout, *, caught_up: bool) -> None:
+        """Refresh if it is due: a full batch is reason enough, unless more waits to be learned, which comes first."""
+        due_in_s = self.due_in_s()
+        if due_in_s is None or rollout.pinned:
+            return
+        pending = self._knowledge.progress.pending
+        if due_in_s == 0.0 or (caught_up and pending >= self._batch):
+            self._refresh(live, pending)
+            self._pending_since_s = None
+
+    def _refresh(self, live: Manifest, pending: int) -> None:
+        """Build, publish and serve a head from the latest evidence."""
+        started_s = time.monotonic()
+        reward, progress = self._knowledge.reward, self._knowledge.progress
+        assert reward is not None
+        recent = self._contexts.on(live)
+        if not recent:
+            return
+        served = self._store.recall(served_key(live.version))
+        base = empty_state(reward.space) if served is None else state_from_bytes(served)
+        step = self._maker.step(base, reward, recent)
+        if step.share == 0.0:
+            self._metrics.refreshes.labels("held back").inc()
+            _log.warning("refresh held back: the smallest step would move the policy by more than policy.max_kl")
+            return
+        published = publish_refresh(
+            self._registry,
+            self._work_dir,
+            self._maker,
+            live,
+            step.state,
+            created_at_s=self._clock(),
+            reason=f"{pending} new or changed experiences since version {live.version}",
+            data={"positions": dict(self._store.positions()), **progress.data()},
+            metrics={"kl_nats": step.kl, "share_of_step": step.share},
+        )
+        # A step cut short leaves evidence for the next refresh, as if one experience were still unlearned.
+        refreshed = progress.changes if step.share >= 1.0 else progress.changes - 1
+        self._knowledge.save(
+            Changes(memory={served_key(published.version): step.state.to_bytes()}),
+            progress=replace(progress, refreshed=refreshed),
+        )
+        change = RolloutChange(ACTOR, self._clock(), published.reason)
+        version = published.version
+        moved = move(
+            self._registry, lambda r: refresh(r, version, change) if r.live == live.version and not r.pinned else None
+        )
+        self._metrics.refreshes.labels("live" if moved is not None else "overtaken").inc()
+        self._metrics.refresh_kl.set(step.kl)
+        self._metrics.refresh_seconds.observe(time.monotonic() - started_s)
+        self._metrics.freshness_seconds.observe(max(0.0, self._clock() - progress.last_feedback_time_s))
+        _log.info("refreshed", version=version, pending=pending, kl_nats=round(step.kl, 4), live=moved is not None)
+        self._prune()
+
+    def _prune(self) -> None:
+        removed = self._registry.prune(self._versions_kept)
+        if removed:
+            self._knowledge.save(Changes(memory={served_key(version): None for version in removed}))
