@@ -1,4 +1,4 @@
-"""Caps on one user's share: hand-worked weights, and the invariant."""
+"""Caps on one user's share, and what users make of one another: hand-worked numbers, and the invariants."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit_models.raters import UserTally, capped_weights
+from plaudit_models.raters import Raters, UserTally, capped_weights, fair_cap, raters_from_bytes
 
 
 def test_weights_by_hand() -> None:
@@ -65,3 +65,161 @@ def test_a_cap_is_a_share(cap: float) -> None:
         capped_weights(["a"], cap)
     with pytest.raises(ValueError, match="cap"):
         UserTally().admit(["a"], cap)
+
+
+# --- raters ----------------------------------------------------------------------------------------------------------
+
+
+def hear(raters: Raters, user: str, agrees: list[bool], *, expected: float = 0.9, known: float = 1.0) -> Raters:
+    for agree in agrees:
+        raters, _ = raters.hear([user], np.array([float(agree)]), np.array([expected]), np.array([known]))
+    return raters
+
+
+def crowd(n: int = 20) -> Raters:
+    """n users who agree."""
+    raters = Raters()
+    for i in range(n):
+        raters = hear(raters, f"user {i}", [True] * 3)
+    return raters
+
+
+def test_reliability_by_hand() -> None:
+    """q = 0.9, known 0.5: v = 0.5·0.8 = 0.4. Up, up, down: Σ s = 0.4, Σ v² = 0.48.
+
+    Leaning (0.4 + 0.8·4)/(0.48 + 4) = 3.6/4.48, reliability ½ + 1.8/4.48. A stranger's is ½ + ½·0.8.
+    """
+    rater = hear(Raters(), "a", [True, True, False], known=0.5)["a"]
+    assert (rater.agreement, rater.decided) == pytest.approx((0.4, 0.48))
+    assert rater.reliability == pytest.approx(0.5 + 1.8 / 4.48)
+    assert Raters()["a"].reliability == pytest.approx(0.9)
+
+
+def test_wealth_by_hand() -> None:
+    """v = 0.8, bet 0.8: disagreement wins a factor 1.64, agreement leaves 0.36, and below 1 the bettor starts anew."""
+    raters = hear(Raters(), "a", [False, False])
+    assert raters["a"].log_wealth == pytest.approx(2 * np.log(1.64))
+    raters = hear(raters, "a", [True, True, True])
+    assert raters["a"].log_wealth == pytest.approx(np.log(0.36))
+    assert hear(raters, "a", [False])["a"].log_wealth == pytest.approx(np.log(1.64))
+
+
+def test_who_always_says_the_opposite_is_quarantined_after_fourteen() -> None:
+    """1.64¹⁴ = 1017 ≥ 1000 > 1.64¹³."""
+    raters = hear(crowd(), "mallory", [False] * 13)
+    assert raters["mallory"].standing == "heard"
+    raters, caught = raters.hear(["mallory"], np.array([0.0]), np.array([0.9]), np.array([1.0]))
+    assert caught == ("mallory",)
+    assert raters["mallory"].standing == "quarantined"
+    admitted, raters = raters.admit(["mallory", "user 1"], cap=1.0)
+    assert admitted.tolist() == [False, True]
+
+
+def test_who_flips_is_found_as_soon_as_who_never_was_honest() -> None:
+    raters = hear(crowd(), "eve", [True] * 500)
+    assert hear(raters, "eve", [False] * 13)["eve"].standing == "heard"
+    assert hear(raters, "eve", [False] * 14)["eve"].standing == "quarantined"
+
+
+def test_thumbs_at_random_and_wrong_ones_now_and_then_are_borne() -> None:
+    """100 users press at random 300 times each: on average one alarm in 1000 presses or more, and most never."""
+    rng = np.random.default_rng(0)
+    raters, caught = crowd(400), 0
+    for i in range(100):
+        raters = hear(raters, f"random {i}", (rng.random(300) < 0.5).tolist())
+        raters = hear(raters, f"honest {i}", (rng.random(300) < 0.9).tolist())
+        caught += raters[f"random {i}"].standing == "quarantined"
+        assert raters[f"honest {i}"].standing == "heard"
+    assert caught <= 10
+
+
+def test_where_nothing_is_known_nobody_is_suspected() -> None:
+    rater = hear(crowd(), "a", [False] * 1_000, known=0.0)["a"]
+    assert (rater.standing, rater.reliability) == ("heard", pytest.approx(0.9))
+
+
+def test_if_everybody_disagrees_it_is_not_the_users() -> None:
+    """At most a fifth is ever quarantined, and of two users nobody is."""
+    raters = Raters()
+    for i in range(50):
+        raters = hear(raters, f"user {i}", [False] * 30)
+    assert sum(rater.standing == "quarantined" for rater in raters.users.values()) == 10
+    assert hear(hear(Raters(), "a", [True] * 50), "b", [False] * 50)["b"].standing == "heard"
+
+
+def test_a_million_thumbs_count_for_a_share() -> None:
+    """At cap 0.05 of 1,010,000 events: 50,500 would be the most; the rest is refused, and shows as a flood."""
+    raters = Raters()
+    admitted, raters = raters.admit([f"user {i % 1_000}" for i in range(10_000)], cap=0.05)
+    assert admitted.all()
+    admitted, raters = raters.admit(["loud"] * 1_000_000, cap=0.05)
+    assert admitted.sum() == 50_500
+    assert raters["loud"].floods
+    assert not raters["user 1"].floods
+
+
+def test_all_thumbs_down_from_everybody_is_an_opinion() -> None:
+    """Once the reward model has learned it, it is what is expected, and nobody disagrees."""
+    raters = crowd()
+    for i in range(20):
+        raters = hear(raters, f"user {i}", [False] * 50, expected=0.05)
+    assert all(rater.standing == "heard" for rater in raters.users.values())
+
+
+def test_events_without_a_user_are_never_quarantined() -> None:
+    assert hear(crowd(), "", [False] * 100)[""].standing == "heard"
+
+
+def test_people_decide() -> None:
+    raters = hear(crowd(), "eve", [False] * 20)
+    assert raters["eve"].standing == "quarantined"
+    trusted = hear(raters.set_standing("eve", "trusted"), "eve", [False] * 100)
+    assert trusted["eve"].standing == "trusted"
+    assert trusted.admit(["eve"], cap=1.0)[0].all()
+    forgiven = raters.set_standing("eve", "heard")
+    assert (forgiven["eve"].standing, forgiven["eve"].log_wealth) == ("heard", 0.0)
+    assert not raters.set_standing("user 1", "quarantined").admit(["user 1"], cap=1.0)[0].any()
+    assert "eve" not in raters.without("eve").users
+
+
+def test_raters_travel_as_json() -> None:
+    raters = hear(crowd(), "eve", [False] * 20)
+    _, raters = raters.admit(["eve", "bob"], cap=0.5)
+    assert raters_from_bytes(raters.to_bytes()) == raters
+    assert raters_from_bytes(None) == Raters()
+
+
+def test_only_the_latest_are_remembered_besides_those_in_quarantine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plaudit_models.raters.MAX_RATERS", 25)
+    raters = hear(crowd(), "eve", [False] * 14)
+    for i in range(30):
+        raters = hear(raters, f"new {i}", [True])
+    assert len(raters.users) == 25
+    assert raters["eve"].standing == "quarantined"
+    assert "new 29" in raters.users
+    assert "user 0" not in raters.users
+
+
+def test_the_cap_where_there_are_few_users() -> None:
+    assert fair_cap(0.01, 4) == 0.25
+    assert fair_cap(0.01, 500) == 0.01
+    assert fair_cap(0.01, 0) == 0.01
+    assert fair_cap(0.1, 20, shares=5.0) == 0.25
+    assert fair_cap(0.1, 2, shares=5.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("rewards", "expected", "known", "message"),
+    [
+        ([1.5], [0.5], [1.0], r"rewards\[0\]: 1\.5 is not in \[0, 1\]"),
+        ([np.nan], [0.5], [1.0], r"rewards\[0\]: nan"),
+        ([1.0], [np.nan], [1.0], r"expected\[0\] is not finite"),
+        ([1.0], [0.5], [-0.1], r"known\[0\]: -0\.1"),
+        ([1.0, 1.0], [0.5], [1.0], "1 users, 2 rewards"),
+    ],
+)
+def test_bad_judgements_are_refused(
+    rewards: list[float], expected: list[float], known: list[float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Raters().hear(["a"], np.array(rewards), np.array(expected), np.array(known))

@@ -123,11 +123,14 @@ RULES: Final = GateRules()
 
 
 def verdict(world: World, replicate: int) -> GateReport:
-    """What the gate says of one log: its report at the first look with a verdict, or at the last."""
-    rng = np.random.default_rng([7, replicate])
-    logged = serve(world, rng, LAST)
+    """What the gate says of one log that it looks through."""
+    return look_through(world, serve(world, np.random.default_rng([7, replicate]), LAST), RULES)
+
+
+def look_through(world: World, logged: Log, rules: GateRules) -> GateReport:
+    """The gate's report at the first look with a verdict, or at the last."""
     seen = judge_differences(world, logged)
-    comparison = new_comparison(RULES)
+    comparison = new_comparison(rules)
     for start in range(0, LAST, LOOK):
         rows = slice(start, start + LOOK)
         part = Differences(seen.low[rows], seen.high[rows], seen.weight[rows])
