@@ -2,7 +2,7 @@
 #   make PYTHON=python3.12 test      another interpreter
 #   UV_TORCH_BACKEND=cpu make demo   torch without CUDA
 .DEFAULT_GOAL := help
-.PHONY: help demo test programs test-slow bench bench-learning check fmt proto clean
+.PHONY: help demo test programs dashboards test-slow bench bench-learning check fmt proto clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -57,6 +57,9 @@ proto: $(INSTALLED) ## Generate services/plaudit/v1 and services/plaudit/inferen
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=services --pyi_out=services $(PROTOS)
 	$(BIN)/python -m grpc_tools.protoc -I proto --grpc_python_out=services $(SERVICE_PROTOS)
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=services/plaudit --pyi_out=services/plaudit $(INFERENCE)
+
+dashboards: ## Write deploy/grafana/*.json from deploy/grafana/dashboards.py
+	$(PYTHON) deploy/grafana/dashboards.py
 
 clean: ## Remove caches and build products; leaves .venv and data alone
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -51,7 +51,7 @@ class Service:
     """A running ``plaudit`` with ``--json``. What it logs goes to a file: nobody reads it unless something is wrong."""
 
     def __init__(self, command: list[str]) -> None:
-        self._logged = tempfile.TemporaryFile("w+")
+        self._logged = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by kill()
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=self._logged, text=True, process_group=0
         )
@@ -75,7 +75,10 @@ class Service:
         return self.process.wait()
 
     def kill(self) -> None:
+        """It and all its children. A second time does nothing."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.communicate()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
         self._logged.close()

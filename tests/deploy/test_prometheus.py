@@ -1,0 +1,249 @@
+"""Rules, alerts, dashboards and metrics under a real Prometheus."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import builders
+from deployment import PLAUDIT, Service, deployed
+from plaudit import compose
+from plaudit.client import Client, ClientError, audio, image, tensor
+from plaudit.core.rollout import Change, promote
+from plaudit.core.settings import load_settings
+from programs import prometheus, promtool
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy/prometheus"
+DASHBOARDS = ROOT / "deploy/grafana"
+
+
+def _promtool(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    program = promtool()
+    return subprocess.run(
+        [program.path, *arguments],
+        input=stdin,
+        env=dict(program.environment),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def _alerts() -> list[dict[str, Any]]:
+    groups = yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def _panels() -> list[tuple[str, str]]:
+    """Title and query of every panel of every dashboard."""
+    return [
+        (f"{path.stem}: {panel['title']}", target["expr"])
+        for path in sorted(DASHBOARDS.glob("*.json"))
+        for panel in json.loads(path.read_text())["panels"]
+        for target in panel.get("targets", [])
+    ]
+
+
+# --- what needs no service -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        ["check", "config", "prometheus.yml"],
+        ["check", "rules", "rules.yml", "alerts.yml"],
+        ["test", "rules", "alerts_test.yml"],
+    ],
+)
+def test_promtool_has_no_complaint(check, monkeypatch):
+    monkeypatch.chdir(DEPLOY)
+    done = _promtool(*check)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_is_tested_to_fire_and_to_keep_quiet():
+    tests = yaml.safe_load((DEPLOY / "alerts_test.yml").read_text())["tests"]
+    tested = [(case["alertname"], bool(case["exp_alerts"])) for test in tests for case in test["alert_rule_test"]]
+    assert sorted(tested) == sorted((alert["alert"], fires) for alert in _alerts() for fires in (True, False))
+
+
+def test_every_alert_has_a_runbook_and_every_runbook_an_alert():
+    sections = re.findall(r"^## (\w+)$", (ROOT / "docs/runbooks.md").read_text(), flags=re.MULTILINE)
+    assert [section.lower() for section in sections] == [
+        alert["annotations"]["runbook"].removeprefix("docs/runbooks.md#") for alert in _alerts()
+    ]
+
+
+def test_the_dashboards_are_what_their_source_says(tmp_path):
+    shutil.copy(DASHBOARDS / "dashboards.py", tmp_path)
+    subprocess.run([PLAUDIT[0], tmp_path / "dashboards.py"], check=True)
+    made = {path.name: path.read_text() for path in tmp_path.glob("*.json")}
+    assert made == {path.name: path.read_text() for path in DASHBOARDS.glob("*.json")}
+
+
+# --- what needs one --------------------------------------------------------------------------------------------------
+
+
+def _get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        return answer.read().decode()
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    url: str
+
+    def query(self, expr: str) -> list[dict[str, Any]]:
+        answer = json.loads(_get(f"{self.url}/api/v1/query?{urllib.parse.urlencode({'query': expr})}"))
+        result: list[dict[str, Any]] = answer["data"]["result"]
+        return result
+
+    def firing(self) -> set[str]:
+        return {alert["metric"]["alertname"] for alert in self.query('ALERTS{alertstate="firing"}')}
+
+
+@dataclass(frozen=True)
+class Deployment:
+    config: Path
+    up: Service
+    target: str
+    metrics: dict[str, str]
+    prometheus: Prometheus
+
+
+def _until(condition: Callable[[], Any]) -> Any:
+    """What the condition gives once it holds; the test's own timeout ends waiting in vain."""
+    while not (found := condition()):
+        pass
+    return found
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """`plaudit up`, scraped five times a second, whose alerts wait for nothing."""
+    folder = tmp_path_factory.mktemp("deployment")
+    config = deployed(folder)
+    program = prometheus()
+    up = Service([*PLAUDIT, "up", "--config", str(config), "--json"])
+    try:
+        ready = {event["service"]: event for event in (up.event(event="ready"), up.event(event="ready"))}
+        metrics = {name: event["metrics"] for name, event in ready.items()}
+        port = _free_port()
+        _hurried(folder / "prometheus", {"serve:8002": metrics["serve"], "learn:8003": metrics["learn"]})
+        arguments = [f"--config.file={folder}/prometheus/prometheus.yml", f"--storage.tsdb.path={folder}/data/tsdb"]
+        arguments.append(f"--web.listen-address=127.0.0.1:{port}")
+        with (folder / "prometheus.log").open("w") as log:
+            running = subprocess.Popen([program.path, *arguments], env=dict(program.environment), stderr=log)
+        try:
+            asked = Prometheus(f"http://127.0.0.1:{port}")
+            _until(lambda: _answers(asked))
+            yield Deployment(config, up, ready["serve"]["address"], metrics, asked)
+        finally:
+            running.kill()
+            running.wait()
+    finally:
+        up.kill()
+
+
+def _hurried(folder: Path, targets: dict[str, str]) -> None:
+    """The configuration as it is, but for where to scrape and how long everything takes."""
+    shutil.copytree(DEPLOY, folder)
+    config = (folder / "prometheus.yml").read_text()
+    for name, target in targets.items():
+        assert name in config
+        config = config.replace(name, target)
+    config = re.sub(r"(\w+_interval): \w+", r"\1: 200ms", config)
+    (folder / "prometheus.yml").write_text(config)
+    alerts = (folder / "alerts.yml").read_text()
+    (folder / "alerts.yml").write_text(re.sub(r"^( +for:) \w+", r"\1 0s", alerts, flags=re.MULTILINE))
+
+
+def _answers(asked: Prometheus) -> bool:
+    try:
+        return sum(float(target["value"][1]) for target in asked.query("up")) == 2
+    except OSError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _traffic(target: str) -> None:
+    """Some of everything: kinds of content, kinds of feedback, and what is refused."""
+    with Client(target) as client:
+        for seed in range(12):
+            content = {"image": image(builders.png(seed)), "audio": audio(builders.wav(seed)), "question": "which?"}
+            answer = client.predict(content, user_id=f"user {seed}")
+            client.thumbs_up(answer) if seed % 2 else client.thumbs_down(answer)
+            client.correct(answer, "cat")
+        with pytest.raises(ClientError):
+            client.predict({"sensor": tensor([1.0])})
+        _until(lambda: client.versions().rollout.live != 1)
+
+
+@pytest.mark.parametrize("service", ["serve", "learn"])
+def test_promtool_has_no_complaint_about_the_metrics(deployment, service):
+    _traffic(deployment.target)
+    done = _promtool("check", "metrics", stdin=_get(f"http://{deployment.metrics[service]}/metrics"))
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_every_query_of_every_panel_has_data(deployment):
+    _traffic(deployment.target)
+    assert len(_panels()) > 40
+
+    def without_data() -> list[str]:
+        _traffic(deployment.target)
+        return [
+            f"{title}: {query}"
+            for title, query in _panels()
+            if not _numbers(deployment.prometheus, query.replace("$__rate_interval", "1m"))
+        ]
+
+    missing = without_data()
+    for _ in range(10):
+        if not missing:
+            return
+        missing = without_data()
+    pytest.fail("\n".join(missing))
+
+
+def _numbers(asked: Prometheus, query: str) -> list[float]:
+    values = [float(series["value"][1]) for series in asked.query(query)]
+    return [value for value in values if value == value]  # not NaN, which is nothing divided by nothing
+
+
+def test_a_version_that_fails_its_proof_and_a_service_that_is_gone_raise_alarms(deployment, tmp_path):
+    asked = deployment.prometheus
+    _traffic(deployment.target)
+    assert asked.firing() & {"PlauditServingDown", "PlauditVersionFailsProof"} == set()
+
+    registry = compose.model_registry(load_settings(deployment.config))
+    builders.tiny_bundle(tmp_path / "made", seed=5)
+    damaged = registry.publish(tmp_path / "made").version
+    graph = registry.folder(damaged) / "trunk.onnx"
+    whole = graph.read_bytes()
+    graph.unlink()
+    graph.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    registry.set_rollout(promote(registry.rollout(), damaged, Change("a test", 1.0, "a fault")))
+    _until(lambda: "PlauditVersionFailsProof" in asked.firing())
+
+    deployment.up.kill()
+    _until(lambda: "PlauditServingDown" in asked.firing())
+    assert "PlauditLearnerDown" in asked.firing()
