@@ -92,8 +92,15 @@ def learner_dir(settings: Settings) -> Path:
     return data_dir(settings) / "learner"
 
 
-def inference_server(settings: Settings, log: EventLog) -> InferenceServer:
-    """A server ready to start. Raises ConfigError."""
+def inference_server(settings: Settings, log: EventLog, *, share_port: bool = False) -> InferenceServer:
+    """A server ready to start.
+
+    Args:
+        share_port: it is one of several processes that listen on the port.
+
+    Raises:
+        ConfigError: a setting is wrong.
+    """
     from prometheus_client import CollectorRegistry
 
     from plaudit.serving.metrics import ServingMetrics
@@ -109,6 +116,7 @@ def inference_server(settings: Settings, log: EventLog) -> InferenceServer:
         PredictionIds(key, settings.serving.feedback_window_s),
         settings.serving,
         ServingMetrics(CollectorRegistry()),
+        share_port=share_port,
     )
 
 

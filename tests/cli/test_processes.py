@@ -161,3 +161,34 @@ def test_a_missing_extra_is_named_and_exits_with_2(config):
     done = subprocess.run(learn, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2
     assert "sqlalchemy is missing; this command needs the extra learn: pip install 'plaudit[learn]'" in done.stderr
+
+
+def test_several_processes_share_the_port_and_one_that_is_killed_is_started_again(config, start):
+    service = start(*PLAUDIT, "serve", "--config", str(config), "--json", "--processes", "2")
+    ready = [service.event(event="ready") for _ in range(2)]
+    assert {event["service"] for event in ready} == {"serve-0", "serve-1"}
+    (target,) = {event["address"] for event in ready}
+    assert len({event["metrics"] for event in ready}) == 2
+
+    children = _children(service.process.pid)
+    assert len(children) == 2
+    os.kill(children[0], signal.SIGKILL)
+    service.event(event="exited")
+    again = service.event(event="ready")
+    assert again["address"] == target
+    for _ in range(8):  # each time a connection of its own, to one or the other
+        with Client(target) as client:
+            assert client.predict({"question": "which animal?"}).version == 1
+    assert service.stop(signal.SIGTERM) == 0
+
+
+def test_several_processes_need_a_port_that_nobody_has(config):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        failed = _plaudit("serve", "--config", str(config), "--processes", "2", "--port", port)
+    assert failed.returncode == 2
+    assert f"serving.port: {port} cannot be opened on 127.0.0.1" in failed.stderr
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -109,11 +109,7 @@ def up(
         from plaudit import compose
     settings = read_settings(config, data_dir, {"console": {"port": console_port}})
     compose.data_dir(settings)
-    shared = [
-        "--json",
-        *(["--config", str(config)] if config else []),
-        *(["--data-dir", str(data_dir)] if data_dir else []),
-    ]
+    shared = _shared(config, data_dir)
     services = [
         supervisor.Service("serve", [sys.executable, "-m", "plaudit", "serve", *shared], restart=False),
         supervisor.Service("learn", [sys.executable, "-m", "plaudit", "learn", *shared], restart=True),
@@ -129,12 +125,23 @@ def up(
         raise typer.Exit(code)
 
 
+def _shared(config: Path | None, data_dir: Path | None) -> list[str]:
+    """What a child process is told of our own options."""
+    return [
+        "--json",
+        *(["--config", str(config)] if config else []),
+        *(["--data-dir", str(data_dir)] if data_dir else []),
+    ]
+
+
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; overrides `serving.host`.")] = None,
     port: Annotated[int | None, typer.Option(help="gRPC port; overrides `serving.port`.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Overrides `serving.metrics_port`.")] = None,
     device: Annotated[str | None, typer.Option(help="`auto`, `cuda` or `cpu`; overrides `serving.device`.")] = None,
+    processes: Annotated[int | None, typer.Option(help="Overrides `serving.processes`.")] = None,
+    share_port: Annotated[bool, typer.Option(hidden=True)] = False,
     config: Config = None,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -143,13 +150,23 @@ def serve(
 
     Example: `plaudit serve --config plaudit.toml --host 0.0.0.0`
     """
-    flags = {"host": host, "port": port, "metrics_port": metrics_port, "device": device}
+    flags = {"host": host, "port": port, "metrics_port": metrics_port, "device": device, "processes": processes}
     settings = read_settings(config, data_dir, {"serving": flags})
     with extra("serve"):
         from plaudit.cli import services
 
         services.log_to_stderr()
-        asyncio.run(services.serve(settings, _reporter("serve", as_json)))
+        if settings.serving.processes == 1 or share_port:
+            asyncio.run(services.serve(settings, _reporter("serve", as_json), share_port=share_port))
+            return
+        command = [sys.executable, "-m", "plaudit", "serve", *_shared(config, data_dir)]
+        command += ["--processes", str(settings.serving.processes)]
+        command += ["--host", settings.serving.host, "--device", settings.serving.device]
+        code = asyncio.run(
+            services.serve_as_many(settings, command, output.print_json if as_json else output.print_event)
+        )
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry, start_http_server
 
 from plaudit import compose
+from plaudit.cli import up as supervisor
 from plaudit.cli.options import address, async_client
 from plaudit.core.errors import ConfigError
 from plaudit.core.settings import Settings
@@ -22,15 +24,51 @@ Report = Callable[[Mapping[str, Any]], None]
 """Gets ``{"event": "ready", …}`` when the service answers."""
 
 
-async def serve(settings: Settings, report: Report) -> None:
+async def serve(settings: Settings, report: Report, *, share_port: bool = False) -> None:
     """Raises ConfigError: a setting is wrong, or a port is taken."""
     with contextlib.closing(compose.event_log(settings)) as log, _signals() as stopping:
-        server = compose.inference_server(settings, log)
+        server = compose.inference_server(settings, log, share_port=share_port)
         await asyncio.to_thread(server.start)
         host = settings.serving.host
         report({"event": "ready", "address": address(host, server.port), "metrics": address(host, server.metrics_port)})
         await stopping.wait()
         await asyncio.to_thread(server.stop)
+
+
+async def serve_as_many(settings: Settings, command: Sequence[str], report: Report) -> int:
+    """Several processes on one port; one that dies is started again. Returns the exit code.
+
+    Args:
+        command: runs one of them, once its ports are added.
+
+    Raises:
+        ConfigError: the port is taken.
+    """
+    serving = settings.serving
+    with _reserved(serving.host, serving.port) as port:
+        services = []
+        for number in range(serving.processes):
+            metrics_port = serving.metrics_port + number if serving.metrics_port else 0
+            ports = ["--share-port", "--port", str(port), "--metrics-port", str(metrics_port)]
+            services.append(supervisor.Service(f"serve-{number}", [*command, *ports], restart=True))
+        return await supervisor.run(services, report)
+
+
+@contextlib.contextmanager
+def _reserved(host: str, port: int) -> Iterator[int]:
+    """Holds the port, without listening, so that the processes that share it all find it free."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as reserving:
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as alone:
+                alone.bind((host, port))  # fails if anybody listens there, shared or not
+            reserving.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            reserving.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"serving.port: {port} cannot be opened on {host} ({error.strerror}); set another one (0 picks one)"
+            ) from error
+        yield int(reserving.getsockname()[1])
 
 
 async def learn(settings: Settings, report: Report) -> None:

@@ -40,8 +40,11 @@ class ServingSettings(_Section):
     """Where models run. Asking for `cuda` where there is none is an error, never a silent fallback."""
     threads: Count = 1
     """Threads one model evaluation may use."""
+    processes: Count = 1
+    """Processes that share the port, each with all models: for more cores than one process can keep busy. A connection
+    stays with one of them; the n-th serves its metrics n − 1 ports above `metrics_port`."""
     workers: Count | None = None
-    """Evaluations of one model that may run at once; None: as many as there are cores for."""
+    """Evaluations of one model that may run at once in a process; None: as many as there are cores for."""
     max_batch: Count = 8
     """The most requests that share one model evaluation; what is best for a model, up to this, is measured when it is
     loaded."""

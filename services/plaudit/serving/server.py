@@ -17,10 +17,12 @@ from plaudit.core.errors import ConfigError
 from plaudit.core.ports import EventLog, ModelCatalog, ModelRuntime
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.settings import ServingSettings
+from plaudit.inference import open_inference_pb2
 from plaudit.serving.catalog import ServedModels
 from plaudit.serving.decisions import DecisionRecorder
 from plaudit.serving.ending import Ending
 from plaudit.serving.feedback import FeedbackRecorder
+from plaudit.serving.inference_servicer import InferenceServicer
 from plaudit.serving.interceptors import Calls
 from plaudit.serving.metrics import ServingMetrics
 from plaudit.serving.models import Versions
@@ -32,6 +34,9 @@ from plaudit_models.preprocess import Limits
 _PREDICTION: Final = prediction_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name
 _FEEDBACK: Final = feedback_pb2.DESCRIPTOR.services_by_name["FeedbackService"].full_name
 _MODEL: Final = model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
+_INFERENCE: Final = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+_NEED_MODELS: Final = ("", _PREDICTION, _INFERENCE)
+"""Services whose health is that of the models; "" is the server as a whole."""
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 _WATCH_NICENESS: Final = 10
@@ -54,6 +59,7 @@ class InferenceServer:
         settings: see the README.
         metrics: of this server alone.
         seed: of the sampling of actions; None is fresh entropy.
+        share_port: other processes listen on the port too.
     """
 
     def __init__(
@@ -66,8 +72,10 @@ class InferenceServer:
         metrics: ServingMetrics,
         *,
         seed: int | None = None,
+        share_port: bool = False,
     ) -> None:
         self._settings = settings
+        self._share_port = share_port
         self._metrics = metrics
         self._ending = Ending()
         self._stopping = threading.Lock()
@@ -79,7 +87,7 @@ class InferenceServer:
             runtime,
             metrics,
             max_batch=settings.max_batch,
-            workers=settings.workers or default_workers(settings.threads),
+            workers=settings.workers or default_workers(settings.threads * settings.processes),
             queue_limit=settings.queue_limit,
             seed=seed,
         )
@@ -111,7 +119,7 @@ class InferenceServer:
         self.metrics_port = self._open_metrics_port()
         self._feedback.start()
         self._recorder.start()
-        for service in ("", _PREDICTION):
+        for service in _NEED_MODELS:
             self._health.set(service, _NOT_SERVING)
         for service in (_FEEDBACK, _MODEL):
             self._health.set(service, _SERVING)
@@ -149,24 +157,34 @@ class InferenceServer:
             options=[
                 ("grpc.max_receive_message_length", self._settings.max_message_bytes),
                 ("grpc.max_send_message_length", self._settings.max_message_bytes),
-                # Otherwise a second server on the same port would start and take half of the calls.
-                ("grpc.so_reuseport", 0),
+                # Unasked, a second server on the same port would start and take half of the calls.
+                ("grpc.so_reuseport", int(self._share_port)),
                 # Clients may ask every 30 s whether an idle stream is alive.
                 ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
                 ("grpc.keepalive_permit_without_calls", 1),
             ],
         )
         token = self._settings.admin_token
+        admin_token = None if token is None else token.get_secret_value()
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
             PredictionServicer(self._predictor, self._limits, self._streamed, self._ending), server
         )
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(self._feedback, self._ending), server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelServicer(self._versions, None if token is None else token.get_secret_value(), self._ending), server
+            ModelServicer(self._versions, admin_token, self._ending), server
         )
+        inference = InferenceServicer(
+            self._models,
+            self._predictor,
+            max_rows=self._settings.queue_limit,
+            pool=self._streamed,
+            ending=self._ending,
+            admin_token=admin_token,
+        )
+        server.add_generic_rpc_handlers([inference.handlers()])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
-            (_PREDICTION, _FEEDBACK, _MODEL, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+            (_PREDICTION, _FEEDBACK, _MODEL, _INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
         )
         return server
 
@@ -209,14 +227,13 @@ class InferenceServer:
     def _look(self) -> None:
         """One step of every model, and what it means for our health."""
         self._models.look()
-        served = self._models.all()
-        ready = bool(served) and all(model.live.current is not None for model in served)
+        ready = self._models.ready()
         if ready != self._ready:
             self._ready = ready
-            for service in ("", _PREDICTION):
+            for service in _NEED_MODELS:
                 self._health.set(service, _SERVING if ready else _NOT_SERVING)
 
 
 def default_workers(threads: int) -> int:
-    """As many evaluations at once as there are cores for."""
+    """As many evaluations at once as there are cores for, if each takes that many."""
     return max(1, len(os.sched_getaffinity(0)) // threads)
