@@ -26,7 +26,7 @@ from plaudit.core.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 SOURCE_ROOTS = ("services/plaudit", "models/plaudit_models")
-GENERATED = ROOT / "services/plaudit/v1"
+GENERATED = {ROOT / "services/plaudit/v1", ROOT / "services/plaudit/inference"}
 
 _METRIC = re.compile(r"plaudit_(?:serving|learner)_[a-z0-9_]+")
 _TREE_LINE = re.compile(r"^(?P<indent> *)(?P<name>[\w./-]+)(?:\s{2,}|\s*$)")
@@ -146,7 +146,7 @@ def _modules() -> set[str]:
     found = set()
     for root in SOURCE_ROOTS:
         for path in (ROOT / root).rglob("*.py"):
-            if GENERATED not in path.parents and path.name != "__init__.py":
+            if GENERATED.isdisjoint(path.parents) and path.name != "__init__.py":
                 found.add(path.relative_to(ROOT).as_posix())
     return found
 

@@ -12,6 +12,7 @@ import pytest
 from builders import tiny_content, tiny_head_refresh
 from plaudit.serving.decoding import decode_content
 from plaudit.serving.evaluation import Evaluator, Question
+from plaudit.serving.statistics import Statistics
 from plaudit_models.policy import probabilities
 from plaudit_models.preprocess import Limits
 
@@ -25,7 +26,7 @@ class Altered(SimpleNamespace):
 
 
 def evaluator(metrics, seed=None):
-    return Evaluator(metrics, 64, np.random.default_rng(seed))
+    return Evaluator(metrics, Statistics(), 64, np.random.default_rng(seed))
 
 
 @pytest.fixture

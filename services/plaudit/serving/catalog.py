@@ -19,6 +19,7 @@ from plaudit.serving.batcher import Batcher
 from plaudit.serving.evaluation import Evaluated, Evaluator, Question
 from plaudit.serving.live_model import LiveModel
 from plaudit.serving.metrics import ServingMetrics
+from plaudit.serving.statistics import Statistics
 
 logger = structlog.get_logger(__name__)
 
@@ -60,6 +61,7 @@ class ServedModels:
         self._seeds = np.random.SeedSequence(seed)
         self._served: dict[str, ServedModel] = {}  # replaced, never changed: readers take no lock
         self._let_go: set[str] = set()
+        self.statistics = Statistics()
         self._lock = threading.Lock()
 
     def names(self) -> Sequence[str]:
@@ -67,6 +69,11 @@ class ServedModels:
 
     def all(self) -> Sequence[ServedModel]:
         return list(self._served.values())
+
+    def ready(self) -> bool:
+        """Whether every model has a version that serves, and there is one."""
+        served = self._served.values()
+        return bool(served) and all(model.live.current is not None for model in served)
 
     def known(self) -> Sequence[str]:
         """Every model there is, served or not."""
@@ -141,7 +148,7 @@ class ServedModels:
             self._let_go.discard(name)
             live = LiveModel(self._catalog.registry(name), self._runtime, self._metrics, max_batch=self._max_batch)
             evaluators = [
-                Evaluator(self._metrics, self._max_batch, np.random.default_rng(seed))
+                Evaluator(self._metrics, self.statistics, self._max_batch, np.random.default_rng(seed))
                 for seed in self._seeds.spawn(self._workers)
             ]
             batcher = Batcher(

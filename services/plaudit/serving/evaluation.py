@@ -8,6 +8,7 @@ Notation:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from plaudit.core.ports import ServableModel
 from plaudit.serving.decoding import Arrays
 from plaudit.serving.metrics import ServingMetrics
+from plaudit.serving.statistics import BatchTimes, Statistics
 from plaudit_models.policy import Bool, Float32, Float64, probabilities, sample
 from plaudit_models.preprocess import Batch
 
@@ -31,7 +33,8 @@ class Question:
         inputs: graph inputs by modality name, without the batch axis.
         allowed: ``[a]``, True where the action may be picked; at least one.
         greedy: pick the most probable action.
-    outputs: native outputs of an imported graph that are wanted too.
+        outputs: native outputs of an imported graph that are wanted too.
+        asked_ns: when, on the clock of ``time.monotonic_ns``.
     """
 
     model: ServableModel
@@ -39,6 +42,7 @@ class Question:
     allowed: Bool
     greedy: bool = False
     outputs: tuple[str, ...] = ()
+    asked_ns: int = field(default_factory=time.monotonic_ns)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +55,7 @@ class Evaluated:
         probabilities: ``[a]``, of the policy, exploration floor included.
         action: index of the action picked.
         propensity: probability with which it was picked; 1 if greedy.
-    native: the native outputs that were asked for, without the batch axis.
+        native: the native outputs that were asked for, without the batch axis.
     """
 
     embedding: Float32
@@ -66,12 +70,16 @@ class Evaluator:
     """One worker's; not for several threads.
 
     Args:
+        statistics: of all versions, where this worker's batches are counted too.
         capacity: the most questions of one batch.
         rng: of the sampling.
     """
 
-    def __init__(self, metrics: ServingMetrics, capacity: int, rng: np.random.Generator) -> None:
+    def __init__(
+        self, metrics: ServingMetrics, statistics: Statistics, capacity: int, rng: np.random.Generator
+    ) -> None:
         self._metrics = metrics
+        self._statistics = statistics
         self._capacity = capacity
         self._rng = rng
         self._buffers: WeakKeyDictionary[ServableModel, Batch] = WeakKeyDictionary()
@@ -94,18 +102,24 @@ class Evaluator:
                     outcomes: Sequence[Evaluated | Exception] = self._evaluate(group[0].model, group)
                 except Exception as error:
                     outcomes = [error] * len(group)
+                    waited_ns = sum(time.monotonic_ns() - question.asked_ns for question in group)
+                    self._statistics.of(group[0].model).failed(len(group), waited_ns)
             for place, outcome in zip(places, outcomes, strict=True):
                 answers[place] = outcome
         return answers
 
     def _evaluate(self, model: ServableModel, group: Sequence[Question]) -> Sequence[Evaluated | Exception]:
         manifest = model.manifest
+        began_ns = time.monotonic_ns()
         buffer = self._buffers.get(model)
         if buffer is None:
             buffer = self._buffers[model] = Batch(manifest.spec, self._capacity)
         wanted = list(dict.fromkeys(name for question in group for name in question.outputs))
-        embedding, base_logits, native = model.trunk(buffer.fill([question.inputs for question in group]), wanted)
+        inputs = buffer.fill([question.inputs for question in group])
+        filled_ns = time.monotonic_ns()
+        embedding, base_logits, native = model.trunk(inputs, wanted)
         scores = model.head(embedding, base_logits)  # [b, a]
+        inferred_ns = time.monotonic_ns()
         finite: Bool = np.asarray(np.isfinite(scores).all(axis=1))
         if not finite.all():
             scores = np.where(finite[:, None], scores, 0.0)
@@ -130,6 +144,14 @@ class Evaluator:
                     {name: native[name][row] for name in question.outputs},
                 )
             )
+        times = BatchTimes(
+            rows=len(group),
+            queue_ns=sum(began_ns - question.asked_ns for question in group),
+            input_ns=filled_ns - began_ns,
+            infer_ns=inferred_ns - filled_ns,
+            output_ns=time.monotonic_ns() - inferred_ns,
+        )
+        self._statistics.of(model).answered(times)
         return outcomes
 
 

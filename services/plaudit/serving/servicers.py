@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hmac
 import math
 import threading
 import time
@@ -14,9 +13,10 @@ from typing import Any, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from plaudit.core.errors import InvalidInput, Unauthorized, WrongToken
+from plaudit.core.errors import InvalidInput
 from plaudit.core.rollout import Rollout
 from plaudit.core.wire import ROLE_TO_WIRE, contents_from_wire, signal_from_wire
+from plaudit.serving.admin import authorize
 from plaudit.serving.batcher import Caller, Gone
 from plaudit.serving.ending import Ending
 from plaudit.serving.feedback import FeedbackRecorder, FeedbackRequest, Receipt, ReceiptState
@@ -288,19 +288,19 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         return model_pb2.GetVersionResponse(version=_version_to_wire(manifest))
 
     def Promote(self, request: model_pb2.PromoteRequest, context: Any) -> model_pb2.PromoteResponse:
-        self._authorize(context)
+        authorize(context, self._admin_token)
         rollout = self._versions.promote(
             request.model, request.version, request.expected_generation, request.actor, request.reason
         )
         return model_pb2.PromoteResponse(rollout=_rollout_to_wire(rollout))
 
     def Rollback(self, request: model_pb2.RollbackRequest, context: Any) -> model_pb2.RollbackResponse:
-        self._authorize(context)
+        authorize(context, self._admin_token)
         rollout = self._versions.rollback(request.model, request.expected_generation, request.actor, request.reason)
         return model_pb2.RollbackResponse(rollout=_rollout_to_wire(rollout))
 
     def Pin(self, request: model_pb2.PinRequest, context: Any) -> model_pb2.PinResponse:
-        self._authorize(context)
+        authorize(context, self._admin_token)
         rollout = self._versions.pin(
             request.model, request.version, request.expected_generation, request.actor, request.reason
         )
@@ -311,16 +311,6 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     ) -> Iterator[model_pb2.WatchVersionsResponse]:
         for rollout in self._versions.watch(request.model, self._ending, caller_of(context)):
             yield model_pb2.WatchVersionsResponse(rollout=_rollout_to_wire(rollout))
-
-    def _authorize(self, context: Any) -> None:
-        """Raises Unauthorized or WrongToken."""
-        if self._admin_token is None:
-            return
-        given = [str(value) for key, value in context.invocation_metadata() or () if key == "authorization"]
-        if not given:
-            raise Unauthorized
-        if not hmac.compare_digest(given[0].encode(), f"Bearer {self._admin_token}".encode()):
-            raise WrongToken
 
 
 def _version_to_wire(manifest: Manifest) -> model_pb2.Version:
