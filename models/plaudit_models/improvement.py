@@ -123,12 +123,14 @@ class Step:
     Attributes:
         state: the evidence to build the head from.
         share: how much of the way from the served to the latest evidence it goes; 1 means all of it.
-        kl: mean KL(new ‖ served) over the recent contexts, in nats; all of it, not what the bound counts.
+        kl: mean c·KL(new ‖ served) over the recent contexts, in nats: what the bound counts.
+        kl_all: mean KL(new ‖ served) over them, in nats.
     """
 
     state: RewardState
     share: float
     kl: float
+    kl_all: float
 
 
 def bounded_step(
@@ -179,19 +181,19 @@ def bounded_step(
         kl = (after * np.log(after / before)).sum(axis=1)
         return float((counts * kl).mean()), float(kl.mean())
 
-    counted, kl = divergences(latest)
-    if counted <= max_kl:
-        return Step(latest, share=1.0, kl=kl)
-    best = Step(served, share=0.0, kl=0.0)
+    kl, kl_all = divergences(latest)
+    if kl <= max_kl:
+        return Step(latest, 1.0, kl, kl_all)
+    best = Step(served, 0.0, 0.0, 0.0)
     low, high = 0.0, 1.0
     for _ in range(BISECTIONS):
         share = (low + high) / 2.0
         state = served.towards(latest, share)
-        counted, kl = divergences(state)
-        if counted > max_kl:
+        kl, kl_all = divergences(state)
+        if kl > max_kl:
             high = share
             continue
-        low, best = share, Step(state, share, kl)
-        if counted >= NEAR * max_kl:
+        low, best = share, Step(state, share, kl, kl_all)
+        if kl >= NEAR * max_kl:
             break
     return best

@@ -163,7 +163,7 @@ class RewardState:
         space: the feature space of the sums.
         gram: A, shape ``[a, f, f]``.
         target: b, shape ``[a, f]``.
-        weight: Σ w of what is known or implied about each action, shape ``[a]``.
+        weight: Σ w of what was said about each action, without what that implies, shape ``[a]``.
     """
 
     space: FeatureSpace
@@ -211,7 +211,8 @@ class RewardState:
             rows = weights[:, k] > shared
             gram[k] += sign * _gram(phi[rows], weights[rows, k] - shared[rows])
         rewarded = weights * np.where(evidence.known_mask, evidence.rewards, 0.0)
-        target, weight = self.target + sign * rewarded.T @ phi, self.weight + sign * weights.sum(axis=0)
+        said = evidence.weights @ evidence.known_mask
+        target, weight = self.target + sign * rewarded.T @ phi, self.weight + sign * said
         return RewardState(self.space, gram, target, weight)
 
 

@@ -111,7 +111,7 @@ def run_dir(workplace: Workplace) -> Path:
 
 def test_the_candidate_is_a_sealed_version_with_another_trunk(workplace: Workplace, run_dir: Path) -> None:
     manifest = verify(run_dir / CANDIDATE)
-    assert (manifest.kind, manifest.parent, manifest.floor) == ("finetuned", 1, 0.02)
+    assert (manifest.kind, manifest.parent, manifest.floor) == ("finetuned", 1, 0.01)
     assert manifest.trunk_digest != workplace.registry.manifest(1).trunk_digest
     assert manifest.data["run"] == "run"
     assert manifest.data["last_experience"] == SNAPSHOT
