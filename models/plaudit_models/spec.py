@@ -11,8 +11,9 @@ Trunk graph (``trunk.onnx``), content → embedding and base logits:
         image   float32 ``[b, channels, height, width]`` in [0, 1]
         audio   float32 ``[b, max_samples]`` waveform in [-1, 1], zero-padded at the end
         text    int64 ``[b, max_tokens]`` token ids, 0 is padding
-        tensor  float32 ``[b, *shape]``
-    and ``present`` float32 ``[b, m]``: 1 where the modality was given, 0 where it is missing (its input is ignored).
+        tensor  ``[b, *shape]`` of its dtype, float32 unless the spec says otherwise
+    and ``present`` float32 ``[b, m]``: 1 where the modality was given, 0 where it is missing (its input is ignored);
+    a graph whose modalities are all required has no such input.
     outputs: ``embedding`` float32 ``[b, d]``, ``base_logits`` float32 ``[b, a]``.
 Head graph (``head.onnx``), embedding and base logits → action scores:
     inputs ``embedding`` and ``base_logits`` as above;
@@ -33,6 +34,25 @@ SCORES: Final = "scores"
 RESERVED_NAMES: Final = frozenset({PRESENT, EMBEDDING, BASE_LOGITS, SCORES})
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_FOREIGN_NAME = re.compile(r"[\w.:/-]{1,128}")
+"""What the inputs of an imported graph may be called: clients know them by these names."""
+
+TENSOR_DTYPES: Final = frozenset(
+    {
+        "float16",
+        "float32",
+        "float64",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "bool",
+    }
+)
 
 ModalityKind = Literal["image", "audio", "text", "tensor"]
 
@@ -97,6 +117,14 @@ class TensorModality:
     kind: Literal["tensor"] = "tensor"
 
 
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """A native output of an imported graph: numpy dtype and shape without the batch axis, -1 for a free length."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
 Modality = ImageModality | AudioModality | TextModality | TensorModality
 
 _KINDS: Final[dict[str, type[Modality]]] = {
@@ -111,13 +139,15 @@ _KINDS: Final[dict[str, type[Modality]]] = {
 class ModelSpec:
     """One model: ``name``, ``modalities`` by name (their order is the order of ``present``) and ``actions``.
 
-    ``actions`` is the action set in index order: action i of every ``[.., a]`` array is ``actions[i]``.
+    ``actions`` is the action set in index order: action i of every ``[.., a]`` array is ``actions[i]``. ``outputs`` are
+    the native ones of a graph that was imported; a graph of our own has none but the contract's.
     """
 
     name: str
     modalities: Mapping[str, Modality]
     actions: tuple[str, ...]
     embedding_size: int = 192
+    outputs: Mapping[str, OutputSpec] = field(default_factory=dict)
     _index: Mapping[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -145,12 +175,15 @@ class ModelSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description; :func:`spec_from_dict` is its inverse."""
-        return {
+        raw: dict[str, Any] = {
             "name": self.name,
             "modalities": {name: _modality_to_dict(modality) for name, modality in self.modalities.items()},
             "actions": list(self.actions),
             "embedding_size": self.embedding_size,
         }
+        if self.outputs:
+            raw["outputs"] = {name: asdict(output) for name, output in self.outputs.items()}
+        return raw
 
 
 def spec_from_dict(raw: Mapping[str, Any]) -> ModelSpec:
@@ -159,7 +192,7 @@ def spec_from_dict(raw: Mapping[str, Any]) -> ModelSpec:
     Raises:
         InvalidSpec: with every problem found, each naming the field and the value.
     """
-    known = {"name", "modalities", "actions", "embedding_size"}
+    known = {"name", "modalities", "actions", "embedding_size", "outputs"}
     problems = [f"model.{key}: unknown key; known keys are {sorted(known)}" for key in raw if key not in known]
     for key in ("name", "modalities", "actions"):
         if key not in raw:
@@ -177,6 +210,9 @@ def spec_from_dict(raw: Mapping[str, Any]) -> ModelSpec:
         modalities=modalities,
         actions=tuple(raw["actions"]),
         embedding_size=raw.get("embedding_size", 192),
+        outputs={
+            name: OutputSpec(output["dtype"], tuple(output["shape"])) for name, output in raw.get("outputs", {}).items()
+        },
     )
 
 
@@ -212,9 +248,12 @@ def _problems(spec: ModelSpec) -> list[str]:
     if not spec.modalities:
         problems.append("model.modalities: at least one is needed")
     for name, modality in spec.modalities.items():
-        if not _NAME.fullmatch(name) or name in RESERVED_NAMES:
-            problems.append(f"model.modalities.{name}: the name must match {_NAME.pattern} and not be reserved")
         free = isinstance(modality, TensorModality) and modality.required
+        pattern = _FOREIGN_NAME if free else _NAME
+        if not pattern.fullmatch(name) or name in RESERVED_NAMES:
+            problems.append(f"model.modalities.{name}: the name must match {pattern.pattern} and not be reserved")
+        if isinstance(modality, TensorModality) and modality.dtype not in TENSOR_DTYPES:
+            problems.append(f"model.modalities.{name}.dtype: {modality.dtype!r} is not one of {sorted(TENSOR_DTYPES)}")
         if not all(isinstance(size, int) and (size > 0 or (free and size == -1)) for size in modality.shape):
             problems.append(
                 f"model.modalities.{name}: shape {modality.shape} must be positive integers "

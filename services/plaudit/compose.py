@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plaudit import demo
-from plaudit.adapters.directory_registry import DirectoryCatalog, DirectoryRegistry
+from plaudit.adapters.directory_registry import DirectoryCatalog
 from plaudit.adapters.sqlite_log import SqliteLog
 from plaudit.core.errors import ConfigError
-from plaudit.core.ports import EventLog, ExperienceStore, JobLauncher, ModelRegistry, ModelRuntime
+from plaudit.core.ports import EventLog, ExperienceStore, JobLauncher, ModelCatalog, ModelRegistry, ModelRuntime
 from plaudit.core.prediction_id import PredictionIds, load_or_create_key
 from plaudit.core.settings import Settings
 
@@ -51,7 +51,16 @@ def data_dir(settings: Settings) -> Path:
 
 
 def model_registry(settings: Settings) -> ModelRegistry:
-    return DirectoryRegistry(data_dir(settings) / "registry", settings.spec().name)
+    """Of the model that the [model] table describes."""
+    return registry_of(settings, settings.spec().name)
+
+
+def registry_of(settings: Settings, model: str) -> ModelRegistry:
+    return model_catalog(settings).registry(model)
+
+
+def model_catalog(settings: Settings) -> ModelCatalog:
+    return DirectoryCatalog(data_dir(settings) / "registry")
 
 
 def event_log(settings: Settings) -> EventLog:
@@ -110,7 +119,7 @@ def inference_server(settings: Settings, log: EventLog, *, share_port: bool = Fa
     if settings.model:
         model_registry(settings)  # made, so that it is served as soon as it has a version
     return InferenceServer(
-        DirectoryCatalog(data_dir(settings) / "registry"),
+        model_catalog(settings),
         log,
         model_runtime(settings),
         PredictionIds(key, settings.serving.feedback_window_s),

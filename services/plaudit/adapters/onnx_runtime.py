@@ -33,7 +33,7 @@ from plaudit_models.bundle import (
     digest_file,
     verify,
 )
-from plaudit_models.preprocess import assemble, input_dtype, read_tokenizer
+from plaudit_models.preprocess import assemble, blank, input_dtype, read_tokenizer
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING, PRESENT, SCORES, ModelSpec, TextModality
 
 Float = npt.NDArray[np.float32]
@@ -44,7 +44,8 @@ ABSOLUTE_TOLERANCE: Final = 1e-4
 RELATIVE_TOLERANCE: Final = 1e-3
 """How far golden outputs may be from the recorded ones: other processors and batch sizes round differently."""
 
-_ONNX_DTYPES: Final = {np.dtype(np.float32): "tensor(float)", np.dtype(np.int64): "tensor(int64)"}
+_ONNX_DTYPES: Final = {"float64": "double", "float32": "float"}
+"""ONNX Runtime's names of dtypes where they are not numpy's."""
 _CUDA_OPTIONS: Final = {
     # The default tries every convolution algorithm for every new batch size, in the middle of a request.
     "cudnn_conv_algo_search": "HEURISTIC",
@@ -127,7 +128,7 @@ class OnnxModel:
         spec = self.manifest.spec
         for size in batch_sizes:
             if again or size not in self._trunk.warm:
-                self.trunk(assemble(spec, [{}] * size))
+                self.trunk(assemble(spec, [blank(spec)] * size))
                 self._trunk.warm.add(size)
             if again or size not in self._warm_heads:
                 self.head(
@@ -194,9 +195,13 @@ def _providers(device: Device) -> Sequence[Any]:
 
 def _trunk_inputs(spec: ModelSpec) -> dict[str, tuple[str, list[int]]]:
     inputs = {
-        name: (_ONNX_DTYPES[input_dtype(modality)], list(modality.shape)) for name, modality in spec.modalities.items()
+        name: (_onnx_dtype(input_dtype(modality)), list(modality.shape)) for name, modality in spec.modalities.items()
     }
     return inputs if spec.all_required else inputs | {PRESENT: _row(len(spec.modalities))}
+
+
+def _onnx_dtype(dtype: np.dtype[Any]) -> str:
+    return f"tensor({_ONNX_DTYPES.get(dtype.name, dtype.name)})"
 
 
 def _row(size: int) -> tuple[str, list[int]]:
@@ -215,7 +220,8 @@ def _check_contract(graph: _Graph, expected: Mapping[str, tuple[str, list[int]]]
         raise CorruptBundle(f"{where}: takes the inputs {sorted(found)}, the spec says {sorted(expected)}")
     for name, (dtype, shape) in expected.items():
         found_dtype, found_shape = found[name]
-        if found_dtype != dtype or found_shape[1:] != shape or isinstance(found_shape[0], int):
+        lengths = [length if isinstance(length, int) else -1 for length in found_shape]
+        if found_dtype != dtype or lengths != [-1, *shape]:
             raise CorruptBundle(
                 f"{where}: input {name} is {found_dtype} {found_shape}, the spec says {dtype} [any, {str(shape)[1:]}"
             )

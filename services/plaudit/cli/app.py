@@ -36,6 +36,7 @@ from plaudit.client import Client, Rollout, feedback
 from plaudit.client.content import to_content
 from plaudit.client.errors import ClientError
 from plaudit.v1.content_pb2 import Content
+from plaudit_models import lineage
 
 app = typer.Typer(
     name="plaudit",
@@ -213,6 +214,62 @@ def console(
 
 
 # --- making and checking ---------------------------------------------------------------------------------------------
+
+
+@app.command("import")
+def import_(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE.onnx", help="A graph with named inputs and a dynamic batch axis.")
+    ],
+    name: Annotated[str, typer.Option(help="What the model is called in requests.")],
+    logits: Annotated[
+        str, typer.Option(help="The output that scores the actions; may be left out if just one can.")
+    ] = "",
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="That output holds probabilities, not logits.")
+    ] = False,
+    embedding: Annotated[
+        str, typer.Option(help="The output that holds the embedding; by default the logits stand in for it.")
+    ] = "",
+    actions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Names of the actions, one a line; by default 0, 1, 2, …")
+    ] = None,
+    golden: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Inputs to record and prove by; by default made up.")
+    ] = None,
+    promote: Annotated[bool, typer.Option("--promote", help="Go live even if another version is live.")] = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Turn an ONNX file into a version of a model, to be served and to learn; a model's first version goes live.
+
+    Example: `plaudit import resnet.onnx --name pets --logits logits --actions breeds.txt`
+    """
+    settings = read_settings(config, data_dir)
+    with extra("learn"):
+        from plaudit.adapters.onnx_import import ImportOptions
+        from plaudit.cli import importing
+
+        options = ImportOptions(
+            logits=logits,
+            embedding=embedding,
+            probabilities=probabilities,
+            actions=importing.read_actions(actions),
+            floor=settings.policy.floor,
+            golden=importing.read_golden(golden),
+        )
+        imported = importing.import_model(settings, file, name, options, go_live=promote)
+    manifest = imported.manifest
+    if as_json:
+        output.print_json(
+            {"model": name, "version": manifest.version, "digest": manifest.digest, "live": imported.live}
+        )
+    else:
+        output.out.print(
+            f"version {manifest.version} of {name!r} is published{' and live' if imported.live else ''}: "
+            f"{len(manifest.spec.actions)} actions, inputs {', '.join(manifest.spec.modalities)}"
+        )
 
 
 @app.command()
@@ -418,26 +475,74 @@ def receipt(
 # --- versions --------------------------------------------------------------------------------------------------------
 
 
-@app.command()
+versions_app = typer.Typer(no_args_is_help=False)
+app.add_typer(versions_app, name="versions", invoke_without_command=True)
+
+
+@versions_app.callback()
 def versions(
-    number: Annotated[int | None, typer.Argument(metavar="[N]", help="Show one version's manifest instead.")] = None,
+    context: typer.Context,
     model: Model = "",
     target: Target = None,
     config: Config = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """List the versions, which of them serves, and why.
+    """List the versions, which of them serves, and why; show one, or what differs between two.
 
-    Example: `plaudit versions`, and `plaudit versions 3` for all that is known about version 3
+    Example: `plaudit versions`, `plaudit versions show 3`, `plaudit versions diff 1 3`
+    """
+    if context.invoked_subcommand is not None:
+        if model or target or config or data_dir or as_json:
+            raise typer.BadParameter(f"put options behind {context.invoked_subcommand!r}")
+        return
+    with client(read_settings(config, data_dir), target) as server:
+        listed = server.versions(model=model)
+    output.print_json(listed) if as_json else output.print_versions(listed)
+
+
+@versions_app.command()
+def show(
+    number: Annotated[int, typer.Argument(metavar="N", min=1, help="The version.")],
+    model: Model = "",
+    target: Target = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Show all that is known about a version: lineage, data, raters, metrics per slice, gate evidence, digests.
+
+    Example: `plaudit versions show 3`
     """
     with client(read_settings(config, data_dir), target) as server:
-        if number is None:
-            listed = server.versions(model=model)
-            output.print_json(listed) if as_json else output.print_versions(listed)
-        else:
-            one = server.version(number, model=model)
-            output.print_json(one) if as_json else output.print_version(one)
+        one = server.version(number, model=model)
+    output.print_json(one) if as_json else output.print_version(one)
+
+
+@versions_app.command()
+def diff(
+    before: Annotated[int, typer.Argument(metavar="A", min=1, help="A version.")],
+    after: Annotated[int, typer.Argument(metavar="B", min=1, help="Another.")],
+    model: Model = "",
+    target: Target = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Show what differs between two versions, and whether one was made from the other.
+
+    Example: `plaudit versions diff 1 3`
+    """
+    with client(read_settings(config, data_dir), target) as server:
+        ours, theirs = (server.version(number, model=model).manifest for number in (before, after))
+        parents = {version.version: version.parent for version in server.versions(model=model).versions}
+    found = lineage.differences(ours, theirs)
+    ancestry = lineage.ancestry(after, parents)
+    if as_json:
+        fields = [asdict(each) for each in found]
+        output.print_json({"before": before, "after": after, "ancestry": ancestry, "differences": fields})
+    else:
+        output.print_differences(before, after, ancestry, found)
 
 
 @app.command()
