@@ -33,7 +33,7 @@ class Recorder(
     target: where it listens.
     received: every request, in order.
     metadata: of the last request.
-    manifest: of every version.
+    manifest: of every version that has none of its own in ``manifests``.
     failures: statuses to answer with, one per request, before answering properly.
     """
 
@@ -43,6 +43,7 @@ class Recorder(
     failures: deque[tuple[grpc.StatusCode, str]] = field(default_factory=deque)
     rollout: model_pb2.Rollout = field(default_factory=model_pb2.Rollout)
     manifest: dict[str, Any] = field(default_factory=lambda: {"floor": 0.02})
+    manifests: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def _take(self, request: Message, context: grpc.ServicerContext) -> None:
         self.received.append(request)
@@ -126,7 +127,7 @@ class Recorder(
             digest="d",
             kind=model_pb2.VERSION_KIND_HEAD,
             reason="because",
-            manifest_json=json.dumps(self.manifest),
+            manifest_json=json.dumps(self.manifests.get(number, self.manifest)),
         )
 
 

@@ -32,7 +32,7 @@ import numpy.typing as npt
 from plaudit_models.confidence import Bets, bets_from_dict, open_bets
 from plaudit_models.features import Float64, Floats
 from plaudit_models.ope import LoggedRounds, dr_outcomes_above, dr_outcomes_below, importance_weights
-from plaudit_models.raters import UserTally
+from plaudit_models.raters import UserTally, fair_cap
 
 Finding = Literal["gain", "harm", "none"]
 Verdict = Literal["promote", "reject", "insufficient"]
@@ -180,6 +180,7 @@ class GateReport:
         n: decisions that counted.
         capped: decisions left out because their user had his share.
         effective_n: how many unweighted decisions the counted ones are worth.
+        raters: users whose decisions counted.
         slices: in order of appearance.
         reasons: the verdict in sentences.
     """
@@ -193,6 +194,7 @@ class GateReport:
     n: int
     capped: int
     effective_n: float
+    raters: int
     slices: tuple[SliceReport, ...]
     reasons: tuple[str, ...]
 
@@ -234,13 +236,15 @@ class Comparison:
     weight_sum: float = 0.0
     weight_square_sum: float = 0.0
 
-    def update(self, seen: Differences, users: Sequence[str], slices: Sequence[str]) -> Comparison:
+    def update(self, seen: Differences, users: Sequence[str], slices: Sequence[str], *, n_users: int = 0) -> Comparison:
         """Take in n further decisions, in the order they were made, then look once.
 
         Args:
             seen: shape ``[n]`` each.
             users: who gave the feedback, n names; all events without a user count as one user's.
             slices: which slice each decision belongs to, n names; "" for none.
+            n_users: how many users there were before these decisions; 0 if that is not known. Where they are so few
+                that an equal share is more than ``user_cap``, that is the cap (:func:`plaudit_models.raters.fair_cap`).
 
         Raises:
             ValueError: the lengths differ, or a difference is out of bounds.
@@ -249,7 +253,7 @@ class Comparison:
             raise ValueError(
                 f"{len(seen.low)} differences, {len(users)} users and {len(slices)} slices must be as many"
             )
-        counted, tally = self.tally.admit(users, self.rules.user_cap)
+        counted, tally = self.tally.admit(users, fair_cap(self.rules.user_cap, n_users))
         low, high, weight = seen.low[counted], seen.high[counted], seen.weight[counted]
         return replace(
             self,
@@ -304,6 +308,7 @@ class Comparison:
             n=self.n,
             capped=self.tally.seen - self.n,
             effective_n=self.weight_sum**2 / weights_squared if weights_squared > 0.0 else 0.0,
+            raters=len(self.tally.counted),
             slices=slices,
             reasons=self._reasons(slices),
         )
@@ -354,6 +359,11 @@ class Comparison:
             reasons.append(
                 f"after {self.n} decisions neither gain (e-value {self._e_value_gain():.3g}) nor harm "
                 f"(e-value {self._e_value_harm():.3g}) is proven; {proof:g} would be proof"
+            )
+        if self.tally.seen > 2 * self.n:
+            reasons.append(
+                f"{self.tally.seen - self.n} of {self.tally.seen} decisions are left out because their users have had "
+                f"their share; decisions without a user id count as one user's (user_cap {rules.user_cap:g})"
             )
         return tuple(reasons)
 

@@ -168,9 +168,28 @@ def test_versions_as_a_table_and_as_json(shell):
     assert (listed["versions"][0]["version"], listed["rollout"]["live"]) == (1, 3)
 
 
-def test_one_version_shows_its_manifest(shell):
-    assert "modalities" in shell("versions", "2").out
-    assert json.loads(shell("versions", "2", "--json").out)["version"] == 2
+def test_one_version_shows_all_that_is_known(shell):
+    shown = shell("versions", "show", "2").out
+    assert shown.startswith("version 2\n")
+    assert "photo" in shown
+    one = json.loads(shell("versions", "show", "2", "--json").out)
+    assert (one["version"], "modalities" in one["manifest"]["spec"]) == (2, True)
+
+
+def test_two_versions_show_what_differs_and_which_comes_from_which(shell, server):
+    server.manifests = {1: {"floor": 0.02, "parent": None}, 3: {"floor": 0.05, "parent": 1}}
+    shown = shell("versions", "diff", "1", "3").out
+    assert "version 3 is not made from version 1" in shown  # as the list of versions does not say so
+    assert "exploration floor  0.02       0.05" in shown
+    told = json.loads(shell("versions", "diff", "1", "3", "--json").out)
+    assert told["differences"][-1] == {"field": "exploration floor", "before": "0.02", "after": "0.05"}
+    assert (told["before"], told["after"], told["ancestry"]) == (1, 3, [3])
+    assert "version 1 is itself" in shell("versions", "diff", "1", "1").out
+
+
+def test_options_before_a_subcommand_are_not_lost_in_silence(shell):
+    done = shell("versions", "--json", "show", "2")
+    assert (done.code, "put options behind 'show'" in _unwrapped(done.err)) == (2, True)
 
 
 @pytest.mark.parametrize(

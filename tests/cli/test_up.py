@@ -91,5 +91,29 @@ async def test_a_wrong_setting_of_the_learner_is_not_tried_again():
     assert watcher.count("restarting") == 0
 
 
+ANSWERS = STAYS.replace("'ready'", "'ready', 'address': 'here:1'")
+SAYS_WHERE = "import json, sys; print(json.dumps({'event': 'told', 'where': sys.argv[1]}), flush=True)\n" + STAYS
+
+
+async def test_a_service_that_needs_another_is_told_where_that_answers():
+    watcher = Watcher(lambda events: sum(e["event"] == "ready" for e in events) == 2)
+    needs = Service(
+        "console",
+        [sys.executable, "-c", SAYS_WHERE.replace("{code}", "0"), "at {address}"],
+        restart=True,
+        after="serve",
+    )
+    assert await run([needs, _service("serve", ANSWERS, restart=False)], watcher) == 0
+    assert [e["where"] for e in watcher.events if e["event"] == "told"] == ["at here:1"]
+    assert [e["service"] for e in watcher.events] == ["serve", "console", "console"]
+
+
+async def test_what_it_needs_never_comes_so_it_never_starts():
+    watcher = Watcher(lambda events: False)
+    needs = Service("console", [sys.executable, "-c", STAYS.replace("{code}", "0")], restart=True, after="serve")
+    assert await run([needs, _service("serve", "import sys; sys.exit({code})", restart=False, code=3)], watcher) == 3
+    assert [event["service"] for event in watcher.events] == ["serve"]
+
+
 def test_pauses_double_and_are_bounded():
     assert [pause_s(deaths) for deaths in (1, 2, 3, 5, 6, 100)] == [1.0, 2.0, 4.0, 16.0, 30.0, 30.0]

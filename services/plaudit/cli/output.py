@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from plaudit.client import Acknowledgement, Prediction, Receipt, Rollout, Version, Versions
+from plaudit_models import lineage
 
 out = Console(soft_wrap=True, highlight=False, markup=False)
 """Results for people."""
@@ -74,7 +75,28 @@ def print_versions(listed: Versions) -> None:
 
 
 def print_version(version: Version) -> None:
-    out.print_json(json.dumps(version.manifest))
+    """Everything known about it, section by section."""
+    out.print(f"version {version.version}")
+    for section in lineage.sections(version.manifest):
+        out.print(f"\n{section.title}")
+        width = max((len(name) for name, _ in section.facts), default=0)
+        for name, value in section.facts:
+            out.print(f"  {name.ljust(width)}  {value}")
+        for table in section.tables:
+            _print_table(table.header, table.rows, indent="  ")
+        for remark in section.remarks:
+            out.print(f"  {remark}")
+
+
+def print_differences(before: int, after: int, ancestry: Sequence[int], found: Sequence[lineage.Difference]) -> None:
+    if before in ancestry:
+        steps = ancestry.index(before)
+        made = "itself" if steps == 0 else f"made from version {before} in {steps} step{'s' if steps > 1 else ''}"
+    else:
+        made = f"not made from version {before}"
+    out.print(f"version {after} is {made}")
+    rows = [(each.field, each.before or "-", each.after or "-") for each in found]
+    _print_table(("field", f"version {before}", f"version {after}"), rows)
 
 
 def print_rollout(rollout: Rollout) -> None:
@@ -119,11 +141,11 @@ def roles(version: int, rollout: Rollout) -> list[str]:
     return [name for name, number in parts.items() if number == version]
 
 
-def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "") -> None:
     """Aligned columns, never cut nor wrapped: other programs may read them."""
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):
-        out.print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        out.print(indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _time(time_s: float | None) -> str:

@@ -5,6 +5,7 @@ Knows nothing about events or when a refresh is due.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -18,10 +19,11 @@ from safetensors.numpy import load_file, save_file
 from plaudit.core.events import Features
 from plaudit.core.ports import ModelRegistry
 from plaudit.learner.evidence import stack
-from plaudit_models.bundle import CARD, HEAD, HEAD_GOLDEN, TRUNK_FILES, TRUNK_GOLDEN, Manifest, VersionKind, seal
+from plaudit_models.bundle import CARD, HEAD, HEAD_GOLDEN, TRUNK_FILES, TRUNK_GOLDEN, Manifest, seal
 from plaudit_models.features import FeatureSpace
 from plaudit_models.head import build_head
 from plaudit_models.improvement import HeadSettings, Step, bounded_step, head_scores
+from plaudit_models.lineage import card
 from plaudit_models.reward_model import RewardState
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING, SCORES
 
@@ -114,18 +116,4 @@ def share(source: Path, target: Path) -> None:
 
 def write_card(folder: Path, manifest: Manifest) -> None:
     """The manifest for people."""
-    kinds: Mapping[VersionKind, str] = {
-        "pretrained": "trained on labelled data",
-        "head": "head refreshed from feedback",
-        "finetuned": "all weights fine-tuned on feedback",
-        "imported": "imported",
-    }
-    lines = [f"# {manifest.spec.name}", "", f"{kinds[manifest.kind].capitalize()}. {manifest.reason}", ""]
-    lines.append(f"- parent: {'none' if manifest.parent is None else f'version {manifest.parent}'}")
-    lines.append(f"- exploration floor: {manifest.floor:g}")
-    for title, table in (("Data", manifest.data), ("Metrics", manifest.metrics), ("Gate", manifest.gate)):
-        if table:
-            lines += ["", f"## {title}", ""]
-            plain = {name: value for name, value in table.items() if not isinstance(value, list | tuple | dict)}
-            lines += [f"- {name}: {value}" for name, value in plain.items()]
-    (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(card(json.loads(manifest.to_json())), encoding="utf-8")

@@ -1,0 +1,259 @@
+"""What a version is and where it came from, for people: sections of a manifest, its card, and what differs between two.
+
+Everything is read from manifests as JSON gives them, so that whoever has one (a registry, a client of the service) can
+show it. A manifest may lack what older or other makers did not write; nothing is shown in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from plaudit_models.bundle import HEAD_GOLDEN, TRUNK, TRUNK_GOLDEN
+
+Raw = Mapping[str, Any]
+
+KINDS: Final[Mapping[str, str]] = {
+    "pretrained": "trained on labelled data",
+    "head": "head refreshed from feedback",
+    "finetuned": "all weights fine-tuned on feedback",
+    "imported": "imported",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """``rows`` have as many cells as ``header``."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """``facts`` are names with their values; ``remarks`` are sentences."""
+
+    title: str
+    facts: Sequence[tuple[str, str]] = ()
+    tables: Sequence[Table] = ()
+    remarks: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A field that is not the same; None where a version does not have it."""
+
+    field: str
+    before: str | None
+    after: str | None
+
+
+def sections(manifest: Raw) -> list[Section]:
+    """All that is known, from what it is to what it proved; sections without content are left out."""
+    made = [Section(title, *make(manifest)) for title, make in _SECTIONS]
+    return [section for section in made if section.facts or section.tables or section.remarks]
+
+
+def card(manifest: Raw) -> str:
+    """The sections as Markdown."""
+    name = manifest.get("spec", {}).get("name", "a model")
+    kind = KINDS.get(manifest.get("kind", ""), "a version")
+    lines = [f"# {name}", "", f"{kind.capitalize()}. {manifest.get('reason', '')}".rstrip()]
+    for section in sections(manifest):
+        lines += ["", f"## {section.title}", ""]
+        lines += [f"- {name}: {value}" for name, value in section.facts]
+        for table in section.tables:
+            lines += ["", *_markdown(table)] if section.facts or table is not section.tables[0] else _markdown(table)
+        lines += [f"- {remark}" for remark in section.remarks]
+    return "\n".join(lines) + "\n"
+
+
+def differences(before: Raw, after: Raw) -> list[Difference]:
+    """What differs, field by field, in the order of the sections, files last."""
+    ours, theirs = dict(_fields(before)), dict(_fields(after))
+    titles = [title for title, _ in _SECTIONS]
+    both = sorted(dict.fromkeys([*ours, *theirs]), key=lambda place: titles.index(place[0]))
+    return [
+        Difference(name, ours.get((title, name)), theirs.get((title, name)))
+        for title, name in both
+        if ours.get((title, name)) != theirs.get((title, name))
+    ]
+
+
+def ancestry(version: int, parents: Mapping[int, int | None]) -> list[int]:
+    """The version and what it was made from, newest first, as far back as ``parents`` (by version) tells."""
+    chain = [version]
+    while (parent := parents.get(chain[-1])) is not None:
+        chain.append(parent)
+    return chain
+
+
+def size_words(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 100_000 else f"{size_bytes / 1e3:.1f} kB"
+
+
+# --- sections --------------------------------------------------------------------------------------------------------
+
+_Content = tuple[Sequence[tuple[str, str]], Sequence[Table], Sequence[str]]
+"""Facts, tables and remarks."""
+
+
+def _identity(manifest: Raw) -> _Content:
+    files = manifest.get("files", {})
+    facts = [
+        ("kind", f"{manifest['kind']} ({KINDS[manifest['kind']]})" if manifest.get("kind") in KINDS else None),
+        ("parent", f"version {manifest['parent']}" if manifest.get("parent") else "none"),
+        ("made", _time(manifest.get("created_at_s"))),
+        ("why", manifest.get("reason") or None),
+        ("digest", manifest.get("digest")),
+        ("trunk", files.get(TRUNK, {}).get("sha256")),
+        ("golden digest of the trunk", files.get(TRUNK_GOLDEN, {}).get("sha256")),
+        ("golden digest of the head", files.get(HEAD_GOLDEN, {}).get("sha256")),
+        ("size", size_words(sum(each["size_bytes"] for each in files.values())) if files else None),
+        ("exploration floor", _maybe(manifest.get("floor"))),
+    ]
+    return _known(facts), (), ()
+
+
+def _contract(manifest: Raw) -> _Content:
+    spec = manifest.get("spec", {})
+    facts = [(name, _modality(fields)) for name, fields in spec.get("modalities", {}).items()]
+    actions = spec.get("actions", [])
+    if actions:
+        shown = ", ".join(actions[:_ACTIONS_SHOWN]) + (", …" if len(actions) > _ACTIONS_SHOWN else "")
+        facts.append(("actions", f"{len(actions)}: {shown}"))
+    return facts, (), ()
+
+
+def _data(manifest: Raw) -> _Content:
+    data = dict(manifest.get("data", {}))
+    rows = data.pop("rows", {})
+    facts = [(_DATA_WORDS.get(name, name), _of_field(name, value)) for name, value in data.items() if _plain(value)]
+    facts += [(f"labelled rows ({split})", _value(count)) for split, count in rows.items()]
+    return facts, (), ()
+
+
+def _metrics(manifest: Raw) -> _Content:
+    metrics = manifest.get("metrics", {})
+    facts = [(name, _of_field(name, value)) for name, value in metrics.items() if _plain(value)]
+    accuracy, without = metrics.get("accuracy"), metrics.get("without", {})
+    if not accuracy:
+        return facts, (), ()
+    columns = {"right": accuracy} | {f"without {name}": each for name, each in without.items()}
+    groups = [*accuracy.get("by_group", {})]
+    rows = [["all", *(_percent(each.get("overall")) for each in columns.values())]]
+    rows += [[group, *(_percent(each.get("by_group", {}).get(group)) for each in columns.values())] for group in groups]
+    return facts, [Table(["slice", *columns], rows)], ()
+
+
+def _gate(manifest: Raw) -> _Content:
+    gate = manifest.get("gate", {})
+    if not gate:
+        return (), (), ()
+    facts = [
+        ("verdict", gate.get("verdict")),
+        ("gain in reward", f"{gate['gain']:+.3f} ({gate['lower']:+.3f} to {gate['upper']:+.3f})"),
+        ("evidence for a gain", f"e = {_value(gate['e_value_gain'])}"),
+        ("evidence for harm", f"e = {_value(gate['e_value_harm'])}"),
+        ("decisions counted", f"{gate['n']}, worth {gate['effective_n']:.0f} unweighted ones"),
+        ("left out by the cap on users", _maybe(gate.get("capped"))),
+        ("raters", _maybe(gate.get("raters"))),
+    ]
+    rows = [
+        [part["name"], str(part["n"]), f"{part['gain']:+.3f}", _value(part["e_value_harm"]), _value(part["threshold"])]
+        for part in gate.get("slices", [])
+    ]
+    tables = [Table(["slice", "n", "gain", "evidence for harm", "proof"], rows)] if rows else []
+    return _known(facts), tables, list(gate.get("reasons", []))
+
+
+def _files(manifest: Raw) -> _Content:
+    files = manifest.get("files", {})
+    return [(name, f"{each['sha256'][:16]} ({size_words(each['size_bytes'])})") for name, each in files.items()], (), ()
+
+
+_SECTIONS: Final[Sequence[tuple[str, Callable[[Raw], _Content]]]] = (
+    ("What it is", _identity),
+    ("What it takes and gives", _contract),
+    ("What it learned from", _data),
+    ("What was measured", _metrics),
+    ("At the gate", _gate),
+    ("Files", _files),
+)
+_ACTIONS_SHOWN: Final = 20
+_DATA_WORDS: Final[Mapping[str, str]] = {
+    "feedback": "signals taken in",
+    "experiences": "experiences",
+    "trained_on": "experiences trained on",
+    "last_experience": "up to experience number",
+    "last_feedback_id": "up to feedback",
+    "last_feedback_time_s": "up to feedback of",
+    "raters": "raters",
+    "cursor": "log read up to",
+    "run": "run",
+    "folder": "labelled data",
+}
+
+
+def _modality(fields: Raw) -> str:
+    sizes = ", ".join(f"{name} {_value(value)}" for name, value in fields.items() if name not in ("kind", "required"))
+    return f"{fields.get('kind')} ({sizes})" + (", required" if fields.get("required") else "")
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def _fields(manifest: Raw) -> Iterator[tuple[tuple[str, str], str]]:
+    """Everything but remarks as ((section, name), value); a row of a table is one value."""
+    for section in sections(manifest):
+        for name, value in section.facts:
+            yield (section.title, name), value
+        for table in section.tables:
+            for row in table.rows:
+                cells = zip(table.header[1:], row[1:], strict=True)
+                yield (section.title, row[0]), ", ".join(f"{column} {cell}" for column, cell in cells)
+
+
+def _known(facts: Sequence[tuple[str, str | None]]) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in facts if value is not None]
+
+
+def _plain(value: Any) -> bool:
+    return value is not None and not isinstance(value, Mapping | list)
+
+
+def _of_field(name: str, value: Any) -> str:
+    return (_time(value) or "") if name.endswith("time_s") else _value(value)
+
+
+def _maybe(value: Any) -> str | None:
+    return None if value is None else _value(value)
+
+
+def _value(value: Any) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.4g}"
+        case list():
+            return "×".join(str(part) for part in value)
+        case _:
+            return str(value)
+
+
+def _percent(share: Any) -> str:
+    return "–" if share is None else f"{share:.1%}"
+
+
+def _time(time_s: Any) -> str | None:
+    if time_s is None:
+        return None
+    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _markdown(table: Table) -> list[str]:
+    rows = [table.header, ["---"] * len(table.header), *table.rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
