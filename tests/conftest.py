@@ -1,12 +1,17 @@
-"""What holds for every test: in CI nothing that was promised may be skipped."""
+"""What holds for every test: in CI nothing that was promised may be skipped. Fixtures that several packages use."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
+
+from kafka_broker import kafka, kafka_server
+from postgres_server import PostgresServer, postgres_server
+
+__all__ = ["kafka", "kafka_server"]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -17,3 +22,17 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
         report.outcome = "failed"
         report.longrepr = f"skipped in CI, where it must run: {report.longrepr}"
     return report
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real server, shared by all tests; each makes a database of its own."""
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """One that a test may stop."""
+    with postgres_server() as server:
+        yield server

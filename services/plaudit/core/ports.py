@@ -31,7 +31,8 @@ class Appended:
     """What became of one event handed to :meth:`EventLog.append`.
 
     Attributes:
-        duplicate: the log already holds an event of this topic and id; nothing was added.
+        duplicate: the log already holds an event of this topic and id; nothing was added. A log that cannot look ids up
+            (Kafka) only knows those it appended itself not long ago; others are added again, for readers to drop.
     """
 
     duplicate: bool
@@ -63,7 +64,9 @@ class Record:
 
 
 class EventReader(Protocol):
-    """Reads in order per partition, each record at least once.
+    """Reads in order per partition and topic, each record at least once.
+
+    What the log lost before it was read comes as a Poison record without payload, once: nothing is passed over.
 
     Readers of one group share the partitions where the log has several; which are whose may change with every poll.
     """
@@ -87,10 +90,12 @@ class EventLog(Protocol):
     """An append-only log with one topic per kind of event. Safe to use from several threads."""
 
     def append(self, events: Sequence[Event]) -> Sequence[Appended]:
-        """Make events durable; when this returns they survive kill -9. All or none are added.
+        """Make events durable; when this returns they survive kill -9.
 
         Raises:
-            LogUnavailable: nothing was recorded.
+            LogUnavailable: they are not durable, as far as is known. A log that has no transactions (Kafka) may hold some
+                of them; appending them again is safe.
+            InvalidInput: one of them is larger than the log takes.
         """
         ...
 
@@ -104,7 +109,7 @@ class EventLog(Protocol):
         ...
 
     def feedback_recorded(self, feedback_id: str) -> float | None:
-        """When (UTC seconds) this feedback was recorded; None if it was not."""
+        """When (UTC seconds) this feedback was recorded; None if it was not, or if this log cannot tell (see Appended)."""
         ...
 
     def close(self) -> None: ...
@@ -376,12 +381,25 @@ class ExperienceStore(Protocol):
         """
         ...
 
+    def leave(self, key: str, value: bytes) -> None:
+        """Leave a note for the leader, whoever that is, which finds it with :meth:`recall`. Anybody may.
+
+        Raises:
+            StoreUnavailable: nothing was left.
+        """
+        ...
+
     def experiences(
-        self, *, after: int = 0, up_to: int | None = None, limit: int | None = None
+        self,
+        *,
+        after: int = 0,
+        up_to: int | None = None,
+        limit: int | None = None,
+        user_id: str | None = None,
     ) -> Sequence[Experience]:
         """Experiences numbered ``after`` + 1 … ``up_to``, by number; those that were taken back are included.
 
-        One with a revision is as it was before.
+        One with a revision is as it was before. With ``user_id`` only those of decisions made for that user.
         """
         ...
 

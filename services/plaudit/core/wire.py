@@ -159,6 +159,18 @@ def set_signal(message: FeedbackMessage, signal: Signal) -> None:
 
 # --- events ----------------------------------------------------------------------------------------------------------
 
+_EVENT_TYPES: Final = {
+    Topic.DECISIONS: events_pb2.DecisionEvent.DESCRIPTOR.full_name,
+    Topic.FEEDBACK: events_pb2.FeedbackEvent.DESCRIPTOR.full_name,
+    Topic.DEAD_LETTER: events_pb2.DeadLetterEvent.DESCRIPTOR.full_name,
+    Topic.VERSIONS: events_pb2.RolloutEvent.DESCRIPTOR.full_name,
+}
+
+
+def event_type(topic: Topic) -> str:
+    """Name of the protobuf message that the topic's payloads are."""
+    return _EVENT_TYPES[topic]
+
 
 class UnreadableEvent(Exception):
     """A payload is not the event its topic should hold; the message says why."""

@@ -1,0 +1,299 @@
+"""Kafka as the log finds it: how to connect, which topics there must be, and what is wrong with either.
+
+Knows nothing about events but their topics; kafka_log.py writes them, kafka_reader.py reads them.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeVar
+
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.net.compat import KafkaNetClient
+
+from plaudit.core.errors import LogUnavailable
+from plaudit.core.events import Topic
+
+TOGETHER: Final = (Topic.DECISIONS, Topic.FEEDBACK)
+"""Topics whose records of one key must stand in partitions of one number."""
+
+Client = TypeVar("Client")
+
+_RECONNECT_S: Final = 1.0
+_UNKNOWN_TOPIC: Final = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KafkaConnection:
+    """How to reach the brokers. Fields are the settings of [kafka] by the same names.
+
+    Attributes:
+        timeout_s: how long connecting, and any one request, may take.
+    """
+
+    bootstrap_servers: str
+    security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-256"
+    sasl_username: str = ""
+    sasl_password: str = ""
+    tls_ca_file: str | None = None
+    tls_cert_file: str | None = None
+    tls_key_file: str | None = None
+    timeout_s: float = 10.0
+
+    def options(self) -> dict[str, Any]:
+        """What every client of kafka-python is given."""
+        options: dict[str, Any] = {
+            "bootstrap_servers": self.bootstrap_servers.split(","),
+            "security_protocol": self.security,
+            "bootstrap_timeout_ms": milliseconds(self.timeout_s),
+            "request_timeout_ms": milliseconds(self.timeout_s),
+            "reconnect_backoff_max_ms": milliseconds(_RECONNECT_S),
+        }
+        if self.security.startswith("SASL"):
+            options |= {
+                "sasl_mechanism": self.sasl_mechanism,
+                "sasl_plain_username": self.sasl_username,
+                "sasl_plain_password": self.sasl_password,
+            }
+        if self.security.endswith("SSL"):
+            options |= {
+                "ssl_cafile": self.tls_ca_file,
+                "ssl_certfile": self.tls_cert_file,
+                "ssl_keyfile": self.tls_key_file,
+            }
+        return options
+
+    def build(self, kind: type[Client], **options: Any) -> Client:
+        """A client of kafka-python, connected. One that does not get through leaves no thread and no socket behind."""
+        made: list[KafkaNetClient] = []
+
+        def remember(**configs: Any) -> KafkaNetClient:
+            made.append(KafkaNetClient(**configs))
+            return made[-1]
+
+        try:
+            return kind(**self.options() | {"kafka_client": remember} | options)
+        except BaseException:
+            for client in made:
+                client.close()
+            raise
+
+    @contextmanager
+    def admin(self) -> Iterator[KafkaAdminClient]:
+        """Raises LogUnavailable: nobody answers, or whoever does will not have us; it says why, and what to do."""
+        with self.errors():
+            self.probe()
+            client = self.build(KafkaAdminClient)
+            try:
+                yield client
+            finally:
+                client.close()
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turns kafka-python's errors into LogUnavailable."""
+        with _last_words() as heard:
+            try:
+                yield
+            except KafkaError as error:
+                raise LogUnavailable(self.explain(error, heard)) from error
+
+    def probe(self) -> None:
+        """Knock at each broker until one opens.
+
+        kafka-python would try for the whole of ``timeout_s`` and not say why, and would wait for a TLS handshake for
+        ever.
+
+        Raises:
+            LogUnavailable: none does.
+        """
+        problems = []
+        for server in self.bootstrap_servers.split(","):
+            host, _, port = server.strip().rpartition(":")
+            try:
+                with socket.create_connection((host.strip("[]"), int(port)), self.timeout_s) as connection:
+                    if self.security.endswith("SSL"):
+                        self._tls().wrap_socket(connection, server_hostname=host.strip("[]")).close()
+                return
+            except ssl.SSLError as error:
+                problem = error.reason or error
+                problems.append(f"{server} does not do TLS as we do ({problem}); see kafka.security, kafka.tls_ca_file")
+            except (OSError, ValueError) as error:
+                problems.append(f"{server} cannot be reached ({error})")
+        raise LogUnavailable(f"kafka.bootstrap_servers: {'; '.join(problems)}")
+
+    def _tls(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=self.tls_ca_file)
+        if self.tls_cert_file is not None:
+            context.load_cert_chain(self.tls_cert_file, self.tls_key_file)
+        return context
+
+    def explain(self, error: KafkaError, heard: Sequence[str] = ()) -> str:
+        """What went wrong, which setting it is about, and what to do. ``heard``: what kafka-python logged meanwhile."""
+        said = [str(error), *heard]
+        for words in said:
+            if "SaslAuthenticationFailed" in words or "IllegalSaslState" in words:
+                return f"kafka.sasl_username: {self.bootstrap_servers} refuses {self.sasl_username!r} ({words})"
+            if "UnsupportedSaslMechanism" in words:
+                return f"kafka.sasl_mechanism: {self.bootstrap_servers} does not take {self.sasl_mechanism} ({words})"
+            if "AuthorizationFailed" in words:
+                who = repr(self.sasl_username) if self.sasl_username else "anybody"
+                return f"Kafka at {self.bootstrap_servers} does not allow this to {who}: {words}"
+        if "Unable to bootstrap" in str(error):
+            last = f"; last heard: {heard[-1]}" if heard else ""
+            return (
+                f"kafka.bootstrap_servers: {self.bootstrap_servers} takes connections but does not answer as a broker "
+                f"within {self.timeout_s:g} s; is kafka.security ({self.security}) that of the port?{last}"
+            )
+        return f"Kafka at {self.bootstrap_servers}: {error}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicPlan:
+    """What the topics are to be. Fields are the settings of [kafka] by the same names; None leaves it to the broker."""
+
+    topic_prefix: str = ""
+    partitions: int = 6
+    replication_factor: int = 1
+    min_insync_replicas: int = 1
+    retention_s: float = 60 * 86_400.0
+    retention_bytes: int | None = None
+    max_record_bytes: int = 20 * 1024 * 1024
+
+    def name(self, topic: Topic) -> str:
+        return f"{self.topic_prefix}{topic}"
+
+    def description(self, topic: Topic) -> dict[str, Any]:
+        """One topic as ``create_topics`` takes it. What is kept for people is small, and kept for good."""
+        forever = topic in (Topic.DEAD_LETTER, Topic.VERSIONS)
+        configs = {
+            "cleanup.policy": "delete",
+            "retention.ms": "-1" if forever else str(milliseconds(self.retention_s)),
+            "retention.bytes": "-1" if forever or self.retention_bytes is None else str(self.retention_bytes),
+            "max.message.bytes": str(self.max_record_bytes),
+            "min.insync.replicas": str(self.min_insync_replicas),
+        }
+        return {
+            "num_partitions": self.partitions if topic in TOGETHER else 1,
+            "replication_factor": self.replication_factor,
+            "configs": configs,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TopicFound:
+    """A topic as it is in Kafka. ``replication_factor`` is the smallest of any of its partitions."""
+
+    partitions: int
+    replication_factor: int
+    configs: Mapping[str, str]
+
+
+def ensure_topics(connection: KafkaConnection, plan: TopicPlan) -> None:
+    """Make the topics that are not there; leave alone those that are.
+
+    Raises:
+        LogUnavailable: they cannot be made, or records of one key would not meet.
+    """
+    with connection.admin() as admin:
+        found = _found(admin, plan)
+        missing = [topic for topic in Topic if topic not in found]
+        if missing:
+            try:
+                admin.create_topics(
+                    {plan.name(topic): plan.description(topic) for topic in missing}, wait_for_metadata=True
+                )
+            except TopicAlreadyExistsError:
+                admin.wait_for_topics([plan.name(topic) for topic in Topic])  # by somebody who was faster
+            found = _found(admin, plan)
+    counts = {plan.name(topic): found[topic].partitions for topic in TOGETHER if topic in found}
+    if len(set(counts.values())) > 1:
+        raise LogUnavailable(
+            f"{counts}: these topics must have equally many partitions, for decisions to meet their feedback; "
+            "add partitions to the one with fewer (kafka-topics --alter --partitions N)"
+        )
+
+
+def find_topics(connection: KafkaConnection, plan: TopicPlan) -> Mapping[Topic, TopicFound]:
+    """Those of the topics that are there, with every config. Raises LogUnavailable."""
+    with connection.admin() as admin:
+        found = _found(admin, plan)
+        if not found:
+            return {}
+        resources = [ConfigResource(ConfigResourceType.TOPIC, plan.name(topic)) for topic in found]
+        configs = admin.describe_configs(resources, config_filter="all")["topic"]
+        return {
+            topic: TopicFound(
+                each.partitions,
+                each.replication_factor,
+                {key: config["value"] for key, config in configs[plan.name(topic)].items()},
+            )
+            for topic, each in found.items()
+        }
+
+
+def count_records(connection: KafkaConnection, plan: TopicPlan, topics: Sequence[Topic]) -> int:
+    """How many records the topics hold. Raises LogUnavailable."""
+    connection.probe()
+    with connection.errors():
+        consumer = connection.build(KafkaConsumer, enable_auto_commit=False, allow_auto_create_topics=False)
+        try:
+            partitions = [
+                TopicPartition(plan.name(topic), number)
+                for topic in topics
+                for number in consumer.partitions_for_topic(plan.name(topic))
+            ]
+            first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+        finally:
+            consumer.close()
+    return sum(end[partition] - first[partition] for partition in partitions)
+
+
+def _found(admin: KafkaAdminClient, plan: TopicPlan) -> dict[Topic, TopicFound]:
+    described = {each["name"]: each for each in admin.describe_topics([plan.name(topic) for topic in Topic])}
+    found = {}
+    for topic in Topic:
+        each = described[plan.name(topic)]
+        if each["error_code"] != _UNKNOWN_TOPIC:
+            replicas = [len(partition["replica_nodes"]) for partition in each["partitions"]]
+            found[topic] = TopicFound(len(replicas), min(replicas, default=0), {})
+    return found
+
+
+def milliseconds(seconds: float) -> int:
+    """As kafka-python takes times."""
+    return round(1000 * seconds)
+
+
+class _Listener(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard.append(record.getMessage())
+        del self.heard[:-20]
+
+
+@contextmanager
+def _last_words() -> Iterator[Sequence[str]]:
+    """What kafka-python logs meanwhile: it says there, and nowhere else, why it does not get through."""
+    logger = logging.getLogger("kafka")
+    listener = _Listener()
+    logger.addHandler(listener)
+    try:
+        yield listener.heard
+    finally:
+        logger.removeHandler(listener)
+
+
+# What fails is raised; without a handler the same would also be printed, line upon line.
+logging.getLogger("kafka").addHandler(logging.NullHandler())
