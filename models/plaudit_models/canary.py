@@ -29,7 +29,7 @@ from plaudit_models.confidence import Bets, bets_from_dict, open_bets
 from plaudit_models.features import Float64, Floats
 from plaudit_models.gate import Finding
 from plaudit_models.policy import Bool
-from plaudit_models.raters import UserTally
+from plaudit_models.raters import UserTally, fair_cap
 
 _PRIOR_REWARD: Final = 0.5
 _PRIOR_N: Final = 10.0
@@ -78,20 +78,21 @@ class Canary:
     n: tuple[int, int] = (0, 0)
     total: tuple[float, float] = (0.0, 0.0)
 
-    def update(self, reward: Floats, by_candidate: Bool, users: Sequence[str]) -> Canary:
+    def update(self, reward: Floats, by_candidate: Bool, users: Sequence[str], *, n_users: int = 0) -> Canary:
         """Take in n further experiences in order, then look once.
 
         Args:
             reward: in [0, 1], ``[n]``.
             by_candidate: ``[n]``, True where the candidate served.
             users: who gave the feedback, n names.
+            n_users: how many there were before, as in :meth:`plaudit_models.gate.Comparison.update`.
 
         Raises:
             ValueError: a reward is out of range, or the lengths differ.
         """
         if not len(reward) == len(by_candidate) == len(users):
             raise ValueError(f"{len(reward)} rewards, {len(by_candidate)} parts and {len(users)} users must be as many")
-        counted, tally = self.tally.admit(users, self.rules.user_cap)
+        counted, tally = self.tally.admit(users, fair_cap(self.rules.user_cap, n_users))
         reward, by_candidate = np.asarray(reward, np.float64)[counted], by_candidate[counted]
         if ((reward < 0.0) | (reward > 1.0)).any():
             raise ValueError("a reward is not in [0, 1]")

@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -321,6 +322,10 @@ class SqlStore:
             value: bytes | None = connection.scalar(select(_MEMORY.c.value).where(_MEMORY.c.key == key))
         return value
 
+    def leave(self, key: str, value: bytes) -> None:
+        with self._errors(), self._writing.begin() as connection:
+            self._upsert(connection, _MEMORY, [{"key": key, "value": value}])
+
     def histories(self, prediction_ids: Sequence[str]) -> Mapping[str, History]:
         decisions: dict[str, Served] = {}
         feedback: dict[str, list[Kept]] = defaultdict(list)
@@ -365,7 +370,12 @@ class SqlStore:
         return found
 
     def experiences(
-        self, *, after: int = 0, up_to: int | None = None, limit: int | None = None
+        self,
+        *,
+        after: int = 0,
+        up_to: int | None = None,
+        limit: int | None = None,
+        user_id: str | None = None,
     ) -> Sequence[Experience]:
         query = (
             select(*_EXPERIENCE_COLUMNS)
@@ -377,6 +387,8 @@ class SqlStore:
         )
         if up_to is not None:
             query = query.where(_EXPERIENCES.c.number <= up_to)
+        if user_id is not None:
+            query = query.where(_DECISIONS.c.user_id == user_id)
         with self._reading() as connection:
             return [
                 _experience(row, _served(row), _judgement(row) if row.times is None else _judgement(row, "was_"))
@@ -621,10 +633,15 @@ def _served(row: Row[Any]) -> Served:
         version=row.version,
         action=row.action,
         propensity=row.propensity,
-        allowed_actions=tuple(json.loads(row.allowed_actions)),
+        allowed_actions=_names(row.allowed_actions),
         greedy=row.greedy,
-        modalities=tuple(json.loads(row.modalities)),
+        modalities=_names(row.modalities),
     )
+
+
+@lru_cache(maxsize=1024)
+def _names(listed: str) -> tuple[str, ...]:
+    return tuple(json.loads(listed))
 
 
 def _decision(payload: bytes) -> Decision:

@@ -93,8 +93,8 @@ class EventLog(Protocol):
         """Make events durable; when this returns they survive kill -9.
 
         Raises:
-            LogUnavailable: they are not durable, as far as is known. A log that has no transactions (Kafka) may hold some
-                of them; appending them again is safe.
+            LogUnavailable: they are not known to be durable. A log without transactions (Kafka) may hold some of them;
+                appending them again is safe.
             InvalidInput: one of them is larger than the log takes.
         """
         ...
@@ -109,7 +109,7 @@ class EventLog(Protocol):
         ...
 
     def feedback_recorded(self, feedback_id: str) -> float | None:
-        """When (UTC seconds) this feedback was recorded; None if it was not, or if this log cannot tell (see Appended)."""
+        """When (UTC seconds) this feedback was recorded; None if it was not, or if the log cannot tell: see Appended."""
         ...
 
     def close(self) -> None: ...

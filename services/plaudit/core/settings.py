@@ -82,10 +82,52 @@ class ServingSettings(_Section):
 class LogSettings(_Section):
     """[log] The event log."""
 
-    kind: Literal["sqlite"] = "sqlite"
-    """Where events are kept: one SQLite file in the data directory."""
+    kind: Literal["sqlite", "kafka"] = "sqlite"
+    """Where events are kept: one SQLite file in the data directory, or Kafka, as [kafka] says."""
     synchronous: Literal["FULL", "NORMAL"] = "FULL"
     """FULL survives power loss; NORMAL survives kill -9 but can lose the last commits on power loss."""
+
+
+class KafkaSettings(_Section):
+    """[kafka] Where Kafka is and how it is used, if `log.kind` is "kafka"."""
+
+    bootstrap_servers: str = "127.0.0.1:9092"
+    """Brokers to begin with, host:port, with commas between."""
+    security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """TLS (SSL) and authentication (SASL) of the brokers' port."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-256"
+    """How to authenticate."""
+    sasl_username: str = ""
+    """Who we are to the brokers."""
+    sasl_password: SecretStr = SecretStr("")
+    """Best set as PLAUDIT_KAFKA__SASL_PASSWORD."""
+    tls_ca_file: Path | None = None
+    """Certificates of the authorities that may vouch for brokers, PEM; None: those the system trusts."""
+    tls_cert_file: Path | None = None
+    """Our own certificate, PEM, for brokers that ask for one."""
+    tls_key_file: Path | None = None
+    """Its private key, PEM; None: it is in the same file."""
+    topic_prefix: str = ""
+    """What the names of topics and consumer groups begin with, such as "test.", where deployments share a cluster."""
+    partitions: Count = 6
+    """Of `plaudit.decisions` and `plaudit.feedback` each, when they are made: as many learners can share the work. It
+    must not change later: a decision and its feedback meet by partition."""
+    replication_factor: Count = 1
+    """Copies of each record, when topics are made; 3 survives the loss of brokers."""
+    min_insync_replicas: Count = 1
+    """Copies that must be written before a record counts as durable, when topics are made; 2 goes with 3 copies."""
+    retention_s: Positive = 60 * 86_400.0
+    """How long decisions and feedback stay, when topics are made; at least `serving.feedback_window_s`."""
+    retention_bytes: Count | None = None
+    """The most bytes that stay of a partition, when topics are made; None: as many as come."""
+    max_record_bytes: Annotated[int, Field(ge=64 * 1024)] = 20 * 1024 * 1024
+    """The largest record; larger than `serving.max_message_bytes`, so that every decision fits with its content."""
+    compression: Literal["none", "gzip", "lz4"] = "none"
+    """Of what is sent. Images and sound are compressed already."""
+    linger_s: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """How long a record may wait for company; concurrent ones share requests without it."""
+    delivery_timeout_s: Positive = 10.0
+    """How long until the brokers must have acknowledged; then appending fails."""
 
 
 class StoreSettings(_Section):
@@ -145,8 +187,9 @@ class LearnerSettings(_Section):
     """Reward of a decision nobody said anything about; None: silence means nothing."""
     silence_after_s: Positive = 300.0
     """How long nobody must have said anything for that."""
-    user_cap: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """The largest share of the experiences that one user's are learned from; 1 means no cap."""
+    user_cap: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    """The largest share of the experiences that one user's are learned from, or five equal shares if that is more; 1
+    means no cap."""
     dead_versions_kept: Count = 20
     """Head refreshes kept in the registry besides those in use."""
 
@@ -182,7 +225,8 @@ class GateSettings(_Section):
     slice_margin: Share = 0.03
     """The same on a single slice of the traffic."""
     user_cap: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
-    """The largest share of the evidence one user may have."""
+    """The largest share of the evidence one user may have, or an equal share if there are so few users that it is
+    more. Decisions without a user id count as one user's."""
     min_events: Count = 100
     """Experiences before a verdict. None of them is one that the candidate was trained on."""
     max_events: Count = 2_000
@@ -243,6 +287,7 @@ class Settings(BaseSettings):
     """[model] Name, modalities and actions; see "Describe your model" in the README."""
     serving: ServingSettings = ServingSettings()
     log: LogSettings = LogSettings()
+    kafka: KafkaSettings = KafkaSettings()
     store: StoreSettings = StoreSettings()
     policy: PolicySettings = PolicySettings()
     learner: LearnerSettings = LearnerSettings()

@@ -38,13 +38,16 @@ def counts_as_proof(experience: Experience, spec: ModelSpec) -> bool:
 
     A greedy answer would have been the same whatever its logged propensity pretends, so it says nothing about others.
     """
+    return speaks_plainly(experience, spec) and experience.probabilities is not None and not experience.served.greedy
+
+
+def speaks_plainly(experience: Experience, spec: ModelSpec) -> bool:
+    """Whether its user has said something about the answer, not only done something, or nothing."""
     judgement = experience.judgement
     return (
         judgement is not None
         and judgement.weight >= MIN_WEIGHT
         and experience.reward is not None
-        and experience.probabilities is not None
-        and not experience.served.greedy
         and spec.has_action(experience.served.action)
     )
 
@@ -57,6 +60,7 @@ def compare(
     candidate: Float64,
     baseline: Float64,
     q_hat: Float64,
+    n_users: int,
 ) -> Comparison:
     """Take in n experiences, n ≥ 1, that :func:`counts_as_proof`.
 
@@ -64,6 +68,7 @@ def compare(
         candidate: its probabilities, ``[n, a]``.
         baseline: those of what it is compared with.
         q_hat: predicted rewards that know nothing of these experiences, ``[n, a]``.
+        n_users: how many users there were before these experiences.
     """
     log = LoggedRounds(
         reward=np.array([row.experience.reward for row in rows], np.float64),
@@ -74,7 +79,7 @@ def compare(
         log, candidate, baseline, q_hat, logging_probs=logged_probabilities(rows), rules=comparison.rules
     )
     users = [row.experience.served.user_id for row in rows]
-    return comparison.update(seen, users, [slice_of(row, spec) for row in rows])
+    return comparison.update(seen, users, [slice_of(row, spec) for row in rows], n_users=n_users)
 
 
 def logged_probabilities(rows: Sequence[Compared]) -> Float64:

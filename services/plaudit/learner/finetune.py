@@ -325,7 +325,7 @@ class Finetuning:
             found = features_on(candidate.version, self._store, usable, self._store.save)
             rows = [Compared(e, found[e.served.prediction_id]) for e in usable if e.served.prediction_id in found]
             if rows:
-                self._comparison = self._compare(candidate, rows)
+                self._comparison = self._compare(candidate, rows, progress.n_users)
             self._remember(replace(self._tuning, position=chunk[-1].number))
             self._metrics.gate_n.set(self._comparison.n)
         report = self._comparison.report()
@@ -334,7 +334,7 @@ class Finetuning:
         elif self._comparison.tally.seen >= self._max_events:
             self._conclude("insufficient", report, progress)
 
-    def _compare(self, candidate: _Candidate, rows: list[Compared]) -> Comparison:
+    def _compare(self, candidate: _Candidate, rows: list[Compared], n_users: int) -> Comparison:
         """Against the policies that logged: on the features they served on, as noted when each was joined."""
         spec = candidate.version.manifest.spec
         made = [row.features for row in rows]
@@ -346,6 +346,7 @@ class Finetuning:
             candidate=candidate.version.probabilities(made, allowed_mask(spec, [r.experience.served for r in rows])),
             baseline=logged_probabilities(rows),
             q_hat=q_hat,
+            n_users=n_users,
         )
 
     def _conclude(self, verdict: Verdict, report: GateReport, progress: Progress) -> None:
@@ -420,6 +421,7 @@ class Finetuning:
                 np.array([e.reward for e in rows], np.float64),
                 np.array([e.served.version == version for e in rows]),
                 [e.served.user_id for e in rows],
+                n_users=progress.n_users,
             )
         if chunk:
             self._remember(replace(self._tuning, position=chunk[-1].number))

@@ -1,4 +1,6 @@
-"""What the leader has learned so far: reward state, progress, running comparison. In memory and in the store the same.
+"""What the leader has learned so far: reward state, raters, progress, running comparison.
+
+In memory and in the store the same.
 
 Knows nothing about how any of it is learned.
 """
@@ -14,9 +16,11 @@ from plaudit.learner import running as runnings
 from plaudit.learner.progress import Progress, progress_from_bytes
 from plaudit.learner.running import Running, running_from_bytes
 from plaudit_models.gate import GateRules
+from plaudit_models.raters import Raters, raters_from_bytes
 from plaudit_models.reward_model import RewardState, state_from_bytes
 
 REWARD_STATE: Final = "reward-state"
+RATERS: Final = "raters"
 
 
 class Knowledge:
@@ -25,6 +29,7 @@ class Knowledge:
     """
 
     reward: RewardState | None
+    raters: Raters
     progress: Progress
     running: Running
 
@@ -37,6 +42,7 @@ class Knowledge:
         """Begin, or begin again, from what was saved."""
         saved = self._store.recall(REWARD_STATE)
         self.reward = None if saved is None else state_from_bytes(saved)
+        self.raters = raters_from_bytes(self._store.recall(RATERS))
         self.progress = progress_from_bytes(self._store.recall(progresses.KEY))
         self.running = running_from_bytes(self._store.recall(runnings.KEY), self._rules)
 
@@ -45,6 +51,7 @@ class Knowledge:
         changes: Changes | None = None,
         *,
         reward: RewardState | None = None,
+        raters: Raters | None = None,
         progress: Progress | None = None,
         running: Running | None = None,
     ) -> None:
@@ -57,11 +64,14 @@ class Knowledge:
         memory = dict(changes.memory)
         if reward is not None and reward is not self.reward:
             memory[REWARD_STATE] = reward.to_bytes()
+        if raters is not None and raters is not self.raters:
+            memory[RATERS] = raters.to_bytes()
         if progress is not None and progress is not self.progress:
             memory[progresses.KEY] = progress.to_bytes()
         if running is not None and running is not self.running:
             memory[runnings.KEY] = running.to_bytes()
         self._store.save(replace(changes, memory=memory))
         self.reward = reward or self.reward
+        self.raters = raters or self.raters
         self.progress = progress or self.progress
         self.running = running or self.running

@@ -20,11 +20,12 @@ from plaudit.core.experience import Experience, Judgement
 from plaudit.core.ports import Changes, ExperienceStore, Judged, ModelRegistry, Revision, Standing
 from plaudit.learner import running as runnings
 from plaudit.learner.at_hand import Contexts, features_of, served_probabilities
-from plaudit.learner.compare import Compared
+from plaudit.learner.compare import Compared, speaks_plainly
 from plaudit.learner.evidence import evidence_of, stack
 from plaudit.learner.join import silence
 from plaudit.learner.knowledge import Knowledge
 from plaudit.learner.metrics import LearnerMetrics
+from plaudit.learner.orders import pseudonym, unheeded
 from plaudit.learner.progress import Progress
 from plaudit.learner.rebuild import rebuilt_state
 from plaudit.learner.refresh import HeadMaker
@@ -32,10 +33,12 @@ from plaudit.learner.running import Running
 from plaudit.learner.versions import Versions
 from plaudit_models.bundle import Manifest
 from plaudit_models.features import Float64, features
-from plaudit_models.raters import UserTally
+from plaudit_models.raters import Raters, fair_cap
 from plaudit_models.reward_model import posterior
 
 RECENT_REWARDS: Final = 200
+USER_SHARES: Final = 5.0
+"""Where there are few users, nobody may have more than this many equal shares of what is learned."""
 
 _log = structlog.get_logger("plaudit.learner")
 
@@ -56,6 +59,19 @@ class Change:
     def adds(self) -> Judgement | None:
         """What the reward state must learn."""
         return None if self.after.set_aside else self.after.judgement
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Expected:
+    """What the reward model expected of one experience before it was learned.
+
+    Attributes:
+        reward: shape ``[a]``.
+        known: how much of what could be known was, in [0, 1], shape ``[a]``.
+    """
+
+    reward: Float64
+    known: Float64
 
 
 class Learning:
@@ -130,6 +146,7 @@ class Learning:
 
     def learn(self, live: Manifest) -> int:
         """The next chunk of experiences; returns how many they were, fewer than ``limit`` if that was all for now."""
+        self._obey(live)
         standing = self._store.standing()
         progress = self._knowledge.progress
         fresh = self._store.experiences(after=progress.last_number, limit=self._limit)
@@ -145,6 +162,32 @@ class Learning:
             self._take_in(live, fresh, revisions, progress)
         self._observe(standing)
         return len(fresh) + len(revisions)
+
+    def _obey(self, live: Manifest) -> None:
+        """Do with raters what people have ordered since the last time."""
+        reward, orders = self._knowledge.reward, unheeded(self._store)
+        if reward is None or not orders.todo:
+            return
+        raters, progress = self._knowledge.raters, self._knowledge.progress
+        for user, standing in orders.todo.items():
+            raters = raters.set_standing(user, standing)
+            _log.info("rater's standing changed by order", rater=pseudonym(user), standing=standing)
+        changes = self._without([user for user, standing in orders.todo.items() if standing == "quarantined"], [])
+        known = self._store.features([_id(c) for c in changes], live.trunk_digest)
+        forget = [(known[_id(c)], c.subtracts) for c in changes if c.subtracts is not None and _id(c) in known]
+        if forget:
+            index = {action: i for i, action in enumerate(live.spec.actions)}
+            reward = reward.subtract(evidence_of(reward.space, forget, index))
+        self._knowledge.save(
+            Changes(set_aside=[c.after.number for c in changes], memory=orders.heeded),
+            reward=reward,
+            raters=raters,
+            progress=replace(
+                progress,
+                experiences=progress.experiences - sum(c.subtracts is not None for c in changes),
+                changes=progress.changes + len(changes),
+            ),
+        )
 
     def judge_silence(self) -> None:
         """Give decisions that nobody said anything about their reward, where silence has one."""
@@ -177,11 +220,14 @@ class Learning:
         known, made = features_of(fresh, [r.experience for r in revisions], live, self._store, self._versions)
         noted = served_probabilities(fresh, known, self._store, self._versions)
         fresh = [replace(e, probabilities=noted.get(e.number)) for e in fresh]
-        fresh, users = self._cap_users(fresh)
-        q_hat = self._predict(fresh, known)
-        running = self._compare(fresh, known, q_hat)
+        fresh, raters = self._admit(fresh)
+        expected = self._predict(fresh, known)
+        running = self._compare(fresh, known, expected)
+        raters, caught = self._hear(raters, fresh, expected, live)
         changes = [Change(None, experience) for experience in fresh]
         changes += [Change(r.experience, replace(r.experience, judgement=r.judgement)) for r in revisions]
+        changes = self._without(caught, changes)
+        known |= self._store.features([_id(c) for c in changes if _id(c) not in known], live.trunk_digest)
         index = {action: i for i, action in enumerate(live.spec.actions)}
         forget = [(known[_id(c)], c.subtracts) for c in changes if c.subtracts is not None and _id(c) in known]
         learn = [(known[_id(c)], c.adds) for c in changes if c.adds is not None and _id(c) in known]
@@ -193,60 +239,102 @@ class Learning:
             Changes(
                 features=made,
                 probabilities=noted,
-                set_aside=[e.number for e in fresh if e.set_aside],
+                set_aside=[c.after.number for c in changes if c.after.set_aside],
                 resolved=revisions,
             ),
             reward=reward,
+            raters=raters,
             progress=replace(
                 progress,
                 last_number=max([progress.last_number, *(e.number for e in fresh)]),
                 experiences=progress.experiences
                 + sum((c.adds is not None) - (c.subtracts is not None) for c in changes),
                 changes=progress.changes + len(changes),
-                users=progress.users if users is None else users.to_dict(),
+                n_users=len(raters.users),
             ),
             running=running,
         )
         self._contexts.extend([row for row, _ in learn])
-        self._remember(fresh, q_hat, live)
+        self._remember(fresh, expected, live)
+        for user in caught:
+            self._metrics.quarantines.inc()
+            _log.warning("rater quarantined", rater=pseudonym(user), reliability=round(raters[user].reliability, 3))
 
-    def _cap_users(self, fresh: Sequence[Experience]) -> tuple[Sequence[Experience], UserTally | None]:
-        """Set aside new experiences of users who have had their share."""
-        if self._user_cap >= 1.0:
-            return fresh, None
-        users = self._knowledge.progress.users
-        tally = UserTally(**users) if users else UserTally()
-        admitted, tally = tally.admit([e.served.user_id for e in fresh], self._user_cap)
-        self._metrics.set_aside.labels("user_cap").inc(int((~admitted).sum()))
-        return [e if counts else replace(e, set_aside=True) for e, counts in zip(fresh, admitted, strict=True)], tally
+    def _admit(self, fresh: Sequence[Experience]) -> tuple[Sequence[Experience], Raters]:
+        """Set aside new experiences of users who have had their share, or are in quarantine."""
+        raters = self._knowledge.raters
+        users = [e.served.user_id for e in fresh]
+        n_users = len(raters.users.keys() | set(users))
+        admitted, raters = raters.admit(users, fair_cap(self._user_cap, n_users, USER_SHARES))
+        for user, counts in zip(users, admitted, strict=True):
+            if not counts:
+                why = "quarantine" if raters[user].standing == "quarantined" else "user_cap"
+                self._metrics.set_aside.labels(why).inc()
+        return [e if counts else replace(e, set_aside=True) for e, counts in zip(fresh, admitted, strict=True)], raters
 
-    def _predict(self, fresh: Sequence[Experience], known: Mapping[str, Features]) -> Mapping[int, Float64]:
-        """Rewards predicted before they are learned, ``[a]`` by experience number."""
+    def _predict(self, fresh: Sequence[Experience], known: Mapping[str, Features]) -> Mapping[int, Expected]:
+        """Rewards predicted before they are learned, by experience number."""
         reward = self._knowledge.reward
         assert reward is not None
         rows = [e for e in fresh if e.served.prediction_id in known]
         if not rows:
             return {}
         phi = features(reward.space, *stack([known[e.served.prediction_id] for e in rows]))
-        predicted, _ = posterior(reward, self._maker.settings.prior).predict(phi)
-        return {e.number: row for e, row in zip(rows, predicted, strict=True)}
+        belief = posterior(reward, self._maker.settings.prior)
+        predicted, variance = belief.predict(phi)
+        told = np.clip(1.0 - variance / belief.prior_variance(phi), 0.0, 1.0)
+        return {e.number: Expected(q, c) for e, q, c in zip(rows, predicted, told, strict=True)}
+
+    def _hear(
+        self, raters: Raters, fresh: Sequence[Experience], expected: Mapping[int, Expected], live: Manifest
+    ) -> tuple[Raters, Sequence[str]]:
+        """What users say about the answers they were given, against what was expected; and who goes into quarantine."""
+        said = [e for e in fresh if not e.set_aside and e.number in expected and speaks_plainly(e, live.spec)]
+        action = [live.spec.action_index(e.served.action) for e in said]
+        return raters.hear(
+            [e.served.user_id for e in said],
+            np.array([e.reward for e in said], np.float64),
+            np.array([expected[e.number].reward[k] for e, k in zip(said, action, strict=True)], np.float64),
+            np.array([expected[e.number].known[k] for e, k in zip(said, action, strict=True)], np.float64),
+        )
+
+    def _without(self, users: Sequence[str], changes: Sequence[Change]) -> list[Change]:
+        """These changes, with all that these users ever said set aside."""
+        left = [
+            replace(c, after=replace(c.after, set_aside=True)) if c.after.served.user_id in users else c
+            for c in changes
+        ]
+        mentioned = {c.after.number for c in changes}
+        for user in users:
+            learned = self._store.experiences(up_to=self._knowledge.progress.last_number, user_id=user)
+            old = [e for e in learned if not e.set_aside and e.number not in mentioned]
+            left += [Change(e, replace(e, set_aside=True)) for e in old]
+            self._metrics.set_aside.labels("quarantine").inc(len(old))
+        return left
 
     def _compare(
-        self, fresh: Sequence[Experience], known: Mapping[str, Features], q_hat: Mapping[int, Float64]
+        self, fresh: Sequence[Experience], known: Mapping[str, Features], expected: Mapping[int, Expected]
     ) -> Running:
         rows = [
             Compared(e, known[e.served.prediction_id])
             for e in fresh
             if e.served.prediction_id in known and not e.set_aside
         ]
-        return runnings.update(self._knowledge.running, rows, q_hat, self._registry, self._versions)
+        return runnings.update(
+            self._knowledge.running,
+            rows,
+            {number: row.reward for number, row in expected.items()},
+            self._registry,
+            self._versions,
+            n_users=self._knowledge.progress.n_users,
+        )
 
-    def _remember(self, fresh: Sequence[Experience], q_hat: Mapping[int, Float64], live: Manifest) -> None:
+    def _remember(self, fresh: Sequence[Experience], expected: Mapping[int, Expected], live: Manifest) -> None:
         for experience in fresh:
-            if experience.reward is not None and experience.number in q_hat:
+            if experience.reward is not None and experience.number in expected:
                 self._rewards.append(experience.reward)
                 action = live.spec.action_index(experience.served.action)
-                self._predicted.append(float(np.clip(q_hat[experience.number][action], 0.0, 1.0)))
+                self._predicted.append(float(np.clip(expected[experience.number].reward[action], 0.0, 1.0)))
 
     def _observe(self, standing: Standing) -> None:
         if self._rewards:

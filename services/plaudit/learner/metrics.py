@@ -27,6 +27,7 @@ class LearnerMetrics:
         self.experiences = gauge("experiences", "Decisions with feedback that are learned from.")
         self.joined_share = gauge("joined_ratio", "Share of all feedback that was joined with its decision.")
         self.set_aside = counter("set_aside_total", "Experiences set aside, by why.", "why")
+        self.quarantines = counter("quarantines_total", "Users who went into quarantine because they say the opposite.")
         self.leader = gauge("leader", "1 while this learner leads: it learns, and the others read.")
         self.forgotten = counter("forgotten_total", "Predictions and feedback that left the store by retention.")
         self.batch_seconds = seconds("batch", "Time to learn from one batch of records, saving included.")

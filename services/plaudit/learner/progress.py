@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 KEY: Final = "progress"
@@ -20,7 +20,7 @@ class Progress:
     last_feedback_id: the last of them.
     last_feedback_time_s: when the server received the latest of them, UTC seconds.
     silence_place: up to which decision silence was judged.
-    users: events seen and counted per user, see plaudit_models.raters.UserTally.
+    n_users: users whose experiences are learned.
     """
 
     last_number: int = 0
@@ -31,7 +31,7 @@ class Progress:
     last_feedback_id: str = ""
     last_feedback_time_s: float = 0.0
     silence_place: int = 0
-    users: dict[str, Any] = field(default_factory=dict)
+    n_users: int = 0
 
     @property
     def pending(self) -> int:

@@ -56,6 +56,8 @@ def update(
     q_hat: Mapping[int, Float64],
     registry: ModelRegistry,
     versions: Versions,
+    *,
+    n_users: int,
 ) -> Running:
     """Take in experiences that are about to be learned for the first time.
 
@@ -63,6 +65,7 @@ def update(
         running: so far.
         fresh: in order; features are those of the gated version's trunk.
         q_hat: predicted rewards ``[a]`` before they are learned, by experience number.
+        n_users: how many users there were before these experiences.
     """
     if running.gated == 0:
         return running
@@ -86,6 +89,7 @@ def update(
         candidate=logged_probabilities(rows),
         baseline=gated.probabilities([row.features for row in rows], allowed),
         q_hat=np.array([q_hat[row.experience.number] for row in rows]),
+        n_users=n_users,
     )
     return replace(running, comparison=compared)
 
