@@ -18,10 +18,10 @@ from builders import NOW_S, tiny_bundle, tiny_content, tiny_spec, trunk_inputs
 from plaudit.adapters.directory_registry import DirectoryRegistry
 from plaudit.adapters.inline_jobs import InlineJobs
 from plaudit.adapters.onnx_runtime import OnnxRuntime
-from plaudit.adapters.sql_store import SqlStore, sqlite_url
+from plaudit.adapters.sql_store import LEASE_S, SqlStore, sqlite_url
 from plaudit.adapters.sqlite_log import SqliteLog
 from plaudit.core.events import Content, Decision, Features, Feedback, Role, Signal, Thumb
-from plaudit.core.ports import JobLauncher, ServableModel
+from plaudit.core.ports import EventLog, JobLauncher, ServableModel
 from plaudit.core.rollout import Change, on_trial, promote
 from plaudit.core.settings import Settings
 from plaudit.learner.build import build_learner
@@ -41,6 +41,9 @@ class World:
     Attributes:
         settings: sections by name, laid over the defaults.
         run_job: what a fine-tuning job does.
+        log: another one than the embedded one.
+        store_url: of another store than the embedded one.
+        lease_s: of the learners' stores.
     """
 
     folder: Path
@@ -48,12 +51,15 @@ class World:
     run_job: Callable[[Path], None] = lambda run_dir: None
     jobs: JobLauncher | None = None
     now_s: float = NOW_S
+    log: EventLog = None  # type: ignore[assignment]  # made below
+    store_url: str = ""
+    lease_s: float = LEASE_S
 
     def __post_init__(self) -> None:
-        self.log = SqliteLog(self.folder / "log.sqlite", "NORMAL")
+        self.log = self.log or SqliteLog(self.folder / "log.sqlite", "NORMAL")
         self.registry = DirectoryRegistry(self.folder / "registry", SPEC.name)
         self.runtime = OnnxRuntime("cpu")
-        self.store_url = sqlite_url(self.folder / "learner.db")
+        self.store_url = self.store_url or sqlite_url(self.folder / "learner.db")
         self.store = SqlStore(self.store_url)
         self.rng = np.random.default_rng(0)
         self.numbers = itertools.count()
@@ -74,13 +80,13 @@ class World:
         self.registry.set_rollout(promote(self.registry.rollout(), version, change))
         return version
 
-    def learner(self) -> Learner:
+    def learner(self, log: EventLog | None = None) -> Learner:
         """A learner as after a start of its process: with a store of its own on the same data."""
-        self.store = SqlStore(self.store_url)
+        self.store = SqlStore(self.store_url, lease_s=self.lease_s)
         self.stores.append(self.store)
         return build_learner(
             Settings(model={}, **self.settings),  # type: ignore[arg-type]
-            log=self.log,
+            log=log or self.log,
             store=self.store,
             registry=self.registry,
             runtime=self.runtime,
