@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -49,8 +50,8 @@ DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
 }
-"""All datatypes but BYTES, and BF16, which numpy does not have."""
-_DATATYPES: Final = {dtype: datatype for datatype, dtype in DTYPES.items()}
+"""Of numbers; BF16 numpy does not have."""
+_NAMES: Final = {dtype.name: datatype for datatype, dtype in DTYPES.items()}
 _CONTENTS: Final = {
     "BOOL": "bool_contents",
     "UINT8": "uint_contents",
@@ -76,10 +77,6 @@ _LENGTH: Final = struct.Struct("<I")
 _FP64: Final = struct.Struct("<d")
 _REMEMBERED: Final = 1024
 """Responses that are kept prepared, of one version and choice of outputs; more is nothing that honest clients need."""
-
-
-def _TODO(spec: Any) -> Any:
-    return getattr(spec, "outputs", {})
 
 
 Encoder = Callable[[Sequence[Answered]], bytes]
@@ -117,7 +114,7 @@ class Contract:
         self._readers = {name: _Reader(name, modality) for name, modality in spec.modalities.items()}
         self.inputs: Mapping[str, Tensor] = {name: reader.tensor for name, reader in self._readers.items()}
         ours = _our_outputs(spec)
-        native = {name: _native_output(name, output.dtype, output.shape) for name, output in _TODO(spec).items()}
+        native = dict(_native_outputs(spec))
         self._outputs: Mapping[str, tuple[Tensor, Encoder]] = native | {
             name: output for name, output in ours.items() if name not in native
         }
@@ -293,11 +290,21 @@ def _our_outputs(spec: ModelSpec) -> dict[str, tuple[Tensor, Encoder]]:
     }
 
 
-def _native_output(name: str, dtype: str, shape: tuple[int, ...]) -> tuple[Tensor, Encoder]:
-    def encode(rows: Sequence[Answered]) -> bytes:
-        return b"".join([row.native[name].tobytes() for row in rows])
+def _native_outputs(spec: ModelSpec) -> Iterator[tuple[str, tuple[Tensor, Encoder]]]:
+    """Those whose values the protocol and numpy both know."""
+    for name, output in spec.outputs.items():
+        if output.dtype == "object":
+            yield name, (Tensor(name, BYTES, output.shape), partial(_native_strings, name))
+        elif output.dtype in _NAMES:
+            yield name, (Tensor(name, _NAMES[output.dtype], output.shape), partial(_native_numbers, name))
 
-    return Tensor(name, _DATATYPES[np.dtype(dtype)], shape), encode
+
+def _native_numbers(name: str, rows: Sequence[Answered]) -> bytes:
+    return b"".join([row.native[name].tobytes() for row in rows])
+
+
+def _native_strings(name: str, rows: Sequence[Answered]) -> bytes:
+    return b"".join([_element(text.encode()) for row in rows for text in np.ravel(row.native[name])])
 
 
 # --- reading inputs --------------------------------------------------------------------------------------------------
@@ -311,7 +318,7 @@ class _Reader:
         self._modality = modality
         self._dtype = input_dtype(modality)
         self._shape = modality.shape
-        self.tensor = Tensor(name, _DATATYPES[self._dtype], self._shape, optional=not modality.required)
+        self.tensor = Tensor(name, _NAMES[self._dtype.name], self._shape, optional=not modality.required)
 
     def read(
         self, tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...], raw: bytes | None
