@@ -7,14 +7,16 @@ Layout of the data directory:
     registry/             versions and the rollout
     experiences.sqlite    the learner's experience store
     learner/              the learner's status, and a folder per fine-tuning run
+    experiences-NAME.sqlite, learner-NAME/   the same for a model that was imported
     signing.key           what prediction ids are signed with
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from plaudit import demo
 from plaudit.adapters.directory_registry import DirectoryCatalog
@@ -28,10 +30,14 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from starlette.applications import Starlette
 
+    from plaudit.adapters.kafka_cluster import KafkaConnection, TopicPlan
     from plaudit.client import AsyncClient
     from plaudit.console.ports import Learning, Samples
     from plaudit.learner.loop import Learner
     from plaudit.serving.server import InferenceServer
+
+_AROUND_CONTENT_BYTES: Final = 1024 * 1024
+"""What a decision's record has besides the content of the request, at the most: features, names, ids."""
 
 
 def data_dir(settings: Settings) -> Path:
@@ -64,7 +70,62 @@ def model_catalog(settings: Settings) -> ModelCatalog:
 
 
 def event_log(settings: Settings) -> EventLog:
-    return SqliteLog(data_dir(settings) / "log.sqlite", settings.log.synchronous)
+    """Raises ConfigError. Kafka is not asked anything before the log is used."""
+    if settings.log.kind == "sqlite":
+        return SqliteLog(data_dir(settings) / "log.sqlite", settings.log.synchronous)
+    from plaudit.adapters.kafka_log import Delivery, KafkaLog
+
+    connection, plan = kafka_cluster(settings)
+    kafka = settings.kafka
+    delivery = Delivery(
+        compression=kafka.compression, linger_s=kafka.linger_s, delivery_timeout_s=kafka.delivery_timeout_s
+    )
+    return KafkaLog(connection, plan, delivery)
+
+
+def kafka_cluster(settings: Settings) -> tuple[KafkaConnection, TopicPlan]:
+    """How to reach Kafka, and which topics there must be.
+
+    Raises:
+        ConfigError: kafka-python is not installed, or a request that is taken would not fit into a record.
+    """
+    try:
+        from plaudit.adapters.kafka_cluster import KafkaConnection, TopicPlan
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"log.kind: 'kafka' needs {error.name}, which is not installed; pip install 'plaudit[kafka]'"
+        ) from error
+    kafka = settings.kafka
+    if kafka.max_record_bytes < settings.serving.max_message_bytes + _AROUND_CONTENT_BYTES:
+        raise ConfigError(
+            f"kafka.max_record_bytes: {kafka.max_record_bytes} is too little for the content of a request of "
+            f"serving.max_message_bytes = {settings.serving.max_message_bytes}, and {_AROUND_CONTENT_BYTES} around it"
+        )
+    connection = KafkaConnection(
+        bootstrap_servers=kafka.bootstrap_servers,
+        security=kafka.security,
+        sasl_mechanism=kafka.sasl_mechanism,
+        sasl_username=kafka.sasl_username,
+        sasl_password=kafka.sasl_password.get_secret_value(),
+        tls_ca_file=_text(kafka.tls_ca_file),
+        tls_cert_file=_text(kafka.tls_cert_file),
+        tls_key_file=_text(kafka.tls_key_file),
+        timeout_s=kafka.delivery_timeout_s,
+    )
+    plan = TopicPlan(
+        topic_prefix=kafka.topic_prefix,
+        partitions=kafka.partitions,
+        replication_factor=kafka.replication_factor,
+        min_insync_replicas=kafka.min_insync_replicas,
+        retention_s=kafka.retention_s,
+        retention_bytes=kafka.retention_bytes,
+        max_record_bytes=kafka.max_record_bytes,
+    )
+    return connection, plan
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def model_runtime(settings: Settings) -> ModelRuntime:
@@ -74,31 +135,63 @@ def model_runtime(settings: Settings) -> ModelRuntime:
     return OnnxRuntime(settings.serving.device, settings.serving.threads)
 
 
-def store_url(settings: Settings) -> str:
-    """With its password, if it has one: not to be shown."""
+def models(settings: Settings) -> Sequence[str]:
+    """The model that the [model] table describes, if there is one, then those that were imported."""
+    described = [settings.spec().name] if settings.model else []
+    return described + [name for name in model_catalog(settings).models() if name not in described]
+
+
+def model_named(settings: Settings, name: str) -> str:
+    """Which model is meant; "" is the one that the [model] table describes, or the only one there is.
+
+    Raises:
+        ConfigError: there is none of that name, or several to choose from.
+    """
+    known = models(settings)
+    if name in known:
+        return name
+    if name:
+        raise ConfigError(f"model: {name!r} is not known; there are {list(known)}")
+    if not settings.model and len(known) != 1:
+        raise ConfigError(f"model: there is no [model] table and {len(known)} models were imported; name one: {known}")
+    return known[0]
+
+
+def _of(settings: Settings, model: str) -> str:
+    """What names of files that belong to a model end in: nothing for the one that the [model] table describes."""
+    return "" if settings.model and settings.spec().name == model else f"-{model}"
+
+
+def store_url(settings: Settings, model: str) -> str:
+    """With its password, if it has one: not to be shown. Raises ConfigError."""
     from plaudit.adapters.sql_store import sqlite_url
 
-    if settings.store.url is not None:
-        return settings.store.url.get_secret_value()
-    return sqlite_url(data_dir(settings) / "experiences.sqlite")
+    if settings.store.url is None:
+        return sqlite_url(data_dir(settings) / f"experiences{_of(settings, model)}.sqlite")
+    if len(models(settings)) > 1:
+        raise ConfigError(
+            f"store.url: one store holds the experiences of one model, and there are {list(models(settings))}; "
+            "give each model a data directory and a store of its own"
+        )
+    return settings.store.url.get_secret_value()
 
 
-def experience_store(settings: Settings) -> ExperienceStore:
+def experience_store(settings: Settings, model: str) -> ExperienceStore:
     """Raises ConfigError, StoreUnavailable, WrongStore."""
     from plaudit.adapters.sql_store import SqlStore
 
-    return SqlStore(store_url(settings))
+    return SqlStore(store_url(settings, model))
 
 
-def job_launcher(settings: Settings) -> JobLauncher:
+def job_launcher(settings: Settings, model: str) -> JobLauncher:
     """Its jobs are told where the store is, with its password: a run folder holds no secrets."""
     from plaudit.adapters.subprocess_jobs import SubprocessJobs
 
-    return SubprocessJobs(told=store_url(settings))
+    return SubprocessJobs(told=store_url(settings, model))
 
 
-def learner_dir(settings: Settings) -> Path:
-    return data_dir(settings) / "learner"
+def learner_dir(settings: Settings, model: str) -> Path:
+    return data_dir(settings) / f"learner{_of(settings, model)}"
 
 
 def inference_server(settings: Settings, log: EventLog, *, share_port: bool = False) -> InferenceServer:
@@ -129,7 +222,9 @@ def inference_server(settings: Settings, log: EventLog, *, share_port: bool = Fa
     )
 
 
-def learner(settings: Settings, log: EventLog, store: ExperienceStore, metrics: CollectorRegistry) -> Learner:
+def learner(
+    settings: Settings, model: str, log: EventLog, store: ExperienceStore, metrics: CollectorRegistry
+) -> Learner:
     """A learner ready to run. Raises ConfigError."""
     from plaudit.learner.build import build_learner
 
@@ -137,10 +232,10 @@ def learner(settings: Settings, log: EventLog, store: ExperienceStore, metrics: 
         settings,
         log=log,
         store=store,
-        registry=model_registry(settings),
+        registry=registry_of(settings, model),
         runtime=model_runtime(settings),
-        jobs=job_launcher(settings),
-        work_dir=learner_dir(settings),
+        jobs=job_launcher(settings, model),
+        work_dir=learner_dir(settings, model),
         metrics_registry=metrics,
     )
 
@@ -152,11 +247,12 @@ def learning(settings: Settings) -> Learning:
     from plaudit.core.runs import read_json
     from plaudit.learner.status import STATUS
 
-    status = learner_dir(settings) / STATUS
+    model = model_named(settings, "")
+    status = learner_dir(settings, model) / STATUS
     return Learning(
-        model=settings.spec().name,
+        model=model,
         status=lambda: read_json(status) if status.exists() else None,
-        judged=Judged(lambda: experience_store(settings) if status.exists() else None),
+        judged=Judged(lambda: experience_store(settings, model) if status.exists() else None),
     )
 
 
@@ -178,7 +274,7 @@ def console(settings: Settings, client: AsyncClient, learning: Learning) -> Star
 
 def _samples(settings: Settings) -> dict[str, Samples]:
     """For the demo's model, where the demo's extra is installed."""
-    if settings.spec().name != demo.MODEL:
+    if not settings.model or settings.spec().name != demo.MODEL:
         return {}
     try:
         from plaudit.demo.samples import DemoSamples

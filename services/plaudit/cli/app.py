@@ -113,8 +113,11 @@ def up(
     shared = _shared(config, data_dir)
     services = [
         supervisor.Service("serve", [sys.executable, "-m", "plaudit", "serve", *shared], restart=False),
-        supervisor.Service("learn", [sys.executable, "-m", "plaudit", "learn", *shared], restart=True),
     ]
+    for number, model in enumerate(compose.models(settings)):
+        port = settings.learner.metrics_port + number if settings.learner.metrics_port else 0
+        command = [sys.executable, "-m", "plaudit", "learn", *shared, "--model", model, "--metrics-port", str(port)]
+        services.append(supervisor.Service("learn" if number == 0 else f"learn-{model}", command, restart=True))
     if settings.console.port is not None:
         command = [sys.executable, "-m", "plaudit", "console", *shared, "--target", "{address}"]
         command += ["--port", str(settings.console.port)]
@@ -174,20 +177,22 @@ def serve(
 def learn(
     host: Annotated[str | None, typer.Option(help="Address of the metrics; overrides `learner.host`.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Overrides `learner.metrics_port`.")] = None,
+    model: Model = "",
     config: Config = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Run the learner alone until ctrl-C, which saves where it stands.
+    """Run the learner of one model until ctrl-C, which saves where it stands.
 
     Example: `plaudit learn --config plaudit.toml`
     """
     settings = read_settings(config, data_dir, {"learner": {"host": host, "metrics_port": metrics_port}})
     with extra("learn"):
+        from plaudit import compose
         from plaudit.cli import services
 
         services.log_to_stderr()
-        asyncio.run(services.learn(settings, _reporter("learn", as_json)))
+        asyncio.run(services.learn(settings, compose.model_named(settings, model), _reporter("learn", as_json)))
 
 
 @app.command()

@@ -9,11 +9,10 @@ import importlib.util
 import socket
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final
 
 from plaudit import compose
+from plaudit.cli.findings import Finding, State
 from plaudit.cli.options import address
 from plaudit.client import Client, ClientError
 from plaudit.core.errors import ConfigError, PlauditError
@@ -24,31 +23,10 @@ from plaudit_models.bundle import CorruptBundle, verify
 _EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     "serve": ("onnxruntime", "PIL", "soundfile", "soxr", "tokenizers", "prometheus_client"),
     "learn": ("torch", "onnx", "onnxscript", "sqlalchemy"),
+    "kafka": ("kafka", "crc32c", "lz4"),
     "demo": ("sklearn", "espeakng_loader", "matplotlib"),
 }
 _PROBE_TIMEOUT_S: Final = 2.0
-
-
-class State(StrEnum):
-    GOOD = "good"
-    NOTE = "note"
-    BAD = "bad"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at.
-
-    Attributes:
-        state: BAD alone makes the doctor's exit code 1.
-        found: what is there.
-        mend: what to do about it; "" if nothing need be done.
-    """
-
-    what: str
-    state: State
-    found: str
-    mend: str = ""
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
@@ -58,7 +36,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     directory = _data_dir(settings)
     yield directory
     if directory.state is State.GOOD:
-        yield _log(settings)
+        yield from _log(settings)
         if settings.model:
             yield _registry(settings)
     yield _device(settings)
@@ -98,7 +76,17 @@ def _data_dir(settings: Settings) -> Finding:
     return Finding("data_dir", State.GOOD, f"{path} can be written to")
 
 
-def _log(settings: Settings) -> Finding:
+def _log(settings: Settings) -> Iterator[Finding]:
+    if settings.log.kind == "kafka":
+        try:
+            connection, plan = compose.kafka_cluster(settings)
+        except ConfigError as error:
+            yield Finding("event log", State.BAD, str(error), "see [kafka] in the README")
+            return
+        from plaudit.cli.doctor_kafka import examine_kafka
+
+        yield from examine_kafka(connection, plan, settings.serving.feedback_window_s)
+        return
     try:
         log = compose.event_log(settings)
         reader = log.reader("doctor", [Topic.DECISIONS, Topic.FEEDBACK], start=dict)
@@ -106,10 +94,10 @@ def _log(settings: Settings) -> Finding:
         reader.close()
         log.close()
     except PlauditError as error:
-        return Finding(
-            "event log", State.BAD, str(error), "restore the file from a backup, or choose another --data-dir"
-        )
-    return Finding("event log", State.GOOD, f"{recorded} decisions and pieces of feedback recorded")
+        mend = "restore the file from a backup, or choose another --data-dir"
+        yield Finding("event log", State.BAD, str(error), mend)
+    else:
+        yield Finding("event log", State.GOOD, f"{recorded} decisions and pieces of feedback recorded")
 
 
 def _registry(settings: Settings) -> Finding:

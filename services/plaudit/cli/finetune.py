@@ -31,7 +31,7 @@ def finetune(settings: Settings, reason: str) -> Manifest:
         TextColumn("{task.fields[measured]}"),
         console=output.err,
     )
-    with bar, contextlib.closing(compose.experience_store(settings)) as store:
+    with bar, contextlib.closing(compose.experience_store(settings, settings.spec().name)) as store:
         task = bar.add_task("fine-tuning", total=1.0, measured="")
 
         def show(progress: Mapping[str, Any]) -> None:
@@ -41,8 +41,8 @@ def finetune(settings: Settings, reason: str) -> Manifest:
 
         try:
             manifest = finetune_by_hand(
-                compose.learner_dir(settings) / "runs" / f"by-hand-{started_s:.0f}",
-                jobs=compose.job_launcher(settings),
+                compose.learner_dir(settings, settings.spec().name) / "runs" / f"by-hand-{started_s:.0f}",
+                jobs=compose.job_launcher(settings, settings.spec().name),
                 store=store,
                 registry=compose.model_registry(settings),
                 maker=head_maker(settings),

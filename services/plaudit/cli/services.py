@@ -71,12 +71,12 @@ def _reserved(host: str, port: int) -> Iterator[int]:
         yield int(reserving.getsockname()[1])
 
 
-async def learn(settings: Settings, report: Report) -> None:
+async def learn(settings: Settings, model: str, report: Report) -> None:
     """Raises ConfigError: a setting is wrong, or the port is taken."""
     stop = threading.Event()
     with _signals() as stopping:
         # A thread of its own: the learner waits, and the signal handlers of the event loop must run meanwhile.
-        learning = asyncio.create_task(asyncio.to_thread(_learn, settings, report, stop))
+        learning = asyncio.create_task(asyncio.to_thread(_learn, settings, model, report, stop))
         stopped = asyncio.create_task(stopping.wait())
         await asyncio.wait({learning, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stop.set()
@@ -98,12 +98,12 @@ async def console(settings: Settings, target: str | None, report: Report) -> Non
             await server.serve(app, listening, stopping)
 
 
-def _learn(settings: Settings, report: Report, stop: threading.Event) -> None:
+def _learn(settings: Settings, model: str, report: Report, stop: threading.Event) -> None:
     registry = CollectorRegistry()
     with (
         contextlib.closing(compose.event_log(settings)) as log,
-        contextlib.closing(compose.experience_store(settings)) as store,
-        contextlib.closing(compose.learner(settings, log, store, registry)) as learner,
+        contextlib.closing(compose.experience_store(settings, model)) as store,
+        contextlib.closing(compose.learner(settings, model, log, store, registry)) as learner,
         _metrics_port(settings, registry) as port,
     ):
         report({"event": "ready", "metrics": address(settings.learner.host, port)})

@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import time
+import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from plaudit.core.errors import ConfigError
 from plaudit.core.ports import ModelRegistry
 from plaudit.core.runs import read_json
 from plaudit.core.settings import Settings, load_settings
-from plaudit.demo import plot
+from plaudit.demo import MODEL, plot
 from plaudit.demo.drive import drive, follow
 from plaudit.demo.judge import PER_KIND, judge
 from plaudit.demo.report import Learned, Observed, first_answers, freshness_s, summarise, timeline
@@ -140,6 +141,8 @@ def _settings(options: Options) -> dict[str, Any]:
         "data_dir": str(folder),
         "model": SPEC.to_dict(),
         "serving": {"port": 0, "metrics_port": 0},
+        # Where the log is Kafka (by environment): topics that no earlier demo wrote to.
+        "kafka": {"topic_prefix": f"demo-{uuid.uuid4().hex[:8]}."},
         "learner": {"metrics_port": 0, "dead_versions_kept": 1_000_000},  # the report asks every version that served
         # Small steps: no kind of question may suffer on the way.
         "policy": {"max_kl": 0.03},
@@ -187,8 +190,8 @@ def _pretrain(labelled: Path, settings: Settings, registry: ModelRegistry, view:
 
 def _end_jobs(settings: Settings) -> None:
     """A fine-tuning job outlives its learner; nobody would ask after this one."""
-    jobs = compose.job_launcher(settings)
-    for run_dir in (compose.learner_dir(settings) / "runs").glob("*"):
+    jobs = compose.job_launcher(settings, MODEL)
+    for run_dir in (compose.learner_dir(settings, MODEL) / "runs").glob("*"):
         jobs.cancel(run_dir)
 
 
@@ -204,7 +207,7 @@ async def _traffic(
             drive(client, requests, watched, duration_s=60 * options.minutes, id_prefix=f"demo-{options.seed}-")
         )
         following = asyncio.create_task(follow(client, watched))
-        status = compose.learner_dir(settings) / STATUS
+        status = compose.learner_dir(settings, MODEL) / STATUS
         showing = asyncio.create_task(_show(view, registry, status, watched))
         running: list[asyncio.Task[Any]] = [driving, following, showing]
         try:

@@ -17,7 +17,7 @@ from plaudit.core.ports import Cursor, EventLog, EventReader, ExperienceStore, P
 from plaudit.learner.intake import arrivals, read
 from plaudit.learner.metrics import LearnerMetrics
 
-GROUP: Final = "learner"
+_GROUP: Final = "plaudit-learner"
 TOPICS: Final = (Topic.DECISIONS, Topic.FEEDBACK)
 
 _ATTEMPTS: Final = 3
@@ -59,7 +59,7 @@ class Reading:
     def load(self) -> None:
         """Begin, or begin again, from what was saved."""
         self.close()
-        self._reader = self._log.reader(GROUP, TOPICS, start=self._saved_positions)
+        self._reader = self._log.reader(f"{_GROUP}-{self._model}", TOPICS, start=self._saved_positions)
 
     def close(self) -> None:
         """Let go of the log."""

@@ -115,11 +115,11 @@ class LiveModel:
                 return
             self._problem = ""
             moved = rollout.generation != self.rollout.generation
-            self.rollout = rollout
             candidate = self._get(rollout.candidate)
             self._trial = None if candidate is None else (rollout, candidate)
             if self._serve(rollout) or moved:
                 self._release(rollout)
+            self.rollout = rollout  # who watches hears of it once it serves here
             for version in (rollout.previous, rollout.gated):
                 if version is not None:
                     self._get(version)
