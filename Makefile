@@ -2,7 +2,7 @@
 #   make PYTHON=python3.12 test      another interpreter
 #   UV_TORCH_BACKEND=cpu make demo   torch without CUDA
 .DEFAULT_GOAL := help
-.PHONY: help demo test programs dashboards test-slow bench bench-learning check fmt proto clean
+.PHONY: help demo demo-kafka test programs dashboards test-slow bench bench-learning check fmt proto clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -25,15 +25,19 @@ help: ## Show this list
 demo: $(INSTALLED) ## Pre-train, serve, learn from simulated users, swap; live view, plot and summary
 	$(BIN)/plaudit demo
 
+demo-kafka: $(INSTALLED) ## The same over a real Kafka broker, fetched and started for it (needs Java and Maven)
+	$(BIN)/python deploy/kafka/broker.py run -- $(BIN)/plaudit demo
+
 test: check programs ## All checks, then the whole test suite but what is marked slow
 	$(BIN)/pytest -m 'not slow'
 
 test-slow: $(INSTALLED) programs ## The tests that take longer than about ten seconds
 	$(BIN)/pytest -m slow
 
-programs: ## What tests need and no Python package brings: Chromium, Prometheus; into .cache, without root
+programs: ## What tests need and no Python package brings: Chromium, Prometheus, kcat; into .cache, without root
 	@tests/tools/fetch-debian.sh chromium .cache/debian/chromium
 	@tests/tools/fetch-debian.sh prometheus .cache/debian/prometheus
+	@tests/tools/fetch-debian.sh kcat .cache/debian/kcat
 
 bench: $(INSTALLED) ## How much of the raw ONNX Runtime rate the service reaches
 	$(BIN)/python tests/benchmarks/serving.py

@@ -6,7 +6,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY services services
 COPY models models
 COPY requirements requirements
-RUN pip install --no-cache-dir --constraint requirements/constraints.txt '.[serve]' \
+RUN pip install --no-cache-dir --constraint requirements/constraints.txt '.[serve,kafka]' \
     && useradd --create-home plaudit \
     && install -d -o plaudit /data
 USER plaudit

@@ -11,7 +11,8 @@ import pytest
 
 import builders
 from plaudit import compose
-from plaudit.cli.doctor import Finding, State, examine
+from plaudit.cli.doctor import examine
+from plaudit.cli.findings import Finding, State
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import Settings, load_settings
 from recording_server import recording_server

@@ -65,7 +65,7 @@ class KafkaReader:
     ) -> None:
         self._connection = connection
         self._plan = plan
-        self._group = f"{plan.topic_prefix}plaudit.{group}"
+        self._group = f"{plan.topic_prefix}{group}"
         # Decisions before their feedback, where both are there.
         self._topics = {plan.name(topic): topic for topic in sorted(topics, key=list(Topic).index)}
         self._start = start

@@ -328,7 +328,8 @@ def doctor(config: Config = None, data_dir: DataDir = None, as_json: Json = Fals
     """
     settings = read_settings(config, data_dir)
     with extra("serve"):
-        from plaudit.cli.doctor import State, examine
+        from plaudit.cli.doctor import examine
+        from plaudit.cli.findings import State
 
     findings = []
     for finding in examine(settings):

@@ -109,7 +109,7 @@ class EventLog(Protocol):
         ...
 
     def feedback_recorded(self, feedback_id: str) -> float | None:
-        """When (UTC seconds) this feedback was recorded; None if it was not, or if the log cannot tell: see Appended."""
+        """When (UTC seconds) this feedback was recorded; None if it was not, or if the log cannot tell (Appended)."""
         ...
 
     def close(self) -> None: ...
@@ -250,6 +250,7 @@ class Standing:
     """What all learners of a store have taken in together.
 
     Attributes:
+        batches: how many times something was taken in.
         last_number: number of the last experience.
         feedback: signals ever taken in.
         last_feedback_id: the last of them.
@@ -259,6 +260,7 @@ class Standing:
         outcomes: records of the log by what became of them.
     """
 
+    batches: int = 0
     last_number: int = 0
     feedback: int = 0
     last_feedback_id: str = ""
@@ -266,6 +268,34 @@ class Standing:
     waiting: int = 0
     discarded: int = 0
     outcomes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What has become of a piece of feedback in the learners' store.
+
+    Attributes:
+        reason: why it was discarded.
+        batch: as how many batches were taken in was this so.
+        set_aside: it was joined, but its experience is not learned from.
+    """
+
+    state: FeedbackState
+    reason: str
+    batch: int
+    set_aside: bool = False
+
+
+class Fates(Protocol):
+    """Where to ask what the learners made of feedback. Safe to use from several threads."""
+
+    def fate(self, model: str, feedback_id: str) -> Fate | None:
+        """None if no learner of that model has read it yet.
+
+        Raises:
+            StoreUnavailable: it cannot be told now.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,6 +398,10 @@ class ExperienceStore(Protocol):
 
     def feedback(self, feedback_ids: Sequence[str]) -> Mapping[str, Kept]:
         """Of those of the ids that are known."""
+        ...
+
+    def fate(self, feedback_id: str) -> Fate | None:
+        """None if it is not, or no longer, in the store."""
         ...
 
     def orphans(self, limit: int) -> Sequence[Feedback]:
