@@ -9,6 +9,7 @@ Layout of the data directory:
     learner/              the learner's status, and a folder per fine-tuning run
     experiences-NAME.sqlite, learner-NAME/   the same for a model that was imported
     signing.key           what prediction ids are signed with
+    tensorrt/             engines that TensorRT has built, where it is used
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from plaudit import demo
 from plaudit.adapters.directory_registry import DirectoryCatalog
 from plaudit.adapters.sqlite_log import SqliteLog
 from plaudit.core.errors import ConfigError
-from plaudit.core.ports import EventLog, ExperienceStore, JobLauncher, ModelCatalog, ModelRegistry, ModelRuntime
+from plaudit.core.ports import EventLog, ExperienceStore, Fates, JobLauncher, ModelCatalog, ModelRegistry, ModelRuntime
 from plaudit.core.prediction_id import PredictionIds, load_or_create_key
 from plaudit.core.settings import Settings
 
@@ -129,10 +130,21 @@ def _text(path: Path | None) -> str | None:
 
 
 def model_runtime(settings: Settings) -> ModelRuntime:
-    """Raises ConfigError: ``serving.device`` is not there."""
+    """Raises ConfigError: the GPU, or what is to be used of it, is not there."""
     from plaudit.adapters.onnx_runtime import OnnxRuntime
 
-    return OnnxRuntime(settings.serving.device, settings.serving.threads)
+    serving = settings.serving
+    engines = None
+    if serving.tensorrt:
+        engines = data_dir(settings) / "tensorrt"
+        engines.mkdir(exist_ok=True)
+    return OnnxRuntime(
+        serving.device,
+        serving.threads,
+        gpu_mem_limit_bytes=serving.gpu_mem_limit_bytes,
+        cuda_graphs=serving.cuda_graphs,
+        tensorrt_dir=engines,
+    )
 
 
 def models(settings: Settings) -> Sequence[str]:
@@ -162,12 +174,16 @@ def _of(settings: Settings, model: str) -> str:
     return "" if settings.model and settings.spec().name == model else f"-{model}"
 
 
+def _store_file(settings: Settings, model: str) -> Path:
+    return data_dir(settings) / f"experiences{_of(settings, model)}.sqlite"
+
+
 def store_url(settings: Settings, model: str) -> str:
     """With its password, if it has one: not to be shown. Raises ConfigError."""
     from plaudit.adapters.sql_store import sqlite_url
 
     if settings.store.url is None:
-        return sqlite_url(data_dir(settings) / f"experiences{_of(settings, model)}.sqlite")
+        return sqlite_url(_store_file(settings, model))
     if len(models(settings)) > 1:
         raise ConfigError(
             f"store.url: one store holds the experiences of one model, and there are {list(models(settings))}; "
@@ -181,6 +197,18 @@ def experience_store(settings: Settings, model: str) -> ExperienceStore:
     from plaudit.adapters.sql_store import SqlStore
 
     return SqlStore(store_url(settings, model))
+
+
+def learner_fates(settings: Settings) -> Fates:
+    """What the learners make of feedback; nothing is made where no learner has run yet."""
+    from plaudit.adapters.store_fates import StoreFates
+
+    def open_store(model: str) -> ExperienceStore | None:
+        if settings.store.url is None and not _store_file(settings, model).exists():
+            return None
+        return experience_store(settings, model)
+
+    return StoreFates(open_store)
 
 
 def job_launcher(settings: Settings, model: str) -> JobLauncher:
@@ -218,6 +246,7 @@ def inference_server(settings: Settings, log: EventLog, *, share_port: bool = Fa
         PredictionIds(key, settings.serving.feedback_window_s),
         settings.serving,
         ServingMetrics(CollectorRegistry()),
+        fates=learner_fates(settings),
         share_port=share_port,
     )
 

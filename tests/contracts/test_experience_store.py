@@ -18,7 +18,7 @@ from plaudit.adapters.sql_store import SqlStore, sqlite_url
 from plaudit.core.errors import ConfigError, StoreMoved, StoreUnavailable, WrongStore
 from plaudit.core.events import EncodedContent, Features, Feedback
 from plaudit.core.experience import Experience, FeedbackState, Judgement, served
-from plaudit.core.ports import Arrivals, Changes, ExperienceStore, History, Judged, Kept, Standing
+from plaudit.core.ports import Arrivals, Changes, ExperienceStore, Fate, History, Judged, Kept, Standing
 from postgres_server import PASSWORD, PostgresServer
 
 ADAPTERS: dict[str, Callable[[Path, pytest.FixtureRequest], str]] = {
@@ -99,6 +99,7 @@ def test_everything_saved_is_there_after_reopening(
     experience = Experience(1, served(decision), judgement, (0.1, 0.9, 0.0, 0.0))
     assert other.positions() == {"0": "7"}
     assert other.standing() == Standing(
+        batches=1,
         last_number=1,
         feedback=1,
         last_feedback_id="f1",
@@ -123,6 +124,7 @@ def test_what_is_taken_in_adds_up(store: ExperienceStore) -> None:
     store.take_in(Arrivals(arrived=[feedback("late", NOW_S + 9)], waiting=1, outcomes={"feedback": 1}))
     store.take_in(Arrivals(arrived=[feedback("early", NOW_S)], waiting=-1, outcomes={"feedback": 1, "poison": 2}))
     assert store.standing() == Standing(
+        batches=2,
         feedback=2,
         last_feedback_id="early",
         last_feedback_time_s=NOW_S + 9,
@@ -205,6 +207,15 @@ def test_experiences_are_set_aside_and_stay_so_when_judged_again(store: Experien
     assert [e.set_aside for e in store.experiences()] == [False, True, True]
 
 
+def test_the_experiences_of_one_user(store: ExperienceStore) -> None:
+    decisions = [a_decision(f"p{i}", user_id=user) for i, user in enumerate(["ada", "bob", "ada", ""])]
+    store.take_in(Arrivals(decisions=decisions, judged=[Judged(d.prediction_id, GOOD) for d in decisions]))
+    assert [e.number for e in store.experiences(user_id="ada")] == [1, 3]
+    assert [e.number for e in store.experiences(user_id="ada", up_to=2)] == [1]
+    assert [e.number for e in store.experiences(user_id="")] == [4]
+    assert store.experiences(user_id="eve") == []
+
+
 def test_what_was_silent_becomes_an_experience(store: ExperienceStore) -> None:
     make_experiences(store, 1)
     decision = a_decision("quiet")
@@ -257,7 +268,33 @@ def test_memory_can_be_replaced_and_forgotten(store: ExperienceStore) -> None:
     assert (store.recall("a"), store.recall("b")) == (b"3", None)
 
 
+def test_the_fate_of_feedback(store: ExperienceStore) -> None:
+    """It carries the number of the batch in which it became what it is."""
+    states = {"waits": FeedbackState.WAITING, "bad": FeedbackState.DISCARDED, "good": FeedbackState.JOINED}
+    feedback = {id_: some_feedback("p1", feedback_id=id_) for id_ in states}
+    store.take_in(Arrivals(feedback=[Kept(feedback[id_], state, "why") for id_, state in states.items()]))
+    assert {id_: store.fate(id_) for id_ in ("waits", "bad", "good")} == {
+        id_: Fate(state, "why", batch=1) for id_, state in states.items()
+    }
+    joined = Kept(feedback["waits"], FeedbackState.JOINED)
+    store.take_in(Arrivals(decisions=[a_decision("p1")], feedback=[joined], judged=[Judged("p1", GOOD)]))
+    assert store.fate("waits") == Fate(FeedbackState.JOINED, "", batch=2)
+    store.save(Changes(set_aside=[1]))
+    assert store.fate("waits") == Fate(FeedbackState.JOINED, "", batch=2, set_aside=True)
+    assert store.fate("never") is None
+
+
 # --- one at a time ---------------------------------------------------------------------------------------------------
+
+
+def test_anybody_leaves_notes_and_the_leader_finds_them(
+    store: ExperienceStore, open_store: Callable[[], ExperienceStore]
+) -> None:
+    other = open_store()
+    other.leave("note", b"1")
+    other.leave("note", b"2")
+    store.save(Changes(memory={"a": b"1"}))
+    assert store.recall("note") == b"2"
 
 
 def test_a_save_that_fails_changes_nothing(store: ExperienceStore) -> None:
@@ -389,7 +426,7 @@ def test_tables_of_another_version_are_refused(url: str, open_store: Callable[[]
     with engine.begin() as connection:
         connection.execute(text("UPDATE standing SET schema = 99"))
     engine.dispose()
-    with pytest.raises(WrongStore, match=r"version 99, this Plaudit has 2; move it away"):
+    with pytest.raises(WrongStore, match=r"version 99, this Plaudit has 3; move it away"):
         open_store()
 
 

@@ -57,8 +57,10 @@ def test_the_manifest_says_what_the_version_has_learned_from(make_world: MakeWor
     assert manifest.parent == 1
     assert manifest.data == {
         "positions": {"0": "2"},
+        "batches": 1,
         "experiences": 1,
         "last_experience": 1,
+        "raters": 1,
         "feedback": 1,
         "last_feedback_id": thumb.feedback_id,
         "last_feedback_time_s": pytest.approx(thumb.time_s, abs=1e-6),
@@ -206,6 +208,29 @@ def test_silence_means_nothing_unless_it_is_given_a_reward(make_world: MakeWorld
     world.settle(learner)
     learner.step()
     assert learner.progress.experiences == 0
+
+
+def test_the_version_that_learned_from_a_piece_of_feedback_can_be_told(make_world: MakeWorld) -> None:
+    """It is the first that had taken in the batch in which the feedback was joined, late decisions included."""
+    world = make_world()
+    learner = world.learner()
+
+    def learned(feedback: Feedback) -> int:
+        fate = world.store.fate(feedback.feedback_id)
+        assert fate is not None
+        versions = world.registry.versions()
+        return next(v for v in versions if world.registry.manifest(v).data.get("batches", 0) >= fate.batch)
+
+    early, late = world.decide(), world.decide()
+    first, before = world.say(early, Thumb(up=True)), world.say(late, Thumb(up=True))
+    world.log.append([early, first, before])
+    world.settle(learner)
+    world.log.append([late])
+    world.settle(learner)
+    changed = world.say(early, Thumb(up=False))
+    world.log.append([changed])
+    world.settle(learner)
+    assert [learned(f) for f in (first, before, changed)] == [2, 3, 4]
 
 
 def test_silence_can_be_learned_from_and_gives_way_to_words(make_world: MakeWorld) -> None:

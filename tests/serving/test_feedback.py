@@ -12,7 +12,7 @@ import pytest
 
 from builders import tiny_head_refresh
 from plaudit.adapters.sqlite_log import SqliteLog
-from plaudit.core.errors import LogUnavailable
+from plaudit.core.errors import LogUnavailable, StoreUnavailable
 from plaudit.core.events import (
     Correction,
     Event,
@@ -23,7 +23,8 @@ from plaudit.core.events import (
     Retract,
     Thumb,
 )
-from plaudit.core.ports import Appended
+from plaudit.core.experience import FeedbackState
+from plaudit.core.ports import Appended, Fate
 from plaudit.core.prediction_id import PredictionIds, SignedPrediction
 from plaudit.v1 import feedback_pb2
 from serving_harness import a_thumb, feedback, go_live, refusal
@@ -236,6 +237,65 @@ async def test_a_receipt_follows_feedback_from_the_log_into_the_live_version(ser
     receipt = await running.feedback.GetReceipt(ask)
     assert (receipt.state, receipt.used_in_version) == (feedback_pb2.RECEIPT_STATE_LIVE, with_it)
     assert receipt.live_since.seconds == 1_700_000_000
+
+
+class Told:
+    """What the learners make of feedback, as the test says."""
+
+    def __init__(self) -> None:
+        self.fates: dict[str, Fate] = {}
+        self.problem: Exception | None = None
+
+    def fate(self, model: str, feedback_id: str) -> Fate | None:
+        if self.problem is not None:
+            raise self.problem
+        return self.fates.get(feedback_id)
+
+
+async def test_a_receipt_says_what_the_learner_made_of_it(serve, registry, ids, tmp_path):
+    """Joined in the third batch, so learned by the first version that had taken in three."""
+    told = Told()
+    running = await serve(fates=told)
+    await running.feedback.SendFeedback(a_thumb(signed(ids), "f1"))
+
+    async def receipt() -> feedback_pb2.Receipt:
+        return await running.feedback.GetReceipt(feedback_pb2.GetReceiptRequest(feedback_id="f1"))
+
+    assert (await receipt()).state == feedback_pb2.RECEIPT_STATE_RECORDED
+    for fate, state, reason in (
+        (Fate(FeedbackState.WAITING, "", 1), feedback_pb2.RECEIPT_STATE_RECORDED, "its decision has not arrived"),
+        (Fate(FeedbackState.DISCARDED, "no", 1), feedback_pb2.RECEIPT_STATE_DISCARDED, "no"),
+        (Fate(FeedbackState.JOINED, "", 3), feedback_pb2.RECEIPT_STATE_JOINED, ""),
+    ):
+        told.fates["f1"] = fate
+        found = await receipt()
+        assert (found.state, found.reason, found.used_in_version) == (state, reason, 0)
+
+    def refresh(batches: int) -> int:
+        folder = tmp_path / f"refresh-{batches}"
+        tiny_head_refresh(folder, registry.folder(1), prefer="dog", data={"batches": batches})
+        return registry.publish(folder).version
+
+    refresh(2)
+    assert (await receipt()).state == feedback_pb2.RECEIPT_STATE_JOINED
+    with_it = refresh(3)
+    found = await receipt()
+    assert (found.state, found.used_in_version) == (feedback_pb2.RECEIPT_STATE_USED, with_it)
+    go_live(registry, refresh(4))
+    found = await receipt()
+    assert (found.state, found.used_in_version) == (feedback_pb2.RECEIPT_STATE_LIVE, with_it)
+    told.fates["f1"] = Fate(FeedbackState.JOINED, "", 3, set_aside=True)
+    found = await receipt()
+    assert (found.state, found.reason[:9]) == (feedback_pb2.RECEIPT_STATE_DISCARDED, "set aside")
+
+
+async def test_a_receipt_says_what_it_can_when_the_store_is_away(serve, ids):
+    told = Told()
+    told.problem = StoreUnavailable("no route to host")
+    running = await serve(fates=told)
+    await running.feedback.SendFeedback(a_thumb(signed(ids), "f1"))
+    found = await running.feedback.GetReceipt(feedback_pb2.GetReceiptRequest(feedback_id="f1"))
+    assert found.state == feedback_pb2.RECEIPT_STATE_RECORDED
 
 
 @pytest.mark.parametrize(

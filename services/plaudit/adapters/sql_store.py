@@ -52,10 +52,10 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemy
 from plaudit.core.errors import ConfigError, StoreMoved, StoreUnavailable, WrongStore
 from plaudit.core.events import Content, Decision, Features, Feedback, Topic
 from plaudit.core.experience import Experience, FeedbackState, Judgement, Served, served
-from plaudit.core.ports import Arrivals, Changes, History, Judged, Kept, Positions, Revision, Standing
+from plaudit.core.ports import Arrivals, Changes, Fate, History, Judged, Kept, Positions, Revision, Standing
 from plaudit.core.wire import decode_event, encode_event
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 """Of the tables below. Another one is refused: everything in them can be had again from the log."""
 LEASE_S: Final = 5.0
 """How long a leader that is not heard of stays the leader."""
@@ -78,6 +78,7 @@ _STANDING = Table(
     Column("leader", String, nullable=False),
     Column("epoch", _Number, nullable=False),
     Column("lead_until_s", Double, nullable=False),
+    Column("batches", _Number, nullable=False),
     Column("last_number", _Number, nullable=False),
     Column("feedback", _Number, nullable=False),
     Column("last_feedback_id", String, nullable=False),
@@ -116,6 +117,7 @@ _FEEDBACK = Table(
     Column("time_s", Double, nullable=False),
     Column("state", String, nullable=False),
     Column("reason", Text, nullable=False),
+    Column("batch", _Number, nullable=False),
     Column("payload", LargeBinary, nullable=False),
     Index("feedback_by_state", "state", "time_s"),
 )
@@ -216,14 +218,16 @@ class SqlStore:
             _insert(connection, _DECISIONS, [_decision_row(d) for d in arrivals.decisions])
             features = {d.prediction_id: d.features for d in arrivals.decisions if d.features is not None}
             self._upsert(connection, _FEATURES, [_features_row(*item) for item in features.items()])
-            self._upsert(connection, _FEEDBACK, [_feedback_row(kept) for kept in arrivals.feedback])
             standing = _standing(row)
+            batch = standing.batches + 1
+            self._upsert(connection, _FEEDBACK, [_feedback_row(kept) | {"batch": batch} for kept in arrivals.feedback])
             number = self._judge(connection, standing.last_number, arrivals.judged)
             positions = [{"partition": name, "cursor": cursor} for name, cursor in arrivals.positions.items()]
             self._upsert(connection, _POSITIONS, positions)
             latest = arrivals.arrived[-1].feedback_id if arrivals.arrived else standing.last_feedback_id
             connection.execute(
                 update(_STANDING).values(
+                    batches=batch,
                     last_number=number,
                     feedback=standing.feedback + len(arrivals.arrived),
                     last_feedback_id=latest,
@@ -347,6 +351,16 @@ class SqlStore:
                 for ids in _chunks(feedback_ids)
                 for row in connection.execute(select(_FEEDBACK).where(_FEEDBACK.c.feedback_id.in_(ids)))
             }
+
+    def fate(self, feedback_id: str) -> Fate | None:
+        query = (
+            select(_FEEDBACK.c.state, _FEEDBACK.c.reason, _FEEDBACK.c.batch, _EXPERIENCES.c.set_aside)
+            .outerjoin(_EXPERIENCES, _EXPERIENCES.c.prediction_id == _FEEDBACK.c.prediction_id)
+            .where(_FEEDBACK.c.feedback_id == feedback_id)
+        )
+        with self._reading() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else Fate(FeedbackState(row.state), row.reason, row.batch, bool(row.set_aside))
 
     def orphans(self, limit: int) -> Sequence[Feedback]:
         waiting = _FEEDBACK.c.state == FeedbackState.WAITING
@@ -699,6 +713,7 @@ def _experience(row: Row[Any], decision: Served, judgement: Judgement | None) ->
 
 def _standing(row: Row[Any]) -> Standing:
     return Standing(
+        batches=row.batches,
         last_number=row.last_number,
         feedback=row.feedback,
         last_feedback_id=row.last_feedback_id,

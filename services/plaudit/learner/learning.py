@@ -154,6 +154,7 @@ class Learning:
         if len(fresh) + len(revisions) < self._limit:
             progress = replace(
                 progress,
+                batches=standing.batches,
                 feedback=standing.feedback,
                 last_feedback_id=standing.last_feedback_id,
                 last_feedback_time_s=standing.last_feedback_time_s,
@@ -289,7 +290,11 @@ class Learning:
         self, raters: Raters, fresh: Sequence[Experience], expected: Mapping[int, Expected], live: Manifest
     ) -> tuple[Raters, Sequence[str]]:
         """What users say about the answers they were given, against what was expected; and who goes into quarantine."""
-        said = [e for e in fresh if not e.set_aside and e.number in expected and speaks_plainly(e, live.spec)]
+        said = [
+            e
+            for e in fresh
+            if not e.set_aside and e.number in expected and speaks_plainly(e) and live.spec.has_action(e.served.action)
+        ]
         action = [live.spec.action_index(e.served.action) for e in said]
         return raters.hear(
             [e.served.user_id for e in said],
@@ -331,7 +336,8 @@ class Learning:
 
     def _remember(self, fresh: Sequence[Experience], expected: Mapping[int, Expected], live: Manifest) -> None:
         for experience in fresh:
-            if experience.reward is not None and experience.number in expected:
+            action_is_known = live.spec.has_action(experience.served.action)
+            if experience.reward is not None and experience.number in expected and action_is_known:
                 self._rewards.append(experience.reward)
                 action = live.spec.action_index(experience.served.action)
                 self._predicted.append(float(np.clip(expected[experience.number].reward[action], 0.0, 1.0)))

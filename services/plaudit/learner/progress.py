@@ -12,17 +12,19 @@ KEY: Final = "progress"
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Attributes:
+    batches: how many batches were taken in when there was last nothing left to learn.
     last_number: number of the last experience that is learned.
     experiences: how many are learned from now.
     changes: experiences ever added, changed, taken back or set aside.
     refreshed: ``changes`` at the last head refresh.
-    feedback: signals taken in when there was last nothing left to learn.
+    feedback: signals taken in then.
     last_feedback_id: the last of them.
     last_feedback_time_s: when the server received the latest of them, UTC seconds.
     silence_place: up to which decision silence was judged.
     n_users: users whose experiences are learned.
     """
 
+    batches: int = 0
     last_number: int = 0
     experiences: int = 0
     changes: int = 0
@@ -41,8 +43,10 @@ class Progress:
     def data(self) -> dict[str, Any]:
         """What a version that learns now has seen, for its manifest."""
         return {
+            "batches": self.batches,
             "experiences": self.experiences,
             "last_experience": self.last_number,
+            "raters": self.n_users,
             "feedback": self.feedback,
             "last_feedback_id": self.last_feedback_id,
             "last_feedback_time_s": self.last_feedback_time_s,

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
+import structlog
+
 from plaudit.core.errors import InvalidInput, InvalidPredictionId, PlauditError, UnknownFeedback, UnknownVersion
 from plaudit.core.events import Correction, Feedback, Preference, Retract, Signal
-from plaudit.core.ports import Appended, EventLog, ModelRegistry
+from plaudit.core.experience import FeedbackState
+from plaudit.core.ports import Appended, EventLog, Fate, Fates, ModelRegistry
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.serving.admission import Admission
 from plaudit.serving.batcher import ANYBODY, Batcher, Caller
@@ -23,6 +26,8 @@ from plaudit_models.spec import ModelSpec
 MAX_ID_CHARACTERS: Final = 128
 _MAX_BATCH: Final = 256
 _QUEUE_LIMIT: Final = 4096
+
+logger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,8 @@ class FeedbackRequest:
 
 class ReceiptState(StrEnum):
     RECORDED = "recorded"
+    JOINED = "joined"
+    DISCARDED = "discarded"
     USED = "used"
     LIVE = "live"
 
@@ -46,7 +53,7 @@ class Receipt:
     """What became of a piece of feedback.
 
     Attributes:
-        used_in_version: the first version there still is whose learner had read the log past this feedback.
+        used_in_version: the first version there still is that has learned from it.
         live_since_s: when it, or a later version, went live, UTC seconds.
     """
 
@@ -55,12 +62,14 @@ class Receipt:
     recorded_at_s: float
     used_in_version: int | None = None
     live_since_s: float | None = None
+    reason: str = ""
 
 
 class FeedbackRecorder:
     """Runs on its callers' threads; one thread appends for all of them.
 
     Args:
+        fates: what the learners made of feedback; None: receipts say what log and registry know.
         clock: UTC seconds since the epoch.
     """
 
@@ -71,12 +80,14 @@ class FeedbackRecorder:
         ids: PredictionIds,
         metrics: ServingMetrics,
         *,
+        fates: Fates | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._models = models
         self._log = log
         self._ids = ids
         self._metrics = metrics
+        self._fates = fates
         self._clock = clock
         self._admission = Admission("the queue of feedback", _QUEUE_LIMIT)
         self._writer: Batcher[FeedbackRequest, Appended] = Batcher(
@@ -164,30 +175,56 @@ class FeedbackRecorder:
         if recorded_at_s is None:
             raise UnknownFeedback(feedback_id)
         served = self._models.all()
-        if len(served) != 1:
+        for each in served:
+            fate = self._fate(each.live.registry.model, feedback_id)
+            if fate is not None:
+                return _receipt_of(fate, each.live.registry, feedback_id, recorded_at_s)
+        if len(served) != 1 or self._fates is not None:
             # The log does not say which model a piece of feedback is about.
             return Receipt(feedback_id, ReceiptState.RECORDED, recorded_at_s)
-        registry = served[0].live.registry
-        used = _first_that_read_past(registry, recorded_at_s)
-        if used is None:
-            return Receipt(feedback_id, ReceiptState.RECORDED, recorded_at_s)
-        for rollout in registry.ledger():
-            if rollout.live is not None and rollout.live >= used:
-                return Receipt(feedback_id, ReceiptState.LIVE, recorded_at_s, used, rollout.changed_at_s)
-        return Receipt(feedback_id, ReceiptState.USED, recorded_at_s, used)
+        return _learned(served[0].live.registry, "last_feedback_time_s", feedback_id, recorded_at_s, recorded_at_s)
+
+    def _fate(self, model: str, feedback_id: str) -> Fate | None:
+        try:
+            return None if self._fates is None else self._fates.fate(model, feedback_id)
+        except PlauditError as problem:
+            logger.warning("receipts cannot say what the learner made of feedback", problem=str(problem))
+            return None
 
 
-def _first_that_read_past(registry: ModelRegistry, time_s: float) -> int | None:
-    """The first version that was made after the learner had taken in all feedback up to ``time_s``.
+def _receipt_of(fate: Fate, registry: ModelRegistry, feedback_id: str, recorded_at_s: float) -> Receipt:
+    match fate.state:
+        case FeedbackState.WAITING:
+            return Receipt(feedback_id, ReceiptState.RECORDED, recorded_at_s, reason="its decision has not arrived")
+        case FeedbackState.DISCARDED:
+            return Receipt(feedback_id, ReceiptState.DISCARDED, recorded_at_s, reason=fate.reason)
+        case FeedbackState.JOINED if fate.set_aside:
+            reason = "set aside: what was learned with it did harm, or its user is not, or no longer, learned from"
+            return Receipt(feedback_id, ReceiptState.DISCARDED, recorded_at_s, reason=reason)
+        case FeedbackState.JOINED:
+            found = _learned(registry, "batches", feedback_id, recorded_at_s, fate.batch)
+            return replace(found, state=ReceiptState.JOINED) if found.used_in_version is None else found
 
-    A learner writes that time into the manifests of the versions it makes.
-    """
+
+def _learned(registry: ModelRegistry, clue: str, feedback_id: str, recorded_at_s: float, enough: float) -> Receipt:
+    """How far the versions of the registry are with feedback that one has learned whose data has ``enough`` of ``clue``."""
+    used = _first_with(registry, clue, enough)
+    if used is None:
+        return Receipt(feedback_id, ReceiptState.RECORDED, recorded_at_s)
+    for rollout in registry.ledger():
+        if rollout.live is not None and rollout.live >= used:
+            return Receipt(feedback_id, ReceiptState.LIVE, recorded_at_s, used, rollout.changed_at_s)
+    return Receipt(feedback_id, ReceiptState.USED, recorded_at_s, used)
+
+
+def _first_with(registry: ModelRegistry, clue: str, enough: float) -> int | None:
+    """The first version whose learner had taken in as much; its manifest says so."""
     for version in registry.versions():
         try:
             data = registry.manifest(version).data
         except (UnknownVersion, CorruptBundle):
             continue  # pruned since it was listed, or not for us to judge
-        if data.get("last_feedback_time_s", -math.inf) >= time_s:
+        if data.get(clue, -math.inf) >= enough:
             return version
     return None
 

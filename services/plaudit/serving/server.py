@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from plaudit.core.errors import ConfigError
-from plaudit.core.ports import EventLog, ModelCatalog, ModelRuntime
+from plaudit.core.ports import EventLog, Fates, ModelCatalog, ModelRuntime
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.settings import ServingSettings
 from plaudit.inference import open_inference_pb2
@@ -58,6 +58,7 @@ class InferenceServer:
         ids: signs and checks prediction ids.
         settings: see the README.
         metrics: of this server alone.
+        fates: what learners make of feedback, for receipts; None: they say what log and registry know.
         seed: of the sampling of actions; None is fresh entropy.
         share_port: other processes listen on the port too.
     """
@@ -71,6 +72,7 @@ class InferenceServer:
         settings: ServingSettings,
         metrics: ServingMetrics,
         *,
+        fates: Fates | None = None,
         seed: int | None = None,
         share_port: bool = False,
     ) -> None:
@@ -102,7 +104,7 @@ class InferenceServer:
         self._predictor = Predictor(
             self._models, ids, self._recorder, metrics, limits=self._limits, store_content=settings.store_content
         )
-        self._feedback = FeedbackRecorder(self._models, log, ids, metrics)
+        self._feedback = FeedbackRecorder(self._models, log, ids, metrics, fates=fates)
         self._versions = Versions(self._models, self._recorder, watch_interval_s=settings.watch_interval_s)
         self._health = health.HealthServicer()
         self._ready = False

@@ -48,6 +48,8 @@ _KINDS: Final[Mapping[VersionKind, model_pb2.VersionKind]] = {
 }
 _STATES: Final = {
     ReceiptState.RECORDED: feedback_pb2.RECEIPT_STATE_RECORDED,
+    ReceiptState.JOINED: feedback_pb2.RECEIPT_STATE_JOINED,
+    ReceiptState.DISCARDED: feedback_pb2.RECEIPT_STATE_DISCARDED,
     ReceiptState.USED: feedback_pb2.RECEIPT_STATE_USED,
     ReceiptState.LIVE: feedback_pb2.RECEIPT_STATE_LIVE,
 }
@@ -258,6 +260,7 @@ def _receipt_to_wire(receipt: Receipt) -> feedback_pb2.Receipt:
     return feedback_pb2.Receipt(
         feedback_id=receipt.feedback_id,
         state=_STATES[receipt.state],
+        reason=receipt.reason,
         recorded_at=_timestamp(receipt.recorded_at_s),
         used_in_version=receipt.used_in_version or 0,
         live_since=None if receipt.live_since_s is None else _timestamp(receipt.live_since_s),

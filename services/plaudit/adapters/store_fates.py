@@ -1,0 +1,40 @@
+"""What the learners made of feedback, read in their experience stores. A store is opened when it is first asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from plaudit.core.ports import ExperienceStore, Fate
+
+
+class StoreFates:
+    """See :class:`plaudit.core.ports.Fates`.
+
+    Args:
+        open_store: the store of a model by its name; None where there is none yet.
+    """
+
+    def __init__(self, open_store: Callable[[str], ExperienceStore | None]) -> None:
+        self._open_store = open_store
+        self._stores: dict[str, ExperienceStore] = {}
+        self._lock = threading.Lock()
+
+    def fate(self, model: str, feedback_id: str) -> Fate | None:
+        store = self._store(model)
+        return None if store is None else store.fate(feedback_id)
+
+    def close(self) -> None:
+        with self._lock:
+            for store in self._stores.values():
+                store.close()
+            self._stores.clear()
+
+    def _store(self, model: str) -> ExperienceStore | None:
+        with self._lock:
+            if model not in self._stores:
+                opened = self._open_store(model)
+                if opened is None:
+                    return None
+                self._stores[model] = opened
+            return self._stores[model]
