@@ -2,7 +2,7 @@
 #   make PYTHON=python3.12 test      another interpreter
 #   UV_TORCH_BACKEND=cpu make demo   torch without CUDA
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kafka test programs dashboards test-slow bench bench-learning check fmt proto clean
+.PHONY: help demo demo-kafka test programs dashboards test-slow bench-serving bench-learning check fmt proto clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -34,13 +34,14 @@ test: check programs ## All checks, then the whole test suite but what is marked
 test-slow: $(INSTALLED) programs ## The tests that take longer than about ten seconds
 	$(BIN)/pytest -m slow
 
-programs: ## What tests need and no Python package brings: Chromium, Prometheus, kcat; into .cache, without root
+programs: $(INSTALLED) ## What tests need and .venv lacks: Chromium, Prometheus, kcat, Triton's and KServe's clients; into .cache
 	@tests/tools/fetch-debian.sh chromium .cache/debian/chromium
 	@tests/tools/fetch-debian.sh prometheus .cache/debian/prometheus
+	@tests/tools/fetch-inference-clients.sh $(BIN)/uv .cache/clients
 	@tests/tools/fetch-debian.sh kcat .cache/debian/kcat
 
-bench: $(INSTALLED) ## How much of the raw ONNX Runtime rate the service reaches
-	$(BIN)/python tests/benchmarks/serving.py
+bench-serving: $(INSTALLED) ## Serving beside the raw ONNX Runtime rate; CHECK=1 fails short of a goal, QUICK=1, ONLY="rates soak"
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.serving $(if $(QUICK),--quick) $(ONLY)
 
 bench-learning: $(INSTALLED) ## The learner beside its peers; CHECK=1 fails short of a goal, QUICK=1, ONLY="shift gate"
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.learning $(if $(QUICK),--quick) $(ONLY)
