@@ -1,0 +1,129 @@
+"""`Predict` with JPEG + WAV + text against the same process calling decode and model itself, on the same core.
+
+Our own fusion policy with random weights, in two sizes.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import time
+import wave
+from pathlib import Path
+from statistics import mean, median
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.learning.measure import Measure
+from benchmarks.serving import processes
+from benchmarks.serving.load import write_requests
+from benchmarks.serving.requests import PREDICT
+from plaudit import compose
+from plaudit.core.rollout import Change, promote
+from plaudit.core.settings import Settings
+from plaudit.v1 import content_pb2, prediction_pb2
+from plaudit_models.bundle import TOKENIZER, Manifest
+from plaudit_models.preprocess import assemble, decode, train_tokenizer
+from plaudit_models.spec import AudioModality, ImageModality, ModelSpec, TextModality
+from plaudit_models.training.export import export_version
+from plaudit_models.training.fusion import FusionConfig, FusionPolicy
+
+SHARE = 0.85
+SIZES = {"small": (160, 3), "base": (384, 8)}
+TEXT = ("is it a cat or a dog?", "what do you hear", "which animal barks", "say what you see, please")
+
+
+def run(*, quick: bool) -> list[Measure]:
+    rounds, seconds = (1, 1.0) if quick else (3, 4.0)
+    measures = []
+    for name, (width, layers) in SIZES.items():
+        with tempfile.TemporaryDirectory() as made:
+            data_dir = Path(made)
+            requests = _deploy(data_dir, name, width, layers)
+            shares, rates = [], []
+            for _ in range(rounds):
+                before = _in_process(data_dir, name, seconds)
+                with processes.serving(data_dir) as server:
+                    common = ("load", server.address, PREDICT, requests, "--seconds", seconds, "--warm", 1.0)
+                    found = processes.run(*common, "--concurrency", 32, core=processes.CLIENT_CORE)
+                assert set(found["codes"]) == {"OK"}, found["codes"]
+                itself = mean([before, _in_process(data_dir, name, seconds)])
+                shares.append(found["per_s"] / itself)
+                rates.append((found["per_s"], itself))
+            served, itself = (median(column) for column in zip(*rates, strict=True))
+            note = f"{served:.0f} of {itself:.0f}/s; rounds {min(shares):.2f} to {max(shares):.2f}"
+            measures.append(Measure(f"{name}: share of decode + model in-process", median(shares), SHARE, note=note))
+    return measures
+
+
+def _in_process(data_dir: Path, name: str, seconds: float) -> float:
+    processes.settle()
+    arguments = (compose.registry_of(Settings(data_dir=data_dir), name).folder(1), data_dir / "requests", seconds)
+    return float(processes.run("in_process", *arguments, core=processes.SERVER_CORE))
+
+
+def _deploy(data_dir: Path, name: str, width: int, layers: int) -> Path:
+    spec = ModelSpec(
+        name,
+        {"image": ImageModality(64, 64), "audio": AudioModality(16_000, 0.5), "text": TextModality(16)},
+        tuple(f"answer {number}" for number in range(20)),
+    )
+    tokenizer = train_tokenizer(TEXT)
+    contents = [
+        {"image": _jpeg(number), "audio": _wav(number), "text": TEXT[number % len(TEXT)]} for number in range(16)
+    ]
+    folder = data_dir / "made"
+    folder.mkdir()
+    tokenizer.save(str(folder / TOKENIZER))
+    config = FusionConfig(vocabulary_size=tokenizer.get_vocab_size(), width=width, layers=layers)
+    model = FusionPolicy(spec, config).eval()
+    rows = [
+        {
+            modality: decode(content[modality], spec.modalities[modality], name=modality, tokenizer=tokenizer)
+            for modality in content
+        }
+        for content in contents
+    ]
+    manifest = Manifest(spec=spec, kind="pretrained", created_at_s=time.time(), files={}, floor=0.02)
+    export_version(model, folder, manifest, assemble(spec, rows[:8]))
+    registry = compose.registry_of(Settings(data_dir=data_dir), name)
+    version = registry.publish(folder).version
+    registry.set_rollout(promote(registry.rollout(), version, Change("benchmark", time.time(), "benchmark")))
+    messages = [
+        prediction_pb2.PredictRequest(
+            user_id=f"user {number}",
+            content={
+                "image": content_pb2.Content(image=content["image"]),
+                "audio": content_pb2.Content(audio=content["audio"]),
+                "text": content_pb2.Content(text=content["text"]),
+            },
+        )
+        for number, content in enumerate(contents)
+    ]
+    write_requests(data_dir / "requests", [message.SerializeToString() for message in messages])
+    return data_dir / "requests"
+
+
+def _jpeg(seed: int) -> bytes:
+    """96 × 96, smooth with some grain, as a small photo is."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).resize((96, 96), Image.Resampling.BICUBIC)
+    grain = np.asarray(coarse, np.int16) + rng.integers(-8, 9, (96, 96, 3))
+    file = io.BytesIO()
+    Image.fromarray(grain.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def _wav(seed: int) -> bytes:
+    """Half a second of tones at 16 kHz."""
+    rng = np.random.default_rng(seed)
+    time_s = np.arange(8000) / 16_000
+    tones = sum(np.sin(2 * np.pi * pitch * time_s) for pitch in rng.uniform(100, 2000, 4))
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(16_000)
+        writer.writeframes((tones * 8000 / 4).astype("<i2").tobytes())
+    return file.getvalue()

@@ -1,0 +1,45 @@
+"""Prints how many requests a second this process answers when it calls decode and model itself; no server, no log.
+
+    python -m benchmarks.serving.in_process VERSION_FOLDER REQUESTS SECONDS
+
+The best of several batch sizes.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.serving.load import read_requests
+from plaudit.adapters.onnx_runtime import OnnxRuntime
+from plaudit.core.wire import contents_from_wire
+from plaudit.serving.decoding import decode_content
+from plaudit.v1 import prediction_pb2
+from plaudit_models.preprocess import Batch, Limits
+
+BATCHES = (1, 2, 4, 8)
+
+
+def main(folder: Path, requests: Path, seconds: float) -> None:
+    model = OnnxRuntime("cpu").load(folder)
+    contents = [
+        contents_from_wire(prediction_pb2.PredictRequest.FromString(data).content) for data in read_requests(requests)
+    ]
+    buffer = Batch(model.manifest.spec, max(BATCHES))
+    best = 0.0
+    for size in BATCHES:
+        done, at, began_s = 0, 0, 0.0
+        for warm in (True, False):
+            done, began_s = 0, time.perf_counter()
+            while time.perf_counter() - began_s < (0.3 if warm else seconds / len(BATCHES)):
+                group = [contents[(at + place) % len(contents)] for place in range(size)]
+                trunk = model.trunk(buffer.fill([decode_content(content, model, Limits()) for content in group]))
+                model.head(trunk.embedding, trunk.base_logits)
+                done, at = done + size, at + size
+        best = max(best, done / (time.perf_counter() - began_s))
+    print(best)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]))
