@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from plaudit.adapters.kafka_cluster import KafkaConnection, TopicPlan
     from plaudit.client import AsyncClient
-    from plaudit.console.ports import Learning, Samples
+    from plaudit.console.ports import Learnings, Samples
     from plaudit.learner.loop import Learner
     from plaudit.serving.server import InferenceServer
 
@@ -269,23 +269,24 @@ def learner(
     )
 
 
-def learning(settings: Settings) -> Learning:
-    """What the learner lets the console see; nothing is made where no learner has run yet."""
+def learnings(settings: Settings) -> Learnings:
+    """What learners let the console see; nothing is made where none has run yet."""
     from plaudit.console.judged import Judged
-    from plaudit.console.ports import Learning
+    from plaudit.console.ports import Learning, Learnings
     from plaudit.core.runs import read_json
     from plaudit.learner.status import STATUS
 
-    model = model_named(settings, "")
-    status = learner_dir(settings, model) / STATUS
-    return Learning(
-        model=model,
-        status=lambda: read_json(status) if status.exists() else None,
-        judged=Judged(lambda: experience_store(settings, model) if status.exists() else None),
-    )
+    def learning(model: str) -> Learning:
+        status = learner_dir(settings, model) / STATUS
+        return Learning(
+            status=lambda: read_json(status) if status.exists() else None,
+            judged=Judged(lambda: experience_store(settings, model) if status.exists() else None),
+        )
+
+    return Learnings(learning)
 
 
-def console(settings: Settings, client: AsyncClient, learning: Learning) -> Starlette:
+def console(settings: Settings, client: AsyncClient, learnings: Learnings) -> Starlette:
     """The console's application. Raises ConfigError."""
     from plaudit.console.app import application
     from plaudit.console.ports import Sources
@@ -294,7 +295,7 @@ def console(settings: Settings, client: AsyncClient, learning: Learning) -> Star
     host = settings.console.host
     return application(
         client,
-        Sources(catalog, learning, _samples(settings)),
+        Sources(catalog, learnings, _samples(settings)),
         # Other names come from sites that had theirs resolved to us. Where all addresses are listened on, so are names.
         hosts=["*"] if host in ("0.0.0.0", "::") else sorted({host, "127.0.0.1", "localhost", "::1", "[::1]"}),
         max_body_bytes=2 * settings.serving.max_message_bytes,

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import http.client
 import json
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ import pytest
 import builders
 from plaudit.adapters.directory_registry import DirectoryCatalog
 from plaudit.client import AsyncClient
-from plaudit.console.app import application
-from plaudit.console.ports import Sources
+from plaudit.console.app import application, finite
+from plaudit.console.judged import Judged
+from plaudit.console.ports import Learning, Learnings, Sources
 from plaudit.console.server import open_port, serve
 from plaudit.core.errors import ConfigError
 from plaudit.core.rollout import Change, promote
@@ -83,7 +85,8 @@ def browser(tmp_path) -> Iterator[Browser]:
 
         async def run() -> None:
             async with AsyncClient(recorder.target) as client:
-                sources = Sources(catalog, None, {"tiny": Samples()})
+                learnings = Learnings(lambda model: Learning(lambda: None, Judged(lambda: None)))
+                sources = Sources(catalog, learnings, {"tiny": Samples()})
                 app = application(client, sources, hosts=["127.0.0.1"], max_body_bytes=10_000)
                 await serve(app, listening, stopping)
 
@@ -211,6 +214,13 @@ def test_the_loop_of_a_model_and_of_none(browser):
     assert browser.get("/api/models/tiny/loop").json["rollout"]["live"] == 1
     answer = browser.get("/api/models/other/loop")
     assert (answer.status, "'other' is not one of ['tiny']" in answer.json["error"]) == (404, True)
+
+
+def test_numbers_that_json_does_not_have_are_none():
+    assert finite({"e": float("inf"), "b": (float("nan"), 1.5, "x", None, {"c": -math.inf})}) == {
+        "e": None,
+        "b": [None, 1.5, "x", None, {"c": None}],
+    }
 
 
 @pytest.mark.parametrize(

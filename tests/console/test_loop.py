@@ -27,6 +27,9 @@ class Latest:
         return list(self.rewarded)
 
 
+NOBODY = Learning(lambda: None, Latest())  # type: ignore[arg-type]
+
+
 def _change(time_s: float) -> Change:
     return Change("ada", time_s, f"at {time_s:g}")
 
@@ -49,7 +52,7 @@ def registry(tmp_path: Path) -> DirectoryRegistry:
 
 def test_versions_stand_newest_first_with_their_parts_and_what_users_say(registry):
     latest = Latest(Rewarded(1, NOW_S, 1.0), Rewarded(2, NOW_S + 1.5, 1.0), Rewarded(2, NOW_S + 1.6, 0.0))
-    seen = view(registry, Learning("tiny", lambda: {"pending": 3}, latest), now_s=NOW_S + 9)  # type: ignore[arg-type]
+    seen = view(registry, Learning(lambda: {"pending": 3}, latest), now_s=NOW_S + 9)  # type: ignore[arg-type]
     json.dumps(seen)
 
     third, second, first = seen["versions"]
@@ -66,12 +69,12 @@ def test_versions_stand_newest_first_with_their_parts_and_what_users_say(registr
 
 def test_changes_stand_newest_first_where_they_came_among_the_judged_answers(registry):
     latest = Latest(Rewarded(1, NOW_S + 0.5, 1.0), Rewarded(2, NOW_S + 3, 1.0))
-    seen = view(registry, Learning("tiny", lambda: None, latest), now_s=NOW_S)  # type: ignore[arg-type]
+    seen = view(registry, Learning(lambda: None, latest), now_s=NOW_S)  # type: ignore[arg-type]
     assert [(change["candidate"], change["place"]) for change in seen["changes"]] == [(3, 1), (None, 0)]
 
 
 def test_a_model_without_a_learner_shows_its_versions(registry):
-    seen = view(registry, None, now_s=NOW_S)
+    seen = view(registry, NOBODY, now_s=NOW_S)
     assert (seen["learner"], seen["satisfaction"], seen["lately"], len(seen["versions"])) == (None, [], None, 3)
 
 
@@ -80,14 +83,14 @@ def test_of_many_head_refreshes_the_latest_and_those_in_use_are_shown(registry, 
     for number in (4, 5):
         tiny_head_refresh(tmp_path / str(number), registry.folder(1), prefer="dog")
         registry.publish(tmp_path / str(number))
-    assert [each["version"] for each in view(registry, None, now_s=NOW_S)["versions"]] == [5, 3, 2, 1]
+    assert [each["version"] for each in view(registry, NOBODY, now_s=NOW_S)["versions"]] == [5, 3, 2, 1]
 
 
 def test_a_damaged_version_is_left_out(registry):
     manifest = registry.folder(3) / "manifest.json"
     manifest.write_text("{}")
     fresh = DirectoryRegistry(registry.folder(1).parents[2], "tiny")
-    assert [each["version"] for each in view(fresh, None, now_s=NOW_S)["versions"]] == [2, 1]
+    assert [each["version"] for each in view(fresh, NOBODY, now_s=NOW_S)["versions"]] == [2, 1]
 
 
 def test_a_plain_refresh_is_no_change_and_a_revert_is_one():

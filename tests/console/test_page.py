@@ -21,6 +21,8 @@ LIVE = re.compile(r"live in version \d+")
 
 Open = Callable[..., Page]
 
+expect.set_options(timeout=30_000)  # for machines that are busy; nothing waits longer than it must
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
@@ -127,7 +129,8 @@ def test_what_was_learned_shows_in_the_loop(opened):
     expect(page.locator("#facts")).to_contain_text("In the queue")
     expect(page.locator("#learner")).to_contain_text("It runs.")
     page.get_by_label("with every head refresh").check()
-    expect(page.locator("#versions > li", has_text=f"Version {version} ")).to_contain_text("head refresh")
+    name = page.locator(".name", has_text=re.compile(f"^Version {version}$"))
+    expect(page.locator("#versions > li", has=name)).to_contain_text("head refresh")
 
 
 def test_a_correction_and_an_uploaded_image(opened, tmp_path: Path):

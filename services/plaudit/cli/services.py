@@ -88,10 +88,9 @@ async def console(settings: Settings, target: str | None, report: Report) -> Non
     """Raises ConfigError: a setting is wrong, or the port is taken."""
     from plaudit.console import server
 
-    learning = compose.learning(settings)
-    with contextlib.closing(learning.judged), _signals() as stopping:
+    with contextlib.closing(compose.learnings(settings)) as learnings, _signals() as stopping:
         async with async_client(settings, target) as client:
-            app = compose.console(settings, client, learning)
+            app = compose.console(settings, client, learnings)
             host = settings.console.host
             listening = server.open_port(host, settings.console.port or 0)
             report({"event": "ready", "page": f"http://{address(host, listening.getsockname()[1])}/"})

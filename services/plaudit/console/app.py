@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -139,15 +140,14 @@ class _Console:
 
     async def loop(self, request: Request) -> Response:
         model = request.path_params["model"]
-        learning = self._sources.learning
 
         def look() -> dict[str, Any]:
             if model not in self._sources.catalog.models():
                 raise HTTPException(404, f"model: {model!r} is not one of {list(self._sources.catalog.models())}")
             registry = self._sources.catalog.registry(model)
-            return view(registry, learning if learning and learning.model == model else None, now_s=self._clock())
+            return view(registry, self._sources.learnings.of(model), now_s=self._clock())
 
-        return JSONResponse(await asyncio.to_thread(look))
+        return JSONResponse(finite(await asyncio.to_thread(look)))
 
     async def sample(self, request: Request) -> Response:
         model, modality, name = (request.path_params[key] for key in ("model", "modality", "name"))
@@ -227,6 +227,19 @@ class _Headers:
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
+
+
+def finite(value: Any) -> Any:
+    """The same with None for every number that JSON does not have: evidence can be infinite, or not there yet."""
+    match value:
+        case float() if not math.isfinite(value):
+            return None
+        case Mapping():
+            return {name: finite(part) for name, part in value.items()}
+        case list() | tuple():
+            return [finite(part) for part in value]
+        case _:
+            return value
 
 
 def _text(body: Mapping[str, Any], field: str) -> str:

@@ -27,15 +27,14 @@ HEADS_SHOWN: Final = 30
 CHANGES_SHOWN: Final = 60
 
 
-def view(registry: ModelRegistry, learning: Learning | None, *, now_s: float) -> dict[str, Any]:
+def view(registry: ModelRegistry, learning: Learning, *, now_s: float) -> dict[str, Any]:
     """Everything there is to see of one model's loop.
 
     Args:
-        learning: None if this model has no learner here.
         now_s: UTC seconds, so that the page need not trust its own clock.
     """
     rollout, ledger, manifests = registry.rollout(), registry.ledger(), _manifests(registry)
-    rewarded = learning.judged.latest() if learning else []
+    rewarded = learning.judged.latest()
     family = families(manifests, ledger)
     return {
         "now_s": now_s,
@@ -49,7 +48,7 @@ def view(registry: ModelRegistry, learning: Learning | None, *, now_s: float) ->
         "judged": len(rewarded),
         "lately": _mean(rewarded[-LATELY:]),
         "satisfaction": _satisfaction(rewarded, family, manifests),
-        "learner": learning.status() if learning else None,
+        "learner": learning.status(),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -31,24 +32,45 @@ class Learning:
     """What the learner of one model lets others see.
 
     Attributes:
-        model: whose learner.
         status: how things stand, as the learner last said; None if it has never run.
         judged: the answers that users judged.
     """
 
-    model: str
     status: Callable[[], Mapping[str, Any] | None]
     judged: Judged
+
+
+class Learnings:
+    """Of every model, each made when it is first asked for.
+
+    Args:
+        make: by the model's name.
+    """
+
+    def __init__(self, make: Callable[[str], Learning]) -> None:
+        self._make = make
+        self._made: dict[str, Learning] = {}
+        self._lock = threading.Lock()
+
+    def of(self, model: str) -> Learning:
+        with self._lock:
+            if model not in self._made:
+                self._made[model] = self._make(model)
+            return self._made[model]
+
+    def close(self) -> None:
+        for learning in self._made.values():
+            learning.judged.close()
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
     """Attributes:
     catalog: the models there are, with their versions and ledgers.
-    learning: None where no learner keeps its state here.
+    learnings: what their learners let others see.
     samples: by model.
     """
 
     catalog: ModelCatalog
-    learning: Learning | None
+    learnings: Learnings
     samples: Mapping[str, Samples]

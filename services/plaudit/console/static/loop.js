@@ -89,7 +89,7 @@ function compared(title, report) {
 
 function evidence(report) {
   const row = (name, value) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, value));
-  const points = (share) => `${share < 0 ? "−" : "+"}${(100 * Math.abs(share)).toFixed(1)} points`;
+  const points = (share) => share === null ? "unknown" : `${share < 0 ? "−" : "+"}${(100 * Math.abs(share)).toFixed(1)} points`;
   const harmed = (report.slices ?? []).filter((slice) => slice.e_value_harm >= slice.threshold);
   return h("table", {}, h("tbody", {},
     row("difference in satisfaction", `${points(report.gain)} (${points(report.lower)} to ${points(report.upper)})`),
@@ -101,7 +101,7 @@ function evidence(report) {
   ));
 }
 
-const number = (value) => (value >= 1e4 ? value.toExponential(1) : value.toFixed(value < 10 ? 2 : 0));
+const number = (value) => (value === null ? "beyond measure" : value >= 1e4 ? value.toExponential(1) : value.toFixed(value < 10 ? 2 : 0));
 
 // --- versions ---------------------------------------------------------------------------------------------------------
 
