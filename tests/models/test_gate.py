@@ -300,3 +300,65 @@ def test_a_suspected_slice_holds_a_proven_gain_back() -> None:
     assert "slice 'a' may be worse" in report.reasons[-1]
     cleared = held.update(Differences(*[np.full(400, 0.1)] * 2, np.ones(400)), anyone(400), ["a"] * 400)
     assert cleared.report().verdict == "promote"
+
+
+def test_few_users_share_equally_instead_of_being_left_out() -> None:
+    """8 users, cap 1 %. Where nobody knows that they are 8, 39 of each count by 3,999 decisions, then a 40th of one.
+
+    Where it is known, all count but one of seven users: an eighth of t < 8n is less than n.
+    """
+    users = [f"user {i % 8}" for i in range(4_000)]
+    seen = constant(0.05, 4_000)
+    strict = new_comparison(RULES).update(seen, users, [""] * 4_000).report()
+    assert (strict.n, strict.raters) == (313, 8)
+    assert "3687 of 4000 decisions are left out" in strict.reasons[-1]
+    fair = new_comparison(RULES).update(seen, users, [""] * 4_000, n_users=8).report()
+    assert fair.n == 3_993
+    assert not any("left out" in reason for reason in fair.reasons)
+
+
+def test_one_loud_user_of_few_counts_as_one_of_them() -> None:
+    """19 honest users know a bad candidate; the 20th sends half of the events and praises it.
+
+    An equal share is 1/20, so he has 199 ≤ 0.05·3999 of the 2,199 that count.
+    """
+    loud = np.arange(4_000) % 2 == 0
+    gains = np.where(loud, 1.0, np.where(np.arange(4_000) % 4 == 1, 0.2, -0.4))
+    users = ["loud" if is_loud else f"user {i % 19}" for i, is_loud in enumerate(loud)]
+    seen = Differences(gains, gains, np.ones(4_000))
+    report = new_comparison(RULES).update(seen, users, [""] * 4_000, n_users=20).report()
+    assert report.n == 2_199
+    assert report.verdict == "insufficient"
+    assert new_comparison(GateRules(user_cap=1.0)).update(seen, users, [""] * 4_000).report().verdict == "promote"
+
+
+def test_more_users_than_the_cap_needs_change_nothing() -> None:
+    users = ["loud"] * 1_000
+    for n_users in (0, 100, 10_000):
+        assert new_comparison(RULES).update(constant(1.0, 1_000), users, [""] * 1_000, n_users=n_users).n == 10
+
+
+def test_no_thumbs_at_all_prove_nothing() -> None:
+    untouched = new_comparison(RULES).update(constant(0.0, 0), [], [])
+    assert untouched.report().verdict == "insufficient"
+
+
+def test_all_thumbs_down_prove_neither_gain_nor_harm_between_equals() -> None:
+    made = world(gain=0.0)
+    kind, log = made.log(np.random.default_rng(3), 3_000)
+    down = LoggedRounds(np.zeros(3_000), log.action, log.pscore)
+    live = made.live[kind]
+    report = judge(down, live, live, made.q_hat[kind], users=anyone(3_000), slices=[""] * 3_000, rules=RULES)
+    assert report.verdict == "insufficient"
+    assert report.gain == pytest.approx(0.0)
+
+
+def test_what_live_never_answers_counts_as_worst_for_gain_and_as_best_for_harm() -> None:
+    """Action 1 was never offered (p = 0), so nothing is known of it: q̂ = 0.9 is not believed either way.
+
+    Candidate [0, 1], live [1, 0] with reward 1 for action 0 at p = 1: low = 0 − 1, high = 1 − 1.
+    """
+    log = LoggedRounds(np.array([1.0]), np.array([0]), np.array([1.0]))
+    live = np.array([[1.0, 0.0]])
+    seen = differences(log, np.array([[0.0, 1.0]]), live, np.array([[0.9, 0.9]]), logging_probs=live, rules=RULES)
+    assert (seen.low[0], seen.high[0]) == pytest.approx((-1.0, 0.0))

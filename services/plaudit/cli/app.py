@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from plaudit import __version__
-from plaudit.cli import output
+from plaudit.cli import deadletter, output
 from plaudit.cli import up as supervisor
 from plaudit.cli.failures import Failed, as_exit_codes, extra
 from plaudit.cli.options import (
@@ -478,8 +478,70 @@ def receipt(
     output.print_json(found) if as_json else output.print_receipt(found)
 
 
+# --- raters ----------------------------------------------------------------------------------------------------------
+
+raters = typer.Typer(no_args_is_help=True, help="See whom the learner believes; take users out of quarantine, or in.")
+app.add_typer(raters, name="raters")
+User = Annotated[str, typer.Argument(metavar="USER", help="The user's id.")]
+
+
+@raters.command(name="list")
+def list_raters(
+    quarantined: Annotated[bool, typer.Option("--quarantined", help="Only those in quarantine.")] = False,
+    model: Model = "",
+    config: Config = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """List the users the learner has heard of: how much of what they say counts, and how far others agree with it.
+
+    Example: `plaudit raters list --quarantined`
+    """
+    settings = read_settings(config, data_dir)
+    with extra("learn"):
+        from plaudit.cli.raters import heard_of
+
+        rows = [row for row in heard_of(settings, model) if not quarantined or row["standing"] == "quarantined"]
+    output.print_json(rows) if as_json else output.print_raters(rows)
+
+
+@raters.command()
+def release(
+    user: User, model: Model = "", config: Config = None, data_dir: DataDir = None, as_json: Json = False
+) -> None:
+    """Take a user out of quarantine for good. What was set aside stays so; what the user says from now on counts.
+
+    Example: `plaudit raters release ada`
+    """
+    settings = read_settings(config, data_dir)
+    with extra("learn"):
+        from plaudit.cli.raters import order
+
+        order(settings, model, user, "trusted")
+    output.print_standing(user, "trusted", as_json)
+
+
+@raters.command()
+def quarantine(
+    user: User, model: Model = "", config: Config = None, data_dir: DataDir = None, as_json: Json = False
+) -> None:
+    """Learn nothing more from a user, and forget what was learned.
+
+    Example: `plaudit raters quarantine mallory`
+    """
+    settings = read_settings(config, data_dir)
+    with extra("learn"):
+        from plaudit.cli.raters import order
+
+        order(settings, model, user, "quarantined")
+    output.print_standing(user, "quarantined", as_json)
+
+
 # --- versions --------------------------------------------------------------------------------------------------------
 
+
+app.add_typer(deadletter.app, name="deadletter")
+app.command()(deadletter.orphans)
 
 versions_app = typer.Typer(no_args_is_help=False)
 app.add_typer(versions_app, name="versions", invoke_without_command=True)

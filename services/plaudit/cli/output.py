@@ -57,6 +57,58 @@ def print_receipt(receipt: Receipt) -> None:
     )
 
 
+def print_raters(rows: Sequence[Mapping[str, Any]]) -> None:
+    _print_table(
+        ("user", "standing", "counted", "refused", "reliability"),
+        [
+            (
+                row["user"] or "(without id)",
+                row["standing"] + (", floods" if row["floods"] else ""),
+                str(row["n"]),
+                str(row["refused"]),
+                f"{row['reliability']:.2f}",
+            )
+            for row in rows
+        ],
+    )
+
+
+def print_standing(user: str, standing: str, as_json: bool) -> None:
+    if as_json:
+        print_json({"user": user, "standing": standing})
+    else:
+        out.print(f"{user}: {standing}, as soon as the learner looks")
+
+
+def print_dead_letters(rows: Sequence[Mapping[str, Any]]) -> None:
+    _print_table(
+        ("record", "set aside", "bytes", "usable now", "reason"),
+        [
+            (
+                row["place"],
+                _time(row["time_s"]),
+                str(row["size_bytes"]),
+                "yes" if row["usable"] else "no",
+                row["reason"],
+            )
+            for row in rows
+        ],
+    )
+
+
+def print_replayed(replayed: Sequence[str], left: Mapping[str, str]) -> None:
+    out.print(f"{len(replayed)} replayed{'; the learner reads them next' if replayed else ''}")
+    for place, problem in left.items():
+        out.print(f"{place} is left: {problem}")
+
+
+def print_orphans(waiting: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    out.print(f"{waiting} pieces of feedback wait for their decision")
+    if rows:
+        cells = [(row["feedback_id"], row["user_id"], _time(row["time_s"]), row["prediction_id"]) for row in rows]
+        _print_table(("feedback", "user", "recorded", "prediction"), cells)
+
+
 def print_versions(listed: Versions) -> None:
     rows = [
         (

@@ -38,6 +38,14 @@ class ServingSettings(_Section):
     """Prometheus metrics port; 0 picks a free one."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where models run. Asking for `cuda` where there is none is an error, never a silent fallback."""
+    gpu_mem_limit_bytes: Count | None = None
+    """The most GPU memory that one graph may take for weights and activations; None: all there is."""
+    cuda_graphs: bool = False
+    """Capture a CUDA graph for each batch size, and pad batches to 1, 2, 4, 8, …: less work for the processor. A graph
+    of which a part runs on the processor cannot be captured, and its version does not serve."""
+    tensorrt: bool = False
+    """Run what TensorRT can on TensorRT. It builds engines when a version is loaded, which takes seconds to minutes, and
+    keeps them in the data directory."""
     threads: Count = 1
     """Threads one model evaluation may use."""
     processes: Count = 1
@@ -229,7 +237,7 @@ class GateSettings(_Section):
     more. Decisions without a user id count as one user's."""
     min_events: Count = 100
     """Experiences before a verdict. None of them is one that the candidate was trained on."""
-    max_events: Count = 2_000
+    max_events: Count = 5_000
     """Experiences after which the verdict is "not enough evidence"."""
 
 

@@ -14,8 +14,10 @@ from typing import Final
 
 import numpy as np
 
+from plaudit.core.errors import UnknownVersion
 from plaudit.core.events import Features
-from plaudit.core.experience import Experience
+from plaudit.core.experience import Experience, Served
+from plaudit.core.ports import ModelRegistry
 from plaudit_models.gate import Comparison, differences
 from plaudit_models.ope import LoggedRounds
 from plaudit_models.policy import Float64
@@ -33,23 +35,63 @@ class Compared:
     features: Features
 
 
-def counts_as_proof(experience: Experience, spec: ModelSpec) -> bool:
+def speaks_plainly(experience: Experience) -> bool:
+    """Whether its user has said something about the answer, not only done something, or nothing."""
+    judgement = experience.judgement
+    return judgement is not None and judgement.weight >= MIN_WEIGHT and experience.reward is not None
+
+
+def counts_as_proof(experience: Experience) -> bool:
     """Whether off-policy evaluation can use it: a judged answer drawn at random from a known policy.
 
     A greedy answer would have been the same whatever its logged propensity pretends, so it says nothing about others.
     """
-    return speaks_plainly(experience, spec) and experience.probabilities is not None and not experience.served.greedy
+    return speaks_plainly(experience) and experience.probabilities is not None and not experience.served.greedy
 
 
-def speaks_plainly(experience: Experience, spec: ModelSpec) -> bool:
-    """Whether its user has said something about the answer, not only done something, or nothing."""
-    judgement = experience.judgement
-    return (
-        judgement is not None
-        and judgement.weight >= MIN_WEIGHT
-        and experience.reward is not None
-        and spec.has_action(experience.served.action)
-    )
+def can_answer(served: Served, spec: ModelSpec) -> bool:
+    """Whether a policy with these actions has any of those that were allowed."""
+    return not served.allowed_actions or any(spec.has_action(action) for action in served.allowed_actions)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Policy:
+    """What a policy would answer, or is expected to earn, in each of n contexts.
+
+    Attributes:
+        actions: its action set.
+        values: shape ``[n, a]``, in that order.
+    """
+
+    actions: Sequence[str]
+    values: Float64
+
+    def onto(self, actions: Sequence[str], missing: float = 0.0) -> Float64:
+        """The same in the order of ``actions``, which have all of ours; ``missing`` for those that are not."""
+        placed = np.full((len(self.values), len(actions)), missing)
+        placed[:, [actions.index(action) for action in self.actions]] = self.values
+        return placed
+
+
+def logged_policies(rows: Sequence[Compared], registry: ModelRegistry, otherwise: Sequence[str]) -> Policy:
+    """Those that served each experience, as noted when it was joined, over all actions that any of them had.
+
+    Args:
+        otherwise: the action set of versions that are gone: a refresh has that of the version it came from.
+    """
+    own = [_actions(registry, row.experience.served.version, otherwise) for row in rows]
+    actions = list(dict.fromkeys(action for each in dict.fromkeys(own) for action in each))
+    values = np.zeros((len(rows), len(actions)))
+    for i, (row, each) in enumerate(zip(rows, own, strict=True)):
+        values[i, [actions.index(action) for action in each]] = row.experience.probabilities
+    return Policy(actions, values)
+
+
+def _actions(registry: ModelRegistry, version: int, otherwise: Sequence[str]) -> tuple[str, ...]:
+    try:
+        return tuple(registry.manifest(version).spec.actions)
+    except UnknownVersion:
+        return tuple(otherwise)
 
 
 def compare(
@@ -57,34 +99,41 @@ def compare(
     rows: Sequence[Compared],
     spec: ModelSpec,
     *,
-    candidate: Float64,
-    baseline: Float64,
-    q_hat: Float64,
+    candidate: Policy,
+    baseline: Policy,
+    logged: Policy,
+    q_hat: Policy,
     n_users: int,
 ) -> Comparison:
     """Take in n experiences, n ≥ 1, that :func:`counts_as_proof`.
 
+    The action sets may differ. An answer that was never offered counts as the worst there is where gain is to be
+    proven, and as the best where harm is; one that the candidate has no more is one it never gives.
+
     Args:
-        candidate: its probabilities, ``[n, a]``.
+        spec: names the slices.
+        candidate: its probabilities.
         baseline: those of what it is compared with.
-        q_hat: predicted rewards that know nothing of these experiences, ``[n, a]``.
+        logged: those of what served.
+        q_hat: predicted rewards that know nothing of these experiences.
         n_users: how many users there were before these experiences.
     """
+    actions = list(dict.fromkeys([*candidate.actions, *baseline.actions, *logged.actions, *q_hat.actions]))
     log = LoggedRounds(
         reward=np.array([row.experience.reward for row in rows], np.float64),
-        action=np.array([spec.action_index(row.experience.served.action) for row in rows], np.int64),
+        action=np.array([actions.index(row.experience.served.action) for row in rows], np.int64),
         pscore=np.array([row.experience.served.propensity for row in rows], np.float64),
     )
     seen = differences(
-        log, candidate, baseline, q_hat, logging_probs=logged_probabilities(rows), rules=comparison.rules
+        log,
+        candidate.onto(actions),
+        baseline.onto(actions),
+        q_hat.onto(actions, missing=0.5),
+        logging_probs=logged.onto(actions),
+        rules=comparison.rules,
     )
     users = [row.experience.served.user_id for row in rows]
     return comparison.update(seen, users, [slice_of(row, spec) for row in rows], n_users=n_users)
-
-
-def logged_probabilities(rows: Sequence[Compared]) -> Float64:
-    """Of the policies that served, as noted when each experience was joined, ``[n, a]``."""
-    return np.array([row.experience.probabilities for row in rows], np.float64)
 
 
 def slice_of(row: Compared, spec: ModelSpec) -> str:

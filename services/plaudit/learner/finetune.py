@@ -25,7 +25,7 @@ from plaudit.core.ports import Changes, ExperienceStore, JobLauncher, JobState, 
 from plaudit.core.rollout import Change as RolloutChange
 from plaudit.core.rollout import Rollout, end_canary, on_trial, promote, start_canary
 from plaudit.core.runs import CANDIDATE, last_progress
-from plaudit.learner.compare import Compared, compare, counts_as_proof, logged_probabilities
+from plaudit.learner.compare import Compared, Policy, can_answer, compare, counts_as_proof, logged_policies
 from plaudit.learner.description import FEATURES, PARENT, STATE, JobDescription, TrainingPlan, read_features
 from plaudit.learner.evidence import stack
 from plaudit.learner.metrics import LearnerMetrics
@@ -40,7 +40,6 @@ from plaudit_models.features import features
 from plaudit_models.gate import Comparison, GateReport, GateRules, Verdict, comparison_from_dict, new_comparison
 from plaudit_models.preprocess import Limits
 from plaudit_models.reward_model import RewardPosterior, RewardState, posterior, state_from_bytes
-from plaudit_models.spec import ModelSpec
 
 KEY: Final = "finetune"
 GATE: Final = "gate"
@@ -321,7 +320,7 @@ class Finetuning:
         if chunk:
             candidate = self._open_candidate()
             spec = candidate.version.manifest.spec
-            usable = [e for e in chunk if not e.set_aside and counts_as_proof(e, spec)]
+            usable = [e for e in chunk if not e.set_aside and counts_as_proof(e) and can_answer(e.served, spec)]
             found = features_on(candidate.version, self._store, usable, self._store.save)
             rows = [Compared(e, found[e.served.prediction_id]) for e in usable if e.served.prediction_id in found]
             if rows:
@@ -336,16 +335,18 @@ class Finetuning:
 
     def _compare(self, candidate: _Candidate, rows: list[Compared], n_users: int) -> Comparison:
         """Against the policies that logged: on the features they served on, as noted when each was joined."""
-        spec = candidate.version.manifest.spec
-        made = [row.features for row in rows]
-        q_hat, _ = candidate.belief.predict(features(candidate.state.space, *stack(made)))
+        spec, made = candidate.version.manifest.spec, [row.features for row in rows]
+        predicted, _ = candidate.belief.predict(features(candidate.state.space, *stack(made)))
+        allowed = allowed_mask(spec, [row.experience.served for row in rows])
+        logged = logged_policies(rows, self._registry, spec.actions)
         return compare(
             self._comparison,
             rows,
             spec,
-            candidate=candidate.version.probabilities(made, allowed_mask(spec, [r.experience.served for r in rows])),
-            baseline=logged_probabilities(rows),
-            q_hat=q_hat,
+            candidate=Policy(spec.actions, candidate.version.probabilities(made, allowed)),
+            baseline=logged,
+            logged=logged,
+            q_hat=Policy(spec.actions, predicted),
             n_users=n_users,
         )
 
@@ -414,8 +415,7 @@ class Finetuning:
             return
         chunk = self._store.experiences(after=self._tuning.position, up_to=progress.last_number, limit=_CHUNK)
         self._backlog = len(chunk) == _CHUNK
-        spec = self._registry.manifest(version).spec
-        rows = [e for e in chunk if self._is_of_trial(e, rollout, spec)]
+        rows = [e for e in chunk if self._is_of_trial(e, rollout)]
         if rows:
             self._canary = self._canary.update(
                 np.array([e.reward for e in rows], np.float64),
@@ -435,12 +435,12 @@ class Finetuning:
             move(self._registry, lambda r: end_canary(r, change) if r.candidate == version else None)
             self._end_canary("reject" if finding == "harm" else "insufficient", why)
 
-    def _is_of_trial(self, experience: Experience, rollout: Rollout, spec: ModelSpec) -> bool:
+    def _is_of_trial(self, experience: Experience, rollout: Rollout) -> bool:
         """Served after the trial began, to somebody, by the version that the draw says."""
         served = experience.served
         return (
             not experience.set_aside
-            and counts_as_proof(experience, spec)
+            and counts_as_proof(experience)
             and served.time_s >= self._tuning.started_at_s
             and served.user_id != ""
             and on_trial(rollout, served.user_id) == (served.version == self._tuning.version)

@@ -15,7 +15,7 @@ import numpy as np
 
 from plaudit.core.experience import Experience
 from plaudit.core.ports import ModelRegistry
-from plaudit.learner.compare import Compared, compare, counts_as_proof, logged_probabilities
+from plaudit.learner.compare import Compared, Policy, compare, counts_as_proof, logged_policies
 from plaudit.learner.versions import Versions, allowed_mask
 from plaudit_models.features import Float64
 from plaudit_models.gate import Comparison, GateRules, comparison_from_dict, new_comparison
@@ -76,19 +76,21 @@ def update(
         for row in fresh
         if row.experience.served.version > running.after_version
         and row.features.trunk_digest == gated.manifest.trunk_digest
-        and counts_as_proof(row.experience, spec)
+        and counts_as_proof(row.experience)
         and _is_refresh(row.experience, registry)
     ]
     if not rows:
         return running
+    logged = logged_policies(rows, registry, spec.actions)
     allowed = allowed_mask(spec, [row.experience.served for row in rows])
     compared = compare(
         running.comparison,
         rows,
         spec,
-        candidate=logged_probabilities(rows),
-        baseline=gated.probabilities([row.features for row in rows], allowed),
-        q_hat=np.array([q_hat[row.experience.number] for row in rows]),
+        candidate=logged,
+        baseline=Policy(spec.actions, gated.probabilities([row.features for row in rows], allowed)),
+        logged=logged,
+        q_hat=Policy(spec.actions, np.array([q_hat[row.experience.number] for row in rows])),
         n_users=n_users,
     )
     return replace(running, comparison=compared)

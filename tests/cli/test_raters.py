@@ -1,0 +1,71 @@
+"""plaudit raters, in this process, on a learner's store."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from plaudit.cli import main
+from plaudit.compose import experience_store
+from plaudit.core.ports import Changes, ExperienceStore
+from plaudit.core.settings import Settings
+from plaudit.learner.knowledge import RATERS
+from plaudit.learner.orders import unheeded
+from plaudit_models.raters import Raters
+
+Shell = Callable[..., str]
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    """``shell("list", "--json")``: what `plaudit raters list --json` prints."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(
+            sys, "argv", ["plaudit", "raters", *arguments, "--model", "tiny", "--data-dir", str(tmp_path)]
+        )
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main()
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[ExperienceStore]:
+    """A learner's, which has heard of ada and caught mallory."""
+    store = experience_store(Settings(data_dir=tmp_path, model={}), "tiny")
+    _, raters = Raters().admit(["ada"] * 3 + ["mallory"] * 2, cap=0.5)
+    raters, _ = raters.hear(["ada"], np.array([1.0]), np.array([1.0]), np.array([1.0]))
+    store.lead()
+    store.save(Changes(memory={RATERS: raters.set_standing("mallory", "quarantined").to_bytes()}))
+    yield store
+    store.close()
+
+
+def test_the_list_says_who_counts_for_what(shell: Shell, store: ExperienceStore) -> None:
+    """Ada agrees with what is beyond doubt: (1 + 0.8·4)/(1 + 4) = 0.84, reliability 0.92."""
+    ada, mallory = json.loads(shell("list", "--json"))[::-1]
+    assert (ada["user"], ada["n"], ada["standing"]) == ("ada", 1, "heard")
+    assert (mallory["user"], mallory["standing"]) == ("mallory", "quarantined")
+    assert ada["reliability"] == pytest.approx(0.92)
+    assert [row["user"] for row in json.loads(shell("list", "--quarantined", "--json"))] == ["mallory"]
+    table = shell("list")
+    assert "mallory" in table
+    assert "quarantined" in table
+
+
+def test_orders_wait_for_the_learner(shell: Shell, store: ExperienceStore) -> None:
+    assert "mallory: trusted, as soon as the learner looks" in shell("release", "mallory")
+    assert json.loads(shell("quarantine", "ada", "--json")) == {"user": "ada", "standing": "quarantined"}
+    assert unheeded(store).todo == {"mallory": "trusted", "ada": "quarantined"}
+    store.save(Changes(memory=unheeded(store).heeded))
+    assert unheeded(store).todo == {}
+    shell("quarantine", "mallory")
+    assert unheeded(store).todo == {"mallory": "quarantined"}

@@ -1,0 +1,125 @@
+"""Two policies with different action sets on the same experiences, by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from builders import NOW_S, tiny_spec
+from plaudit.core.errors import UnknownVersion
+from plaudit.core.events import Features
+from plaudit.core.experience import Experience, Judgement, Served
+from plaudit.learner.compare import (
+    Compared,
+    Policy,
+    can_answer,
+    compare,
+    counts_as_proof,
+    logged_policies,
+    speaks_plainly,
+)
+from plaudit_models.gate import GateRules, new_comparison
+from plaudit_models.spec import ModelSpec
+
+SPEC = replace(tiny_spec(), actions=("cat", "dog", "fish"))
+RULES = GateRules(min_events=1)
+
+
+def an_experience(action: str = "cat", *, version: int = 1, reward: float = 1.0, **fields: Any) -> Experience:
+    served = Served("p", NOW_S, "ada", version, action, 0.5, (), False, ("text",))
+    return Experience(1, served, Judgement({action: reward}, 1.0), (0.5, 0.25, 0.25), **fields)
+
+
+def compared(experience: Experience) -> Compared:
+    return Compared(experience, Features("t", np.zeros(4, np.float32), np.array([3.0, 0.0, 0.0], np.float32)))
+
+
+@dataclass
+class Registry:
+    specs: Mapping[int, ModelSpec]
+
+    def manifest(self, version: int) -> Any:
+        if version not in self.specs:
+            raise UnknownVersion(version, list(self.specs))
+        return _Manifest(self.specs[version])
+
+
+@dataclass
+class _Manifest:
+    spec: ModelSpec
+
+
+def test_columns_move_to_where_their_action_is() -> None:
+    policy = Policy(("cat", "dog"), np.array([[0.7, 0.3]]))
+    np.testing.assert_array_equal(policy.onto(["dog", "fish", "cat"]), [[0.3, 0.0, 0.7]])
+    np.testing.assert_array_equal(policy.onto(["dog", "fish", "cat"], missing=0.5), [[0.3, 0.5, 0.7]])
+
+
+def test_logged_policies_of_versions_with_different_actions_and_of_one_that_is_gone() -> None:
+    other = replace(SPEC, actions=("bird", "cat", "dog"))
+    rows = [compared(an_experience(version=v)) for v in (1, 2, 3)]
+    logged = logged_policies(rows, Registry({1: SPEC, 2: other}), SPEC.actions)  # type: ignore[arg-type]
+    assert list(logged.actions) == ["cat", "dog", "fish", "bird"]
+    np.testing.assert_array_equal(
+        logged.values, [[0.5, 0.25, 0.25, 0.0], [0.25, 0.25, 0.0, 0.5], [0.5, 0.25, 0.25, 0.0]]
+    )
+
+
+def test_a_candidate_with_a_new_action_is_given_no_credit_for_it() -> None:
+    """It always says bird, which was never offered; live said cat, p = ½, and was right.
+
+    Low: bird is worth 0 at worst. Live's upper value: 1 − q̂ = ½ for all, so ½·½ + ¼·½ + ¼·½ = ½ and the outcome is
+    1 − (½ + 1·(0 − ½)) = 1. So low = −1. High: bird is worth 1 at best, live at least ½ + 1·(1 − ½) = 1, so 0.
+    """
+    logged = Policy(SPEC.actions, np.array([[0.5, 0.25, 0.25]]))
+    after = compare(
+        new_comparison(RULES),
+        [compared(an_experience())],
+        SPEC,
+        candidate=Policy(("bird",), np.array([[1.0]])),
+        baseline=logged,
+        logged=logged,
+        q_hat=Policy(("bird",), np.array([[0.9]])),
+        n_users=1,
+    )
+    assert after.report().gain == pytest.approx((-1.0 + 0.0) / 2)
+
+
+def test_a_candidate_without_the_answer_that_was_given_is_judged_all_the_same() -> None:
+    """It never says cat, which was wrong: live is worth ½ + 1·(0 − ½) = 0, the candidate the ½ that q̂ says."""
+    logged = Policy(SPEC.actions, np.array([[0.5, 0.25, 0.25]]))
+    after = compare(
+        new_comparison(RULES),
+        [compared(an_experience(reward=0.0))],
+        SPEC,
+        candidate=Policy(("dog", "fish"), np.array([[0.5, 0.5]])),
+        baseline=logged,
+        logged=logged,
+        q_hat=Policy(("dog", "fish"), np.array([[0.5, 0.5]])),
+        n_users=1,
+    )
+    assert after.report().gain == pytest.approx(0.5)
+
+
+def test_what_counts() -> None:
+    assert speaks_plainly(an_experience())
+    assert counts_as_proof(an_experience())
+    implicit = replace(an_experience(), judgement=Judgement({"cat": 1.0}, 0.25))
+    about_another = replace(an_experience(), judgement=Judgement({"dog": 1.0}, 1.0))
+    for experience in (implicit, about_another, replace(an_experience(), judgement=None)):
+        assert not speaks_plainly(experience)
+        assert not counts_as_proof(experience)
+    greedy = replace(an_experience(), served=replace(an_experience().served, greedy=True))
+    assert not counts_as_proof(greedy)
+    assert not counts_as_proof(replace(an_experience(), probabilities=None))
+
+
+def test_a_request_that_allows_none_of_a_policys_actions() -> None:
+    served = an_experience().served
+    assert can_answer(served, SPEC)
+    assert can_answer(replace(served, allowed_actions=("bird", "dog")), SPEC)
+    assert not can_answer(replace(served, allowed_actions=("bird",)), SPEC)

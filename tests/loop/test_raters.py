@@ -1,0 +1,142 @@
+"""Attackers in the whole loop: who always says the opposite is found and leaves nothing behind; people may overrule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import structlog
+
+from loop_world import SPEC, World, assert_same_sums
+from plaudit.core.events import Decision, Feedback, Thumb
+from plaudit.learner.evidence import evidence_of
+from plaudit.learner.loop import Learner
+from plaudit.learner.orders import known_raters, order, pseudonym
+from plaudit_models.reward_model import RewardState, empty_state
+
+MakeWorld = Callable[..., World]
+
+CROWD = 30
+
+
+def traffic(world: World, n: int, *, mallory: float = 0.0) -> None:
+    """A crowd that likes fish, and a share of the events from one who says the opposite."""
+    events: list[Decision | Feedback] = []
+    for i in range(n):
+        inverts = world.rng.random() < mallory
+        decision = world.decide(seed=int(world.rng.integers(20)), user_id="mallory" if inverts else f"user {i % CROWD}")
+        events += [decision, world.say(decision, Thumb(up=(decision.action == "fish") != inverts))]
+    world.log.append(events)
+
+
+def learned_sums(world: World, learner: Learner) -> RewardState:
+    """Counted anew from the experiences that are not set aside."""
+    assert learner.reward_state is not None
+    space = learner.reward_state.space
+    kept = [e for e in world.store.experiences() if not e.set_aside and e.judgement is not None]
+    found = world.store.features([e.served.prediction_id for e in kept], space.trunk_digest)
+    judged = [(found[e.served.prediction_id], e.judgement) for e in kept]
+    index = {action: i for i, action in enumerate(SPEC.actions)}
+    return empty_state(space).add(evidence_of(space, judged, index))  # type: ignore[arg-type]
+
+
+def of_mallory(world: World) -> list[bool]:
+    return [e.set_aside for e in world.store.experiences(user_id="mallory")]
+
+
+def attacked(make_world: MakeWorld) -> tuple[World, Learner]:
+    world = make_world({"learner": {"batch": 64, "user_cap": 1.0}})
+    learner = world.learner()
+    for _ in range(5):
+        traffic(world, 64, mallory=0.3)
+        world.settle(learner)
+    return world, learner
+
+
+def test_who_says_the_opposite_is_quarantined_and_all_of_it_forgotten(make_world: MakeWorld) -> None:
+    with structlog.testing.capture_logs() as logs:
+        world, learner = attacked(make_world)
+    raters = known_raters(world.store)
+    assert [user for user, rater in raters.users.items() if rater.standing == "quarantined"] == ["mallory"]
+    assert len(of_mallory(world)) > 60
+    assert all(of_mallory(world))
+    assert learner.progress.experiences == sum(not e.set_aside for e in world.store.experiences())
+    assert_same_sums(learner.reward_state, learned_sums(world, learner))
+    (said,) = [line for line in logs if line["event"] == "rater quarantined"]
+    assert said["rater"] == pseudonym("mallory")
+    assert "mallory" not in str(logs)
+
+
+def test_what_is_in_quarantine_stays_there_after_a_restart(make_world: MakeWorld) -> None:
+    world, learner = attacked(make_world)
+    learner.close()
+    learner = world.learner()
+    traffic(world, 32, mallory=0.5)
+    world.settle(learner)
+    assert all(of_mallory(world))
+    assert_same_sums(learner.reward_state, learned_sums(world, learner))
+
+
+def test_people_release_and_are_not_overruled(make_world: MakeWorld) -> None:
+    """What was set aside stays so; what the user says from now on counts, whatever it is."""
+    world, learner = attacked(make_world)
+    before = len(of_mallory(world))
+    order(world.store, "mallory", "trusted")
+    traffic(world, 64, mallory=0.5)
+    world.settle(learner)
+    assert known_raters(world.store)["mallory"].standing == "trusted"
+    assert all(of_mallory(world)[:before])
+    assert not any(of_mallory(world)[before:])
+    assert len(of_mallory(world)) > before
+    assert_same_sums(learner.reward_state, learned_sums(world, learner))
+
+
+def test_people_quarantine_whom_they_like(make_world: MakeWorld) -> None:
+    world = make_world({"learner": {"batch": 64}})
+    learner = world.learner()
+    traffic(world, 128)
+    world.settle(learner)
+    order(world.store, "user 3", "trusted")
+    order(world.store, "user 3", "quarantined")
+    learner.step()
+    assert all(e.set_aside for e in world.store.experiences(user_id="user 3"))
+    assert not any(e.set_aside for e in world.store.experiences(user_id="user 4"))
+    assert_same_sums(learner.reward_state, learned_sums(world, learner))
+    changes = learner.progress.changes
+    learner.step()
+    assert learner.progress.changes == changes  # an order is heeded once
+
+
+def test_a_user_who_floods_counts_for_five_equal_shares(make_world: MakeWorld) -> None:
+    """31 users: 5/31 is more than the cap of 0.1. The loud one sends half of 300 events."""
+    world = make_world({"learner": {"batch": 1_000}})
+    learner = world.learner()
+    decisions = [world.decide(user_id="loud" if i % 2 else f"user {i % 60}") for i in range(300)]
+    world.log.append(decisions)
+    world.log.append([world.say(decision, Thumb(up=True)) for decision in decisions])
+    world.settle(learner)
+    learned = [e for e in world.store.experiences(user_id="loud") if not e.set_aside]
+    assert len(learned) == int(300 * 5 / 31)
+    assert known_raters(world.store)["loud"].floods
+
+
+def test_a_single_user_is_learned_from_in_full(make_world: MakeWorld) -> None:
+    world = make_world()
+    learner = world.learner()
+    decisions = [world.decide(user_id="") for _ in range(40)]
+    world.log.append(decisions)
+    world.log.append([world.say(decision, Thumb(up=False)) for decision in decisions])
+    world.settle(learner)
+    assert learner.progress.experiences == 40
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_everybody_pressing_the_same_thumb_harms_nobody(make_world: MakeWorld, up: bool) -> None:
+    world = make_world({"learner": {"batch": 64}})
+    learner = world.learner()
+    for _ in range(3):
+        decisions = [world.decide(seed=i % 20, user_id=f"user {i % CROWD}") for i in range(64)]
+        world.log.append([event for d in decisions for event in (d, world.say(d, Thumb(up=up)))])
+        world.settle(learner)
+    assert all(rater.standing == "heard" for rater in known_raters(world.store).users.values())
+    assert learner.progress.experiences == 192
