@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +13,10 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import builders
 from deployment import PLAUDIT, Service, deployed
+from plaudit import compose
+from plaudit.core.rollout import Change, promote
+from plaudit.core.settings import load_settings
+from plaudit_models.spec import ModelSpec, TextModality
 from programs import chromium
 
 pytestmark = pytest.mark.browser
@@ -38,8 +44,12 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def page_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    config = deployed(tmp_path_factory.mktemp("deployment"))
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return deployed(tmp_path_factory.mktemp("deployment"))
+
+
+@pytest.fixture(scope="module")
+def page_url(config: Path) -> Iterator[str]:
     up = Service([*PLAUDIT, "up", "--config", str(config), "--console-port", "0", "--json"])
     try:
         yield up.event(event="ready", service="console")["page"]
@@ -178,6 +188,34 @@ def test_a_phone_shows_it_without_scrolling_sideways(opened):
     page.get_by_role("button", name="Ask").click()
     expect(page.locator("#answer .said")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+
+
+def _is_there(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=30).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+        return False
+    return True
+
+
+def test_another_model_is_there_to_choose_with_inputs_of_its_own(opened, page_url, config: Path, tmp_path: Path):
+    spec = ModelSpec("zoo", {"name": TextModality()}, ("bear", "lion"), embedding_size=8)
+    registry = compose.registry_of(load_settings(config), spec.name)
+    builders.tiny_bundle(tmp_path / "zoo", spec=spec)
+    registry.publish(tmp_path / "zoo")
+    registry.set_rollout(promote(registry.rollout(), 1, Change("ada", 1.0, "opened")))
+    while not _is_there(f"{page_url}api/models/zoo"):  # the server looks for new models in its own time
+        pass
+    page = opened()
+    page.get_by_label("Model").select_option("zoo")
+    expect(page.locator("#serving")).to_have_text("zoo: version 1 serves")
+    expect(page.locator("#parts fieldset")).to_have_count(1)
+    expect(page.locator("#learner")).to_contain_text("No learner of this model has run here.")
+    expect(page.locator("#changes")).to_contain_text("opened (ada)")
+    page.get_by_role("textbox", name="name").fill("who is it?")
+    page.get_by_role("button", name="Ask").click()
+    expect(page.locator("#answer .said")).to_have_text(re.compile("^(bear|lion)$"))
 
 
 def test_what_cannot_be_sent_is_said_and_nothing_is_lost(browser, page_url):
