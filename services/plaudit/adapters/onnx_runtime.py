@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from plaudit.core.errors import ConfigError
+from plaudit.adapters.onnx_session import Arrays, Device, Graph, choose_providers
 from plaudit.core.ports import TrunkOutputs
 from plaudit_models.bundle import (
     HEAD,
@@ -37,8 +37,6 @@ from plaudit_models.preprocess import assemble, blank, input_dtype, read_tokeniz
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING, PRESENT, SCORES, ModelSpec, TextModality
 
 Float = npt.NDArray[np.float32]
-Arrays = Mapping[str, npt.NDArray[Any]]
-Device = Literal["auto", "cuda", "cpu"]
 
 ABSOLUTE_TOLERANCE: Final = 1e-4
 RELATIVE_TOLERANCE: Final = 1e-3
@@ -46,12 +44,6 @@ RELATIVE_TOLERANCE: Final = 1e-3
 
 _ONNX_DTYPES: Final = {"float64": "double", "float32": "float"}
 """ONNX Runtime's names of dtypes where they are not numpy's."""
-_CUDA_OPTIONS: Final = {
-    # The default tries every convolution algorithm for every new batch size, in the middle of a request.
-    "cudnn_conv_algo_search": "HEURISTIC",
-    # TF32 keeps 10 bits of mantissa: golden outputs would not be reproduced.
-    "use_tf32": "0",
-}
 _REMEMBERED_FILES: Final = 10_000
 
 
@@ -61,14 +53,25 @@ class OnnxRuntime:
     Args:
         device: ``auto`` takes CUDA where there is any.
         threads: threads that one evaluation may use.
+        gpu_mem_limit_bytes, cuda_graphs, tensorrt_dir: see :func:`plaudit.adapters.onnx_session.choose_providers`.
 
     Raises:
-        ConfigError: CUDA was asked for and is not there.
+        ConfigError: something was asked for that is not there.
     """
 
-    def __init__(self, device: Device = "auto", threads: int = 1) -> None:
-        self._providers = _providers(device)
-        self._threads = threads
+    def __init__(
+        self,
+        device: Device = "auto",
+        threads: int = 1,
+        *,
+        gpu_mem_limit_bytes: int | None = None,
+        cuda_graphs: bool = False,
+        tensorrt_dir: Path | None = None,
+    ) -> None:
+        providers = choose_providers(
+            device, gpu_mem_limit_bytes=gpu_mem_limit_bytes, cuda_graphs=cuda_graphs, tensorrt_dir=tensorrt_dir
+        )
+        self._open = partial(Graph, providers=providers, threads=threads, cuda_graphs=cuda_graphs)
         self._lock = threading.Lock()
         self._trunks: WeakValueDictionary[tuple[str | None, ...], _Trunk] = WeakValueDictionary()
         self._digests: dict[tuple[int, int, int, int], FileDigest] = {}
@@ -80,7 +83,7 @@ class OnnxRuntime:
                 if name not in manifest.files:
                     raise CorruptBundle(f"{folder}: the manifest seals no {name}")
             trunk = self._trunk(folder, manifest)
-            head = _Graph(folder / HEAD, self._providers, self._threads)
+            head = self._open(folder / HEAD)
             _check_contract(head, {EMBEDDING: _row(manifest.spec.embedding_size), BASE_LOGITS: _actions(manifest.spec)})
             _prove(head, trunk.golden_outputs, _arrays(folder / HEAD_GOLDEN), [SCORES])
             return OnnxModel(manifest, trunk, head)
@@ -90,7 +93,7 @@ class OnnxRuntime:
         key = tuple(None if file is None else file.sha256 for file in sealed)
         trunk = self._trunks.get(key)
         if trunk is None:
-            trunk = _Trunk(folder, _tokenizer(folder, manifest), self._providers, self._threads)
+            trunk = _Trunk(self._open(folder / TRUNK), _tokenizer(folder, manifest), _arrays(folder / TRUNK_GOLDEN))
             self._trunks[key] = trunk
         _check_contract(trunk.graph, _trunk_inputs(manifest.spec))
         return trunk
@@ -109,7 +112,7 @@ class OnnxRuntime:
 class OnnxModel:
     """See :class:`plaudit.core.ports.ServableModel`."""
 
-    def __init__(self, manifest: Manifest, trunk: _Trunk, head: _Graph) -> None:
+    def __init__(self, manifest: Manifest, trunk: _Trunk, head: Graph) -> None:
         self.manifest = manifest
         self.digest = manifest.digest
         self.tokenizer = trunk.tokenizer
@@ -140,57 +143,22 @@ class OnnxModel:
 class _Trunk:
     """A proven trunk and its tokenizer, shared by the versions that have them in common.
 
+    Args:
+        golden: recorded inputs and outputs.
+
     Attributes:
         golden_outputs: the recorded features that heads are proven on.
         warm: batch sizes that were run.
     """
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer | None, providers: Sequence[Any], threads: int) -> None:
-        self.graph = _Graph(folder / TRUNK, providers, threads)
+    def __init__(self, graph: Graph, tokenizer: Tokenizer | None, golden: Arrays) -> None:
+        self.graph = graph
         self.tokenizer = tokenizer
         self.warm: set[int] = set()
-        golden = _arrays(folder / TRUNK_GOLDEN)
         outputs = {EMBEDDING, BASE_LOGITS}
         inputs = {name: array for name, array in golden.items() if name not in outputs}
         _prove(self.graph, inputs, golden, [EMBEDDING, BASE_LOGITS])
         self.golden_outputs = {name: golden[name] for name in outputs}
-
-
-class _Graph:
-    """An ONNX graph in a session. Raises CorruptBundle where onnxruntime cannot load or run it."""
-
-    def __init__(self, path: Path, providers: Sequence[Any], threads: int) -> None:
-        self.path = path
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Threads that spin while they wait take the processor from decoding and from the event loop.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # onnxruntime's exceptions have no common base
-            raise CorruptBundle(f"{path.name} in {path.parent}: onnxruntime cannot load it: {error}") from error
-
-    def inputs(self) -> dict[str, tuple[str, list[Any]]]:
-        """Name → ONNX type and shape."""
-        return {i.name: (i.type, list(i.shape)) for i in self._session.get_inputs()}
-
-    def run(self, names: Sequence[str], inputs: Arrays) -> list[Float]:
-        outputs: list[Float] = self._session.run(names, inputs)
-        return outputs
-
-
-def _providers(device: Device) -> Sequence[Any]:
-    there = onnxruntime.get_available_providers()
-    if device == "cuda" and "CUDAExecutionProvider" not in there:
-        raise ConfigError(
-            "serving.device: 'cuda' was asked for, but onnxruntime offers only "
-            f"{', '.join(there)}; install the extra `gpu`, or set 'cpu' or 'auto'"
-        )
-    if device == "cpu" or "CUDAExecutionProvider" not in there:
-        return ["CPUExecutionProvider"]
-    return [("CUDAExecutionProvider", dict(_CUDA_OPTIONS)), "CPUExecutionProvider"]
 
 
 def _trunk_inputs(spec: ModelSpec) -> dict[str, tuple[str, list[int]]]:
@@ -212,7 +180,7 @@ def _actions(spec: ModelSpec) -> tuple[str, list[int]]:
     return _row(len(spec.actions))
 
 
-def _check_contract(graph: _Graph, expected: Mapping[str, tuple[str, list[int]]]) -> None:
+def _check_contract(graph: Graph, expected: Mapping[str, tuple[str, list[int]]]) -> None:
     """Inputs as the spec says, each with a batch axis of any length in front."""
     found = graph.inputs()
     where = f"{graph.path.name} in {graph.path.parent}"
@@ -227,7 +195,7 @@ def _check_contract(graph: _Graph, expected: Mapping[str, tuple[str, list[int]]]
             )
 
 
-def _prove(graph: _Graph, inputs: Arrays, expected: Arrays, outputs: Sequence[str]) -> None:
+def _prove(graph: Graph, inputs: Arrays, expected: Arrays, outputs: Sequence[str]) -> None:
     """The recorded inputs must give the recorded outputs, whatever rows they are computed with."""
     where = f"{graph.path.name} in {graph.path.parent}"
     missing = [name for name in (*graph.inputs(), *outputs) if name not in {*inputs, *expected}]

@@ -1,0 +1,210 @@
+"""Sessions: where graphs run, what is asked for and not there, and that bound buffers compute what unbound ones do."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from builders import golden_inputs, run_graph, tiny_bundle, tiny_spec
+from plaudit.adapters.onnx_session import CPU, CUDA, TENSORRT, Graph, bucket, choose_providers, gpu_providers
+from plaudit.core.errors import ConfigError
+from plaudit_models.bundle import TRUNK
+from plaudit_models.spec import BASE_LOGITS, EMBEDDING
+
+ON_CPU = [(CPU, {})]
+
+
+def gpu_at_hand() -> bool:
+    try:
+        choose_providers("cuda")
+    except ConfigError:
+        return False
+    return True
+
+
+needs_gpu = pytest.mark.skipif(not gpu_at_hand(), reason="there is no NVIDIA GPU that onnxruntime can use")
+
+
+def inputs_of(rows: int, seed: int = 0) -> dict[str, npt.NDArray[Any]]:
+    """For the tiny trunk; each seed gives others."""
+    order = np.random.default_rng(seed).integers(0, 64, rows)
+    return {name: array[order] for name, array in golden_inputs(tiny_spec(), rows=64).items()}
+
+
+@pytest.fixture
+def trunk(tmp_path: Path) -> Path:
+    tiny_bundle(tmp_path / "v1")
+    return tmp_path / "v1" / TRUNK
+
+
+# --- providers -------------------------------------------------------------------------------------------------------
+
+
+def test_what_cuda_is_told():
+    (cuda, options), last = gpu_providers(None, cuda_graphs=False, tensorrt_dir=None)
+    assert (cuda, last) == (CUDA, (CPU, {}))
+    assert "gpu_mem_limit" not in options
+    assert (options["enable_cuda_graph"], options["use_tf32"]) == ("0", "0")
+    (_, options), _ = gpu_providers(2**30, cuda_graphs=True, tensorrt_dir=None)
+    assert (options["gpu_mem_limit"], options["enable_cuda_graph"]) == ("1073741824", "1")
+
+
+def test_tensorrt_goes_first_and_keeps_its_engines():
+    (first, options), (second, _), (third, _) = gpu_providers(None, cuda_graphs=True, tensorrt_dir=Path("/engines"))
+    assert (first, second, third) == (TENSORRT, CUDA, CPU)
+    assert (options["trt_engine_cache_enable"], options["trt_engine_cache_path"]) == ("1", "/engines")
+    assert options["trt_cuda_graph_enable"] == "1"
+
+
+def test_the_processor_when_asked_for():
+    assert choose_providers("cpu", gpu_mem_limit_bytes=1) == ON_CPU
+
+
+@pytest.mark.parametrize(
+    ("wanted", "setting"),
+    [({"cuda_graphs": True}, "serving.cuda_graphs: true"), ({"tensorrt_dir": Path("/e")}, "serving.tensorrt: true")],
+)
+def test_what_needs_a_gpu_is_refused_on_the_processor(wanted, setting):
+    with pytest.raises(ConfigError, match=rf"{setting} was asked for, but serving\.device is 'cpu'"):
+        choose_providers("cpu", **wanted)
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted", "setting"),
+    [
+        ("cuda", {}, "serving.device: 'cuda'"),
+        ("auto", {"cuda_graphs": True}, "serving.cuda_graphs: true"),
+        ("auto", {"tensorrt_dir": Path("/e")}, "serving.tensorrt: true"),
+    ],
+)
+def test_what_is_asked_for_and_not_there_is_an_error(monkeypatch, device, wanted, setting):
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CPU])
+    with pytest.raises(ConfigError, match=rf"{setting} was asked for, .*; install the extra `gpu`"):
+        choose_providers(device, **wanted)
+    assert choose_providers("auto") == ON_CPU
+
+
+@pytest.mark.skipif(gpu_at_hand(), reason="here a session can use what is offered")
+def test_what_is_offered_but_does_not_work_is_not_there(monkeypatch):
+    """As with onnxruntime-gpu on a machine without a GPU: sessions then go on without it, and say so only to whoever
+    asks them."""
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA, CPU])
+    with pytest.warns(UserWarning, match=CUDA), pytest.raises(ConfigError, match=f"cannot load {CUDA}"):
+        choose_providers("cuda")
+    with pytest.warns(UserWarning, match=CUDA):
+        assert choose_providers("auto") == ON_CPU
+
+
+# --- bound buffers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (8, 8), (9, 16), (33, 64)])
+def test_batches_are_padded_to_a_power_of_two(rows, size):
+    assert bucket(rows) == size
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_bound_buffers_give_what_unbound_ones_give(trunk, cuda_graphs):
+    graph = Graph(trunk, ON_CPU, 1, cuda_graphs=cuda_graphs, bind="cpu")
+    found = []
+    for rows in (1, 3, 8, 3, 5):
+        inputs = inputs_of(rows, seed=rows)
+        found.append((run_graph(trunk, inputs), graph.run([BASE_LOGITS, EMBEDDING], inputs)))
+    for expected, (base_logits, embedding) in found:  # compared after all: no run wrote over another's outputs
+        np.testing.assert_allclose(base_logits, expected[BASE_LOGITS], atol=1e-6)
+        np.testing.assert_allclose(embedding, expected[EMBEDDING], atol=1e-6)
+
+
+def test_threads_do_not_write_into_each_others_buffers(trunk):
+    graph = Graph(trunk, ON_CPU, 1, cuda_graphs=True, bind="cpu")
+
+    def differs(seed: int) -> float:
+        inputs = inputs_of(3, seed)
+        expected = run_graph(trunk, inputs)[EMBEDDING]
+        return max(float(np.abs(graph.run([EMBEDDING], inputs)[0] - expected).max()) for _ in range(50))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert max(pool.map(differs, range(8))) < 1e-6
+
+
+def test_every_dtype_can_be_bound(tmp_path):
+    kinds = {"bool": TensorProto.BOOL, "float16": TensorProto.FLOAT16, "float64": TensorProto.DOUBLE}
+    kinds |= {"int64": TensorProto.INT64, "uint8": TensorProto.UINT8}
+    path = save(
+        tmp_path,
+        [helper.make_node("Identity", [name], [f"{name}_out"]) for name in kinds],
+        {name: (kind, ["b", 2]) for name, kind in kinds.items()},
+        {f"{name}_out": (kind, ["b", 2]) for name, kind in kinds.items()},
+    )
+    inputs = {name: np.array([[0, 1], [1, 1], [1, 0]]).astype(name) for name in kinds}
+    graph = Graph(path, ON_CPU, 1, cuda_graphs=True, bind="cpu")
+    for name, array in zip(kinds, graph.run([f"{name}_out" for name in kinds], inputs), strict=True):
+        assert array.dtype == np.dtype(name)
+        np.testing.assert_array_equal(array, inputs[name])
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_free_lengths_are_run_without_buffers(tmp_path, cuda_graphs):
+    path = save(
+        tmp_path,
+        [helper.make_node("Neg", ["x"], ["y"])],
+        {"x": (TensorProto.FLOAT, ["b", "length"])},
+        {"y": (TensorProto.FLOAT, ["b", "length"])},
+    )
+    graph = Graph(path, ON_CPU, 1, cuda_graphs=cuda_graphs, bind="cpu")
+    for length in (2, 5):
+        x = np.ones((3, length), np.float32)
+        np.testing.assert_array_equal(graph.run(["y"], {"x": x})[0], -x)
+
+
+def save(folder: Path, nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any]) -> Path:
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(name, *what) for name, what in inputs.items()],
+        [helper.make_tensor_value_info(name, *what) for name, what in outputs.items()],
+    )
+    path = folder / "g.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+# --- on a GPU --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_a_gpu_gives_what_the_processor_gives(trunk, cuda_graphs):
+    providers = choose_providers("cuda", gpu_mem_limit_bytes=2**30, cuda_graphs=cuda_graphs)
+    graph = Graph(trunk, providers, 1, cuda_graphs=cuda_graphs)
+
+    def differs(seed: int) -> float:
+        worst = 0.0
+        for rows in (1, 3, 8, 3, 5):
+            inputs = inputs_of(rows, seed + rows)
+            found = graph.run([EMBEDDING], inputs)[0]
+            worst = max(worst, float(np.abs(found - run_graph(trunk, inputs)[EMBEDDING]).max()))
+        return worst
+
+    with ThreadPoolExecutor(3) as pool:
+        assert max(pool.map(differs, range(6))) < 1e-4
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_tensorrt_gives_what_the_processor_gives(trunk, tmp_path):
+    try:
+        providers = choose_providers("cuda", tensorrt_dir=tmp_path)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    inputs = inputs_of(3)
+    found = Graph(trunk, providers, 1).run([EMBEDDING], inputs)[0]
+    np.testing.assert_allclose(found, run_graph(trunk, inputs)[EMBEDDING], atol=1e-3)
