@@ -40,6 +40,10 @@ class PartitionedLog:
     def append(self, events: Sequence[Event]) -> Sequence[Appended]:
         return [self._logs[self.partition_of(event)].append([event])[0] for event in events]
 
+    def replay(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self._logs[self.partition_of(event)].replay([event])
+
     def partition_of(self, event: Event) -> str:
         return str(zlib.crc32(key_of(event).encode()) % len(self._logs))
 

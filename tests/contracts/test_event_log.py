@@ -179,6 +179,16 @@ def test_reader_sees_only_its_topics(log: EventLog) -> None:
     assert ids(read_all(log, [Topic.DECISIONS])) == ["p1", "p2"]
 
 
+def test_what_is_replayed_is_read_again(log: EventLog) -> None:
+    feedback = some_feedback("p1", feedback_id="f1")
+    log.append([feedback])
+    reader = log.reader("g", ALL_TOPICS, start=dict)
+    assert ids(reader.poll(10, WAIT_S)) == ["f1"]
+    log.replay([feedback])
+    assert ids(reader.poll(10, WAIT_S)) == ["f1"]
+    reader.close()
+
+
 def test_nothing_to_append(log: EventLog) -> None:
     assert list(log.append([])) == []
 

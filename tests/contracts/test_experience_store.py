@@ -271,16 +271,16 @@ def test_memory_can_be_replaced_and_forgotten(store: ExperienceStore) -> None:
 def test_the_fate_of_feedback(store: ExperienceStore) -> None:
     """It carries the number of the batch in which it became what it is."""
     states = {"waits": FeedbackState.WAITING, "bad": FeedbackState.DISCARDED, "good": FeedbackState.JOINED}
-    feedback = {id_: some_feedback("p1", feedback_id=id_) for id_ in states}
+    feedback = {id_: some_feedback("p1", feedback_id=id_, time_s=NOW_S) for id_ in states}
     store.take_in(Arrivals(feedback=[Kept(feedback[id_], state, "why") for id_, state in states.items()]))
     assert {id_: store.fate(id_) for id_ in ("waits", "bad", "good")} == {
-        id_: Fate(state, "why", batch=1) for id_, state in states.items()
+        id_: Fate(state, NOW_S, "why", batch=1) for id_, state in states.items()
     }
     joined = Kept(feedback["waits"], FeedbackState.JOINED)
     store.take_in(Arrivals(decisions=[a_decision("p1")], feedback=[joined], judged=[Judged("p1", GOOD)]))
-    assert store.fate("waits") == Fate(FeedbackState.JOINED, "", batch=2)
+    assert store.fate("waits") == Fate(FeedbackState.JOINED, NOW_S, "", batch=2)
     store.save(Changes(set_aside=[1]))
-    assert store.fate("waits") == Fate(FeedbackState.JOINED, "", batch=2, set_aside=True)
+    assert store.fate("waits") == Fate(FeedbackState.JOINED, NOW_S, "", batch=2, set_aside=True)
     assert store.fate("never") is None
 
 

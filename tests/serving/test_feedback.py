@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from builders import tiny_head_refresh
+from builders import NOW_S, tiny_head_refresh
 from plaudit.adapters.sqlite_log import SqliteLog
 from plaudit.core.errors import LogUnavailable, StoreUnavailable
 from plaudit.core.events import (
@@ -263,9 +263,13 @@ async def test_a_receipt_says_what_the_learner_made_of_it(serve, registry, ids, 
 
     assert (await receipt()).state == feedback_pb2.RECEIPT_STATE_RECORDED
     for fate, state, reason in (
-        (Fate(FeedbackState.WAITING, "", 1), feedback_pb2.RECEIPT_STATE_RECORDED, "its decision has not arrived"),
-        (Fate(FeedbackState.DISCARDED, "no", 1), feedback_pb2.RECEIPT_STATE_DISCARDED, "no"),
-        (Fate(FeedbackState.JOINED, "", 3), feedback_pb2.RECEIPT_STATE_JOINED, ""),
+        (
+            Fate(FeedbackState.WAITING, NOW_S, "", 1),
+            feedback_pb2.RECEIPT_STATE_RECORDED,
+            "its decision has not arrived",
+        ),
+        (Fate(FeedbackState.DISCARDED, NOW_S, "no", 1), feedback_pb2.RECEIPT_STATE_DISCARDED, "no"),
+        (Fate(FeedbackState.JOINED, NOW_S, "", 3), feedback_pb2.RECEIPT_STATE_JOINED, ""),
     ):
         told.fates["f1"] = fate
         found = await receipt()
@@ -284,9 +288,18 @@ async def test_a_receipt_says_what_the_learner_made_of_it(serve, registry, ids, 
     go_live(registry, refresh(4))
     found = await receipt()
     assert (found.state, found.used_in_version) == (feedback_pb2.RECEIPT_STATE_LIVE, with_it)
-    told.fates["f1"] = Fate(FeedbackState.JOINED, "", 3, set_aside=True)
+    told.fates["f1"] = Fate(FeedbackState.JOINED, NOW_S, "", 3, set_aside=True)
     found = await receipt()
     assert (found.state, found.reason[:9]) == (feedback_pb2.RECEIPT_STATE_DISCARDED, "set aside")
+
+
+async def test_a_receipt_of_what_only_the_learner_remembers(serve):
+    """A log need not find old feedback by its id; the learner's store does."""
+    told = Told()
+    running = await serve(fates=told)
+    told.fates["old"] = Fate(FeedbackState.JOINED, NOW_S, "", 3)
+    found = await running.feedback.GetReceipt(feedback_pb2.GetReceiptRequest(feedback_id="old"))
+    assert (found.state, found.recorded_at.seconds) == (feedback_pb2.RECEIPT_STATE_JOINED, int(NOW_S))
 
 
 async def test_a_receipt_says_what_it_can_when_the_store_is_away(serve, ids):

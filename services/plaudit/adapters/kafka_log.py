@@ -7,17 +7,16 @@ buy nothing: whoever appends again what an append that failed had added adds dup
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from kafka import KafkaProducer
-from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
+from kafka.errors import KafkaError, KafkaTimeoutError
 
 from plaudit.adapters.kafka_cluster import KafkaConnection, TopicPlan, ensure_topics, milliseconds
 from plaudit.adapters.kafka_reader import EVENT_TYPE, KafkaReader
@@ -63,26 +62,23 @@ class KafkaLog:
         self._delivery = delivery
         self._lock = threading.Lock()
         self._producer: KafkaProducer | None = None
-        self._checked = False
+        self._limits: Mapping[Topic, int] = {}
         self._retry_at_s = 0.0
         self._problem = ""
         self._recent = _Recent()
 
     def append(self, events: Sequence[Event]) -> Sequence[Appended]:
-        """Raises InvalidInput too: an event is larger than a record may be."""
-        rows = [(event, self._fitting(event)) for event in events]
-        if not rows:
+        if not events:
             return []
         producer = self._connected()
+        rows = [(event, self._fitting(event)) for event in events]
         deadline_s = time.monotonic() + self._delivery.delivery_timeout_s + _GRACE_S
         try:
             sent = [self._send(producer, event, payload) for event, payload in rows]
             for entry, _ in sent:
                 entry.wait(deadline_s)
-        except MessageSizeTooLargeError as error:
-            raise InvalidInput("event", f"is too large for its topic; see max.message.bytes there ({error})") from error
         except KafkaError as error:
-            self._failed(producer, fatal=not error.retriable)
+            self._give_up(producer)
             raise LogUnavailable(self._connection.explain(error)) from error
         return [Appended(duplicate) for _, duplicate in sent]
 
@@ -101,6 +97,11 @@ class KafkaLog:
             future.add_errback(lambda error: self._recent.failed(key, entry, error))
         return entry, known
 
+    def replay(self, events: Sequence[Event]) -> None:
+        """Kafka takes everything twice; it is this log that remembers what it appended."""
+        self._recent.forget([(topic_of(event), event_id_of(event)) for event in events])
+        self.append(events)
+
     def reader(self, group: str, topics: Sequence[Topic], start: Callable[[], Positions] | None = None) -> KafkaReader:
         return KafkaReader(self._connection, self._plan, group, topics, start)
 
@@ -116,13 +117,14 @@ class KafkaLog:
     def _fitting(self, event: Event) -> bytes:
         """The payload; of a dead letter that is too large, the reason with as much of the record as fits."""
         payload = encode_event(event)
-        allowed = self._plan.max_record_bytes - _OVERHEAD_BYTES
+        allowed = min(self._plan.max_record_bytes, self._limits[topic_of(event)]) - _OVERHEAD_BYTES
         if len(payload) <= allowed:
             return payload
         if not isinstance(event, DeadLetter):
             raise InvalidInput(
                 f"{type(event).__name__.lower()} {event_id_of(event)!r}",
-                f"is {len(payload)} bytes long; a record may have {allowed} (kafka.max_record_bytes)",
+                f"is {len(payload)} bytes long; a record may have {allowed} "
+                "(kafka.max_record_bytes, and max.message.bytes of the topic)",
             )
         kept = max(0, len(event.payload) - (len(payload) - allowed) - _OVERHEAD_BYTES)
         reason = f"{event.reason} (the first {kept} of {len(event.payload)} bytes are kept)"
@@ -130,21 +132,19 @@ class KafkaLog:
 
     def _connected(self) -> KafkaProducer:
         """Only one caller tries; those who wait for it share what it found."""
-        if self._checked and (producer := self._producer) is not None:
+        if (producer := self._producer) is not None:
             return producer
         with self._lock:
-            if self._checked and self._producer is not None:
+            if self._producer is not None:
                 return self._producer
             if time.monotonic() < self._retry_at_s:
                 raise LogUnavailable(self._problem)
             try:
-                ensure_topics(self._connection, self._plan)
-                if self._producer is None:
-                    self._producer = self._new_producer()
+                self._limits = ensure_topics(self._connection, self._plan)
+                self._producer = self._new_producer()
             except LogUnavailable as error:
-                self._problem, self._retry_at_s = str(error), time.monotonic() + _RETRY_S
+                self._problem, self._retry_at_s = error.problem, time.monotonic() + _RETRY_S
                 raise
-            self._checked = True
             return self._producer
 
     def _new_producer(self) -> KafkaProducer:
@@ -160,17 +160,20 @@ class KafkaLog:
                 enable_idempotence=True,
                 delivery_timeout_ms=timeout_ms,
                 linger_ms=linger_ms,
-                batch_size=_BATCH_BYTES,
+                batch_size=min(_BATCH_BYTES, *self._limits.values()),
                 max_request_size=self._plan.max_record_bytes,
                 compression_type=None if compression == "none" else compression,
                 allow_auto_create_topics=False,
             )
 
-    def _failed(self, producer: KafkaProducer, *, fatal: bool) -> None:
-        """Look at the topics before the next append: they may have been deleted. What is fatal ends the producer."""
+    def _give_up(self, producer: KafkaProducer) -> None:
+        """The next append begins anew: looks at the topics, which may have been deleted, and makes a producer.
+
+        An idempotent producer that met an error it cannot retry would answer all later records with it, and one whose
+        topic was made anew never hears of it.
+        """
         with self._lock:
-            self._checked = False
-            if not fatal or producer is not self._producer:
+            if producer is not self._producer:
                 return
             self._producer = None
         _close(producer, 0.0)
@@ -232,6 +235,11 @@ class _Recent:
                 del self._entries[key]
         entry.failed(error)
 
+    def forget(self, keys: Sequence[tuple[Topic, str]]) -> None:
+        with self._lock:
+            for key in keys:
+                self._entries.pop(key, None)
+
     def time_s(self, key: tuple[Topic, str]) -> float | None:
         """When the event says it was; None unless it is durable and remembered."""
         with self._lock:
@@ -240,5 +248,10 @@ class _Recent:
 
 
 def _close(producer: KafkaProducer, timeout_s: float) -> None:
-    with contextlib.suppress(KafkaError):  # it says that something was left unsent; whoever waits for that is told
+    """What is not sent by then fails, for those who wait for it."""
+    try:
         producer.close(timeout=timeout_s)
+    except KafkaTimeoutError:
+        # It gave up with its thread and sockets in place, and has no public way to insist.
+        producer._sender.force_close()
+        producer.close(timeout=_CLOSE_S)

@@ -354,13 +354,15 @@ class SqlStore:
 
     def fate(self, feedback_id: str) -> Fate | None:
         query = (
-            select(_FEEDBACK.c.state, _FEEDBACK.c.reason, _FEEDBACK.c.batch, _EXPERIENCES.c.set_aside)
+            select(*(_FEEDBACK.c[name] for name in ("state", "time_s", "reason", "batch")), _EXPERIENCES.c.set_aside)
             .outerjoin(_EXPERIENCES, _EXPERIENCES.c.prediction_id == _FEEDBACK.c.prediction_id)
             .where(_FEEDBACK.c.feedback_id == feedback_id)
         )
         with self._reading() as connection:
             row = connection.execute(query).one_or_none()
-        return None if row is None else Fate(FeedbackState(row.state), row.reason, row.batch, bool(row.set_aside))
+        if row is None:
+            return None
+        return Fate(FeedbackState(row.state), row.time_s, row.reason, row.batch, bool(row.set_aside))
 
     def orphans(self, limit: int) -> Sequence[Feedback]:
         waiting = _FEEDBACK.c.state == FeedbackState.WAITING

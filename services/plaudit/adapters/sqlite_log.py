@@ -46,6 +46,8 @@ INSERT INTO events (topic, event_id, key, time_s, payload) VALUES (?, ?, ?, ?, ?
 ON CONFLICT (topic, event_id) DO NOTHING
 """
 
+_INSERT_AGAIN: Final = "INSERT OR REPLACE INTO events (topic, event_id, key, time_s, payload) VALUES (?, ?, ?, ?, ?)"
+
 _Row = tuple[str, str, str, float, bytes]
 
 
@@ -73,7 +75,7 @@ class SqliteLog:
             self._connection.executescript(_SCHEMA)
 
     def append(self, events: Sequence[Event]) -> Sequence[Appended]:
-        mine = _Append([(topic_of(e), event_id_of(e), key_of(e), e.time_s, encode_event(e)) for e in events])
+        mine = _Append([_row(event) for event in events])
         self._waiting.append(mine)
         with self._write_lock:
             # Whoever held the lock before us may have committed ours with its own.
@@ -82,6 +84,11 @@ class SqliteLog:
         if mine.problem is not None:
             raise LogUnavailable(mine.problem)
         return mine.appended
+
+    def replay(self, events: Sequence[Event]) -> None:
+        """What is there already moves to the end."""
+        with _log_errors(self._path), self._write_lock, _transaction(self._connection):
+            self._connection.executemany(_INSERT_AGAIN, [_row(event) for event in events])
 
     def reader(self, group: str, topics: Sequence[Topic], start: Callable[[], Positions] | None = None) -> SqliteReader:
         return SqliteReader(self._path, self._synchronous, group, topics, None if start is None else start())
@@ -225,6 +232,21 @@ def _log_errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise LogUnavailable(f"{path}: {error}") from error
+
+
+def _row(event: Event) -> _Row:
+    return topic_of(event), event_id_of(event), key_of(event), event.time_s, encode_event(event)
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
 
 
 def _event(topic: Topic, payload: bytes) -> Event | Poison:

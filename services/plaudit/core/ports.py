@@ -99,6 +99,14 @@ class EventLog(Protocol):
         """
         ...
 
+    def replay(self, events: Sequence[Event]) -> None:
+        """Append events that the log may hold already, so that readers meet them again.
+
+        Raises:
+            LogUnavailable: not all were appended.
+        """
+        ...
+
     def reader(self, group: str, topics: Sequence[Topic], start: Callable[[], Positions] | None = None) -> EventReader:
         """A reader of ``topics``.
 
@@ -275,12 +283,14 @@ class Fate:
     """What has become of a piece of feedback in the learners' store.
 
     Attributes:
+        recorded_at_s: when the server received it, UTC seconds.
         reason: why it was discarded.
         batch: as how many batches were taken in was this so.
         set_aside: it was joined, but its experience is not learned from.
     """
 
     state: FeedbackState
+    recorded_at_s: float
     reason: str
     batch: int
     set_aside: bool = False

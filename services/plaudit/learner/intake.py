@@ -45,13 +45,12 @@ def read(records: Sequence[Record], store: ExperienceStore, model: str, now_s: f
     batch = Read()
     for record in records:
         match record.event:
-            case Poison(payload, problem):
-                _bury(batch, record, problem, payload, now_s)
+            case Poison(payload, reason):
+                _bury(batch, record, reason, payload, now_s)
             case Decision() as decision if decision.model != model:
                 batch.outcomes["foreign"] += 1
-            case Decision() as decision if decision.features is not None and not _finite(decision.features):
-                problem = "features: hold a value that is not finite"
-                _bury(batch, record, problem, encode_event(decision), now_s)
+            case Decision() | Feedback() as event if (problem := unusable(event)) is not None:
+                _bury(batch, record, problem, encode_event(event), now_s)
             case Decision() as decision:
                 _first(batch, batch.decisions, decision.prediction_id, decision)
             case Feedback() as feedback:
@@ -70,6 +69,21 @@ def read(records: Sequence[Record], store: ExperienceStore, model: str, now_s: f
     batch.outcomes["decision"] += len(batch.decisions)
     batch.outcomes["feedback"] += len(batch.feedback)
     return batch
+
+
+def unusable(event: Decision | Feedback) -> str | None:
+    """Why an event that can be read cannot be learned from, in one sentence; None if it can."""
+    match event:
+        case Decision():
+            texts = {"prediction_id": event.prediction_id, "user_id": event.user_id, "action": event.action}
+            if event.features is not None and not _finite(event.features):
+                return "features: hold a value that is not finite"
+        case Feedback():
+            texts = {"feedback_id": event.feedback_id, "prediction_id": event.prediction_id, "user_id": event.user_id}
+    for field_name, text in texts.items():
+        if "\0" in text:  # PostgreSQL keeps no such text
+            return f"{field_name}: {text[:40]!r} has a character of code zero"
+    return None
 
 
 def arrivals(batch: Read, actions: Sequence[str], since: Positions, positions: Positions) -> Arrivals:

@@ -171,18 +171,18 @@ class FeedbackRecorder:
         )
 
     def _receipt(self, feedback_id: str) -> Receipt:
-        recorded_at_s = self._log.feedback_recorded(feedback_id)
-        if recorded_at_s is None:
-            raise UnknownFeedback(feedback_id)
         served = self._models.all()
         for each in served:
             fate = self._fate(each.live.registry.model, feedback_id)
             if fate is not None:
-                return _receipt_of(fate, each.live.registry, feedback_id, recorded_at_s)
+                return _receipt_of(feedback_id, fate, each.live.registry)
+        recorded_at_s = self._log.feedback_recorded(feedback_id)
+        if recorded_at_s is None:
+            raise UnknownFeedback(feedback_id)
+        recorded = Receipt(feedback_id, ReceiptState.RECORDED, recorded_at_s)
         if len(served) != 1 or self._fates is not None:
-            # The log does not say which model a piece of feedback is about.
-            return Receipt(feedback_id, ReceiptState.RECORDED, recorded_at_s)
-        return _learned(served[0].live.registry, "last_feedback_time_s", feedback_id, recorded_at_s, recorded_at_s)
+            return recorded  # no learner has read it, or we cannot tell which model's would
+        return _learned(recorded, served[0].live.registry, "last_feedback_time_s", recorded_at_s)
 
     def _fate(self, model: str, feedback_id: str) -> Fate | None:
         try:
@@ -192,29 +192,29 @@ class FeedbackRecorder:
             return None
 
 
-def _receipt_of(fate: Fate, registry: ModelRegistry, feedback_id: str, recorded_at_s: float) -> Receipt:
+def _receipt_of(feedback_id: str, fate: Fate, registry: ModelRegistry) -> Receipt:
+    receipt = Receipt(feedback_id, ReceiptState.RECORDED, fate.recorded_at_s)
     match fate.state:
         case FeedbackState.WAITING:
-            return Receipt(feedback_id, ReceiptState.RECORDED, recorded_at_s, reason="its decision has not arrived")
+            return replace(receipt, reason="its decision has not arrived")
         case FeedbackState.DISCARDED:
-            return Receipt(feedback_id, ReceiptState.DISCARDED, recorded_at_s, reason=fate.reason)
+            return replace(receipt, state=ReceiptState.DISCARDED, reason=fate.reason)
         case FeedbackState.JOINED if fate.set_aside:
             reason = "set aside: what was learned with it did harm, or its user is not, or no longer, learned from"
-            return Receipt(feedback_id, ReceiptState.DISCARDED, recorded_at_s, reason=reason)
+            return replace(receipt, state=ReceiptState.DISCARDED, reason=reason)
         case FeedbackState.JOINED:
-            found = _learned(registry, "batches", feedback_id, recorded_at_s, fate.batch)
-            return replace(found, state=ReceiptState.JOINED) if found.used_in_version is None else found
+            return _learned(replace(receipt, state=ReceiptState.JOINED), registry, "batches", fate.batch)
 
 
-def _learned(registry: ModelRegistry, clue: str, feedback_id: str, recorded_at_s: float, enough: float) -> Receipt:
-    """How far the versions of the registry are with feedback that one has learned whose data has ``enough`` of ``clue``."""
+def _learned(receipt: Receipt, registry: ModelRegistry, clue: str, enough: float) -> Receipt:
+    """The receipt of feedback that has been learned by versions whose data has at least ``enough`` of ``clue``."""
     used = _first_with(registry, clue, enough)
     if used is None:
-        return Receipt(feedback_id, ReceiptState.RECORDED, recorded_at_s)
+        return receipt
     for rollout in registry.ledger():
         if rollout.live is not None and rollout.live >= used:
-            return Receipt(feedback_id, ReceiptState.LIVE, recorded_at_s, used, rollout.changed_at_s)
-    return Receipt(feedback_id, ReceiptState.USED, recorded_at_s, used)
+            return replace(receipt, state=ReceiptState.LIVE, used_in_version=used, live_since_s=rollout.changed_at_s)
+    return replace(receipt, state=ReceiptState.USED, used_in_version=used)
 
 
 def _first_with(registry: ModelRegistry, clue: str, enough: float) -> int | None:
