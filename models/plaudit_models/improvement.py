@@ -61,7 +61,7 @@ class HeadSettings:
 
     temperature: float = 0.03
     optimism: float = 3.0
-    benefit_of_doubt: float = 1.0
+    benefit_of_doubt: float = 0.7
     reference_mix: float = 0.1
     reward_low: float = -0.2
     prior: RewardPrior = field(default_factory=RewardPrior)

@@ -256,7 +256,7 @@ class RewardPrior:
     """
 
     precision: float = 1.0
-    own_precision: float = 4.0
+    own_precision: float = 3.0
     embedding_precision: float = 0.1
 
     def __post_init__(self) -> None:

@@ -157,7 +157,7 @@ class PolicySettings(_Section):
     """Temperature of the policy improvement π ∝ π_ref·exp(q/β): the price of moving away from the base policy."""
     optimism: Annotated[float, Field(ge=0.0)] = 3.0
     """How many posterior standard deviations are added to the predicted reward of an answer hardly tried."""
-    benefit_of_doubt: Annotated[float, Field(ge=0.0)] = 1.0
+    benefit_of_doubt: Annotated[float, Field(ge=0.0)] = 0.7
     """How many posterior standard deviations a sure base policy is given before other answers are tried."""
     reference_mix: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """How far the base policy is loosened towards uniform where feedback knows better."""
@@ -167,13 +167,13 @@ class PolicySettings(_Section):
     """How much praise of one answer speaks against each other one, in thumbs; 0 where several may be right at once."""
     prior_precision: Positive = 1.0
     """λ of the Bayesian ridge reward model, in thumbs."""
-    base_precision: Positive = 4.0
+    base_precision: Positive = 3.0
     """λ of what the base policy thinks of an answer: that many thumbs' worth of trust in it."""
     embedding_features: Annotated[int, Field(ge=0, multiple_of=2)] = 192
     """Features made of the embedding, which count where the base policy is unsure; 0 leaves the embedding out."""
     embedding_precision: Positive = 0.1
     """λ of the embedding's features, in thumbs."""
-    max_kl: Positive = 0.2
+    max_kl: Positive = 0.5
     """The most one head refresh may move the policy, as mean KL divergence on recent contexts, in nats; contexts count
     as far as the base policy is sure of them."""
 

@@ -85,7 +85,8 @@ def _write(out: Path, measured: Mapping[str, Sequence[Measure]], seconds: Mappin
             for name, measures in measured.items()
         },
     }
-    (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(report, indent=1, ensure_ascii=False, default=float)
+    (out / "report.json").write_text(text + "\n", encoding="utf-8")
     lines = [f"{name} ({seconds[name]:.0f} s)\n" + "\n".join(_rows(measures)) for name, measures in measured.items()]
     (out / "report.txt").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
     print(f"\nwritten: {out}/report.json, report.txt and plots")

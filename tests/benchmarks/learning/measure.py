@@ -48,7 +48,7 @@ class Measure:
         """Whether the goal is reached; True where there is none."""
         if self.goal is None:
             return True
-        return self.value >= self.goal if self.direction == "at_least" else self.value <= self.goal
+        return bool(self.value >= self.goal if self.direction == "at_least" else self.value <= self.goal)
 
     def shortfall(self) -> str:
         """One line that says what was measured and what was wanted."""

@@ -1,0 +1,65 @@
+"""Whether predicted rewards mean what they say: the reliability curve. Knows nothing about who predicted them.
+
+Notation:
+    n: predictions, c: bins that hold any
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reliability:
+    """What came of predictions, by how high they were.
+
+    Attributes:
+        predicted: mean prediction of each bin, ascending, ``[c]``.
+        observed: mean reward of each bin, ``[c]``.
+        count: predictions in each bin, ``[c]``.
+    """
+
+    predicted: Float64
+    observed: Float64
+    count: npt.NDArray[np.int64]
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error, mean |predicted − observed| over all predictions (Guo et al., On Calibration of
+        Modern Neural Networks, 2017, eq. 3); NaN if there were none.
+        """
+        n = int(self.count.sum())
+        return float(self.count @ np.abs(self.predicted - self.observed) / n) if n else float("nan")
+
+
+def reliability(predicted: Float64, rewards: Float64, bins: int = 10) -> Reliability:
+    """The reliability curve over bins of equal width.
+
+    Args:
+        predicted: expected rewards, clipped to [0, 1] here, ``[n]``.
+        rewards: what came, in [0, 1], ``[n]``.
+        bins: how many there are at most; empty ones are left out.
+
+    Raises:
+        ValueError: the shapes differ, a value is not finite, a reward is not in [0, 1], or there is no bin.
+    """
+    if predicted.ndim != 1 or predicted.shape != rewards.shape:
+        raise ValueError(f"predicted {predicted.shape} and rewards {rewards.shape} must both be [n]")
+    if bins < 1:
+        raise ValueError(f"bins {bins} must be at least 1")
+    if not np.isfinite(predicted).all():
+        raise ValueError(f"predicted: row {np.flatnonzero(~np.isfinite(predicted))[0]} is not finite")
+    outside = np.flatnonzero(~((rewards >= 0.0) & (rewards <= 1.0)))
+    if outside.size:
+        raise ValueError(f"rewards: row {outside[0]} holds {rewards[outside[0]]}, which is not in [0, 1]")
+    clipped = np.clip(predicted, 0.0, 1.0)
+    bin_of = np.minimum((clipped * bins).astype(np.int64), bins - 1)
+    count = np.bincount(bin_of, minlength=bins)
+    held = count > 0
+    sums = [np.bincount(bin_of, weights=values, minlength=bins)[held] for values in (clipped, rewards)]
+    return Reliability(sums[0] / count[held], sums[1] / count[held], count[held].astype(np.int64))
