@@ -7,11 +7,14 @@ from typing import Any
 
 import grpc
 import numpy as np
+import onnx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from onnx import TensorProto, helper, numpy_helper
 
 from builders import png, tiny_bundle, tiny_content, tiny_spec, trunk_inputs
 from plaudit.adapters.directory_registry import DirectoryRegistry
+from plaudit.adapters.onnx_import import ImportOptions, import_onnx
 from plaudit.core.events import Role
 from plaudit.core.rollout import start_canary
 from plaudit.core.wire import contents_to_wire
@@ -144,6 +147,62 @@ async def test_a_candidate_answers_its_share_of_the_users(serve, registry, log):
     assert (response.model_version, response.parameters["role"].string_param) == ("2", "candidate")
     await until(lambda: len(decisions(log)) == 2)
     assert {decision.role for decision in decisions(log)} == {Role.CANDIDATE}
+
+
+async def test_an_imported_graph_answers_as_it_did_elsewhere(serve, tmp_path, log):
+    """Inputs of other datatypes and free lengths, native outputs by name; and a decision for each row all the same."""
+    weights = np.array([[1, 0, 2], [0, 1, -1]], np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "W"], ["logits"]),
+            helper.make_node("Mul", ["ids", "two"], ["doubled"]),
+        ],
+        "g",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 2]),
+            helper.make_tensor_value_info("ids", TensorProto.INT32, ["batch", "length"]),
+        ],
+        [
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3]),
+            helper.make_tensor_value_info("doubled", TensorProto.INT32, ["batch", "length"]),
+        ],
+        [numpy_helper.from_array(weights, "W"), numpy_helper.from_array(np.array(2, np.int32), "two")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m.onnx")
+    registry = DirectoryRegistry(tmp_path / "others", "mine")
+    (tmp_path / "version").mkdir()
+    import_onnx(tmp_path / "m.onnx", "mine", tmp_path / "version", ImportOptions())
+    registry.publish(tmp_path / "version")
+    go_live(registry, 1)
+    running = await serve(registries=[registry])
+
+    metadata = await call(running, "ModelMetadata", pb.ModelMetadataRequest(name="mine"))
+    assert {each.name: (each.datatype, list(each.shape)) for each in metadata.inputs} == {
+        "x": ("FP32", [-1, 2]),
+        "ids": ("INT32", [-1, -1]),
+    }
+    assert [each.name for each in metadata.outputs][:2] == ["logits", "doubled"]
+
+    x = np.array([[1, 2], [0.5, 0]], np.float32)
+    ids = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
+    message = pb.ModelInferRequest(model_name="mine")
+    message.inputs.add(name="x", datatype="FP32", shape=[2, 2])
+    message.inputs.add(name="ids", datatype="INT32", shape=[2, 3])
+    message.raw_input_contents.extend([x.tobytes(), ids.tobytes()])
+    for name in ("doubled", "logits", "prediction_id"):
+        message.outputs.add(name=name)
+    response = await call(running, "ModelInfer", message)
+    np.testing.assert_allclose(floats(response, "logits"), x @ weights)
+    np.testing.assert_array_equal(floats(response, "doubled", "<i4"), 2 * ids)
+    await until(lambda: len(decisions(log)) == 2)
+    assert [decision.prediction_id for decision in decisions(log)] == strings(response, "prediction_id")
+
+    del message.inputs[1], message.raw_input_contents[1]
+    code, text = await refusal(call(running, "ModelInfer", message))
+    assert (code, text) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "inputs[\"ids\"]: is missing; 'mine' cannot answer without ['ids']",
+    )
 
 
 @pytest.mark.parametrize(
