@@ -85,8 +85,12 @@ class Manifest:
 
     @property
     def trainable(self) -> bool:
-        """True if a fine-tuning job can start from this version; an imported one has no weights that torch could load."""
-        return self.kind != "imported"
+        """True if a fine-tuning job can start from this version.
+
+        A graph that was imported has no weights that torch could load; it is told by its native outputs, which versions
+        that refresh its head have too.
+        """
+        return not self.spec.outputs
 
     @property
     def digest(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from plaudit.learner.by_hand import FinetuningFailed, finetune_by_hand
 from plaudit.learner.description import PARENT, read_description
 from plaudit.learner.progress import Progress
 from plaudit_models.bundle import Manifest, read_manifest
+from plaudit_models.spec import OutputSpec
 
 
 class World:
@@ -54,6 +56,16 @@ class World:
         )
 
 
+def _imported(folder: Path) -> World:
+    """A world whose live version 2 is an imported graph."""
+    world = World(folder)
+    spec = replace(builders.tiny_spec(), outputs={"logits": OutputSpec("float32", (4,))})
+    builders.tiny_bundle(folder / "imported", spec=spec, kind="imported")
+    world.registry.publish(folder / "imported")
+    world.registry.set_rollout(promote(world.registry.rollout(), 2, Change("ada", 1.0, "")))
+    return world
+
+
 def _train(run_dir: Path) -> None:
     builders.tiny_bundle(run_dir / CANDIDATE, seed=1, kind="finetuned", parent=1)
     (run_dir / PROGRESS).write_text("{}\n")
@@ -70,6 +82,13 @@ def test_the_candidate_is_published_and_waits_to_be_promoted(tmp_path):
     assert (published.version, published.kind) == (2, "finetuned")
     assert list(world.registry.versions()) == [1, 2]
     assert world.registry.rollout().live == 1
+
+
+def test_an_imported_graph_cannot_be_trained(tmp_path):
+    world = _imported(tmp_path)
+    with pytest.raises(FinetuningFailed, match="version 2 is an imported graph without weights"):
+        world.finetune(InlineJobs(_train))
+    assert list(world.registry.versions()) == [1, 2]
 
 
 def test_the_job_starts_from_live_sees_all_experiences_and_rehearses_the_pre_training(tmp_path):

@@ -5,24 +5,29 @@ A tiny candidate takes the place of training: another trunk whose head prefers o
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from builders import NOW_S, tiny_bundle
-from loop_world import World, assert_same_sums
+from loop_world import SPEC, World, assert_same_sums, candidate_that_prefers
 from plaudit.adapters.inline_jobs import InlineJobs
+from plaudit.adapters.subprocess_jobs import SubprocessJobs
 from plaudit.core.errors import StoreUnavailable
 from plaudit.core.events import Decision
-from plaudit.core.ports import JobState, JobStatus
+from plaudit.core.ports import JobLauncher, JobState, JobStatus
 from plaudit.core.rollout import Change, pin
 from plaudit.core.runs import CANDIDATE, RESULT, write_json
-from plaudit.learner.description import PARENT, STATE, read_description
+from plaudit.learner.description import STATE, read_description
 from plaudit.learner.loop import Learner
-from plaudit_models.bundle import read_manifest
 from plaudit_models.reward_model import empty_state
+from plaudit_models.spec import OutputSpec
 
 MakeWorld = Callable[..., World]
 
@@ -31,22 +36,13 @@ def likes_fish(decision: Decision) -> bool:
     return decision.action == "fish"
 
 
-def candidate_that_prefers(action: str | None) -> Callable[[Path], None]:
-    """What a job leaves behind that made a candidate of another trunk which answers ``action``."""
-
-    def run(run_dir: Path) -> None:
-        task = read_description(run_dir)
-        parent = read_manifest(run_dir / PARENT)
-        made = tiny_bundle(
-            run_dir / CANDIDATE, seed=9, kind="finetuned", parent=parent.version, prefer=action, data=task.data
-        )
-        (run_dir / STATE).write_bytes(empty_state(task.maker.space(made)).to_bytes())
-        write_json(run_dir / RESULT, {})
-
-    return run
-
-
-def tuning_world(make_world: MakeWorld, run_job: Callable[[Path], None], canary: Any = None, **gate: Any) -> World:
+def tuning_world(
+    make_world: MakeWorld,
+    run_job: Callable[[Path], None],
+    canary: Any = None,
+    jobs: JobLauncher | None = None,
+    **gate: Any,
+) -> World:
     """A job is due after 50 experiences; heads are not refreshed, so that what is compared stands still."""
     return make_world(
         {
@@ -56,6 +52,7 @@ def tuning_world(make_world: MakeWorld, run_job: Callable[[Path], None], canary:
             "canary": canary or {},
         },
         run_job=run_job,
+        jobs=jobs,
     )
 
 
@@ -70,6 +67,20 @@ def drive(world: World, learner: Learner, rounds: int = 40) -> dict[str, Any]:
         if outcomes:
             return dict(outcomes[0])
     pytest.fail(f"no outcome after {rounds} rounds: {learner.report()['finetune']}")
+
+
+def test_an_imported_graph_has_its_head_refreshed_but_is_not_trained(make_world: MakeWorld) -> None:
+    world = make_world({"learner": {"batch": 25}, "finetune": {"enabled": True, "every": 50}}, live=False)
+    world.first_version(spec=replace(SPEC, outputs={"logits": OutputSpec("float32", (4,))}), kind="imported")
+    learner = world.learner()
+    for _ in range(6):
+        world.traffic(25, likes_fish)
+        world.settle(learner)
+    live = world.registry.manifest(world.registry.rollout().live or 0)
+    assert (live.kind, live.trainable) == ("head", False)
+    tuning = learner.report()["finetune"]
+    assert (tuning["phase"], tuning["outcomes"]) == ("idle", [])
+    assert f"version {live.version} is an imported graph" in tuning["off"]
 
 
 def test_a_better_candidate_passes_the_gate_and_goes_live(make_world: MakeWorld) -> None:
@@ -144,6 +155,29 @@ def test_a_job_that_fails_is_recorded_and_the_loop_goes_on(make_world: MakeWorld
     world.settle(learner)
     assert learner.progress.experiences == before + 10
     assert world.registry.versions() == [1]
+
+
+def test_a_job_that_is_killed_is_recorded_and_the_next_one_starts_anew(make_world: MakeWorld) -> None:
+    """Kill -9 of its process, as the kernel does when memory runs out."""
+    jobs = SubprocessJobs([sys.executable, "-c", "import signal; signal.pause()"])
+    world = tuning_world(make_world, candidate_that_prefers("fish"), jobs=jobs)
+    learner = world.learner()
+    world.traffic(50, likes_fish)
+    world.settle(learner)
+    run_dir = world.folder / "work" / "runs" / learner.report()["finetune"]["run"]
+    assert learner.report()["finetune"]["phase"] == "training"
+    os.kill(int((run_dir / "job.pid").read_text(encoding="ascii")), signal.SIGKILL)
+    while jobs.status(run_dir).state == JobState.RUNNING:
+        os.sched_yield()
+    world.jobs = InlineJobs(world.run_job)
+    outcome = drive(world, world.learner())
+    assert outcome["outcome"] == "failed"
+    assert "it was killed" in outcome["why"]
+    fresh = world.learner()
+    for _ in range(40):
+        world.traffic(25, likes_fish)
+        world.settle(fresh)
+    assert [each["outcome"] for each in fresh.report()["finetune"]["outcomes"]][:2] == ["failed", "promote"]
 
 
 def test_after_a_failure_the_next_job_waits_for_as_many_new_experiences(make_world: MakeWorld) -> None:

@@ -299,6 +299,7 @@ def pretrain(
 @app.command()
 def finetune(
     reason: Reason = "",
+    model: Model = "",
     config: Config = None,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -309,9 +310,10 @@ def finetune(
     """
     settings = read_settings(config, data_dir)
     with extra("learn"):
+        from plaudit import compose
         from plaudit.cli import finetune as body
 
-        manifest = body.finetune(settings, reason)
+        manifest = body.finetune(settings, compose.model_named(settings, model), reason)
     if as_json:
         output.print_json(json.loads(manifest.to_json()))
     else:

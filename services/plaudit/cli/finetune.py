@@ -20,7 +20,7 @@ from plaudit_models.bundle import Manifest
 _LOOK_INTERVAL_S: Final = 0.2
 
 
-def finetune(settings: Settings, reason: str) -> Manifest:
+def finetune(settings: Settings, model: str, reason: str) -> Manifest:
     """Raises Failed, or another error with a sentence for the user."""
     started_s = time.time()
     bar = Progress(
@@ -31,7 +31,7 @@ def finetune(settings: Settings, reason: str) -> Manifest:
         TextColumn("{task.fields[measured]}"),
         console=output.err,
     )
-    with bar, contextlib.closing(compose.experience_store(settings, settings.spec().name)) as store:
+    with bar, contextlib.closing(compose.experience_store(settings, model)) as store:
         task = bar.add_task("fine-tuning", total=1.0, measured="")
 
         def show(progress: Mapping[str, Any]) -> None:
@@ -41,10 +41,10 @@ def finetune(settings: Settings, reason: str) -> Manifest:
 
         try:
             manifest = finetune_by_hand(
-                compose.learner_dir(settings, settings.spec().name) / "runs" / f"by-hand-{started_s:.0f}",
-                jobs=compose.job_launcher(settings, settings.spec().name),
+                compose.learner_dir(settings, model) / "runs" / f"by-hand-{started_s:.0f}",
+                jobs=compose.job_launcher(settings, model),
                 store=store,
-                registry=compose.model_registry(settings),
+                registry=compose.registry_of(settings, model),
                 maker=head_maker(settings),
                 plan=training_plan(settings),
                 limits=content_limits(settings),

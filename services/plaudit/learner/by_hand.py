@@ -15,7 +15,7 @@ from plaudit.core.ports import ExperienceStore, JobLauncher, JobState, ModelRegi
 from plaudit.core.runs import CANDIDATE, last_progress
 from plaudit.learner import progress as progresses
 from plaudit.learner.description import TrainingPlan
-from plaudit.learner.finetune import prepare_run
+from plaudit.learner.finetune import cannot_train, prepare_run
 from plaudit.learner.progress import progress_from_bytes
 from plaudit.learner.refresh import HeadMaker
 from plaudit_models.bundle import Manifest
@@ -49,15 +49,18 @@ def finetune_by_hand(
 
     Raises:
         NoLiveModel: there is nothing to start from.
-        FinetuningFailed: the job failed.
+        FinetuningFailed: the job failed, or cannot start from what is live.
     """
-    live = registry.rollout().live
-    if live is None:
+    version = registry.rollout().live
+    if version is None:
         raise NoLiveModel(registry.model)
+    live = registry.manifest(version)
+    if not live.trainable:
+        raise FinetuningFailed(cannot_train(live))
     prepare_run(
         run_dir,
         registry,
-        registry.manifest(live),
+        live,
         progress_from_bytes(store.recall(progresses.KEY)),
         plan=plan,
         maker=maker,

@@ -91,6 +91,11 @@ def tuning_from_bytes(raw: bytes | None) -> Tuning:
     return Tuning(outcomes=tuple(fields.pop("outcomes")), **fields)
 
 
+def cannot_train(live: Manifest) -> str:
+    """Why no job can start from a version that is not ``trainable``."""
+    return f"version {live.version} is an imported graph without weights to train; its head is refreshed all the same"
+
+
 def prepare_run(
     run_dir: Path,
     registry: ModelRegistry,
@@ -193,6 +198,7 @@ class Finetuning:
         self._canary: Canary | None = None if trial is None else canary_from_dict(json.loads(trial))
         self._candidate: _Candidate | None = None
         self._backlog = False
+        self._off = ""
         self._looked_s = -_LOOK_INTERVAL_S
 
     @property
@@ -207,7 +213,8 @@ class Finetuning:
     def step(self, live: Manifest, progress: Progress) -> None:
         match self._tuning.phase:
             case "idle":
-                if progress.last_number - self._tuning.last_snapshot >= self._every:
+                self._off = "" if live.trainable else cannot_train(live)
+                if not self._off and progress.last_number - self._tuning.last_snapshot >= self._every:
                     self._launch(live, progress)
             case "training":
                 self._watch()
@@ -226,6 +233,8 @@ class Finetuning:
     def report(self) -> dict[str, Any]:
         """For people: the phase, the job's progress, the evidence so far, and the latest outcomes."""
         report: dict[str, Any] = {"phase": self._tuning.phase, "outcomes": list(self._tuning.outcomes)}
+        if self._off:
+            report["off"] = self._off
         if self._tuning.phase != "idle":
             report |= {"run": self._tuning.run, "snapshot": self._tuning.last_snapshot}
             report["started_at_s"] = self._tuning.started_at_s

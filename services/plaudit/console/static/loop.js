@@ -74,7 +74,7 @@ function tuning(finetune, now_s) {
     case "training": return `Fine-tuning on ${plural(finetune.snapshot, "experience")}: ${percent(finetune.progress.fraction ?? 0)} done${since}.`;
     case "gating": return `A fine-tuned candidate is at the gate${since}.`;
     case "canary": return `Version ${finetune.canary.version} is on trial: ${plural(finetune.canary.n, "experience")}${since}; ${finetune.canary.why}.`;
-    case "idle": return "No fine-tuning job runs; the next one starts when there is enough new experience.";
+    case "idle": return finetune.off ? `Fine-tuning is off: ${finetune.off}.` : "No fine-tuning job runs; the next one starts when there is enough new experience.";
     default: return "Fine-tuning is off.";
   }
 }
