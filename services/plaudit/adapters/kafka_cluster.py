@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
@@ -26,7 +26,7 @@ TOGETHER: Final = (Topic.DECISIONS, Topic.FEEDBACK)
 
 Client = TypeVar("Client")
 
-_RECONNECT_S: Final = 1.0
+_RECONNECT_S: Final = 0.5
 _UNKNOWN_TOPIC: Final = 3
 
 
@@ -138,22 +138,24 @@ class KafkaConnection:
 
     def explain(self, error: KafkaError, heard: Sequence[str] = ()) -> str:
         """What went wrong, which setting it is about, and what to do. ``heard``: what kafka-python logged meanwhile."""
-        said = [str(error), *heard]
-        for words in said:
-            if "SaslAuthenticationFailed" in words or "IllegalSaslState" in words:
-                return f"kafka.sasl_username: {self.bootstrap_servers} refuses {self.sasl_username!r} ({words})"
-            if "UnsupportedSaslMechanism" in words:
-                return f"kafka.sasl_mechanism: {self.bootstrap_servers} does not take {self.sasl_mechanism} ({words})"
-            if "AuthorizationFailed" in words:
-                who = repr(self.sasl_username) if self.sasl_username else "anybody"
-                return f"Kafka at {self.bootstrap_servers} does not allow this to {who}: {words}"
-        if "Unable to bootstrap" in str(error):
-            last = f"; last heard: {heard[-1]}" if heard else ""
+        servers = self.bootstrap_servers
+        if "AuthorizationFailed" in str(error):
+            who = repr(self.sasl_username) if self.sasl_username else "anybody"
+            return f"Kafka at {servers} does not allow this to {who}: {error}"
+        if "Unable to bootstrap" not in str(error):
+            return f"Kafka at {servers}: {error}"
+        # Brokers that refuse say so, or just hang up.
+        refusals = [words for words in heard if "Sasl" in words and "Error" in words]
+        said = f" ({(refusals or heard)[-1]})" if heard else ""
+        if self.security.startswith("SASL"):
             return (
-                f"kafka.bootstrap_servers: {self.bootstrap_servers} takes connections but does not answer as a broker "
-                f"within {self.timeout_s:g} s; is kafka.security ({self.security}) that of the port?{last}"
+                f"kafka.sasl_username: {servers} does not let {self.sasl_username!r} in by {self.sasl_mechanism} "
+                f"within {self.timeout_s:g} s{said}; see kafka.sasl_mechanism, kafka.sasl_password and kafka.security"
             )
-        return f"Kafka at {self.bootstrap_servers}: {error}"
+        return (
+            f"kafka.bootstrap_servers: {servers} takes connections but does not answer as a broker within "
+            f"{self.timeout_s:g} s{said}; is kafka.security ({self.security}) that of the port?"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,8 +199,11 @@ class TopicFound:
     configs: Mapping[str, str]
 
 
-def ensure_topics(connection: KafkaConnection, plan: TopicPlan) -> None:
+def ensure_topics(connection: KafkaConnection, plan: TopicPlan) -> Mapping[Topic, int]:
     """Make the topics that are not there; leave alone those that are.
+
+    Returns:
+        The most bytes that each takes at once.
 
     Raises:
         LogUnavailable: they cannot be made, or records of one key would not meet.
@@ -214,30 +219,22 @@ def ensure_topics(connection: KafkaConnection, plan: TopicPlan) -> None:
             except TopicAlreadyExistsError:
                 admin.wait_for_topics([plan.name(topic) for topic in Topic])  # by somebody who was faster
             found = _found(admin, plan)
+        configs = _configs(admin, plan, found)
     counts = {plan.name(topic): found[topic].partitions for topic in TOGETHER if topic in found}
     if len(set(counts.values())) > 1:
         raise LogUnavailable(
             f"{counts}: these topics must have equally many partitions, for decisions to meet their feedback; "
             "add partitions to the one with fewer (kafka-topics --alter --partitions N)"
         )
+    return {topic: int(configs[topic]["max.message.bytes"]) for topic in found}
 
 
 def find_topics(connection: KafkaConnection, plan: TopicPlan) -> Mapping[Topic, TopicFound]:
     """Those of the topics that are there, with every config. Raises LogUnavailable."""
     with connection.admin() as admin:
         found = _found(admin, plan)
-        if not found:
-            return {}
-        resources = [ConfigResource(ConfigResourceType.TOPIC, plan.name(topic)) for topic in found]
-        configs = admin.describe_configs(resources, config_filter="all")["topic"]
-        return {
-            topic: TopicFound(
-                each.partitions,
-                each.replication_factor,
-                {key: config["value"] for key, config in configs[plan.name(topic)].items()},
-            )
-            for topic, each in found.items()
-        }
+        configs = _configs(admin, plan, found)
+    return {topic: replace(each, configs=configs[topic]) for topic, each in found.items()}
 
 
 def count_records(connection: KafkaConnection, plan: TopicPlan, topics: Sequence[Topic]) -> int:
@@ -273,6 +270,15 @@ def milliseconds(seconds: float) -> int:
     return round(1000 * seconds)
 
 
+def _configs(admin: KafkaAdminClient, plan: TopicPlan, topics: Iterable[Topic]) -> dict[Topic, Mapping[str, str]]:
+    names = {plan.name(topic): topic for topic in topics}
+    if not names:
+        return {}
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    described = admin.describe_configs(resources, config_filter="all")["topic"]
+    return {topic: {key: config["value"] for key, config in described[name].items()} for name, topic in names.items()}
+
+
 class _Listener(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -280,7 +286,7 @@ class _Listener(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.heard.append(record.getMessage())
-        del self.heard[:-20]
+        del self.heard[:-1000]
 
 
 @contextmanager

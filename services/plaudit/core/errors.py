@@ -167,6 +167,7 @@ class LogUnavailable(Unavailable):
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"the event log is away, nothing was recorded: {problem}")
+        self.problem = problem
 
 
 class StoreUnavailable(Unavailable):

@@ -1,0 +1,75 @@
+"""Sharing partitions out, round by round, as a group does it."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("kafka")
+
+from plaudit.adapters.kafka_assignor import share_out
+
+
+def _settle(owned: dict[str, set[int]], count: int) -> tuple[dict[str, set[int]], int]:
+    """Rounds until nothing changes: what everybody ends up with, and how many rounds changed something."""
+    rounds = 0
+    while (shares := share_out(range(count), owned)) != owned:
+        for number in range(count):
+            holders = {member for member, held in owned.items() if number in held}
+            takers = {member for member, held in shares.items() if number in held}
+            assert not holders or takers <= holders, "given to somebody else while it is still held"
+        owned, rounds = shares, rounds + 1
+    return owned, rounds
+
+
+def test_one_member_gets_everything_at_once() -> None:
+    assert share_out(range(3), {"a": set()}) == {"a": {0, 1, 2}}
+
+
+def test_newcomers_share_evenly_at_once() -> None:
+    shares = share_out(range(5), {"a": set(), "b": set()})
+    assert sorted(map(len, shares.values())) == [2, 3]
+    assert shares["a"] | shares["b"] == set(range(5))
+
+
+def test_who_has_too_much_lets_go_before_others_get_it() -> None:
+    first = share_out(range(6), {"a": {0, 1, 2, 3, 4, 5}, "b": set()})
+    assert first == {"a": {0, 1, 2}, "b": set()}
+    assert share_out(range(6), first) == {"a": {0, 1, 2}, "b": {3, 4, 5}}
+
+
+def test_what_need_not_move_stays() -> None:
+    settled, rounds = _settle({"a": {0, 1, 2}, "b": {3, 4, 5}, "c": set()}, 6)
+    assert settled["a"] < {0, 1, 2}
+    assert settled["b"] < {3, 4, 5}
+    assert rounds == 2
+
+
+def test_what_a_dead_member_had_is_free_at_once() -> None:
+    assert share_out(range(4), {"a": {0, 1}, "c": set()}) == {"a": {0, 1}, "c": {2, 3}}
+
+
+def test_what_two_claim_is_nobodys_until_both_let_go() -> None:
+    shares = share_out(range(2), {"a": {0, 1}, "b": {1}})
+    assert shares == {"a": {0}, "b": set()}
+    assert share_out(range(2), shares) == {"a": {0}, "b": {1}}
+
+
+def test_more_members_than_partitions() -> None:
+    settled, _ = _settle({name: set() for name in "abcd"}, 3)
+    assert sorted(map(len, settled.values())) == [0, 1, 1, 1]
+
+
+def test_what_is_no_partition_any_more_is_forgotten() -> None:
+    assert share_out(range(1), {"a": {0, 7}}) == {"a": {0}}
+
+
+@pytest.mark.parametrize("count", [1, 4, 7, 12])
+@pytest.mark.parametrize("members", [1, 2, 3, 5])
+def test_settles_evenly_from_anywhere(count: int, members: int) -> None:
+    start: dict[str, set[int]] = {f"m{number}": set() for number in range(members)}
+    start["m0"] = set(range(count))
+    settled, rounds = _settle(start, count)
+    sizes = [len(held) for held in settled.values()]
+    assert sum(sizes) == count
+    assert max(sizes) - min(sizes) <= 1
+    assert rounds <= 2
