@@ -23,11 +23,14 @@ from plaudit.adapters.sqlite_log import SqliteLog
 from plaudit.core.events import Content, Decision, Features, Feedback, Role, Signal, Thumb
 from plaudit.core.ports import EventLog, JobLauncher, ServableModel
 from plaudit.core.rollout import Change, on_trial, promote
+from plaudit.core.runs import CANDIDATE, RESULT, write_json
 from plaudit.core.settings import Settings
 from plaudit.learner.build import build_learner
+from plaudit.learner.description import PARENT, STATE, read_description
 from plaudit.learner.loop import Learner
+from plaudit_models.bundle import read_manifest
 from plaudit_models.policy import Float64, probabilities
-from plaudit_models.reward_model import RewardState
+from plaudit_models.reward_model import RewardState, empty_state
 
 SPEC: Final = tiny_spec()
 USERS: Final = 1_000
@@ -174,6 +177,21 @@ class World:
         """Step until there is nothing left to read."""
         while learner.step():
             pass
+
+
+def candidate_that_prefers(action: str | None) -> Callable[[Path], None]:
+    """What a job leaves behind that made a candidate of another trunk which answers ``action``."""
+
+    def run(run_dir: Path) -> None:
+        task = read_description(run_dir)
+        parent = read_manifest(run_dir / PARENT)
+        made = tiny_bundle(
+            run_dir / CANDIDATE, seed=9, kind="finetuned", parent=parent.version, prefer=action, data=task.data
+        )
+        (run_dir / STATE).write_bytes(empty_state(task.maker.space(made)).to_bytes())
+        write_json(run_dir / RESULT, {})
+
+    return run
 
 
 def assert_same_sums(state: RewardState | None, expected: RewardState) -> None:

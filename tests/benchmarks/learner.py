@@ -61,7 +61,7 @@ def measure(world: World, events: int) -> dict[str, Any]:
 
 
 def traffic(world: World, events: int) -> Iterator[list[Decision | Feedback]]:
-    """Decisions of 1,000 users, each followed by its thumb; a quarter of a second apart, so that retention sets in."""
+    """Decisions of 1,000 users, each followed by its thumb; five seconds apart, so that retention sets in."""
     templates = [world.decide(seed) for seed in range(20)]
     rng = np.random.default_rng(0)
     number = 0
@@ -69,7 +69,7 @@ def traffic(world: World, events: int) -> Iterator[list[Decision | Feedback]]:
         chunk: list[Decision | Feedback] = []
         for _ in range(CHUNK // 2):
             number += 1
-            world.now_s += 0.25
+            world.now_s += 5.0
             like = templates[number % len(templates)]
             decision = Decision(
                 prediction_id=f"prediction-{number}",

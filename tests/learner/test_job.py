@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from plaudit.learner.job import run_job, training_data
 from plaudit.learner.join import join
 from plaudit.learner.pretraining import pretrain_and_publish
 from plaudit.learner.progress import Progress
-from plaudit_models.bundle import TOKENIZER, verify
+from plaudit_models.bundle import MANIFEST, TOKENIZER, verify
 from plaudit_models.preprocess import Limits, read_tokenizer
 from plaudit_models.reward_model import empty_state, state_from_bytes
 from plaudit_models.spec import ModelSpec, TextModality
@@ -186,3 +187,25 @@ def test_as_a_process_of_its_own(tmp_path: Path) -> None:
         os.sched_yield()
     assert status.state == JobState.SUCCEEDED, status.error
     assert verify(run_dir / CANDIDATE).kind == "finetuned"
+
+
+@pytest.mark.slow
+def test_killed_while_it_trains_it_has_failed_and_can_be_started_anew(tmp_path: Path) -> None:
+    workplace = Workplace(tmp_path)
+    run_dir = workplace.run_dir()
+    jobs = SubprocessJobs(told=workplace.url)
+    jobs.launch(run_dir)
+    while not last_progress(run_dir):
+        assert jobs.status(run_dir).state == JobState.RUNNING
+    os.kill(int((run_dir / "job.pid").read_text(encoding="ascii")), signal.SIGKILL)
+    while (status := jobs.status(run_dir)).state == JobState.RUNNING:
+        os.sched_yield()
+    assert status.state == JobState.FAILED
+    assert "it was killed" in status.error
+    assert not (run_dir / CANDIDATE / MANIFEST).exists()
+    again = workplace.run_dir()
+    jobs.launch(again)
+    while (status := jobs.status(again)).state == JobState.RUNNING:
+        os.sched_yield()
+    assert status.state == JobState.SUCCEEDED, status.error
+    assert verify(again / CANDIDATE).kind == "finetuned"

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from loop_recount import recount
-from loop_world import SPEC, World, assert_same_sums
+from loop_world import SPEC, World, assert_same_sums, candidate_that_prefers
 from plaudit.core.events import Decision, Retract, Thumb
 
 MakeWorld = Callable[..., World]
@@ -62,15 +62,19 @@ LEARNER = textwrap.dedent("""
     """)
 
 
-def run_learner(folder: Path, place: str, times: int = 1) -> int:
+def run(script: str, *arguments: str) -> int:
     environment = {
         "PYTHONPATH": ":".join(str(Path(__file__).parents[2] / part) for part in ("tests", "services", "models"))
     }
     done = subprocess.run(
-        [sys.executable, "-c", LEARNER, str(folder), place, str(times)], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode
+
+
+def run_learner(folder: Path, place: str, times: int = 1) -> int:
+    return run(LEARNER, str(folder), place, str(times))
 
 
 @pytest.mark.parametrize(
@@ -107,3 +111,57 @@ def test_killed_anywhere_and_restarted_nothing_is_lost_and_nothing_counts_twice(
     live = world.registry.rollout().live
     assert live is not None
     assert world.registry.manifest(live).data["experiences"] == 44
+
+
+CANARY = {
+    "learner": {"batch": 10**6, "max_wait_s": 10**6},
+    "finetune": {"enabled": True, "every": 50},
+    "gate": {"min_events": 50, "max_events": 1, "alpha": 1e-9},
+    "canary": {"share": 0.5},
+}
+TRIAL = textwrap.dedent("""
+    import os, signal, sys
+    from pathlib import Path
+    from loop_world import World
+    from plaudit.adapters.sql_store import SqlStore
+    from plaudit.learner.finetune import CANARY
+
+    save = SqlStore.save
+    def deadly(store, changes):
+        of_trial = changes.memory.get(CANARY) is not None
+        if of_trial and sys.argv[2] == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(store, changes)
+        if of_trial:
+            os.kill(os.getpid(), signal.SIGKILL)
+    SqlStore.save = deadly
+    world = World(Path(sys.argv[1]), settings=%r)
+    world.settle(world.learner())
+    """) % (CANARY,)
+
+
+@pytest.mark.parametrize("killed", ["before", "after"])
+def test_killed_in_the_middle_of_a_trial_the_next_learner_counts_on(tmp_path: Path, killed: str) -> None:
+    """As many experiences count for and against the candidate as with a learner that is left alone."""
+    counted = []
+    for name in ("killed", "left alone"):
+        (tmp_path / name).mkdir()
+        world = World(tmp_path / name, settings=CANARY, run_job=candidate_that_prefers("fish"))
+        world.first_version()
+        learner = world.learner()
+        while learner.report()["finetune"]["phase"] != "canary":
+            world.traffic(25, lambda decision: decision.action == "fish")
+            world.settle(learner)
+        learner.close()
+        world.traffic(50, lambda decision: decision.action == "fish")
+        if name == "killed":
+            assert run(TRIAL, str(world.folder), killed) == -signal.SIGKILL
+        last = world.learner()
+        world.settle(last)
+        last.step()
+        counted.append(last.report()["finetune"]["canary"])
+        assert world.registry.versions() == [1, 2]
+        assert [r.candidate for r in world.registry.ledger()] == [None, 2]
+        world.close()
+    assert counted[0] == counted[1]
+    assert counted[0]["n"] > 0
