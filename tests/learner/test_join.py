@@ -21,7 +21,7 @@ from plaudit.core.events import (
     Thumb,
 )
 from plaudit.core.experience import Judgement, served
-from plaudit.learner.join import IMPLICIT_REWARDS, IMPLICIT_WEIGHT, PREFERENCE_WEIGHT, join, refusal, silence
+from plaudit.learner.join import IMPLICIT_REWARDS, IMPLICIT_WEIGHT, join, refusal, silence
 
 ACTIONS = ("cat", "dog", "bird", "fish")
 DECISION = served(a_decision("p", action="cat"))
@@ -43,7 +43,7 @@ def said(*signals: tuple[str, Signal]) -> list[Feedback]:
         (Rating(0.25), Judgement({"cat": 0.25}, 1.0)),
         (Correction("dog"), Judgement({"cat": 0.0, "dog": 1.0, "bird": 0.0, "fish": 0.0}, 1.0, "dog")),
         (Correction("cat"), Judgement({"cat": 1.0, "dog": 0.0, "bird": 0.0, "fish": 0.0}, 1.0, "cat")),
-        (Preference("dog", "cat"), Judgement({"cat": 0.0, "dog": 1.0}, PREFERENCE_WEIGHT)),
+        (Preference("dog", "cat"), Judgement({"cat": 0.25, "dog": 0.75}, 1.0)),
         (
             Implicit(ImplicitKind.REPHRASED),
             Judgement({"cat": IMPLICIT_REWARDS[ImplicitKind.REPHRASED]}, IMPLICIT_WEIGHT),
@@ -82,11 +82,17 @@ def test_users_are_averaged() -> None:
 
 def test_users_are_averaged_per_action_and_by_weight() -> None:
     """Ada (weight 1): cat is 1. Bob corrects to dog (weight 1): cat 0, dog 1, bird 0, fish 0. Cy prefers dog to bird
-    (weight 1/2): dog 1, bird 0. So cat = (1 + 0)/2, dog = (1 + 1/2)/(3/2) = 1, bird = 0; mean weight = 2.5/3.
+    (weight 1): dog 3/4, bird 1/4. Dan does not object (weight 1/4): cat 0.9. So cat = (1 + 0 + 0.225)/2.25, dog =
+    (1 + 3/4)/2, bird = (0 + 1/4)/2; mean weight = 3.25/4.
     """
-    three = said(("ada", Thumb(up=True)), ("bob", Correction("dog")), ("cy", Preference("dog", "bird")))
-    assert join(DECISION, three, ACTIONS) == Judgement(
-        {"cat": 0.5, "dog": 1.0, "bird": 0.0, "fish": 0.0}, pytest.approx(2.5 / 3), "dog"
+    four = said(
+        ("ada", Thumb(up=True)),
+        ("bob", Correction("dog")),
+        ("cy", Preference("dog", "bird")),
+        ("dan", Implicit(ImplicitKind.ACCEPTED)),
+    )
+    assert join(DECISION, four, ACTIONS) == Judgement(
+        {"cat": pytest.approx(1.225 / 2.25), "dog": 0.875, "bird": 0.125, "fish": 0.0}, pytest.approx(3.25 / 4), "dog"
     )
 
 

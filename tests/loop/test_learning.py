@@ -162,7 +162,7 @@ def test_a_preference_without_the_served_action_teaches_but_proves_nothing(make_
     (experience,) = world.store.experiences()
     assert experience.reward is None
     assert learner.reward_state is not None
-    assert learner.reward_state.weight.tolist() == [0.0, 0.0, 0.5, 0.5]
+    assert learner.reward_state.weight.tolist() == [0.0, 0.0, 1.0, 1.0]
 
 
 def test_decisions_of_another_model_are_counted_and_left_alone(make_world: MakeWorld) -> None:

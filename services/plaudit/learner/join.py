@@ -19,10 +19,9 @@ from typing import Final
 
 from plaudit.core.events import Correction, Feedback, Implicit, ImplicitKind, Preference, Rating, Retract, Thumb
 from plaudit.core.experience import Judgement, Served
+from plaudit_models.reward_model import PREFERRED_REWARD, REJECTED_REWARD
 
 EXPLICIT_WEIGHT: Final = 1.0
-PREFERENCE_WEIGHT: Final = 0.5
-"""A preference is read as reward 1 for the preferred action and 0 for the rejected; it only says which is better."""
 IMPLICIT_WEIGHT: Final = 0.25
 SILENCE_WEIGHT: Final = 0.1
 IMPLICIT_REWARDS: Final[Mapping[ImplicitKind, float]] = {
@@ -124,7 +123,7 @@ def _verdict(decision: Served, feedback: Feedback, actions: Sequence[str]) -> _V
         case Correction(right):
             return _Verdict({action: float(action == right) for action in actions}, EXPLICIT_WEIGHT, correction=right)
         case Preference(preferred, rejected):
-            return _Verdict({preferred: 1.0, rejected: 0.0}, PREFERENCE_WEIGHT)
+            return _Verdict({preferred: PREFERRED_REWARD, rejected: REJECTED_REWARD}, EXPLICIT_WEIGHT)
         case Implicit(kind):
             return _Verdict({decision.action: IMPLICIT_REWARDS[kind]}, IMPLICIT_WEIGHT)
         case Retract():
