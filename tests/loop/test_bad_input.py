@@ -1,0 +1,167 @@
+"""Records that are too large, of a newer version or broken, a full disk, a store that goes away: each is said clearly,
+and nothing is lost or counted twice.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from loop_recount import recount
+from loop_world import SPEC, World, assert_same_sums
+from plaudit.core.events import Decision, EncodedContent, Thumb
+from plaudit.core.wire import decode_event, encode_event
+from plaudit.learner.loop import Learner
+from postgres_server import PostgresServer
+
+MakeWorld = Callable[..., World]
+
+
+def likes_fish(decision: Decision) -> bool:
+    return decision.action == "fish"
+
+
+class Stop:
+    """Ends the loop once so many experiences are learned. Instead of waiting after a failure it calls ``mend``."""
+
+    def __init__(self, learner: Learner, experiences: int, mend: Callable[[], None]) -> None:
+        self._learner = learner
+        self._experiences = experiences
+        self._mend = mend
+
+    def is_set(self) -> bool:
+        return self._learner.progress.experiences == self._experiences
+
+    def wait(self, timeout_s: float) -> bool:
+        self._mend()
+        return False
+
+
+def check(world: World, learner: Learner) -> None:
+    assert learner.reward_state is not None
+    assert_same_sums(learner.reward_state, recount(world.log, SPEC, learner.reward_state.space)[0])
+
+
+def test_fields_of_a_newer_version_are_passed_over(make_world: MakeWorld) -> None:
+    """Field 999, of wire type 2, is none that this version knows."""
+    unknown = b"\xba\x3e\x05newer"
+    world = make_world()
+    learner = world.learner()
+    decision = world.decide()
+    for event in (decision, world.say(decision, Thumb(up=True))):
+        topic = "plaudit.decisions" if isinstance(event, Decision) else "plaudit.feedback"
+        newer = encode_event(event) + unknown
+        decoded = decode_event(topic, newer)  # type: ignore[arg-type]
+        assert encode_event(decoded) == encode_event(event)
+        world.log._connection.execute(  # type: ignore[attr-defined]
+            "INSERT INTO events (topic, event_id, key, time_s, payload) VALUES (?, ?, 'k', 0, ?)",
+            (topic, str(id(event)), newer),
+        )
+    world.settle(learner)
+    assert learner.progress.experiences == 1
+    assert "poison" not in learner.standing.outcomes
+
+
+def test_a_record_of_50_megabytes_is_learned_from(make_world: MakeWorld) -> None:
+    world = make_world()
+    learner = world.learner()
+    large = {"image": EncodedContent("image", bytes(50_000_000))}
+    decision = world.decide(content=large)
+    world.log.append([decision, world.say(decision, Thumb(up=True))])
+    world.traffic(5, likes_fish)
+    world.settle(learner)
+    assert learner.progress.experiences == 6
+    assert world.store.contents([decision.prediction_id])[decision.prediction_id] == large
+    check(world, learner)
+
+
+@pytest.mark.parametrize("moment", ["before what was read is saved", "before what was learned is saved"])
+def test_a_store_that_goes_away_in_the_middle_of_a_step(
+    tmp_path: Path, own_postgres: PostgresServer, moment: str
+) -> None:
+    """The server crashes; the learner says so, and begins again from what was saved when it is back."""
+    settings = {"learner": {"batch": 1, "max_wait_s": 0.001}, "finetune": {"enabled": False}}
+    world = World(tmp_path, settings=settings, store_url=own_postgres.create_database(), lease_s=0.0)
+    world.first_version()
+    learner = world.learner()
+    world.traffic(10, likes_fish)
+    method = "take_in" if moment == "before what was read is saved" else "save"
+    original, calls = getattr(world.store, method), []
+
+    def crash_first(changes: object) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            own_postgres.stop()
+        original(changes)
+
+    setattr(world.store, method, crash_first)
+    world.traffic(10, likes_fish)
+    failures: list[int] = []
+
+    def mend() -> None:
+        failures.append(1)
+        if len(failures) == 2:  # it is still away when the learner tries to begin again
+            own_postgres.start()
+
+    with capture_logs() as said:
+        learner._reading._limit = 20
+        learner.run(Stop(learner, 20, mend))  # type: ignore[arg-type]
+    assert len(failures) >= 2
+    problems = [each["problem"] for each in said if each["log_level"] == "error"]
+    assert all("the experience store is away, nothing was saved: postgresql+psycopg://" in each for each in problems)
+    check(world, learner)
+    learner.close()
+    world.close()
+
+
+FULL_DISK = textwrap.dedent("""
+    import os, resource, sys
+    from pathlib import Path
+    from loop_world import World
+
+    def limit(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    world = World(Path(sys.argv[1]), settings={
+        "learner": {"batch": 8, "max_wait_s": 0.001, "poll_limit": 32}, "finetune": {"enabled": False},
+    })
+    learner = world.learner()
+    failures = []
+
+    class Stop:
+        def is_set(self):
+            return learner.progress.experiences == 40
+        def wait(self, timeout_s):
+            failures.append(1)
+            if len(failures) == 3:
+                limit(resource.RLIM_INFINITY)
+
+    limit(int(sys.argv[2]))
+    learner.run(Stop())
+    assert len(failures) >= 3, failures
+    """)
+
+
+@pytest.mark.parametrize("size_bytes", [0, 100_000])
+def test_a_full_disk(make_world: MakeWorld, tmp_path: Path, size_bytes: int) -> None:
+    """No file may grow beyond the size: the learner says what it cannot write, and goes on when there is room."""
+    world = make_world()
+    world.traffic(40, likes_fish)
+    path = ":".join(str(Path(__file__).parents[2] / part) for part in ("tests", "services", "models"))
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path), str(size_bytes)],
+        env={"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step given up, will be done again" in done.stdout
+    assert any(words in done.stdout for words in ("disk is full", "disk I/O error", "File too large"))
+    check(world, world.learner())
