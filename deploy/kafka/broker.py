@@ -56,7 +56,9 @@ _PORTS: Final = range(15_000, 32_000)
 """Below what the system gives to outgoing connections, so that a stopped broker finds its port free again."""
 _STARTED: Final = b"Kafka Server started"
 _START_S: Final = 60.0
-_STOP_S: Final = 30.0
+_STOP_S: Final = 20.0
+_QUORUM_STOP_S: Final = 3.0
+"""The last ones of a quorum wait in vain for a controller to let them go."""
 _PROPERTIES: Final = "server.properties"
 _CLUSTER: Final = "cluster.json"
 
@@ -195,14 +197,14 @@ class Broker:
         self.launch()
         self.wait()
 
-    def stop(self) -> None:
-        """Let it end in its own time."""
+    def stop(self, patience_s: float = _STOP_S) -> None:
+        """Let it end in its own time, but for so long; what is on disk is whole either way."""
         if self.process is None:
             return
         self.resume()
         self.process.terminate()
         try:
-            self.process.wait(_STOP_S)
+            self.process.wait(patience_s)
         except subprocess.TimeoutExpired:
             self.kill()
 
@@ -281,13 +283,12 @@ class Cluster:
             raise
 
     def stop(self) -> None:
-        """Those of a quorum stop together: alone, the last ones would wait for a controller."""
         for broker in self.brokers:
             if broker.running:
                 broker.resume()
                 broker.process.terminate()  # type: ignore[union-attr]
         for broker in self.brokers:
-            broker.stop()
+            broker.stop(_STOP_S if len(self.brokers) == 1 else _QUORUM_STOP_S)
 
     def kill(self) -> None:
         for broker in self.brokers:

@@ -74,9 +74,9 @@ def event_log(settings: Settings) -> EventLog:
     """Raises ConfigError. Kafka is not asked anything before the log is used."""
     if settings.log.kind == "sqlite":
         return SqliteLog(data_dir(settings) / "log.sqlite", settings.log.synchronous)
+    connection, plan = kafka_cluster(settings)
     from plaudit.adapters.kafka_log import Delivery, KafkaLog
 
-    connection, plan = kafka_cluster(settings)
     kafka = settings.kafka
     delivery = Delivery(
         compression=kafka.compression, linger_s=kafka.linger_s, delivery_timeout_s=kafka.delivery_timeout_s

@@ -1,0 +1,144 @@
+"""What the doctor finds of real brokers and topics."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("kafka")
+
+from kafka import KafkaAdminClient
+
+import builders
+from kafka_broker import Cluster, Kafka, need_broker
+from plaudit import compose
+from plaudit.cli.doctor import examine
+from plaudit.cli.findings import Finding, State
+from plaudit.core.errors import ConfigError
+from plaudit.core.events import Topic
+from plaudit.core.settings import Settings, load_settings
+
+pytestmark = pytest.mark.kafka
+
+FREE = {"serving": {"port": 0, "metrics_port": 0}, "learner": {"metrics_port": 0}, "log": {"kind": "kafka"}}
+
+
+def settings_for(kafka: Kafka, tmp_path: Path, **changes: Any) -> Settings:
+    table = {"bootstrap_servers": kafka.bootstrap, "topic_prefix": kafka.prefix, "partitions": 2} | changes
+    model = builders.tiny_spec().to_dict()
+    return load_settings(None, FREE | {"data_dir": tmp_path / "data", "model": model, "kafka": table})
+
+
+def found(settings: Settings) -> list[Finding]:
+    return [each for each in examine(settings) if each.what.startswith(("event log", "topic"))]
+
+
+def about(findings: list[Finding], topic: str) -> Finding:
+    (finding,) = (each for each in findings if each.what.endswith(topic))
+    return finding
+
+
+def make_topics(kafka: Kafka, **config: str) -> None:
+    """Decisions and feedback as somebody made them by hand."""
+    with KafkaAdminClient(bootstrap_servers=kafka.bootstrap) as admin:
+        admin.create_topics(
+            {
+                kafka.prefix + topic: {"num_partitions": 2, "replication_factor": 1, "configs": config}
+                for topic in (Topic.DECISIONS, Topic.FEEDBACK)
+            },
+            wait_for_metadata=True,
+        )
+
+
+def test_topics_of_our_own_making_have_nothing_to_mend(kafka: Kafka, tmp_path: Path) -> None:
+    settings = settings_for(kafka, tmp_path)
+    with contextlib.closing(compose.event_log(settings)) as log:
+        log.append([builders.a_decision("p1"), builders.some_feedback("p1")])
+    findings = found(settings)
+    assert {each.state for each in findings} == {State.GOOD}
+    assert findings[0].found == "Kafka answers; 2 decisions and pieces of feedback recorded"
+    assert about(findings, Topic.FEEDBACK).found.startswith("2 partitions;")
+    assert "60 days kept" in about(findings, Topic.FEEDBACK).found
+
+
+def test_missing_topics_are_noted(kafka: Kafka, tmp_path: Path) -> None:
+    finding = about(found(settings_for(kafka, tmp_path)), "topics")
+    assert finding.state is State.NOTE
+    assert kafka.prefix + Topic.DECISIONS in finding.found
+
+
+@pytest.mark.parametrize(
+    ("config", "state", "problem"),
+    [
+        ({"retention.ms": "3600000"}, State.BAD, "less than serving.feedback_window_s"),
+        ({"cleanup.policy": "compact"}, State.BAD, "cleanup.policy is compact"),
+        ({"min.insync.replicas": "2"}, State.BAD, "min.insync.replicas is 2, and there are 1 copies"),
+        ({"max.message.bytes": "1000000"}, State.BAD, "less than kafka.max_record_bytes"),
+    ],
+)
+def test_a_wrong_topic_is_bad_and_the_mend_names_the_setting(
+    kafka: Kafka, tmp_path: Path, config: dict[str, str], state: State, problem: str
+) -> None:
+    fine = {"retention.ms": "-1", "max.message.bytes": "30000000"}
+    make_topics(kafka, **fine | config)
+    finding = about(found(settings_for(kafka, tmp_path)), Topic.FEEDBACK)
+    assert (finding.state, problem in finding.found) == (state, True), finding.found
+    assert f"--add-config {next(iter(config))}=" in finding.mend
+
+
+def test_too_few_partitions_and_copies(kafka: Kafka, tmp_path: Path) -> None:
+    make_topics(kafka, **{"retention.ms": "-1", "max.message.bytes": "30000000"})
+    settings = settings_for(kafka, tmp_path, partitions=6, replication_factor=3)
+    findings = [each for each in found(settings) if each.what.endswith(Topic.DECISIONS)]
+    assert [each.state for each in findings] == [State.NOTE, State.BAD]
+    assert "2 partitions, fewer than kafka.partitions = 6" in findings[0].found
+    assert "1 copies of each record" in findings[1].found
+
+
+def test_unequal_partitions_are_bad(kafka: Kafka, tmp_path: Path) -> None:
+    with contextlib.closing(kafka.log(partitions=2)) as log:
+        log.append([builders.some_feedback("p1")])
+    with KafkaAdminClient(bootstrap_servers=kafka.bootstrap) as admin:
+        admin.create_partitions({kafka.prefix + Topic.FEEDBACK: 3})
+        admin.wait_for_topics([kafka.prefix + Topic.FEEDBACK])
+    finding = about(found(settings_for(kafka, tmp_path)), "topics")
+    assert (finding.state, "do not meet" in finding.found) == (State.BAD, True)
+
+
+@pytest.mark.slow
+def test_three_copies_of_which_one_counts(tmp_path: Path) -> None:
+    need_broker()
+    with Cluster(tmp_path / "brokers", brokers=3, heap_mb=256) as cluster:
+        kafka = Kafka(cluster.bootstrap)
+        settings = settings_for(kafka, tmp_path, replication_factor=3)
+        with contextlib.closing(compose.event_log(settings)) as log:
+            log.append([builders.some_feedback("p1")])
+        finding = about(found(settings), Topic.FEEDBACK)
+    assert finding.state is State.NOTE
+    assert "a record counts as durable on one broker" in finding.found
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    (finding,) = found(settings_for(Kafka("127.0.0.1:9"), tmp_path))
+    assert finding.state is State.BAD
+    assert "127.0.0.1:9 cannot be reached" in finding.found
+    assert "kafka.bootstrap_servers" in finding.mend
+
+
+def test_a_missing_library_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.delitem(sys.modules, "plaudit.adapters.kafka_log", raising=False)
+    monkeypatch.delitem(sys.modules, "plaudit.adapters.kafka_cluster", raising=False)
+    monkeypatch.setitem(sys.modules, "kafka", None)
+    with pytest.raises(ConfigError, match=r"pip install 'plaudit\[kafka\]'"):
+        compose.event_log(settings_for(Kafka("127.0.0.1:9"), tmp_path))
+
+
+def test_records_must_hold_the_largest_request(tmp_path: Path) -> None:
+    settings = settings_for(Kafka("127.0.0.1:9"), tmp_path, max_record_bytes=1_000_000)
+    with pytest.raises(ConfigError, match=r"kafka\.max_record_bytes: 1000000 is too little"):
+        compose.event_log(settings)
