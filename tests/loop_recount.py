@@ -42,7 +42,7 @@ def recount(log: EventLog, spec: ModelSpec, space: FeatureSpace) -> tuple[Reward
 def everything(log: EventLog) -> list[object]:
     reader = log.reader("recount", [Topic.DECISIONS, Topic.FEEDBACK], start=dict)
     events: list[object] = []
-    while records := reader.poll(1_000, 0.0):
-        events += [record.event for record in records]
+    while reader.lag():
+        events += [record.event for record in reader.poll(1_000, 10.0)]
     reader.close()
     return events

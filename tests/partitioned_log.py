@@ -97,6 +97,7 @@ class PartitionedReader:
                 self._readers[name].commit({PARTITION: cursor})
 
     def lag(self) -> int:
+        self._rebalance()
         return sum(reader.lag() for reader in self._readers.values())
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kafka_broker import Kafka
 from loop_recount import recount
 from loop_world import SPEC, World, assert_same_sums
 from partitioned_log import PartitionedLog
@@ -150,6 +151,7 @@ class Interrupted:
 LEARNER = textwrap.dedent("""
     import os, signal, sys, threading
     from pathlib import Path
+    from kafka_broker import Kafka
     from loop_world import World
     from partitioned_log import PartitionedLog, PartitionedReader
     from plaudit.adapters.directory_registry import DirectoryRegistry
@@ -179,18 +181,18 @@ LEARNER = textwrap.dedent("""
     if place in PLACES:
         cls, method, after = PLACES[place]
         setattr(cls, method, deadly(getattr(cls, method), after))
-    log = PartitionedLog(folder / "log", %d, name)
-    world = World(folder, settings=%r, log=log, store_url=url, lease_s=1.0)
+    log = Kafka(*sys.argv[5:]).log(partitions=%(n)d) if sys.argv[5:] else PartitionedLog(folder / "log", %(n)d, name)
+    world = World(folder, settings=%(settings)r, log=log, store_url=url, lease_s=1.0)
     learner = world.learner()
     print("ready", flush=True)
     os.dup2(2, 1)
     learner.run(threading.Event())
-    """) % (PARTITIONS, SETTINGS)
+    """) % {"n": PARTITIONS, "settings": SETTINGS}
 
 
-def start(folder: Path, url: str, name: str, place: str = "nowhere") -> subprocess.Popen[str]:
+def start(folder: Path, url: str, name: str, place: str = "nowhere", *kafka: str) -> subprocess.Popen[str]:
     path = ":".join(str(Path(__file__).parents[2] / part) for part in ("tests", "services", "models"))
-    command = [sys.executable, "-c", LEARNER, str(folder), url, name, place]
+    command = [sys.executable, "-c", LEARNER, str(folder), url, name, place, *kafka]
     process = subprocess.Popen(command, env={"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     while process.stdout.readline().strip() != "ready":
@@ -252,3 +254,46 @@ def test_a_learner_that_was_paused_cannot_write_what_another_has_read(crew: Crew
         process.kill()
         process.wait()
     crew.check(crew.successor("ada"), 30)
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+def test_on_kafka_each_takes_over_from_the_other_when_it_is_killed(
+    tmp_path: Path, postgres: PostgresServer, kafka: Kafka
+) -> None:
+    log = kafka.log(partitions=PARTITIONS)
+    world = World(tmp_path, settings=SETTINGS, log=log, store_url=postgres.create_database(), lease_s=1.0)
+    world.first_version()
+
+    def launch(name: str) -> subprocess.Popen[str]:
+        return start(tmp_path, world.store_url, name, "nowhere", kafka.bootstrap, kafka.prefix)
+
+    def traffic_until_read(feedback: int, reader: subprocess.Popen[str]) -> None:
+        world.traffic(20, lambda decision: decision.action == "fish")
+        while world.store.standing().feedback < feedback:
+            assert reader.poll() is None
+
+    ada, bob = launch("ada"), launch("bob")
+    try:
+        traffic_until_read(20, bob)
+        world.traffic(20, lambda decision: decision.action == "fish")
+        ada.kill()
+        traffic_until_read(60, bob)
+        ada.wait()
+        ada = launch("ada")
+        world.traffic(20, lambda decision: decision.action == "fish")
+        bob.kill()
+        traffic_until_read(100, ada)
+    finally:
+        for process in (ada, bob):
+            process.kill()
+            process.wait()
+    last = world.learner()
+    while last.progress.last_number < 100:
+        last.step()
+    assert last.reward_state is not None
+    expected, count = recount(log, SPEC, last.reward_state.space)
+    assert_same_sums(last.reward_state, expected)
+    assert last.progress.experiences == count == 100
+    last.close()
+    world.close()
