@@ -11,6 +11,7 @@ stands in its place.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -20,6 +21,7 @@ from typing import Any, Final, NamedTuple
 import structlog
 from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
+from kafka.errors import KafkaError
 from kafka.structs import MemberState, OffsetAndMetadata
 
 from plaudit.adapters.kafka_assignor import CopartitionedAssignor
@@ -86,8 +88,10 @@ class KafkaReader:
                 records = self._take(consumer, limit, wait_s)
                 if records or time.monotonic() >= deadline:
                     break
-            while records and len(records) < limit and (more := self._take(consumer, limit - len(records), 0.0)):
-                records += more
+            # What was taken must be returned, whatever goes wrong with more.
+            with contextlib.suppress(KafkaError):
+                while records and len(records) < limit and (more := self._take(consumer, limit - len(records), 0.0)):
+                    records += more
         return records
 
     def commit(self, positions: Positions) -> None:
@@ -175,8 +179,14 @@ class KafkaReader:
         added, gone = self._membership.changes()
         for each in gone:
             self._places.pop(each.partition, None)
-        if not added:
-            return
+        if added:
+            try:
+                self._put(consumer, added)
+            except BaseException:
+                self._membership.repeat(added)
+                raise
+
+    def _put(self, consumer: KafkaConsumer, added: set[TopicPartition]) -> None:
         timeout_ms = milliseconds(self._connection.timeout_s)
         wanted = self._wanted(consumer, added)
         first = consumer.beginning_offsets(list(added), timeout_ms=timeout_ms)
@@ -307,6 +317,11 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
             self._added, self._gone = set(), set()
         return added, gone
 
+    def repeat(self, added: set[TopicPartition]) -> None:
+        """Tell of them again."""
+        with self._lock:
+            self._added |= added
+
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         self.pause(*assigned)
         with self._lock:
@@ -325,8 +340,8 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
 def _event(topic: Topic, message: Any) -> Event | Poison:
     payload: bytes = message.value or b""
     for header, value in message.headers:
-        if header == EVENT_TYPE and value.decode(errors="replace") != event_type(topic):
-            said = value.decode(errors="replace")
+        said = (value or b"").decode(errors="replace")
+        if header == EVENT_TYPE and said != event_type(topic):
             return Poison(payload, f"{topic} holds {event_type(topic)}; this record says that it is {said}")
     try:
         return decode_event(topic, payload)
