@@ -40,7 +40,6 @@ from sqlalchemy import (
     create_engine,
     event,
     func,
-    insert,
     inspect,
     select,
     update,
@@ -48,6 +47,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.sql.selectable import TableValuedAlias
+from sqlalchemy.types import TypeEngine
 
 from plaudit.core.errors import ConfigError, StoreMoved, StoreUnavailable, WrongStore
 from plaudit.core.events import Content, Decision, Features, Feedback, Topic
@@ -215,7 +216,7 @@ class SqlStore:
             }
             if any(found.get(name) != arrivals.since.get(name) for name in arrivals.positions):
                 raise StoreMoved
-            _insert(connection, _DECISIONS, [_decision_row(d) for d in arrivals.decisions])
+            self._insert(connection, _DECISIONS, [_decision_row(d) for d in arrivals.decisions])
             features = {d.prediction_id: d.features for d in arrivals.decisions if d.features is not None}
             self._upsert(connection, _FEATURES, [_features_row(*item) for item in features.items()])
             standing = _standing(row)
@@ -267,13 +268,7 @@ class SqlStore:
         with self._locked() as (connection, row):
             self._check_lead(row)
             self._upsert(connection, _FEATURES, [_features_row(*item) for item in changes.features.items()])
-            _update_each(
-                connection,
-                update(_EXPERIENCES)
-                .where(_EXPERIENCES.c.number == bindparam("n"))
-                .values(probabilities=bindparam("noted")),
-                [{"n": n, "noted": np.array(p, "<f8").tobytes()} for n, p in changes.probabilities.items()],
-            )
+            self._note(connection, changes.probabilities)
             for numbers in _chunks(changes.set_aside):
                 those = _EXPERIENCES.c.number.in_(numbers)
                 connection.execute(update(_EXPERIENCES).where(those).values(set_aside=True))
@@ -480,7 +475,7 @@ class SqlStore:
             | {"number": number, "prediction_id": one.prediction_id, "probabilities": None, "set_aside": False}
             for number, one in enumerate(fresh, last_number + 1)
         ]
-        _insert(connection, _EXPERIENCES, rows)
+        self._insert(connection, _EXPERIENCES, rows)
         changed = [(one.before, one.judgement) for one in judged if one.before is not None]
         if changed:
             insertion = self._insert_or_update(_REVISIONS)
@@ -517,7 +512,34 @@ class SqlStore:
         statement = self._insert_or_update(table)
         keys = [c.name for c in table.primary_key]
         fresh = {c.name: statement.excluded[c.name] for c in table.columns if c.name not in keys}
-        connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=fresh), rows)
+        self._insert(connection, table, rows, statement.on_conflict_do_update(index_elements=keys, set_=fresh))
+
+    def _insert(
+        self,
+        connection: Connection,
+        table: Table,
+        rows: Sequence[Mapping[str, Any]],
+        statement: sqlite.Insert | postgresql.Insert | None = None,
+    ) -> None:
+        """Many rows at once; ``statement`` says what to do about those that are there."""
+        if not rows:
+            return
+        statement = self._insert_or_update(table) if statement is None else statement
+        if self._shared:
+            found = _unnested({name: table.c[name].type for name in rows[0]}, rows)
+            connection.execute(statement.from_select(list(rows[0]), select(*found.c)))
+        else:
+            connection.execute(statement, rows)
+
+    def _note(self, connection: Connection, probabilities: Mapping[int, tuple[float, ...]]) -> None:
+        rows = [{"n": n, "noted": np.array(p, "<f8").tobytes()} for n, p in probabilities.items()]
+        if self._shared and rows:
+            found = _unnested({"n": BigInteger(), "noted": LargeBinary()}, rows)
+            noting = update(_EXPERIENCES).where(_EXPERIENCES.c.number == found.c.n).values(probabilities=found.c.noted)
+            connection.execute(noting)
+        else:
+            this = _EXPERIENCES.c.number == bindparam("n")
+            _update_each(connection, update(_EXPERIENCES).where(this).values(probabilities=bindparam("noted")), rows)
 
     @contextmanager
     def _locked(self) -> Iterator[tuple[Connection, Row[Any]]]:
@@ -607,9 +629,13 @@ def _engine(url: URL) -> Engine:
     return engine
 
 
-def _insert(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    if rows:
-        connection.execute(insert(table), rows)
+def _unnested(types: Mapping[str, TypeEngine[Any]], rows: Sequence[Mapping[str, Any]]) -> TableValuedAlias:
+    """The rows as a table that PostgreSQL makes of one array a column: several times as fast as row by row."""
+    arrays = [
+        bindparam(f"all_{name}", [row[name] for row in rows], type_=postgresql.ARRAY(type_))
+        for name, type_ in types.items()
+    ]
+    return func.unnest(*arrays).table_valued(*types, name="given").render_derived()
 
 
 def _update_each(connection: Connection, statement: Any, rows: Sequence[Mapping[str, Any]]) -> None:
