@@ -15,11 +15,18 @@ from plaudit.demo.task import LABELLED_KINDS
 
 
 @pytest.mark.slow
-def test_the_demo_learns_serves_and_reports(tmp_path: Path) -> None:
+@pytest.mark.parametrize("log", ["sqlite", pytest.param("kafka", marks=pytest.mark.kafka)])
+def test_the_demo_learns_serves_and_reports(
+    tmp_path: Path, log: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLAUDIT_LOG__KIND", log)
+    if log == "kafka":
+        monkeypatch.setenv("PLAUDIT_KAFKA__BOOTSTRAP_SERVERS", request.getfixturevalue("kafka").bootstrap)
     shown = io.StringIO()
     options = Options(tmp_path / "demo", events=400, minutes=0.1, seed=5, pretrain_s=8.0, train_blocks=32, per_kind=20)
     summary = run(options, Console(file=shown, width=120))
     assert json.loads((options.data_dir / SUMMARY).read_text()) == summary
+    assert (options.data_dir / "log.sqlite").exists() == (log == "sqlite")
     with Image.open(options.data_dir / PICTURE) as picture:
         assert picture.width > 1000
     assert set(summary["pretrain"]["accuracy"]) == set(LABELLED_KINDS)
