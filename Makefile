@@ -2,7 +2,7 @@
 #   make PYTHON=python3.12 test      another interpreter
 #   UV_TORCH_BACKEND=cpu make demo   torch without CUDA
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kafka test programs dashboards test-slow bench-serving bench-learning check fmt proto clean
+.PHONY: help demo demo-kafka test programs dashboards bench-console test-slow bench-serving bench-learning check fmt proto clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -62,6 +62,9 @@ proto: $(INSTALLED) ## Generate services/plaudit/v1 and services/plaudit/inferen
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=services --pyi_out=services $(PROTOS)
 	$(BIN)/python -m grpc_tools.protoc -I proto --grpc_python_out=services $(SERVICE_PROTOS)
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=services/plaudit --pyi_out=services/plaudit $(INFERENCE)
+
+bench-console: $(INSTALLED) programs ## First paint and size of the console's page in Chromium; fails later than 1 s
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.console $(URL)
 
 dashboards: ## Write deploy/grafana/*.json from deploy/grafana/dashboards.py
 	$(PYTHON) deploy/grafana/dashboards.py

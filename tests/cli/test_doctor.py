@@ -15,6 +15,7 @@ from plaudit.cli.doctor import examine
 from plaudit.cli.findings import Finding, State
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import Settings, load_settings
+from postgres_server import PASSWORD
 from recording_server import recording_server
 
 FREE = {"serving": {"port": 0, "metrics_port": 0}, "learner": {"metrics_port": 0}}
@@ -65,6 +66,16 @@ def test_an_empty_registry_says_how_to_fill_it(tmp_path):
     assert (finding.state, "plaudit pretrain" in finding.mend) == (State.NOTE, True)
 
 
+def test_a_store_with_experiences_is_good_and_a_wrong_password_is_named(tmp_path, postgres):
+    url = postgres.create_database()
+    finding = _findings(_settings(tmp_path, store={"url": url}))["experience store"]
+    assert (finding.state, finding.found) == (State.GOOD, "0 experiences from 0 signals")
+    finding = _findings(_settings(tmp_path, store={"url": url.replace(PASSWORD, "secret")}))["experience store"]
+    assert finding.state is State.BAD
+    assert "password authentication failed" in finding.found
+    assert "secret" not in finding.found + finding.mend
+
+
 def test_a_data_dir_that_is_a_file_is_bad_and_not_looked_into(tmp_path):
     (tmp_path / "data").write_text("")
     findings = _findings(_settings(tmp_path))
@@ -92,6 +103,14 @@ def test_a_port_somebody_else_uses_is_bad(tmp_path):
     assert findings["serving.port"].state is State.GOOD
     assert findings["serving.metrics_port"].state is State.BAD
     assert f"127.0.0.1:{port}" in findings["serving.metrics_port"].found
+
+
+def test_the_consoles_port_is_looked_at_where_there_is_one(tmp_path):
+    assert "console.port" not in _findings(_settings(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        findings = _findings(_settings(tmp_path, console={"port": port}))
+    assert findings["console.port"].state is State.BAD
 
 
 def test_a_port_plaudit_already_serves_on_is_good(tmp_path):

@@ -5,6 +5,7 @@ Changes nothing, except that it makes the data directory where there is none.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import socket
 import urllib.request
@@ -39,6 +40,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield from _log(settings)
         if settings.model:
             yield _registry(settings)
+            if settings.store.url is not None:
+                yield _store(settings)
     yield _device(settings)
     yield from _ports(settings)
     yield _admin(settings)
@@ -119,6 +122,20 @@ def _registry(settings: Settings) -> Finding:
     )
 
 
+def _store(settings: Settings) -> Finding:
+    mend = "see that the server runs, and that user, password and database in store.url are right"
+    try:
+        with contextlib.closing(compose.experience_store(settings, settings.spec().name)) as store:
+            standing = store.standing()
+    except ConfigError as error:
+        return Finding("experience store", State.BAD, str(error), "see [store] in the README")
+    except PlauditError as error:
+        return Finding("experience store", State.BAD, str(error), mend)
+    return Finding(
+        "experience store", State.GOOD, f"{standing.last_number} experiences from {standing.feedback} signals"
+    )
+
+
 def _device(settings: Settings) -> Finding:
     wanted = settings.serving.device
     if importlib.util.find_spec("onnxruntime") is None:
@@ -137,6 +154,8 @@ def _ports(settings: Settings) -> Iterator[Finding]:
     yield _port("serving.port", host, settings.serving.port, _serves_predictions)
     yield _port("serving.metrics_port", host, settings.serving.metrics_port, _shows_our_metrics)
     yield _port("learner.metrics_port", settings.learner.host, settings.learner.metrics_port, _shows_our_metrics)
+    if settings.console.port is not None:
+        yield _port("console.port", settings.console.host, settings.console.port, _shows_our_page)
 
 
 def _port(setting: str, host: str, port: int, is_ours: Callable[[str], bool]) -> Finding:
@@ -167,6 +186,14 @@ def _shows_our_metrics(where: str) -> bool:
     try:
         with urllib.request.urlopen(f"http://{where}/metrics", timeout=_PROBE_TIMEOUT_S) as answer:
             return b"plaudit_" in answer.read()
+    except OSError:
+        return False
+
+
+def _shows_our_page(where: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{where}/", timeout=_PROBE_TIMEOUT_S) as answer:
+            return b"<title>Plaudit</title>" in answer.read()
     except OSError:
         return False
 
