@@ -30,17 +30,18 @@ from plaudit_models.training.export import export_version
 from plaudit_models.training.fusion import FusionConfig, FusionPolicy
 
 SHARE = 0.85
-SIZES = {"small": (160, 3), "base": (384, 8)}
+SIZES = {"small": (96, 3, 8), "base": (256, 8, 16)}
+"""Width, layers and tokens a modality."""
 TEXT = ("is it a cat or a dog?", "what do you hear", "which animal barks", "say what you see, please")
 
 
 def run(*, quick: bool) -> list[Measure]:
     rounds, seconds = (1, 1.0) if quick else (3, 4.0)
     measures = []
-    for name, (width, layers) in SIZES.items():
+    for name, sizes in SIZES.items():
         with tempfile.TemporaryDirectory() as made:
             data_dir = Path(made)
-            requests = _deploy(data_dir, name, width, layers)
+            requests = _deploy(data_dir, name, *sizes)
             shares, rates = [], []
             for _ in range(rounds):
                 before = _in_process(data_dir, name, seconds)
@@ -63,7 +64,7 @@ def _in_process(data_dir: Path, name: str, seconds: float) -> float:
     return float(processes.run("in_process", *arguments, core=processes.SERVER_CORE))
 
 
-def _deploy(data_dir: Path, name: str, width: int, layers: int) -> Path:
+def _deploy(data_dir: Path, name: str, width: int, layers: int, tokens: int) -> Path:
     spec = ModelSpec(
         name,
         {"image": ImageModality(64, 64), "audio": AudioModality(16_000, 0.5), "text": TextModality(16)},
@@ -76,7 +77,9 @@ def _deploy(data_dir: Path, name: str, width: int, layers: int) -> Path:
     folder = data_dir / "made"
     folder.mkdir()
     tokenizer.save(str(folder / TOKENIZER))
-    config = FusionConfig(vocabulary_size=tokenizer.get_vocab_size(), width=width, layers=layers)
+    config = FusionConfig(
+        vocabulary_size=tokenizer.get_vocab_size(), width=width, layers=layers, tokens_per_modality=tokens
+    )
     model = FusionPolicy(spec, config).eval()
     rows = [
         {

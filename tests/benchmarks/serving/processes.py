@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from typing import Any, Final
 SERVER_CORE: Final = "0"
 CLIENT_CORE: Final = "1"
 BOTH: Final = "0,1"
+POLITE: Final = 10
+"""Niceness of what must not hold up a measurement on the same core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,29 +26,40 @@ class Server:
     address: str
     pid: int
 
-    def cpu_s(self) -> float:
-        """Time it has used, user and system."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
     def rss_mib(self) -> float:
         """Resident memory."""
         for line in Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) / 1024
-        raise RuntimeError("no VmRSS")
+        raise RuntimeError(f"/proc/{self.pid}/status has no VmRSS")
 
 
 @contextmanager
-def serving(data_dir: Path, *, core: str = SERVER_CORE, options: Sequence[str] = ()) -> Iterator[Server]:
-    """``plaudit serve`` on free ports until the block ends."""
-    command = ["taskset", "-c", core, sys.executable, "-m", "plaudit", "serve", "--json", "--data-dir", str(data_dir)]
-    command += ["--port", "0", "--metrics-port", "0", *options]
+def serving(data_dir: Path, *, core: str = SERVER_CORE, port: int = 0) -> Iterator[Server]:
+    """``plaudit serve`` until the block ends, on a free port unless one is named."""
+    command = ["plaudit", "serve", "--json", "--data-dir", str(data_dir), "--port", str(port), "--metrics-port", "0"]
+    with _server(command, core) as server:
+        yield server
+
+
+@contextmanager
+def echoing() -> Iterator[Server]:
+    """echo.py on the server's core until the block ends."""
+    with _server(["benchmarks.serving.echo"], SERVER_CORE) as server:
+        yield server
+
+
+@contextmanager
+def _server(module_and_arguments: Sequence[str], core: str) -> Iterator[Server]:
+    """A module that prints ``{"address": …}`` when it answers."""
+    command = ["taskset", "-c", core, sys.executable, "-m", *module_and_arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     try:
-        address = json.loads(process.stdout.readline())["address"]
-        yield Server(address, process.pid)
+        line = process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{' '.join(command)} ended before it served; run it by hand to see why")
+        yield Server(json.loads(line)["address"], process.pid)
     finally:
         process.terminate()
         process.wait()
@@ -55,14 +67,21 @@ def serving(data_dir: Path, *, core: str = SERVER_CORE, options: Sequence[str] =
 
 def run(module: str, *arguments: object, core: str) -> Any:
     """A module of this package on a core; what it prints as JSON."""
-    command = ["taskset", "-c", core, sys.executable, "-m", f"benchmarks.serving.{module}", *map(str, arguments)]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return result(start(module, *arguments, core=core))
 
 
-def start(module: str, *arguments: object, core: str) -> subprocess.Popen[str]:
-    """The same, not waited for."""
-    command = ["taskset", "-c", core, sys.executable, "-m", f"benchmarks.serving.{module}", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def start(module: str, *arguments: object, core: str, niceness: int = 0) -> subprocess.Popen[str]:
+    """The same, not waited for; see :func:`result`."""
+    command = ["nice", "-n", str(niceness), "taskset", "-c", core, sys.executable, "-m", f"benchmarks.serving.{module}"]
+    return subprocess.Popen([*command, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+
+
+def result(process: subprocess.Popen[str]) -> Any:
+    """Waits for the end of a started module; what it printed as JSON."""
+    out, _ = process.communicate()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    return json.loads(out)
 
 
 def settle(seconds: float = 0.5) -> None:

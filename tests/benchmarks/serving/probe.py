@@ -1,0 +1,62 @@
+"""A few polite users of a server that is flooded: each waits for its answer, and a moment after a refusal.
+
+    python -m benchmarks.serving.probe ADDRESS METHOD REQUESTS --seconds S --users N
+
+The flooding client is busy, so what it sees of latencies is partly its own; this process does little and has
+precedence, so what it sees is the server's. It has a connection of its own and prints the same JSON as load.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+
+from benchmarks.serving.load import Call, read_requests, summary
+
+_PAUSE_S: Final = 0.02
+"""After a refusal; the server's hint is 50 ms."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("address")
+    parser.add_argument("method")
+    parser.add_argument("requests", type=Path)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--users", type=int, required=True)
+    options = parser.parse_args()
+    requests = read_requests(options.requests)
+    calls: list[Call] = []
+    began_cpu_s = time.process_time()
+    with grpc.insecure_channel(options.address) as channel:
+        method = channel.unary_unary(options.method)
+        until_s = time.monotonic() + options.seconds
+        users = [
+            threading.Thread(target=_user, args=(method, requests[number % len(requests)], until_s, calls))
+            for number in range(options.users)
+        ]
+        for user in users:
+            user.start()
+        for user in users:
+            user.join()
+    print(json.dumps(summary(calls, time.process_time() - began_cpu_s)))
+
+
+def _user(method: Any, request: bytes, until_s: float, calls: list[Call]) -> None:
+    while (began_s := time.monotonic()) < until_s:
+        try:
+            method(request, timeout=60.0)
+            calls.append((began_s, time.monotonic() - began_s, "OK"))
+        except grpc.RpcError as error:
+            calls.append((began_s, time.monotonic() - began_s, error.code().name))
+            time.sleep(_PAUSE_S)
+
+
+if __name__ == "__main__":
+    main()
