@@ -105,3 +105,15 @@ def test_a_wrong_model_table_is_a_config_error(config, text, said):
     config.write_text(text)
     with pytest.raises(ConfigError, match=said):
         load_settings(config).spec()
+
+
+def test_decisions_stay_as_long_as_feedback_about_them_is_taken() -> None:
+    with pytest.raises(
+        ConfigError, match=r"store\.retention_s: 3600 is less than serving\.feedback_window_s \(86400\)"
+    ):
+        load_settings(None, {"store": {"retention_s": 3600}, "serving": {"feedback_window_s": 86400}})
+
+
+def test_the_password_of_the_store_is_not_shown() -> None:
+    settings = load_settings(None, {"store": {"url": "postgresql://me:secret@db/plaudit"}})
+    assert "secret" not in repr(settings)

@@ -370,7 +370,9 @@ def _explain(error: ValidationError, config: Path | None) -> str:
     lines = []
     for problem in error.errors():
         setting = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
+        if not setting:  # of several settings together; the input is all of them, passwords too
+            lines.append(problem["msg"].removeprefix("Value error, "))
+        elif problem["type"] == "extra_forbidden":
             lines.append(f"{setting}: unknown setting")
         else:
             lines.append(f"{setting}: {problem['msg']}, got {problem['input']!r}")
