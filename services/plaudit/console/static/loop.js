@@ -95,7 +95,7 @@ function evidence(report) {
     row("difference in satisfaction", `${points(report.gain)} (${points(report.lower)} to ${points(report.upper)})`),
     row("evidence for a gain", `e = ${number(report.e_value_gain)}`),
     row("evidence for harm", `e = ${number(report.e_value_harm)}`),
-    row("counted", `${plural(report.n, "answer")}${report.capped ? `, ${report.capped} left out: one user had his share` : ""}`),
+    row("counted", `${plural(report.n, "answer")}${report.capped ? `, ${report.capped} left out: their users have had their share` : ""}`),
     row("finding", report.reasons?.length ? report.reasons.join("; ") : report.verdict),
     harmed.map((slice) => row(`harm on ${slice.name}`, `e = ${number(slice.e_value_harm)} of ${number(slice.threshold)}`)),
   ));
