@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
+import threading
 import time
 from typing import Any
 
@@ -19,7 +20,7 @@ from builders import png, tiny_content, tiny_head_refresh, wav
 from plaudit.adapters.directory_registry import DirectoryRegistry
 from plaudit.core.events import Role
 from plaudit.core.wire import contents_to_wire
-from plaudit.v1 import content_pb2, prediction_pb2
+from plaudit.v1 import content_pb2, prediction_pb2, prediction_pb2_grpc
 from serving_harness import StuckRuntime, a_request, decisions, go_live, refusal, until
 
 ACTIONS = ("cat", "dog", "bird", "fish")
@@ -322,11 +323,15 @@ async def test_an_error_inside_is_not_told(serve, runtime):
 # --- streams ---------------------------------------------------------------------------------------------------------
 
 
-def start(*, streamed: dict[str, Any] | None = None, **fields: Any) -> prediction_pb2.PredictStreamRequest:
+def start(
+    *, streamed: dict[str, Any] | None = None, interim_interval_ms: int = 0, **fields: Any
+) -> prediction_pb2.PredictStreamRequest:
     fields.setdefault("content", {"question": contents_to_wire(tiny_content())["question"]})
     request = prediction_pb2.PredictRequest(greedy=True, **fields)
     return prediction_pb2.PredictStreamRequest(
-        start=prediction_pb2.PredictStart(request=request, streamed=streamed or {})
+        start=prediction_pb2.PredictStart(
+            request=request, streamed=streamed or {}, interim_interval_ms=interim_interval_ms
+        )
     )
 
 
@@ -427,3 +432,112 @@ async def test_which_version_answered_stays_true_over_a_swap(serve, registry, tm
         assert answer.version_digest == registry.manifest(1).digest
     assert (answer.version, answer.version_digest) == (number, registry.manifest(number).digest)
     assert answer.action == "bird"
+
+
+PCM = {"audio": prediction_pb2.StreamedContent(pcm16_sample_rate_hz=8000)}
+SILENCE = bytes(320)  # 20 ms
+
+
+async def test_interim_answers_come_while_content_arrives_and_are_not_logged(serve, log):
+    running = await serve()
+    call = running.predictions.PredictStream()
+    await call.write(start(streamed=PCM, interim_interval_ms=1, request_id="r1"))
+    for _ in range(2):
+        reading = asyncio.create_task(call.read())
+        while not reading.done():
+            await call.write(chunk("audio", SILENCE))
+            await asyncio.sleep(0)
+        interim = reading.result()
+        assert (interim.WhichOneof("result"), interim.request_id) == ("interim", "r1")
+        assert (interim.interim.prediction_id, interim.interim.version) == ("", 1)
+        assert sum(score.probability for score in interim.interim.scores) == pytest.approx(1.0)
+    await call.write(END)
+    await call.done_writing()
+    rest = []
+    while (answer := await call.read()) is not grpc.aio.EOF:
+        rest.append(answer)
+    assert rest[-1].final.prediction_id
+    assert {answer.WhichOneof("result") for answer in rest[:-1]} <= {"interim"}
+    await asyncio.to_thread(running.server.stop)
+    assert len(decisions(log)) == 1
+
+
+async def test_an_interim_answer_under_way_does_not_delay_the_final_one(serve, runtime, log):
+    stuck = StuckRuntime(runtime)
+    running = await serve(runtime=stuck, workers=2)
+    call = running.predictions.PredictStream()
+    stuck.stuck = True
+    await call.write(start(streamed=PCM, interim_interval_ms=1))
+    while not stuck.entered.is_set():
+        await call.write(chunk("audio", SILENCE))
+        await asyncio.sleep(0)
+    stuck.stuck = False  # for the other worker; the interim answer stays in the model
+    await call.write(END)
+    assert (await call.read()).WhichOneof("result") == "final"
+    stuck.go_on.set()
+    await call.done_writing()
+    assert await call.read() is grpc.aio.EOF
+    await asyncio.to_thread(running.server.stop)
+    assert len(decisions(log)) == 1
+
+
+async def test_content_that_cannot_be_read_yet_has_no_interim_answer(serve):
+    """A WAV whose header has not arrived; the final answer says what is wrong with it."""
+    running = await serve()
+    call = running.predictions.PredictStream()
+    encoded = {"audio": prediction_pb2.StreamedContent(encoded_audio=True)}
+    await call.write(start(streamed=encoded, interim_interval_ms=1))
+    for _ in range(50):
+        await call.write(chunk("audio", b"RIFF"))
+    await call.write(END)
+    await call.done_writing()
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call.read()
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert 'content["audio"]' in refused.value.details()
+
+
+async def test_a_negative_interval(serve):
+    running = await serve()
+    call = running.predictions.PredictStream()
+    await call.write(start(interim_interval_ms=-1))
+    with pytest.raises(grpc.aio.AioRpcError, match="interim_interval_ms: -1 is negative"):
+        await call.read()
+
+
+async def test_a_prediction_given_up_in_the_model_is_answered_at_once_and_not_logged(serve, runtime, log):
+    stuck = StuckRuntime(runtime)
+    running = await serve(runtime=stuck)
+    call = running.predictions.PredictStream()
+    stuck.stuck = True
+    await call.write(start(request_id="interrupted"))
+    await call.write(END)
+    assert await asyncio.to_thread(stuck.entered.wait, 30)
+    await call.write(CANCEL)
+    answer = await call.read()  # though the model is still at it
+    assert (answer.WhichOneof("result"), answer.request_id) == ("cancelled", "interrupted")
+    stuck.stuck = False
+    stuck.go_on.set()
+    await call.write(start(request_id="next"))
+    await call.write(END)
+    assert (await call.read()).final.request_id == "next"
+    await call.done_writing()
+    await asyncio.to_thread(running.server.stop)
+    assert [decision.request_id for decision in decisions(log)] == ["next"]
+
+
+async def test_clients_that_vanish_leave_no_thread_behind(serve):
+    def readers() -> int:
+        return sum(thread.name == "stream-reader" for thread in threading.enumerate())
+
+    running = await serve()
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{running.server.port}")
+    stub = prediction_pb2_grpc.PredictionServiceStub(channel)
+    calls = [stub.PredictStream() for _ in range(20)]
+    for call in calls:
+        await call.write(start(streamed=PCM, interim_interval_ms=1))
+        await call.write(chunk("audio", SILENCE))
+    await until(lambda: readers() == 20)
+    await channel.close(None)
+    await until(lambda: readers() == 0)
+    assert (await running.predict()).version == 1

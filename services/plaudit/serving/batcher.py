@@ -40,10 +40,13 @@ class Caller:
     Attributes:
         deadline_s: on the clock of ``time.monotonic``; what is not begun by then is not computed.
         waits: False once the caller has left.
+        takes: asked once, before an answer becomes a fact that is logged: False if the caller has left, and if True,
+            too late for him to leave.
     """
 
     deadline_s: float = math.inf
     waits: Callable[[], bool] = _always
+    takes: Callable[[], bool] = _always
 
 
 ANYBODY: Final = Caller()

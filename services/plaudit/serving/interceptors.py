@@ -13,11 +13,13 @@ from typing import Any, Final, NoReturn
 import grpc
 import structlog
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 from plaudit.core import errors
+from plaudit.core.errors import InvalidInput
 from plaudit.serving.batcher import Gone
 from plaudit.serving.metrics import ServingMetrics
 
@@ -79,24 +81,31 @@ class Calls(grpc.ServerInterceptor):
         return handler
 
     def _wrap(self, handler: Any, method: str) -> Any:
-        codecs = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
+        """Requests are read in here, so that bytes that are no message are an error like any other."""
+        read = _reader(handler.request_deserializer)
+        write = {"response_serializer": handler.response_serializer}
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, method), **codecs)
+            return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, read, method), **write)
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(self._stream(handler.unary_stream, method), **codecs)
-        return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream, method), **codecs)
 
-    def _unary(self, behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
+            def answer_one(raw: bytes, context: Any) -> Iterator[Any]:
+                return handler.unary_stream(read(raw), context)  # type: ignore[no-any-return]
+
+            return grpc.unary_stream_rpc_method_handler(self._stream(answer_one, method), **write)
+
+        def answer_many(raws: Iterator[bytes], context: Any) -> Iterator[Any]:
+            return handler.stream_stream(map(read, raws), context)  # type: ignore[no-any-return]
+
+        return grpc.stream_stream_rpc_method_handler(self._stream(answer_many, method), **write)
+
+    def _unary(self, behaviour: Callable[..., Any], read: Callable[[bytes], Any], method: str) -> Callable[..., Any]:
         ok = self._metrics.requests.labels(method, "OK")
         seconds = self._metrics.request_seconds.labels(method)
 
-        def call(request: Any, context: Any) -> Any:
+        def call(raw: bytes, context: Any) -> Any:
             started_s = time.perf_counter()
             try:
-                answer = behaviour(request, context)
+                answer = behaviour(read(raw), context)
             except Exception as error:
                 self._abort(error, method, context)
             else:
@@ -134,6 +143,22 @@ class Calls(grpc.ServerInterceptor):
             context.abort_with_status(_retry_later(code, text))
         context.abort(code, text)
         raise AssertionError("abort raises")
+
+
+def _reader(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    """Bytes → message, raising InvalidInput; for methods that take bytes, the bytes."""
+    if deserialize is None:
+        return lambda raw: raw
+
+    def read(raw: bytes) -> Any:
+        try:
+            return deserialize(raw)
+        except DecodeError as error:
+            raise InvalidInput(
+                "request", f"its {len(raw)} bytes are not the message of this method ({error})"
+            ) from error
+
+    return read
 
 
 def _retry_later(code: grpc.StatusCode, text: str) -> Any:

@@ -16,12 +16,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.core.errors import Expired, InvalidInput, NotFound
+from plaudit.core.errors import Expired, InvalidInput, NotFound, Overloaded
 from plaudit.core.events import Content, Decision, Features, Role
 from plaudit.core.ports import ServableModel
 from plaudit.core.prediction_id import PredictionIds, SignedPrediction
 from plaudit.serving.batcher import ANYBODY, Batcher, Caller, Gone
-from plaudit.serving.catalog import ServedModels
+from plaudit.serving.catalog import ServedModel, ServedModels
 from plaudit.serving.decisions import DecisionRecorder
 from plaudit.serving.decoding import Arrays, check_modalities, decode_content
 from plaudit.serving.evaluation import Evaluated, Question
@@ -155,32 +155,25 @@ class Predictor:
         """
         served = self._models.pick(request.model)
         with served.admission.places():
-            model, role = served.live.serving_for(request.user_id)
-            allowed = _allowed(model.manifest.spec, request.allowed_actions)
-            if request.top_k < 0:
-                raise InvalidInput("top_k", f"{request.top_k} is negative; 0 lists all actions")
-            if request.explain:
-                _check_explainable(request.content, model.manifest.spec)
-            inputs = self._decode(request.content, model, caller)
-            evaluated = served.batcher.ask(Question(model, inputs, allowed, request.greedy), caller)
-            if not caller.waits():  # he left while it was computed, and will never know
+            found = self._find(request, served, caller)
+            if not caller.takes():  # he left while it was computed, and will never know
                 raise Gone
-            contributions = {}
-            if request.explain:
-                contributions = _explain(served.batcher, model, inputs, allowed, evaluated, caller)
-            answered = self._answer(request, served.live, model, role, request.content, evaluated)
-        return Prediction(
-            prediction_id=answered.prediction_id,
-            action=answered.action,
-            propensity=answered.propensity,
-            scores=_scores(model.manifest.spec.actions, evaluated.probabilities, allowed, request.top_k),
-            version=model.manifest.version,
-            version_digest=model.digest,
-            role=role,
-            model=served.live.name,
-            request_id=request.request_id,
-            contributions=contributions,
-        )
+            decided = self._decide(request, served.live, found.model, found.role, request.content, found.evaluated)
+        return _prediction(request, served.live.name, found, decided.prediction_id)
+
+    def preview(self, request: PredictionRequest, caller: Caller = ANYBODY) -> Prediction:
+        """What the answer would be now: with no prediction id, and not logged.
+
+        Raises:
+            Overloaded: there are requests that wait for a real answer.
+            Exception: what :meth:`predict` raises.
+        """
+        served = self._models.pick(request.model)
+        if served.batcher.waiting():
+            raise Overloaded(f"the queue of model {served.live.name!r}", 0)
+        with served.admission.places():
+            found = self._find(request, served, caller)
+        return _prediction(request, served.live.name, found, "")
 
     def predict_rows(self, request: RowsRequest, caller: Caller = ANYBODY) -> RowsAnswer:
         """Answer each row: all of them, or none is decided. Blocks until they are answered.
@@ -204,13 +197,27 @@ class Predictor:
                 if isinstance(outcome, Exception):
                     raise outcome
                 evaluated.append(outcome)
-            if not caller.waits():
+            if not caller.takes():
                 raise Gone
             answered = [
-                self._answer(request, served.live, model, role, row, each)
+                self._decide(request, served.live, model, role, row, each)
                 for row, each in zip(request.rows, evaluated, strict=True)
             ]
         return RowsAnswer(model, role, answered)
+
+    def _find(self, request: PredictionRequest, served: ServedModel, caller: Caller) -> _Found:
+        model, role = served.live.serving_for(request.user_id)
+        allowed = _allowed(model.manifest.spec, request.allowed_actions)
+        if request.top_k < 0:
+            raise InvalidInput("top_k", f"{request.top_k} is negative; 0 lists all actions")
+        if request.explain:
+            _check_explainable(request.content, model.manifest.spec)
+        inputs = self._decode(request.content, model, caller)
+        evaluated = served.batcher.ask(Question(model, inputs, allowed, request.greedy), caller)
+        contributions = {}
+        if request.explain:
+            contributions = _explain(served.batcher, model, inputs, allowed, evaluated, caller)
+        return _Found(model, role, allowed, evaluated, contributions)
 
     def _decode(self, content: Mapping[str, Content], model: ServableModel, caller: Caller) -> Arrays:
         check_modalities(content, model.manifest.spec)
@@ -219,7 +226,7 @@ class Predictor:
         with self._metrics.decode_seconds.time():
             return decode_content(content, model, self._limits)
 
-    def _answer(
+    def _decide(
         self,
         request: PredictionRequest | RowsRequest,
         live: LiveModel,
@@ -261,6 +268,34 @@ class Predictor:
             evaluated.embedding,
             evaluated.native,
         )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found:
+    """What a request came to, before anything is decided by it."""
+
+    model: ServableModel
+    role: Role
+    allowed: Bool
+    evaluated: Evaluated
+    contributions: Mapping[str, float]
+
+
+def _prediction(request: PredictionRequest, name: str, found: _Found, prediction_id: str) -> Prediction:
+    manifest, evaluated = found.model.manifest, found.evaluated
+    actions = manifest.spec.actions
+    return Prediction(
+        prediction_id=prediction_id,
+        action=actions[evaluated.action],
+        propensity=evaluated.propensity,
+        scores=_scores(actions, evaluated.probabilities, found.allowed, request.top_k),
+        version=manifest.version,
+        version_digest=found.model.digest,
+        role=found.role,
+        model=name,
+        request_id=request.request_id,
+        contributions=found.contributions,
+    )
 
 
 def _loaded(live: LiveModel, version: int) -> ServableModel:

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from plaudit.core.errors import InvalidInput
+from plaudit.core.errors import InvalidInput, PlauditError
+from plaudit.core.events import Content
 from plaudit.core.rollout import Rollout
 from plaudit.core.wire import ROLE_TO_WIRE, contents_from_wire, signal_from_wire
 from plaudit.serving.admin import authorize
@@ -58,7 +59,7 @@ _STATES: Final = {
 def caller_of(context: Any) -> Caller:
     remaining_s = context.time_remaining()
     deadline_s = math.inf if remaining_s is None else time.monotonic() + remaining_s
-    return Caller(deadline_s, context.is_active)
+    return Caller(deadline_s, context.is_active, context.is_active)
 
 
 # --- prediction ------------------------------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
     ) -> Iterator[prediction_pb2.PredictStreamResponse]:
         def read(put: Put[prediction_pb2.PredictStreamResponse]) -> None:
             opened: _Opened | None = None
-            last: tuple[_Opened, Future[prediction_pb2.PredictStreamResponse]] | None = None
+            last: _Opened | None = None
             for step in request_iterator:
                 match step.WhichOneof("step"):
                     case "start":
@@ -93,54 +94,109 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
                         opened = _Opened(step.start, self._limits)
                     case "chunk":
                         _open(opened, "chunk").pieces.add(step.chunk.modality, step.chunk.data)
+                        if opened is not None and opened.interim_is_due():
+                            opened.interim = put(partial(self._interim, opened.request_so_far(), caller_of(context)))
                     case "end":
-                        whole, opened = _open(opened, "end"), None
-                        last = whole, put(partial(self._answer, whole, caller_of(context)))
+                        last, opened = _open(opened, "end"), None
+                        last.drop_interim()
+                        last.answer = put(partial(self._final, last, caller_of(context)))
                     case "cancel" if opened is not None:
+                        opened.drop_interim()
                         put(partial(_cancelled, opened.request.request_id))
                         opened = None
                     case "cancel":
                         if last is not None:
-                            _give_up(*last)
+                            last.give_up()
                     case _:
                         raise InvalidInput("step", "is missing; set one of start, chunk, end, cancel")
 
         return in_order(read, self._pool, self._ending, context, limit=_STREAM_LIMIT)
 
-    def _answer(self, opened: _Opened, caller: Caller) -> prediction_pb2.PredictStreamResponse:
+    def _final(self, opened: _Opened, caller: Caller) -> prediction_pb2.PredictStreamResponse:
         request_id = opened.request.request_id
-        request = _prediction_request(opened.request, opened.pieces)
-        waits = Caller(caller.deadline_s, lambda: not opened.given_up.is_set() and caller.waits())
+        request = _prediction_request(opened.request, opened.pieces.content())
         try:
-            final = _prediction_to_wire(self._predictor.predict(request, waits))
+            answer = self._predictor.predict(request, opened.caller(caller))
         except Gone:
             return _cancelled(request_id)
-        return prediction_pb2.PredictStreamResponse(final=final, request_id=request_id)
+        return prediction_pb2.PredictStreamResponse(final=_prediction_to_wire(answer), request_id=request_id)
+
+    def _interim(self, request: PredictionRequest, caller: Caller) -> prediction_pb2.PredictStreamResponse | None:
+        try:
+            answer = self._predictor.preview(request, caller)
+        except (PlauditError, Gone):  # the final answer will say what is wrong, if it still is
+            return None
+        return prediction_pb2.PredictStreamResponse(interim=_prediction_to_wire(answer), request_id=request.request_id)
 
 
 class _Opened:
-    """A streamed prediction whose content still arrives."""
+    """A streamed prediction, from its start to its answer.
+
+    Attributes:
+        interim: the interim answer that is under way, or was the last.
+        answer: the final answer, once all content has arrived.
+    """
 
     def __init__(self, start: prediction_pb2.PredictStart, limits: Limits) -> None:
         self.request = start.request
-        self.given_up = threading.Event()
         self.pieces = Pieces({name: _format(name, given) for name, given in start.streamed.items()}, limits)
+        self.interim: Future[prediction_pb2.PredictStreamResponse | None] | None = None
+        self.answer: Future[prediction_pb2.PredictStreamResponse | None] | None = None
+        self._lock = threading.Lock()
+        self._given_up = False
+        self._taken = False
         twice = sorted(set(start.streamed) & set(start.request.content))
         if twice:
             raise InvalidInput(f'streamed["{twice[0]}"]', "is in request.content too; send it one way")
+        if start.interim_interval_ms < 0:
+            raise InvalidInput("interim_interval_ms", f"{start.interim_interval_ms} is negative; 0 is none")
+        self._interval_s = start.interim_interval_ms / 1e3
+        self._due_s = time.monotonic() + self._interval_s
+
+    def interim_is_due(self) -> bool:
+        """True about once an interval, unless the last interim answer is still under way."""
+        if not self._interval_s or time.monotonic() < self._due_s:
+            return False
+        if self.interim is not None and not self.interim.done():
+            return False
+        self._due_s = time.monotonic() + self._interval_s
+        return True
+
+    def request_so_far(self) -> PredictionRequest:
+        return _prediction_request(self.request, self.pieces.so_far())
+
+    def drop_interim(self) -> None:
+        """Nothing waits for it any more."""
+        if self.interim is not None:
+            _settle(self.interim, None)
+
+    def caller(self, caller: Caller) -> Caller:
+        return Caller(caller.deadline_s, lambda: not self._given_up and caller.waits(), lambda: self._take(caller))
+
+    def give_up(self) -> None:
+        """Does not wait for the model. Nothing is done if the answer is a fact already."""
+        with self._lock:
+            self._given_up = not self._taken
+        if self._given_up and self.answer is not None:
+            _settle(self.answer, _cancelled(self.request.request_id))
+
+    def _take(self, caller: Caller) -> bool:
+        with self._lock:
+            self._taken = not self._given_up and caller.takes()
+            return self._taken
+
+
+def _settle(
+    future: Future[prediction_pb2.PredictStreamResponse | None], answer: prediction_pb2.PredictStreamResponse | None
+) -> None:
+    with contextlib.suppress(InvalidStateError):  # it has an answer
+        future.set_result(answer)
 
 
 def _open(opened: _Opened | None, step: str) -> _Opened:
     if opened is None:
         raise InvalidInput(step, "came while no prediction is open; send start first")
     return opened
-
-
-def _give_up(opened: _Opened, answer: Future[prediction_pb2.PredictStreamResponse]) -> None:
-    """Does not wait for the model. Too late if it is answered already."""
-    opened.given_up.set()
-    with contextlib.suppress(InvalidStateError):
-        answer.set_result(_cancelled(opened.request.request_id))
 
 
 def _cancelled(request_id: str) -> prediction_pb2.PredictStreamResponse:
@@ -162,12 +218,11 @@ def _format(name: str, message: prediction_pb2.StreamedContent) -> StreamedForma
             )
 
 
-def _prediction_request(message: prediction_pb2.PredictRequest, pieces: Pieces | None = None) -> PredictionRequest:
-    content = contents_from_wire(message.content)
-    if pieces is not None:
-        content |= pieces.content()
+def _prediction_request(
+    message: prediction_pb2.PredictRequest, streamed: Mapping[str, Content] | None = None
+) -> PredictionRequest:
     return PredictionRequest(
-        content=content,
+        content=contents_from_wire(message.content) | dict(streamed or {}),
         model=message.model,
         user_id=message.user_id,
         allowed_actions=tuple(message.allowed_actions),

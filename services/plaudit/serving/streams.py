@@ -28,8 +28,11 @@ _READ_AHEAD: Final = 4
 """Groups that may wait while one is worked on."""
 
 
-Put = Callable[[Callable[[], Answer]], Future[Answer]]
-"""Takes work whose answer comes next; waits while there is too much of it. The answer may also be set from outside."""
+Put = Callable[[Callable[[], Answer | None]], Future[Answer | None]]
+"""Takes work whose answer comes next, if it has one; waits while there is too much of it.
+
+The future is the answer's: setting it from outside is an answer too.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +58,12 @@ def in_order(
         Draining: the stream was cut short.
         Exception: what ``read`` or a piece of work raised, after the answers that come before it.
     """
-    answers: SimpleQueue[Future[Answer] | _End] = SimpleQueue()
+    answers: SimpleQueue[Future[Answer | None] | _End] = SimpleQueue()
     room = threading.Semaphore(limit)
 
-    def put(work: Callable[[], Answer]) -> Future[Answer]:
+    def put(work: Callable[[], Answer | None]) -> Future[Answer | None]:
         room.acquire()
-        future: Future[Answer] = Future()
+        future: Future[Answer | None] = Future()
         answers.put(future)
         pool.submit(_do, work, future)
         return future
@@ -82,13 +85,17 @@ def in_order(
             return
         threading.Thread(target=read_all, name="stream-reader", daemon=True).start()
         while not isinstance(answer := answers.get(), _End):
-            yield answer.result()
+            found = answer.result()
+            if found is not None:
+                yield found
             room.release()
         if answer.problem is not None:
             raise answer.problem
 
 
-def _do(work: Callable[[], Answer], future: Future[Answer]) -> None:
+def _do(work: Callable[[], Answer | None], future: Future[Answer | None]) -> None:
+    if future.done():  # dropped before its turn
+        return
     try:
         answer = work()
     except BaseException as problem:
@@ -192,6 +199,14 @@ class Pieces:
         if len(self._data[modality]) + len(data) > limit:
             raise InvalidInput(f'content["{modality}"]', f"is longer than the limit of {limit} bytes; send less")
         self._data[modality] += data
+
+    def so_far(self) -> dict[str, Content]:
+        """What can be said of the content already; half a PCM sample waits for its other half."""
+        whole = {
+            name: bytes(data[: len(data) - len(data) % 2] if self._formats[name].kind == "pcm16" else data)
+            for name, data in self._data.items()
+        }
+        return {name: self._content(name, data) for name, data in whole.items() if data}
 
     def content(self) -> dict[str, Content]:
         """What has arrived, as if it had been sent in one piece. A modality without a byte is left out, as missing.

@@ -96,7 +96,7 @@ class PredictStreamRequest(_message.Message):
     def __init__(self, start: _Optional[_Union[PredictStart, _Mapping]] = ..., chunk: _Optional[_Union[ContentChunk, _Mapping]] = ..., end: _Optional[_Union[PredictEnd, _Mapping]] = ..., cancel: _Optional[_Union[PredictCancel, _Mapping]] = ...) -> None: ...
 
 class PredictStart(_message.Message):
-    __slots__ = ("request", "streamed")
+    __slots__ = ("request", "streamed", "interim_interval_ms")
     class StreamedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -106,9 +106,11 @@ class PredictStart(_message.Message):
         def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[StreamedContent, _Mapping]] = ...) -> None: ...
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     STREAMED_FIELD_NUMBER: _ClassVar[int]
+    INTERIM_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
     request: PredictRequest
     streamed: _containers.MessageMap[str, StreamedContent]
-    def __init__(self, request: _Optional[_Union[PredictRequest, _Mapping]] = ..., streamed: _Optional[_Mapping[str, StreamedContent]] = ...) -> None: ...
+    interim_interval_ms: int
+    def __init__(self, request: _Optional[_Union[PredictRequest, _Mapping]] = ..., streamed: _Optional[_Mapping[str, StreamedContent]] = ..., interim_interval_ms: _Optional[int] = ...) -> None: ...
 
 class StreamedContent(_message.Message):
     __slots__ = ("pcm16_sample_rate_hz", "encoded_audio", "encoded_image")
