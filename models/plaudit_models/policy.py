@@ -32,14 +32,16 @@ def probabilities(scores: npt.NDArray[np.floating], allowed: Bool, floor: float)
         raise ValueError(f"scores {scores.shape} and allowed {allowed.shape} must both be [b, a]")
     if not 0.0 <= floor <= 1.0:
         raise ValueError(f"floor {floor} is not in [0, 1]")
-    if not allowed.any(axis=1).all():
-        raise ValueError("a row allows no action")
-    masked = np.where(allowed, scores.astype(np.float64), -np.inf)
+    masked = scores.astype(np.float64)
+    uniform: Float64 | float = 1.0 / scores.shape[1]
+    if not allowed.all():  # most requests allow everything, and these lines cost as much as the rest
+        if not allowed.any(axis=1).all():
+            raise ValueError("a row allows no action")
+        masked = np.where(allowed, masked, -np.inf)
+        uniform = allowed / allowed.sum(axis=1, keepdims=True)
     masked -= masked.max(axis=1, keepdims=True)
-    weights = np.exp(masked)
-    softmax = weights / weights.sum(axis=1, keepdims=True)
-    uniform = allowed / allowed.sum(axis=1, keepdims=True)
-    mixed: Float64 = (1.0 - floor) * softmax + floor * uniform
+    weights = np.exp(masked, out=masked)
+    mixed: Float64 = weights * ((1.0 - floor) / weights.sum(axis=1, keepdims=True)) + floor * uniform
     return mixed
 
 

@@ -127,6 +127,18 @@ def test_the_items_of_one_caller_are_answered_together_and_in_order():
     assert str(outcomes[2]) == "-2 is negative"
 
 
+def test_a_caller_with_many_items_fills_whole_batches():
+    gate = Gate()
+    with batching(gate, max_batch=4) as users:
+        asking = users.ask_together(range(6))
+        gate.entered()
+        (after,) = users.ask(9)
+        gate.open(2)
+        assert asking.outcomes() == [0, 2, 4, 6, 8, 10]
+        assert after.outcome() == 18
+    assert gate.batches == [[0, 1, 2, 3], [4, 5, 9]]
+
+
 def test_several_workers_run_batches_at_once():
     gate = Gate()
     with batching(gate, workers=2) as users:

@@ -370,7 +370,7 @@ async def test_answers_come_in_order_and_cancelled_ones_are_not_logged(serve, lo
     assert [answer.request_id for answer in answers] == ["a", "b", "c"]
     assert [answer.WhichOneof("result") for answer in answers] == ["final", "cancelled", "final"]
     await asyncio.to_thread(running.server.stop)
-    assert [decision.request_id for decision in decisions(log)] == ["a", "c"]
+    assert sorted(decision.request_id for decision in decisions(log)) == ["a", "c"]  # worked on at once
 
 
 async def test_a_prediction_can_be_given_up_while_it_is_computed(serve, runtime, log):

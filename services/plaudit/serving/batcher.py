@@ -87,7 +87,7 @@ class Batcher(Generic[Item, Result]):
     def __init__(self, runs: Sequence[Run[Item, Result]], *, name: str, max_batch: Callable[[], int]) -> None:
         self._name = name
         self._max_batch = max_batch
-        self._queue: SimpleQueue[_Waiting[Item, Result] | None] = SimpleQueue()
+        self._queue: SimpleQueue[list[_Waiting[Item, Result]] | None] = SimpleQueue()
         self._workers = [
             threading.Thread(target=self._work, args=(run,), name=f"{name}-{number}", daemon=True)
             for number, run in enumerate(runs)
@@ -115,6 +115,7 @@ class Batcher(Generic[Item, Result]):
         return self._taken
 
     def waiting(self) -> int:
+        """Callers whose items no worker has taken up."""
         return self._queue.qsize()
 
     def submit(self, items: Sequence[Item], caller: Caller = ANYBODY) -> list[Result | Exception]:
@@ -130,8 +131,7 @@ class Batcher(Generic[Item, Result]):
         with self._closing:
             if self._closed:
                 raise Draining
-            for each in waiting:
-                self._queue.put(each)
+            self._queue.put(waiting)
             self._taken += len(waiting)
         return [each.outcome() for each in waiting]
 
@@ -143,8 +143,14 @@ class Batcher(Generic[Item, Result]):
         return outcome
 
     def _work(self, run: Run[Item, Result]) -> None:
-        while (first := self._queue.get()) is not None:
-            batch = [first]
+        """What does not fit into a batch is the beginning of this worker's next one."""
+        batch: list[_Waiting[Item, Result]] = []
+        while True:
+            if not batch:
+                group = self._queue.get()
+                if group is None:
+                    return
+                batch = group
             max_batch = self._max_batch()
             with contextlib.suppress(Empty):
                 while len(batch) < max_batch:
@@ -152,8 +158,9 @@ class Batcher(Generic[Item, Result]):
                     if following is None:
                         self._queue.put(None)
                         break
-                    batch.append(following)
-            self._compute(run, batch)
+                    batch = batch + following
+            self._compute(run, batch[:max_batch])
+            batch = batch[max_batch:]
 
     def _compute(self, run: Run[Item, Result], batch: Sequence[_Waiting[Item, Result]]) -> None:
         now_s = time.monotonic()
