@@ -1,11 +1,11 @@
-"""The client: sends ready bytes, looks at no answer, prints what it saw as JSON.
+"""The client: sends ready bytes, hardly looks at the answers, prints what it saw as JSON.
 
     python -m benchmarks.serving.load ADDRESS METHOD REQUESTS --seconds S --concurrency N      closed loop
     python -m benchmarks.serving.load ADDRESS METHOD REQUESTS --seconds S --per-s R            open loop
 
 REQUESTS is a file of length-prefixed messages, sent in turn. Times are on the clock of ``time.monotonic``, which all
 processes of a machine share. SIGINT ends the load early. With ``--each`` every call is listed as
-[began_s, took_s, status code].
+[began_s, took_s, status code, model version], the version being that of an answer to ModelInfer.
 
 Calls are futures whose callback sends the next one: of gRPC's ways in Python the one that costs the client least.
 """
@@ -27,9 +27,10 @@ from typing import Any, Final
 import grpc
 import numpy as np
 
-Call = tuple[float, float, str]
+Call = tuple[float, float, str, str]
 _LENGTH: Final = struct.Struct("<I")
 _TIMEOUT_S: Final = 60.0
+_OK: Final = grpc.StatusCode.OK
 
 
 def write_requests(path: Path, requests: list[bytes]) -> None:
@@ -54,16 +55,20 @@ def cpu_s(pid: int) -> float:
 class Client:
     """Sends ``requests`` in turn over one connection.
 
+    Args:
+        version: of an answer; what calls are listed with.
+
     Attributes:
         ending: set, it sends no more.
         calls: that have ended.
     """
 
-    def __init__(self, method: Any, requests: list[bytes]) -> None:
+    def __init__(self, method: Any, requests: list[bytes], version: Callable[[bytes], str] = lambda answer: "") -> None:
         self.ending = threading.Event()
         self.calls: list[Call] = []
         self._method = method
         self._requests = requests
+        self._version = version
         self._sent = 0
         self._open = 0
         self._lock = threading.Lock()
@@ -101,7 +106,9 @@ class Client:
         began_s = time.monotonic()
 
         def ended(call: grpc.Future) -> None:
-            self.calls.append((began_s, time.monotonic() - began_s, call.code().name))
+            took_s, code = time.monotonic() - began_s, call.code()
+            version = self._version(call.result()) if code is _OK else ""
+            self.calls.append((began_s, took_s, code.name, version))
             then()
             with self._lock:
                 self._open -= 1
@@ -115,15 +122,21 @@ class Client:
             self._all_ended.wait_for(lambda: not self._open)
 
 
+def _version_of(answer: bytes) -> str:
+    """A ModelInferResponse begins with name and version, each as tag, length and text; parsing all would cost more."""
+    at = 2 + answer[1]
+    return answer[at + 2 : at + 2 + answer[at + 1]].decode()
+
+
 def summary(calls: list[Call], cpu_s: float) -> dict[str, Any]:
     answered = [call for call in calls if call[2] == "OK"]
     refused = [call for call in calls if call[2] == "RESOURCE_EXHAUSTED"]
-    begins = [began for began, _, _ in calls]
-    span_s = max(began + took for began, took, _ in calls) - min(begins)
+    begins = [began for began, _, _, _ in calls]
+    span_s = max(began + took for began, took, _, _ in calls) - min(begins)
     return {
         "per_s": len(answered) / span_s,
         "sent_per_s": len(calls) / max(max(begins) - min(begins), 1e-9),
-        "codes": Counter(code for _, _, code in calls),
+        "codes": Counter(code for _, _, code, _ in calls),
         "answered_ms": _percentiles(answered),
         "refused_ms": _percentiles(refused),
         "client_busy": cpu_s / span_s,
@@ -133,7 +146,7 @@ def summary(calls: list[Call], cpu_s: float) -> dict[str, Any]:
 def _percentiles(calls: list[Call]) -> dict[str, float]:
     if not calls:
         return {}
-    took_ms = np.array([took for _, took, _ in calls]) * 1e3
+    took_ms = np.array([took for _, took, _, _ in calls]) * 1e3
     return {f"p{p}": float(np.percentile(took_ms, p)) for p in (50, 95, 99, 100)}
 
 
@@ -155,7 +168,7 @@ def main() -> None:
         method(requests[0], wait_for_ready=True, timeout=_TIMEOUT_S)
         if options.warm:
             Client(method, requests).closed_loop(options.concurrency or 1, options.warm)
-        client = Client(method, requests)
+        client = Client(method, requests, _version_of) if options.each else Client(method, requests)
         signal.signal(signal.SIGINT, lambda *_: client.ending.set())
         own_s, server_s = time.process_time(), cpu_s(options.server_pid)
         if options.concurrency:

@@ -52,9 +52,9 @@ def _user(method: Any, request: bytes, until_s: float, calls: list[Call]) -> Non
     while (began_s := time.monotonic()) < until_s:
         try:
             method(request, timeout=60.0)
-            calls.append((began_s, time.monotonic() - began_s, "OK"))
+            calls.append((began_s, time.monotonic() - began_s, "OK", ""))
         except grpc.RpcError as error:
-            calls.append((began_s, time.monotonic() - began_s, error.code().name))
+            calls.append((began_s, time.monotonic() - began_s, error.code().name, ""))
             time.sleep(_PAUSE_S)
 
 
