@@ -4,6 +4,7 @@ What needs an extra is imported where it is used, so that one service runs witho
 
 Layout of the data directory:
     log.sqlite            event log
+    spool/                what the inference service has acknowledged and Kafka does not have yet
     registry/             versions and the rollout
     experiences.sqlite    the learner's experience store
     learner/              the learner's status, and a folder per fine-tuning run
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from plaudit import demo
 from plaudit.adapters.directory_registry import DirectoryCatalog
+from plaudit.adapters.spooled_log import SpooledLog
 from plaudit.adapters.sqlite_log import SqliteLog
 from plaudit.core.errors import ConfigError
 from plaudit.core.ports import EventLog, ExperienceStore, Fates, JobLauncher, ModelCatalog, ModelRegistry, ModelRuntime
@@ -82,6 +84,27 @@ def event_log(settings: Settings) -> EventLog:
         compression=kafka.compression, linger_s=kafka.linger_s, delivery_timeout_s=kafka.delivery_timeout_s
     )
     return KafkaLog(connection, plan, delivery)
+
+
+def serving_log(settings: Settings) -> EventLog:
+    """The log as the inference service needs it: it goes on taking events while Kafka is away.
+
+    An embedded log has no spool: what keeps it from writing would keep the spool too.
+
+    Raises:
+        ConfigError: as :func:`event_log`.
+        LogUnavailable: the spool cannot be opened.
+    """
+    inner = event_log(settings)
+    if settings.log.kind == "sqlite" or settings.log.spool_limit_bytes == 0:
+        return inner
+    return SpooledLog(
+        inner,
+        data_dir(settings) / "spool",
+        limit_bytes=settings.log.spool_limit_bytes,
+        after_s=settings.log.spool_after_s,
+        synchronous=settings.log.synchronous,
+    )
 
 
 def kafka_cluster(settings: Settings) -> tuple[KafkaConnection, TopicPlan]:
@@ -239,13 +262,17 @@ def inference_server(settings: Settings, log: EventLog, *, share_port: bool = Fa
     key = load_or_create_key(data_dir(settings) / "signing.key")
     if settings.model:
         model_registry(settings)  # made, so that it is served as soon as it has a version
+    metrics = ServingMetrics(CollectorRegistry())
+    if isinstance(log, SpooledLog):
+        metrics.spool_events.set_function(log.spooled)
+        metrics.spool_age.set_function(log.age_s)
     return InferenceServer(
         model_catalog(settings),
         log,
         model_runtime(settings),
         PredictionIds(key, settings.serving.feedback_window_s),
         settings.serving,
-        ServingMetrics(CollectorRegistry()),
+        metrics,
         fates=learner_fates(settings),
         share_port=share_port,
     )

@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from kafka import KafkaProducer
 
 from builders import NOW_S, a_decision, some_feedback
 from kafka_broker import Kafka
+from plaudit.adapters.spooled_log import SpooledLog
 from plaudit.adapters.sqlite_log import SqliteLog
 from plaudit.core.errors import LogUnavailable
 from plaudit.core.events import DeadLetter, Decision, Event, Feedback, RolloutChanged, Thumb, Topic
@@ -74,6 +75,19 @@ def sqlite_adapter(folder: Path) -> Adapter:
     )
 
 
+def _spooled(request: pytest.FixtureRequest) -> Adapter:
+    """Over SQLite; each opening is another process's, with a spool of its own in one folder."""
+    folder = request.getfixturevalue("tmp_path")
+    inner, spool = sqlite_adapter(folder), folder / "spool"
+    limits = {"limit_bytes": 1_000_000, "after_s": WAIT_S}
+    return replace(
+        inner,
+        open=lambda: SpooledLog(inner.open(), spool, **limits),
+        open_source=f"SpooledLog({inner.open_source}, Path({str(spool)!r}), **{limits!r})",
+        imports=f"{inner.imports}; from plaudit.adapters.spooled_log import SpooledLog",
+    )
+
+
 def _kafka(request: pytest.FixtureRequest) -> Adapter:
     kafka: Kafka = request.getfixturevalue("kafka")
 
@@ -90,10 +104,10 @@ def _kafka(request: pytest.FixtureRequest) -> Adapter:
     )
 
 
-ADAPTERS = {"sqlite": _sqlite, "kafka": _kafka}
+ADAPTERS = {"sqlite": _sqlite, "spooled": _spooled, "kafka": _kafka}
 
 
-@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.kafka)])
+@pytest.fixture(params=["sqlite", "spooled", pytest.param("kafka", marks=pytest.mark.kafka)])
 def adapter(request: pytest.FixtureRequest) -> Adapter:
     return ADAPTERS[request.param](request)
 

@@ -14,11 +14,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from plaudit.core.errors import LogUnavailable
 from plaudit.core.events import Event, Topic, event_id_of, key_of, topic_of
-from plaudit.core.ports import Appended, Poison, Positions, Record
+from plaudit.core.ports import Appended, Cursor, Poison, Positions, Record
 from plaudit.core.wire import UnreadableEvent, decode_event, encode_event
 
 PARTITION: Final = "0"
@@ -60,12 +60,15 @@ class SqliteLog:
     Args:
         path: the file; made if it is not there, in a folder that is.
         synchronous: FULL survives power loss, NORMAL only the death of a process.
+        limit_bytes: an append that would make what the file holds larger fails; None: the disk is the limit.
 
     Raises:
         LogUnavailable: the file cannot be opened, written, or is no SQLite file.
     """
 
-    def __init__(self, path: Path, synchronous: Literal["FULL", "NORMAL"] = "FULL") -> None:
+    def __init__(
+        self, path: Path, synchronous: Literal["FULL", "NORMAL"] = "FULL", limit_bytes: int | None = None
+    ) -> None:
         self._path = path
         self._synchronous = synchronous
         self._waiting: deque[_Append] = deque()
@@ -73,6 +76,9 @@ class SqliteLog:
         with _log_errors(path):
             self._connection = _connect(path, synchronous)
             self._connection.executescript(_SCHEMA)
+            if limit_bytes is not None:
+                page_bytes = self._connection.execute("PRAGMA page_size").fetchone()[0]
+                self._connection.execute(f"PRAGMA max_page_count = {limit_bytes // page_bytes}")
 
     def append(self, events: Sequence[Event]) -> Sequence[Appended]:
         mine = _Append([_row(event) for event in events])
@@ -100,9 +106,26 @@ class SqliteLog:
             ).fetchone()
         return None if row is None else float(row[0])
 
+    def remove(self, through: Cursor) -> None:
+        """Take out the record of this cursor and all before it."""
+        with _log_errors(self._path), self._write_lock:
+            self._connection.execute("DELETE FROM events WHERE id <= ?", (_position({PARTITION: through}),))
+
+    def count(self) -> int:
+        """How many events there are."""
+        return int(self._one("SELECT count(*) FROM events"))
+
+    def oldest_s(self) -> float | None:
+        """When the first event says it was, UTC seconds; None if there are none."""
+        return self._one("SELECT (SELECT time_s FROM events ORDER BY id LIMIT 1)")  # type: ignore[no-any-return]
+
     def close(self) -> None:
         with self._write_lock:
             self._connection.close()
+
+    def _one(self, query: str) -> Any:
+        with _log_errors(self._path), self._write_lock:
+            return self._connection.execute(query).fetchone()[0]
 
     def _commit(self, group: Sequence[_Append]) -> None:
         """One transaction for the whole group; all of it succeeds or none does."""

@@ -94,6 +94,11 @@ class LogSettings(_Section):
     """Where events are kept: one SQLite file in the data directory, or Kafka, as [kafka] says."""
     synchronous: Literal["FULL", "NORMAL"] = "FULL"
     """FULL survives power loss; NORMAL survives kill -9 but can lose the last commits on power loss."""
+    spool_limit_bytes: Annotated[int, Field(ge=0)] = 1024 * 1024 * 1024
+    """While Kafka is away, the inference service keeps up to this much in `spool/` of the data directory and hands it
+    on later; what comes on top is refused. 0: everything is refused at once."""
+    spool_after_s: Positive = 1.0
+    """How long Kafka may take to acknowledge before events go into the spool."""
 
 
 class KafkaSettings(_Section):

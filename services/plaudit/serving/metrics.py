@@ -56,6 +56,14 @@ class ServingMetrics:
         self.decision_queue = Gauge(
             "plaudit_serving_decision_queue_events", "Events that wait to be logged.", registry=registry
         )
+        self.spool_events = Gauge(
+            "plaudit_serving_spool_events",
+            "Decisions and feedback that wait on this machine because the event log is, or was, away.",
+            registry=registry,
+        )
+        self.spool_age = Gauge(
+            "plaudit_serving_spool_age_seconds", "How long the oldest of them has waited; 0 if none.", registry=registry
+        )
         self.feedback = Counter(
             "plaudit_serving_feedback_total",
             "Feedback by kind of signal and what became of it: accepted, duplicate or refused.",
