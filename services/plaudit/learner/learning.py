@@ -6,6 +6,7 @@ it is. Knows nothing about the log, nor about when heads are made from what is l
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,9 @@ from plaudit_models.raters import Raters, fair_cap
 from plaudit_models.reward_model import posterior
 
 RECENT_REWARDS: Final = 200
+
+_LOOK_INTERVAL_S: Final = 1.0
+"""How long to wait before looking for old predictions again where there were none."""
 USER_SHARES: Final = 5.0
 """Where there are few users, nobody may have more than this many equal shares of what is learned."""
 
@@ -120,6 +124,7 @@ class Learning:
         self._silence_after_s = silence_after_s
         self._retention_s = retention_s
         self._clock = clock
+        self._nothing_old_s = -math.inf
         self._rewards: deque[float] = deque(maxlen=RECENT_REWARDS)
         self._predicted: deque[float] = deque(maxlen=RECENT_REWARDS)
 
@@ -209,8 +214,13 @@ class Learning:
 
     def forget_old(self) -> None:
         """Let predictions leave the store whose time is up; what was learned from them stays learned."""
-        before_s = self._clock() - self._retention_s
-        self._metrics.forgotten.inc(self._store.forget(before_s, self._knowledge.progress.last_number, self._limit))
+        now_s = self._clock()
+        if now_s - self._nothing_old_s < _LOOK_INTERVAL_S:
+            return
+        gone = self._store.forget(now_s - self._retention_s, self._knowledge.progress.last_number, self._limit)
+        self._metrics.forgotten.inc(gone)
+        if gone == 0:
+            self._nothing_old_s = now_s
 
     def _take_in(
         self, live: Manifest, fresh: Sequence[Experience], revisions: Sequence[Revision], progress: Progress
@@ -289,11 +299,17 @@ class Learning:
     def _hear(
         self, raters: Raters, fresh: Sequence[Experience], expected: Mapping[int, Expected], live: Manifest
     ) -> tuple[Raters, Sequence[str]]:
-        """What users say about the answers they were given, against what was expected; and who goes into quarantine."""
+        """What users say about the answers they were given, against what was expected; and who goes into quarantine.
+
+        What is beyond a user's share is heard too: it tells no less about the user.
+        """
         said = [
             e
             for e in fresh
-            if not e.set_aside and e.number in expected and speaks_plainly(e) and live.spec.has_action(e.served.action)
+            if e.number in expected
+            and speaks_plainly(e)
+            and live.spec.has_action(e.served.action)
+            and raters[e.served.user_id].standing != "quarantined"
         ]
         action = [live.spec.action_index(e.served.action) for e in said]
         return raters.hear(

@@ -24,13 +24,15 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.learning.measure import Curve, Measure
+from plaudit.core.settings import Settings
+from plaudit.learner.build import gate_rules, head_maker
 from plaudit_models.features import FeatureSpace, Float64, features
 from plaudit_models.gate import Differences, GateReport, GateRules, differences, new_comparison
 from plaudit_models.ope import Int64, LoggedRounds
 from plaudit_models.policy import Bool, probabilities, sample
-from plaudit_models.reward_model import RewardPrior, empty_state, evidence_of_actions, posterior
+from plaudit_models.reward_model import empty_state, evidence_of_actions, posterior
 
-FLOOR: Final = 0.02
+FLOOR: Final = head_maker(Settings()).floor
 WRONG_THUMBS: Final = 0.05
 USERS: Final = 300
 SNAPSHOT: Final = 1_000
@@ -119,7 +121,7 @@ def run(shuffles: int, quick: bool) -> list[Measure]:
 
 
 MAX_FALSE: Final = 0.05
-RULES: Final = GateRules()
+RULES: Final = gate_rules(Settings())
 
 
 def verdict(world: World, replicate: int) -> GateReport:
@@ -282,8 +284,9 @@ def _predicted(world: World) -> Float64:
     """What the candidate's reward model, fed with decisions of live before those at the gate, expects everywhere."""
     logged = serve(world, np.random.default_rng(5), SNAPSHOT)
     base_logits, pixels = np.log(world.candidate), digits().pixels[POOL:]
-    space = FeatureSpace("candidate", N_ACTIONS, pixels.shape[1])
+    maker = head_maker(Settings())
+    space = FeatureSpace("candidate", N_ACTIONS, pixels.shape[1], maker.embedding_features, maker.exclusivity)
     phi = features(space, pixels, base_logits)
     evidence = evidence_of_actions(space, phi[logged.digit], logged.log.action, logged.log.reward)
-    q_hat, _ = posterior(empty_state(space).add(evidence), RewardPrior()).predict(phi)
+    q_hat, _ = posterior(empty_state(space).add(evidence), maker.settings.prior).predict(phi)
     return q_hat
