@@ -252,7 +252,7 @@ class Learner:
         self._comparing.follow(self._rollout)
         if not self._behind:
             self._learning.judge_silence()
-            self._learning.forget_old()
+        self._learning.forget_old()
         learned = chunk = 0
         for _ in range(_CHUNKS_PER_STEP):
             chunk = self._learning.learn(live)
