@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from plaudit.adapters.onnx_session import Arrays, Device, Graph, choose_providers
+from plaudit.adapters.onnx_session import Arrays, Device, Graph, choose_providers, return_free_memory
 from plaudit.core.ports import TrunkOutputs
 from plaudit_models.bundle import (
     HEAD,
@@ -95,6 +95,7 @@ class OnnxRuntime:
         if trunk is None:
             trunk = _Trunk(self._open(folder / TRUNK), _tokenizer(folder, manifest), _arrays(folder / TRUNK_GOLDEN))
             self._trunks[key] = trunk
+            return_free_memory()
         _check_contract(trunk.graph, _trunk_inputs(manifest.spec))
         return trunk
 

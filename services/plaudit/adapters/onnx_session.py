@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import sys
 import threading
@@ -129,6 +130,29 @@ def _missing(providers: Providers) -> str:
     return f"onnxruntime cannot load {unused[0]}: a GPU, its driver, CUDA or cuDNN is missing" if unused else ""
 
 
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def share_arena() -> None:
+    """Let all sessions of the process keep their activations in one arena, instead of one at its peak each."""
+    host = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    onnxruntime.create_and_register_allocator(host, onnxruntime.OrtArenaCfg(0, -1, -1, -1))  # onnxruntime's defaults
+
+
+def return_free_memory() -> None:
+    """Give back to the system what the C library keeps of freed memory.
+
+    Opening a session takes its weights several times over for a moment. Without this the process would keep that, and
+    more with every version that is loaded.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):  # glibc has it
+        library.malloc_trim(0)
+
+
 # --- graphs ----------------------------------------------------------------------------------------------------------
 
 
@@ -155,12 +179,16 @@ class Graph:
         bind: Literal["cuda", "cpu"] | None = None,
     ) -> None:
         self.path = path
+        share_arena()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         # Threads that spin while they wait take the processor from decoding and from the calls' threads.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        # It plans one block for each batch size that occurs, which leaves holes of all sizes in the arena.
+        options.enable_mem_pattern = False
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path), options, providers=list(providers), enable_fallback=0
