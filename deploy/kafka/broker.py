@@ -389,7 +389,7 @@ def _security(users: Mapping[str, str], keystore: Path | None) -> dict[str, str]
 
 def _format(folder: Path, cluster_id: str, scram: Sequence[str]) -> None:
     users = [part for user in scram for part in ("--add-scram", user)]
-    command = tool("kafka-storage", "format", "-t", cluster_id, "-c", str(folder / _PROPERTIES), *users)
+    command = tool("kafka-storage", "format", f"--cluster-id={cluster_id}", f"--config={folder / _PROPERTIES}", *users)
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise Failed(f"{folder} cannot be formatted: {done.stdout[-1000:]}{done.stderr[-1000:]}")
