@@ -103,7 +103,8 @@ def decode(
         vocabulary_size = tokenizer.get_vocab_size() if tokenizer is not None else None
         return check_tensor(content, modality, name=name, vocabulary_size=vocabulary_size)
     if isinstance(modality, TensorModality):
-        raise InvalidContent(name, f"takes a float32 tensor of shape {list(modality.shape)}, got {_sort(content)}")
+        expected = f"a {modality.dtype} tensor of shape {list(modality.shape)}"
+        raise InvalidContent(name, f"takes {expected}, got {_sort(content)}")
     if isinstance(modality, TextModality):
         if tokenizer is None:
             raise ValueError(f"modality {name!r} is text, but no tokenizer was given")

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from plaudit.adapters.onnx_import import CannotImport, ImportOptions, import_onnx
 from plaudit.adapters.onnx_runtime import OnnxRuntime
+from plaudit_models.bundle import CARD
 from plaudit_models.preprocess import Batch
 from plaudit_models.spec import OutputSpec, TensorModality
 
@@ -199,6 +200,41 @@ def test_no_file_and_no_onnx(tmp_path):
     (tmp_path / "version").rmdir()
     with pytest.raises(CannotImport, match="not a readable ONNX file"):
         imported(tmp_path / "text.onnx", tmp_path)
+
+
+def test_native_outputs_are_rows_too(tmp_path):
+    rows_together = [
+        helper.make_node("MatMul", ["x", "W"], ["logits"]),
+        helper.make_node("Flatten", ["x"], ["flat"], axis=0),
+        helper.make_node("Transpose", ["flat"], ["values"]),
+    ]
+    outputs = {"logits": (TensorProto.FLOAT, ["batch", 3]), "values": (TensorProto.FLOAT, ["many", 1])}
+    file = a_graph(tmp_path / "m.onnx", nodes=rows_together, outputs=outputs)
+    with pytest.raises(CannotImport, match=r"output 'values': 3 rows gave \[6, 1\]; its first axis is no batch"):
+        imported(file, tmp_path)
+
+
+def test_outputs_of_strings_are_left_out(tmp_path):
+    nodes = [
+        helper.make_node("MatMul", ["x", "W"], ["logits"]),
+        helper.make_node("Cast", ["logits"], ["words"], to=TensorProto.STRING),
+    ]
+    outputs = {"logits": (TensorProto.FLOAT, ["batch", 3]), "words": (TensorProto.STRING, ["batch", 3])}
+    manifest, _ = imported(a_graph(tmp_path / "m.onnx", nodes=nodes, outputs=outputs), tmp_path)
+    assert manifest.spec.outputs == {"logits": OutputSpec("float32", (3,))}
+
+
+def test_more_than_a_file_can_hold_is_refused_before_it_is_read(tmp_path):
+    file = a_graph(tmp_path / "m.onnx", external=True)
+    with (tmp_path / "m.onnx.data").open("r+b") as data:
+        data.truncate(3_000_000_000)  # sparse: it takes no room
+    with pytest.raises(CannotImport, match=r"holds 30\d+ bytes with its data; up to 2000000000 can be imported"):
+        imported(file, tmp_path)
+
+
+def test_a_card_says_where_it_came_from(tmp_path):
+    imported(a_graph(tmp_path / "m.onnx"), tmp_path)
+    assert "m.onnx was imported" in (tmp_path / "version" / CARD).read_text()
 
 
 def test_data_that_is_missing_is_named(tmp_path):

@@ -6,6 +6,7 @@ contract's outputs are added beside them. Knows nothing about registries.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 from onnx import helper
+from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 from safetensors.numpy import save_file
 
 from plaudit.core.errors import PlauditError
-from plaudit_models.bundle import HEAD, HEAD_GOLDEN, TRUNK, TRUNK_GOLDEN, Manifest, seal
+from plaudit_models.bundle import CARD, HEAD, HEAD_GOLDEN, TRUNK, TRUNK_GOLDEN, Manifest, seal
 from plaudit_models.head import write_initial_head
+from plaudit_models.lineage import card
 from plaudit_models.spec import (
     BASE_LOGITS,
     EMBEDDING,
@@ -83,7 +86,8 @@ def import_onnx(file: Path, name: str, folder: Path, options: ImportOptions, *, 
     inputs = {each.name: _input(each) for each in _inputs(graph)}
     if not inputs:
         raise CannotImport(f"{file}: the graph has no inputs")
-    native = {each.name: _output(each) for each in graph.graph.output}
+    outputs = {each.name: _output(each) for each in graph.graph.output}
+    native = {name: output for name, output in outputs.items() if output.dtype in TENSOR_DTYPES}  # not strings
     logits = _logits(native, options)
     actions = tuple(options.actions) or tuple(str(index) for index in range(native[logits].shape[0]))
     if native[logits].shape != (len(actions),):
@@ -113,21 +117,36 @@ def import_onnx(file: Path, name: str, folder: Path, options: ImportOptions, *, 
         floor=options.floor,
         reason=f"{file.name} was imported",
     )
-    return seal(folder, manifest)
+    manifest = seal(folder, manifest)
+    (folder / CARD).write_text(card(json.loads(manifest.to_json())), encoding="utf-8")
+    return manifest
 
 
 def _read(file: Path) -> onnx.ModelProto:
     try:
-        graph = onnx.load(file)  # with the data files it names
+        graph = onnx.load(file, load_external_data=False)
+        size_bytes = sum(path.stat().st_size for path in (file, *_data_files(graph, file)))
+        if size_bytes > _MAX_BYTES:
+            raise CannotImport(
+                f"{file}: holds {size_bytes} bytes with its data; up to {_MAX_BYTES} can be imported; export smaller "
+                "weights (float16, or quantized)"
+            )
+        load_external_data_for_model(graph, str(file.parent))
     except FileNotFoundError as error:
         raise CannotImport(f"{file}: {error.strerror or error}: {error.filename}") from error
+    except CannotImport:
+        raise
     except Exception as error:  # onnx and protobuf raise what they like on damaged files
         raise CannotImport(f"{file}: is not a readable ONNX file ({type(error).__name__}: {error})") from error
     if not all(each.type.tensor_type.HasField("shape") for each in graph.graph.output):
         graph = onnx.shape_inference.infer_shapes(graph)
-    if graph.ByteSize() > _MAX_BYTES:
-        raise CannotImport(f"{file}: holds {graph.ByteSize()} bytes; graphs of up to {_MAX_BYTES} can be imported")
     return graph
+
+
+def _data_files(graph: onnx.ModelProto, file: Path) -> set[Path]:
+    """Where the graph has its large constants, if not in the file itself."""
+    kept_outside = [constant for constant in graph.graph.initializer if uses_external_data(constant)]
+    return {file.parent / ExternalDataInfo(constant).location for constant in kept_outside}
 
 
 def _inputs(graph: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -269,11 +288,13 @@ def _record(folder: Path, spec: ModelSpec, golden: Arrays | None, seed: int) -> 
     options.log_severity_level = 3
     try:
         session = ort.InferenceSession(str(folder / TRUNK), options, providers=["CPUExecutionProvider"])
-        embedding, base_logits = session.run([EMBEDDING, BASE_LOGITS], dict(given))
-        alone = session.run([BASE_LOGITS], {name: array[:1] for name, array in given.items()})[0]
+        names = list(dict.fromkeys((EMBEDDING, BASE_LOGITS, *spec.outputs)))
+        made = dict(zip(names, session.run(names, dict(given)), strict=True))
+        alone = dict(zip(names, session.run(names, {name: array[:1] for name, array in given.items()}), strict=True))
     except Exception as error:  # onnxruntime's exceptions have no common base
         way_out = "" if golden is not None else "; if it needs inputs of a certain kind, record some: --golden FILE.npz"
         raise CannotImport(f"the graph cannot be run: {error}{way_out}") from error
+    embedding, base_logits = made[EMBEDDING], made[BASE_LOGITS]
     rows = len(next(iter(given.values())))
     if base_logits.shape != (rows, len(spec.actions)):
         raise CannotImport(f"logits: {rows} rows gave {list(base_logits.shape)}, not {[rows, len(spec.actions)]}")
@@ -281,11 +302,17 @@ def _record(folder: Path, spec: ModelSpec, golden: Arrays | None, seed: int) -> 
         raise CannotImport(
             "the graph gives values that are not finite; record inputs it is meant for: --golden FILE.npz"
         )
-    if not np.allclose(alone, base_logits[:1], rtol=_TOLERANCE, atol=_TOLERANCE):
-        worst = float(np.abs(alone - base_logits[:1]).max())
-        raise CannotImport(
-            f"a row gives other logits in a batch than alone (by {worst:.2g}): rows must not see each other"
-        )
+    for name in names:
+        if len(made[name]) != rows or len(alone[name]) != 1:
+            raise CannotImport(
+                f"output {name!r}: {rows} rows gave {list(made[name].shape)}; its first axis is no batch"
+            )
+        if not np.allclose(alone[name], made[name][:1], rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True):
+            worst = float(np.abs(np.subtract(alone[name], made[name][:1], dtype=np.float64)).max())
+            raise CannotImport(
+                f"output {name!r}: a row gives something else in a batch than alone (by {worst:.2g}); "
+                "rows must not see each other"
+            )
     save_file(
         {
             **{name: np.ascontiguousarray(array) for name, array in given.items()},

@@ -1,0 +1,58 @@
+"""The model contract: what is refused, and what every release must go on reading."""
+
+from __future__ import annotations
+
+import pytest
+
+from plaudit_models.spec import InvalidSpec, ModelSpec, OutputSpec, TensorModality, TextModality, spec_from_dict
+
+ACTIONS = ("yes", "no")
+
+
+def with_tensor(name: str, **fields: object) -> ModelSpec:
+    return ModelSpec("m", {name: TensorModality(**fields)}, ACTIONS)  # type: ignore[arg-type]
+
+
+def test_defaults_are_not_written_so_that_digests_of_old_versions_stay():
+    spec = ModelSpec("m", {"radar": TensorModality((4,)), "question": TextModality(8)}, ACTIONS, 16)
+    assert spec.to_dict() == {
+        "name": "m",
+        "modalities": {"radar": {"shape": (4,), "kind": "tensor"}, "question": {"max_tokens": 8, "kind": "text"}},
+        "actions": ["yes", "no"],
+        "embedding_size": 16,
+    }
+    assert spec_from_dict(spec.to_dict()) == spec
+
+
+def test_what_an_imported_graph_needs_is_read_back():
+    spec = ModelSpec(
+        "m",
+        {"Input.ids:0": TensorModality((-1, 2), dtype="int64", required=True)},
+        ACTIONS,
+        outputs={"logits": OutputSpec("float32", (2,)), "heat": OutputSpec("float16", (-1, 7))},
+    )
+    assert spec_from_dict(spec.to_dict()) == spec
+    assert spec.has_free_lengths
+    assert spec.all_required
+
+
+def test_one_that_may_be_missing_needs_to_be_told_from_zeros():
+    required, optional = TensorModality((2,), required=True), TensorModality((2,))
+    assert not ModelSpec("m", {"a": required, "b": optional}, ACTIONS).all_required
+    assert not ModelSpec("m", {"a": required}, ACTIONS).has_free_lengths
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "problem"),
+    [
+        ("x", {"shape": (2,), "dtype": "complex64"}, r"model\.modalities\.x\.dtype: 'complex64' is not one of"),
+        ("x", {"shape": (-1,)}, r"shape \(-1,\) must be positive integers \(or -1, in a tensor that is required\)"),
+        ("x", {"shape": (0,), "required": True}, r"shape \(0,\) must be positive integers"),
+        ("Input.ids:0", {"shape": (2,)}, r"model\.modalities\.Input\.ids:0: the name must match"),
+        ("a b", {"shape": (2,), "required": True}, r"model\.modalities\.a b: the name must match"),
+        ("present", {"shape": (2,), "required": True}, r"model\.modalities\.present: .* not be reserved"),
+    ],
+)
+def test_what_is_wrong_with_a_tensor_is_named(name, fields, problem):
+    with pytest.raises(InvalidSpec, match=problem):
+        with_tensor(name, **fields)
