@@ -20,7 +20,7 @@ from plaudit.core.ports import EventLog
 from plaudit.serving.metrics import ServingMetrics
 
 _BATCH: Final = 256
-_LINGER_S: Final = 0.01
+_LINGER_S: Final = 0.05
 """How long a decision may wait for company: a commit costs the same for one and for many."""
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 2.0
