@@ -2,7 +2,7 @@
 #   make PYTHON=python3.12 test      another interpreter
 #   UV_TORCH_BACKEND=cpu make demo   torch without CUDA
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kafka test programs dashboards bench-console test-slow bench-serving bench-learning check fmt proto clean
+.PHONY: help demo demo-kafka test programs dashboards bench-console test-slow bench-serving bench-gpu bench-learning bench-feedback test-faults check fmt proto clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -43,8 +43,17 @@ programs: $(INSTALLED) ## What tests need and .venv lacks: Chromium, Prometheus,
 bench-serving: $(INSTALLED) ## Serving beside the raw ONNX Runtime rate; CHECK=1 fails short of a goal, QUICK=1, ONLY="rates soak"
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.serving $(if $(QUICK),--quick) $(ONLY)
 
+bench-gpu: $(INSTALLED) ## The serving benchmark's models on an NVIDIA GPU beside the processor; needs the extra gpu
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.gpu
+
 bench-learning: $(INSTALLED) ## The learner beside its peers; CHECK=1 fails short of a goal, QUICK=1, ONLY="shift gate"
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.learning $(if $(QUICK),--quick) $(ONLY)
+
+bench-feedback: $(INSTALLED) ## Feedback: acknowledged, joined, through an outage of the broker; CHECK=1, QUICK=1, ONLY="acks join"
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.feedback $(if $(QUICK),--quick) $(ONLY)
+
+test-faults: $(INSTALLED) ## Kill -9, pauses and slow connections under load, and then count; CHECK=1, ROUNDS=20, SEED=1
+	PYTHONPATH=tests $(BIN)/python -m faults $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))
 
 check: $(INSTALLED) ## Lint, formatting, types, protos
 	$(BIN)/ruff check

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import resource
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -234,6 +237,19 @@ def test_a_gpu_gives_what_the_processor_gives(trunk, cuda_graphs):
 
     with ThreadPoolExecutor(3) as pool:
         assert max(pool.map(differs, range(6))) < 1e-4
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_the_benchmark_of_a_gpu_measures_every_model_and_batch(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.gpu", "--seconds", "0.05", "--out", str(tmp_path / "out.json")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], check=False, timeout=250)
+    assert done.returncode == 0
+    measured = json.loads((tmp_path / "out.json").read_text())
+    assert list(measured) == ["small", "base"]
+    for found in measured.values():
+        assert list(found) == ["processor", "cuda", "cuda graphs"]
+        assert all(list(rates) == ["1", "8", "32"] for rates in found.values())
 
 
 @pytest.mark.gpu

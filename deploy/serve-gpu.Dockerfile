@@ -1,0 +1,26 @@
+# The inference service on an NVIDIA GPU. onnxruntime-gpu and the image go together: it is built for one CUDA.
+# From the repository's root:
+#   docker build -f deploy/serve-gpu.Dockerfile -t plaudit-serve-gpu .
+#   docker run --gpus all -v plaudit-data:/data -v ./plaudit.toml:/etc/plaudit/plaudit.toml:ro -p 8001:8001 plaudit-serve-gpu
+FROM nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3 python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /app
+COPY pyproject.toml README.md LICENSE ./
+COPY services services
+COPY models models
+COPY requirements requirements
+RUN python3 -m venv /opt/plaudit \
+    && /opt/plaudit/bin/pip install --no-cache-dir --constraint requirements/constraints.txt '.[gpu]' onnxruntime-gpu==1.31.1 \
+    && useradd --create-home plaudit \
+    && install -d -o plaudit /data
+USER plaudit
+WORKDIR /home/plaudit
+# A service that was started for its GPU should not run without it.
+ENV PATH=/opt/plaudit/bin:$PATH \
+    PLAUDIT_DATA_DIR=/data PLAUDIT_SERVING__HOST=0.0.0.0 PLAUDIT_SERVING__DEVICE=cuda
+VOLUME /data
+EXPOSE 8001 8002
+ENTRYPOINT ["plaudit"]
+CMD ["serve", "--config", "/etc/plaudit/plaudit.toml"]
