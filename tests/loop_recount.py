@@ -17,7 +17,12 @@ def recount(log: EventLog, spec: ModelSpec, space: FeatureSpace) -> tuple[Reward
     """State and number of experiences, for logs of thumbs and retractions by one user a decision."""
     decisions: dict[str, Decision] = {}
     last_word: dict[str, dict[str, bool]] = defaultdict(dict)
+    seen: set[str] = set()
     for event in everything(log):
+        if isinstance(event, Feedback):
+            if event.feedback_id in seen:  # some logs may hold a record twice; who repeats himself says nothing new
+                continue
+            seen.add(event.feedback_id)
         match event:
             case Decision():
                 decisions.setdefault(event.prediction_id, event)

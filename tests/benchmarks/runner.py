@@ -38,15 +38,22 @@ def main(package: str, benchmarks: Sequence[str], description: str) -> int:
         began_s = time.monotonic()
         measured[benchmark] = importlib.import_module(f"benchmarks.{package}.{benchmark}").run(quick=options.quick)
         seconds[benchmark] = time.monotonic() - began_s
-        print(_table(benchmark, measured[benchmark], seconds[benchmark]), flush=True)
-    _write(options.out, measured, seconds, quick=options.quick)
+        print(table(benchmark, measured[benchmark], seconds[benchmark]), flush=True)
+    return conclude(options.out, measured, seconds, quick=options.quick)
+
+
+def conclude(
+    out: Path, measured: Mapping[str, Sequence[Measure]], seconds: Mapping[str, float], *, quick: bool = False
+) -> int:
+    """Write what was measured into the folder ``out``, and name what falls short. Returns the exit code."""
+    _write(out, measured, seconds, quick=quick)
     short = [f"{name}: {m.shortfall()}" for name, measures in measured.items() for m in measures if not m.reached]
     for line in short:
         print(f"falls short: {line}", file=sys.stderr)
     return 1 if short and os.environ.get("CHECK") == "1" else 0
 
 
-def _table(benchmark: str, measures: Sequence[Measure], duration_s: float) -> str:
+def table(benchmark: str, measures: Sequence[Measure], duration_s: float) -> str:
     width = max((len(m.name) for m in measures), default=0)
     lines = [f"{benchmark} ({duration_s:.0f} s)"]
     for m in measures:
@@ -65,6 +72,6 @@ def _write(out: Path, measured: Mapping[str, Sequence[Measure]], seconds: Mappin
         },
     }
     (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    tables = [_table(name, measures, seconds[name]) for name, measures in measured.items()]
+    tables = [table(name, measures, seconds[name]) for name, measures in measured.items()]
     (out / "report.txt").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
     print(f"\nwritten: {out}/report.json and report.txt")

@@ -34,7 +34,7 @@ from plaudit.core.wire import UnreadableEvent, decode_event, event_type
 EVENT_TYPE: Final = "event-type"
 """Header that names the protobuf message of a record."""
 
-_SESSION_S: Final = 10.0
+_SESSION_S: Final = 6.0
 """After this long without a heartbeat a reader's partitions go to others."""
 _HEARTBEAT_S: Final = 1.0
 _FETCH_WAIT_S: Final = 0.1

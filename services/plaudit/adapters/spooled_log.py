@@ -76,6 +76,7 @@ class SpooledLog:
         self._reader = self._spool.reader("spool", tuple(Topic), start=dict)
         self._changed = threading.Condition()
         self._direct = self._spooled == 0
+        self._prompt = True
         self._closing = False
         self._appends = ThreadPoolExecutor(_APPENDS, thread_name_prefix="append")
         self._thread = threading.Thread(target=self._work, name="spool", daemon=True)
@@ -117,7 +118,7 @@ class SpooledLog:
     def drained(self, timeout_s: float) -> bool:
         """Waits until nothing is spooled; False if that takes longer."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._direct, timeout_s)
+            return self._changed.wait_for(lambda: self._spooled == 0, timeout_s)
 
     def close(self) -> None:
         """What is spooled stays, for the next start."""
@@ -162,7 +163,7 @@ class SpooledLog:
     def _count_out(self, events: int) -> None:
         with self._changed:
             self._spooled -= events
-            if self._spooled == 0 and not self._direct:
+            if self._spooled == 0 and not self._direct and self._prompt:
                 self._direct = True
                 logger.info("log_back")
             self._changed.notify_all()
@@ -186,8 +187,11 @@ class SpooledLog:
     def _hand_on(self, records: Sequence[Record]) -> None:
         """To the inner log, as often as it takes, and then out of the spool."""
         while not self._closing:
+            began_s = time.monotonic()
             try:
                 self._append_to_inner(records)
+                # A log that has become slow would keep every other append waiting if it were tried again at once.
+                self._prompt = time.monotonic() - began_s < self._after_s
                 break
             except LogUnavailable as error:
                 self._problem = error.problem

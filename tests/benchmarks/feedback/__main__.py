@@ -1,0 +1,19 @@
+"""The feedback benchmarks; see runner.py.
+
+make bench-feedback                    all of them
+make bench-feedback ONLY="acks join"   some of them
+make bench-feedback QUICK=1            short runs, to see that everything works
+"""
+
+import sys
+
+from benchmarks.runner import main
+
+if __name__ == "__main__":
+    sys.exit(
+        main(
+            "feedback",
+            ["acks", "join", "outage"],
+            "How much feedback becomes durable and is learned from, and what an outage of the log does to it.",
+        )
+    )

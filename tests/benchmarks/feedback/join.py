@@ -1,0 +1,27 @@
+"""Events a second that one learner joins and learns from, and its memory while the log grows to 2 million."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from benchmarks.learning.measure import Measure
+
+_FIRST = 100_000
+
+
+def run(*, quick: bool) -> list[Measure]:
+    events = 200_000 if quick else 2_000_000
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.learner", str(events)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    found = json.loads(done.stdout)
+    resident = {int(at): mib for at, mib in found["resident_mib"].items()}
+    first = resident[_FIRST]
+    farthest = max(resident.values(), key=lambda mib: abs(mib / first - 1.0))
+    note = f"{first:.0f} MiB after {_FIRST} events, {farthest:.0f} at the farthest from that, of {events}"
+    return [
+        Measure("joined and learned (events/s)", found["events_per_s"], 10_000.0, note=f"of {events} events"),
+        Measure("memory's way from where it was (%)", abs(farthest / first - 1.0) * 100, 10.0, "at_most", note=note),
+    ]
