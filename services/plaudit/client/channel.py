@@ -44,6 +44,9 @@ def options(max_message_bytes: int) -> Sequence[tuple[str, int | str]]:
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+        # A server that was started again is found within two seconds; gRPC by itself would wait for up to two minutes.
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
         # Notices a dead peer under an idle stream; Plaudit's servers allow a ping every 30 s.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
