@@ -56,11 +56,12 @@ class ServingSettings(_Section):
     max_batch: Count = 8
     """The most requests that share one model evaluation; what is best for a model, up to this, is measured when it is
     loaded."""
-    queue_limit: Count = 48
+    queue_limit: Count = 40
     """Requests of one model that may be decoded, wait or be computed; one more is refused at once with
     RESOURCE_EXHAUSTED."""
-    max_calls: Count = 512
-    """Calls that may be open at once, streams included; each has a thread. One more is refused at once."""
+    max_calls: Count = 128
+    """Calls that may be open at once, streams included; each has a thread. One more is refused at once, unread: fewer
+    make that faster in a flood, more are needed for more streams than that."""
     max_message_bytes: Count = 16 * 1024 * 1024
     """The largest gRPC message taken."""
     max_image_bytes: Count = 8 * 1024 * 1024

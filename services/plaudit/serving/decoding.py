@@ -16,6 +16,11 @@ from plaudit_models.spec import Modality, ModelSpec
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
+def is_encoded(content: Mapping[str, Content]) -> bool:
+    """True if there is an image or a sound to decode."""
+    return any(isinstance(part, EncodedContent) for part in content.values())
+
+
 def check_modalities(content: Mapping[str, Content], spec: ModelSpec) -> None:
     """Whether these are modalities of the model, each of a fitting kind; looks at no bytes.
 

@@ -7,6 +7,7 @@ Knows no transport.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from plaudit.core.prediction_id import PredictionIds, SignedPrediction
 from plaudit.serving.batcher import ANYBODY, Batcher, Caller, Gone
 from plaudit.serving.catalog import ServedModel, ServedModels
 from plaudit.serving.decisions import DecisionRecorder
-from plaudit.serving.decoding import Arrays, check_modalities, decode_content
+from plaudit.serving.decoding import Arrays, check_modalities, decode_content, is_encoded
 from plaudit.serving.evaluation import Evaluated, Question
 from plaudit.serving.explain import shapley, subsets
 from plaudit.serving.live_model import LiveModel
@@ -124,6 +125,8 @@ class Predictor:
     """Args:
     limits: what is decoded; beyond them a request is refused.
     store_content: log the content with the decision, where a model can be trained on it.
+    decoders: images and sounds that are decoded at once. Decoders let go of the interpreter in the middle, and many that
+        want it back at once spend their time on changing hands.
     clock: UTC seconds since the epoch.
     """
 
@@ -136,6 +139,7 @@ class Predictor:
         *,
         limits: Limits,
         store_content: bool,
+        decoders: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._models = models
@@ -144,6 +148,7 @@ class Predictor:
         self._metrics = metrics
         self._limits = limits
         self._store_content = store_content
+        self._decoders = threading.Semaphore(decoders)
         self._clock = clock
 
     def predict(self, request: PredictionRequest, caller: Caller = ANYBODY) -> Prediction:
@@ -224,7 +229,10 @@ class Predictor:
         if time.monotonic() >= caller.deadline_s:
             raise Expired
         with self._metrics.decode_seconds.time():
-            return decode_content(content, model, self._limits)
+            if not is_encoded(content):
+                return decode_content(content, model, self._limits)
+            with self._decoders:
+                return decode_content(content, model, self._limits)
 
     def _decide(
         self,

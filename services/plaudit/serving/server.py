@@ -102,7 +102,13 @@ class InferenceServer:
             max_text_bytes=settings.max_text_bytes,
         )
         self._predictor = Predictor(
-            self._models, ids, self._recorder, metrics, limits=self._limits, store_content=settings.store_content
+            self._models,
+            ids,
+            self._recorder,
+            metrics,
+            limits=self._limits,
+            store_content=settings.store_content,
+            decoders=default_workers(settings.processes),
         )
         self._feedback = FeedbackRecorder(self._models, log, ids, metrics, fates=fates)
         self._versions = Versions(self._models, self._recorder, watch_interval_s=settings.watch_interval_s)
