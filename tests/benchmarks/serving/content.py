@@ -42,26 +42,41 @@ def run(*, quick: bool) -> list[Measure]:
         with tempfile.TemporaryDirectory() as made:
             data_dir = Path(made)
             requests = _deploy(data_dir, name, *sizes)
-            shares, rates = [], []
-            for _ in range(rounds):
-                before = _in_process(data_dir, name, seconds)
-                with processes.serving(data_dir) as server:
-                    common = ("load", server.address, PREDICT, requests, "--seconds", seconds, "--warm", 1.0)
-                    found = processes.run(*common, "--concurrency", 32, core=processes.CLIENT_CORE)
-                assert set(found["codes"]) == {"OK"}, found["codes"]
-                itself = mean([before, _in_process(data_dir, name, seconds)])
-                shares.append(found["per_s"] / itself)
-                rates.append((found["per_s"], itself))
-            served, itself = (median(column) for column in zip(*rates, strict=True))
-            note = f"{served:.0f} of {itself:.0f}/s; rounds {min(shares):.2f} to {max(shares):.2f}"
-            measures.append(Measure(f"{name}: share of decode + model in-process", median(shares), SHARE, note=note))
+            found = [_round(data_dir, name, requests, seconds) for _ in range(rounds)]
+        measures.append(_measure(name, found))
     return measures
 
 
-def _in_process(data_dir: Path, name: str, seconds: float) -> float:
+def _measure(name: str, rounds: list[dict[str, float]]) -> Measure:
+    shares = [each["per_s"] / each["itself_per_s"] for each in rounds]
+    per_s, itself_per_s, cpu_us, itself_cpu_us = (
+        median(each[key] for each in rounds) for key in ("per_s", "itself_per_s", "server_cpu_us", "itself_cpu_us")
+    )
+    note = (
+        f"{per_s:.0f} of {itself_per_s:.0f}/s; {cpu_us:.0f} µs of CPU a request, in-process {itself_cpu_us:.0f}; "
+        f"rounds {min(shares):.2f} to {max(shares):.2f}"
+    )
+    return Measure(f"{name}: share of decode + model in-process", median(shares), SHARE, note=note)
+
+
+def _round(data_dir: Path, name: str, requests: Path, seconds: float) -> dict[str, float]:
+    before = _in_process(data_dir, name, seconds)
+    with processes.serving(data_dir) as server:
+        options = ("--seconds", seconds, "--warm", 1.0, "--concurrency", 32, "--server-pid", server.pid)
+        served = processes.run("load", server.address, PREDICT, requests, *options, core=processes.CLIENT_CORE)
+    if set(served["codes"]) != {"OK"}:
+        raise RuntimeError(f"not all were answered: {served['codes']}")
+    after = _in_process(data_dir, name, seconds)
+    return {key: served[key] for key in ("per_s", "server_cpu_us")} | {
+        f"itself_{key}": mean([before[key], after[key]]) for key in before
+    }
+
+
+def _in_process(data_dir: Path, name: str, seconds: float) -> dict[str, float]:
     processes.settle()
     arguments = (compose.registry_of(Settings(data_dir=data_dir), name).folder(1), data_dir / "requests", seconds)
-    return float(processes.run("in_process", *arguments, core=processes.SERVER_CORE))
+    found: dict[str, float] = processes.run("in_process", *arguments, core=processes.SERVER_CORE)
+    return found
 
 
 def _deploy(data_dir: Path, name: str, width: int, layers: int, tokens: int) -> Path:

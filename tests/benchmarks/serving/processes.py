@@ -15,7 +15,7 @@ from typing import Any, Final
 SERVER_CORE: Final = "0"
 CLIENT_CORE: Final = "1"
 BOTH: Final = "0,1"
-POLITE: Final = 10
+POLITE: Final = 3
 """Niceness of what must not hold up a measurement on the same core."""
 
 
