@@ -56,6 +56,7 @@ _PORTS: Final = range(15_000, 32_000)
 """Below what the system gives to outgoing connections, so that a stopped broker finds its port free again."""
 _STARTED: Final = b"Kafka Server started"
 _START_S: Final = 60.0
+_TOOL_S: Final = 60.0
 _STOP_S: Final = 20.0
 _QUORUM_STOP_S: Final = 3.0
 """The last ones of a quorum wait in vain for a controller to let them go."""
@@ -303,13 +304,7 @@ class Cluster:
 
     def tool(self, name: str, *arguments: str) -> str:
         """What one of Kafka's console tools prints about this cluster. Raises Failed."""
-        done = subprocess.run(
-            tool(name, "--bootstrap-server", self.internal, *arguments),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = _finish(tool(name, "--bootstrap-server", self.internal, *arguments))
         if done.returncode != 0:
             raise Failed(f"{name} {' '.join(arguments)}: {done.stdout[-1000:]}{done.stderr[-1000:]}")
         return done.stdout
@@ -390,9 +385,19 @@ def _security(users: Mapping[str, str], keystore: Path | None) -> dict[str, str]
 def _format(folder: Path, cluster_id: str, scram: Sequence[str]) -> None:
     users = [part for user in scram for part in ("--add-scram", user)]
     command = tool("kafka-storage", "format", f"--cluster-id={cluster_id}", f"--config={folder / _PROPERTIES}", *users)
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = _finish(command)
     if done.returncode != 0:
         raise Failed(f"{folder} cannot be formatted: {done.stdout[-1000:]}{done.stderr[-1000:]}")
+
+
+def _finish(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a tool to its end. Raises Failed: it does not come to one."""
+    try:
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=_TOOL_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise Failed(f"{' '.join(command)}: not done after {_TOOL_S:g} s") from error
 
 
 def _free_ports(count: int) -> list[int]:
