@@ -33,7 +33,8 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -169,6 +170,10 @@ class Rater:
         return self.refused > self.n
 
 
+_values: Final = attrgetter(*(each.name for each in fields(Rater)))
+"""As ``dataclasses.astuple``, without its copies: a learner writes all raters down with every batch."""
+
+
 @dataclass(frozen=True, slots=True)
 class Raters:
     """All users, the one heard of last at the end; immutable, every change is a new one.
@@ -263,7 +268,7 @@ class Raters:
 
     def to_bytes(self) -> bytes:
         """JSON; :func:`raters_from_bytes` is its inverse."""
-        rows = [[user, *astuple(rater)] for user, rater in self.users.items()]
+        rows = [[user, *_values(rater)] for user, rater in self.users.items()]
         return json.dumps({"seen": self.seen, "users": rows}).encode()
 
 
