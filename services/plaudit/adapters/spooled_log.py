@@ -64,7 +64,7 @@ class SpooledLog:
         self._limit_bytes = limit_bytes
         self._after_s = after_s
         self._pause_s = pause_s
-        self._problem = ""
+        self._problem = "what was spooled before the start is not handed on yet"
         self._places = _Places(folder)
         try:
             self._spool = SqliteLog(self._places.own, synchronous, limit_bytes)
