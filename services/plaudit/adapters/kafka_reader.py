@@ -38,6 +38,8 @@ _SESSION_S: Final = 6.0
 """After this long without a heartbeat a reader's partitions go to others."""
 _HEARTBEAT_S: Final = 1.0
 _FETCH_WAIT_S: Final = 0.1
+_METADATA_S: Final = 5.0
+"""How often the topics are looked at: one that was deleted and is there again is noticed by nothing else."""
 _CLOSE_S: Final = 5.0
 _STEP_S: Final = 0.05
 """How long kafka-python is waited for at once: what it is given meanwhile must be placed before it can be read."""
@@ -153,6 +155,7 @@ class KafkaReader:
                     fetch_max_wait_ms=milliseconds(_FETCH_WAIT_S),
                     session_timeout_ms=milliseconds(_SESSION_S),
                     heartbeat_interval_ms=milliseconds(_HEARTBEAT_S),
+                    metadata_max_age_ms=milliseconds(_METADATA_S),
                 )
                 self._membership.pause = consumer.pause
                 consumer.subscribe(list(self._topics), listener=self._membership)
