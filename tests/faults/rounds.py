@@ -160,6 +160,9 @@ def run(folder: Path, rounds: int, seed: int) -> Outcome:
                 took_s = _caught_up(world, users)
                 outcome.recovered_s.setdefault(name, []).append(took_s)
                 print(f"{number + 1:>4}  {name:<42} {took_s:5.1f} s", file=sys.stderr, flush=True)
+                if took_s > RECOVERY_S:
+                    for service in (world.service, world.learner):
+                        print(service.logged()[-2000:], file=sys.stderr, flush=True)
         finally:
             users.stop()
         _taken_in(world, users)
