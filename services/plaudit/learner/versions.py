@@ -55,7 +55,7 @@ class OpenVersion:
         found: list[Features | None] = [None] * len(contents)
         for start in range(0, len(usable), ROWS_PER_RUN):
             places = usable[start : start + ROWS_PER_RUN]
-            embedding, base_logits = self._model.trunk(assemble(spec, [decoded[i] or {} for i in places]))
+            embedding, base_logits, _ = self._model.trunk(assemble(spec, [decoded[i] or {} for i in places]))
             for row, i in enumerate(places):
                 found[i] = Features(digest, embedding[row], base_logits[row])
         return found
