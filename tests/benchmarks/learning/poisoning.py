@@ -12,7 +12,7 @@ Notation:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
@@ -54,6 +54,9 @@ class Attack:
     wrong_users: float = 0.0
 
 
+Defence = Literal["none", "raters", "oracle"]
+"""The oracle knows the attackers and never hears them. What it loses against nobody attacking, is thumbs not given."""
+
 NOBODY: Final = Attack()
 ATTACKS: Final = {
     "both": Attack(CLIENT_SHARE, WRONG_USERS),
@@ -65,24 +68,24 @@ ATTACKS: Final = {
 def run(shuffles: int, quick: bool) -> list[Measure]:
     events, last = (640, 320) if quick else (EVENTS, LAST)
 
-    def curve(attack: Attack, *, defended: bool) -> Float64:
+    def curve(attack: Attack, defence: Defence) -> Float64:
         """True satisfaction of honest users with what is served, per batch."""
-        return np.mean([stream(attack, seed, events, defended=defended) for seed in range(shuffles)], axis=0)
+        return np.mean([stream(attack, seed, events, defence) for seed in range(shuffles)], axis=0)
 
-    clean = curve(NOBODY, defended=False)
+    clean = curve(NOBODY, "none")
     n_last = last // BATCH
     top = float(clean[-n_last:].mean())
     measures = [_curve("clean, undefended", clean, n_last)]
     for name, attack in ATTACKS.items():
-        undefended, defended = (curve(attack, defended=d) for d in (False, True))
-        lost, left = (top - float(c[-n_last:].mean()) for c in (undefended, defended))
+        undefended, defended, oracle = (curve(attack, d) for d in ("none", "raters", "oracle"))
+        lost, left, missing = (top - float(c[-n_last:].mean()) for c in (undefended, defended, oracle))
         measures += [_curve(f"{name}, undefended", undefended, n_last), _curve(f"{name}, defended", defended, n_last)]
-        note = f"{shuffles} shuffles; of {lost:.4f} lost, {left:.4f} is left"
+        note = f"{shuffles} shuffles; of {lost:.4f} lost, {left:.4f} is left, {missing:.4f} with an oracle"
         if lost >= MEASURABLE:
             measures.append(Measure(f"{name}: share of the loss recovered", (lost - left) / lost, goal=0.9, note=note))
         else:
             measures.append(Measure(f"{name}: loss left", left, goal=MEASURABLE, direction="at_most", note=note))
-    defended_clean = curve(NOBODY, defended=True)
+    defended_clean = curve(NOBODY, "raters")
     cost = top - float(defended_clean[-n_last:].mean())
     measures.append(Measure("what the defence costs when nobody attacks", cost, goal=0.01, direction="at_most"))
     replicates = 10 if quick else gate.REPLICATES
@@ -118,7 +121,7 @@ class _Learned:
     said: dict[str, list[tuple[int, int, float]]] = field(default_factory=dict)
 
 
-def stream(attack: Attack, seed: int, events: int, *, defended: bool) -> Float64:
+def stream(attack: Attack, seed: int, events: int, defence: Defence) -> Float64:
     """The chance that an honest user likes what is served, mean of each batch."""
     rng = np.random.default_rng([13, seed])
     pixels, base_logits = digits().pixels[POOL:], digits().logits(slice(0, LABELS))
@@ -139,7 +142,17 @@ def stream(attack: Attack, seed: int, events: int, *, defended: bool) -> Float64
         satisfaction.append(float(probs[np.arange(BATCH), right].mean()))
         users, inverts = _users(rng, attack)
         up = (action == right) ^ (rng.random(BATCH) < WRONG_THUMBS) ^ inverts
-        _learn(learned, maker.settings.prior, phi, digit, action, up.astype(np.float64), users, defended=defended)
+        heard = ~inverts if defence == "oracle" else np.ones(BATCH, np.bool_)
+        _learn(
+            learned,
+            maker.settings.prior,
+            phi,
+            digit[heard],
+            action[heard],
+            up[heard].astype(np.float64),
+            [user for user, is_heard in zip(users, heard, strict=True) if is_heard],
+            defended=defence == "raters",
+        )
         recent = np.concatenate([recent, digit])[-RECENT_CONTEXTS:]
         served = bounded_step(
             maker.settings,
