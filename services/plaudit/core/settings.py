@@ -44,8 +44,8 @@ class ServingSettings(_Section):
     """Capture a CUDA graph for each batch size, and pad batches to 1, 2, 4, 8, …: less work for the processor. A graph
     of which a part runs on the processor cannot be captured, and its version does not serve."""
     tensorrt: bool = False
-    """Run what TensorRT can on TensorRT. It builds engines when a version is loaded, which takes seconds to minutes, and
-    keeps them in the data directory."""
+    """Run what TensorRT can on TensorRT. It builds engines when a version is loaded, which takes seconds to minutes,
+    and keeps them in the data directory."""
     threads: Count = 1
     """Threads one model evaluation may use."""
     processes: Count = 1

@@ -125,8 +125,8 @@ class Predictor:
     """Args:
     limits: what is decoded; beyond them a request is refused.
     store_content: log the content with the decision, where a model can be trained on it.
-    decoders: images and sounds that are decoded at once. Decoders let go of the interpreter in the middle, and many that
-        want it back at once spend their time on changing hands.
+    decoders: images and sounds that are decoded at once. Decoders let go of the interpreter in the middle, and many
+        that want it back spend their time on changing hands.
     clock: UTC seconds since the epoch.
     """
 
