@@ -21,7 +21,6 @@ from onnx import helper
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 from safetensors.numpy import save_file
 
-from plaudit.core.errors import PlauditError
 from plaudit_models.bundle import CARD, HEAD, HEAD_GOLDEN, TRUNK, TRUNK_GOLDEN, Manifest, seal
 from plaudit_models.head import write_initial_head
 from plaudit_models.lineage import card
@@ -48,7 +47,7 @@ _TOLERANCE: Final = 1e-3
 _LEAST_PROBABILITY: Final = 1e-12
 
 
-class CannotImport(PlauditError):
+class CannotImport(Exception):
     """The file cannot become a version; the message names the input or output and the way out."""
 
 
