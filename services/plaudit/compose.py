@@ -318,11 +318,10 @@ def console(settings: Settings, client: AsyncClient, learnings: Learnings) -> St
     from plaudit.console.app import application
     from plaudit.console.ports import Sources
 
-    catalog = DirectoryCatalog(data_dir(settings) / "registry")
     host = settings.console.host
     return application(
         client,
-        Sources(catalog, learnings, _samples(settings)),
+        Sources(model_catalog(settings), learnings, _samples(settings)),
         # Other names come from sites that had theirs resolved to us. Where all addresses are listened on, so are names.
         hosts=["*"] if host in ("0.0.0.0", "::") else sorted({host, "127.0.0.1", "localhost", "::1", "[::1]"}),
         max_body_bytes=2 * settings.serving.max_message_bytes,

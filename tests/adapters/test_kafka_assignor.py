@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("kafka")
-
 from plaudit.adapters.kafka_assignor import share_out
 
 

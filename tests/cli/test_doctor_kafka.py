@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("kafka")
-
 from kafka import KafkaAdminClient
 
 import builders

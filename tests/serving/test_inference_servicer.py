@@ -208,7 +208,7 @@ async def test_an_imported_graph_answers_as_it_did_elsewhere(serve, tmp_path, lo
 @pytest.mark.parametrize(
     ("message", "code", "named"),
     [
-        (b"\xff\xff", "INVALID_ARGUMENT", "request: 2 bytes are not a message ModelInferRequest"),
+        (b"\xff\xff", "INVALID_ARGUMENT", "request: its 2 bytes are not the message of this method"),
         (pb.ModelInferRequest(model_name="other"), "NOT_FOUND", "'other' is not served here; served are ['tiny']"),
         (asking(model_version="one"), "INVALID_ARGUMENT", "model_version: 'one'"),
         (asking([[1, 2, 3]]), "INVALID_ARGUMENT", 'inputs["sensor"].shape: [1, 3] should be [n, 4]'),
@@ -279,7 +279,7 @@ async def test_a_stream_answers_in_order_and_survives_what_it_refuses(serve):
         assert ("triton_final_response" in answer.infer_response.parameters) == bool(number % 2)
     assert "[1, 2] should be [n, 4]" in answers[20].error_message
     assert answers[20].infer_response.parameters["triton_final_response"].bool_param
-    assert "not a message" in answers[21].error_message
+    assert "not the message of this method" in answers[21].error_message
     assert answers[22].error_message == ""
 
 

@@ -32,6 +32,7 @@ Report = Callable[[Mapping[str, Any]], None]
 
 async def serve(settings: Settings, report: Report, *, share_port: bool = False) -> None:
     """Raises ConfigError: a setting is wrong, or a port is taken."""
+    _share_memory_between_threads()
     with contextlib.closing(compose.serving_log(settings)) as log, _signals() as stopping:
         server = compose.inference_server(settings, log, share_port=share_port)
         await asyncio.to_thread(server.start)

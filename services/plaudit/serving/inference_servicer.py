@@ -1,20 +1,19 @@
 """``inference.GRPCInferenceService``: decode, call, encode. Nothing is decided here.
 
-Its messages come and go as bytes: what cannot be read is then an error like any other, and ``ModelInfer`` answers with
-bytes that were put together elsewhere.
+``ModelInfer`` answers with bytes that were put together elsewhere.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 import plaudit
 from plaudit.core.errors import InvalidInput, NotFound, Unavailable
@@ -22,9 +21,9 @@ from plaudit.core.ports import ServableModel
 from plaudit.inference import open_inference_pb2 as pb
 from plaudit.serving.admin import authorize
 from plaudit.serving.batcher import Caller
-from plaudit.serving.catalog import ServedModel, ServedModels
+from plaudit.serving.catalog import ServedModels
 from plaudit.serving.ending import Ending
-from plaudit.serving.interceptors import status_of
+from plaudit.serving.interceptors import reader_of, status_of
 from plaudit.serving.open_inference import (
     BYTES,
     Contract,
@@ -48,6 +47,7 @@ _STREAM_LIMIT: Final = 64
 _PLATFORM: Final = "onnxruntime_onnx"
 _BACKEND: Final = "onnxruntime"
 _EXTENSIONS: Final = ("model_repository", "model_configuration", "statistics")
+_READ_INFER: Final = reader_of(pb.ModelInferRequest.FromString)
 _READY: Final = "READY"
 _UNAVAILABLE: Final = "UNAVAILABLE"
 
@@ -82,13 +82,13 @@ class InferenceServicer:
         """What a server calls."""
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         for method in SERVICE.methods:
-            read = partial(_read, getattr(pb, method.input_type.name))
             behaviour = getattr(self, method.name)
             if method.name == "ModelStreamInfer":
-                methods[method.name] = grpc.stream_stream_rpc_method_handler(_reading_each(behaviour, read))
+                methods[method.name] = grpc.stream_stream_rpc_method_handler(behaviour)
             else:
                 methods[method.name] = grpc.unary_unary_rpc_method_handler(
-                    _reading(behaviour, read),
+                    behaviour,
+                    request_deserializer=getattr(pb, method.input_type.name).FromString,
                     response_serializer=None if method.name == "ModelInfer" else _written,
                 )
         return grpc.method_handlers_generic_handler(SERVICE.full_name, methods)
@@ -98,8 +98,11 @@ class InferenceServicer:
     def ModelInfer(self, request: pb.ModelInferRequest, context: Any) -> bytes:
         return self._infer(request, caller_of(context))
 
-    def ModelStreamInfer(self, requests: Iterator[Callable[[], pb.ModelInferRequest]], context: Any) -> Iterator[bytes]:
-        """Answers in the order of the requests; one that is refused is answered too, and the stream goes on."""
+    def ModelStreamInfer(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        """Answers in the order of the requests; one that is refused is answered too, and the stream goes on.
+
+        Each is read where it is worked on, so that one that cannot be read does not end the stream.
+        """
 
         def read(put: Put[bytes]) -> None:
             for request in requests:
@@ -111,7 +114,7 @@ class InferenceServicer:
         version = version_of(message.model_version)
         served = self._models.pick(message.model_name)
         # The version may change before it is bound to the request; what matters is checked again then.
-        contract = self._contract(_version(served, version, user_of(message)))
+        contract = self._contract(served.live.bound(version, user_of(message))[0])
         choice = contract.choice(message.outputs)
         rows = contract.rows(message, max_rows=self._max_rows)
         try:
@@ -120,10 +123,10 @@ class InferenceServicer:
             raise InvalidInput(error.field.replace("content[", "inputs[", 1), error.problem) from error
         return self._contract(answer.model).choice(message.outputs).response(answer, message.id)
 
-    def _infer_streamed(self, read: Callable[[], pb.ModelInferRequest], caller: Caller) -> bytes:
+    def _infer_streamed(self, request: bytes, caller: Caller) -> bytes:
         request_id, marked_final = "", False
         try:
-            message = read()
+            message = _READ_INFER(request)
             request_id = message.id
             marked_final = flag(message.parameters, "triton_enable_empty_final_response")
             response = self._infer(message, caller)
@@ -150,7 +153,7 @@ class InferenceServicer:
     def ModelReady(self, request: pb.ModelReadyRequest, context: Any) -> pb.ModelReadyResponse:
         """A model that is unknown is not ready, as with Triton."""
         try:
-            _version(self._models.pick(request.name), version_of(request.version))
+            self._models.pick(request.name).live.bound(version_of(request.version))
         except (NotFound, Unavailable):
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=not self._ending.is_set())
@@ -160,7 +163,7 @@ class InferenceServicer:
 
     def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Any) -> pb.ModelMetadataResponse:
         served = self._models.pick(request.name)
-        contract = self._contract(_version(served, version_of(request.version)))
+        contract = self._contract(served.live.bound(version_of(request.version))[0])
         return pb.ModelMetadataResponse(
             name=served.live.name,
             versions=[str(version) for version in served.live.loaded_versions()],
@@ -171,7 +174,7 @@ class InferenceServicer:
 
     def ModelConfig(self, request: pb.ModelConfigRequest, context: Any) -> pb.ModelConfigResponse:
         served = self._models.pick(request.name)
-        contract = self._contract(_version(served, version_of(request.version)))
+        contract = self._contract(served.live.bound(version_of(request.version))[0])
         config = pb.ModelConfig(
             name=served.live.name,
             platform=_PLATFORM,
@@ -198,7 +201,7 @@ class InferenceServicer:
         for served in [self._models.pick(request.name)] if request.name else self._models.all():
             versions: Sequence[int] = served.live.loaded_versions() if version is None else [version]
             for each in versions:
-                totals = self._models.statistics.of(_version(served, each)).totals()
+                totals = self._models.statistics.of(served.live.bound(each)[0]).totals()
                 found.append(_statistics(served.live.name, each, totals))
         return pb.ModelStatisticsResponse(model_stats=found)
 
@@ -244,18 +247,7 @@ class InferenceServicer:
         return pb.RepositoryModelUnloadResponse()
 
 
-# --- versions --------------------------------------------------------------------------------------------------------
-
-
-def _version(served: ServedModel, version: int | None, user_id: str = "") -> ServableModel:
-    """Raises NoLiveModel, NotFound."""
-    if version is None:
-        return served.live.serving_for(user_id)[0]
-    model = served.live.loaded(version)
-    if model is None:
-        loaded = list(served.live.loaded_versions())
-        raise NotFound(f"model_version: {version} is not loaded here; loaded are {loaded}")
-    return model
+# --- requests --------------------------------------------------------------------------------------------------------
 
 
 def _named(model: str) -> str:
@@ -270,25 +262,6 @@ def _check_repository(name: str) -> None:
 
 
 # --- messages --------------------------------------------------------------------------------------------------------
-
-
-def _read(message: type[Message], data: bytes) -> Any:
-    """Raises InvalidInput."""
-    try:
-        return message.FromString(data)
-    except DecodeError as error:
-        raise InvalidInput("request", f"{len(data)} bytes are not a message {message.__name__}") from error
-
-
-def _reading(behaviour: Callable[..., Any], read: Callable[[bytes], Any]) -> Callable[[bytes, Any], Any]:
-    return lambda data, context: behaviour(read(data), context)
-
-
-def _reading_each(
-    behaviour: Callable[..., Any], read: Callable[[bytes], Any]
-) -> Callable[[Iterator[bytes], Any], Iterator[bytes]]:
-    """Each is read where it is worked on, so that one that cannot be read does not end the stream."""
-    return lambda each, context: behaviour((partial(read, data) for data in each), context)
 
 
 def _written(message: Message) -> bytes:

@@ -82,7 +82,7 @@ class Calls(grpc.ServerInterceptor):
 
     def _wrap(self, handler: Any, method: str) -> Any:
         """Requests are read in here, so that bytes that are no message are an error like any other."""
-        read = _reader(handler.request_deserializer)
+        read = reader_of(handler.request_deserializer)
         write = {"response_serializer": handler.response_serializer}
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, read, method), **write)
@@ -145,7 +145,7 @@ class Calls(grpc.ServerInterceptor):
         raise AssertionError("abort raises")
 
 
-def _reader(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+def reader_of(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
     """Bytes → message, raising InvalidInput; for methods that take bytes, the bytes."""
     if deserialize is None:
         return lambda raw: raw

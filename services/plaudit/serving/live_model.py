@@ -15,7 +15,7 @@ from typing import Final
 
 import structlog
 
-from plaudit.core.errors import NoLiveModel, UnprovenVersion
+from plaudit.core.errors import NoLiveModel, NotFound, UnprovenVersion
 from plaudit.core.events import Role
 from plaudit.core.ports import ModelRegistry, ModelRuntime, ServableModel
 from plaudit.core.rollout import Rollout, on_trial
@@ -91,9 +91,23 @@ class LiveModel:
         model = self.current
         return self._max_batch if model is None else self._caps.get(model.manifest.trunk_digest, self._max_batch)
 
-    def loaded(self, version: int) -> ServableModel | None:
-        """A version that is kept loaded, whether it serves or not."""
-        return self._loaded.get(version)
+    def bound(self, version: int | None, user_id: str = "") -> tuple[ServableModel, Role]:
+        """The version of that number, if it is kept loaded, whether it serves or not; None is what serves this user.
+
+        Raises:
+            NoLiveModel: nothing serves.
+            NotFound: it is not loaded.
+        """
+        if version is None:
+            return self.serving_for(user_id)
+        model = self._loaded.get(version)
+        if model is None:
+            raise NotFound(
+                f"version: {version} is not loaded here; loaded are {list(self.loaded_versions())}, "
+                "and none asks for the live one"
+            )
+        trial = self._trial
+        return model, Role.CANDIDATE if trial is not None and trial[1] is model else Role.LIVE
 
     def loaded_versions(self) -> Sequence[int]:
         return sorted(self._loaded)

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.core.errors import Expired, InvalidInput, NotFound, Overloaded
+from plaudit.core.errors import Expired, InvalidInput, Overloaded
 from plaudit.core.events import Content, Decision, Features, Role
 from plaudit.core.ports import ServableModel
 from plaudit.core.prediction_id import PredictionIds, SignedPrediction
@@ -189,9 +189,7 @@ class Predictor:
         """
         served = self._models.pick(request.model)
         with served.admission.places(len(request.rows)):
-            model, role = served.live.serving_for(request.user_id)
-            if request.version is not None and request.version != model.manifest.version:
-                model, role = _loaded(served.live, request.version), Role.LIVE
+            model, role = served.live.bound(request.version, request.user_id)
             allowed = _allowed(model.manifest.spec, request.allowed_actions)
             questions = [
                 Question(model, self._decode(row, model, caller), allowed, request.greedy, request.outputs)
@@ -304,15 +302,6 @@ def _prediction(request: PredictionRequest, name: str, found: _Found, prediction
         request_id=request.request_id,
         contributions=found.contributions,
     )
-
-
-def _loaded(live: LiveModel, version: int) -> ServableModel:
-    """Raises NotFound."""
-    model = live.loaded(version)
-    if model is None:
-        loaded = list(live.loaded_versions())
-        raise NotFound(f"version: {version} is not loaded here; loaded are {loaded}, and none asks for the live one")
-    return model
 
 
 def _check_explainable(content: Mapping[str, Content], spec: ModelSpec) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -49,7 +50,7 @@ class InferenceServer:
     """One process of the inference service: ``start()``, later ``stop()``.
 
     A call has a thread of its own from beginning to end. Threads cost less than an event loop here: a request that
-    waits for the model waits for one lock (README, "What serving costs").
+    waits for the model waits for one lock (README, "Performance").
 
     Args:
         catalog: the models that are served.
@@ -225,7 +226,8 @@ class InferenceServer:
         self._metrics_thread.join()
 
     def _follow(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _WATCH_NICENESS)
+        if sys.platform == "linux":  # elsewhere it would be the whole process
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _WATCH_NICENESS)
         while not self._ending.wait(self._settings.watch_interval_s):
             try:
                 self._look()
@@ -244,4 +246,5 @@ class InferenceServer:
 
 def default_workers(threads: int) -> int:
     """As many evaluations at once as there are cores for, if each takes that many."""
-    return max(1, len(os.sched_getaffinity(0)) // threads)
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, cores // threads)
