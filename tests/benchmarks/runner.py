@@ -1,6 +1,6 @@
 """Runs benchmarks and writes a table and a JSON file. With CHECK=1 it fails where a goal is missed.
 
-A benchmark is a module with `run(*, quick: bool) -> list[Measure]`.
+A benchmark is a module of a package, with a function `run` that gives measures.
 """
 
 from __future__ import annotations
@@ -12,18 +12,37 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from benchmarks.learning.measure import Measure
+from benchmarks.measure import Measure
 
 _SIGNS = {"at_least": "≥", "at_most": "≤"}
 
 
-def main(package: str, benchmarks: Sequence[str], description: str) -> int:
-    """The command of a package of benchmarks. Returns the exit code."""
-    parser = argparse.ArgumentParser(description=description)
+def _run(module: Any, options: argparse.Namespace) -> list[Measure]:
+    measures: list[Measure] = module.run(quick=options.quick)
+    return measures
+
+
+def main(
+    package: str,
+    benchmarks: Sequence[str],
+    parser: argparse.ArgumentParser,
+    *,
+    run: Callable[[Any, argparse.Namespace], list[Measure]] = _run,
+    then: Callable[[Path, str, Sequence[Measure]], None] = lambda out, benchmark, measures: None,
+) -> int:
+    """The command of a package of benchmarks. Returns the exit code.
+
+    Args:
+        parser: with the package's own options, if it has any.
+        run: runs one of its modules.
+        then: what else is made of the measures, in the folder that everything is written to.
+    """
+    parser.prog = f"bench-{package}"
     parser.add_argument("only", nargs="*", metavar="BENCHMARK", help=f"of {', '.join(benchmarks)}; all if left out")
     parser.add_argument("--quick", action="store_true", help="short runs: does it work? goals mean nothing")
     parser.add_argument("--out", type=Path, default=Path("build") / f"bench-{package}")
@@ -36,9 +55,10 @@ def main(package: str, benchmarks: Sequence[str], description: str) -> int:
     seconds: dict[str, float] = {}
     for benchmark in options.only or benchmarks:
         began_s = time.monotonic()
-        measured[benchmark] = importlib.import_module(f"benchmarks.{package}.{benchmark}").run(quick=options.quick)
+        measured[benchmark] = run(importlib.import_module(f"benchmarks.{package}.{benchmark}"), options)
         seconds[benchmark] = time.monotonic() - began_s
         print(table(benchmark, measured[benchmark], seconds[benchmark]), flush=True)
+        then(options.out, benchmark, measured[benchmark])
     return conclude(options.out, measured, seconds, quick=options.quick)
 
 
@@ -71,7 +91,9 @@ def _write(out: Path, measured: Mapping[str, Sequence[Measure]], seconds: Mappin
             for name, measures in measured.items()
         },
     }
-    (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / "report.json").write_text(
+        json.dumps(report, indent=1, ensure_ascii=False, default=float) + "\n", encoding="utf-8"
+    )
     tables = [table(name, measures, seconds[name]) for name, measures in measured.items()]
     (out / "report.txt").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
     print(f"\nwritten: {out}/report.json and report.txt")

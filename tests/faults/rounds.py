@@ -19,7 +19,7 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.learning.measure import Measure
+from benchmarks.measure import Measure
 from faults.load import Users
 from faults.world import World
 from loop_recount import everything, recount

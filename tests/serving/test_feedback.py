@@ -200,7 +200,7 @@ async def test_a_log_that_is_away_is_no_lie(serve, log, ids):
     running = await serve(log=AwayLog(log), drain_s=0.01)
     code, details = await refusal(running.feedback.SendFeedback(a_thumb(signed(ids), "f1")))
     assert code is grpc.StatusCode.UNAVAILABLE
-    assert "nothing was recorded" in details
+    assert "not known to be recorded; send it again" in details
     assert (await running.predict()).action  # predictions go on
     (answer,) = [answer async for answer in running.feedback.StreamFeedback(iter([a_thumb(signed(ids), "f1")]))]
     assert answer.error.code == grpc.StatusCode.UNAVAILABLE.value[0]

@@ -163,10 +163,10 @@ class Draining(Unavailable):
 
 
 class LogUnavailable(Unavailable):
-    """The event log could not make an event durable; nothing was recorded."""
+    """The event log could not make an event durable, or cannot tell; appending it again is safe."""
 
     def __init__(self, problem: str) -> None:
-        super().__init__(f"the event log is away, nothing was recorded: {problem}")
+        super().__init__(f"the event log is away, this is not known to be recorded; send it again: {problem}")
         self.problem = problem
 
 

@@ -106,7 +106,8 @@ class FeedbackRecorder:
 
         Raises:
             InvalidInput, ExpiredPredictionId: it is refused.
-            LogUnavailable, Overloaded, Expired: nothing was recorded.
+            Overloaded, Expired: nothing was recorded.
+            LogUnavailable: it is not known to be; sending it again is safe.
         """
         (outcome,) = self.send_all([request], caller)
         if isinstance(outcome, Exception):

@@ -30,7 +30,7 @@ class FeedbackServiceStub(object):
 
     Errors: INVALID_ARGUMENT names the field and the value (among them a forged or foreign prediction id);
     FAILED_PRECONDITION a prediction id that is older than the feedback window; UNAVAILABLE the event could not be made
-    durable: nothing was recorded, send it again with the same feedback_id.
+    durable: it is not known to be recorded, send it again with the same feedback_id.
     """
 
     def __init__(self, channel):
@@ -61,7 +61,7 @@ class FeedbackServiceServicer(object):
 
     Errors: INVALID_ARGUMENT names the field and the value (among them a forged or foreign prediction id);
     FAILED_PRECONDITION a prediction id that is older than the feedback window; UNAVAILABLE the event could not be made
-    durable: nothing was recorded, send it again with the same feedback_id.
+    durable: it is not known to be recorded, send it again with the same feedback_id.
     """
 
     def SendFeedback(self, request, context):
@@ -117,7 +117,7 @@ class FeedbackService(object):
 
     Errors: INVALID_ARGUMENT names the field and the value (among them a forged or foreign prediction id);
     FAILED_PRECONDITION a prediction id that is older than the feedback window; UNAVAILABLE the event could not be made
-    durable: nothing was recorded, send it again with the same feedback_id.
+    durable: it is not known to be recorded, send it again with the same feedback_id.
     """
 
     @staticmethod

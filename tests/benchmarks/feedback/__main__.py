@@ -5,6 +5,7 @@ make bench-feedback ONLY="acks join"   some of them
 make bench-feedback QUICK=1            short runs, to see that everything works
 """
 
+import argparse
 import sys
 
 from benchmarks.runner import main
@@ -14,6 +15,8 @@ if __name__ == "__main__":
         main(
             "feedback",
             ["acks", "join", "outage"],
-            "How much feedback becomes durable and is learned from, and what an outage of the log does to it.",
+            argparse.ArgumentParser(
+                description="How much feedback becomes durable and is learned from; what an outage does."
+            ),
         )
     )

@@ -15,7 +15,7 @@ from statistics import median
 from typing import Final
 
 from benchmarks.feedback.deployed import Serving, serving
-from benchmarks.learning.measure import Measure
+from benchmarks.measure import Measure
 from kafka_broker import Cluster
 from plaudit import compose
 from plaudit.core.events import Topic

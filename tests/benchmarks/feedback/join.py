@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from benchmarks.learning.measure import Measure
+from benchmarks.measure import Measure
 
 _FIRST = 100_000
 

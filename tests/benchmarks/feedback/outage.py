@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.feedback.deployed import Serving, serving
-from benchmarks.learning.measure import Measure
+from benchmarks.measure import Measure
 from kafka_broker import Cluster
 from plaudit import compose
 from plaudit.client import Client, ClientError, Prediction, feedback

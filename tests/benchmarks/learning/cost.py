@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.learning.measure import Curve, Measure
+from benchmarks.measure import Curve, Measure
 from plaudit.core.settings import Settings
 from plaudit.learner.build import head_maker
 from plaudit_models.features import FeatureSpace, features

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from sklearn.datasets import load_digits
 
 from benchmarks.learning.fast_loop import Contexts, run_stream
-from benchmarks.learning.measure import Curve, Measure
 from benchmarks.learning.peers import VOWPAL_SETTINGS, Float64, Int64, LinUcb, VowpalWabbit, run_peer
+from benchmarks.measure import Curve, Measure
 from plaudit_models.calibration import reliability
 
 BATCH = 16

@@ -23,7 +23,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.learning.measure import Curve, Measure
+from benchmarks.measure import Curve, Measure
 from plaudit.core.settings import Settings
 from plaudit.learner.build import gate_rules, head_maker
 from plaudit_models.features import FeatureSpace, Float64, features

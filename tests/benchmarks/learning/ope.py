@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.learning.bandit_log import CAMPAIGNS, FOLDER, out_of_fold, read_campaign
-from benchmarks.learning.measure import Measure
+from benchmarks.measure import Measure
 from plaudit_models import ope
 from plaudit_models.features import Float64
 from plaudit_models.ope import Estimate, LoggedRounds

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.learning import gate
 from benchmarks.learning.gate import LABELS, N_ACTIONS, POOL, digits
-from benchmarks.learning.measure import Curve, Measure
+from benchmarks.measure import Curve, Measure
 from plaudit.core.settings import Settings
 from plaudit.learner.at_hand import RECENT_CONTEXTS
 from plaudit.learner.build import head_maker

@@ -13,8 +13,8 @@ from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
 from benchmarks.learning.fast_loop import Contexts, run_stream
-from benchmarks.learning.measure import Curve, Measure
 from benchmarks.learning.peers import VOWPAL_SETTINGS, Float64, Int64, LinUcb, VowpalWabbit
+from benchmarks.measure import Curve, Measure
 
 BATCH = 48
 EVENTS = 1200

@@ -5,6 +5,7 @@ make bench-serving ONLY="rates soak"  some of them
 make bench-serving QUICK=1            short runs, to see that everything works
 """
 
+import argparse
 import sys
 
 from benchmarks.runner import main
@@ -14,6 +15,6 @@ if __name__ == "__main__":
         main(
             "serving",
             ["start", "rates", "content", "overload", "soak"],
-            "How close serving comes to the raw ONNX Runtime rate.",
+            argparse.ArgumentParser(description="How close serving comes to the raw ONNX Runtime rate."),
         )
     )

@@ -15,7 +15,7 @@ from statistics import mean, median
 import numpy as np
 from PIL import Image
 
-from benchmarks.learning.measure import Measure
+from benchmarks.measure import Measure
 from benchmarks.serving import processes
 from benchmarks.serving.load import write_requests
 from benchmarks.serving.requests import PREDICT

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from benchmarks.learning.measure import Measure
+from benchmarks.measure import Measure
 from benchmarks.serving import processes
 from benchmarks.serving.graphs import SIZES
 from benchmarks.serving.models import deploy

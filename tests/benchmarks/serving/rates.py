@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any, Final
 
-from benchmarks.learning.measure import Measure
+from benchmarks.measure import Measure
 from benchmarks.serving import echo, processes
 from benchmarks.serving.graphs import SIZES
 from benchmarks.serving.models import deploy

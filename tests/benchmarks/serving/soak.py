@@ -18,7 +18,7 @@ from typing import Any, Final
 import grpc
 import numpy as np
 
-from benchmarks.learning.measure import Measure
+from benchmarks.measure import Measure
 from benchmarks.serving import processes
 from benchmarks.serving.models import deploy
 from benchmarks.serving.requests import INFER, infer_requests

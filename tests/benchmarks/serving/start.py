@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from benchmarks.learning.measure import Measure
+from benchmarks.measure import Measure
 from benchmarks.serving import processes
 from benchmarks.serving.graphs import SIZES
 from benchmarks.serving.models import deploy
