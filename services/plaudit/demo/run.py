@@ -144,9 +144,8 @@ def _settings(options: Options) -> dict[str, Any]:
         # Where the log is Kafka (by environment): topics that no earlier demo wrote to.
         "kafka": {"topic_prefix": f"demo-{uuid.uuid4().hex[:8]}."},
         "learner": {"metrics_port": 0, "dead_versions_kept": 1_000_000},  # the report asks every version that served
-        # Small steps: no kind of question may suffer on the way. The base policy is sure of nearly everything, so that
-        # the embedding would say next to nothing, and make every version that is kept 3 MB larger.
-        "policy": {"max_kl": 0.03, "embedding_features": 0},
+        # Small steps: no kind of question may suffer on the way.
+        "policy": {"max_kl": 0.03},
         # One job that has much to learn from is proven better sooner than two that have half of it each.
         "finetune": {"rehearsal": str(folder / _LABELLED), "every": 4000, "max_duration_s": 30.0, "seed": options.seed},
         # The log holds little evidence on answers that live never tries; users who try them give it within seconds.
