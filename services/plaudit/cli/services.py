@@ -21,6 +21,7 @@ from plaudit.cli import up as supervisor
 from plaudit.cli.options import address, async_client
 from plaudit.core.errors import ConfigError
 from plaudit.core.settings import Settings
+from plaudit.serving.server import default_workers
 
 _M_ARENA_MAX: Final = -8
 """Of <malloc.h>."""
@@ -44,9 +45,10 @@ async def serve(settings: Settings, report: Report, *, share_port: bool = False)
 
 
 def _share_memory_between_threads() -> None:
-    """glibc gives threads heaps of their own, up to eight a core, and each keeps what it once needed."""
+    """glibc gives threads heaps of their own, up to eight a core, and each keeps what it once needed; one a core is as
+    fast, as no more threads run at once."""
     with contextlib.suppress(OSError, AttributeError):  # another C library has no such knob
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, default_workers(threads=1))
 
 
 def _collect_garbage_seldom() -> None:

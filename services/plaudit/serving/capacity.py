@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-_GAIN: Final = 0.03
+_GAIN: Final = 0.01
 """A larger batch must be this much faster per request to be worth the longer wait."""
 _OVERHEAD_S: Final = 200e-6
 """What a batch costs beside the model: waking its worker, the policy, the accounts, and caches that are cold again."""
 _PATIENCE: Final = 2
 """Sizes in a row without a gain after which larger ones are not tried."""
-_ROUNDS: Final = 2
+_ROUNDS: Final = 3
 
 
 def batch_sizes(max_batch: int) -> Sequence[int]:
