@@ -23,8 +23,10 @@ from plaudit.core.errors import ConfigError
 from plaudit.core.settings import Settings
 from plaudit.serving.server import default_workers
 
+_M_TRIM_THRESHOLD: Final = -1
 _M_ARENA_MAX: Final = -8
 """Of <malloc.h>."""
+_KEPT_FREE_BYTES: Final = 2**20
 _OBJECTS_BETWEEN_COLLECTIONS: Final = 50_000
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -33,7 +35,7 @@ Report = Callable[[Mapping[str, Any]], None]
 
 async def serve(settings: Settings, report: Report, *, share_port: bool = False) -> None:
     """Raises ConfigError: a setting is wrong, or a port is taken."""
-    _share_memory_between_threads()
+    _keep_little_memory()
     with contextlib.closing(compose.serving_log(settings)) as log, _signals() as stopping:
         server = compose.inference_server(settings, log, share_port=share_port)
         await asyncio.to_thread(server.start)
@@ -44,11 +46,14 @@ async def serve(settings: Settings, report: Report, *, share_port: bool = False)
         await asyncio.to_thread(server.stop)
 
 
-def _share_memory_between_threads() -> None:
+def _keep_little_memory() -> None:
     """glibc gives threads heaps of their own, up to eight a core, and each keeps what it once needed; one a core is as
-    fast, as no more threads run at once."""
+    fast, as no more threads run at once. How much it keeps at the end of a heap grows with what was once freed.
+    """
     with contextlib.suppress(OSError, AttributeError):  # another C library has no such knob
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, default_workers(threads=1))
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_ARENA_MAX, default_workers(threads=1))
+        library.mallopt(_M_TRIM_THRESHOLD, _KEPT_FREE_BYTES)
 
 
 def _collect_garbage_seldom() -> None:
