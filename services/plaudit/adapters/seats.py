@@ -28,10 +28,13 @@ class Seat:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._left = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.number, self._lock = next(
-                (number, lock) for number in itertools.count() if (lock := locked(_lock(folder, number))) is not None
+                (number, lock)
+                for number in itertools.count()
+                if (lock := locked(folder / f"{number}.lock")) is not None
             )
         except OSError as error:
             raise LogUnavailable(f"{folder}: {error}") from error
@@ -44,7 +47,10 @@ class Seat:
         return f"{socket.gethostname()}-{said.decode()}"
 
     def leave(self) -> None:
-        os.close(self._lock)
+        """A second time does nothing."""
+        if not self._left:
+            self._left = True
+            os.close(self._lock)
 
 
 def locked(path: Path) -> int | None:
@@ -56,7 +62,3 @@ def locked(path: Path) -> int | None:
         os.close(lock)
         return None
     return lock
-
-
-def _lock(folder: Path, number: int) -> Path:
-    return folder / f"{number}.lock"
