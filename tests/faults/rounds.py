@@ -32,6 +32,8 @@ RECOVERY_S: Final = 10.0
 GIVE_UP_S: Final = 120.0
 _LOOK_S: Final = 0.05
 _CALM_S: Final = 1.0
+_JOB_S: Final = 3.0
+"""About how long a job lasts."""
 _SLOW_S: Final = 0.3
 """Each way; three requests and answers take longer than an append may."""
 
@@ -86,6 +88,13 @@ def _service_killed_in_outage(world: World, rng: random.Random) -> Iterator[None
         yield
 
 
+@contextlib.contextmanager
+def _job_killed(world: World, rng: random.Random) -> Iterator[None]:
+    """Recovered when the learner knows; it starts another one when one is due."""
+    _wait(world, lambda: world.kill_job(rng.uniform(0.0, _JOB_S)), "no job was due")
+    yield
+
+
 Fault = Callable[[World, random.Random], contextlib.AbstractContextManager[None]]
 
 FAULTS: Final[Mapping[str, tuple[float, Fault]]] = {
@@ -96,6 +105,7 @@ FAULTS: Final[Mapping[str, tuple[float, Fault]]] = {
     "broker-paused": (2, _broker_paused),
     "network-slow": (1, _network_slow),
     "service-killed-in-outage": (1, _service_killed_in_outage),
+    "job-killed": (2, _job_killed),
 }
 """How often, in proportion, and what."""
 
@@ -110,6 +120,7 @@ class Outcome:
         twice: experiences more than a recount of the log finds.
         missing: experiences fewer.
         same_sums: whether the reward state is what the recount makes.
+        jobs: fine-tuning jobs by how they ended.
     """
 
     recovered_s: dict[str, list[float]] = field(default_factory=dict)
@@ -120,6 +131,7 @@ class Outcome:
     twice: int = 0
     missing: int = 0
     same_sums: bool = False
+    jobs: Counter[str] = field(default_factory=Counter)
     orphans: int = 0
     repeated: int = 0
 
@@ -139,6 +151,11 @@ class Outcome:
             Measure("reward state differs from the recount", float(not self.same_sums), 0, "at_most"),
             Measure("slowest recovery (s)", took_s[-1], RECOVERY_S, "at_most", note=slowest),
             Measure("median recovery (s)", median(took_s)),
+            Measure(
+                "fine-tuning jobs",
+                self.jobs.total(),
+                note=", ".join(f"{count} {how}" for how, count in self.jobs.items()),
+            ),
         ]
 
 
@@ -170,6 +187,7 @@ def run(folder: Path, rounds: int, seed: int, only: Collection[str] = FAULTS) ->
         world.stop()
         outcome.acknowledged, outcome.predictions = len(users.acknowledged), users.predictions
         outcome.failures = users.failures
+        outcome.jobs = Counter("killed" if run in world.killed_jobs else how for run, how in world.jobs.items())
         _count(world, users, outcome)
     finally:
         world.close()
@@ -177,11 +195,12 @@ def run(folder: Path, rounds: int, seed: int, only: Collection[str] = FAULTS) ->
 
 
 def _caught_up(world: World, users: Users) -> float:
-    """Seconds until something new is acknowledged and the learner has taken in all that was up to then."""
+    """Seconds until something new is acknowledged, and the learner has taken in all that was and knows of its jobs."""
     began_s = time.monotonic()
     before = users.so_far()
     _wait(world, lambda: users.so_far() != before, "nothing new was acknowledged")
     _taken_in(world, users)
+    _wait(world, lambda: not world.unnoticed_jobs(), "the learner has not noticed that its job was killed")
     return time.monotonic() - began_s
 
 

@@ -1,4 +1,4 @@
-"""Numbered seats of a folder, each one process's at a time: what belongs to a seat is there for whoever sits there next.
+"""Numbered seats of a folder, each one process's at a time: what belongs to a seat is there for whoever has it next.
 
 A seat is a locked file; the lock ends with the process, however it ends. Knows nothing about what is kept at a seat.
 """
@@ -40,7 +40,7 @@ class Seat:
             raise LogUnavailable(f"{folder}: {error}") from error
 
     def name(self) -> str:
-        """Unique to the seat, in this folder and in copies of it on other machines; whoever sits here next has it too."""
+        """Of the seat, and of no other one, here or in a copy of the folder on another machine."""
         if not (said := os.pread(self._lock, 100, 0)):
             said = uuid.uuid4().hex.encode()
             os.pwrite(self._lock, said, 0)
