@@ -52,8 +52,8 @@ bench-learning: $(INSTALLED) ## The learner beside its peers; CHECK=1 fails shor
 bench-feedback: $(INSTALLED) ## Feedback: acknowledged, joined, through an outage of the broker; CHECK=1, QUICK=1, ONLY="acks join"
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.feedback $(if $(QUICK),--quick) $(ONLY)
 
-test-faults: $(INSTALLED) ## Kill -9, pauses and slow connections under load, and then count; CHECK=1, ROUNDS=20, SEED=1
-	PYTHONPATH=tests $(BIN)/python -m faults $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))
+test-faults: $(INSTALLED) ## Kill -9, pauses and slow connections under load, and then count; CHECK=1, ROUNDS=20, SEED=1, ONLY="broker-killed"
+	PYTHONPATH=tests $(BIN)/python -m faults $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) $(ONLY)
 
 check: $(INSTALLED) ## Lint, formatting, types, protos
 	$(BIN)/ruff check

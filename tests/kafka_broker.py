@@ -68,7 +68,7 @@ class Kafka:
     def corner(self) -> Kafka:
         return replace(self, prefix=f"t{uuid.uuid4().hex[:8]}.")
 
-    def log(self, **changes: Any) -> Any:
+    def log(self, seat: Any = None, **changes: Any) -> Any:
         """A log in this corner, for tests: quick to give up. ``changes``: fields of what it is made of."""
         from plaudit.adapters.kafka_cluster import KafkaConnection, TopicPlan
         from plaudit.adapters.kafka_log import Delivery, KafkaLog
@@ -78,7 +78,7 @@ class Kafka:
             kind(**{name: value for name, value in fields.items() if name in kind.__dataclass_fields__})
             for kind in (KafkaConnection, TopicPlan, Delivery)
         ]
-        return KafkaLog(*parts)
+        return KafkaLog(*parts, seat)
 
 
 @pytest.fixture(scope="session")

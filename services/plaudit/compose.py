@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from plaudit import demo
 from plaudit.adapters.directory_registry import DirectoryCatalog
+from plaudit.adapters.seats import Seat
 from plaudit.adapters.spooled_log import SpooledLog
 from plaudit.adapters.sqlite_log import SqliteLog
 from plaudit.core.errors import ConfigError
@@ -72,8 +73,16 @@ def model_catalog(settings: Settings) -> ModelCatalog:
     return DirectoryCatalog(data_dir(settings) / "registry")
 
 
-def event_log(settings: Settings) -> EventLog:
-    """Raises ConfigError. Kafka is not asked anything before the log is used."""
+def event_log(settings: Settings, seats: Path | None = None) -> EventLog:
+    """Kafka is not asked anything before the log is used.
+
+    Args:
+        seats: a folder; the log's readers have the name in their groups that goes with its first free seat.
+
+    Raises:
+        ConfigError: Kafka cannot be used.
+        LogUnavailable: the folder cannot be written.
+    """
     if settings.log.kind == "sqlite":
         return SqliteLog(data_dir(settings) / "log.sqlite", settings.log.synchronous)
     connection, plan = kafka_cluster(settings)
@@ -83,7 +92,16 @@ def event_log(settings: Settings) -> EventLog:
     delivery = Delivery(
         compression=kafka.compression, linger_s=kafka.linger_s, delivery_timeout_s=kafka.delivery_timeout_s
     )
-    return KafkaLog(connection, plan, delivery)
+    return KafkaLog(connection, plan, delivery, None if seats is None else Seat(seats))
+
+
+def learner_log(settings: Settings, model: str) -> EventLog:
+    """The log as a learner needs it: one that is started again takes the place of the one before it at once.
+
+    Raises:
+        ConfigError, LogUnavailable: as :func:`event_log`.
+    """
+    return event_log(settings, learner_dir(settings, model) / "seats")
 
 
 def serving_log(settings: Settings) -> EventLog:

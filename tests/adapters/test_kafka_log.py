@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +13,13 @@ from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
+from kafka.net.compat import KafkaNetClient
 
 from builders import a_decision, some_feedback
 from kafka_broker import Cluster, Kafka, need_broker
-from plaudit.adapters.kafka_cluster import KafkaConnection, TopicPlan, find_topics
+from plaudit.adapters.kafka_cluster import KafkaConnection, TopicPlan, _patient, find_topics
 from plaudit.adapters.kafka_log import KafkaLog
+from plaudit.adapters.seats import Seat
 from plaudit.core.errors import InvalidInput, LogUnavailable
 from plaudit.core.events import DeadLetter, Decision, Feedback, TextContent, Topic
 from plaudit.core.ports import EventReader, Poison, Positions, Record
@@ -394,6 +397,31 @@ def test_readers_of_a_group_share_and_hand_over(kafka: Kafka) -> None:
     assert [readers.owners[name] for name in after] == [{"second"}] * 40
 
 
+def test_who_takes_a_readers_seat_goes_on_in_its_place_at_once(kafka: Kafka, tmp_path: Path) -> None:
+    """Though the one before is, for all that the brokers know, still there: killed a moment ago, or stuck."""
+    seat = Seat(tmp_path)
+    with contextlib.closing(kafka.log(seat=seat)) as log:
+        log.append([some_feedback("p", feedback_id=f"f{number}") for number in range(4)])
+        before = log.reader("g", BOTH, dict)
+        taken = read(before, 2)
+        with contextlib.closing(log.reader("g", BOTH, positions(taken))) as after:
+            assert feedback_ids(read(after, 2)) == ["f2", "f3"]
+        before.close()
+
+
+def test_a_reader_with_a_seat_leaves_the_group_when_it_is_closed(
+    kafka: Kafka, admin: KafkaAdminClient, tmp_path: Path
+) -> None:
+    with contextlib.closing(kafka.log(seat=Seat(tmp_path))) as log:
+        log.append([some_feedback("p", feedback_id="f")])
+        reader = log.reader("g", BOTH, dict)
+        read(reader, 1)
+        group = kafka.prefix + "g"
+        assert len(admin.describe_groups([group])[group]["members"]) == 1
+        reader.close()
+        assert admin.describe_groups([group])[group]["members"] == []
+
+
 # --- brokers that go away --------------------------------------------------------------------------------------------
 
 
@@ -415,14 +443,32 @@ def test_nobody_there(kafka: Kafka) -> None:
 
 def test_somebody_else_there() -> None:
     """Something listens that is no broker."""
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         log = Kafka(f"127.0.0.1:{port}").log(timeout_s=0.5)
         with pytest.raises(LogUnavailable, match=f"127.0.0.1:{port} takes connections but does not answer"):
             log.append([some_feedback("p")])
         log.close()
+
+
+def test_a_port_that_opens_and_shuts_at_once_is_tried_again_after_a_pause() -> None:
+    """As that of a proxy whose broker is away. kafka-python alone would try again without any."""
+    with socket.create_server(("127.0.0.1", 0)) as port:
+        server = f"127.0.0.1:{port.getsockname()[1]}"
+        threading.Thread(target=lambda: port.accept()[0].close(), daemon=True).start()
+        client = _patient(KafkaNetClient(bootstrap_servers=server, reconnect_backoff_ms=60_000))
+        node = client.cluster.bootstrap_brokers()[0].node_id
+        client.maybe_connect(node)
+        _eventually(lambda: _shut(client, node))
+        client.poll(timeout_ms=10)
+        assert client.connection_delay(node) > 0
+        client.close()
+
+
+def _shut(client: KafkaNetClient, node: str) -> None:
+    client.poll(timeout_ms=10)
+    if node in client._manager._conns:
+        raise LogUnavailable("not yet")
 
 
 def test_killed_and_back(frail: Any) -> None:

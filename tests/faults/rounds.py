@@ -11,7 +11,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -32,6 +32,8 @@ RECOVERY_S: Final = 10.0
 GIVE_UP_S: Final = 120.0
 _LOOK_S: Final = 0.05
 _CALM_S: Final = 1.0
+_JOB_S: Final = 3.0
+"""About how long a job lasts."""
 _SLOW_S: Final = 0.3
 """Each way; three requests and answers take longer than an append may."""
 
@@ -86,16 +88,24 @@ def _service_killed_in_outage(world: World, rng: random.Random) -> Iterator[None
         yield
 
 
+@contextlib.contextmanager
+def _job_killed(world: World, rng: random.Random) -> Iterator[None]:
+    """Recovered when the learner knows; it starts another one when one is due."""
+    _wait(world, lambda: world.kill_job(rng.uniform(0.0, _JOB_S)), "no job was due")
+    yield
+
+
 Fault = Callable[[World, random.Random], contextlib.AbstractContextManager[None]]
 
 FAULTS: Final[Mapping[str, tuple[float, Fault]]] = {
-    "inference service killed": (3, _service_killed),
-    "learner killed": (3, _learner_killed),
-    "both killed": (1, _both_killed),
-    "broker killed": (2, _broker_killed),
-    "broker paused": (2, _broker_paused),
-    "network slow": (1, _network_slow),
-    "service killed while the broker is paused": (1, _service_killed_in_outage),
+    "service-killed": (3, _service_killed),
+    "learner-killed": (3, _learner_killed),
+    "both-killed": (1, _both_killed),
+    "broker-killed": (2, _broker_killed),
+    "broker-paused": (2, _broker_paused),
+    "network-slow": (1, _network_slow),
+    "service-killed-in-outage": (1, _service_killed_in_outage),
+    "job-killed": (2, _job_killed),
 }
 """How often, in proportion, and what."""
 
@@ -110,6 +120,7 @@ class Outcome:
         twice: experiences more than a recount of the log finds.
         missing: experiences fewer.
         same_sums: whether the reward state is what the recount makes.
+        jobs: fine-tuning jobs by how they ended.
     """
 
     recovered_s: dict[str, list[float]] = field(default_factory=dict)
@@ -120,6 +131,7 @@ class Outcome:
     twice: int = 0
     missing: int = 0
     same_sums: bool = False
+    jobs: Counter[str] = field(default_factory=Counter)
     orphans: int = 0
     repeated: int = 0
 
@@ -139,11 +151,16 @@ class Outcome:
             Measure("reward state differs from the recount", float(not self.same_sums), 0, "at_most"),
             Measure("slowest recovery (s)", took_s[-1], RECOVERY_S, "at_most", note=slowest),
             Measure("median recovery (s)", median(took_s)),
+            Measure(
+                "fine-tuning jobs",
+                self.jobs.total(),
+                note=", ".join(f"{count} {how}" for how, count in self.jobs.items()),
+            ),
         ]
 
 
-def run(folder: Path, rounds: int, seed: int) -> Outcome:
-    """Raises RuntimeError: a service ended by itself, or nobody caught up."""
+def run(folder: Path, rounds: int, seed: int, only: Collection[str] = FAULTS) -> Outcome:
+    """``only``: names of faults. Raises RuntimeError: a service ended by itself, or nobody caught up."""
     rng = random.Random(seed)
     outcome = Outcome()
     world = World(folder)
@@ -153,13 +170,13 @@ def run(folder: Path, rounds: int, seed: int) -> Outcome:
         users.start()
         try:
             for number in range(rounds):
-                name = rng.choices(list(FAULTS), [weight for weight, _ in FAULTS.values()])[0]
+                name = rng.choices(list(only), [FAULTS[name][0] for name in only])[0]
                 time.sleep(rng.uniform(0.0, _CALM_S))
                 with FAULTS[name][1](world, rng):
                     time.sleep(rng.uniform(0.0, 0.2))
                 took_s = _caught_up(world, users)
                 outcome.recovered_s.setdefault(name, []).append(took_s)
-                print(f"{number + 1:>4}  {name:<42} {took_s:5.1f} s", file=sys.stderr, flush=True)
+                print(f"{number + 1:>4}  {name:<25} {took_s:5.1f} s", file=sys.stderr, flush=True)
                 if took_s > RECOVERY_S:
                     for service in (world.service, world.learner):
                         print(service.logged()[-2000:], file=sys.stderr, flush=True)
@@ -170,6 +187,7 @@ def run(folder: Path, rounds: int, seed: int) -> Outcome:
         world.stop()
         outcome.acknowledged, outcome.predictions = len(users.acknowledged), users.predictions
         outcome.failures = users.failures
+        outcome.jobs = Counter("killed" if run in world.killed_jobs else how for run, how in world.jobs.items())
         _count(world, users, outcome)
     finally:
         world.close()
@@ -177,11 +195,12 @@ def run(folder: Path, rounds: int, seed: int) -> Outcome:
 
 
 def _caught_up(world: World, users: Users) -> float:
-    """Seconds until something new is acknowledged and the learner has taken in all that was up to then."""
+    """Seconds until something new is acknowledged, and the learner has taken in all that was and knows of its jobs."""
     began_s = time.monotonic()
     before = users.so_far()
     _wait(world, lambda: users.so_far() != before, "nothing new was acknowledged")
     _taken_in(world, users)
+    _wait(world, lambda: not world.unnoticed_jobs(), "the learner has not noticed that its job was killed")
     return time.monotonic() - began_s
 
 

@@ -1,25 +1,63 @@
-"""Everything that is hurt: a broker behind a proxy, the inference service and the learner as processes, the tiny model.
+"""Everything that is hurt: a broker behind a proxy, the inference service and the learner as processes, and its jobs.
 
-The inference service keeps its port over restarts. Knows nothing about which faults there are.
+The model is small but a real one, so that fine-tuning jobs can train it; one is due every few rounds. What they make
+never serves. The inference service keeps its port over restarts. Knows nothing about which faults there are.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import signal
 import socket
+import subprocess
+import time
 from collections.abc import Iterator, Set
 from pathlib import Path
+from typing import Final
 
 from benchmarks.feedback.deployed import on_kafka
-from deployment import PLAUDIT, Service, deployed
+from deployment import PLAUDIT, Service
 from faults.proxy import Proxy
 from kafka_broker import Cluster
 from plaudit import compose
-from plaudit.core.ports import EventLog, ExperienceStore
+from plaudit.core.ports import EventLog, ExperienceStore, JobState
 from plaudit.core.settings import Settings, load_settings
+from plaudit.learner.finetune import KEY, Tuning, tuning_from_bytes
 
-MODEL = "tiny"
+MODEL: Final = "tiny"
+ACTIONS: Final = ("cat", "dog", "fish", "bird")
+
+_SETTINGS: Final = """
+data_dir = {data_dir}
+[serving]
+port = {port}
+metrics_port = 0
+[learner]
+metrics_port = 0
+# No comparison takes refreshes back, nobody is set aside: what is learned is what the log says, no more.
+batch = 64
+user_cap = 1.0
+[model]
+name = "{model}"
+actions = {actions}
+embedding_size = 8
+[model.modalities.question]
+kind = "text"
+max_tokens = 8
+[pretrain]
+max_epochs = 2
+threads = 1
+# A job is short, its candidate passes the gate quickly and without a verdict, and then the next job is due.
+[finetune]
+every = 150
+max_duration_s = 5.0
+max_experiences = 500
+[gate]
+min_events = 1000000
+max_events = 1
+"""
 
 
 class World:
@@ -29,6 +67,7 @@ class World:
         service: the inference service's process.
         learner: the learner's process.
         store: what the learner has taken in.
+        jobs: what became of each fine-tuning job that is over, as far as :meth:`unnoticed_jobs` has looked.
     """
 
     service: Service
@@ -39,18 +78,31 @@ class World:
         self.cluster = Cluster(folder / "kafka", properties=_behind(proxy_port, broker_port), heap_mb=256)
         self.broker = self.cluster.brokers[0]
         self.proxy = Proxy(proxy_port, f"127.0.0.1:{broker_port}")
-        self.config = deployed(folder)
-        toml = self.config.read_text(encoding="utf-8").replace("port = 0", f"port = {self._port}", 1)
-        # No comparison takes refreshes back, nobody is set aside: what is learned is what the log says, no more.
-        self.config.write_text(toml.replace("batch = 1\n", "batch = 64\nuser_cap = 1.0\n"), encoding="utf-8")
+        self.config = folder / "plaudit.toml"
+        self.config.write_text(
+            _SETTINGS.format(
+                data_dir=json.dumps(str(folder / "data")), port=self._port, model=MODEL, actions=json.dumps(ACTIONS)
+            ),
+            encoding="utf-8",
+        )
         on_kafka(self.config, f"127.0.0.1:{proxy_port}")
         self.settings: Settings = load_settings(self.config)
+        self._labelled = folder / "labelled"
+        self.killed_jobs: set[str] = set()
+        self.jobs: dict[str, str] = {}
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self._port}"
 
     def start(self) -> None:
+        self._labelled.mkdir()
+        rows = [f"{split},{action},which animal is a {action}?" for split in ("train", "val") for action in ACTIONS * 4]
+        (self._labelled / "manifest.csv").write_text(
+            "\n".join(["split,action,question", *rows]) + "\n", encoding="utf-8"
+        )
+        pretrain = [*PLAUDIT, "pretrain", "--data", str(self._labelled), "--config", str(self.config), "--json"]
+        subprocess.run(pretrain, stdout=subprocess.DEVNULL, check=True)
         self.proxy.start()
         self.cluster.start()
         self.start_service()
@@ -65,6 +117,37 @@ class World:
     def start_learner(self) -> None:
         self.learner = Service([*PLAUDIT, "learn", "--config", str(self.config), "--json"])
 
+    def tuning(self) -> Tuning:
+        """Where fine-tuning stands, as the learner has saved it."""
+        return tuning_from_bytes(self.store.recall(KEY))
+
+    def kill_job(self, after_s: float) -> bool:
+        """kill -9 for the job that is running, in so many seconds; False if there is none, or it is done by then."""
+        tuning = self.tuning()
+        if tuning.phase != "training":
+            return False
+        time.sleep(after_s)
+        if killed := self._kill(tuning.run):
+            self.killed_jobs.add(tuning.run)
+        return killed
+
+    def unnoticed_jobs(self) -> Set[str]:
+        """Killed ones of which the learner has not said how they ended."""
+        self.jobs |= {each["run"]: each["outcome"] for each in self.tuning().outcomes}
+        return self.killed_jobs - self.jobs.keys()
+
+    def _kill(self, run: str) -> bool:
+        folder = compose.learner_dir(self.settings, MODEL) / "runs" / run
+        jobs = compose.job_launcher(self.settings, MODEL)
+        with contextlib.suppress(OSError):
+            if jobs.status(folder).state != JobState.RUNNING:
+                return False
+            os.killpg(int((folder / "job.pid").read_text(encoding="ascii")), signal.SIGKILL)
+            while jobs.status(folder).state == JobState.RUNNING:
+                time.sleep(0.01)
+            return jobs.status(folder).state == JobState.FAILED
+        return False
+
     def stop(self) -> None:
         """Both services in their own time; broker and proxy stay."""
         for service in (self.service, self.learner):
@@ -74,6 +157,8 @@ class World:
     def close(self) -> None:
         for service in (self.service, self.learner):
             service.kill()
+        if (tuning := self.tuning()).phase == "training":
+            self._kill(tuning.run)
         self.store.close()
         self.cluster.kill()
         self.proxy.stop()

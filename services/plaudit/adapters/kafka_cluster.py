@@ -76,7 +76,7 @@ class KafkaConnection:
         made: list[KafkaNetClient] = []
 
         def remember(**configs: Any) -> KafkaNetClient:
-            made.append(KafkaNetClient(**configs))
+            made.append(_patient(KafkaNetClient(**configs)))
             return made[-1]
 
         try:
@@ -277,6 +277,24 @@ def _configs(admin: KafkaAdminClient, plan: TopicPlan, topics: Iterable[Topic]) 
     resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
     described = admin.describe_configs(resources, config_filter="all")["topic"]
     return {topic: {key: config["value"] for key, config in described[name].items()} for name, topic in names.items()}
+
+
+def _patient(client: KafkaNetClient) -> KafkaNetClient:
+    """With pauses, that grow, also after connections that were opened and shut at once.
+
+    Such is what proxies and port forwards do whose broker is away. kafka-python takes them for a success, forgets the
+    failures before, and would try thousands of times a second.
+    """
+    manager = client._manager
+    forget = manager.reset_backoff
+
+    def after_connecting(node_id: Any) -> None:
+        connection = manager._conns.get(node_id)
+        lost = manager.cluster.broker_metadata(node_id) is not None and (connection is None or not connection.connected)
+        (manager.update_backoff if lost else forget)(node_id)
+
+    manager.reset_backoff = after_connecting
+    return client
 
 
 class _Listener(logging.Handler):

@@ -20,6 +20,7 @@ from kafka.errors import KafkaError, KafkaTimeoutError
 
 from plaudit.adapters.kafka_cluster import KafkaConnection, TopicPlan, ensure_topics, milliseconds
 from plaudit.adapters.kafka_reader import EVENT_TYPE, KafkaReader
+from plaudit.adapters.seats import Seat
 from plaudit.core.errors import InvalidInput, LogUnavailable
 from plaudit.core.events import DeadLetter, Event, Topic, event_id_of, key_of, topic_of
 from plaudit.core.ports import Appended, Positions
@@ -54,12 +55,18 @@ class KafkaLog:
     Connects when first used, and makes the topics that are not there. While the brokers are away every call fails,
     within ``delivery_timeout_s`` of the first one to notice and at once for those that follow within a second. Records
     of concurrent appends share requests.
+
+    Args:
+        seat: its name is that of the log's readers in their groups, so there may be one in each; left with the log.
     """
 
-    def __init__(self, connection: KafkaConnection, plan: TopicPlan, delivery: Delivery) -> None:
+    def __init__(
+        self, connection: KafkaConnection, plan: TopicPlan, delivery: Delivery, seat: Seat | None = None
+    ) -> None:
         self._connection = connection
         self._plan = plan
         self._delivery = delivery
+        self._seat = seat
         self._lock = threading.Lock()
         self._producer: KafkaProducer | None = None
         self._limits: Mapping[Topic, int] = {}
@@ -103,7 +110,8 @@ class KafkaLog:
         self.append(events)
 
     def reader(self, group: str, topics: Sequence[Topic], start: Callable[[], Positions] | None = None) -> KafkaReader:
-        return KafkaReader(self._connection, self._plan, group, topics, start)
+        name = None if self._seat is None else self._seat.name()
+        return KafkaReader(self._connection, self._plan, group, topics, start, name)
 
     def feedback_recorded(self, feedback_id: str) -> float | None:
         return self._recent.time_s((Topic.FEEDBACK, feedback_id))
@@ -113,6 +121,8 @@ class KafkaLog:
             producer, self._producer = self._producer, None
         if producer is not None:
             _close(producer, _CLOSE_S)
+        if self._seat is not None:
+            self._seat.leave()
 
     def _fitting(self, event: Event) -> bytes:
         """The payload; of a dead letter that is too large, the reason with as much of the record as fits."""

@@ -53,6 +53,8 @@ class KafkaReader:
 
     Args:
         start: asked where newly assigned partitions continue; None: where the group committed.
+        name: of this reader in its group. Whoever joins by the same name takes its place, at once and with its
+            partitions; without one, what a reader had that was killed waits until its session is over.
 
     Raises:
         LogUnavailable: by what polls and asks; what was polled is given again to a reader made anew.
@@ -66,6 +68,7 @@ class KafkaReader:
         group: str,
         topics: Sequence[Topic],
         start: Callable[[], Positions] | None,
+        name: str | None = None,
     ) -> None:
         self._connection = connection
         self._plan = plan
@@ -73,6 +76,7 @@ class KafkaReader:
         # Decisions before their feedback, where both are there.
         self._topics = {plan.name(topic): topic for topic in sorted(topics, key=list(Topic).index)}
         self._start = start
+        self._name = name
         self._assignor = CopartitionedAssignor()
         self._membership = _Membership(self._assignor)
         self._consumer: KafkaConsumer | None = None
@@ -136,6 +140,8 @@ class KafkaReader:
             deadline = time.monotonic() + _CLOSE_S
             while not self._committing.is_done and time.monotonic() < deadline:
                 time.sleep(_STEP_S / 10)
+        # Members with a name never leave in kafka-python, and their partitions would wait for a session's end.
+        self._consumer._coordinator.is_dynamic_member = lambda: True
         self._consumer.close(autocommit=False, timeout_ms=milliseconds(_CLOSE_S))
         self._consumer = None
 
@@ -148,6 +154,7 @@ class KafkaReader:
                 consumer = self._connection.build(
                     KafkaConsumer,
                     group_id=self._group,
+                    group_instance_id=self._name,
                     partition_assignment_strategy=[self._assignor],
                     enable_auto_commit=False,
                     allow_auto_create_topics=False,

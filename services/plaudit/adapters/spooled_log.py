@@ -9,8 +9,6 @@ removal; whoever reads drops them by their ids. Knows nothing about what events 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import itertools
 import os
 import threading
 import time
@@ -21,6 +19,7 @@ from typing import Final, Literal
 
 import structlog
 
+from plaudit.adapters.seats import Seat, locked
 from plaudit.adapters.sqlite_log import SqliteLog
 from plaudit.core.errors import InvalidInput, LogUnavailable
 from plaudit.core.events import DeadLetter, Event, Topic
@@ -65,13 +64,14 @@ class SpooledLog:
         self._after_s = after_s
         self._pause_s = pause_s
         self._problem = "what was spooled before the start is not handed on yet"
-        self._places = _Places(folder)
+        self._seat = Seat(folder)
+        own = folder / f"{self._seat.number}.sqlite"
         try:
-            self._spool = SqliteLog(self._places.own, synchronous, limit_bytes)
-            self._places.adopt(self._spool)
+            self._spool = SqliteLog(own, synchronous, limit_bytes)
+            _adopt(folder, own, self._spool)
             self._spooled = self._spool.count()
         except LogUnavailable:
-            self._places.leave()
+            self._seat.leave()
             raise
         self._reader = self._spool.reader("spool", tuple(Topic), start=dict)
         self._changed = threading.Condition()
@@ -130,7 +130,7 @@ class SpooledLog:
         self._inner.close()
         self._reader.close()
         self._spool.close()
-        self._places.leave()
+        self._seat.leave()
 
     # --- into the spool ----------------------------------------------------------------------------------------------
 
@@ -242,34 +242,16 @@ def _dead(record: Record, payload: bytes, reason: str) -> DeadLetter:
     return DeadLetter(record.topic, f"spool {record.position}", reason, payload, time.time())
 
 
-class _Places:
-    """The files of a folder, each one process's at a time: who holds the lock of a file's name owns the file."""
-
-    def __init__(self, folder: Path) -> None:
+def _adopt(folder: Path, own: Path, spool: SqliteLog) -> None:
+    """Move into ``spool`` what processes left behind that are gone."""
+    for path in sorted(folder.glob("*.sqlite")):
+        if path == own or (lock := locked(path.with_suffix(".lock"))) is None:
+            continue
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._folder = folder
-            self._lock, self.own = next(
-                (lock, path)
-                for path in (folder / f"{number}.sqlite" for number in itertools.count())
-                if (lock := _locked(path)) is not None
-            )
-        except OSError as error:
-            raise LogUnavailable(f"{folder}: {error}") from error
-
-    def adopt(self, spool: SqliteLog) -> None:
-        """Move into ``spool`` what processes left behind that are gone."""
-        for path in sorted(self._folder.glob("*.sqlite")):
-            if path == self.own or (lock := _locked(path)) is None:
-                continue
-            try:
-                with contextlib.closing(SqliteLog(path)) as left:
-                    _move(left, spool)
-            finally:
-                os.close(lock)
-
-    def leave(self) -> None:
-        os.close(self._lock)
+            with contextlib.closing(SqliteLog(path)) as left:
+                _move(left, spool)
+        finally:
+            os.close(lock)
 
 
 def _move(left: SqliteLog, spool: SqliteLog) -> None:
@@ -277,14 +259,3 @@ def _move(left: SqliteLog, spool: SqliteLog) -> None:
         while records := reader.poll(_BATCH, 0.0):
             spool.append([_event(record) for record in records])
             left.remove(records[-1].cursor)
-
-
-def _locked(path: Path) -> int | None:
-    """The open lock file that goes with ``path``; None if another process, or log of this one, holds it."""
-    lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    return lock

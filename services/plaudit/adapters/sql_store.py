@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -28,6 +29,7 @@ from sqlalchemy import (
     Double,
     Engine,
     Index,
+    Insert,
     Integer,
     LargeBinary,
     MetaData,
@@ -35,6 +37,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    Update,
     bindparam,
     cast,
     create_engine,
@@ -529,7 +532,7 @@ class SqlStore:
             found = _unnested({name: table.c[name].type for name in rows[0]}, rows)
             connection.execute(statement.from_select(list(rows[0]), select(*found.c)))
         else:
-            connection.execute(statement, rows)
+            _execute_many(connection, statement, rows)
 
     def _note(self, connection: Connection, probabilities: Mapping[int, tuple[float, ...]]) -> None:
         rows = [{"n": n, "noted": np.array(p, "<f8").tobytes()} for n, p in probabilities.items()]
@@ -539,7 +542,9 @@ class SqlStore:
             connection.execute(noting)
         else:
             this = _EXPERIENCES.c.number == bindparam("n")
-            _update_each(connection, update(_EXPERIENCES).where(this).values(probabilities=bindparam("noted")), rows)
+            if rows:
+                noting = update(_EXPERIENCES).where(this).values(probabilities=bindparam("noted"))
+                _execute_many(connection, noting, rows)
 
     @contextmanager
     def _locked(self) -> Iterator[tuple[Connection, Row[Any]]]:
@@ -643,6 +648,13 @@ def _update_each(connection: Connection, statement: Any, rows: Sequence[Mapping[
         connection.execute(statement, rows)
 
 
+def _execute_many(connection: Connection, statement: Insert | Update, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The rows straight to SQLite's driver, whose types they have: SQLAlchemy would look at every value of each."""
+    compiled = statement.compile(dialect=connection.dialect, column_keys=list(rows[0]))
+    place = itemgetter(*compiled.positiontup)
+    connection.exec_driver_sql(str(compiled), [place(row) for row in rows])
+
+
 def _chunks(ids: Sequence[_T]) -> Iterable[Sequence[_T]]:
     """Databases limit how many parameters a query may have."""
     return (ids[start : start + _IDS_PER_QUERY] for start in range(0, len(ids), _IDS_PER_QUERY))
@@ -660,9 +672,9 @@ def _decision_row(decision: Decision) -> dict[str, Any]:
         "version": header.version,
         "action": header.action,
         "propensity": header.propensity,
-        "allowed_actions": json.dumps(header.allowed_actions),
+        "allowed_actions": _listed(header.allowed_actions),
         "greedy": header.greedy,
-        "modalities": json.dumps(header.modalities),
+        "modalities": _listed(header.modalities),
         "payload": encode_event(replace(decision, features=None)),
     }
 
@@ -679,6 +691,11 @@ def _served(row: Row[Any]) -> Served:
         greedy=row.greedy,
         modalities=_names(row.modalities),
     )
+
+
+@lru_cache(maxsize=1024)
+def _listed(names: tuple[str, ...]) -> str:
+    return json.dumps(names)
 
 
 @lru_cache(maxsize=1024)

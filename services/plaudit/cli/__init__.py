@@ -5,13 +5,24 @@ Exit codes: 0 success, 1 it failed, 2 the command line or a setting is wrong, 13
 
 from __future__ import annotations
 
+import os
 import sys
 
 _NEEDED = frozenset({"pydantic", "pydantic_settings", "rich", "typer"})
 
 
+def one_thread_for_algebra() -> None:
+    """Tell numpy's OpenBLAS, before numpy is loaded, to use one thread, unless the environment says how many.
+
+    Its threads wait for each other by spinning: beside a broker and an inference service on the same cores, the
+    learner's factorisations, which take one thread a millisecond, were seen to take a hundred.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 def main() -> None:
     """The entry point of the distribution and of ``python -m plaudit``."""
+    one_thread_for_algebra()
     try:
         from plaudit.cli.app import run
     except ModuleNotFoundError as error:

@@ -128,7 +128,7 @@ async def console(settings: Settings, target: str | None, report: Report) -> Non
 def _learn(settings: Settings, model: str, report: Report, stop: threading.Event) -> None:
     registry = CollectorRegistry()
     with (
-        contextlib.closing(compose.event_log(settings)) as log,
+        contextlib.closing(compose.learner_log(settings, model)) as log,
         contextlib.closing(compose.experience_store(settings, model)) as store,
         contextlib.closing(compose.learner(settings, model, log, store, registry)) as learner,
         _metrics_port(settings, registry) as port,

@@ -195,7 +195,7 @@ class LearnerSettings(_Section):
     """Experiences that make one batch: every batch updates the reward model and refreshes the head."""
     max_wait_s: Positive = 2.0
     """An incomplete batch is learned from after this long."""
-    poll_limit: Count = 512
+    poll_limit: Count = 1024
     """The most records read at once."""
     silence_reward: Share | None = None
     """Reward of a decision nobody said anything about; None: silence means nothing."""

@@ -21,7 +21,7 @@ class Pace:
 
     batch: int = 64
     max_wait_s: float = 2.0
-    poll_limit: int = 512
+    poll_limit: int = 1024
     silence_reward: float | None = None
     silence_after_s: float = 300.0
     user_cap: float = 1.0

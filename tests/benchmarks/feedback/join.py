@@ -7,12 +7,14 @@ import subprocess
 import sys
 
 from benchmarks.measure import Measure
+from plaudit.cli import one_thread_for_algebra
 
 _FIRST = 100_000
 
 
 def run(*, quick: bool) -> list[Measure]:
     events = 200_000 if quick else 2_000_000
+    one_thread_for_algebra()  # in the process below too, as in `plaudit learn`
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.learner", str(events)], stdout=subprocess.PIPE, text=True, check=True
     )
