@@ -308,6 +308,20 @@ class Fates(Protocol):
         ...
 
 
+class TrialRecords(Protocol):
+    """Where to ask what the learners made of trials. Safe to use from several threads."""
+
+    def trial(self, model: str, version: int) -> Mapping[str, Any] | None:
+        """How the latest trial of a version stands, or how it ended; None if there is none to tell of.
+
+        JSON-ready, as the learner reports it. ``verdict`` is None while it is under way.
+
+        Raises:
+            StoreUnavailable: it cannot be told now.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Revision:
     """An experience whose judgement has changed since it was made, or since the leader last resolved its revision.

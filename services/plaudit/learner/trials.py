@@ -173,6 +173,7 @@ class Trial:
         live, candidate = self.guards.live, self.guards.candidate
         return {
             "version": self.version,
+            "generation": self.generation,
             "share": self.share,
             "shadow": self.shadow,
             "actor": self.actor,
