@@ -17,7 +17,7 @@ from typing import Final
 import structlog
 
 from plaudit.core.errors import NoLiveModel, NotFound, UnprovenVersion
-from plaudit.core.events import Role
+from plaudit.core.events import Role, TrialReport
 from plaudit.core.ports import ModelRegistry, ModelRuntime, ServableModel
 from plaudit.core.rollout import Rollout, on_trial
 from plaudit.serving.capacity import best_batch
@@ -70,6 +70,7 @@ class LiveModel:
         self._loaded: dict[int, ServableModel] = {}
         self._failures: dict[int, _Failure] = {}
         self.trial: Trial | None = None
+        self._ended: list[Trial] = []
         self._trial: tuple[Rollout, ServableModel] | None = None
         self._problem = ""
         self._lock = threading.Lock()
@@ -93,6 +94,14 @@ class LiveModel:
         """Around one request of this user: counts how it was answered, while a trial is under way."""
         trial = self.trial
         return UNWATCHED if trial is None else trial.watch(user_id)
+
+    def trial_reports(self, time_s: float) -> list[TrialReport]:
+        """What was seen of trials since the last time, of one that has ended meanwhile too."""
+        with self._lock:
+            trials, self._ended = self._ended, []
+            if self.trial is not None:
+                trials = [*trials, self.trial]
+        return [report for trial in trials if (report := trial.report(time_s)) is not None]
 
     @property
     def batch_cap(self) -> int:
@@ -161,12 +170,15 @@ class LiveModel:
                 self._failures.pop(version, None)
 
     def _follow_trial(self, rollout: Rollout, candidate: ServableModel | None) -> None:
+        trial = self.trial
+        if trial is not None and trial.key != (rollout.trial, rollout.candidate):
+            self._ended.append(trial)
+            self.trial = trial = None
         if rollout.candidate is None:
-            self.trial = None
             return
-        trial, failure = self.trial, self._failures.get(rollout.candidate)
+        failure = self._failures.get(rollout.candidate)
         problem = failure.proof if failure is not None and candidate is None else ""
-        if trial is None or trial.key != (rollout.trial, rollout.candidate):
+        if trial is None:
             self.trial = Trial(rollout, candidate, problem)
         else:
             trial.candidate, trial.problem = candidate, problem

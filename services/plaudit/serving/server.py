@@ -250,9 +250,7 @@ class InferenceServer:
         """Tell what was seen of trials since the last time."""
         self._reported_s = time.monotonic()
         for served in self._models.all():
-            trial = served.live.trial
-            report = None if trial is None else trial.report(time.time())
-            if report is not None:
+            for report in served.live.trial_reports(time.time()):
                 self._recorder.record(report)
 
     def _look(self) -> None:
