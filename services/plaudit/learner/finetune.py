@@ -238,7 +238,8 @@ class Finetuning:
         if self._tuning.phase == "gating":
             report["gate"] = self._comparison.report().to_dict()
         if self._tuning.phase == "canary":
-            report["canary"] = self._trials.report()
+            begun = {"version": self._tuning.version, "n": 0, "why": "nobody has said anything yet"}
+            report["canary"] = self._trials.report() or begun
         return report
 
     @property
