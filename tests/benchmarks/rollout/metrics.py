@@ -13,7 +13,7 @@ from typing import Final
 
 from benchmarks.measure import Measure
 from benchmarks.serving.load import write_requests
-from benchmarks.serving.processes import CLIENT_CORE, SERVER_CORE
+from benchmarks.serving.processes import CLIENT_CORE, SERVER_CORE, program
 from benchmarks.serving.processes import run as on_core
 from builders import tiny_content
 from deployment import deployed
@@ -35,9 +35,8 @@ def run(*, quick: bool) -> list[Measure]:
         write_requests(requests, [_request(seed) for seed in range(20)])
         for turn in range(rounds):
             for kind in sorted(cpu_us, reverse=bool(turn % 2)):
-                with _server(
-                    ["benchmarks.rollout.served", str(config), *([kind] if kind else [])], SERVER_CORE
-                ) as server:
+                command = ["benchmarks.rollout.served", str(config), *([kind] if kind else [])]
+                with program(command, SERVER_CORE) as server:
                     found = on_core(
                         "load",
                         server.address,
