@@ -136,6 +136,29 @@ async def test_a_version_with_other_modalities_is_not_promoted(serve, registry, 
     assert (await running.predict()).version == 1
 
 
+async def test_a_registry_that_vanishes_under_the_server(serve, registry, tmp_path):
+    """Live keeps serving, every change is refused with what is wrong, and all is well once the folder is back."""
+    running = await serve()
+    await promote(running, 3)
+    (tmp_path / "registry").rename(tmp_path / "elsewhere")
+    for call in (
+        promote(running, 2),
+        running.models.Rollback(model_pb2.RollbackRequest()),
+        running.models.Pin(model_pb2.PinRequest(version=1)),
+        start(running, 2),
+        stop(running),
+        running.models.ListVersions(model_pb2.ListVersionsRequest()),
+    ):
+        code, details = await refusal(call)
+        assert code is grpc.StatusCode.UNAVAILABLE, details
+        assert "the registry is away" in details
+        assert "put it back" in details
+    assert (await running.predict()).version == 3
+    (tmp_path / "elsewhere").rename(tmp_path / "registry")
+    assert (await running.models.Rollback(model_pb2.RollbackRequest())).rollout.live == 1
+    assert (await running.predict()).version == 1
+
+
 async def test_trials_need_the_admin_token_where_there_is_one(serve):
     running = await serve(admin_token="sesame")
     for call in (start(running, 3), stop(running)):

@@ -24,6 +24,7 @@ PlauditError
 │   ├── NoLiveModel
 │   ├── Draining            the server is shutting down
 │   ├── LogUnavailable
+│   ├── RegistryUnavailable the registry is gone, or not what it was
 │   └── StoreUnavailable    the experience store could not save or read
 ├── Unauthorized            an admin call without the admin token
 │   └── WrongToken              with a wrong one
@@ -211,6 +212,13 @@ class StoreUnavailable(Unavailable):
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"the experience store is away, nothing was saved: {problem}")
+
+
+class RegistryUnavailable(Unavailable):
+    """The registry cannot be read or changed; what is loaded goes on serving."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"the registry is away, nothing was changed and what serves goes on: {problem}")
 
 
 class Unauthorized(PlauditError):

@@ -126,7 +126,8 @@ class EventLog(Protocol):
 class ModelRegistry(Protocol):
     """Immutable versions of one model and the rollout that says which of them serves.
 
-    Safe to use from several threads and processes.
+    Safe to use from several threads and processes. Where the storage is gone, what lists and changes raises
+    RegistryUnavailable.
     """
 
     @property

@@ -16,6 +16,7 @@ import structlog
 from plaudit.core.errors import (
     InvalidInput,
     OtherContract,
+    RegistryUnavailable,
     RolloutMoved,
     StoreUnavailable,
     UnknownVersion,
@@ -217,6 +218,10 @@ def _apply(live: LiveModel, expected: int, change: Change, transition: Callable[
     """Where any generation will do, a change that somebody else overtook is made again on the new one."""
     for _ in range(_ATTEMPTS):
         present = live.registry.rollout()
+        if present.generation < live.rollout.generation:
+            raise RegistryUnavailable(
+                f"it is at generation {present.generation} and was at {live.rollout.generation}; put it back as it was"
+            )
         if expected not in (0, present.generation):
             break
         rollout = transition(present, change)

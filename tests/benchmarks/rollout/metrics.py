@@ -49,14 +49,15 @@ def run(*, quick: bool) -> list[Measure]:
                 rates[kind].append(found["per_s"])
     with_us, without_us = (statistics.median(cpu_us[kind]) for kind in ("", "mute"))
     with_rate, without_rate = (statistics.median(rates[kind]) for kind in ("", "mute"))
-    spread = max(cpu_us["mute"]) / min(cpu_us["mute"]) - 1
+    each = [100 * (ours / theirs - 1) for ours, theirs in zip(cpu_us[""], cpu_us["mute"], strict=True)]
+    error = statistics.stdev(each) / len(each) ** 0.5
     return [
         Measure(
             "metrics, share of the processor time of a request, %",
-            100 * (with_us - without_us) / without_us,
+            statistics.mean(each),
             GOAL_PERCENT,
             "at_most",
-            note=f"{with_us:.0f} µs with, {without_us:.0f} µs without; medians of {rounds} that differ by {spread:.0%}",
+            note=f"± {error:.1f} (standard error of {rounds} pairs); {with_us:.0f} µs with, {without_us:.0f} without",
         ),
         Measure(
             "metrics, share of the rate, %",

@@ -35,11 +35,18 @@ class _Mute:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def __call__(self, *arguments: Any, **named: Any) -> None:
+    def inc(self, amount: float = 1) -> None:
+        pass
+
+    def observe(self, amount: float) -> None:
+        pass
+
+    def set(self, value: float) -> None:
         pass
 
     def __getattr__(self, name: str) -> Any:
-        return self
+        """What is used seldom."""
+        return lambda *arguments, **named: None
 
 
 class Muted(declared.ServingMetrics):
