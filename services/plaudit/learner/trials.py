@@ -168,6 +168,15 @@ class Trial:
         }
         return json.dumps(raw).encode()
 
+    def e_values(self) -> dict[str, float]:
+        """The evidence for each claim: gain, harm, errors, latency."""
+        return {
+            "gain": self.evidence.gain.e_value(0),
+            "harm": self.evidence.loss.e_value(0),
+            "errors": self.guards.errors.e_value(0),
+            "latency": self.guards.slow.e_value(0),
+        }
+
     def report(self) -> dict[str, Any]:
         """For people, JSON-ready."""
         live, candidate = self.guards.live, self.guards.candidate
@@ -182,11 +191,8 @@ class Trial:
             "why": self.why or self.evidence.reason(),
             "n": sum(self.evidence.n),
             "satisfaction": _arms(self.evidence),
-            "e_value_gain": self.evidence.gain.e_value(0),
-            "e_value_harm": self.evidence.loss.e_value(0),
+            **{f"e_value_{claim}": e_value for claim, e_value in self.e_values().items()},
             "answers": {"live": _answers(live), "candidate": _answers(candidate)},
-            "e_value_errors": self.guards.errors.e_value(0),
-            "e_value_latency": self.guards.slow.e_value(0),
             "slices": [
                 {
                     "name": name,
@@ -391,7 +397,6 @@ class Trials:
         after = decide(after, self._rules)
         if after is not trial:
             self._remember(after)
-            self._metrics.canary_n.set(sum(after.evidence.n))
         if after.verdict is not None:
             self._act(after)
 
@@ -461,13 +466,21 @@ class Trials:
             Changes(memory={PRESENT: None, SHOWN: None, PAST: json.dumps(past).encode(), CURSORS: cursors})
         )
         self._trial, self._past, self.busy = None, past, False
-        self._metrics.canary_n.set(0)
+        self._tell(None)
         self.close()
 
     def _remember(self, trial: Trial) -> None:
         shown = json.dumps(trial.report()).encode()
         self._store.save(Changes(memory={PRESENT: trial.to_bytes(), SHOWN: shown}))
         self._trial = trial
+        self._tell(trial)
+
+    def _tell(self, trial: Trial | None) -> None:
+        self._metrics.candidate_version.set(0 if trial is None else trial.version)
+        self._metrics.canary_n.set(0 if trial is None else sum(trial.evidence.n))
+        e_values = dict.fromkeys(("gain", "harm", "errors", "latency"), 1.0) if trial is None else trial.e_values()
+        for claim, e_value in e_values.items():
+            self._metrics.canary_e_value.labels(claim).set(e_value)
 
 
 def _is_of_trial(trial: Trial, experience: Experience, rollout: Rollout) -> bool:
