@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from builders import tiny_content
+from kafka_broker import Kafka
 from loop_world import World
 from plaudit.adapters.store_fates import StoreFates
 from plaudit.core.errors import StoreUnavailable
@@ -286,3 +289,22 @@ def test_what_became_of_trials_is_read_in_the_store(make_world: MakeWorld) -> No
     assert past is not None
     assert past["why"] == "bob ended the trial: no"
     assert fates.trial("tiny", 1) is None
+
+
+@pytest.mark.kafka
+def test_reports_are_read_from_kafka_and_go_on_where_the_last_leader_was(tmp_path: Path, kafka: Kafka) -> None:
+    with contextlib.closing(kafka.log()) as log:
+        world = World(tmp_path, settings=QUIET | {"finetune": {"enabled": False}}, log=log)
+        world.first_version()
+        begin(world, world.publish(seed=9, prefer="fish"), 0.1)
+        with contextlib.closing(world.learner()) as first:
+            first.step()
+            log.append([report(world, "r1", 1, live=answers(54), candidate=answers(0, failed=6))])
+            until_seen(first, "r1", 1)
+        with contextlib.closing(world.learner()) as second:
+            log.append([report(world, "r2", 1, live=answers(54), candidate=answers(0, failed=6))])
+            ended = until_over(second, world)
+        for store in world.stores:
+            store.close()
+    assert ended["verdict"] == "reject"
+    assert ended["answers"]["candidate"]["failed"] == 12

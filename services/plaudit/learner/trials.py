@@ -340,10 +340,7 @@ class Trials:
 
     def outcome(self, version: int) -> Mapping[str, Any] | None:
         """How the latest trial of a version ended; None if it has not, or there was none."""
-        for past in reversed(self._past):
-            if past["version"] == version:
-                return past
-        return None
+        return next((past for past in reversed(self._past) if past["version"] == version), None)
 
     def report(self) -> dict[str, Any] | None:
         """Of the trial under way, for people; None if there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import tempfile
 import threading
@@ -18,6 +19,8 @@ from plaudit.client import Client
 REPLICAS: Final = 2
 GOAL_MS: Final = 100.0
 _PAUSE_S: Final = 0.002
+_ANY_TIME_S: Final = 0.2
+"""Changes come after a random while up to this, so that they hit services at any moment between two of their looks."""
 
 
 @dataclass
@@ -64,6 +67,7 @@ def run(*, quick: bool) -> list[Measure]:
                     operator.promote(2)
                     for each in watched:
                         each.wait_for(2, began_s)
+                    time.sleep(random.uniform(0.0, _ANY_TIME_S))
                     began_s = time.monotonic()
                     operator.rollback(reason="bench-rollout")
                     took_ms.append(1e3 * max(each.wait_for(1, began_s) - began_s for each in watched))
@@ -87,6 +91,7 @@ def _stop_a_canary(operator: Client, addresses: Sequence[tuple[str, str]]) -> fl
     with Client(addresses[-1][0]) as client:
         while not (inside := [u for u in users if client.predict({"question": "x"}, user_id=u).version == 2]):
             time.sleep(_PAUSE_S)
+        time.sleep(random.uniform(0.0, _ANY_TIME_S))
         began_s = time.monotonic()
         operator.stop_canary()
         while client.predict({"question": "x"}, user_id=inside[0]).version == 2:
