@@ -406,9 +406,10 @@ class Finetuning:
 
     def _watch_canary(self) -> None:
         """Wait for the end of the trial (trials.py)."""
-        if self._registry.rollout().candidate == self._tuning.version or self._trials.trial is not None:
+        version, trial = self._tuning.version, self._trials.trial
+        if self._registry.rollout().candidate == version or (trial is not None and trial.version == version):
             return
-        outcome = self._trials.outcome(self._tuning.version)
+        outcome = self._trials.outcome(version)
         if outcome is None:  # it was begun and ended between two looks
             self._end(
                 "insufficient", "the trial was ended before anything was seen of it", version=self._tuning.version

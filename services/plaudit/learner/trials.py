@@ -23,7 +23,7 @@ from plaudit.core.experience import Experience
 from plaudit.core.ports import Changes, Cursor, EventLog, EventReader, ExperienceStore, ModelRegistry
 from plaudit.core.rollout import Change, Rollout, end_canary, on_trial, promote
 from plaudit.core.trials import CURSORS, PAST, PRESENT, SHOWN
-from plaudit.learner.compare import counts_as_proof
+from plaudit.learner.compare import speaks_plainly
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.progress import Progress
 from plaudit.learner.rollouts import ACTOR, move
@@ -486,7 +486,7 @@ def _is_of_trial(trial: Trial, experience: Experience, rollout: Rollout) -> bool
     return (
         not trial.shadow
         and not experience.set_aside
-        and counts_as_proof(experience)
+        and speaks_plainly(experience)
         and served.time_s >= trial.started_at_s
         and served.user_id != ""
         and on_trial(rollout, served.user_id) == (served.version == trial.version)
