@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import onnx
 import pytest
@@ -155,12 +154,10 @@ def test_a_version_that_fails_on_some_requests_is_withdrawn_by_what_two_services
                 content = {name: _sendable(part) for name, part in contents[turn % 40].items()}
                 try:
                     (one, two)[turn % 2].predict(content, user_id=f"user {turn % 500}")
-                except ClientError as error:
-                    assert error.code is grpc.StatusCode.INTERNAL
+                except ClientError:
                     failed += 1
-            answers = [
-                client.predict({"question": "x"}, user_id=f"user {n}") for n in range(9) for client in (one, two)
-            ]
+            users = [f"user {number}" for number in range(9)]
+            served = {each.predict({"question": "x"}, user_id=user).version for user in users for each in (one, two)}
     finally:
         for service in services:
             service.kill()
@@ -168,7 +165,7 @@ def test_a_version_that_fails_on_some_requests_is_withdrawn_by_what_two_services
     assert (rollout.live, rollout.actor) == (1, "learner")
     assert rollout.reason.startswith("version 2 is withdrawn: answers failed: ")
     assert failed > 5
-    assert answers
+    assert served == {1}
 
 
 def _sendable(part: Content) -> Any:
