@@ -37,6 +37,8 @@ _REPORTS: Final = 512
 _POLLS: Final = 8
 """Times that many reports are read per look: those of earlier trials are soon passed over."""
 _REPORTS_INTERVAL_S: Final = 0.2
+_WAIT_S: Final = 0.2
+"""For reports that are known to be there."""
 _KEPT: Final = 20
 """Trials remembered after their end."""
 _SLICES: Final = 8
@@ -409,14 +411,14 @@ class Trials:
             self._reader = self._log.reader(group, (Topic.TRIALS,), start=lambda: cursors)
         found: list[tuple[TrialReport, Mapping[str, Cursor]]] = []
         for _ in range(_POLLS):
-            records = self._reader.poll(_REPORTS, 0.0)
+            if not self._reader.lag():  # it joins the group, too; polling without waiting for anything never would
+                break
+            records = self._reader.poll(_REPORTS, _WAIT_S)
             found += [
                 (record.event, {record.partition: record.cursor})
                 for record in records
                 if isinstance(record.event, TrialReport) and record.event.model == self._registry.model
             ]
-            if len(records) < _REPORTS:
-                break
         return found
 
     def _act(self, trial: Trial) -> None:
