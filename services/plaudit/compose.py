@@ -7,7 +7,7 @@ Layout of the data directory:
     spool/                what the inference service has acknowledged and Kafka does not have yet
     registry/             versions and the rollout
     experiences.sqlite    the learner's experience store
-    learner/              the learner's status, and a folder per fine-tuning run
+    learner/              the learner's status, its seat, and a folder per fine-tuning run
     experiences-NAME.sqlite, learner-NAME/   the same for a model that was imported
     signing.key           what prediction ids are signed with
     tensorrt/             engines that TensorRT has built, where it is used
