@@ -119,3 +119,31 @@ def test_decisions_stay_as_long_as_feedback_about_them_is_taken() -> None:
 def test_the_password_of_the_store_is_not_shown() -> None:
     settings = load_settings(None, {"store": {"url": "postgresql://me:secret@db/plaudit"}})
     assert "secret" not in repr(settings)
+
+
+# --- the canary's policy ---------------------------------------------------------------------------------------------
+
+
+def test_a_model_has_the_canary_policy_it_is_given_and_the_common_one_for_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "plaudit.toml"
+    path.write_text(
+        "[canary]\nshare = 0.2\nmax_events = 700\n[canary.models.pets]\nshare = 0.05\npromote = false\n", "utf-8"
+    )
+    canary = load_settings(path).canary
+    assert (canary.of("pets").share, canary.of("pets").promote, canary.of("pets").max_events) == (0.05, False, 700)
+    assert (canary.of("other").share, canary.of("other").promote) == (0.2, True)
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        ("[canary.models.pets]\nshares = 0.1\n", "canary.models.pets.shares: unknown setting"),
+        ("[canary.models.pets]\nshare = 1.0\n", "canary.models.pets.share"),
+        ("[canary]\nslow_factor = 0.5\n", "canary.slow_factor"),
+    ],
+)
+def test_wrong_canary_policies_name_the_setting(tmp_path: Path, lines: str, complaint: str) -> None:
+    path = tmp_path / "plaudit.toml"
+    path.write_text(lines, encoding="utf-8")
+    with pytest.raises(ConfigError, match=complaint):
+        load_settings(path)

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from plaudit_models.spec import InvalidSpec, ModelSpec, OutputSpec, TensorModality, TextModality, spec_from_dict
+from plaudit_models.spec import (
+    ImageModality,
+    InvalidSpec,
+    ModelSpec,
+    OutputSpec,
+    TensorModality,
+    TextModality,
+    spec_from_dict,
+)
 
 ACTIONS = ("yes", "no")
 
@@ -56,3 +66,29 @@ def test_one_that_may_be_missing_needs_to_be_told_from_zeros():
 def test_what_is_wrong_with_a_tensor_is_named(name, fields, problem):
     with pytest.raises(InvalidSpec, match=problem):
         with_tensor(name, **fields)
+
+
+# --- what clients of one can send to another --------------------------------------------------------------------------
+
+
+def a_spec(**modalities: Any) -> ModelSpec:
+    return ModelSpec("m", modalities, ("cat", "dog"), 8)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "difference"),
+    [
+        ({"x": ImageModality(8, 8)}, {"x": ImageModality(16, 16)}, ""),  # an encoded image is one all the same
+        ({"x": ImageModality(8, 8, required=True)}, {"x": ImageModality(8, 8)}, ""),
+        ({"x": ImageModality(8, 8)}, {"x": ImageModality(8, 8, required=True)}, "modality 'x' may not be left out"),
+        ({"x": ImageModality(8, 8)}, {"y": ImageModality(8, 8)}, "it takes ['y'] and not ['x']"),
+        ({"x": ImageModality(8, 8)}, {"x": TextModality(4)}, "modality 'x' is of kind text and not image"),
+        (
+            {"x": TensorModality((3, 4))},
+            {"x": TensorModality((4, 3))},
+            "modality 'x' is of shape [4, 3] and not [3, 4]",
+        ),
+    ],
+)
+def test_what_another_model_cannot_take(ours: dict[str, Any], theirs: dict[str, Any], difference: str) -> None:
+    assert a_spec(**ours).difference(a_spec(**theirs)) == difference
