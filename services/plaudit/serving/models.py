@@ -16,9 +16,9 @@ import structlog
 from plaudit.core.errors import (
     InvalidInput,
     OtherContract,
+    PlauditError,
     RegistryUnavailable,
     RolloutMoved,
-    StoreUnavailable,
     UnknownVersion,
     UnprovenVersion,
 )
@@ -73,7 +73,7 @@ class Versions:
         name = self._models.pick(model).live.name
         try:
             return None if self._trials is None else self._trials.trial(name, version)
-        except StoreUnavailable as error:  # what the manifest says can be shown all the same
+        except PlauditError as error:  # whatever is wrong with the store, what the manifest says can be shown
             logger.warning("trial_unknown", model=name, version=version, problem=str(error))
             return None
 
