@@ -124,11 +124,11 @@ TRIAL = textwrap.dedent("""
     from pathlib import Path
     from loop_world import World
     from plaudit.adapters.sql_store import SqlStore
-    from plaudit.learner.finetune import CANARY
+    from plaudit.core.trials import PRESENT
 
     save = SqlStore.save
     def deadly(store, changes):
-        of_trial = changes.memory.get(CANARY) is not None
+        of_trial = changes.memory.get(PRESENT) is not None
         if of_trial and sys.argv[2] == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         save(store, changes)

@@ -33,6 +33,8 @@ from plaudit_models.guards import Arm, GuardRules, Guards, guards_from_dict, new
 
 _CHUNK: Final = 256
 """Experiences looked at per step of the loop."""
+_LOOK_BACK: Final = 2_048
+"""Experiences before the present that may be of a trial which began while no leader looked."""
 _REPORTS: Final = 512
 _POLLS: Final = 8
 """Times that many reports are read per look: those of earlier trials are soon passed over."""
@@ -375,7 +377,7 @@ class Trials:
             shadow=rollout.shadow,
             actor=began.actor,
             started_at_s=began.changed_at_s,
-            position=progress.last_number,
+            position=max(0, progress.last_number - _LOOK_BACK),
             evidence=new_canary(self._rules.canary(share)),
             guards=new_guards(self._rules.guards(share)),
             cursors=json.loads(self._store.recall(CURSORS) or b"{}"),
