@@ -65,6 +65,14 @@ class Service:
                 return event
         pytest.fail(f"ended before {wanted}: {self.logged()}")
 
+    def ready(self, *services: str) -> dict[str, Mapping[str, Any]]:
+        """What each of these services of a ``plaudit up`` said when it was ready, in whatever order they are."""
+        said: dict[str, Mapping[str, Any]] = {}
+        while not said.keys() >= set(services):
+            event = self.event(event="ready")
+            said[event["service"]] = event
+        return said
+
     def logged(self) -> str:
         """All that it logged so far."""
         self._logged.seek(0)

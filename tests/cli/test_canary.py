@@ -54,8 +54,7 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
     registry.publish(tmp_path / "two")
     up = Service([*PLAUDIT, "up", "--config", str(config), "--json"])
     try:
-        target = up.event(event="ready", service="serve")["address"]
-        up.event(event="ready", service="learn")
+        target = up.ready("serve", "learn")["serve"]["address"]
         yield Shop(config, target)
     finally:
         up.kill()

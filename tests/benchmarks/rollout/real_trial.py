@@ -27,8 +27,7 @@ def run(*, quick: bool) -> list[Measure]:
         config.write_text(text, encoding="utf-8")
         up = Service([*PLAUDIT, "up", "--config", str(config), "--json"])
         try:
-            address = up.event(event="ready", service="serve")["address"]
-            up.event(event="ready", service="learn")
+            address = up.ready("serve", "learn")["serve"]["address"]
             with Client(address) as client:
                 client.start_canary(2, SHARE, reason="bench-rollout")
                 began_s, sent = time.monotonic(), 0
