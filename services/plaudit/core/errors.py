@@ -145,9 +145,9 @@ class TrialUnderWay(Conflict):
 class NoTrial(Conflict):
     """No version is on trial, or not the one that was meant."""
 
-    def __init__(self, meant: int, found: int | None) -> None:
+    def __init__(self, meant: int, found: int) -> None:
         which = f"version {meant} is not on trial" if meant else "no version is on trial"
-        super().__init__(f"version: {which}" + (f"; version {found} is" if found is not None and meant else ""))
+        super().__init__(f"version: {which}" + (f"; version {found} is" if found and meant else ""))
 
 
 class AlreadyLive(Conflict):

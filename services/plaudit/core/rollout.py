@@ -96,7 +96,7 @@ def end_canary(rollout: Rollout, change: Change, *, version: int = 0) -> Rollout
         NoTrial: it is not on trial.
     """
     if rollout.candidate is None or version not in (0, rollout.candidate):
-        raise NoTrial(version, rollout.candidate)
+        raise NoTrial(version, rollout.candidate or 0)
     return _next(rollout, change, **_NO_TRIAL)
 
 
