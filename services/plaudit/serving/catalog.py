@@ -108,6 +108,7 @@ class ServedModels:
                 self._take_up(name)
         for served in self.all():
             served.live.step()
+            self._metrics.versions.keep(served.live.name, served.live.loaded_versions())
 
     def load(self, name: str) -> ServedModel:
         """Serve the model; when this returns its live version serves, if it can.
@@ -134,6 +135,7 @@ class ServedModels:
             self._let_go.add(name)
             self._served = {other: kept for other, kept in self._served.items() if other != name}
         served.batcher.close()
+        self._metrics.forget(name)
         logger.info("unloaded", model=name)
 
     def close(self) -> None:
