@@ -101,6 +101,9 @@ class Reading:
         self._positions |= positions
         assert self._reader is not None
         self._reader.commit(positions)
+        if batch.feedback:
+            oldest_s = min(feedback.time_s for feedback in batch.feedback.values())
+            self._metrics.join_seconds.observe(max(0.0, self._clock() - oldest_s))
         for outcome, count in batch.outcomes.items():
             self._metrics.events.labels(outcome).inc(count)
 
