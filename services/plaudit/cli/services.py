@@ -21,6 +21,7 @@ from plaudit.cli import up as supervisor
 from plaudit.cli.options import address, async_client
 from plaudit.core.errors import ConfigError
 from plaudit.core.settings import Settings
+from plaudit.core.tracing import Tracing
 from plaudit.serving.server import default_workers
 
 _M_TRIM_THRESHOLD: Final = -1
@@ -36,14 +37,28 @@ Report = Callable[[Mapping[str, Any]], None]
 async def serve(settings: Settings, report: Report, *, share_port: bool = False) -> None:
     """Raises ConfigError: a setting is wrong, or a port is taken."""
     _keep_little_memory()
-    with contextlib.closing(compose.serving_log(settings)) as log, _signals() as stopping:
-        server = compose.inference_server(settings, log, share_port=share_port)
+    with (
+        _tracing(settings, "plaudit-serve") as tracing,
+        contextlib.closing(compose.serving_log(settings)) as log,
+        _signals() as stopping,
+    ):
+        server = compose.inference_server(settings, log, share_port=share_port, tracing=tracing)
         await asyncio.to_thread(server.start)
         collect_garbage_seldom()
         host = settings.serving.host
         report({"event": "ready", "address": address(host, server.port), "metrics": address(host, server.metrics_port)})
         await stopping.wait()
         await asyncio.to_thread(server.stop)
+
+
+@contextlib.contextmanager
+def _tracing(settings: Settings, service: str) -> Iterator[Tracing | None]:
+    tracing = compose.tracing(settings, service)
+    try:
+        yield tracing
+    finally:
+        if tracing is not None:
+            tracing.close()
 
 
 def _keep_little_memory() -> None:
@@ -132,9 +147,10 @@ async def console(settings: Settings, target: str | None, report: Report) -> Non
 def _learn(settings: Settings, model: str, report: Report, stop: threading.Event) -> None:
     registry = CollectorRegistry()
     with (
+        _tracing(settings, "plaudit-learn") as tracing,
         contextlib.closing(compose.learner_log(settings, model)) as log,
         contextlib.closing(compose.experience_store(settings, model)) as store,
-        contextlib.closing(compose.learner(settings, model, log, store, registry)) as learner,
+        contextlib.closing(compose.learner(settings, model, log, store, registry, tracing)) as learner,
         _metrics_port(settings, registry) as port,
     ):
         collect_garbage_seldom()

@@ -6,6 +6,7 @@ then the defaults below. Nothing else reads the environment.
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -288,6 +289,37 @@ class ConsoleSettings(_Section):
     """Port of the page; 0 picks a free one. None: `plaudit up` serves no page."""
 
 
+class TracingSettings(_Section):
+    """[tracing] OpenTelemetry traces of requests and feedback; needs the extra `tracing`."""
+
+    endpoint: str | None = None
+    """Where traces are sent, OTLP: `http://collector:4317`. None: where OTEL_EXPORTER_OTLP_ENDPOINT says; where that is
+    not set either, nothing is traced, and that costs nothing."""
+    protocol: Literal["grpc", "http/protobuf"] | None = None
+    """How they are sent. None: as OTEL_EXPORTER_OTLP_PROTOCOL says, otherwise grpc."""
+    sample_ratio: Share | None = None
+    """Share of the traces that begin here and are kept; whoever calls with a trace has decided. None: as
+    OTEL_TRACES_SAMPLER says, otherwise all."""
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is traced."""
+        if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+            return False
+        return self.endpoint is not None or bool(_otlp("ENDPOINT"))
+
+    @property
+    def wire(self) -> str:
+        """The protocol, wherever it was said."""
+        return self.protocol or _otlp("PROTOCOL") or "grpc"
+
+
+def _otlp(what: str) -> str | None:
+    """What the environment says of the exporter of traces, as OpenTelemetry has it."""
+    of_traces = os.environ.get(f"OTEL_EXPORTER_OTLP_TRACES_{what}")
+    return of_traces or os.environ.get(f"OTEL_EXPORTER_OTLP_{what}")
+
+
 class PretrainSettings(_Section):
     """[pretrain] Supervised training on a labelled data folder."""
 
@@ -333,6 +365,7 @@ class Settings(BaseSettings):
     canary: CanarySettings = CanarySettings()
     pretrain: PretrainSettings = PretrainSettings()
     console: ConsoleSettings = ConsoleSettings()
+    tracing: TracingSettings = TracingSettings()
 
     @classmethod
     def settings_customise_sources(

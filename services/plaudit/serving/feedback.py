@@ -38,6 +38,7 @@ class FeedbackRequest:
     prediction_id: str
     user_id: str
     signal: Signal
+    traceparent: str = ""
 
 
 class ReceiptState(StrEnum):
@@ -172,7 +173,7 @@ class FeedbackRecorder:
         """
         now_s = round(self._clock() * 1e6) / 1e6  # what the log's microseconds will say, so that receipts compare equal
         return self._log.append(
-            [Feedback(r.feedback_id, r.prediction_id, now_s, r.user_id, r.signal) for r in requests]
+            [Feedback(r.feedback_id, r.prediction_id, now_s, r.user_id, r.signal, r.traceparent) for r in requests]
         )
 
     def _receipt(self, feedback_id: str) -> Receipt:

@@ -20,6 +20,7 @@ from plaudit.core.errors import NoLiveModel, NotFound, UnprovenVersion
 from plaudit.core.events import Role, TrialReport
 from plaudit.core.ports import ModelRegistry, ModelRuntime, ServableModel
 from plaudit.core.rollout import Rollout, on_trial
+from plaudit.core.tracing import TRACEPARENT, Attributes, NoTracing, Tracing
 from plaudit.serving.capacity import best_batch
 from plaudit.serving.metrics import ServingMetrics
 from plaudit.serving.trials import UNWATCHED, Trial
@@ -46,6 +47,7 @@ class LiveModel:
     Args:
         registry: what to follow.
         max_batch: the most requests of one evaluation.
+        tracing: tells when another version serves, and what has made it; None does not.
         clock: monotonic, seconds; paces how often a version that failed is tried again.
     """
 
@@ -56,6 +58,7 @@ class LiveModel:
         metrics: ServingMetrics,
         *,
         max_batch: int,
+        tracing: Tracing | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.registry = registry
@@ -65,6 +68,7 @@ class LiveModel:
         self._runtime = runtime
         self._metrics = metrics
         self._max_batch = max_batch
+        self._tracing = tracing or NoTracing()
         self._caps: dict[str, int] = {}
         self._clock = clock
         self._loaded: dict[int, ServableModel] = {}
@@ -191,7 +195,7 @@ class LiveModel:
         before = self.current
         if before is not None and before.manifest.version == rollout.live:
             return False
-        started_s = time.perf_counter()
+        started_s, began_ns = time.perf_counter(), time.time_ns()
         model = self._get(rollout.live)
         if model is None and before is None:
             # Nothing serves yet: a proven version that served before is better than none.
@@ -207,6 +211,9 @@ class LiveModel:
             self._metrics.swaps.labels(self.name).inc()
             self._metrics.swap_seconds.labels(self.name).observe(took_s)
         self._note_freshness(model)
+        made_by = str(model.manifest.data.get(TRACEPARENT, ""))
+        of_version: Attributes = {"plaudit.model": self.name, "plaudit.version": version}
+        self._tracing.record("swap", began_ns, parent=made_by, attributes=of_version)
         logger.info("live", model=self.name, version=version, digest=model.digest, took_s=round(took_s, 4))
         return True
 
