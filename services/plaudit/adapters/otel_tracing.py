@@ -82,6 +82,8 @@ class OtelTracing:
         self._begin(name, "internal", parent, links, attributes, began_ns).end()
 
     def present(self) -> str:
+        if not trace.get_current_span().get_span_context().trace_flags.sampled:
+            return ""
         carrier: dict[str, str] = {}
         _W3C.inject(carrier)
         return carrier.get(TRACEPARENT, "")
@@ -136,7 +138,7 @@ def otlp_tracing(service: str, *, endpoint: str | None, protocol: str, sample_ra
     Args:
         service: what the spans say they are of, unless OTEL_SERVICE_NAME says something else.
         endpoint: ``http://host:port`` or ``https://host:port``; None: as OTEL_EXPORTER_OTLP_ENDPOINT says.
-        sample_ratio: share of the traces that begin here and are kept; None: as OTEL_TRACES_SAMPLER says, otherwise all.
+        sample_ratio: share of the traces that begin here and are kept; None: as OTEL_TRACES_SAMPLER says, or all.
 
     What cannot be handed on is dropped and logged by OpenTelemetry; nothing waits for it.
 

@@ -189,14 +189,24 @@ def _signals() -> Iterator[asyncio.Event]:
 
 
 def log_to_stderr() -> None:
-    """One line per happening: coloured on a terminal, JSON elsewhere."""
+    """One line per happening: coloured on a terminal, JSON elsewhere.
+
+    Tracebacks come without the values of variables: among those are what users sent, and who they are.
+    """
     terminal = sys.stderr.isatty()
-    renderer = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+    renderer = (
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if terminal
+        else structlog.processors.JSONRenderer()
+    )
+    tracebacks = structlog.processors.ExceptionRenderer(
+        structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    )
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([] if terminal else [structlog.processors.dict_tracebacks]),
+            *([] if terminal else [tracebacks]),
             renderer,
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

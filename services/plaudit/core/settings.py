@@ -81,6 +81,9 @@ class ServingSettings(_Section):
     """Decisions that may wait to be logged; what comes on top is dropped and counted."""
     store_content: bool = True
     """Log the content of requests; without it fine-tuning has nothing to learn from."""
+    log_requests: bool = False
+    """Write a line to the service's log for every decision, piece of feedback and refused call, with their ids: no
+    content, no answers, no user ids."""
     watch_interval_s: Positive = 0.05
     """How often the registry is looked at for a new live version."""
     drain_s: Positive = 10.0

@@ -60,7 +60,7 @@ class Tracing(Protocol):
         ...
 
     def present(self) -> str:
-        """The traceparent of the present span; "" if there is none."""
+        """The traceparent of the present span; "" if there is none, or it is not kept."""
         ...
 
     def note(self, attributes: Attributes) -> None:

@@ -33,6 +33,7 @@ from plaudit.serving.interceptors import Calls
 from plaudit.serving.metrics import ServingMetrics
 from plaudit.serving.models import Versions
 from plaudit.serving.predictor import Predictor
+from plaudit.serving.request_log import LoggedLog
 from plaudit.serving.servicers import FeedbackServicer, ModelServicer, PredictionServicer
 from plaudit.serving.tracing import (
     TracedCalls,
@@ -98,6 +99,8 @@ class InferenceServer:
     ) -> None:
         traced = _traced(tracing)
         log = traced.log(log)
+        if settings.log_requests:
+            log = cast(EventLog, LoggedLog(log, ids))
         self._settings = settings
         self._calls_of = traced.calls
         self._share_port = share_port
@@ -190,7 +193,7 @@ class InferenceServer:
             self._calls,
             # One call more is refused at once, instead of waiting for a thread.
             maximum_concurrent_rpcs=self._settings.max_calls,
-            interceptors=[self._calls_of(self._metrics)],
+            interceptors=[self._calls_of(self._metrics, log_refusals=self._settings.log_requests)],
             options=[
                 ("grpc.max_receive_message_length", self._settings.max_message_bytes),
                 ("grpc.max_send_message_length", self._settings.max_message_bytes),
@@ -285,7 +288,7 @@ class InferenceServer:
 class _Parts:
     """What the server is made of: with spans or without."""
 
-    calls: Callable[[ServingMetrics], Calls]
+    calls: Callable[..., Calls]
     predictor: Callable[..., Predictor]
     recorder: Callable[..., DecisionRecorder]
     feedback: Callable[..., FeedbackRecorder]

@@ -34,8 +34,8 @@ _INFERENCE: Final = "inference."
 class TracedCalls(Calls):
     """A span for each call, below that of the caller who sent a traceparent."""
 
-    def __init__(self, metrics: ServingMetrics, tracing: Tracing) -> None:
-        super().__init__(metrics)
+    def __init__(self, metrics: ServingMetrics, *, log_refusals: bool = False, tracing: Tracing) -> None:
+        super().__init__(metrics, log_refusals=log_refusals)
         self._tracing = tracing
 
     def _unary(self, behaviour: Callable[..., Any], read: Callable[[bytes], Any], method: str) -> Callable[..., Any]:
