@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from plaudit import demo
 from plaudit.adapters.directory_registry import DirectoryCatalog
+from plaudit.adapters.nvml import gpus
 from plaudit.adapters.seats import Seat
 from plaudit.adapters.spooled_log import SpooledLog
 from plaudit.adapters.sqlite_log import SqliteLog
@@ -315,6 +316,10 @@ def inference_server(
     if isinstance(log, SpooledLog):
         metrics.spool_events.set_function(log.spooled)
         metrics.spool_age.set_function(log.age_s)
+    if settings.serving.device != "cpu":
+        for gpu in gpus():
+            metrics.gpu_memory.labels(gpu.name).set(gpu.memory_bytes)
+            metrics.gpu_memory_used.labels(gpu.name).set_function(gpu.used_bytes)
     fates = learner_fates(settings)
     return InferenceServer(
         model_catalog(settings),

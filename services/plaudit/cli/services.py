@@ -17,7 +17,9 @@ import structlog
 from prometheus_client import CollectorRegistry, start_http_server
 
 from plaudit import compose
+from plaudit.cli import exposition
 from plaudit.cli import up as supervisor
+from plaudit.cli.exposition import LabelledRegistry, Pages
 from plaudit.cli.options import address, async_client
 from plaudit.core.errors import ConfigError
 from plaudit.core.settings import Settings
@@ -85,20 +87,45 @@ def collect_garbage_seldom() -> None:
 async def serve_as_many(settings: Settings, command: Sequence[str], report: Report) -> int:
     """Several processes on one port; one that dies is started again. Returns the exit code.
 
+    Their metrics are shown together, on the port that the settings name.
+
     Args:
         command: runs one of them, once its ports are added.
 
     Raises:
-        ConfigError: the port is taken.
+        ConfigError: a port is taken.
     """
-    serving = settings.serving
-    with _reserved(serving.host, serving.port) as port:
-        services = []
-        for number in range(serving.processes):
-            metrics_port = serving.metrics_port + number if serving.metrics_port else 0
-            ports = ["--share-port", "--port", str(port), "--metrics-port", str(metrics_port)]
-            services.append(supervisor.Service(f"serve-{number}", [*command, *ports], restart=True))
-        return await supervisor.run(services, report)
+    serving, pages = settings.serving, Pages()
+    with _reserved(serving.host, serving.port) as port, _shown(pages, serving.host, serving.metrics_port) as shown:
+        ports = ["--share-port", "--port", str(port), "--metrics-port", "0"]
+        services = [
+            supervisor.Service(f"serve-{number}", [*command, *ports], restart=True)
+            for number in range(serving.processes)
+        ]
+
+        def listen(event: Mapping[str, Any]) -> None:
+            process = str(event["service"]).removeprefix("serve-")
+            if event["event"] == "ready":
+                pages.there_is(process, event["metrics"])
+                event = {**event, "metrics": address(serving.host, shown)}
+            elif event["event"] == "exited":
+                pages.gone(process)
+            report(event)
+
+        return await supervisor.run(services, listen)
+
+
+@contextlib.contextmanager
+def _shown(pages: Pages, host: str, port: int) -> Iterator[int]:
+    with contextlib.ExitStack() as open_:
+        try:
+            opened = open_.enter_context(exposition.shown(pages, host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"serving.metrics_port: {port} cannot be opened on {host} ({error.strerror}); "
+                "set another one (0 picks one)"
+            ) from error
+        yield opened
 
 
 @contextlib.contextmanager
@@ -145,7 +172,7 @@ async def console(settings: Settings, target: str | None, report: Report) -> Non
 
 
 def _learn(settings: Settings, model: str, report: Report, stop: threading.Event) -> None:
-    registry = CollectorRegistry()
+    registry = LabelledRegistry({"model": model})
     with (
         _tracing(settings, "plaudit-learn") as tracing,
         contextlib.closing(compose.learner_log(settings, model)) as log,

@@ -51,7 +51,7 @@ class ServingSettings(_Section):
     """Threads one model evaluation may use."""
     processes: Count = 1
     """Processes that share the port, each with all models: for more cores than one process can keep busy. A connection
-    stays with one of them; the n-th serves its metrics n − 1 ports above `metrics_port`."""
+    stays with one of them. `metrics_port` shows the metrics of all, with a label `process`."""
     workers: Count | None = None
     """Evaluations of one model that may run at once in a process; None: as many as there are cores for."""
     max_batch: Count = 8
