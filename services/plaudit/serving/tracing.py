@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
-from plaudit.core.events import Content, Decision, Event, Feedback, RolloutChanged
+from plaudit.core.events import Content, Decision, Event, Feedback, RolloutChanged, TrialReport
 from plaudit.core.ports import Appended, EventLog, ServableModel
 from plaudit.core.tracing import TRACEPARENT, Attributes, Tracing
 from plaudit.serving.batcher import ANYBODY, Batcher, Caller, Run
@@ -173,7 +173,7 @@ class TracedRecorder(DecisionRecorder):
         super().__init__(*parts, **more)
         self._tracing = tracing
 
-    def record(self, event: Decision | RolloutChanged) -> None:
+    def record(self, event: Decision | RolloutChanged | TrialReport) -> None:
         if isinstance(event, Decision):
             event = replace(event, traceparent=self._tracing.present())
         super().record(event)
