@@ -5,6 +5,7 @@ Knows no metric.
 
 from __future__ import annotations
 
+import socket
 import threading
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
@@ -128,7 +129,10 @@ def shown(pages: Pages, host: str, port: int) -> Iterator[int]:
         def log_message(self, *arguments: Any) -> None:
             """A scrape every few seconds is no news."""
 
-    server = ThreadingHTTPServer((host, port), Page)
+    class Server(ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+    server = Server((host, port), Page)
     thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
     thread.start()
     try:
