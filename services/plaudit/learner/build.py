@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from plaudit.core.ports import EventLog, ExperienceStore, JobLauncher, ModelRegistry, ModelRuntime
 from plaudit.core.settings import CanaryPolicy, Settings
+from plaudit.core.tracing import Tracing
 from plaudit.learner.description import TrainingPlan
 from plaudit.learner.finetune import Finetuning
 from plaudit.learner.loop import Learner
@@ -35,6 +36,7 @@ def build_learner(
     jobs: JobLauncher,
     work_dir: Path,
     metrics_registry: CollectorRegistry,
+    tracing: Tracing | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Learner:
     """A learner ready to run.
@@ -94,6 +96,7 @@ def build_learner(
         finetuning=finetuning,
         metrics=metrics,
         status=StatusFile(work_dir / STATUS),
+        tracing=tracing,
         clock=clock,
     )
 

@@ -189,6 +189,7 @@ class Finetuning:
     def load(self) -> None:
         """Begin, or begin again, from what was saved. A job that was running is found again by its folder."""
         self._tuning = tuning_from_bytes(self._store.recall(KEY))
+        self._metrics.phase(self._tuning.phase)
         saved = self._store.recall(GATE)
         self._comparison = new_comparison(self._rules) if saved is None else comparison_from_dict(json.loads(saved))
         self._candidate: _Candidate | None = None
@@ -333,10 +334,17 @@ class Finetuning:
             self._remember(replace(self._tuning, position=chunk[-1].number))
             self._metrics.gate_n.set(self._comparison.n)
         report = self._comparison.report()
+        self._show(report)
         if report.verdict != "insufficient":
             self._conclude(report.verdict, report, progress)
         elif self._comparison.tally.seen >= self._max_events:
             self._conclude("insufficient", report, progress)
+
+    def _show(self, report: GateReport) -> None:
+        for claim, e_value in (("gain", report.e_value_gain), ("harm", report.e_value_harm)):
+            self._metrics.gate_e_value.labels(claim).set(e_value)
+        for bound, gain in (("estimate", report.gain), ("lower", report.lower), ("upper", report.upper)):
+            self._metrics.gate_gain.labels(bound).set(gain)
 
     def _compare(self, candidate: _Candidate, rows: list[Compared], n_users: int) -> Comparison:
         """Against the policies that logged: on the features they served on, as noted when each was joined."""
@@ -444,6 +452,8 @@ class Finetuning:
         self._candidate = None
         self._backlog = False
         self._metrics.gate_n.set(0)
+        self._metrics.gate_e_value.clear()
+        self._metrics.gate_gain.clear()
         self._remember(replace(self._tuning, phase="idle", run="", version=0, outcomes=outcomes))
         for leftover in (CANDIDATE, PARENT):
             shutil.rmtree(run_dir / leftover, ignore_errors=True)
@@ -454,6 +464,7 @@ class Finetuning:
             memory[GATE] = json.dumps(self._comparison.to_dict()).encode()
         self._store.save(replace(also or Changes(), memory=memory))
         self._tuning = tuning
+        self._metrics.phase(tuning.phase)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
