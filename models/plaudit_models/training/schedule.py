@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Generator, Tensor
@@ -23,6 +24,17 @@ def blocks(n: int, batch_rows: int, generator: Generator) -> list[Tensor]:
     """Row numbers of consecutive blocks, in random order; a last block of less than half the rows is left out."""
     whole = [block for block in torch.arange(n).split(batch_rows) if len(block) >= min(batch_rows, n) / 2]
     return [whole[int(i)] for i in torch.randperm(len(whole), generator=generator)]
+
+
+def shuffled(n: int, batch_rows: int, generator: Generator) -> Iterator[Tensor]:
+    """Batches of row numbers for ever, every row once before any row again."""
+    while True:
+        yield from torch.randperm(n, generator=generator).split(batch_rows)
+
+
+def blocks_for_ever(n: int, batch_rows: int, generator: Generator) -> Iterator[Tensor]:
+    while True:
+        yield from blocks(n, batch_rows, generator)
 
 
 class Mean:

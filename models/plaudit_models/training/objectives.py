@@ -1,0 +1,122 @@
+"""What users want of a policy, as a loss of its logits: read off their thumbs, or earned from a reward model.
+
+Know nothing about content, anchors or optimisers. An objective is called with the logits of a batch of experiences and
+gives one number to descend. *Fresh* means that the rows are seen for the first time in a row of steps on them.
+
+Notation:
+    n: experiences, b: rows of a batch, a: number of actions, g: sampled actions per row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from plaudit_models.training.experiences import Experiences
+from plaudit_models.training.losses import action_nll, clipped_loss, group_advantages, reward_nll
+
+Rewards = Callable[[Tensor], Tensor]
+"""Rows ``[b]`` → expected reward of every action ``[b, a]``."""
+
+
+class Objective(Protocol):
+    def __call__(self, logits: Tensor, rows: Tensor, *, fresh: bool) -> Tensor:
+        """Loss of the policy's ``logits`` ``[b, a]`` on ``rows`` ``[b]``, a scalar."""
+
+
+class Likelihood:
+    """What users said is likely: mean(weight·loss), with −log P(correction | x) where the user gave the right answer and
+    the noise-aware likelihood of the reward (:func:`.losses.reward_nll`) otherwise.
+
+    It needs no propensities: it models what users say about the action that was served, whichever way that was picked.
+    """
+
+    def __init__(self, experiences: Experiences, *, noise: float) -> None:
+        self._action = torch.from_numpy(experiences.action)
+        self._reward = torch.from_numpy(experiences.reward)
+        self._correction = torch.from_numpy(experiences.correction)
+        self._weight = torch.from_numpy(experiences.weight)
+        self._noise = noise
+
+    def __call__(self, logits: Tensor, rows: Tensor, *, fresh: bool) -> Tensor:
+        correction = self._correction[rows]
+        loss = torch.where(
+            correction >= 0,
+            action_nll(logits, correction.clamp_min(0)),
+            reward_nll(logits, self._action[rows], self._reward[rows], noise=self._noise),
+        )
+        return (self._weight[rows] * loss).mean()
+
+
+@dataclass(frozen=True, slots=True)
+class SampledSettings:
+    """How to sample.
+
+    Attributes:
+        samples: g ≥ 2, actions drawn for each content.
+        clip: ε in (0, 1) of the clipped ratio.
+        floor: share of the draws that are uniform over the allowed actions, in (0, 1). They harm no user, and without
+            them an answer that the policy is sure not to give is never tried.
+        reuse: μ ≥ 1, gradient steps on each draw; a draw is never older than μ − 1 steps.
+    """
+
+    samples: int = 16
+    clip: float = 0.2
+    floor: float = 0.1
+    reuse: int = 4
+
+    def __post_init__(self) -> None:
+        if self.samples < 2 or not 0 < self.clip < 1 or not 0 < self.floor < 1 or self.reuse < 1:
+            raise ValueError(f"{self}: needs samples ≥ 2, clip and floor in (0, 1), and reuse ≥ 1")
+
+
+class Sampled:
+    """What the reward model expects of sampled answers, relative to each other: mean(weight·clipped loss).
+
+    For each content, g actions are drawn from the policy as it stands (the behaviour policy), a share of them uniformly;
+    an action's advantage is how much better its reward is than the group's; and the policy follows advantages as far as
+    the clipped ratio to the behaviour policy lets it (Shao et al. 2024, "DeepSeekMath", equation 3). What it costs grows
+    with g, not with how many actions have to be scored. The KL term is the caller's.
+
+    Args:
+        experiences: whose contents are answered; what their users said only speaks through ``rewards``.
+        rewards: the reward model.
+        generator: draws the actions.
+    """
+
+    def __init__(
+        self, experiences: Experiences, rewards: Rewards, settings: SampledSettings, generator: Generator
+    ) -> None:
+        self._weight = torch.from_numpy(experiences.weight)
+        mask = experiences.allowed_mask
+        self._allowed_mask = None if mask is None else torch.from_numpy(mask)
+        self._rewards = rewards
+        self._settings = settings
+        self._generator = generator
+
+    def __call__(self, logits: Tensor, rows: Tensor, *, fresh: bool) -> Tensor:
+        log_policy = torch.log_softmax(self._of_allowed(logits, rows), dim=1)
+        if fresh:
+            self._draw(log_policy.detach(), rows)
+        log_ratio = log_policy.gather(1, self._actions) - self._log_behaviour
+        loss = clipped_loss(log_ratio, self._advantage, clip=self._settings.clip)
+        return (self._weight[rows] * loss.mean(dim=1)).mean()
+
+    def _of_allowed(self, logits: Tensor, rows: Tensor) -> Tensor:
+        if self._allowed_mask is None:
+            return logits
+        return logits.masked_fill(~self._allowed_mask[rows], -torch.inf)
+
+    def _draw(self, log_policy: Tensor, rows: Tensor) -> None:
+        policy, floor = log_policy.exp(), self._settings.floor
+        allowed = torch.isfinite(log_policy).to(policy.dtype)
+        behaviour = (1.0 - floor) * policy + floor * allowed / allowed.sum(dim=1, keepdim=True)
+        self._actions = torch.multinomial(
+            behaviour, self._settings.samples, replacement=True, generator=self._generator
+        )
+        self._log_behaviour = behaviour.gather(1, self._actions).log()
+        self._advantage = group_advantages(self._rewards(rows).gather(1, self._actions))
