@@ -29,7 +29,12 @@ def _experiences(n: int = 1, **fields) -> Experiences:
 
 
 def _sampled(experiences: Experiences, rewards: torch.Tensor, **settings) -> Sampled:
-    return Sampled(experiences, lambda rows: rewards[rows], SampledSettings(**settings), Generator().manual_seed(0))
+    return Sampled(
+        experiences,
+        lambda rows, actions: rewards[rows].gather(1, actions),
+        SampledSettings(**settings),
+        Generator().manual_seed(0),
+    )
 
 
 def test_likelihood_by_hand():
@@ -97,7 +102,7 @@ def test_what_was_not_allowed_is_never_drawn():
 
 
 def test_draws_have_the_frequencies_of_the_behaviour_policy():
-    """π = (0.7, 0.2, 0.1), floor 0.3: 0.7·π + 0.1 = (0.59, 0.24, 0.17). Of 20,000 draws, 4 standard errors are 0.014."""
+    """π = (0.7, 0.2, 0.1), floor 0.3: 0.7·π + 0.1 = (0.59, 0.24, 0.17); 4 standard errors of 20,000 are 0.014."""
     objective = _sampled(_experiences(), torch.zeros(1, 3), samples=20_000, floor=0.3)
     objective(torch.tensor([[0.7, 0.2, 0.1]]).log(), ROW, fresh=True)
     shares = torch.bincount(objective._actions[0], minlength=3) / 20_000

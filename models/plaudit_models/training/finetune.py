@@ -6,7 +6,7 @@ Each step descends, on a batch of experiences (replay) and a block of labelled r
 
     (1 − ρ)·user loss + ρ·mean(−log P(y | x)) + β·mean KL(π ‖ π_parent)
 
-where the user loss is one of :mod:`.objectives`. Users' weights are at most 1, so that they cannot outweigh the anchor ρ
+where the user loss is one of :mod:`.objectives`. Users' weights are at most 1, so they cannot outweigh the anchor ρ
 however many they are. Either all weights of the trained parts change, or low-rank updates of them (:mod:`.lora`).
 
 Encoders that are not trained run once per experience, so that a step costs the text encoder and the fusion layers.
@@ -26,7 +26,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -70,7 +69,7 @@ class FinetuneSettings:
         rehearsal_rows: labelled rows per step.
         rehearsal_share: ρ in [0, 1], the anchor's share of the loss.
         kl_weight: β ≥ 0.
-        sampled: the user loss is what a reward model says about sampled actions; None: the likelihood of what users said.
+        sampled: the user loss is what a reward model says of sampled actions; None: the likelihood of what users said.
         lora: low-rank updates of the weight matrices are trained; None: all weights are.
         noise: δ, the share of thumbs believed to be wrong.
         trained_encoders: kinds of modality whose encoders are trained; the fusion layers and the head always are.

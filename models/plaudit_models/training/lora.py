@@ -1,8 +1,8 @@
 """Low-rank adapters: train a small update of each weight matrix instead of the matrix, then merge it in.
 
-W becomes W + (α/r)·B·A, with A ``[r, inputs]`` drawn from a Gaussian and B ``[outputs, r]`` zero, so that training starts
-from W exactly; W itself stands still (Hu et al. 2021, "LoRA", equation 3 and section 4.1). Once merged, a module has the
-weights, names and speed that it had before, so exporting and serving know nothing of adapters.
+W becomes W + (α/r)·B·A, with A ``[r, inputs]`` drawn from a Gaussian and B ``[outputs, r]`` zero, so that training
+starts from W exactly; W itself stands still (Hu et al. 2021, "LoRA", equation 3 and section 4.1). Once merged, a module
+has the weights, names and speed that it had before, so exporting and serving know nothing of adapters.
 
 Knows nothing about losses or which parts of a policy are trained.
 

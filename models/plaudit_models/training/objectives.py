@@ -19,8 +19,8 @@ from torch import Generator, Tensor
 from plaudit_models.training.experiences import Experiences
 from plaudit_models.training.losses import action_nll, clipped_loss, group_advantages, reward_nll
 
-Rewards = Callable[[Tensor], Tensor]
-"""Rows ``[b]`` → expected reward of every action ``[b, a]``."""
+Rewards = Callable[[Tensor, Tensor], Tensor]
+"""Rows ``[b]`` and actions ``[b, g]`` → expected reward of each, ``[b, g]``."""
 
 
 class Objective(Protocol):
@@ -29,8 +29,8 @@ class Objective(Protocol):
 
 
 class Likelihood:
-    """What users said is likely: mean(weight·loss), with −log P(correction | x) where the user gave the right answer and
-    the noise-aware likelihood of the reward (:func:`.losses.reward_nll`) otherwise.
+    """What users said is likely: mean(weight·loss), with −log P(correction | x) where the user gave the right answer
+    and the noise-aware likelihood of the reward (:func:`.losses.reward_nll`) otherwise.
 
     It needs no propensities: it models what users say about the action that was served, whichever way that was picked.
     """
@@ -77,10 +77,10 @@ class SampledSettings:
 class Sampled:
     """What the reward model expects of sampled answers, relative to each other: mean(weight·clipped loss).
 
-    For each content, g actions are drawn from the policy as it stands (the behaviour policy), a share of them uniformly;
-    an action's advantage is how much better its reward is than the group's; and the policy follows advantages as far as
-    the clipped ratio to the behaviour policy lets it (Shao et al. 2024, "DeepSeekMath", equation 3). What it costs grows
-    with g, not with how many actions have to be scored. The KL term is the caller's.
+    For each content, g actions are drawn from the policy as it stands (the behaviour policy), a share of them
+    uniformly; an action's advantage is how much better its reward is than the group's; and the policy follows
+    advantages as far as the clipped ratio to the behaviour policy lets it (Shao et al. 2024, "DeepSeekMath", equation
+    3). Only what is drawn is scored. The KL term is the caller's.
 
     Args:
         experiences: whose contents are answered; what their users said only speaks through ``rewards``.
@@ -115,8 +115,7 @@ class Sampled:
         policy, floor = log_policy.exp(), self._settings.floor
         allowed = torch.isfinite(log_policy).to(policy.dtype)
         behaviour = (1.0 - floor) * policy + floor * allowed / allowed.sum(dim=1, keepdim=True)
-        self._actions = torch.multinomial(
-            behaviour, self._settings.samples, replacement=True, generator=self._generator
-        )
+        samples = self._settings.samples
+        self._actions = torch.multinomial(behaviour, samples, replacement=True, generator=self._generator)
         self._log_behaviour = behaviour.gather(1, self._actions).log()
-        self._advantage = group_advantages(self._rewards(rows).gather(1, self._actions))
+        self._advantage = group_advantages(self._rewards(rows, self._actions))
