@@ -2,8 +2,8 @@
 
 Knows nothing about content, models or where opinions come from.
 
-    thumb, rating r of k      reward r of k with weight 1, and 0 of every other action with weight ρ·r, because praise of
-                              one answer speaks against the others as far as answers are exclusive (ρ)
+    thumb, rating r of k      reward r of k with weight 1, and 0 of every other action with weight ρ·r: praise of one
+                              answer speaks against the others as far as answers are exclusive (ρ)
     correction to k           reward 1 of k and 0 of every other action, with weight 1
     preference of k over l    the pair (k, l), and nothing about either alone
 

@@ -39,7 +39,7 @@ from plaudit_models.training.lora import adapt, merge
 from plaudit_models.training.losses import action_nll, kl_to_reference
 from plaudit_models.training.objectives import Likelihood, Objective, Rewards, Sampled, SampledSettings
 from plaudit_models.training.rows import Source, freeze_encoders
-from plaudit_models.training.schedule import Mean, blocks_for_ever, one_cycle, shuffled
+from plaudit_models.training.schedule import Mean, blocks_for_ever, fraction_done, one_cycle, shuffled
 
 _KL_ROWS = 1024
 """Experiences on which is measured how far the policy has moved."""
@@ -154,6 +154,7 @@ def finetune(
     if len(experiences) == 0:
         raise ValueError("experiences: none given, there is nothing to fine-tune on")
     reuse = 1 if settings.sampled is None else settings.sampled.reuse
+    limit_s = settings.max_duration_s
     start_s = time.monotonic() - (resume.elapsed_s if resume else 0.0)
     draws = Generator().manual_seed(settings.seed)
     model = copy.deepcopy(parent).eval()  # eval mode throughout: batch norm keeps the statistics of pre-training
@@ -178,7 +179,7 @@ def finetune(
         restore(resume, weights, optimizer, draws)
         step = saved = resume.step
         replays, anchors = islice(replays, step, None), islice(anchors, step, None)
-    while (fraction := _fraction(settings, step, steps, time.monotonic() - start_s)) < 1.0:
+    while (fraction := fraction_done(step, steps, time.monotonic() - start_s, limit_s)) < 1.0:
         (rows, fresh), anchor_rows = next(replays), next(anchors)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * one_cycle(fraction)
@@ -206,7 +207,7 @@ def finetune(
         if step - saved >= settings.checkpoint_steps and step % reuse == 0:
             saved = step
             on_checkpoint(capture(step, elapsed_s, weights, optimizer, draws))
-        fraction = _fraction(settings, step, steps, elapsed_s)
+        fraction = fraction_done(step, steps, elapsed_s, limit_s)
         if fraction >= min(1.0, reported + 0.01):
             reported = fraction
             on_progress(
@@ -233,8 +234,3 @@ def _rows_and_uses(n: int, batch_rows: int, reuse: int, generator: Generator) ->
     """Batches for ever, each ``reuse`` times in a row; True the first time."""
     for rows in shuffled(n, batch_rows, generator):
         yield from ((rows, use == 0) for use in range(reuse))
-
-
-def _fraction(settings: FinetuneSettings, step: int, steps: int, elapsed_s: float) -> float:
-    by_time = elapsed_s / settings.max_duration_s if settings.max_duration_s is not None else 0.0
-    return max(step / steps, by_time)

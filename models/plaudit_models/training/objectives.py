@@ -75,7 +75,7 @@ class SampledSettings:
 
 
 class Sampled:
-    """What the reward model expects of sampled answers, relative to each other: mean(weight·clipped loss).
+    """What the reward model expects of sampled answers, relative to each other: the mean of the clipped loss.
 
     For each content, g actions are drawn from the policy as it stands (the behaviour policy), a share of them
     uniformly; an action's advantage is how much better its reward is than the group's; and the policy follows
@@ -83,7 +83,8 @@ class Sampled:
     3). Only what is drawn is scored. The KL term is the caller's.
 
     Args:
-        experiences: whose contents are answered; what their users said only speaks through ``rewards``.
+        experiences: whose contents are answered. What their users said, and how far they are trusted, only speaks
+            through ``rewards``: a content is as good as any other.
         rewards: the reward model.
         generator: draws the actions.
     """
@@ -91,7 +92,6 @@ class Sampled:
     def __init__(
         self, experiences: Experiences, rewards: Rewards, settings: SampledSettings, generator: Generator
     ) -> None:
-        self._weight = torch.from_numpy(experiences.weight)
         mask = experiences.allowed_mask
         self._allowed_mask = None if mask is None else torch.from_numpy(mask)
         self._rewards = rewards
@@ -103,8 +103,7 @@ class Sampled:
         if fresh:
             self._draw(log_policy.detach(), rows)
         log_ratio = log_policy.gather(1, self._actions) - self._log_behaviour
-        loss = clipped_loss(log_ratio, self._advantage, clip=self._settings.clip)
-        return (self._weight[rows] * loss.mean(dim=1)).mean()
+        return clipped_loss(log_ratio, self._advantage, clip=self._settings.clip).mean()
 
     def _of_allowed(self, logits: Tensor, rows: Tensor) -> Tensor:
         if self._allowed_mask is None:

@@ -37,7 +37,7 @@ from plaudit_models.training.fusion import FusionPolicy
 from plaudit_models.training.losses import opinion_nll, preference_nll
 from plaudit_models.training.objectives import Rewards
 from plaudit_models.training.rows import Source, freeze_encoders
-from plaudit_models.training.schedule import one_cycle, shuffled
+from plaudit_models.training.schedule import fraction_done, one_cycle, shuffled
 
 _DOUBT = 0.05
 """The parent's beliefs are taken to lie in [0.05, 0.95]: what it is sure of, three nats of feedback can turn round."""
@@ -268,9 +268,7 @@ def _train(
     batches = shuffled(len(train), settings.replay_rows, generator)
     steps = math.ceil(settings.replays_per_experience * len(train) / settings.replay_rows)
     for step in range(steps):
-        fraction = step / steps
-        if settings.max_duration_s is not None:
-            fraction = max(fraction, (time.monotonic() - start_s) / settings.max_duration_s)
+        fraction = fraction_done(step, steps, time.monotonic() - start_s, settings.max_duration_s)
         if fraction >= 1.0:
             return step
         rows = train[next(batches)]
