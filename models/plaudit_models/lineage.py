@@ -18,7 +18,7 @@ Raw = Mapping[str, Any]
 KINDS: Final[Mapping[str, str]] = {
     "pretrained": "trained on labelled data",
     "head": "head refreshed from feedback",
-    "finetuned": "all weights fine-tuned on feedback",
+    "finetuned": "weights fine-tuned on feedback",
     "imported": "imported",
 }
 
