@@ -23,8 +23,8 @@ def one_cycle(fraction: float) -> float:
 def fraction_done(step: int, steps: int, elapsed_s: float, max_duration_s: float | None) -> float:
     """How much of training is over, 1 or more at its end: by steps, unless the time will not suffice for them.
 
-    Time has no say until a fifth of it is gone, and then only as far as it is ahead of the steps, so that a run which is
-    done in time is the same however long each step took.
+    Time has no say until a fifth of it is gone, and then only as far as it is ahead of the steps, so that a run which
+    is done in time is the same however long each step took.
     """
     by_steps = step / steps
     if max_duration_s is None:
