@@ -66,16 +66,19 @@ def test_the_clip_by_hand():
 
 
 def test_a_sampled_loss_by_hand():
-    """π = (¾, ¼) and a tenth of the draws uniform: behaviour (0.725, 0.275), ratios 30/29 and 10/11, inside the clip.
+    """π = (¾, ¼) when it drew and (0.8, 0.2) now: ratios 16/15 and 4/5, which is where the clip of 0.2 begins.
 
-    With k of 1,000 draws of action 0 (reward 0.8 against 0.2) the rewards have mean 0.2 + 0.6p, p = k/1000, and
-    deviation 0.6·√(p(1−p)), so advantages √((1−p)/p) and −√(p/(1−p)), and the loss is √(p(1−p))·(10/11 − 30/29).
+    With a share p of 1,000 draws on action 0 (reward 0.8 against 0.2) the rewards have deviation 0.6·√(p(1−p)), so the
+    advantages are √((1−p)/p) and −√(p/(1−p)), and the loss is −√(p(1−p))·(16/15 − 4/5). On a fresh draw ratios are 1,
+    and the loss is minus the mean advantage, 0. p: nine tenths of ¾ and a tenth of ½ make 0.725.
     """
     objective = _sampled(_experiences(), torch.tensor([[0.8, 0.2]]), samples=1000)
-    loss = objective(torch.tensor([[0.75, 0.25]]).log(), ROW, fresh=True)
+    drawn = objective(torch.tensor([[0.75, 0.25]]).log(), ROW, fresh=True)
     p = (objective._actions == 0).float().mean().item()
     assert p == pytest.approx(0.725, abs=0.05)
-    assert loss.item() == pytest.approx(math.sqrt(p * (1 - p)) * (10 / 11 - 30 / 29), abs=1e-3)
+    assert drawn.item() == pytest.approx(0.0, abs=1e-5)
+    loss = objective(torch.tensor([[0.8, 0.2]]).log(), ROW, fresh=False)
+    assert loss.item() == pytest.approx(-math.sqrt(p * (1 - p)) * (16 / 15 - 4 / 5), abs=1e-3)
 
 
 def test_a_draw_is_kept_until_a_fresh_one_is_asked_for():
@@ -101,13 +104,23 @@ def test_what_was_not_allowed_is_never_drawn():
     assert torch.isfinite(loss)
 
 
-def test_draws_have_the_frequencies_of_the_behaviour_policy():
+def test_draws_have_the_frequencies_of_policy_and_floor():
     """π = (0.7, 0.2, 0.1), floor 0.3: 0.7·π + 0.1 = (0.59, 0.24, 0.17); 4 standard errors of 20,000 are 0.014."""
     objective = _sampled(_experiences(), torch.zeros(1, 3), samples=20_000, floor=0.3)
     objective(torch.tensor([[0.7, 0.2, 0.1]]).log(), ROW, fresh=True)
     shares = torch.bincount(objective._actions[0], minlength=3) / 20_000
     assert shares.tolist() == pytest.approx([0.59, 0.24, 0.17], abs=0.014)
-    assert objective._log_behaviour[0].exp().unique().tolist() == pytest.approx([0.17, 0.24, 0.59], abs=1e-6)
+
+
+def test_an_answer_that_the_policy_hardly_gives_is_followed_all_the_same():
+    """π(1) = 1e-6 and only action 1 is worth anything: whoever draws it moves log π(1) by its whole advantage."""
+    objective = _sampled(_experiences(), torch.tensor([[0.0, 1.0]]), samples=1000, floor=0.2)
+    logits = torch.tensor([[1.0, 1e-6]]).log().requires_grad_()
+    objective(logits, ROW, fresh=True).backward()
+    p = (objective._actions == 1).float().mean().item()
+    assert p == pytest.approx(0.1, abs=0.04)
+    assert logits.grad is not None
+    assert -logits.grad[0, 1].item() == pytest.approx(math.sqrt(p * (1 - p)), abs=1e-3)
 
 
 def test_gradient_descent_on_many_actions_finds_the_best_of_them():

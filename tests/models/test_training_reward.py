@@ -83,22 +83,23 @@ def test_the_likelihood_by_hand():
     assert opinions_nll(odds, said, noise=0.0).tolist() == pytest.approx([0.831777, 0.143841], abs=1e-5)
 
 
-def test_before_anybody_spoke_it_believes_what_the_parent_does(policy):
+def test_before_anybody_spoke_it_believes_what_the_policy_does(policy):
+    """But for a doubt of 0.05 and wrong thumbs of 0.05: q = 0.05 + 0.9·(0.05 + 0.9·P) = 0.095 + 0.81·P."""
     experiences, _ = _experiences(5, 0)
     contents = (torch.from_numpy(experiences.pools["sensor"]), torch.tensor([[1, 0]]).expand(5, -1), torch.ones(5, 2))
     with torch.no_grad():
-        parents = policy(*contents)[1].softmax(1).numpy()
-    np.testing.assert_allclose(_asked(RewardModel(policy), experiences), 0.05 + 0.9 * parents, atol=1e-5)
+        beliefs = policy(*contents)[1].softmax(1).numpy()
+    np.testing.assert_allclose(_asked(RewardModel(policy), experiences), 0.095 + 0.81 * beliefs, atol=1e-5)
 
 
-def test_a_sure_parent_can_be_argued_with(policy):
+def test_a_sure_policy_can_be_argued_with(policy):
     """Logits (30, 0, 0): p = 1 and 0 become 0.95 and 0.05, log-odds ±log 19 = ±2.944439."""
     model = RewardModel(policy)
     with torch.no_grad():
-        model.parent.action_head.weight.zero_()
-        model.parent.action_head.bias.copy_(torch.tensor([30.0, 0.0, 0.0]))
-    belief = model.belief(torch.zeros(1, 12))
-    assert belief[0].tolist() == pytest.approx([2.944439, -2.944439, -2.944439], abs=1e-4)
+        model.trunk.action_head.weight.zero_()
+        model.trunk.action_head.bias.copy_(torch.tensor([30.0, 0.0, 0.0]))
+    odds = model.log_odds(torch.zeros(1, 12))
+    assert odds[0].tolist() == pytest.approx([2.944439, -2.944439, -2.944439], abs=1e-4)
 
 
 def test_platt_finds_the_line_that_made_the_rewards():
@@ -114,7 +115,7 @@ def test_platt_without_rewards_changes_nothing():
 
 
 def test_it_learns_from_thumbs_and_says_how_well(policy):
-    """400 thumbs, 5 % of them wrong: it beats the parent's beliefs on those held out, and finds the right answer."""
+    """400 thumbs, 5 % of them wrong: it beats the policy's beliefs on those held out, and finds the right answer."""
     experiences, _ = _experiences(400, 1)
     wrong = np.random.default_rng(2).random(400) < 0.05
     rewards = np.where(wrong, 1 - experiences.reward, experiences.reward)

@@ -77,10 +77,13 @@ class SampledSettings:
 class Sampled:
     """What the reward model expects of sampled answers, relative to each other: the mean of the clipped loss.
 
-    For each content, g actions are drawn from the policy as it stands (the behaviour policy), a share of them
-    uniformly; an action's advantage is how much better its reward is than the group's; and the policy follows
-    advantages as far as the clipped ratio to the behaviour policy lets it (Shao et al. 2024, "DeepSeekMath", equation
-    3). Only what is drawn is scored. The KL term is the caller's.
+    For each content, g actions are drawn from the policy as it stands, a share of them uniformly; an action's advantage
+    is how much better its reward is than the group's; and the policy follows advantages as far as the clipped ratio to
+    what it was when it drew lets it (Shao et al. 2024, "DeepSeekMath", equation 3). Only what is drawn is scored. The
+    KL term is the caller's.
+
+    Uniform draws count like the others, not as seldom as the policy would have drawn them: with that weight, an answer
+    given once in ten thousand is followed ten thousand times more slowly, and a policy that is sure and wrong stays so.
 
     Args:
         experiences: whose contents are answered. What their users said, and how far they are trusted, only speaks
@@ -102,7 +105,7 @@ class Sampled:
         log_policy = torch.log_softmax(self._of_allowed(logits, rows), dim=1)
         if fresh:
             self._draw(log_policy.detach(), rows)
-        log_ratio = log_policy.gather(1, self._actions) - self._log_behaviour
+        log_ratio = log_policy.gather(1, self._actions) - self._log_old
         return clipped_loss(log_ratio, self._advantage, clip=self._settings.clip).mean()
 
     def _of_allowed(self, logits: Tensor, rows: Tensor) -> Tensor:
@@ -116,5 +119,5 @@ class Sampled:
         behaviour = (1.0 - floor) * policy + floor * allowed / allowed.sum(dim=1, keepdim=True)
         samples = self._settings.samples
         self._actions = torch.multinomial(behaviour, samples, replacement=True, generator=self._generator)
-        self._log_behaviour = behaviour.gather(1, self._actions).log()
+        self._log_old = log_policy.gather(1, self._actions)
         self._advantage = group_advantages(self._rewards(rows, self._actions))

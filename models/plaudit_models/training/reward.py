@@ -1,10 +1,12 @@
 """The full reward model: content and action → what users will say, from a trunk of its own that began as the policy's.
 
-    u(x, k) = logit(P_parent(k | x)) + v_kᵀ·e(x) + c_k          log-odds that action k is right
-    q(x, k) = δ + (1 − 2δ)·σ(s·u(x, k) + t)                     expected reward, thumbs being wrong with probability δ
+    u(x, k) = logit(γ + (1 − 2γ)·softmax(z(x))_k) + v_kᵀ·e(x) + c_k     log-odds that action k is right
+    q(x, k) = δ + (1 − 2δ)·σ(s·u(x, k) + t)          expected reward, thumbs being wrong with probability δ
 
-with e the embedding of its own trunk, v and c zero at first: before anybody has spoken, an answer is worth what the
-parent policy thinks of it, bounded so that users can argue with a policy that is sure. Thumbs, ratings, corrections and
+with e the embedding of its own trunk, z the base logits that the policy's action head makes of it, v and c zero at
+first. Before anybody has spoken, an answer is worth what the policy thinks of it, but for a doubt γ, so that users can
+argue with a policy that is sure. What turns the policy's answers round turns these round; v and c tell apart what a
+softmax cannot, that several answers are right, or none. Thumbs, ratings, corrections and
 preferences are terms of one likelihood (:mod:`plaudit_models.opinions`): opinions about single actions are Bernoulli in
 σ(u), preferences Bradley-Terry in u_k − u_l. The slope s and the intercept t are fitted on experiences that it was not
 trained on (Platt 1999, "Probabilistic Outputs for Support Vector Machines"), and how well calibrated it then is, is
@@ -40,7 +42,7 @@ from plaudit_models.training.rows import Source, freeze_encoders
 from plaudit_models.training.schedule import fraction_done, one_cycle, shuffled
 
 _DOUBT = 0.05
-"""The parent's beliefs are taken to lie in [0.05, 0.95]: what it is sure of, three nats of feedback can turn round."""
+"""γ: what the policy is sure of, three nats of feedback can turn round."""
 _HELD_OUT = 10
 """One in so many experiences calibrates, as many measure the calibration."""
 _ITERATIONS = 50
@@ -109,14 +111,13 @@ class RewardModel(nn.Module):
     """u and q of the notation above.
 
     Args:
-        policy: the parent; copied twice, as what is believed at first and as the trunk that learns.
+        policy: the parent; a copy of it is the trunk that learns.
         noise: δ in [0, 0.5).
     """
 
     def __init__(self, policy: FusionPolicy, noise: float = 0.05) -> None:
         super().__init__()
         self.noise = noise
-        self.parent = copy.deepcopy(policy).eval().requires_grad_(False)
         self.trunk = copy.deepcopy(policy).eval()  # batch norm keeps the statistics of pre-training
         self.verdict = nn.Linear(policy.spec.embedding_size, len(policy.spec.actions))
         nn.init.zeros_(self.verdict.weight)
@@ -126,13 +127,10 @@ class RewardModel(nn.Module):
         self.slope: Tensor
         self.intercept: Tensor
 
-    def belief(self, parent_embedding: Tensor) -> Tensor:
-        """Log-odds that the parent gives each action, ``[b, d]`` → ``[b, a]``."""
-        return torch.logit(torch.softmax(self.parent.action_head(parent_embedding), dim=1), eps=_DOUBT)
-
-    def log_odds(self, embedding: Tensor, parent_embedding: Tensor) -> Tensor:
-        """u ``[b, a]`` at the embeddings ``[b, d]`` that trunk and parent make of the same content."""
-        return self.belief(parent_embedding) + self.verdict(embedding)
+    def log_odds(self, embedding: Tensor) -> Tensor:
+        """u ``[b, a]`` at what the trunk makes of content, ``[b, d]``."""
+        belief = torch.softmax(self.trunk.action_head(embedding), dim=1)
+        return torch.logit(_DOUBT + (1.0 - 2.0 * _DOUBT) * belief) + self.verdict(embedding)
 
     def rewards(self, log_odds: Tensor) -> Tensor:
         """q at u, any shape."""
@@ -161,24 +159,24 @@ def fit_reward_model(
     generator = Generator().manual_seed(settings.seed)
     train, calibrate, measure = _split(experiences, opinions, generator)
     own = Source(model.trunk, experiences.pools, experiences.index, settings.trained_encoders)
-    parent_embeddings = own.seen_by(model.parent).embeddings()
-    steps = _train(model, own, parent_embeddings, opinions, train, settings, generator, start_s)
+    reward = torch.from_numpy(opinions.reward)
+    action = torch.from_numpy(experiences.action)
+
+    def served(rows: Tensor) -> tuple[Tensor, Tensor]:
+        """u and the reward of the answers that were served."""
+        served_action = action[rows, None]
+        with torch.no_grad():
+            odds = model.log_odds(own.fused(rows)[0])
+        return odds.gather(1, served_action)[:, 0], reward[rows].gather(1, served_action)[:, 0]
+
+    before, _ = served(measure)
+    steps = _train(model, own, opinions, train, settings, generator, start_s)
     model.requires_grad_(False)
-
-    def served(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """u, the parent's part of it and the reward of the answers that were served."""
-        action = torch.from_numpy(experiences.action)[rows, None]
-        belief = model.belief(parent_embeddings[rows]).gather(1, action)[:, 0]
-        odds = model.log_odds(own.still(rows)[0], parent_embeddings[rows]).gather(1, action)[:, 0]
-        return odds, belief, torch.from_numpy(opinions.reward)[rows].gather(1, action)[:, 0]
-
-    odds, _, reward = served(calibrate)
-    slope, intercept = platt(odds, reward, noise=settings.noise)
+    slope, intercept = platt(*served(calibrate), noise=settings.noise)
     model.slope.fill_(slope)
     model.intercept.fill_(intercept)
-    odds, belief, reward = served(measure)
-    predicted = model.rewards(odds)
-    curve = reliability(predicted.double().numpy(), reward.double().numpy())
+    after, observed = served(measure)
+    curve = reliability(model.rewards(after).double().numpy(), observed.double().numpy())
     return model, RewardReport(
         trained_on=len(train),
         steps=steps,
@@ -186,8 +184,8 @@ def fit_reward_model(
         slope=slope,
         intercept=intercept,
         held_out=len(measure),
-        log_loss=float(opinion_nll(slope * odds + intercept, reward, noise=settings.noise).mean()),
-        parent_log_loss=float(opinion_nll(belief, reward, noise=settings.noise).mean()),
+        log_loss=float(opinion_nll(slope * after + intercept, observed, noise=settings.noise).mean()),
+        parent_log_loss=float(opinion_nll(before, observed, noise=settings.noise).mean()),
         calibration_error=curve.error,
         predicted=tuple(curve.predicted.tolist()),
         observed=tuple(curve.observed.tolist()),
@@ -197,15 +195,11 @@ def fit_reward_model(
 
 def rewards_on(model: RewardModel, experiences: Experiences) -> Rewards:
     """The model's expected rewards on these contents, each looked at once, now."""
-    own = Source(model.trunk, experiences.pools, experiences.index, ())
-    embedding, parent_embedding = (
-        own.embeddings(),
-        Source(model.parent, experiences.pools, experiences.index, ()).embeddings(),
-    )
+    embedding = Source(model.trunk, experiences.pools, experiences.index, ()).embeddings()
 
     def rewards(rows: Tensor, actions: Tensor) -> Tensor:
         with torch.no_grad():
-            return model.rewards(model.log_odds(embedding[rows], parent_embedding[rows]).gather(1, actions))
+            return model.rewards(model.log_odds(embedding[rows]).gather(1, actions))
 
     return rewards
 
@@ -253,7 +247,6 @@ def opinions_nll(log_odds: Tensor, opinions: Mapping[str, Tensor], *, noise: flo
 def _train(
     model: RewardModel,
     own: Source,
-    parent_embeddings: Tensor,
     opinions: Opinions,
     train: Tensor,
     settings: RewardSettings,
@@ -261,7 +254,6 @@ def _train(
     start_s: float,
 ) -> int:
     """Descend the likelihood; returns how many steps were taken."""
-    model.trunk.action_head.requires_grad_(False)
     weights = [*freeze_encoders(model.trunk, settings.trained_encoders), *model.verdict.parameters()]
     optimizer = torch.optim.AdamW(weights, weight_decay=settings.weight_decay, fused=True)
     said = {name: torch.from_numpy(getattr(opinions, name)) for name in Opinions.__dataclass_fields__}
@@ -274,7 +266,7 @@ def _train(
         rows = train[next(batches)]
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * one_cycle(fraction)
-        odds = model.log_odds(own.fused(rows)[0], parent_embeddings[rows])
+        odds = model.log_odds(own.fused(rows)[0])
         loss = opinions_nll(odds, {name: each[rows] for name, each in said.items()}, noise=settings.noise).mean()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"reward model: the loss is {float(loss)} at step {step}")

@@ -9,7 +9,6 @@ Notation:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -113,12 +112,6 @@ class Source:
         self._pools = prepare_pools(model, pools)
         frozen = {n: p for n, p in self._pools.items() if model.spec.modalities[n].kind not in trained_encoders}
         self._encoded = encode_all(model, frozen)
-
-    def seen_by(self, model: FusionPolicy) -> Source:
-        """The same rows for a model whose encoders that stand still are the same."""
-        other = copy.copy(self)
-        other._model = model
-        return other
 
     def fused(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Embedding ``[b, d]`` and base logits ``[b, a]`` of the given rows."""

@@ -219,6 +219,8 @@ class FinetuneSettings(_Section):
     """Time a job may train."""
     steps_per_event: Positive = 4.0
     """How often a job replays each experience."""
+    learning_rate: Positive = 1e-3
+    """Peak of a job's learning-rate schedule."""
     method: Literal["full", "lora"] = "full"
     """What changes: all weights of text encoder, fusion layers and head, or low-rank updates of their matrices, which
     are merged before export."""

@@ -169,6 +169,7 @@ def training_plan(settings: Settings) -> TrainingPlan:
     finetune = settings.finetune
     return TrainingPlan(
         replays=finetune.steps_per_event,
+        learning_rate=finetune.learning_rate,
         max_duration_s=finetune.max_duration_s,
         method=finetune.method,
         lora_rank=finetune.lora_rank,

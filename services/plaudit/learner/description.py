@@ -46,6 +46,7 @@ class TrainingPlan:
 
     Attributes:
         replays: how often each experience is replayed.
+        learning_rate: peak of the schedule.
         max_duration_s: time the job may train.
         method: whether all weights of the trained parts change, or low-rank updates of them.
         lora_rank: of the updates.
@@ -64,6 +65,7 @@ class TrainingPlan:
     """
 
     replays: float
+    learning_rate: float
     max_duration_s: float
     method: Literal["full", "lora"]
     lora_rank: int

@@ -121,6 +121,7 @@ def _train(
     settings = FinetuneSettings(
         replays_per_experience=plan.replays,
         max_duration_s=budget_s,
+        learning_rate=plan.learning_rate,
         kl_weight=plan.kl_weight,
         sampled=sampled,
         lora=LoraSettings(plan.lora_rank, plan.lora_alpha) if plan.method == "lora" else None,
