@@ -50,7 +50,7 @@ def test_the_environment_reaches_top_level_settings_and_secrets(monkeypatch):
         ("[serving]\ndevice = 'tpu'", r"serving.device: .*'auto', 'cuda' or 'cpu', got 'tpu'"),
         ("[gate]\nalpha = 0", r"gate.alpha: .*greater than 0, got 0"),
         ("[finetune]\nmethod = 'dora'", r"finetune.method: .*'full' or 'lora', got 'dora'"),
-        ("[finetune]\nobjective = 'ppo'", r"finetune.objective: .*'likelihood' or 'sampled', got 'ppo'"),
+        ("[finetune]\nobjective = 'ppo'", r"finetune.objective: .*'likelihood', 'target' or 'sampled', got 'ppo'"),
         ("[finetune]\nsamples = 1", r"finetune.samples: .*greater than or equal to 2, got 1"),
         ("[finetune]\nclip = 1.0", r"finetune.clip: .*less than 1, got 1"),
     ],

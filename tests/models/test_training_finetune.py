@@ -244,7 +244,7 @@ def test_low_rank_updates_train_few_numbers_and_move_matrices_by_their_rank(pare
     assert max(int(torch.linalg.matrix_rank((after[n] - before[n]).flatten(1), rtol=1e-3)) for n in changed) == 2
 
 
-# --- sampled actions -------------------------------------------------------------------------------------------------
+# --- by a reward model -------------------------------------------------------------------------------------------------
 
 
 def _rewards(experiences: Experiences):
@@ -253,16 +253,12 @@ def _rewards(experiences: Experiences):
     return lambda rows, actions: ((left[rows] < 0)[:, None] == (actions == 1)).float()
 
 
-def test_sampled_answers_earn_more_and_the_taught_is_kept(parent):
-    """Expected reward on the new question, of which the parent gets a tenth (0.99 after, 1.00 on the taught one)."""
+@pytest.mark.parametrize("how", [{"sampled": SampledSettings(), "kl_weight": 0.01}, {"target": 0.1}])
+def test_what_a_reward_model_says_earns_more_and_the_taught_is_kept(parent, how):
+    """Expected reward on the new question, of which the parent gets a tenth."""
     experiences, fresh = _experiences(500, 7), _data(400, NEW, 5)
     settings = FinetuneSettings(
-        max_duration_s=None,
-        replays_per_experience=40,
-        learning_rate=3e-3,
-        rehearsal_share=0.3,
-        kl_weight=0.01,
-        sampled=SampledSettings(),
+        max_duration_s=None, replays_per_experience=40, learning_rate=3e-3, rehearsal_share=0.3, **how
     )
     result = finetune(parent, experiences, _data(640, TAUGHT, 0), settings=settings, rewards=_rewards(experiences))
 
@@ -277,8 +273,9 @@ def test_sampled_answers_earn_more_and_the_taught_is_kept(parent):
     assert result.kl_to_parent > 0.1
 
 
-def test_sampling_without_rewards_is_refused(parent):
-    settings = replace(FEW, sampled=SampledSettings())
+@pytest.mark.parametrize("how", [{"sampled": SampledSettings()}, {"target": 0.1}])
+def test_asking_no_reward_model_is_refused(parent, how):
+    settings = replace(FEW, **how)
     with pytest.raises(ValueError, match="rewards: none given"):
         finetune(parent, _experiences(40, 7), _data(64, TAUGHT, 0), settings=settings)
 

@@ -11,7 +11,7 @@ from torch import Generator
 
 from plaudit_models.training.experiences import Experiences
 from plaudit_models.training.losses import clipped_loss, group_advantages
-from plaudit_models.training.objectives import Likelihood, Sampled, SampledSettings
+from plaudit_models.training.objectives import Likelihood, Sampled, SampledSettings, Target
 
 ROW = torch.tensor([0])
 
@@ -43,6 +43,25 @@ def test_likelihood_by_hand():
     two = _experiences(2, correction=np.array([-1, 1]), weight=np.array([1.0, 0.5], np.float32))
     loss = Likelihood(two, noise=0.05)(torch.zeros(2, 2), torch.tensor([0, 1]), fresh=True)
     assert loss.item() == pytest.approx(0.75 * math.log(2), abs=1e-6)
+
+
+def test_the_target_by_hand():
+    """Parent (½, ½), rewards (0.9, 0.6), β = 0.3: π* ∝ (e³, e²), so (0.731059, 0.268941). A policy of (¾, ¼) has the
+    cross-entropy −0.731059·log ¾ − 0.268941·log ¼ = 0.210313 + 0.372832 = 0.583145; π* itself has the least."""
+    rewards = torch.tensor([[0.9, 0.6]])
+    objective = Target(
+        lambda rows: torch.zeros(1, 2), lambda rows, actions: rewards[rows].gather(1, actions), temperature=0.3
+    )
+    assert objective(torch.tensor([[0.75, 0.25]]).log(), ROW, fresh=True).item() == pytest.approx(0.583145, abs=1e-5)
+    best = torch.tensor([[0.731059, 0.268941]]).log().requires_grad_()
+    objective(best, ROW, fresh=True).backward()
+    assert best.grad is not None
+    assert best.grad.abs().max().item() < 1e-5
+
+
+def test_a_target_needs_a_temperature():
+    with pytest.raises(ValueError, match=r"temperature: 0.0 must be greater than 0"):
+        Target(lambda rows: rows, lambda rows, actions: actions, temperature=0.0)
 
 
 def test_advantages_by_hand():

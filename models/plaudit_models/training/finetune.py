@@ -37,7 +37,7 @@ from plaudit_models.training.experiences import Experiences
 from plaudit_models.training.fusion import FusionPolicy
 from plaudit_models.training.lora import adapt, merge
 from plaudit_models.training.losses import action_nll, kl_to_reference
-from plaudit_models.training.objectives import Likelihood, Objective, Rewards, Sampled, SampledSettings
+from plaudit_models.training.objectives import Likelihood, Objective, Rewards, Sampled, SampledSettings, Target
 from plaudit_models.training.rows import Source, freeze_encoders
 from plaudit_models.training.schedule import Mean, blocks_for_ever, fraction_done, one_cycle, shuffled
 
@@ -69,6 +69,7 @@ class FinetuneSettings:
         rehearsal_rows: labelled rows per step.
         rehearsal_share: ρ in [0, 1], the anchor's share of the loss.
         kl_weight: β ≥ 0.
+        target: β of the closed-form target that a reward model makes, if that is the user loss.
         sampled: the user loss is what a reward model says of sampled actions; None: the likelihood of what users said.
         lora: low-rank updates of the weight matrices are trained; None: all weights are.
         noise: δ, the share of thumbs believed to be wrong.
@@ -87,6 +88,7 @@ class FinetuneSettings:
     rehearsal_rows: int = 128
     rehearsal_share: float = 0.7
     kl_weight: float = 0.0
+    target: float | None = None
     sampled: SampledSettings | None = None
     lora: LoraSettings | None = None
     noise: float = 0.05
@@ -142,7 +144,7 @@ def finetune(
         parent: where to start, and the reference of the KL term; it is left as it is.
         experiences: what users said.
         rehearsal: labelled data that must not be forgotten.
-        rewards: the reward model, where ``settings.sampled`` asks it.
+        rewards: the reward model, where ``settings.target`` or ``settings.sampled`` asks it.
         resume: where a run with the same arguments stood; it goes on as if it had not ended.
         on_progress: called after about every hundredth of the steps.
         on_checkpoint: called every ``checkpoint_steps``.
@@ -162,13 +164,13 @@ def finetune(
     replay = Source(model, experiences.pools, experiences.index, settings.trained_encoders)
     anchor = Source(model, rehearsal.pools, rehearsal.index, settings.trained_encoders)
     label = torch.from_numpy(rehearsal.action)
-    parent_embeddings = replay.embeddings() if settings.kl_weight > 0 else None
+    parent_logits = _parent_logits(parent, replay) if settings.kl_weight > 0 or settings.target is not None else None
     latest = torch.arange(len(experiences))[-_KL_ROWS:]
     before = replay.still(latest)[1]
     if settings.lora is not None:
         weights = adapt(model, settings.lora.rank, settings.lora.alpha, draws)
     optimizer = torch.optim.AdamW(weights, weight_decay=settings.weight_decay, fused=True)
-    objective = _objective(experiences, rewards, settings, draws)
+    objective = _objective(experiences, rewards, parent_logits, settings, draws)
     replays = _rows_and_uses(len(experiences), settings.replay_rows, reuse, Generator().manual_seed(settings.seed))
     anchors = blocks_for_ever(len(rehearsal), settings.rehearsal_rows, Generator().manual_seed(settings.seed))
 
@@ -187,10 +189,8 @@ def finetune(
         user_loss = objective(logits, rows, fresh=fresh)
         rehearsal_loss = action_nll(anchor.fused(anchor_rows)[1], label[anchor_rows]).mean()
         loss = (1.0 - settings.rehearsal_share) * user_loss + settings.rehearsal_share * rehearsal_loss
-        if parent_embeddings is not None:
-            with torch.no_grad():
-                parent_logits = parent.action_head(parent_embeddings[rows])
-            loss = loss + settings.kl_weight * kl_to_reference(logits, parent_logits).mean()
+        if parent_logits is not None and settings.kl_weight > 0:
+            loss = loss + settings.kl_weight * kl_to_reference(logits, parent_logits(rows)).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(weights, settings.max_gradient_norm)
@@ -221,13 +221,32 @@ def finetune(
 
 
 def _objective(
-    experiences: Experiences, rewards: Rewards | None, settings: FinetuneSettings, draws: Generator
+    experiences: Experiences,
+    rewards: Rewards | None,
+    parent_logits: Callable[[Tensor], Tensor] | None,
+    settings: FinetuneSettings,
+    draws: Generator,
 ) -> Objective:
-    if settings.sampled is None:
+    if settings.sampled is None and settings.target is None:
         return Likelihood(experiences, noise=settings.noise)
     if rewards is None:
-        raise ValueError("rewards: none given, but settings.sampled asks them about sampled actions")
-    return Sampled(experiences, rewards, settings.sampled, draws)
+        raise ValueError("rewards: none given, but settings.target or settings.sampled asks a reward model")
+    if settings.sampled is not None:
+        return Sampled(experiences, rewards, settings.sampled, draws)
+    assert parent_logits is not None
+    assert settings.target is not None
+    return Target(parent_logits, rewards, temperature=settings.target)
+
+
+def _parent_logits(parent: FusionPolicy, replay: Source) -> Callable[[Tensor], Tensor]:
+    """The parent's logits by row; ``replay`` sees the rows as the parent does, so far."""
+    embeddings = replay.embeddings()
+
+    def logits(rows: Tensor) -> Tensor:
+        with torch.no_grad():
+            return parent.action_head(embeddings[rows])
+
+    return logits
 
 
 def _rows_and_uses(n: int, batch_rows: int, reuse: int, generator: Generator) -> Iterator[tuple[Tensor, bool]]:

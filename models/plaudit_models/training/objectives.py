@@ -52,6 +52,30 @@ class Likelihood:
         return (self._weight[rows] * loss).mean()
 
 
+class Target:
+    """The cross-entropy of the policy to the best one that stays near its parent: π* ∝ π_parent·exp(q/β), for action
+    sets that can be enumerated (Rafailov et al. 2023, "Direct Preference Optimization", equation 4).
+
+    Args:
+        parent_logits: rows ``[b]`` → the parent's logits ``[b, a]``.
+        rewards: the reward model's q.
+        temperature: β > 0, the price of a nat of divergence, in reward.
+    """
+
+    def __init__(self, parent_logits: Callable[[Tensor], Tensor], rewards: Rewards, *, temperature: float) -> None:
+        if not temperature > 0:
+            raise ValueError(f"temperature: {temperature} must be greater than 0")
+        self._parent_logits = parent_logits
+        self._rewards = rewards
+        self._temperature = temperature
+
+    def __call__(self, logits: Tensor, rows: Tensor, *, fresh: bool) -> Tensor:
+        parent = torch.log_softmax(self._parent_logits(rows), dim=1)
+        every = torch.arange(logits.shape[1]).expand(len(rows), -1)
+        target = torch.softmax(parent + self._rewards(rows, every) / self._temperature, dim=1)
+        return -(target * torch.log_softmax(logits, dim=1)).sum(dim=1).mean()
+
+
 @dataclass(frozen=True, slots=True)
 class SampledSettings:
     """How to sample.

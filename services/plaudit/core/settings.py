@@ -228,11 +228,12 @@ class FinetuneSettings(_Section):
     """Rank of those updates."""
     lora_alpha: Positive = 16.0
     """Their scale: an update counts alpha / rank times."""
-    objective: Literal["likelihood", "sampled"] = "likelihood"
-    """What a job descends: the likelihood of what users said, or what a reward model, which it trains first, expects of
-    answers sampled from the policy (clipped, relative to each other), for action sets too large to try out on users."""
+    objective: Literal["likelihood", "target", "sampled"] = "likelihood"
+    """What a job descends: the likelihood of what users said; or, by a reward model which it trains first, the distance
+    to the best policy near the parent, π ∝ π_parent·exp(q / policy.beta), or what is expected of answers sampled from
+    the policy (clipped, relative to each other), for action sets too large to enumerate."""
     kl_weight: Annotated[float, Field(ge=0.0)] | None = None
-    """Price of a nat of divergence from the version it starts from; None: 0 for the likelihood, 0.04 where sampled."""
+    """Price of a nat of divergence from the version it starts from; None: 0.04 where answers are sampled, else 0."""
     samples: Annotated[int, Field(ge=2)] = 16
     """Answers sampled for each content at once."""
     clip: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2

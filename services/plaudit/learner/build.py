@@ -25,9 +25,9 @@ from plaudit_models.improvement import HeadSettings
 from plaudit_models.preprocess import Limits
 from plaudit_models.reward_model import RewardPrior
 
-_KL_WEIGHT: Final = {"likelihood": 0.0, "sampled": 0.04}
-"""β by objective. The likelihood is held by rehearsal alone; a reward model can be led astray where nobody spoke, and
-then it is as far as Shao et al. (2024, section 4.2) let it."""
+_KL_WEIGHT: Final = {"likelihood": 0.0, "target": 0.0, "sampled": 0.04}
+"""β by objective. The likelihood is held by rehearsal alone, the target stays near the parent by itself, and sampled
+answers may go as far as Shao et al. (2024, section 4.2) let them."""
 
 
 def build_learner(
@@ -175,6 +175,7 @@ def training_plan(settings: Settings) -> TrainingPlan:
         lora_rank=finetune.lora_rank,
         lora_alpha=finetune.lora_alpha,
         objective=finetune.objective,
+        temperature=settings.policy.beta,
         kl_weight=_KL_WEIGHT[finetune.objective] if finetune.kl_weight is None else finetune.kl_weight,
         samples=finetune.samples,
         clip=finetune.clip,

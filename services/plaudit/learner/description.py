@@ -51,7 +51,9 @@ class TrainingPlan:
         method: whether all weights of the trained parts change, or low-rank updates of them.
         lora_rank: of the updates.
         lora_alpha: their scale, α/r.
-        objective: what is descended: what users said, or what a reward model says of sampled answers.
+        objective: what is descended: what users said, or the distance to what a reward model thinks best, or what it
+            says of sampled answers.
+        temperature: β of what it thinks best.
         kl_weight: β, the price of a nat of divergence from the parent.
         samples: answers sampled for each content.
         clip: ε, how far one draw may move the ratio of the policy to what it was.
@@ -70,7 +72,8 @@ class TrainingPlan:
     method: Literal["full", "lora"]
     lora_rank: int
     lora_alpha: float
-    objective: Literal["likelihood", "sampled"]
+    objective: Literal["likelihood", "target", "sampled"]
+    temperature: float
     kl_weight: float
     samples: int
     clip: float

@@ -110,19 +110,22 @@ def _train(
     run_dir: Path, parent: FusionPolicy, learned: Lessons, rehearsal: LabelledData, plan: TrainingPlan
 ) -> tuple[Finetuned, dict[str, Any]]:
     """The fine-tuned policy, and what was measured. Goes on from a checkpoint, if the run folder has one."""
-    sampled, rewards, judged = None, None, {}
+    rewards, judged = None, dict[str, Any]()
     budget_s = plan.max_duration_s
-    if plan.objective == "sampled":
+    if plan.objective != "likelihood":
         budget_s *= 1.0 - _REWARD_SHARE
-        sampled = SampledSettings(samples=plan.samples, clip=plan.clip, reuse=plan.sample_reuse)
-        model, report = _reward_model(run_dir, parent, learned, plan)
+        model, judged["reward_model"] = _reward_model(run_dir, parent, learned, plan)
         rewards = rewards_on(model, learned.experiences)
-        judged = {"reward_model": report, "sample_staleness_max_steps": plan.sample_reuse - 1}
+    sampled = None
+    if plan.objective == "sampled":
+        sampled = SampledSettings(samples=plan.samples, clip=plan.clip, reuse=plan.sample_reuse)
+        judged["sample_staleness_max_steps"] = plan.sample_reuse - 1
     settings = FinetuneSettings(
         replays_per_experience=plan.replays,
         max_duration_s=budget_s,
         learning_rate=plan.learning_rate,
         kl_weight=plan.kl_weight,
+        target=plan.temperature if plan.objective == "target" else None,
         sampled=sampled,
         lora=LoraSettings(plan.lora_rank, plan.lora_alpha) if plan.method == "lora" else None,
         checkpoint_steps=plan.checkpoint_steps,
