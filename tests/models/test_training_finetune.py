@@ -244,7 +244,7 @@ def test_low_rank_updates_train_few_numbers_and_move_matrices_by_their_rank(pare
     assert max(int(torch.linalg.matrix_rank((after[n] - before[n]).flatten(1), rtol=1e-3)) for n in changed) == 2
 
 
-# --- by a reward model -------------------------------------------------------------------------------------------------
+# --- by a reward model ---------------------------------------------------------------------------------------------
 
 
 def _rewards(experiences: Experiences):
