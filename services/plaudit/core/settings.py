@@ -223,8 +223,33 @@ class FinetuneSettings(_Section):
     """Time a job may train."""
     steps_per_event: Positive = 4.0
     """How often a job replays each experience."""
+    learning_rate: Positive = 1e-3
+    """Peak of a job's learning-rate schedule."""
+    method: Literal["full", "lora"] = "full"
+    """What changes: all weights of text encoder, fusion layers and head, or low-rank updates of their matrices, which
+    are merged before export."""
+    lora_rank: Count = 8
+    """Rank of those updates."""
+    lora_alpha: Positive = 16.0
+    """Their scale: an update counts alpha / rank times."""
+    objective: Literal["likelihood", "target", "sampled"] = "likelihood"
+    """What a job descends: the likelihood of what users said; or, by a reward model which it trains first, the distance
+    to the best policy near the parent, π ∝ π_parent·exp(q / policy.beta), or what is expected of answers sampled from
+    the policy (clipped, relative to each other), for action sets too large to enumerate."""
+    kl_weight: Annotated[float, Field(ge=0.0)] | None = None
+    """Price of a nat of divergence from the version it starts from; None: 0.04 where answers are sampled, else 0."""
+    samples: Annotated[int, Field(ge=2)] = 16
+    """Answers sampled for each content at once."""
+    clip: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """How far the probability of a sampled answer may move, as a ratio, before it has no more say."""
+    sample_reuse: Count = 4
+    """Gradient steps on the same samples, which bounds how stale they get."""
     max_experiences: Count = 20_000
     """The most recent experiences a job trains on."""
+    max_versions_behind: Count = 5_000
+    """Experiences served by a version that many before the live one are too stale to train on."""
+    checkpoint_steps: Count = 200
+    """Gradient steps between checkpoints, from which a job that was killed goes on."""
     rehearsal: Path | None = None
     """Labelled data folder rehearsed beside the experiences; None: the one of the latest pre-training."""
     threads: Count = 1
