@@ -87,6 +87,7 @@ class World:
         """A learner as after a start of its process: with a store of its own on the same data."""
         self.store = SqlStore(self.store_url, lease_s=self.lease_s)
         self.stores.append(self.store)
+        self.metrics = CollectorRegistry()
         return build_learner(
             Settings(model={}, **self.settings),  # type: ignore[arg-type]
             log=log or self.log,
@@ -95,7 +96,7 @@ class World:
             runtime=self.runtime,
             jobs=self.jobs or InlineJobs(self.run_job),
             work_dir=self.folder / "work",
-            metrics_registry=CollectorRegistry(),
+            metrics_registry=self.metrics,
             clock=lambda: self.now_s,
         )
 

@@ -17,9 +17,10 @@ COLUMNS: Final = 24
 HEIGHT: Final = 8
 WIDTH: Final = 8
 NAMED: Final = "{{model}}"
+OF_VERSION: Final = "{{model}} {{version}}"
 ERRORS: Final = "method:plaudit_serving_errors:ratio_rate5m"
 
-Unit = Literal["short", "s", "percentunit", "reqps", "ops", "none", "dateTimeFromNow"]
+Unit = Literal["short", "s", "bytes", "percentunit", "reqps", "ops", "none", "dateTimeFromNow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,27 @@ SERVING: Final = Dashboard(
                     "model",
                     "Load, proof, warming and flip of another version.",
                 ),
+                quantiles("Time to prove a version", "plaudit_serving_proof_seconds", "model"),
+                quantiles("Time to warm a version up", "plaudit_serving_warming_seconds", "model"),
+                quantiles(
+                    "Thumb to served",
+                    "plaudit_serving_freshness_seconds",
+                    "model",
+                    "From the latest feedback that a version learned until it served here.",
+                ),
+                line("Version on trial", "none", ("max by (model) (plaudit_serving_candidate_version)", NAMED)),
+                line(
+                    "Share of the users on trial",
+                    "percentunit",
+                    ("max by (model) (plaudit_serving_candidate_share_ratio)", NAMED),
+                ),
+                line(
+                    "GPU memory",
+                    "bytes",
+                    ("max by (instance, gpu) (plaudit_serving_gpu_memory_used_bytes) or vector(0)", "used {{gpu}}"),
+                    ("max by (instance, gpu) (plaudit_serving_gpu_memory_bytes) or vector(0)", "of {{gpu}}"),
+                    text="0 where there is no GPU.",
+                ),
             ],
         ),
         (
@@ -137,7 +159,47 @@ SERVING: Final = Dashboard(
                 line("Requests that wait", "short", ("sum by (model) (plaudit_serving_queue_requests)", NAMED)),
                 line("Requests in a batch", "short", (mean("plaudit_serving_batch_requests"), "mean")),
                 quantiles("Decoding", "plaudit_serving_decode_seconds"),
+                quantiles("Waiting for the model", "plaudit_serving_queue_seconds"),
                 quantiles("Inference", "plaudit_serving_inference_seconds"),
+            ],
+        ),
+        (
+            "Versions",
+            [
+                line(
+                    "Answers a second",
+                    "reqps",
+                    (per_second("plaudit_serving_predictions_total", "model", "version"), OF_VERSION),
+                ),
+                line(
+                    "Time to answer, 95th percentile",
+                    "s",
+                    (
+                        "histogram_quantile(0.95, sum by (model, version, le) "
+                        "(rate(plaudit_serving_prediction_seconds_bucket[$__rate_interval])))",
+                        OF_VERSION,
+                    ),
+                ),
+                line(
+                    "Requests that a version failed on, a second",
+                    "reqps",
+                    (per_second("plaudit_serving_prediction_failures_total", "model", "version"), OF_VERSION),
+                ),
+                line(
+                    "Exploration",
+                    "percentunit",
+                    (
+                        f"{per_second('plaudit_serving_explored_total', 'model', 'version')} / "
+                        f"{per_second('plaudit_serving_predictions_total', 'model', 'version')}",
+                        OF_VERSION,
+                    ),
+                    text="Share of the answers that were drawn although another one was more probable.",
+                ),
+                line(
+                    "Feedback a second",
+                    "ops",
+                    (per_second("plaudit_serving_feedback_total", "model", "version"), OF_VERSION),
+                ),
             ],
         ),
         (
@@ -160,6 +222,12 @@ SERVING: Final = Dashboard(
                     (per_second("plaudit_serving_feedback_total", "kind", "status"), "{{kind}} {{status}}"),
                 ),
                 quantiles("Time until feedback is durable", "plaudit_serving_feedback_ack_seconds"),
+                quantiles("Time until decisions are durable", "plaudit_serving_decision_append_seconds"),
+                line(
+                    "Events that wait for the log on this machine",
+                    "short",
+                    ("sum(plaudit_serving_spool_events)", "events"),
+                ),
             ],
         ),
     ],
@@ -180,6 +248,21 @@ LEARNING: Final = Dashboard(
                     ("plaudit_learner_satisfaction:avg1d", "over a day"),
                     ("plaudit_learner_predicted_reward_recent", "predicted"),
                     text="Of the latest experiences, and as it was predicted: far apart, the reward model is off.",
+                ),
+                line(
+                    "Satisfaction by version",
+                    "percentunit",
+                    ("plaudit_learner_version_satisfaction", OF_VERSION),
+                    ("plaudit_learner_version_satisfaction_low", f"{OF_VERSION} at least"),
+                    ("plaudit_learner_version_satisfaction_high", f"{OF_VERSION} at most"),
+                    text="With its 95 % interval.",
+                ),
+                line("Answers judged, by version", "short", ("plaudit_learner_version_experiences", OF_VERSION)),
+                line(
+                    "Calibration error of predicted rewards",
+                    "percentunit",
+                    ("plaudit_learner_calibration_error", NAMED),
+                    text="Of the latest experiences: 0 where rewards come as they were predicted.",
                 ),
                 quantiles(
                     "Thumb to policy",
@@ -215,6 +298,8 @@ LEARNING: Final = Dashboard(
                     ("sum(plaudit_learner_leader)", "lead"),
                 ),
                 quantiles("Time for a batch", "plaudit_learner_batch_seconds"),
+                quantiles("Feedback to join", "plaudit_learner_join_seconds"),
+                quantiles("Time to learn a chunk", "plaudit_learner_learn_seconds"),
             ],
         ),
         (
@@ -276,6 +361,19 @@ LEARNING: Final = Dashboard(
                     ("plaudit_learner_canary_e_value", "{{claim}}"),
                     text="E-values: 1/gate.alpha is proof of gain or harm, ten times that of errors or latency.",
                 ),
+                line(
+                    "Evidence at the gate",
+                    "none",
+                    ("plaudit_learner_gate_e_value or vector(1)", "{{claim}}"),
+                    text="E-values: 1/gate.alpha is proof, 1 is none.",
+                ),
+                line(
+                    "Gain at the gate",
+                    "none",
+                    ("plaudit_learner_gate_gain_reward or vector(0)", "{{bound}}"),
+                    text="Reward that the candidate gains, with bounds for all looks at once.",
+                ),
+                line("Phase of fine-tuning", "none", ("plaudit_learner_finetune_phase", "{{model}} {{phase}}")),
                 line(
                     "Steps given up, an hour", "short", (hourly("plaudit_learner_failures_total"), "log or store away")
                 ),

@@ -18,7 +18,7 @@ Raw = Mapping[str, Any]
 KINDS: Final[Mapping[str, str]] = {
     "pretrained": "trained on labelled data",
     "head": "head refreshed from feedback",
-    "finetuned": "all weights fine-tuned on feedback",
+    "finetuned": "weights fine-tuned on feedback",
     "imported": "imported",
 }
 
@@ -148,6 +148,16 @@ def _metrics(manifest: Raw) -> _Content:
     return facts, [Table(["slice", *columns], rows)], ()
 
 
+def _reward_model(manifest: Raw) -> _Content:
+    report = manifest.get("metrics", {}).get("reward_model", {})
+    if not report:
+        return (), (), ()
+    facts = [(word, _value(report[name])) for name, word in _REWARD_WORDS.items() if name in report]
+    bins = zip(report["predicted"], report["observed"], report["count"], strict=True)
+    rows = [[f"{predicted:.2f}", f"{observed:.2f}", str(count)] for predicted, observed, count in bins]
+    return facts, [Table(["predicted reward", "observed", "n"], rows)] if rows else [], ()
+
+
 def _gate(manifest: Raw) -> _Content:
     gate = manifest.get("gate", {})
     if not gate:
@@ -179,14 +189,35 @@ _SECTIONS: Final[Sequence[tuple[str, Callable[[Raw], _Content]]]] = (
     ("What it takes and gives", _contract),
     ("What it learned from", _data),
     ("What was measured", _metrics),
+    ("The reward model it was trained with", _reward_model),
     ("At the gate", _gate),
     ("Files", _files),
 )
 _ACTIONS_SHOWN: Final = 20
+_REWARD_WORDS: Final[Mapping[str, str]] = {
+    "trained_on": "experiences trained on",
+    "steps": "steps",
+    "duration_s": "duration_s",
+    "slope": "calibrated by a slope of",
+    "intercept": "and an intercept of",
+    "held_out": "measured on",
+    "log_loss": "log loss",
+    "parent_log_loss": "log loss of the parent's beliefs",
+    "calibration_error": "expected calibration error",
+}
 _DATA_WORDS: Final[Mapping[str, str]] = {
     "feedback": "signals taken in",
     "experiences": "experiences",
     "trained_on": "experiences trained on",
+    "thumbs_and_ratings": "thumbs and ratings among them",
+    "corrections": "corrections among them",
+    "preferences": "preferences among them",
+    "first_experience": "from experience number",
+    "served_by_versions": "versions that served them",
+    "versions_behind_mean": "versions behind, on average",
+    "versions_behind_max": "versions behind, at most",
+    "oldest_time_s": "the oldest served",
+    "too_stale": "left out as too stale",
     "last_experience": "up to experience number",
     "last_feedback_id": "up to feedback",
     "last_feedback_time_s": "up to feedback of",

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from plaudit import demo
 from plaudit.adapters.directory_registry import DirectoryCatalog
+from plaudit.adapters.nvml import gpus
 from plaudit.adapters.seats import Seat
 from plaudit.adapters.spooled_log import SpooledLog
 from plaudit.adapters.sqlite_log import SqliteLog
@@ -29,6 +30,7 @@ from plaudit.core.errors import ConfigError
 from plaudit.core.ports import EventLog, ExperienceStore, JobLauncher, ModelCatalog, ModelRegistry, ModelRuntime
 from plaudit.core.prediction_id import PredictionIds, load_or_create_key
 from plaudit.core.settings import Settings
+from plaudit.core.tracing import Tracing
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -264,11 +266,40 @@ def learner_dir(settings: Settings, model: str) -> Path:
     return data_dir(settings) / f"learner{_of(settings, model)}"
 
 
-def inference_server(settings: Settings, log: EventLog, *, share_port: bool = False) -> InferenceServer:
+def tracing(settings: Settings, service: str) -> Tracing | None:
+    """Where spans of this service go; None: it is not traced.
+
+    Raises:
+        ConfigError: what it needs is not installed.
+    """
+    if not settings.tracing.on:
+        return None
+    try:
+        from plaudit.adapters.otel_tracing import otlp_tracing
+
+        return otlp_tracing(
+            service,
+            endpoint=settings.tracing.endpoint,
+            protocol=settings.tracing.wire,
+            sample_ratio=settings.tracing.sample_ratio,
+        )
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"tracing.endpoint: traces need {error.name}, which is not installed; pip install 'plaudit[tracing]', "
+            "or set neither it nor OTEL_EXPORTER_OTLP_ENDPOINT"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"tracing.protocol: {error}") from error
+
+
+def inference_server(
+    settings: Settings, log: EventLog, *, share_port: bool = False, tracing: Tracing | None = None
+) -> InferenceServer:
     """A server ready to start.
 
     Args:
         share_port: it is one of several processes that listen on the port.
+        tracing: see :func:`tracing`.
 
     Raises:
         ConfigError: a setting is wrong.
@@ -285,6 +316,10 @@ def inference_server(settings: Settings, log: EventLog, *, share_port: bool = Fa
     if isinstance(log, SpooledLog):
         metrics.spool_events.set_function(log.spooled)
         metrics.spool_age.set_function(log.age_s)
+    if settings.serving.device != "cpu":
+        for gpu in gpus():
+            metrics.gpu_memory.labels(gpu.name).set(gpu.memory_bytes)
+            metrics.gpu_memory_used.labels(gpu.name).set_function(gpu.used_bytes)
     fates = learner_fates(settings)
     return InferenceServer(
         model_catalog(settings),
@@ -296,11 +331,17 @@ def inference_server(settings: Settings, log: EventLog, *, share_port: bool = Fa
         fates=fates,
         trials=fates,
         share_port=share_port,
+        tracing=tracing,
     )
 
 
 def learner(
-    settings: Settings, model: str, log: EventLog, store: ExperienceStore, metrics: CollectorRegistry
+    settings: Settings,
+    model: str,
+    log: EventLog,
+    store: ExperienceStore,
+    metrics: CollectorRegistry,
+    tracing: Tracing | None = None,
 ) -> Learner:
     """A learner ready to run. Raises ConfigError."""
     from plaudit.learner.build import build_learner
@@ -314,6 +355,7 @@ def learner(
         jobs=job_launcher(settings, model),
         work_dir=learner_dir(settings, model),
         metrics_registry=metrics,
+        tracing=tracing,
     )
 
 

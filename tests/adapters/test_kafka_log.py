@@ -90,6 +90,7 @@ def test_topics_are_made_as_the_settings_say(kafka: Kafka) -> None:
         Topic.FEEDBACK: 3,
         Topic.DEAD_LETTER: 1,
         Topic.VERSIONS: 1,
+        Topic.TRIALS: 1,
     }
     assert found[Topic.FEEDBACK].configs["retention.ms"] == "100000"
     assert found[Topic.DEAD_LETTER].configs["retention.ms"] == "-1"

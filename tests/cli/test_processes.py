@@ -8,11 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 import builders
 from deployment import PLAUDIT, Service, deployed
@@ -168,7 +170,7 @@ def test_several_processes_share_the_port_and_one_that_is_killed_is_started_agai
     ready = [service.event(event="ready") for _ in range(2)]
     assert {event["service"] for event in ready} == {"serve-0", "serve-1"}
     (target,) = {event["address"] for event in ready}
-    assert len({event["metrics"] for event in ready}) == 2
+    (page,) = {event["metrics"] for event in ready}
 
     children = _children(service.process.pid)
     assert len(children) == 2
@@ -179,15 +181,28 @@ def test_several_processes_share_the_port_and_one_that_is_killed_is_started_agai
     for _ in range(8):  # each time a connection of its own, to one or the other
         with Client(target) as client:
             assert client.predict({"question": "which animal?"}).version == 1
+    families = list(text_string_to_metric_families(_get(f"http://{page}/metrics")))
+    samples = [sample for family in families for sample in family.samples]
+    # One of the two was killed after it was ready, and counts anew; all of these came later.
+    predicted = [s.value for s in samples if s.name == "plaudit_serving_predictions_total"]
+    assert sum(predicted) == 8
+    assert {s.labels["process"] for s in samples} == {"0", "1"}
+    assert len({family.name for family in families}) == len(families)
     assert service.stop(signal.SIGTERM) == 0
 
 
-def test_several_processes_need_a_port_that_nobody_has(config):
+def _get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        return answer.read().decode()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("setting", ["port", "metrics-port"])
+def test_several_processes_need_ports_that_nobody_has(config, setting):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        failed = _plaudit("serve", "--config", str(config), "--processes", "2", "--port", port)
+        failed = _plaudit("serve", "--config", str(config), "--processes", "2", f"--{setting}", port)
     assert failed.returncode == 2
-    assert f"serving.port: {port} cannot be opened on 127.0.0.1" in failed.stderr
+    assert f"serving.{setting.replace('-', '_')}: {port} cannot be opened on 127.0.0.1" in failed.stderr
 
 
 def _children(pid: int) -> list[int]:

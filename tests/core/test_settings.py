@@ -49,6 +49,10 @@ def test_the_environment_reaches_top_level_settings_and_secrets(monkeypatch):
         ("[serving]\nport = 70000", r"serving.port: .*less than or equal to 65535, got 70000"),
         ("[serving]\ndevice = 'tpu'", r"serving.device: .*'auto', 'cuda' or 'cpu', got 'tpu'"),
         ("[gate]\nalpha = 0", r"gate.alpha: .*greater than 0, got 0"),
+        ("[finetune]\nmethod = 'dora'", r"finetune.method: .*'full' or 'lora', got 'dora'"),
+        ("[finetune]\nobjective = 'ppo'", r"finetune.objective: .*'likelihood', 'target' or 'sampled', got 'ppo'"),
+        ("[finetune]\nsamples = 1", r"finetune.samples: .*greater than or equal to 2, got 1"),
+        ("[finetune]\nclip = 1.0", r"finetune.clip: .*less than 1, got 1"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value_and_the_file(config, text, said):

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 import builders
 from deployment import PLAUDIT, Service, deployed
@@ -202,6 +203,12 @@ def test_promtool_has_no_complaint_about_the_metrics(deployment, service):
     _traffic(deployment.target)
     done = _promtool("check", "metrics", stdin=_get(f"http://{deployment.metrics[service]}/metrics"))
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_every_series_of_a_learner_names_its_model(deployment):
+    _traffic(deployment.target)
+    families = text_string_to_metric_families(_get(f"http://{deployment.metrics['learn']}/metrics"))
+    assert {sample.labels.get("model") for family in families for sample in family.samples} == {"tiny"}
 
 
 def test_every_query_of_every_panel_has_data(deployment):

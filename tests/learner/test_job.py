@@ -4,33 +4,38 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from builders import NOW_S, a_decision, some_feedback
 from plaudit.adapters.directory_registry import DirectoryRegistry
 from plaudit.adapters.onnx_runtime import OnnxRuntime
 from plaudit.adapters.sql_store import SqlStore, sqlite_url
 from plaudit.adapters.subprocess_jobs import SubprocessJobs
-from plaudit.core.events import Content, Correction, Feedback, TextContent, Thumb
-from plaudit.core.experience import served
+from plaudit.core.events import Content, Correction, Feedback, Preference, TextContent, Thumb
+from plaudit.core.experience import Experience, served
 from plaudit.core.ports import Arrivals, JobState, Judged
-from plaudit.core.runs import CANDIDATE, JOB, PROGRESS, RESULT, last_progress, read_json
+from plaudit.core.runs import CANDIDATE, JOB, PROGRESS, RESULT, last_progress, read_json, was_killed
 from plaudit.core.settings import Settings
 from plaudit.learner.build import content_limits, head_maker, training_plan
-from plaudit.learner.description import FEATURES, STATE, read_description, read_features
+from plaudit.learner.description import FEATURES, STATE, checkpoint_step, read_description, read_features
 from plaudit.learner.evidence import evidence_of
 from plaudit.learner.finetune import prepare_run
-from plaudit.learner.job import run_job, training_data
+from plaudit.learner.job import run_job
 from plaudit.learner.join import join
+from plaudit.learner.lessons import lessons, training_data
 from plaudit.learner.pretraining import pretrain_and_publish
 from plaudit.learner.progress import Progress
-from plaudit_models.bundle import MANIFEST, TOKENIZER, verify
+from plaudit_models.bundle import MANIFEST, TOKENIZER, WEIGHTS, verify
 from plaudit_models.preprocess import Limits, read_tokenizer
 from plaudit_models.reward_model import empty_state, state_from_bytes
 from plaudit_models.spec import ModelSpec, TextModality
+from plaudit_models.training.checkpoint import Checkpoint
 
 SPEC = ModelSpec(name="pets", modalities={"text": TextModality(max_tokens=4)}, actions=("cat", "dog"), embedding_size=8)
 SNAPSHOT = 40
@@ -75,18 +80,24 @@ class Workplace:
         for number in numbers:
             content: dict[str, Content] = {"text": TextContent("it says buzz")}
             action = SPEC.actions[number % 2]
-            decision = a_decision(f"p{number}", model=SPEC.name, action=action, content=content, features=None)
+            decision = a_decision(
+                f"p{number}", model=SPEC.name, action=action, content=content, features=None, version=1 - number % 2
+            )
             said: Feedback = some_feedback(f"p{number}", Thumb(up=action == "dog"))
             if number % 10 == 0:
                 said = some_feedback(f"p{number}", Correction("dog"))
+            elif number % 10 == 5:
+                said = some_feedback(f"p{number}", Preference("dog", "cat"))
             decisions.append(decision)
             judged.append(Judged(decision.prediction_id, join(served(decision), [said], SPEC.actions)))
         self.store.take_in(Arrivals(decisions=decisions, judged=judged))
 
-    def run_dir(self) -> Path:
-        settings = Settings(finetune={"max_duration_s": 20.0, "steps_per_event": 40.0})  # type: ignore[arg-type]
+    def run_dir(self, name: str = "run", **finetune: Any) -> Path:
+        settings = Settings(
+            finetune={"max_duration_s": 60.0, "steps_per_event": 40.0, **finetune},  # type: ignore[arg-type]
+        )
         return prepare_run(
-            self.folder / "run",
+            self.folder / name,
             self.registry,
             self.registry.manifest(1),
             Progress(last_number=SNAPSHOT, experiences=SNAPSHOT),
@@ -120,18 +131,18 @@ def test_the_candidate_is_a_sealed_version_with_another_trunk(workplace: Workpla
     assert (run_dir / CANDIDATE / "card.md").is_file()
 
 
+def says_dog(folder: Path) -> float:
+    """P(dog | buzz) of the trunk alone, without what the head adds."""
+    model = OnnxRuntime("cpu").load(folder)
+    tokens = np.zeros((1, 4), np.int64)
+    assert model.tokenizer is not None
+    ids = model.tokenizer.encode("it says buzz", add_special_tokens=False).ids[:4]
+    tokens[0, : len(ids)] = ids
+    _, logits, _ = model.trunk({"text": tokens, "present": np.ones((1, 1), np.float32)})
+    return float(np.exp(logits[0, 1]) / np.exp(logits[0]).sum())
+
+
 def test_it_has_learned_what_users_said(workplace: Workplace, run_dir: Path) -> None:
-    """The trunk alone, without what the head adds: P(dog | buzz) has grown."""
-
-    def says_dog(folder: Path) -> float:
-        model = OnnxRuntime("cpu").load(folder)
-        tokens = np.zeros((1, 4), np.int64)
-        assert model.tokenizer is not None
-        ids = model.tokenizer.encode("it says buzz", add_special_tokens=False).ids[:4]
-        tokens[0, : len(ids)] = ids
-        _, logits, _ = model.trunk({"text": tokens, "present": np.ones((1, 1), np.float32)})
-        return float(np.exp(logits[0, 1]) / np.exp(logits[0]).sum())
-
     assert says_dog(run_dir / CANDIDATE) > says_dog(workplace.registry.folder(1)) + 0.1
 
 
@@ -160,8 +171,9 @@ def test_progress_was_reported(run_dir: Path) -> None:
 def test_equal_content_is_decoded_and_kept_once(workplace: Workplace, run_dir: Path) -> None:
     tokenizer = read_tokenizer(workplace.registry.folder(1) / TOKENIZER)
     learned = workplace.store.experiences(up_to=SNAPSHOT)
-    data, used = training_data(learned, workplace.store, SPEC, tokenizer, read_description(run_dir))
-    assert len(data) == len(used) == SNAPSHOT
+    made = training_data(learned, workplace.store, SPEC, tokenizer, read_description(run_dir))
+    data = made.experiences
+    assert len(data) == len(made.used) == len(made.opinions) == SNAPSHOT
     assert len(data.pools["text"]) == 1
     assert data.reward[:2].tolist() == [1.0, 0.0]
     assert (data.correction >= 0).sum() == SNAPSHOT // 10
@@ -170,10 +182,107 @@ def test_equal_content_is_decoded_and_kept_once(workplace: Workplace, run_dir: P
 def test_content_that_cannot_be_decoded_is_left_out(workplace: Workplace, run_dir: Path) -> None:
     tokenizer = read_tokenizer(workplace.registry.folder(1) / TOKENIZER)
     learned = workplace.store.experiences(up_to=SNAPSHOT)
+    narrow = replace(read_description(run_dir), limits=Limits(max_text_bytes=3))
+    made = training_data(learned, workplace.store, SPEC, tokenizer, narrow)
+    assert (len(made.experiences), made.used) == (0, [])
+
+
+def test_the_manifest_says_what_it_learned_from_and_how_stale_that_is(run_dir: Path) -> None:
+    """Of 40: four corrections, four preferences. Odd ones were served by version 0, one behind the parent."""
+    data = verify(run_dir / CANDIDATE).data
+    assert (data["trained_on"], data["corrections"], data["preferences"], data["thumbs_and_ratings"]) == (40, 4, 4, 32)
+    assert (data["first_experience"], data["served_by_versions"], data["too_stale"]) == (1, 2, 0)
+    assert (data["versions_behind_mean"], data["versions_behind_max"]) == (0.5, 1)
+    assert data["oldest_time_s"] == NOW_S
+    card = (run_dir / CANDIDATE / "card.md").read_text(encoding="utf-8")
+    assert "- versions behind, at most: 1" in card
+    assert "- preferences among them: 4" in card
+
+
+def test_what_is_too_stale_is_left_out(workplace: Workplace) -> None:
+    run_dir = workplace.run_dir("stale", max_versions_behind=1)
+    tokenizer = read_tokenizer(workplace.registry.folder(1) / TOKENIZER)
     task = read_description(run_dir)
-    narrow = type(task)(**{f: getattr(task, f) for f in task.__slots__} | {"limits": Limits(max_text_bytes=3)})
-    data, used = training_data(learned, workplace.store, SPEC, tokenizer, narrow)
-    assert (len(data), used) == (0, [])
+    made = lessons(workplace.store, SPEC, tokenizer, task, version=2)
+    assert (made.facts["trained_on"], made.facts["too_stale"], made.facts["versions_behind_max"]) == (20, 20, 1)
+    assert {experience.served.version for experience in made.used} == {1}
+    with pytest.raises(
+        ValueError, match=r"finetune.max_versions_behind: 1 leaves out all of 40.*was served 9 versions"
+    ):
+        lessons(workplace.store, SPEC, tokenizer, task, version=10)
+
+
+def test_what_was_said_of_other_answers_than_the_one_served_is_learned_too(workplace: Workplace, run_dir: Path) -> None:
+    """Of three actions, a preference between the two that were not served: nothing for the likelihood of the answer,
+    but a comparison for the reward model. Of an answer that is gone there is nothing left to learn."""
+    tokenizer = read_tokenizer(workplace.registry.folder(1) / TOKENIZER)
+    spec = replace(SPEC, actions=("cat", "dog", "cow"))
+    decision = a_decision("p1", model=SPEC.name, action="cow", content={"text": TextContent("it says buzz")})
+    decision = replace(decision, allowed_actions=("cow", "dog"))
+    judgement = join(served(decision), [some_feedback("p1", Preference("dog", "cat"))], spec.actions)
+    experience = Experience(number=1, served=served(decision), judgement=judgement)
+    made = training_data([experience], workplace.store, spec, tokenizer, read_description(run_dir))
+    assert (made.experiences.weight.tolist(), made.opinions.preferred.tolist()) == ([0.0], [1])
+    assert made.opinions.rejected.tolist() == [0]
+    assert made.experiences.allowed_mask is not None
+    assert made.experiences.allowed_mask.tolist() == [[False, True, True]]
+    assert training_data([experience], workplace.store, SPEC, tokenizer, read_description(run_dir)).used == []
+
+
+def test_low_rank_updates_are_merged_into_a_version_like_any_other(workplace: Workplace) -> None:
+    run_dir = workplace.run_dir("lora", method="lora", lora_rank=4)
+    run_job(run_dir, workplace.store, OnnxRuntime("cpu"))
+    manifest = verify(run_dir / CANDIDATE)
+    assert manifest.metrics["method"] == "lora"
+    assert manifest.metrics["trained_weights"] < sum(
+        tensor.size for tensor in load_file(run_dir / CANDIDATE / WEIGHTS).values()
+    )
+    before = load_file(workplace.registry.folder(1) / WEIGHTS)
+    assert {n: t.shape for n, t in load_file(run_dir / CANDIDATE / WEIGHTS).items()} == {
+        n: t.shape for n, t in before.items()
+    }
+    assert says_dog(run_dir / CANDIDATE) > says_dog(workplace.registry.folder(1)) + 0.1
+
+
+@pytest.mark.parametrize("objective", ["sampled", "target"])
+def test_a_reward_model_says_what_is_better_and_the_card_reports_it(workplace: Workplace, objective: str) -> None:
+    run_dir = workplace.run_dir(objective, objective=objective)
+    run_job(run_dir, workplace.store, OnnxRuntime("cpu"))
+    metrics = verify(run_dir / CANDIDATE).metrics
+    assert metrics["objective"] == objective
+    assert metrics.get("sample_staleness_max_steps") == (3 if objective == "sampled" else None)
+    judged = metrics["reward_model"]
+    assert (judged["trained_on"], judged["held_out"]) == (34, 3)
+    assert judged == read_json(run_dir / RESULT)["reward_model"]
+    assert "## The reward model it was trained with" in (run_dir / CANDIDATE / "card.md").read_text(encoding="utf-8")
+    assert says_dog(run_dir / CANDIDATE) > says_dog(workplace.registry.folder(1)) + 0.1
+
+
+@pytest.mark.parametrize("how", [{"objective": "likelihood"}, {"objective": "sampled", "method": "lora"}])
+def test_killed_at_a_checkpoint_it_goes_on_to_where_it_would_have_ended(
+    workplace: Workplace, how: dict[str, str]
+) -> None:
+    """The process dies right after its first checkpoint is written, at step 8 of 25; to the last bit."""
+    whole, broken = (workplace.run_dir(name, checkpoint_steps=8, **how) for name in ("whole", "broken"))
+    run_job(whole, workplace.store, OnnxRuntime("cpu"))
+
+    class Killed(BaseException):
+        pass
+
+    def dies(self: Checkpoint, path: Path) -> None:
+        save(self, path)
+        raise Killed
+
+    save = Checkpoint.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "save", dies)
+        with pytest.raises(Killed):
+            run_job(broken, workplace.store, OnnxRuntime("cpu"))
+    assert was_killed(broken)
+    assert checkpoint_step(broken) == 8
+    run_job(broken, workplace.store, OnnxRuntime("cpu"))
+    assert read_json(broken / RESULT)["steps"] == read_json(whole / RESULT)["steps"] == 25
+    assert verify(broken / CANDIDATE).trunk_digest == verify(whole / CANDIDATE).trunk_digest
 
 
 @pytest.mark.slow

@@ -13,7 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from builders import NOW_S, tiny_bundle
 from loop_world import SPEC, World, assert_same_sums, candidate_that_prefers
@@ -24,7 +26,7 @@ from plaudit.core.events import Decision
 from plaudit.core.ports import JobLauncher, JobState, JobStatus
 from plaudit.core.rollout import Change, pin
 from plaudit.core.runs import CANDIDATE, RESULT, write_json
-from plaudit.learner.description import STATE, read_description
+from plaudit.learner.description import CHECKPOINT, STATE, read_description
 from plaudit.learner.loop import Learner
 from plaudit_models.reward_model import empty_state
 from plaudit_models.spec import OutputSpec
@@ -178,6 +180,59 @@ def test_a_job_that_is_killed_is_recorded_and_the_next_one_starts_anew(make_worl
         world.traffic(25, likes_fish)
         world.settle(fresh)
     assert [each["outcome"] for each in fresh.report()["finetune"]["outcomes"]][:2] == ["failed", "promote"]
+
+
+def test_a_job_that_is_killed_after_a_checkpoint_goes_on_from_it_as_long_as_it_gets_further(
+    make_world: MakeWorld,
+) -> None:
+    """It dies at step 100, at 300, and at 300 again, which is no progress: then it has failed."""
+    steps = [100, 300, 300]
+    launched: list[Path] = []
+
+    class Dies(InlineJobs):
+        """Ends without a word, having left a checkpoint."""
+
+        def launch(self, run_dir: Path) -> None:
+            step = steps[len(launched)]
+            launched.append(run_dir)
+            save_file({"weight/0": np.zeros(1)}, run_dir / CHECKPOINT, metadata={"step": str(step)})
+
+    world = tuning_world(make_world, lambda run_dir: None, jobs=Dies(lambda run_dir: None))
+    outcome = drive(world, world.learner())
+    assert outcome["outcome"] == "failed"
+    assert "it was killed" in outcome["why"]
+    assert [run_dir.name for run_dir in launched] == [outcome["run"]] * 3
+    assert not (launched[0] / CHECKPOINT).exists()
+
+
+def test_a_restarted_learner_lets_a_killed_job_go_on(make_world: MakeWorld) -> None:
+    class DiesOnce(InlineJobs):
+        """Killed together with the first learner."""
+
+        launched = 0
+        alive = True
+
+        def launch(self, run_dir: Path) -> None:
+            self.launched += 1
+            if self.launched > 1:
+                super().launch(run_dir)
+            else:
+                save_file({"weight/0": np.zeros(1)}, run_dir / CHECKPOINT, metadata={"step": "100"})
+
+        def status(self, run_dir: Path) -> JobStatus:
+            return JobStatus(JobState.RUNNING) if self.alive else super().status(run_dir)
+
+    jobs = DiesOnce(candidate_that_prefers("fish"))
+    world = tuning_world(make_world, lambda run_dir: None, jobs=jobs)
+    first = world.learner()
+    world.traffic(60, likes_fish)
+    world.settle(first)
+    assert (jobs.launched, first.report()["finetune"]["phase"]) == (1, "training")
+    run = first.report()["finetune"]["run"]
+    first.close()
+    jobs.alive = False
+    outcome = drive(world, world.learner())
+    assert (outcome["outcome"], outcome["run"]) == ("promote", run)
 
 
 def test_after_a_failure_the_next_job_waits_for_as_many_new_experiences(make_world: MakeWorld) -> None:

@@ -69,6 +69,25 @@ def test_a_manifest_that_says_little_is_shown_as_it_is():
     assert _facts({"floor": 0.02}) == {"parent": "none", "exploration floor": "0.02"}
 
 
+def test_a_reward_model_is_shown_with_its_reliability():
+    """What it does not know, here its losses, is left out."""
+    report = {"trained_on": 80, "held_out": 10, "slope": 0.8, "predicted": [0.25, 0.75], "observed": [0.2, 0.8]}
+    metrics = {"steps": 7, "reward_model": {**report, "count": [4, 6], "calibration_error": 0.05}}
+    shown = card({"metrics": metrics}).splitlines()
+    start = shown.index("## The reward model it was trained with")
+    assert shown[start + 2 :] == [
+        "- experiences trained on: 80",
+        "- calibrated by a slope of: 0.8",
+        "- measured on: 10",
+        "- expected calibration error: 0.05",
+        "",
+        "| predicted reward | observed | n |",
+        "| --- | --- | --- |",
+        "| 0.25 | 0.20 | 4 |",
+        "| 0.75 | 0.80 | 6 |",
+    ]
+
+
 def test_versions_differ_where_they_do(manifest):
     other = json.loads(json.dumps(manifest))
     other |= {"parent": 2, "kind": "head"}

@@ -13,8 +13,11 @@ import torch
 
 from plaudit_models.dataset import LabelledData
 from plaudit_models.spec import ModelSpec, TensorModality, TextModality
-from plaudit_models.training.finetune import Experiences, FinetuneProgress, FinetuneSettings, finetune
+from plaudit_models.training.checkpoint import Checkpoint, load_checkpoint
+from plaudit_models.training.experiences import Experiences
+from plaudit_models.training.finetune import FinetuneProgress, FinetuneSettings, LoraSettings, finetune
 from plaudit_models.training.fusion import FusionConfig, FusionPolicy
+from plaudit_models.training.objectives import SampledSettings
 from plaudit_models.training.pretrain import PretrainSettings, evaluate, pretrain
 
 SPEC = ModelSpec(
@@ -161,11 +164,120 @@ def test_checkpoints_and_limits(parent):
         _experiences(100, 7),
         _data(64, TAUGHT, 0),
         settings=settings,
-        on_checkpoint=lambda step, model: seen.append(step),
+        on_checkpoint=lambda checkpoint: seen.append(checkpoint.step),
     )
     assert (seen, result.steps) == ([2, 4], 5)
     spent = replace(FEW, max_duration_s=1e-9)
     assert finetune(parent, _experiences(100, 7), _data(64, TAUGHT, 0), settings=spent).steps == 0
+
+
+@pytest.mark.parametrize("how", ["full", "lora", "sampled"])
+def test_a_run_that_goes_on_from_a_checkpoint_ends_where_it_would_have_ended(parent, tmp_path, how):
+    """To the last bit, through a file, and in the middle of a pass over the data."""
+    settings = replace(
+        FEW,
+        max_steps=9,
+        checkpoint_steps=4,
+        lora=LoraSettings(rank=2) if how == "lora" else None,
+        sampled=SampledSettings(samples=4, reuse=2) if how == "sampled" else None,
+    )
+    saved: list[Checkpoint] = []
+
+    def run(resume=None):
+        experiences, rehearsal = _experiences(40, 7), _data(64, TAUGHT, 0)
+        return finetune(
+            parent,
+            experiences,
+            rehearsal,
+            settings=settings,
+            rewards=_rewards(experiences),
+            resume=resume,
+            on_checkpoint=saved.append,
+        )
+
+    through = run()
+    assert [checkpoint.step for checkpoint in saved] == [4, 8]
+    saved[0].save(tmp_path / "checkpoint")
+    resumed = run(load_checkpoint(tmp_path / "checkpoint"))
+    assert resumed.steps == through.steps == 9
+    expected = through.model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.model.state_dict().items())
+    assert not torch.equal(expected["action_head.weight"], parent.state_dict()["action_head.weight"])
+
+
+def test_a_checkpoint_of_another_run_is_refused(parent):
+    saved: list[Checkpoint] = []
+    arguments = (parent, _experiences(40, 7), _data(64, TAUGHT, 0))
+    finetune(*arguments, settings=replace(FEW, checkpoint_steps=2), on_checkpoint=saved.append)
+    other = replace(FEW, lora=LoraSettings(rank=2))
+    with pytest.raises(ValueError, match="checkpoint: it is of other weights"):
+        finetune(*arguments, settings=other, resume=saved[0])
+
+
+def test_a_checkpoint_that_cannot_be_read_is_none(tmp_path):
+    assert load_checkpoint(tmp_path / "none") is None
+    (tmp_path / "broken").write_bytes(b"half a fi")
+    assert load_checkpoint(tmp_path / "broken") is None
+
+
+# --- low-rank updates ------------------------------------------------------------------------------------------------
+
+
+def test_low_rank_updates_teach_a_new_kind_and_rehearsal_keeps_the_old(parent):
+    settings = FinetuneSettings(max_duration_s=None, replays_per_experience=20, learning_rate=3e-3, lora=LoraSettings())
+    result = finetune(parent, _experiences(500, 7), _data(640, TAUGHT, 0), settings=settings)
+    assert evaluate(result.model, _data(400, NEW, 5)).overall > 0.9
+    assert evaluate(result.model, _data(400, TAUGHT, 6)).overall > 0.95
+    assert result.model.state_dict().keys() == parent.state_dict().keys()
+
+
+def test_low_rank_updates_train_few_numbers_and_move_matrices_by_their_rank(parent):
+    before = _weights(parent)
+    arguments = (parent, _experiences(40, 7), _data(64, TAUGHT, 0))
+    result = finetune(*arguments, settings=replace(FEW, lora=LoraSettings(rank=2, alpha=4.0)))
+    assert result.trained_weights < finetune(*arguments, settings=FEW).trained_weights / 3
+    after = result.model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert "layers.0.expand.weight" in changed
+    assert "encoders.which.near.weight" in changed
+    assert not any(name.startswith("encoders.sensor.") or name.endswith(".bias") for name in changed)
+    assert max(int(torch.linalg.matrix_rank((after[n] - before[n]).flatten(1), rtol=1e-3)) for n in changed) == 2
+
+
+# --- by a reward model ---------------------------------------------------------------------------------------------
+
+
+def _rewards(experiences: Experiences):
+    """The truth: the new question asks for the opposite sign of the left sensor; right is worth 1."""
+    left = torch.from_numpy(experiences.pools["sensor"][experiences.index[:, 0], 0])
+    return lambda rows, actions: ((left[rows] < 0)[:, None] == (actions == 1)).float()
+
+
+@pytest.mark.parametrize("how", [{"sampled": SampledSettings(), "kl_weight": 0.01}, {"target": 0.1}])
+def test_what_a_reward_model_says_earns_more_and_the_taught_is_kept(parent, how):
+    """Expected reward on the new question, of which the parent gets a tenth."""
+    experiences, fresh = _experiences(500, 7), _data(400, NEW, 5)
+    settings = FinetuneSettings(
+        max_duration_s=None, replays_per_experience=40, learning_rate=3e-3, rehearsal_share=0.3, **how
+    )
+    result = finetune(parent, experiences, _data(640, TAUGHT, 0), settings=settings, rewards=_rewards(experiences))
+
+    def expected_reward(model):
+        contents = (torch.from_numpy(fresh.pools["sensor"]), torch.tensor([[2, 0]]).expand(400, -1), torch.ones(400, 2))
+        with torch.no_grad():
+            probs = model(*contents)[1].softmax(1)
+        return probs.gather(1, torch.from_numpy(fresh.action)[:, None]).mean().item()
+
+    assert expected_reward(result.model) > expected_reward(parent) + 0.5
+    assert evaluate(result.model, _data(400, TAUGHT, 6)).overall > 0.95
+    assert result.kl_to_parent > 0.1
+
+
+@pytest.mark.parametrize("how", [{"sampled": SampledSettings()}, {"target": 0.1}])
+def test_asking_no_reward_model_is_refused(parent, how):
+    settings = replace(FEW, **how)
+    with pytest.raises(ValueError, match="rewards: none given"):
+        finetune(parent, _experiences(40, 7), _data(64, TAUGHT, 0), settings=settings)
 
 
 def test_experiences_that_make_no_sense_are_refused(parent):

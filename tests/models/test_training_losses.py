@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from plaudit_models.training.losses import action_nll, kl_to_reference, reward_nll
+from plaudit_models.training.losses import action_nll, kl_to_reference, opinion_nll, preference_nll, reward_nll
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
 
@@ -49,3 +49,30 @@ def test_kl_to_reference():
     """π = (.5, .25, .25) from (.25, .5, .25): .5·log 2 − .25·log 2 + 0 = .25·log 2 = 0.173287; from itself 0."""
     reference = torch.log(torch.tensor([[0.25, 0.5, 0.25], [0.1, 0.8, 0.1]]))
     assert kl_to_reference(LOGITS, reference).tolist() == pytest.approx([0.173287, 0.0], abs=1e-6)
+
+
+def test_opinion_nll_of_single_actions():
+    """Log-odds log 3 is p = ¾. δ = 0.05: up 0.725. Up: −log 0.725 = 0.321584; down: −log 0.275 = 1.290984.
+
+    A rating of ½ costs half of each: 0.806284. Log-odds 0, either thumb: log 2 = 0.693147.
+    """
+    logits = torch.tensor([math.log(3)] * 3 + [0.0])
+    loss = opinion_nll(logits, torch.tensor([1.0, 0.0, 0.5, 1.0]))
+    assert loss.tolist() == pytest.approx([0.321584, 1.290984, 0.806284, 0.693147], abs=1e-5)
+
+
+def test_preference_nll_is_bradley_terry_on_log_odds():
+    """u = (log 6, log 2): P(first over second) = 6/(6 + 2) = ¾ without noise, so −log ¾ = 0.287682; the other way round
+    −log ¼ = 1.386294; with δ = 0.05 it is 0.725, −log 0.725 = 0.321584."""
+    first, second = torch.tensor([math.log(6)]), torch.tensor([math.log(2)])
+    one = torch.ones(1)
+    assert preference_nll(first, second, one, noise=0.0).item() == pytest.approx(0.287682, abs=1e-5)
+    assert preference_nll(second, first, one, noise=0.0).item() == pytest.approx(1.386294, abs=1e-5)
+    assert preference_nll(first, second, one).item() == pytest.approx(0.321584, abs=1e-5)
+
+
+def test_users_who_disagree_prefer_neither():
+    """Half of them prefer each: the loss is least, log 2, where both are worth the same."""
+    half = torch.tensor([0.5])
+    assert preference_nll(torch.zeros(1), torch.zeros(1), half).item() == pytest.approx(math.log(2), abs=1e-6)
+    assert preference_nll(torch.ones(1), torch.zeros(1), half).item() > math.log(2)

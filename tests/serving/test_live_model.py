@@ -274,7 +274,9 @@ class World:
         self.loads[number] += 1
         if number in self.damaged:
             raise CorruptBundle("one byte is wrong")
-        manifest = SimpleNamespace(version=number, spec=SimpleNamespace(name="tiny"), trunk_digest=f"t{number}")
+        manifest = SimpleNamespace(
+            version=number, data={}, spec=SimpleNamespace(name="tiny"), trunk_digest=f"t{number}"
+        )
         return SimpleNamespace(manifest=manifest, digest=f"d{number}", warm=lambda sizes, again=False: None)
 
 

@@ -1,9 +1,9 @@
 """The losses of pre-training and fine-tuning, as pure functions of logits.
 
-Know nothing about models or data. Every function returns one loss per row; the caller weighs and averages.
+Know nothing about models or data. Losses are not averaged; the caller weighs and averages.
 
 Notation:
-    b: batch size, a: number of actions
+    b: batch size, a: number of actions, g: sampled actions per row
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+_SAME_REWARD = 1e-4
+"""Rewards of a group that differ by less are as good as equal."""
 
 
 def action_nll(logits: Tensor, action: Tensor) -> Tensor:
@@ -46,6 +49,73 @@ def reward_nll(logits: Tensor, action: Tensor, reward: Tensor, *, noise: float =
     p = torch.softmax(logits, dim=-1).gather(-1, action[:, None])[:, 0]
     up = noise + (1.0 - 2.0 * noise) * p
     return -reward * torch.log(up) - (1.0 - reward) * torch.log1p(-up)
+
+
+def opinion_nll(logits: Tensor, reward: Tensor, *, noise: float = 0.05) -> Tensor:
+    """−log likelihood of what users say about actions one by one, if a thumb is wrong with probability δ (``noise``).
+
+    As :func:`reward_nll`, with p = σ(logit) for each action alone: several may be right at once.
+
+    Args:
+        logits: log-odds that the action is right, any shape.
+        reward: in [0, 1], the same shape.
+        noise: δ in [0, 0.5).
+
+    Returns:
+        Loss in nats, the same shape.
+    """
+    up = noise + (1.0 - 2.0 * noise) * torch.sigmoid(logits)
+    return -reward * torch.log(up) - (1.0 - reward) * torch.log1p(-up)
+
+
+def preference_nll(preferred: Tensor, rejected: Tensor, share: Tensor, *, noise: float = 0.05) -> Tensor:
+    """−log likelihood of preferences under Bradley and Terry (1952): P(k over l) = σ(u_k − u_l).
+
+    A preference is the wrong way round with probability δ (``noise``), as in :func:`opinion_nll`.
+
+    Args:
+        preferred: u_k, log-odds that the preferred action is right, ``[b]``.
+        rejected: u_l, ``[b]``.
+        share: of the users who were asked, how many prefer k, in [0, 1], ``[b]``.
+
+    Returns:
+        Loss in nats, ``[b]``.
+    """
+    return opinion_nll(preferred - rejected, share, noise=noise)
+
+
+def group_advantages(reward: Tensor) -> Tensor:
+    """How much better each action is than the others drawn for the same content, in standard deviations of them.
+
+    (r_i − mean(r)) / std(r) over the group (Shao et al. 2024, "DeepSeekMath", section 4.1.2), with the deviation of the
+    group itself; 0 where all are equal.
+
+    Args:
+        reward: ``[b, g]``.
+
+    Returns:
+        ``[b, g]``.
+    """
+    centred = reward - reward.mean(dim=1, keepdim=True)
+    return centred / (reward.std(dim=1, correction=0, keepdim=True) + _SAME_REWARD)
+
+
+def clipped_loss(log_ratio: Tensor, advantage: Tensor, *, clip: float = 0.2) -> Tensor:
+    """−min(ρ·A, clip(ρ, 1 − ε, 1 + ε)·A) with ρ = π(a | x) / π_behaviour(a | x) (Schulman et al. 2017, "Proximal
+    Policy Optimization", equation 7; inside the group objective of Shao et al. 2024, equation 3).
+
+    What has moved further than ε in the direction that its advantage asks for has no gradient.
+
+    Args:
+        log_ratio: log ρ of each sampled action, ``[b, g]``.
+        advantage: A, ``[b, g]``.
+        clip: ε in (0, 1).
+
+    Returns:
+        Loss, ``[b, g]``.
+    """
+    ratio = log_ratio.exp()
+    return -torch.minimum(ratio * advantage, ratio.clamp(1.0 - clip, 1.0 + clip) * advantage)
 
 
 def kl_to_reference(logits: Tensor, reference_logits: Tensor) -> Tensor:

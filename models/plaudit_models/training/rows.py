@@ -4,18 +4,21 @@ Knows nothing about losses or optimisers.
 
 Notation:
     n: rows, b: rows of a batch, m: number of modalities, u: items of a pool, k: tokens per modality, w: token width
+    d: embedding size, a: number of actions
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
+from plaudit_models.spec import ModalityKind
 from plaudit_models.training.fusion import FusionPolicy
 
 Change = Callable[[str, Tensor], Tensor]
@@ -85,3 +88,49 @@ def drop_modalities(present: Tensor, share: float, generator: Generator) -> Tens
     """Set a share of ``present`` ``[b, m]`` to 0, but never the last 1 of a row."""
     kept = present * (torch.rand(present.shape, generator=generator) >= share)
     return torch.where(kept.sum(dim=1, keepdim=True) > 0, kept, present)
+
+
+class Source:
+    """Rows of content as a policy in training sees them; what frozen encoders make of it is computed once.
+
+    Args:
+        model: in eval mode.
+        pools: per modality decoded content ``[u, *shape]``.
+        index: int64 ``[n, m]``, row → item; −1 is missing.
+        trained_encoders: kinds of modality whose encoders change; all others stand still.
+    """
+
+    def __init__(
+        self,
+        model: FusionPolicy,
+        pools: Mapping[str, npt.NDArray[Any]],
+        index: npt.NDArray[np.int64],
+        trained_encoders: tuple[ModalityKind, ...],
+    ) -> None:
+        self._model = model
+        self._index = torch.from_numpy(index)
+        self._pools = prepare_pools(model, pools)
+        frozen = {n: p for n, p in self._pools.items() if model.spec.modalities[n].kind not in trained_encoders}
+        self._encoded = encode_all(model, frozen)
+
+    def fused(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedding ``[b, d]`` and base logits ``[b, a]`` of the given rows."""
+        index = self._index[rows]
+        tokens = encode_rows(self._model, self._pools, index, encoded=self._encoded)
+        return self._model.fuse(tokens, (index >= 0).float())
+
+    def embeddings(self) -> Tensor:
+        """Of every row, ``[n, d]``, without gradient; ``model.action_head`` makes logits of them."""
+        return torch.cat([self.still(rows)[0] for rows in torch.arange(len(self._index)).split(_CHUNK_ROWS)])
+
+    def still(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`fused`, without gradient."""
+        with torch.no_grad():
+            return self.fused(rows)
+
+
+def freeze_encoders(model: FusionPolicy, trained_encoders: tuple[ModalityKind, ...]) -> list[nn.Parameter]:
+    """Freeze the encoders of all other kinds, in place, and return the parameters that are left."""
+    for name, modality in model.spec.modalities.items():
+        model.encoders[name].requires_grad_(modality.kind in trained_encoders)
+    return [weight for weight in model.parameters() if weight.requires_grad]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Generator, Tensor
@@ -19,10 +20,33 @@ def one_cycle(fraction: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (fraction - rise) / (1.0 - rise))))
 
 
+def fraction_done(step: int, steps: int, elapsed_s: float, max_duration_s: float | None) -> float:
+    """How much of training is over, 1 or more at its end: by steps, unless the time will not suffice for them.
+
+    Time has no say until a fifth of it is gone, and then only as far as it is ahead of the steps, so that a run which
+    is done in time is the same however long each step took.
+    """
+    by_steps = step / steps
+    if max_duration_s is None:
+        return by_steps
+    return max(by_steps, 1.25 * elapsed_s / max_duration_s - 0.25)
+
+
 def blocks(n: int, batch_rows: int, generator: Generator) -> list[Tensor]:
     """Row numbers of consecutive blocks, in random order; a last block of less than half the rows is left out."""
     whole = [block for block in torch.arange(n).split(batch_rows) if len(block) >= min(batch_rows, n) / 2]
     return [whole[int(i)] for i in torch.randperm(len(whole), generator=generator)]
+
+
+def shuffled(n: int, batch_rows: int, generator: Generator) -> Iterator[Tensor]:
+    """Batches of row numbers for ever, every row once before any row again."""
+    while True:
+        yield from torch.randperm(n, generator=generator).split(batch_rows)
+
+
+def blocks_for_ever(n: int, batch_rows: int, generator: Generator) -> Iterator[Tensor]:
+    while True:
+        yield from blocks(n, batch_rows, generator)
 
 
 class Mean:

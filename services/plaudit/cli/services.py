@@ -17,10 +17,13 @@ import structlog
 from prometheus_client import CollectorRegistry, start_http_server
 
 from plaudit import compose
+from plaudit.cli import exposition
 from plaudit.cli import up as supervisor
+from plaudit.cli.exposition import LabelledRegistry, Pages
 from plaudit.cli.options import address, async_client
 from plaudit.core.errors import ConfigError
 from plaudit.core.settings import Settings
+from plaudit.core.tracing import Tracing
 from plaudit.serving.server import default_workers
 
 _M_TRIM_THRESHOLD: Final = -1
@@ -36,14 +39,28 @@ Report = Callable[[Mapping[str, Any]], None]
 async def serve(settings: Settings, report: Report, *, share_port: bool = False) -> None:
     """Raises ConfigError: a setting is wrong, or a port is taken."""
     _keep_little_memory()
-    with contextlib.closing(compose.serving_log(settings)) as log, _signals() as stopping:
-        server = compose.inference_server(settings, log, share_port=share_port)
+    with (
+        _tracing(settings, "plaudit-serve") as tracing,
+        contextlib.closing(compose.serving_log(settings)) as log,
+        _signals() as stopping,
+    ):
+        server = compose.inference_server(settings, log, share_port=share_port, tracing=tracing)
         await asyncio.to_thread(server.start)
         collect_garbage_seldom()
         host = settings.serving.host
         report({"event": "ready", "address": address(host, server.port), "metrics": address(host, server.metrics_port)})
         await stopping.wait()
         await asyncio.to_thread(server.stop)
+
+
+@contextlib.contextmanager
+def _tracing(settings: Settings, service: str) -> Iterator[Tracing | None]:
+    tracing = compose.tracing(settings, service)
+    try:
+        yield tracing
+    finally:
+        if tracing is not None:
+            tracing.close()
 
 
 def _keep_little_memory() -> None:
@@ -70,20 +87,45 @@ def collect_garbage_seldom() -> None:
 async def serve_as_many(settings: Settings, command: Sequence[str], report: Report) -> int:
     """Several processes on one port; one that dies is started again. Returns the exit code.
 
+    Their metrics are shown together, on the port that the settings name.
+
     Args:
         command: runs one of them, once its ports are added.
 
     Raises:
-        ConfigError: the port is taken.
+        ConfigError: a port is taken.
     """
-    serving = settings.serving
-    with _reserved(serving.host, serving.port) as port:
-        services = []
-        for number in range(serving.processes):
-            metrics_port = serving.metrics_port + number if serving.metrics_port else 0
-            ports = ["--share-port", "--port", str(port), "--metrics-port", str(metrics_port)]
-            services.append(supervisor.Service(f"serve-{number}", [*command, *ports], restart=True))
-        return await supervisor.run(services, report)
+    serving, pages = settings.serving, Pages()
+    with _reserved(serving.host, serving.port) as port, _shown(pages, serving.host, serving.metrics_port) as shown:
+        ports = ["--share-port", "--port", str(port), "--metrics-port", "0"]
+        services = [
+            supervisor.Service(f"serve-{number}", [*command, *ports], restart=True)
+            for number in range(serving.processes)
+        ]
+
+        def listen(event: Mapping[str, Any]) -> None:
+            process = str(event["service"]).removeprefix("serve-")
+            if event["event"] == "ready":
+                pages.there_is(process, event["metrics"])
+                event = {**event, "metrics": address(serving.host, shown)}
+            elif event["event"] == "exited":
+                pages.gone(process)
+            report(event)
+
+        return await supervisor.run(services, listen)
+
+
+@contextlib.contextmanager
+def _shown(pages: Pages, host: str, port: int) -> Iterator[int]:
+    with contextlib.ExitStack() as open_:
+        try:
+            opened = open_.enter_context(exposition.shown(pages, host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"serving.metrics_port: {port} cannot be opened on {host} ({error.strerror}); "
+                "set another one (0 picks one)"
+            ) from error
+        yield opened
 
 
 @contextlib.contextmanager
@@ -130,11 +172,12 @@ async def console(settings: Settings, target: str | None, report: Report) -> Non
 
 
 def _learn(settings: Settings, model: str, report: Report, stop: threading.Event) -> None:
-    registry = CollectorRegistry()
+    registry = LabelledRegistry({"model": model})
     with (
+        _tracing(settings, "plaudit-learn") as tracing,
         contextlib.closing(compose.learner_log(settings, model)) as log,
         contextlib.closing(compose.experience_store(settings, model)) as store,
-        contextlib.closing(compose.learner(settings, model, log, store, registry)) as learner,
+        contextlib.closing(compose.learner(settings, model, log, store, registry, tracing)) as learner,
         _metrics_port(settings, registry) as port,
     ):
         collect_garbage_seldom()
@@ -173,14 +216,24 @@ def _signals() -> Iterator[asyncio.Event]:
 
 
 def log_to_stderr() -> None:
-    """One line per happening: coloured on a terminal, JSON elsewhere."""
+    """One line per happening: coloured on a terminal, JSON elsewhere.
+
+    Tracebacks come without the values of variables: among those are what users sent, and who they are.
+    """
     terminal = sys.stderr.isatty()
-    renderer = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+    renderer = (
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if terminal
+        else structlog.processors.JSONRenderer()
+    )
+    tracebacks = structlog.processors.ExceptionRenderer(
+        structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    )
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([] if terminal else [structlog.processors.dict_tracebacks]),
+            *([] if terminal else [tracebacks]),
             renderer,
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

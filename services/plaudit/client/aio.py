@@ -15,6 +15,8 @@ from plaudit.client.feedback import Feedback, FeedbackOptions, ImplicitKind, Sub
 from plaudit.client.results import Acknowledgement, Prediction, Receipt, Rollout, Version, Versions
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
     from plaudit.client.content import Part
 
 Result = TypeVar("Result")
@@ -33,6 +35,7 @@ class AsyncClient:
         credentials: such as ``grpc.ssl_channel_credentials()``; None is plain text.
         timeout_s: how long a call may take, trying again included. Streams have no limit unless given one.
         max_message_bytes: the largest message sent or taken.
+        tracer_provider: OpenTelemetry's, for a span around each call; None: calls are not traced.
     """
 
     def __init__(
@@ -43,15 +46,21 @@ class AsyncClient:
         credentials: grpc.ChannelCredentials | None = None,
         timeout_s: float = channel.DEFAULT_TIMEOUT_S,
         max_message_bytes: int = channel.DEFAULT_MAX_MESSAGE_BYTES,
+        tracer_provider: TracerProvider | None = None,
     ) -> None:
         self._target = target
         self._timeout_s = timeout_s
         self._admin_metadata = channel.metadata(admin_token)
         options = channel.options(max_message_bytes)
+        interceptors = None
+        if tracer_provider is not None:
+            from plaudit.client.tracing import interceptors as traced
+
+            interceptors = traced(tracer_provider)
         self._channel = (
-            grpc.aio.secure_channel(target, credentials, options)
+            grpc.aio.secure_channel(target, credentials, options, interceptors=interceptors)
             if credentials
-            else grpc.aio.insecure_channel(target, options)
+            else grpc.aio.insecure_channel(target, options, interceptors=interceptors)
         )
 
     async def __aenter__(self) -> Self:

@@ -15,6 +15,8 @@ from plaudit.client.feedback import Feedback, FeedbackOptions, ImplicitKind, Sub
 from plaudit.client.results import Acknowledgement, Prediction, Receipt, Rollout, Version, Versions
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
     from plaudit.client.content import Part
 
 Result = TypeVar("Result")
@@ -33,6 +35,7 @@ class Client:
         credentials: such as ``grpc.ssl_channel_credentials()``; None is plain text.
         timeout_s: how long a call may take, trying again included. Streams have no limit unless given one.
         max_message_bytes: the largest message sent or taken.
+        tracer_provider: OpenTelemetry's, for a span around each call; None: calls are not traced.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Client:
         credentials: grpc.ChannelCredentials | None = None,
         timeout_s: float = channel.DEFAULT_TIMEOUT_S,
         max_message_bytes: int = channel.DEFAULT_MAX_MESSAGE_BYTES,
+        tracer_provider: TracerProvider | None = None,
     ) -> None:
         self._target = target
         self._timeout_s = timeout_s
@@ -51,6 +55,10 @@ class Client:
         self._channel = (
             grpc.secure_channel(target, credentials, options) if credentials else grpc.insecure_channel(target, options)
         )
+        if tracer_provider is not None:
+            from plaudit.client.tracing import traced
+
+            self._channel = traced(self._channel, tracer_provider)
 
     def __enter__(self) -> Self:
         return self

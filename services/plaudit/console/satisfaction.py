@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-_Z: Final = 1.959964
-"""Of a two-sided 95 % interval."""
+from plaudit_models.intervals import wilson
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +48,12 @@ class Point:
 
 
 def mean_of(rewards: Sequence[float]) -> Mean | None:
-    """The mean with Wilson's score interval; None of nothing.
-
-    Wilson's interval is that of a share. Rewards between 0 and 1 vary less than 0s and 1s of the same mean, so for
-    ratings it is wider than need be, never narrower.
-    """
+    """The mean with Wilson's score interval; None of nothing."""
     n = len(rewards)
     if n == 0:
         return None
     mean = sum(rewards) / n
-    square = _Z**2
-    centre = (mean + square / (2 * n)) / (1 + square / n)
-    half = _Z / (1 + square / n) * math.sqrt(mean * (1 - mean) / n + square / (4 * n * n))
-    return Mean(n, mean, max(0.0, centre - half), min(1.0, centre + half))
+    return Mean(n, mean, *wilson(mean, n))
 
 
 def by_version(rewarded: Iterable[Rewarded]) -> dict[int, Mean]:

@@ -72,6 +72,7 @@ class Decision:
         allowed_actions: the actions it was picked from; empty means all.
         features: absent only for models whose trunk gives none.
         content: as sent; empty if the server is told not to keep it.
+        traceparent: W3C trace context of the call it was made in; "" if that was not traced.
     """
 
     prediction_id: str
@@ -88,6 +89,7 @@ class Decision:
     request_id: str = ""
     features: Features | None = None
     content: Mapping[str, Content] = field(default_factory=dict)
+    traceparent: str = ""
 
 
 class ImplicitKind(StrEnum):
@@ -145,6 +147,7 @@ class Feedback:
     Attributes:
         feedback_id: the client's idempotency key and the whole key.
         time_s: UTC seconds since the epoch, when the server received it.
+        traceparent: W3C trace context of the call it came with; "" if that was not traced. Not compared.
     """
 
     feedback_id: str
@@ -152,6 +155,7 @@ class Feedback:
     time_s: float
     user_id: str
     signal: Signal
+    traceparent: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

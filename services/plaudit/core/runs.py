@@ -50,6 +50,11 @@ def status_of_ended(run_dir: Path) -> JobStatus:
     return JobStatus(JobState.FAILED, f"the job ended without a result, it was killed or never began{_tail(run_dir)}")
 
 
+def was_killed(run_dir: Path) -> bool:
+    """Whether a job that no longer runs ended without saying how."""
+    return run_dir.is_dir() and not (run_dir / RESULT).exists() and not (run_dir / ERROR).exists()
+
+
 def last_progress(run_dir: Path) -> dict[str, Any]:
     """The last whole line of the progress file; empty if there is none."""
     try:

@@ -6,6 +6,7 @@ then the defaults below. Nothing else reads the environment.
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,7 +51,7 @@ class ServingSettings(_Section):
     """Threads one model evaluation may use."""
     processes: Count = 1
     """Processes that share the port, each with all models: for more cores than one process can keep busy. A connection
-    stays with one of them; the n-th serves its metrics n − 1 ports above `metrics_port`."""
+    stays with one of them. `metrics_port` shows the metrics of all, with a label `process`."""
     workers: Count | None = None
     """Evaluations of one model that may run at once in a process; None: as many as there are cores for."""
     max_batch: Count = 8
@@ -80,6 +81,9 @@ class ServingSettings(_Section):
     """Decisions that may wait to be logged; what comes on top is dropped and counted."""
     store_content: bool = True
     """Log the content of requests; without it fine-tuning has nothing to learn from."""
+    log_requests: bool = False
+    """Write a line to the service's log for every decision, piece of feedback and refused call, with their ids: no
+    content, no answers, no user ids."""
     watch_interval_s: Positive = 0.05
     """How often the registry is looked at for a new live version."""
     drain_s: Positive = 10.0
@@ -219,8 +223,33 @@ class FinetuneSettings(_Section):
     """Time a job may train."""
     steps_per_event: Positive = 4.0
     """How often a job replays each experience."""
+    learning_rate: Positive = 1e-3
+    """Peak of a job's learning-rate schedule."""
+    method: Literal["full", "lora"] = "full"
+    """What changes: all weights of text encoder, fusion layers and head, or low-rank updates of their matrices, which
+    are merged before export."""
+    lora_rank: Count = 8
+    """Rank of those updates."""
+    lora_alpha: Positive = 16.0
+    """Their scale: an update counts alpha / rank times."""
+    objective: Literal["likelihood", "target", "sampled"] = "likelihood"
+    """What a job descends: the likelihood of what users said; or, by a reward model which it trains first, the distance
+    to the best policy near the parent, π ∝ π_parent·exp(q / policy.beta), or what is expected of answers sampled from
+    the policy (clipped, relative to each other), for action sets too large to enumerate."""
+    kl_weight: Annotated[float, Field(ge=0.0)] | None = None
+    """Price of a nat of divergence from the version it starts from; None: 0.04 where answers are sampled, else 0."""
+    samples: Annotated[int, Field(ge=2)] = 16
+    """Answers sampled for each content at once."""
+    clip: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """How far the probability of a sampled answer may move, as a ratio, before it has no more say."""
+    sample_reuse: Count = 4
+    """Gradient steps on the same samples, which bounds how stale they get."""
     max_experiences: Count = 20_000
     """The most recent experiences a job trains on."""
+    max_versions_behind: Count = 5_000
+    """Experiences served by a version that many before the live one are too stale to train on."""
+    checkpoint_steps: Count = 200
+    """Gradient steps between checkpoints, from which a job that was killed goes on."""
     rehearsal: Path | None = None
     """Labelled data folder rehearsed beside the experiences; None: the one of the latest pre-training."""
     threads: Count = 1
@@ -288,6 +317,37 @@ class ConsoleSettings(_Section):
     """Port of the page; 0 picks a free one. None: `plaudit up` serves no page."""
 
 
+class TracingSettings(_Section):
+    """[tracing] OpenTelemetry traces of requests and feedback; needs the extra `tracing`."""
+
+    endpoint: str | None = None
+    """Where traces are sent, OTLP: `http://collector:4317`. None: where OTEL_EXPORTER_OTLP_ENDPOINT says; where that is
+    not set either, nothing is traced, and that costs nothing."""
+    protocol: Literal["grpc", "http/protobuf"] | None = None
+    """How they are sent. None: as OTEL_EXPORTER_OTLP_PROTOCOL says, otherwise grpc."""
+    sample_ratio: Share | None = None
+    """Share of the traces that begin here and are kept; whoever calls with a trace has decided. None: as
+    OTEL_TRACES_SAMPLER says, otherwise all."""
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is traced."""
+        if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+            return False
+        return self.endpoint is not None or bool(_otlp("ENDPOINT"))
+
+    @property
+    def wire(self) -> str:
+        """The protocol, wherever it was said."""
+        return self.protocol or _otlp("PROTOCOL") or "grpc"
+
+
+def _otlp(what: str) -> str | None:
+    """What the environment says of the exporter of traces, as OpenTelemetry has it."""
+    of_traces = os.environ.get(f"OTEL_EXPORTER_OTLP_TRACES_{what}")
+    return of_traces or os.environ.get(f"OTEL_EXPORTER_OTLP_{what}")
+
+
 class PretrainSettings(_Section):
     """[pretrain] Supervised training on a labelled data folder."""
 
@@ -333,6 +393,7 @@ class Settings(BaseSettings):
     canary: CanarySettings = CanarySettings()
     pretrain: PretrainSettings = PretrainSettings()
     console: ConsoleSettings = ConsoleSettings()
+    tracing: TracingSettings = TracingSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -191,6 +191,7 @@ def encode_event(event: Event) -> bytes:
                 prediction_id=event.prediction_id,
                 time_us=_to_us(event.time_s),
                 user_id=event.user_id,
+                traceparent=event.traceparent,
             )
             set_signal(message, event.signal)
             return message.SerializeToString()
@@ -266,6 +267,7 @@ def _decision_to_wire(decision: Decision) -> events_pb2.DecisionEvent:
         greedy=decision.greedy,
         request_id=decision.request_id,
         content=contents_to_wire(decision.content),
+        traceparent=decision.traceparent,
     )
     if decision.features is not None:
         message.features.trunk_digest = decision.features.trunk_digest
@@ -301,6 +303,7 @@ def _decision_from_wire(message: events_pb2.DecisionEvent) -> Decision:
         request_id=message.request_id,
         features=features,
         content=contents_from_wire(message.content),
+        traceparent=message.traceparent,
     )
 
 
@@ -315,6 +318,7 @@ def _feedback_from_wire(message: events_pb2.FeedbackEvent) -> Feedback:
         time_s=message.time_us / 1e6,
         user_id=message.user_id,
         signal=signal_from_wire(message),
+        traceparent=message.traceparent,
     )
 
 

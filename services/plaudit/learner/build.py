@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from prometheus_client import CollectorRegistry
 
 from plaudit.core.ports import EventLog, ExperienceStore, JobLauncher, ModelRegistry, ModelRuntime
 from plaudit.core.settings import CanaryPolicy, Settings
+from plaudit.core.tracing import Tracing
 from plaudit.learner.description import TrainingPlan
 from plaudit.learner.finetune import Finetuning
 from plaudit.learner.loop import Learner
@@ -24,6 +26,10 @@ from plaudit_models.improvement import HeadSettings
 from plaudit_models.preprocess import Limits
 from plaudit_models.reward_model import RewardPrior
 
+_KL_WEIGHT: Final = {"likelihood": 0.0, "target": 0.0, "sampled": 0.04}
+"""β by objective. The likelihood is held by rehearsal alone, the target stays near the parent by itself, and sampled
+answers may go as far as Shao et al. (2024, section 4.2) let them."""
+
 
 def build_learner(
     settings: Settings,
@@ -35,6 +41,7 @@ def build_learner(
     jobs: JobLauncher,
     work_dir: Path,
     metrics_registry: CollectorRegistry,
+    tracing: Tracing | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Learner:
     """A learner ready to run.
@@ -94,6 +101,7 @@ def build_learner(
         finetuning=finetuning,
         metrics=metrics,
         status=StatusFile(work_dir / STATUS),
+        tracing=tracing,
         clock=clock,
     )
 
@@ -164,8 +172,20 @@ def training_plan(settings: Settings) -> TrainingPlan:
     finetune = settings.finetune
     return TrainingPlan(
         replays=finetune.steps_per_event,
+        learning_rate=finetune.learning_rate,
         max_duration_s=finetune.max_duration_s,
+        method=finetune.method,
+        lora_rank=finetune.lora_rank,
+        lora_alpha=finetune.lora_alpha,
+        objective=finetune.objective,
+        temperature=settings.policy.beta,
+        kl_weight=_KL_WEIGHT[finetune.objective] if finetune.kl_weight is None else finetune.kl_weight,
+        samples=finetune.samples,
+        clip=finetune.clip,
+        sample_reuse=finetune.sample_reuse,
         max_experiences=finetune.max_experiences,
+        max_versions_behind=finetune.max_versions_behind,
+        checkpoint_steps=finetune.checkpoint_steps,
         rehearsal=None if finetune.rehearsal is None else str(finetune.rehearsal.resolve()),
         threads=finetune.threads,
         seed=finetune.seed,

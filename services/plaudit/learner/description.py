@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from plaudit.core.events import Features
@@ -29,6 +30,13 @@ FEATURES: Final = "features.safetensors"
 STATE: Final = "state.safetensors"
 """In the run folder: the reward state that the candidate's head was built from."""
 
+CHECKPOINT: Final = "checkpoint.safetensors"
+"""In the run folder: where training stands, from time to time."""
+REWARD_MODEL: Final = "reward_model.safetensors"
+"""In the run folder: the full reward model, where the objective needs one."""
+REWARD_REPORT: Final = "reward_model.json"
+"""In the run folder, written after the model: how it does on what it was not trained on."""
+
 _IDS: Final = "prediction_ids"
 
 
@@ -38,16 +46,41 @@ class TrainingPlan:
 
     Attributes:
         replays: how often each experience is replayed.
+        learning_rate: peak of the schedule.
         max_duration_s: time the job may train.
+        method: whether all weights of the trained parts change, or low-rank updates of them.
+        lora_rank: of the updates.
+        lora_alpha: their scale, α/r.
+        objective: what is descended: what users said, or the distance to what a reward model thinks best, or what it
+            says of sampled answers.
+        temperature: β of what it thinks best.
+        kl_weight: β, the price of a nat of divergence from the parent.
+        samples: answers sampled for each content.
+        clip: ε, how far one draw may move the ratio of the policy to what it was.
+        sample_reuse: gradient steps on one draw.
         max_experiences: the most recent experiences it trains on.
+        max_versions_behind: experiences that were served by an older version than this many before are left out.
+        checkpoint_steps: gradient steps between two checkpoints.
         rehearsal: labelled data folder that must not be forgotten; None: that of the latest pre-training.
         threads: that the job may use.
         seed: decides order and augmentation.
     """
 
     replays: float
+    learning_rate: float
     max_duration_s: float
+    method: Literal["full", "lora"]
+    lora_rank: int
+    lora_alpha: float
+    objective: Literal["likelihood", "target", "sampled"]
+    temperature: float
+    kl_weight: float
+    samples: int
+    clip: float
+    sample_reuse: int
     max_experiences: int
+    max_versions_behind: int
+    checkpoint_steps: int
     rehearsal: str | None
     threads: int
     seed: int
@@ -101,3 +134,12 @@ def read_features(path: Path, trunk_digest: str) -> dict[str, Features]:
         id_: Features(trunk_digest, embedding, base_logits)
         for id_, embedding, base_logits in zip(ids, arrays[EMBEDDING], arrays[BASE_LOGITS], strict=True)
     }
+
+
+def checkpoint_step(run_dir: Path) -> int:
+    """Gradient steps that a job which was killed need not take again; 0 if it left no checkpoint."""
+    try:
+        with safe_open(run_dir / CHECKPOINT, framework="numpy") as file:
+            return int(file.metadata()["step"])
+    except (FileNotFoundError, SafetensorError):
+        return 0

@@ -22,9 +22,19 @@ import structlog
 from plaudit.core.ports import Changes, ExperienceStore, JobLauncher, JobState, ModelRegistry
 from plaudit.core.rollout import Change as RolloutChange
 from plaudit.core.rollout import Rollout, promote, start_canary
-from plaudit.core.runs import CANDIDATE, last_progress
+from plaudit.core.runs import CANDIDATE, last_progress, was_killed
 from plaudit.learner.compare import Compared, Policy, can_answer, compare, counts_as_proof, logged_policies
-from plaudit.learner.description import FEATURES, PARENT, STATE, JobDescription, TrainingPlan, read_features
+from plaudit.learner.description import (
+    CHECKPOINT,
+    FEATURES,
+    PARENT,
+    REWARD_MODEL,
+    STATE,
+    JobDescription,
+    TrainingPlan,
+    checkpoint_step,
+    read_features,
+)
 from plaudit.learner.evidence import stack
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.progress import Progress
@@ -66,6 +76,7 @@ class Tuning:
         position: number of the last experience that the gate has looked at.
         started_at_s: when the job or the trial began, UTC seconds since the epoch.
         version: the version on trial; 0 if there is none.
+        resumed_step: gradient step from which the job was last made to go on after it was killed.
         outcomes: the latest ones, oldest first: run, outcome, why, version (if one was published), ended_at_s.
     """
 
@@ -75,6 +86,7 @@ class Tuning:
     position: int = 0
     started_at_s: float = 0.0
     version: int = 0
+    resumed_step: int = 0
     outcomes: tuple[dict[str, Any], ...] = ()
 
     def to_bytes(self) -> bytes:
@@ -189,6 +201,7 @@ class Finetuning:
     def load(self) -> None:
         """Begin, or begin again, from what was saved. A job that was running is found again by its folder."""
         self._tuning = tuning_from_bytes(self._store.recall(KEY))
+        self._metrics.phase(self._tuning.phase)
         saved = self._store.recall(GATE)
         self._comparison = new_comparison(self._rules) if saved is None else comparison_from_dict(json.loads(saved))
         self._candidate: _Candidate | None = None
@@ -223,7 +236,7 @@ class Finetuning:
         if self._tuning.phase == "training":
             self._jobs.cancel(self._run_dir)
             self._looked_s = -_LOOK_INTERVAL_S
-            self._watch()
+            self._watch(resume=False)
 
     def report(self) -> dict[str, Any]:
         """For people: the phase, the job's progress, the evidence so far, and the latest outcomes."""
@@ -272,6 +285,7 @@ class Finetuning:
                 last_snapshot=progress.last_number,
                 position=progress.last_number,
                 started_at_s=self._clock(),
+                resumed_step=0,
             )
         )
         self._jobs.launch(run_dir)
@@ -279,7 +293,7 @@ class Finetuning:
         self._metrics.job_running.set(1)
         _log.info("fine-tuning started", run=run, reason=reason)
 
-    def _watch(self) -> None:
+    def _watch(self, *, resume: bool = True) -> None:
         now_s = time.monotonic()
         if now_s - self._looked_s < _LOOK_INTERVAL_S:
             return
@@ -287,10 +301,22 @@ class Finetuning:
         status = self._jobs.status(self._run_dir)
         self._metrics.job_running.set(float(status.state == JobState.RUNNING))
         if status.state == JobState.FAILED:
-            self._fail(status.error)
+            if not (resume and self._resume()):
+                self._fail(status.error)
         elif status.state == JobState.SUCCEEDED:
             self._metrics.jobs.labels("succeeded").inc()
             self._begin_gate()
+
+    def _resume(self) -> bool:
+        """Let a job that was killed go on from its checkpoint, unless it got no further than when it last did."""
+        step = checkpoint_step(self._run_dir)
+        if not was_killed(self._run_dir) or step <= self._tuning.resumed_step:
+            return False
+        self._remember(replace(self._tuning, resumed_step=step))
+        self._jobs.launch(self._run_dir)
+        self._metrics.jobs.labels("resumed").inc()
+        _log.warning("fine-tuning was killed and goes on", run=self._tuning.run, step=step)
+        return True
 
     def _fail(self, error: str) -> None:
         self._metrics.jobs.labels("failed").inc()
@@ -333,10 +359,17 @@ class Finetuning:
             self._remember(replace(self._tuning, position=chunk[-1].number))
             self._metrics.gate_n.set(self._comparison.n)
         report = self._comparison.report()
+        self._show(report)
         if report.verdict != "insufficient":
             self._conclude(report.verdict, report, progress)
         elif self._comparison.tally.seen >= self._max_events:
             self._conclude("insufficient", report, progress)
+
+    def _show(self, report: GateReport) -> None:
+        for claim, e_value in (("gain", report.e_value_gain), ("harm", report.e_value_harm)):
+            self._metrics.gate_e_value.labels(claim).set(e_value)
+        for bound, gain in (("estimate", report.gain), ("lower", report.lower), ("upper", report.upper)):
+            self._metrics.gate_gain.labels(bound).set(gain)
 
     def _compare(self, candidate: _Candidate, rows: list[Compared], n_users: int) -> Comparison:
         """Against the policies that logged: on the features they served on, as noted when each was joined."""
@@ -444,9 +477,13 @@ class Finetuning:
         self._candidate = None
         self._backlog = False
         self._metrics.gate_n.set(0)
+        self._metrics.gate_e_value.clear()
+        self._metrics.gate_gain.clear()
         self._remember(replace(self._tuning, phase="idle", run="", version=0, outcomes=outcomes))
         for leftover in (CANDIDATE, PARENT):
             shutil.rmtree(run_dir / leftover, ignore_errors=True)
+        for large in (CHECKPOINT, REWARD_MODEL):
+            (run_dir / large).unlink(missing_ok=True)
 
     def _remember(self, tuning: Tuning, also: Changes | None = None) -> None:
         memory: dict[str, bytes | None] = {KEY: tuning.to_bytes(), GATE: None}
@@ -454,6 +491,7 @@ class Finetuning:
             memory[GATE] = json.dumps(self._comparison.to_dict()).encode()
         self._store.save(replace(also or Changes(), memory=memory))
         self._tuning = tuning
+        self._metrics.phase(tuning.phase)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

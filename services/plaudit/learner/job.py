@@ -3,10 +3,8 @@
 
 Reads experiences up to the snapshot, trains, exports a version folder, builds its head on the experiences as the new
 trunk sees them. It writes to its run folder and nowhere else: judging and publishing what it made is the learner's
-business. Beside pretraining.py this is the only module of the learner that imports torch.
-
-Notation:
-    n: experiences, m: number of modalities, u: unique items of one modality
+business. Killed and launched again on the same folder, it goes on from its last checkpoint. Beside pretraining.py this
+is the only module of the learner that imports torch.
 """
 
 from __future__ import annotations
@@ -21,33 +19,47 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors.numpy import load_file
-from tokenizers import Tokenizer
+from safetensors.torch import load_file as load_tensors
+from safetensors.torch import save_file as save_tensors
 
-from plaudit.core.events import Content, EncodedContent, Features, TensorContent, TextContent
+from plaudit.core.events import Content, Features
 from plaudit.core.experience import Experience
 from plaudit.core.ports import ExperienceStore, ModelRuntime
-from plaudit.core.runs import CANDIDATE, ERROR, PROGRESS, RESULT, write_json
-from plaudit.learner.contents import decode_contents
-from plaudit.learner.description import FEATURES, PARENT, STATE, JobDescription, read_description, write_features
+from plaudit.core.runs import CANDIDATE, ERROR, PROGRESS, RESULT, read_json, write_json
+from plaudit.learner.description import (
+    CHECKPOINT,
+    FEATURES,
+    PARENT,
+    REWARD_MODEL,
+    REWARD_REPORT,
+    STATE,
+    JobDescription,
+    TrainingPlan,
+    read_description,
+    write_features,
+)
 from plaudit.learner.evidence import evidence_of
+from plaudit.learner.lessons import CHUNK, Lessons, lessons
 from plaudit.learner.refresh import write_card
 from plaudit.learner.versions import OpenVersion
 from plaudit_models.bundle import TOKENIZER, TRUNK, TRUNK_GOLDEN, Manifest, read_manifest, seal
-from plaudit_models.dataset import load_data_folder
-from plaudit_models.preprocess import input_dtype, read_tokenizer
+from plaudit_models.dataset import LabelledData, load_data_folder
+from plaudit_models.preprocess import read_tokenizer
 from plaudit_models.reward_model import empty_state
-from plaudit_models.spec import BASE_LOGITS, EMBEDDING, ModelSpec
+from plaudit_models.spec import BASE_LOGITS, EMBEDDING
+from plaudit_models.training.checkpoint import load_checkpoint
 from plaudit_models.training.export import export_version, load_policy
-from plaudit_models.training.finetune import Experiences, FinetuneProgress, FinetuneSettings, finetune
+from plaudit_models.training.finetune import Finetuned, FinetuneProgress, FinetuneSettings, LoraSettings, finetune
+from plaudit_models.training.fusion import FusionPolicy
+from plaudit_models.training.objectives import SampledSettings
+from plaudit_models.training.reward import RewardModel, RewardSettings, fit_reward_model, rewards_on
 
 _NICENESS: Final = 10
 """Serving comes first on the processors that both use."""
-_MISSING: Final = -1
-_CHUNK: Final = 256
+_REWARD_SHARE: Final = 0.4
+"""Of the time a job may train, where it needs a reward model first."""
 
 
 def run_job(run_dir: Path, store: ExperienceStore, runtime: ModelRuntime) -> None:
@@ -66,28 +78,11 @@ def run_job(run_dir: Path, store: ExperienceStore, runtime: ModelRuntime) -> Non
     before = read_manifest(parent)
     spec = before.spec
     tokenizer = read_tokenizer(parent / TOKENIZER) if TOKENIZER in before.files else None
-    learned = [
-        experience
-        for experience in store.experiences(after=task.snapshot - plan.max_experiences, up_to=task.snapshot)
-        if experience.judgement is not None and not experience.set_aside
-    ]
-    experiences, used = training_data(learned, store, spec, tokenizer, task)
-    if len(experiences) == 0:
-        raise ValueError(
-            f"none of {len(learned)} experiences can be trained on; is the server's store_content switched off?"
-        )
+    learned = lessons(store, spec, tokenizer, task, version=before.version)
     if plan.rehearsal is None:
         raise ValueError("finetune.rehearsal: is not set, and no pre-trained version says what it was trained on")
     rehearsal = load_data_folder(Path(plan.rehearsal), spec, "train", tokenizer)
-    trained = finetune(
-        load_policy(parent, spec),
-        experiences,
-        rehearsal,
-        settings=FinetuneSettings(
-            replays_per_experience=plan.replays, max_duration_s=plan.max_duration_s, seed=plan.seed
-        ),
-        on_progress=lambda progress: _report(run_dir, progress),
-    )
+    trained, measured = _train(run_dir, load_policy(parent, spec), learned, rehearsal, plan)
     candidate = run_dir / CANDIDATE
     shutil.rmtree(candidate, ignore_errors=True)
     candidate.mkdir()
@@ -103,83 +98,75 @@ def run_job(run_dir: Path, store: ExperienceStore, runtime: ModelRuntime) -> Non
         parent=before.version,
         floor=task.maker.floor,
         reason=f"Fine-tuned: {task.reason}",
-        data={**task.data, "trained_on": len(experiences)},
-        metrics={"steps": trained.steps, "duration_s": trained.duration_s},
+        data={**task.data, **learned.facts},
+        metrics=measured,
     )
     manifest = export_version(trained.model, candidate, manifest, inputs, parent_trunk=parent / TRUNK)
-    features = _build_head(run_dir, candidate, manifest, used, store, runtime, task)
-    write_json(
-        run_dir / RESULT,
-        {
-            "steps": trained.steps,
-            "duration_s": trained.duration_s,
-            "trained_on": len(experiences),
-            "features": features,
-        },
+    features = _build_head(run_dir, candidate, manifest, learned.used, store, runtime, task)
+    write_json(run_dir / RESULT, {**measured, **learned.facts, "features": features})
+
+
+def _train(
+    run_dir: Path, parent: FusionPolicy, learned: Lessons, rehearsal: LabelledData, plan: TrainingPlan
+) -> tuple[Finetuned, dict[str, Any]]:
+    """The fine-tuned policy, and what was measured. Goes on from a checkpoint, if the run folder has one."""
+    rewards, judged = None, dict[str, Any]()
+    budget_s = plan.max_duration_s
+    if plan.objective != "likelihood":
+        budget_s *= 1.0 - _REWARD_SHARE
+        model, judged["reward_model"] = _reward_model(run_dir, parent, learned, plan)
+        rewards = rewards_on(model, learned.experiences)
+    sampled = None
+    if plan.objective == "sampled":
+        sampled = SampledSettings(samples=plan.samples, clip=plan.clip, reuse=plan.sample_reuse)
+        judged["sample_staleness_max_steps"] = plan.sample_reuse - 1
+    settings = FinetuneSettings(
+        replays_per_experience=plan.replays,
+        max_duration_s=budget_s,
+        learning_rate=plan.learning_rate,
+        kl_weight=plan.kl_weight,
+        target=plan.temperature if plan.objective == "target" else None,
+        sampled=sampled,
+        lora=LoraSettings(plan.lora_rank, plan.lora_alpha) if plan.method == "lora" else None,
+        checkpoint_steps=plan.checkpoint_steps,
+        seed=plan.seed,
     )
+    trained = finetune(
+        parent,
+        learned.experiences,
+        rehearsal,
+        settings=settings,
+        rewards=rewards,
+        resume=load_checkpoint(run_dir / CHECKPOINT),
+        on_progress=lambda progress: _report(run_dir, progress),
+        on_checkpoint=lambda checkpoint: checkpoint.save(run_dir / CHECKPOINT),
+    )
+    return trained, {
+        "method": plan.method,
+        "objective": plan.objective,
+        "steps": trained.steps,
+        "duration_s": trained.duration_s,
+        "trained_weights": trained.trained_weights,
+        "kl_to_parent_nats": trained.kl_to_parent,
+        **judged,
+    }
 
 
-def training_data(
-    learned: Sequence[Experience],
-    store: ExperienceStore,
-    spec: ModelSpec,
-    tokenizer: Tokenizer | None,
-    task: JobDescription,
-) -> tuple[Experiences, list[Experience]]:
-    """Decode what can be trained on: where there is content and a reward for the answer. Equal items are kept once."""
-    pools = {name: _Pool() for name in spec.modalities}
-    index: list[list[int]] = []
-    used: list[Experience] = []
-    for start in range(0, len(learned), _CHUNK):
-        chunk = learned[start : start + _CHUNK]
-        contents = store.contents([experience.served.prediction_id for experience in chunk])
-        for experience in chunk:
-            if not spec.has_action(experience.served.action) or experience.reward is None:
-                continue
-            content = contents[experience.served.prediction_id]
-            row = decode_contents(spec, tokenizer, content, task.limits)
-            if row is not None:
-                index.append([pools[n].place(content[n], row[n]) if n in row else _MISSING for n in spec.modalities])
-                used.append(experience)
-    corrections = [None if e.judgement is None else e.judgement.correction for e in used]
-    return Experiences(
-        pools={
-            name: np.stack(pool.items) if pool.items else np.zeros((0, *modality.shape), input_dtype(modality))
-            for (name, modality), pool in zip(spec.modalities.items(), pools.values(), strict=True)
-        },
-        index=np.array(index, np.int64).reshape(len(used), len(spec.modalities)),
-        action=np.array([spec.action_index(e.served.action) for e in used], np.int64),
-        reward=np.array([e.reward for e in used], np.float32),
-        correction=np.array(
-            [spec.action_index(c) if c is not None and spec.has_action(c) else _MISSING for c in corrections], np.int64
-        ),
-        weight=np.array([1.0 if e.judgement is None else e.judgement.weight for e in used], np.float32),
-    ), used
-
-
-class _Pool:
-    """Distinct items of one modality, each decoded item kept once."""
-
-    def __init__(self) -> None:
-        self.items: list[npt.NDArray[Any]] = []
-        self._places: dict[bytes, int] = {}
-
-    def place(self, content: Content, decoded: npt.NDArray[Any]) -> int:
-        key = _key(content)
-        if key not in self._places:
-            self._places[key] = len(self.items)
-            self.items.append(decoded)
-        return self._places[key]
-
-
-def _key(content: Content) -> bytes:
-    match content:
-        case EncodedContent(_, data):
-            return data
-        case TextContent(text):
-            return text.encode()
-        case TensorContent(array):
-            return array.tobytes()
+def _reward_model(
+    run_dir: Path, parent: FusionPolicy, learned: Lessons, plan: TrainingPlan
+) -> tuple[RewardModel, Mapping[str, Any]]:
+    """Fitted, or as an earlier process of this run has left it in the run folder."""
+    if (run_dir / REWARD_REPORT).exists():
+        model = RewardModel(parent)
+        model.load_state_dict(load_tensors(run_dir / REWARD_MODEL))
+        return model.requires_grad_(False), read_json(run_dir / REWARD_REPORT)
+    settings = RewardSettings(
+        replays_per_experience=plan.replays, max_duration_s=_REWARD_SHARE * plan.max_duration_s, seed=plan.seed
+    )
+    model, report = fit_reward_model(parent, learned.experiences, learned.opinions, settings=settings)
+    save_tensors(model.state_dict(), run_dir / REWARD_MODEL)
+    write_json(run_dir / REWARD_REPORT, report.to_dict())
+    return model, report.to_dict()
 
 
 def _build_head(
@@ -197,8 +184,8 @@ def _build_head(
     state = empty_state(space)
     actions = {action: i for i, action in enumerate(manifest.spec.actions)}
     found: dict[str, Features] = {}
-    for start in range(0, len(used), _CHUNK):
-        chunk = used[start : start + _CHUNK]
+    for start in range(0, len(used), CHUNK):
+        chunk = used[start : start + CHUNK]
         ids = [experience.served.prediction_id for experience in chunk]
         contents: Mapping[str, Mapping[str, Content]] = store.contents(ids)
         made = zip(chunk, version.embed([contents[id_] for id_ in ids]), strict=True)

@@ -31,13 +31,17 @@ from plaudit.learner.progress import Progress
 from plaudit.learner.rebuild import rebuilt_state
 from plaudit.learner.refresh import HeadMaker
 from plaudit.learner.running import Running
+from plaudit.learner.satisfaction import SatisfactionByVersion
 from plaudit.learner.versions import Versions
 from plaudit_models.bundle import Manifest
+from plaudit_models.calibration import reliability
 from plaudit_models.features import Float64, features
 from plaudit_models.raters import Raters, fair_cap
 from plaudit_models.reward_model import posterior
 
 RECENT_REWARDS: Final = 200
+RECALLED: Final = 2_000
+"""Of the experiences before a start, so many are shown by version again."""
 
 _LOOK_INTERVAL_S: Final = 1.0
 """How long to wait before looking for old predictions again where there were none."""
@@ -127,6 +131,7 @@ class Learning:
         self._nothing_old_s = -math.inf
         self._rewards: deque[float] = deque(maxlen=RECENT_REWARDS)
         self._predicted: deque[float] = deque(maxlen=RECENT_REWARDS)
+        self._by_version: SatisfactionByVersion | None = None
 
     @property
     def satisfaction(self) -> float | None:
@@ -165,7 +170,8 @@ class Learning:
                 last_feedback_time_s=standing.last_feedback_time_s,
             )
         if fresh or revisions:
-            self._take_in(live, fresh, revisions, progress)
+            with self._metrics.learn_seconds.time():
+                self._take_in(live, fresh, revisions, progress)
         self._observe(standing)
         return len(fresh) + len(revisions)
 
@@ -351,6 +357,12 @@ class Learning:
         )
 
     def _remember(self, fresh: Sequence[Experience], expected: Mapping[int, Expected], live: Manifest) -> None:
+        if self._by_version is None:
+            self._by_version = SatisfactionByVersion(self._metrics)
+            first = min([self._knowledge.progress.last_number + 1, *(e.number for e in fresh)])
+            before = self._store.experiences(after=max(0, first - 1 - RECALLED), up_to=first - 1)
+            self._by_version.hear(before, self._clock())
+        self._by_version.hear(fresh, self._clock())
         for experience in fresh:
             action_is_known = live.spec.has_action(experience.served.action)
             if experience.reward is not None and experience.number in expected and action_is_known:
@@ -362,6 +374,7 @@ class Learning:
         if self._rewards:
             self._metrics.satisfaction.set(float(np.mean(self._rewards)))
             self._metrics.predicted.set(float(np.mean(self._predicted)))
+            self._metrics.calibration_error.set(reliability(np.array(self._predicted), np.array(self._rewards)).error)
         self._metrics.experiences.set(self._knowledge.progress.experiences)
         self._metrics.waiting.set(standing.waiting)
         self._metrics.discarded.set(standing.discarded)

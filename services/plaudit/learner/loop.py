@@ -21,6 +21,7 @@ import structlog
 from plaudit.core.errors import StoreMoved, Unavailable
 from plaudit.core.ports import EventLog, ExperienceStore, ModelRegistry, Standing
 from plaudit.core.rollout import Rollout
+from plaudit.core.tracing import Tracing
 from plaudit.learner.at_hand import Contexts
 from plaudit.learner.comparing import Comparing
 from plaudit.learner.finetune import Finetuning
@@ -34,6 +35,7 @@ from plaudit.learner.refresh import HeadMaker
 from plaudit.learner.refreshing import Refreshing
 from plaudit.learner.running import Running
 from plaudit.learner.status import StatusFile
+from plaudit.learner.tracing import LearnerTrace
 from plaudit.learner.trials import Trials
 from plaudit.learner.versions import Versions
 from plaudit_models.bundle import Manifest
@@ -65,6 +67,7 @@ class Learner:
         finetuning: starts and judges fine-tuning jobs; None: there are none.
         metrics: where to count.
         status: where to say how things stand.
+        tracing: of joins and refreshes; None: they are not traced.
         clock: UTC seconds since the epoch.
     """
 
@@ -83,6 +86,7 @@ class Learner:
         finetuning: Finetuning | None,
         metrics: LearnerMetrics,
         status: StatusFile | None = None,
+        tracing: Tracing | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -94,7 +98,10 @@ class Learner:
         self._clock = clock
         self._knowledge = Knowledge(store, rules)
         contexts = Contexts(store, versions, self._knowledge)
-        self._reading = Reading(log, store, registry.model, limit=pace.poll_limit, metrics=metrics, clock=clock)
+        trace = LearnerTrace() if tracing is None else LearnerTrace(tracing)
+        self._reading = Reading(
+            log, store, registry.model, limit=pace.poll_limit, metrics=metrics, clock=clock, trace=trace
+        )
         self._learning = Learning(
             store=store,
             knowledge=self._knowledge,
@@ -125,6 +132,7 @@ class Learner:
             versions_kept=pace.versions_kept,
             metrics=metrics,
             clock=clock,
+            trace=trace,
         )
         self._contexts = contexts
         self._limit = pace.poll_limit

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_PHASES: Final = ("idle", "training", "gating", "canary")
+_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class LearnerMetrics:
@@ -30,9 +33,29 @@ class LearnerMetrics:
         self.quarantines = counter("quarantines_total", "Users who went into quarantine because they say the opposite.")
         self.leader = gauge("leader", "1 while this learner leads: it learns, and the others read.")
         self.forgotten = counter("forgotten_total", "Predictions and feedback that left the store by retention.")
+        self.join_seconds = seconds("join", "From the arrival of the oldest feedback of a batch until it was saved.")
+        self.learn_seconds = seconds("learn", "Time to learn from one chunk of experiences, saving included.")
         self.batch_seconds = seconds("batch", "Time to learn from one batch of records, saving included.")
         self.satisfaction = gauge("satisfaction_recent", "Mean reward of the latest experiences.")
         self.predicted = gauge("predicted_reward_recent", "Mean reward that was predicted for the same.")
+        self.calibration_error = gauge(
+            "calibration_error",
+            "How far predicted rewards of the latest experiences are from what came, on average over ten bins.",
+        )
+        self.version_satisfaction = gauge(
+            "version_satisfaction", "Mean reward of a version's answers, set-aside ones left out.", "version"
+        )
+        self.version_satisfaction_low = gauge(
+            "version_satisfaction_low", "Lower end of its 95 % interval (Wilson).", "version"
+        )
+        self.version_satisfaction_high = gauge("version_satisfaction_high", "Upper end of it.", "version")
+        self.version_experiences = gauge("version_experiences", "Experiences that it rests on.", "version")
+        self.by_version = (
+            self.version_satisfaction,
+            self.version_satisfaction_low,
+            self.version_satisfaction_high,
+            self.version_experiences,
+        )
         self.refreshes = counter("refreshes_total", "Head refreshes, by outcome.", "outcome")
         self.refresh_seconds = seconds("refresh", "Time from a due refresh to the published version going live.")
         self.refresh_kl = gauge("refresh_kl_nats", "How far the last refresh moved the policy, in nats.")
@@ -44,6 +67,9 @@ class LearnerMetrics:
         self.rebuilds = counter("rebuilds_total", "Reward states rebuilt because the trunk changed.")
         self.jobs = counter("jobs_total", "Fine-tuning jobs, by outcome.", "outcome")
         self.job_running = gauge("job_running", "1 while a fine-tuning job runs.")
+        self.finetune_phase = gauge(
+            "finetune_phase", "1 for the phase that fine-tuning is in: idle, training, gating or canary.", "phase"
+        )
         self.gate_verdicts = counter("gate_verdicts_total", "Verdicts on fine-tuned versions.", "verdict")
         self.canary_verdicts = counter("canary_verdicts_total", "Ends of trials with a share of the users.", "verdict")
         self.candidate_version = gauge("candidate_version", "The version on trial; 0 if none.")
@@ -52,6 +78,17 @@ class LearnerMetrics:
             self.canary_e_value.labels(claim).set(1.0)
         self.canary_n = gauge("canary_experiences", "Experiences that the trial under way has counted.")
         self.gate_n = gauge("gate_experiences", "Experiences that the gate has counted for the present candidate.")
+        self.gate_e_value = gauge("gate_e_value", "Evidence on the candidate at the gate, by claim.", "claim")
+        self.gate_gain = gauge(
+            "gate_gain_reward",
+            "Reward that the candidate at the gate gains: estimate, and lower and upper bound for all looks at once.",
+            "bound",
+        )
         self.live_version = gauge("live_version", "The version that serves; 0 if none.")
         self.gated_version = gauge("gated_version", "The version that refreshes are compared with; 0 if none.")
         self.failures = counter("failures_total", "Steps given up because log or store were away, to be done again.")
+
+    def phase(self, now: str) -> None:
+        """Fine-tuning is in this phase."""
+        for phase in _PHASES:
+            self.finetune_phase.labels(phase).set(float(phase == now))

@@ -16,6 +16,7 @@ from plaudit.core.events import Topic
 from plaudit.core.ports import Cursor, EventLog, EventReader, ExperienceStore, Positions, Record
 from plaudit.learner.intake import arrivals, read
 from plaudit.learner.metrics import LearnerMetrics
+from plaudit.learner.tracing import LearnerTrace
 
 _GROUP: Final = "plaudit-learner"
 TOPICS: Final = (Topic.DECISIONS, Topic.FEEDBACK)
@@ -34,6 +35,7 @@ class Reading:
         limit: the most records read at once.
         metrics: where to count.
         clock: UTC seconds since the epoch.
+        trace: where to say what was joined.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Reading:
         limit: int,
         metrics: LearnerMetrics,
         clock: Callable[[], float] = time.time,
+        trace: LearnerTrace | None = None,
     ) -> None:
         self._log = log
         self._store = store
@@ -52,6 +55,7 @@ class Reading:
         self._limit = limit
         self._metrics = metrics
         self._clock = clock
+        self._trace = trace or LearnerTrace()
         self._reader: EventReader | None = None
         self._positions: dict[str, Cursor] = {}
         self._lag_checked_s = -_LAG_INTERVAL_S
@@ -85,6 +89,7 @@ class Reading:
         return len(records)
 
     def _take_in(self, records: Sequence[Record], actions: Sequence[str]) -> None:
+        began_ns = time.time_ns()
         positions = {record.partition: record.cursor for record in records}
         since = {name: self._positions[name] for name in positions if name in self._positions}
         for attempt in range(_ATTEMPTS):
@@ -101,6 +106,10 @@ class Reading:
         self._positions |= positions
         assert self._reader is not None
         self._reader.commit(positions)
+        self._trace.joined(batch, began_ns)
+        if batch.feedback:
+            oldest_s = min(feedback.time_s for feedback in batch.feedback.values())
+            self._metrics.join_seconds.observe(max(0.0, self._clock() - oldest_s))
         for outcome, count in batch.outcomes.items():
             self._metrics.events.labels(outcome).inc(count)
 

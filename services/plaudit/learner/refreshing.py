@@ -21,6 +21,7 @@ from plaudit.learner.knowledge import Knowledge
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.refresh import HeadMaker, publish_refresh
 from plaudit.learner.rollouts import ACTOR, move
+from plaudit.learner.tracing import LearnerTrace
 from plaudit_models.bundle import Manifest
 from plaudit_models.reward_model import empty_state, state_from_bytes
 
@@ -35,6 +36,7 @@ class Refreshing:
     max_wait_s: it is refreshed with fewer after this long.
     versions_kept: dead head refreshes kept in the registry.
     store, registry, maker, work_dir, metrics, clock: as the learner's.
+    trace: where to say what a version came of.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Refreshing:
         versions_kept: int,
         metrics: LearnerMetrics,
         clock: Callable[[], float],
+        trace: LearnerTrace | None = None,
     ) -> None:
         self._knowledge = knowledge
         self._contexts = contexts
@@ -63,6 +66,7 @@ class Refreshing:
         self._versions_kept = versions_kept
         self._metrics = metrics
         self._clock = clock
+        self._trace = trace or LearnerTrace()
         self._pending_since_s: float | None = None
 
     def load(self) -> None:
@@ -86,7 +90,8 @@ class Refreshing:
             return
         pending = self._knowledge.progress.pending
         if due_in_s == 0.0 or (caught_up and pending >= self._batch):
-            self._refresh(live, pending)
+            with self._trace.refreshing(live.version):
+                self._refresh(live, pending)
             self._pending_since_s = None
 
     def _refresh(self, live: Manifest, pending: int) -> None:
@@ -112,7 +117,7 @@ class Refreshing:
             step.state,
             created_at_s=self._clock(),
             reason=f"{pending} new or changed experiences since version {live.version}",
-            data={"positions": dict(self._store.positions()), **progress.data()},
+            data={"positions": dict(self._store.positions()), **progress.data(), **self._trace.data()},
             metrics={"kl_nats": step.kl, "share_of_step": step.share},
         )
         # A step cut short leaves evidence for the next refresh, as if one experience were still unlearned.
@@ -121,6 +126,7 @@ class Refreshing:
             Changes(memory={served_key(published.version): step.state.to_bytes()}),
             progress=replace(progress, refreshed=refreshed),
         )
+        self._trace.published(published.version)
         change = RolloutChange(ACTOR, self._clock(), published.reason)
         version = published.version
         moved = move(

@@ -8,14 +8,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import structlog
 
 from plaudit.core.errors import InvalidInput, NoLiveModel, UnknownModel
 from plaudit.core.ports import ModelCatalog, ModelRuntime
+from plaudit.core.tracing import Tracing
 from plaudit.serving.admission import Admission
-from plaudit.serving.batcher import Batcher
+from plaudit.serving.batcher import Batcher, Run
 from plaudit.serving.evaluation import Evaluated, Evaluator, Question
 from plaudit.serving.live_model import LiveModel
 from plaudit.serving.metrics import ServingMetrics
@@ -39,6 +41,7 @@ class ServedModels:
     workers: evaluations of one model that may run at once.
     queue_limit: requests of one model that may be decoded, wait or be computed.
     seed: of the sampling of actions; None is fresh entropy.
+    tracing: of batches and swaps; None: they are not traced.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class ServedModels:
         workers: int,
         queue_limit: int,
         seed: int | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._catalog = catalog
         self._runtime = runtime
@@ -59,6 +63,7 @@ class ServedModels:
         self._workers = workers
         self._queue_limit = queue_limit
         self._seeds = np.random.SeedSequence(seed)
+        self._tracing = tracing
         self._served: dict[str, ServedModel] = {}  # replaced, never changed: readers take no lock
         self._let_go: set[str] = set()
         self.statistics = Statistics()
@@ -108,6 +113,7 @@ class ServedModels:
                 self._take_up(name)
         for served in self.all():
             served.live.step()
+            self._metrics.versions.keep(served.live.name, served.live.loaded_versions())
 
     def load(self, name: str) -> ServedModel:
         """Serve the model; when this returns its live version serves, if it can.
@@ -134,6 +140,7 @@ class ServedModels:
             self._let_go.add(name)
             self._served = {other: kept for other, kept in self._served.items() if other != name}
         served.batcher.close()
+        self._metrics.forget(name)
         logger.info("unloaded", model=name)
 
     def close(self) -> None:
@@ -146,15 +153,28 @@ class ServedModels:
             if name in self._served:
                 return
             self._let_go.discard(name)
-            live = LiveModel(self._catalog.registry(name), self._runtime, self._metrics, max_batch=self._max_batch)
+            live = LiveModel(
+                self._catalog.registry(name),
+                self._runtime,
+                self._metrics,
+                max_batch=self._max_batch,
+                tracing=self._tracing,
+            )
             evaluators = [
                 Evaluator(self._metrics, self.statistics, self._max_batch, np.random.default_rng(seed))
                 for seed in self._seeds.spawn(self._workers)
             ]
-            batcher = Batcher(
-                [evaluator.run for evaluator in evaluators], name=f"model-{name}", max_batch=lambda: live.batch_cap
-            )
+            batcher = self._batcher([evaluator.run for evaluator in evaluators], live)
             admission = Admission(f"the queue of model {name!r}", self._queue_limit)
             self._metrics.queue_requests.labels(name).set_function(batcher.waiting)
             batcher.start()
             self._served = {**self._served, name: ServedModel(live, batcher, admission)}
+
+    def _batcher(self, runs: Sequence[Run[Question, Evaluated]], live: LiveModel) -> Batcher[Question, Evaluated]:
+        name = f"model-{live.name}"
+        if self._tracing is None:
+            return Batcher(runs, name=name, max_batch=lambda: live.batch_cap)
+        from plaudit.serving.tracing import TracedBatcher
+
+        traced = TracedBatcher(runs, name=name, max_batch=lambda: live.batch_cap, tracing=self._tracing)
+        return cast("Batcher[Question, Evaluated]", traced)

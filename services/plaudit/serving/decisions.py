@@ -89,7 +89,8 @@ class DecisionRecorder:
         pause_s = _FIRST_PAUSE_S
         while time.monotonic() < self._give_up_s:
             try:
-                self._log.append(batch)
+                with self._metrics.decision_append_seconds.time():
+                    self._log.append(batch)
             except LogUnavailable as error:
                 logger.warning("decisions_wait", problem=str(error), waiting=self._queue.qsize() + len(batch))
                 time.sleep(pause_s)

@@ -56,6 +56,7 @@ class Evaluated:
         action: index of the action picked.
         propensity: probability with which it was picked; 1 if greedy.
         native: the native outputs that were asked for, without the batch axis.
+        explored: the action was drawn although another one was more probable.
     """
 
     embedding: Float32
@@ -64,6 +65,7 @@ class Evaluated:
     action: int
     propensity: float
     native: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    explored: bool = False
 
 
 class Evaluator:
@@ -90,18 +92,20 @@ class Evaluator:
         A batch that spans a swap holds questions of two versions; each version runs on its own, and one that fails
         fails its own questions alone. So do inputs of different free lengths.
         """
-        self._metrics.batch_requests.observe(len(questions))
         groups: dict[Hashable, list[int]] = {}
         for place, question in enumerate(questions):
             groups.setdefault(_shares_arrays_with(question), []).append(place)
         answers: list[Evaluated | Exception] = [RuntimeError("not evaluated")] * len(questions)
         for places in groups.values():
             group = [questions[place] for place in places]
-            with self._metrics.inference_seconds.time():
+            counted = self._metrics.versions.of(group[0].model)
+            counted.batch_requests.observe(len(group))
+            with counted.inference_seconds.time():
                 try:
                     outcomes: Sequence[Evaluated | Exception] = self._evaluate(group[0].model, group)
                 except Exception as error:
                     outcomes = [error] * len(group)
+                    counted.failures.inc(len(group))
                     waited_ns = sum(time.monotonic_ns() - question.asked_ns for question in group)
                     self._statistics.of(group[0].model).failed(len(group), waited_ns)
             for place, outcome in zip(places, outcomes, strict=True):
@@ -122,6 +126,7 @@ class Evaluator:
         inferred_ns = time.monotonic_ns()
         finite: Bool = np.asarray(np.isfinite(scores).all(axis=1))
         if not finite.all():
+            self._metrics.versions.of(model).failures.inc(int((~finite).sum()))
             scores = np.where(finite[:, None], scores, 0.0)
         policy = probabilities(scores, np.stack([question.allowed for question in group]), manifest.floor)
         best = policy.argmax(axis=1).tolist()
@@ -142,11 +147,16 @@ class Evaluator:
                     action,
                     propensity,
                     {name: native[name][row] for name in question.outputs},
+                    action != best[row],
                 )
             )
+        queue_ns = [began_ns - question.asked_ns for question in group]
+        observe = self._metrics.versions.of(model).queue_seconds.observe
+        for waited_ns in queue_ns:
+            observe(waited_ns / 1e9)
         times = BatchTimes(
             rows=len(group),
-            queue_ns=sum(began_ns - question.asked_ns for question in group),
+            queue_ns=sum(queue_ns),
             input_ns=filled_ns - began_ns,
             infer_ns=inferred_ns - filled_ns,
             output_ns=time.monotonic_ns() - inferred_ns,

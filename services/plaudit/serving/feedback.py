@@ -15,7 +15,7 @@ from plaudit.core.errors import InvalidInput, InvalidPredictionId, PlauditError,
 from plaudit.core.events import Correction, Feedback, Preference, Retract, Signal
 from plaudit.core.experience import FeedbackState
 from plaudit.core.ports import Appended, EventLog, Fate, Fates, ModelRegistry
-from plaudit.core.prediction_id import PredictionIds
+from plaudit.core.prediction_id import PredictionIds, SignedPrediction
 from plaudit.serving.admission import Admission
 from plaudit.serving.batcher import ANYBODY, Batcher, Caller
 from plaudit.serving.catalog import ServedModels
@@ -38,6 +38,7 @@ class FeedbackRequest:
     prediction_id: str
     user_id: str
     signal: Signal
+    traceparent: str = ""
 
 
 class ReceiptState(StrEnum):
@@ -117,11 +118,12 @@ class FeedbackRecorder:
     def send_all(self, requests: Sequence[FeedbackRequest], caller: Caller = ANYBODY) -> Sequence[bool | Exception]:
         """What :meth:`send` returns or raises, for each of them; they become durable together."""
         outcomes: list[bool | Exception] = [False] * len(requests)
+        signed: list[SignedPrediction | None] = [None] * len(requests)
         fine = []
         with self._metrics.feedback_ack_seconds.time():
             for place, request in enumerate(requests):
                 try:
-                    self._check(request)
+                    signed[place] = self._check(request)
                 except PlauditError as error:
                     outcomes[place] = error
                 else:
@@ -133,9 +135,10 @@ class FeedbackRecorder:
                 appended = [error] * len(fine)
         for place, outcome in zip(fine, appended, strict=True):
             outcomes[place] = outcome if isinstance(outcome, Exception) else outcome.duplicate
-        for request, result in zip(requests, outcomes, strict=True):
+        for request, of, result in zip(requests, signed, outcomes, strict=True):
             status = "refused" if isinstance(result, Exception) else "duplicate" if result else "accepted"
-            self._metrics.feedback.labels(type(request.signal).__name__.lower(), status).inc()
+            model, version = ("", None) if of is None else (of.model, of.version)
+            self._metrics.versions.heard(model, version, type(request.signal).__name__.lower(), status).inc()
         return outcomes
 
     def receipt(self, feedback_id: str) -> Receipt:
@@ -143,7 +146,8 @@ class FeedbackRecorder:
         _check_id("feedback_id", feedback_id)
         return self._receipt(feedback_id)
 
-    def _check(self, request: FeedbackRequest) -> None:
+    def _check(self, request: FeedbackRequest) -> SignedPrediction:
+        """The prediction it is about."""
         _check_id("feedback_id", request.feedback_id)
         prediction = self._ids.check(request.prediction_id, now_s=self._clock())
         served = self._models.get(prediction.model)
@@ -160,6 +164,7 @@ class FeedbackRecorder:
                     raise InvalidInput("preference", f"prefers {preferred!r} over itself")
             case Retract(feedback_id) if len(feedback_id) > MAX_ID_CHARACTERS:
                 raise InvalidInput("retract.feedback_id", _too_long(feedback_id))
+        return prediction
 
     def _append(self, requests: Sequence[FeedbackRequest]) -> Sequence[Appended]:
         """On the writer's thread: one append, so one disk flush, for all that came while the last one ran.
@@ -168,7 +173,7 @@ class FeedbackRecorder:
         """
         now_s = round(self._clock() * 1e6) / 1e6  # what the log's microseconds will say, so that receipts compare equal
         return self._log.append(
-            [Feedback(r.feedback_id, r.prediction_id, now_s, r.user_id, r.signal) for r in requests]
+            [Feedback(r.feedback_id, r.prediction_id, now_s, r.user_id, r.signal, r.traceparent) for r in requests]
         )
 
     def _receipt(self, feedback_id: str) -> Receipt:

@@ -22,6 +22,7 @@ from plaudit.core import errors
 from plaudit.core.errors import InvalidInput
 from plaudit.serving.batcher import Gone
 from plaudit.serving.metrics import ServingMetrics
+from plaudit.serving.request_log import ids_of, log_refusal
 
 STATUSES: Final[Mapping[type[errors.PlauditError], grpc.StatusCode]] = {
     errors.InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
@@ -47,21 +48,30 @@ _RETRY_S: Final = 0.05
 logger = structlog.get_logger(__name__)
 
 
-def status_of(error: Exception, method: str) -> tuple[grpc.StatusCode, str]:
-    """Status and text for the caller. What was not raised on purpose is logged in full and told as a reference only."""
+def status_of(error: Exception, method: str, request: Any = None) -> tuple[grpc.StatusCode, str]:
+    """Status and text for the caller. What was not raised on purpose is logged in full and told as a reference only.
+
+    Args:
+        request: the message, for its ids; None if there is none.
+    """
     for cls in type(error).__mro__:
         if cls in STATUSES:
             return STATUSES[cls], str(error)
     reference = uuid.uuid4().hex
-    logger.error("internal_error", method=method, reference=reference, exc_info=error)
+    logger.error("internal_error", method=method, reference=reference, **ids_of(request), exc_info=error)
     return grpc.StatusCode.INTERNAL, f"internal error; the server's log tells more under the reference {reference}"
 
 
 class Calls(grpc.ServerInterceptor):
-    """Wraps every method of our services; leaves health and reflection alone."""
+    """Wraps every method of our services; leaves health and reflection alone.
 
-    def __init__(self, metrics: ServingMetrics) -> None:
+    Args:
+        log_refusals: write a line for each call that is refused.
+    """
+
+    def __init__(self, metrics: ServingMetrics, *, log_refusals: bool = False) -> None:
         self._metrics = metrics
+        self._log_refusals = log_refusals
         self._wrapped: dict[str, Any] = {}
 
     def intercept_service(
@@ -104,10 +114,12 @@ class Calls(grpc.ServerInterceptor):
 
         def call(raw: bytes, context: Any) -> Any:
             started_s = time.perf_counter()
+            request = None
             try:
-                answer = behaviour(read(raw), context)
+                request = read(raw)
+                answer = behaviour(request, context)
             except Exception as error:
-                self._abort(error, method, context)
+                self._abort(error, method, context, request)
             else:
                 ok.inc()
                 return answer
@@ -133,11 +145,13 @@ class Calls(grpc.ServerInterceptor):
 
         return call
 
-    def _abort(self, error: Exception, method: str, context: Any) -> NoReturn:
+    def _abort(self, error: Exception, method: str, context: Any, request: Any = None) -> NoReturn:
         if isinstance(error, Gone) or not context.is_active():
             self._metrics.requests.labels(method, "CANCELLED").inc()
             context.abort(grpc.StatusCode.CANCELLED, "the caller has left")
-        code, text = status_of(error, method)
+        code, text = status_of(error, method, request)
+        if self._log_refusals:
+            log_refusal(method, code.name, error, request)
         self._metrics.requests.labels(method, code.name).inc()
         if isinstance(error, errors.Overloaded):
             context.abort_with_status(_retry_later(code, text))

@@ -20,6 +20,7 @@ from plaudit.core.errors import NoLiveModel, NotFound, UnprovenVersion
 from plaudit.core.events import Role, TrialReport
 from plaudit.core.ports import ModelRegistry, ModelRuntime, ServableModel
 from plaudit.core.rollout import Rollout, on_trial
+from plaudit.core.tracing import TRACEPARENT, Attributes, NoTracing, Tracing
 from plaudit.serving.capacity import best_batch
 from plaudit.serving.metrics import ServingMetrics
 from plaudit.serving.trials import UNWATCHED, Trial
@@ -46,6 +47,7 @@ class LiveModel:
     Args:
         registry: what to follow.
         max_batch: the most requests of one evaluation.
+        tracing: tells when another version serves, and what has made it; None does not.
         clock: monotonic, seconds; paces how often a version that failed is tried again.
     """
 
@@ -56,6 +58,7 @@ class LiveModel:
         metrics: ServingMetrics,
         *,
         max_batch: int,
+        tracing: Tracing | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.registry = registry
@@ -65,6 +68,7 @@ class LiveModel:
         self._runtime = runtime
         self._metrics = metrics
         self._max_batch = max_batch
+        self._tracing = tracing or NoTracing()
         self._caps: dict[str, int] = {}
         self._clock = clock
         self._loaded: dict[int, ServableModel] = {}
@@ -73,6 +77,7 @@ class LiveModel:
         self._ended: list[Trial] = []
         self._trial: tuple[Rollout, ServableModel] | None = None
         self._problem = ""
+        self._learned_s: float | None = None
         self._lock = threading.Lock()
         metrics.live_version.labels(self.name).set(0)
 
@@ -150,6 +155,8 @@ class LiveModel:
             candidate = self._get(rollout.candidate)
             self._trial = None if candidate is None or rollout.shadow else (rollout, candidate)
             self._follow_trial(rollout, candidate)
+            self._metrics.candidate_version.labels(self.name).set(0 if candidate is None else rollout.candidate or 0)
+            self._metrics.candidate_share.labels(self.name).set(0.0 if self._trial is None else rollout.candidate_share)
             if self._serve(rollout) or moved:
                 self._release(rollout)
             self.rollout = rollout  # who watches hears of it once it serves here
@@ -188,7 +195,7 @@ class LiveModel:
         before = self.current
         if before is not None and before.manifest.version == rollout.live:
             return False
-        started_s = time.perf_counter()
+        started_s, began_ns = time.perf_counter(), time.time_ns()
         model = self._get(rollout.live)
         if model is None and before is None:
             # Nothing serves yet: a proven version that served before is better than none.
@@ -203,8 +210,19 @@ class LiveModel:
         if before is not None:
             self._metrics.swaps.labels(self.name).inc()
             self._metrics.swap_seconds.labels(self.name).observe(took_s)
+        self._note_freshness(model)
+        made_by = str(model.manifest.data.get(TRACEPARENT, ""))
+        of_version: Attributes = {"plaudit.model": self.name, "plaudit.version": version}
+        self._tracing.record("swap", began_ns, parent=made_by, attributes=of_version)
         logger.info("live", model=self.name, version=version, digest=model.digest, took_s=round(took_s, 4))
         return True
+
+    def _note_freshness(self, model: ServableModel) -> None:
+        """How old its latest feedback is; not of the first version here, nor where one that served had learned more."""
+        learned_s = float(model.manifest.data.get("last_feedback_time_s", 0.0))
+        if self._learned_s is not None and learned_s > self._learned_s:
+            self._metrics.freshness_seconds.labels(self.name).observe(max(0.0, time.time() - learned_s))
+        self._learned_s = max(learned_s, self._learned_s or 0.0)
 
     def _get(self, version: int | None) -> ServableModel | None:
         """The version if it is loaded or can be; None if it cannot, or could not a moment ago."""
@@ -225,7 +243,8 @@ class LiveModel:
     def _load(self, version: int) -> ServableModel:
         folder = self.registry.folder(version)
         try:
-            model = self._runtime.load(folder)
+            with self._metrics.proof_seconds.labels(self.name).time():
+                model = self._runtime.load(folder)
             if (model.manifest.spec.name, model.manifest.version) != (self.name, version):
                 raise CorruptBundle(f"{folder} holds version {model.manifest.version} of {model.manifest.spec.name!r}")
         except CorruptBundle as error:
@@ -235,7 +254,8 @@ class LiveModel:
         if digest not in self._caps:
             self._caps[digest] = best_batch(lambda size: model.warm([size], again=True), self._max_batch)
             logger.info("batch_cap", model=self.name, version=version, requests=self._caps[digest])
-        model.warm(range(1, self._caps[digest] + 1))
+        with self._metrics.warming_seconds.labels(self.name).time():
+            model.warm(range(1, self._caps[digest] + 1))
         return model
 
     def _release(self, rollout: Rollout) -> None:

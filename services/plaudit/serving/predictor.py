@@ -160,12 +160,15 @@ class Predictor:
             InvalidInput: a field is wrong.
             UnknownModel, NoLiveModel, Overloaded, Expired, Gone, Draining: as they say.
         """
+        began_s = time.perf_counter()
         served = self._models.pick(request.model)
         with served.admission.places(), served.live.watch(request.user_id):
             found = self._find(request, served, caller)
             if not caller.takes():  # he left while it was computed, and will never know
                 raise Gone
             decided = self._decide(request, served.live, found.model, found.role, request.content, found.evaluated)
+        counted = self._metrics.versions.of(found.model)
+        counted.answered(time.perf_counter() - began_s, found.evaluated.explored)
         if served.live.trial is not None:
             self._compare(served, found.model, found.allowed, [(request.content, decided)])
         return _prediction(request, served.live.name, found, decided.prediction_id)
@@ -191,6 +194,7 @@ class Predictor:
             InvalidInput: a field is wrong.
             UnknownModel, NotFound, NoLiveModel, Overloaded, Expired, Gone, Draining: as they say.
         """
+        began_s = time.perf_counter()
         served = self._models.pick(request.model)
         watched = served.live.watch(request.user_id) if request.version is None else UNWATCHED
         with served.admission.places(len(request.rows)), watched:
@@ -211,6 +215,9 @@ class Predictor:
                 self._decide(request, served.live, model, role, row, each)
                 for row, each in zip(request.rows, evaluated, strict=True)
             ]
+        counted, took_s = self._metrics.versions.of(model), time.perf_counter() - began_s
+        for each in evaluated:
+            counted.answered(took_s, each.explored)
         if served.live.trial is not None:
             self._compare(served, model, allowed, list(zip(request.rows, answered, strict=True)))
         return RowsAnswer(model, role, answered)
@@ -252,7 +259,7 @@ class Predictor:
         check_modalities(content, model.manifest.spec)
         if time.monotonic() >= caller.deadline_s:
             raise Expired
-        with self._metrics.decode_seconds.time():
+        with self._metrics.versions.of(model).decode_seconds.time():
             if not is_encoded(content):
                 return decode_content(content, model, self._limits)
             with self._decoders:

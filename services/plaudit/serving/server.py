@@ -6,8 +6,11 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, cast
 
 import grpc
 import structlog
@@ -19,6 +22,7 @@ from plaudit.core.errors import ConfigError
 from plaudit.core.ports import EventLog, Fates, ModelCatalog, ModelRuntime, TrialRecords
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.settings import ServingSettings
+from plaudit.core.tracing import Tracing
 from plaudit.inference import open_inference_pb2
 from plaudit.serving.catalog import ServedModels
 from plaudit.serving.decisions import DecisionRecorder
@@ -29,7 +33,16 @@ from plaudit.serving.interceptors import Calls
 from plaudit.serving.metrics import ServingMetrics
 from plaudit.serving.models import Versions
 from plaudit.serving.predictor import Predictor
+from plaudit.serving.request_log import LoggedLog
 from plaudit.serving.servicers import FeedbackServicer, ModelServicer, PredictionServicer
+from plaudit.serving.tracing import (
+    TracedCalls,
+    TracedFeedback,
+    TracedLog,
+    TracedPool,
+    TracedPredictor,
+    TracedRecorder,
+)
 from plaudit.v1 import feedback_pb2, feedback_pb2_grpc, model_pb2, model_pb2_grpc, prediction_pb2, prediction_pb2_grpc
 from plaudit_models.preprocess import Limits
 
@@ -66,6 +79,7 @@ class InferenceServer:
         trials: what learners make of trials; None: nothing is shown of them.
         seed: of the sampling of actions; None is fresh entropy.
         share_port: other processes listen on the port too.
+        tracing: of calls, batches and swaps; None: nothing is traced, and no code of it is passed.
     """
 
     def __init__(
@@ -81,15 +95,21 @@ class InferenceServer:
         trials: TrialRecords | None = None,
         seed: int | None = None,
         share_port: bool = False,
+        tracing: Tracing | None = None,
     ) -> None:
+        traced = _traced(tracing)
+        log = traced.log(log)
+        if settings.log_requests:
+            log = cast(EventLog, LoggedLog(log, ids))
         self._settings = settings
+        self._calls_of = traced.calls
         self._share_port = share_port
         self._metrics = metrics
         self._ending = Ending()
         self._stopping = threading.Lock()
         self._watch = threading.Thread(target=self._follow, name="watch", daemon=True)
         self._calls = ThreadPoolExecutor(settings.max_calls, thread_name_prefix="call")
-        self._streamed = ThreadPoolExecutor(settings.queue_limit, thread_name_prefix="streamed")
+        self._streamed = traced.pool(settings.queue_limit, thread_name_prefix="streamed")
         self._models = ServedModels(
             catalog,
             runtime,
@@ -98,8 +118,9 @@ class InferenceServer:
             workers=settings.workers or default_workers(settings.threads * settings.processes),
             queue_limit=settings.queue_limit,
             seed=seed,
+            tracing=tracing,
         )
-        self._recorder = DecisionRecorder(log, metrics, queue_limit=settings.decision_queue_limit)
+        self._recorder = traced.recorder(log, metrics, queue_limit=settings.decision_queue_limit)
         self._limits = Limits(
             max_image_bytes=settings.max_image_bytes,
             max_image_pixels=settings.max_image_pixels,
@@ -107,7 +128,7 @@ class InferenceServer:
             max_audio_duration_s=settings.max_audio_duration_s,
             max_text_bytes=settings.max_text_bytes,
         )
-        self._predictor = Predictor(
+        self._predictor = traced.predictor(
             self._models,
             ids,
             self._recorder,
@@ -116,7 +137,7 @@ class InferenceServer:
             store_content=settings.store_content,
             decoders=default_workers(settings.processes),
         )
-        self._feedback = FeedbackRecorder(self._models, log, ids, metrics, fates=fates)
+        self._feedback = traced.feedback(self._models, log, ids, metrics, fates=fates)
         self._versions = Versions(
             self._models, self._recorder, watch_interval_s=settings.watch_interval_s, trials=trials
         )
@@ -172,7 +193,7 @@ class InferenceServer:
             self._calls,
             # One call more is refused at once, instead of waiting for a thread.
             maximum_concurrent_rpcs=self._settings.max_calls,
-            interceptors=[Calls(self._metrics)],
+            interceptors=[self._calls_of(self._metrics, log_refusals=self._settings.log_requests)],
             options=[
                 ("grpc.max_receive_message_length", self._settings.max_message_bytes),
                 ("grpc.max_send_message_length", self._settings.max_message_bytes),
@@ -261,6 +282,31 @@ class InferenceServer:
             self._ready = ready
             for service in _NEED_MODELS:
                 self._health.set(service, _SERVING if ready else _NOT_SERVING)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What the server is made of: with spans or without."""
+
+    calls: Callable[..., Calls]
+    predictor: Callable[..., Predictor]
+    recorder: Callable[..., DecisionRecorder]
+    feedback: Callable[..., FeedbackRecorder]
+    pool: Callable[..., ThreadPoolExecutor]
+    log: Callable[[EventLog], EventLog]
+
+
+def _traced(tracing: Tracing | None) -> _Parts:
+    if tracing is None:
+        return _Parts(Calls, Predictor, DecisionRecorder, FeedbackRecorder, ThreadPoolExecutor, lambda log: log)
+    return _Parts(
+        calls=partial(TracedCalls, tracing=tracing),
+        predictor=partial(TracedPredictor, tracing=tracing),
+        recorder=partial(TracedRecorder, tracing=tracing),
+        feedback=partial(TracedFeedback, tracing=tracing),
+        pool=TracedPool,
+        log=lambda log: cast(EventLog, TracedLog(log, tracing)),
+    )
 
 
 def default_workers(threads: int) -> int:

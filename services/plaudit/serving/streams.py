@@ -6,6 +6,7 @@ Knows nothing about what the requests mean.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import io
 import threading
 import wave
@@ -83,7 +84,9 @@ def in_order(
     with ending.telling(lambda: answers.put(_End(Draining()))):
         if not context.add_callback(over):
             return
-        threading.Thread(target=read_all, name="stream-reader", daemon=True).start()
+        # In the context of the call, so that what is read belongs to its span, if it has one.
+        reading = contextvars.copy_context()
+        threading.Thread(target=reading.run, args=(read_all,), name="stream-reader", daemon=True).start()
         while not isinstance(answer := answers.get(), _End):
             found = answer.result()
             if found is not None:

@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class DecisionEvent(_message.Message):
-    __slots__ = ("prediction_id", "model", "time_us", "user_id", "version", "version_digest", "role", "action", "propensity", "allowed_actions", "greedy", "request_id", "features", "content")
+    __slots__ = ("prediction_id", "model", "time_us", "user_id", "version", "version_digest", "role", "action", "propensity", "allowed_actions", "greedy", "request_id", "features", "content", "traceparent")
     class ContentEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,7 @@ class DecisionEvent(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     prediction_id: str
     model: str
     time_us: int
@@ -46,7 +47,8 @@ class DecisionEvent(_message.Message):
     request_id: str
     features: Features
     content: _containers.MessageMap[str, _content_pb2.Content]
-    def __init__(self, prediction_id: _Optional[str] = ..., model: _Optional[str] = ..., time_us: _Optional[int] = ..., user_id: _Optional[str] = ..., version: _Optional[int] = ..., version_digest: _Optional[str] = ..., role: _Optional[_Union[_prediction_pb2.Role, str]] = ..., action: _Optional[str] = ..., propensity: _Optional[float] = ..., allowed_actions: _Optional[_Iterable[str]] = ..., greedy: bool = ..., request_id: _Optional[str] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., content: _Optional[_Mapping[str, _content_pb2.Content]] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, prediction_id: _Optional[str] = ..., model: _Optional[str] = ..., time_us: _Optional[int] = ..., user_id: _Optional[str] = ..., version: _Optional[int] = ..., version_digest: _Optional[str] = ..., role: _Optional[_Union[_prediction_pb2.Role, str]] = ..., action: _Optional[str] = ..., propensity: _Optional[float] = ..., allowed_actions: _Optional[_Iterable[str]] = ..., greedy: bool = ..., request_id: _Optional[str] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., content: _Optional[_Mapping[str, _content_pb2.Content]] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class Features(_message.Message):
     __slots__ = ("trunk_digest", "embedding", "base_logits")
@@ -59,7 +61,7 @@ class Features(_message.Message):
     def __init__(self, trunk_digest: _Optional[str] = ..., embedding: _Optional[bytes] = ..., base_logits: _Optional[bytes] = ...) -> None: ...
 
 class FeedbackEvent(_message.Message):
-    __slots__ = ("feedback_id", "prediction_id", "time_us", "user_id", "thumb", "rating", "correction", "preference", "implicit", "retract")
+    __slots__ = ("feedback_id", "prediction_id", "time_us", "user_id", "thumb", "rating", "correction", "preference", "implicit", "retract", "traceparent")
     FEEDBACK_ID_FIELD_NUMBER: _ClassVar[int]
     PREDICTION_ID_FIELD_NUMBER: _ClassVar[int]
     TIME_US_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +72,7 @@ class FeedbackEvent(_message.Message):
     PREFERENCE_FIELD_NUMBER: _ClassVar[int]
     IMPLICIT_FIELD_NUMBER: _ClassVar[int]
     RETRACT_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     feedback_id: str
     prediction_id: str
     time_us: int
@@ -80,7 +83,8 @@ class FeedbackEvent(_message.Message):
     preference: _feedback_pb2.Preference
     implicit: _feedback_pb2.Implicit
     retract: _feedback_pb2.Retract
-    def __init__(self, feedback_id: _Optional[str] = ..., prediction_id: _Optional[str] = ..., time_us: _Optional[int] = ..., user_id: _Optional[str] = ..., thumb: _Optional[_Union[_feedback_pb2.Thumb, str]] = ..., rating: _Optional[float] = ..., correction: _Optional[str] = ..., preference: _Optional[_Union[_feedback_pb2.Preference, _Mapping]] = ..., implicit: _Optional[_Union[_feedback_pb2.Implicit, _Mapping]] = ..., retract: _Optional[_Union[_feedback_pb2.Retract, _Mapping]] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, feedback_id: _Optional[str] = ..., prediction_id: _Optional[str] = ..., time_us: _Optional[int] = ..., user_id: _Optional[str] = ..., thumb: _Optional[_Union[_feedback_pb2.Thumb, str]] = ..., rating: _Optional[float] = ..., correction: _Optional[str] = ..., preference: _Optional[_Union[_feedback_pb2.Preference, _Mapping]] = ..., implicit: _Optional[_Union[_feedback_pb2.Implicit, _Mapping]] = ..., retract: _Optional[_Union[_feedback_pb2.Retract, _Mapping]] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class DeadLetterEvent(_message.Message):
     __slots__ = ("source_topic", "source_position", "reason", "payload", "time_us")

@@ -49,6 +49,25 @@ class _Mute:
         return lambda *arguments, **named: None
 
 
+class _MuteVersions:
+    """The same of what is counted by version."""
+
+    def of(self, model: object) -> Any:
+        return self
+
+    def heard(self, *labels: object) -> Any:
+        return _Mute()
+
+    def keep(self, *loaded: object) -> None:
+        pass
+
+    def answered(self, *told: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        return _Mute()
+
+
 class Muted(declared.ServingMetrics):
     """The same metrics, declared, that are never touched."""
 
@@ -57,6 +76,7 @@ class Muted(declared.ServingMetrics):
         for name, value in list(vars(self).items()):
             if isinstance(value, MetricWrapperBase):
                 setattr(self, name, _Mute())
+        self.versions = _MuteVersions()  # type: ignore[assignment]
 
 
 def main() -> None:

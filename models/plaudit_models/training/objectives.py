@@ -1,0 +1,147 @@
+"""What users want of a policy, as a loss of its logits: read off their thumbs, or earned from a reward model.
+
+Know nothing about content, anchors or optimisers. An objective is called with the logits of a batch of experiences and
+gives one number to descend. *Fresh* means that the rows are seen for the first time in a row of steps on them.
+
+Notation:
+    n: experiences, b: rows of a batch, a: number of actions, g: sampled actions per row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from plaudit_models.training.experiences import Experiences
+from plaudit_models.training.losses import action_nll, clipped_loss, group_advantages, reward_nll
+
+Rewards = Callable[[Tensor, Tensor], Tensor]
+"""Rows ``[b]`` and actions ``[b, g]`` → expected reward of each, ``[b, g]``."""
+
+
+class Objective(Protocol):
+    def __call__(self, logits: Tensor, rows: Tensor, *, fresh: bool) -> Tensor:
+        """Loss of the policy's ``logits`` ``[b, a]`` on ``rows`` ``[b]``, a scalar."""
+
+
+class Likelihood:
+    """What users said is likely: mean(weight·loss), with −log P(correction | x) where the user gave the right answer
+    and the noise-aware likelihood of the reward (:func:`.losses.reward_nll`) otherwise.
+
+    It needs no propensities: it models what users say about the action that was served, whichever way that was picked.
+    """
+
+    def __init__(self, experiences: Experiences, *, noise: float) -> None:
+        self._action = torch.from_numpy(experiences.action)
+        self._reward = torch.from_numpy(experiences.reward)
+        self._correction = torch.from_numpy(experiences.correction)
+        self._weight = torch.from_numpy(experiences.weight)
+        self._noise = noise
+
+    def __call__(self, logits: Tensor, rows: Tensor, *, fresh: bool) -> Tensor:
+        correction = self._correction[rows]
+        loss = torch.where(
+            correction >= 0,
+            action_nll(logits, correction.clamp_min(0)),
+            reward_nll(logits, self._action[rows], self._reward[rows], noise=self._noise),
+        )
+        return (self._weight[rows] * loss).mean()
+
+
+class Target:
+    """The cross-entropy of the policy to the best one that stays near its parent: π* ∝ π_parent·exp(q/β), for action
+    sets that can be enumerated (Rafailov et al. 2023, "Direct Preference Optimization", equation 4).
+
+    Args:
+        parent_logits: rows ``[b]`` → the parent's logits ``[b, a]``.
+        rewards: the reward model's q.
+        temperature: β > 0, the price of a nat of divergence, in reward.
+    """
+
+    def __init__(self, parent_logits: Callable[[Tensor], Tensor], rewards: Rewards, *, temperature: float) -> None:
+        if not temperature > 0:
+            raise ValueError(f"temperature: {temperature} must be greater than 0")
+        self._parent_logits = parent_logits
+        self._rewards = rewards
+        self._temperature = temperature
+
+    def __call__(self, logits: Tensor, rows: Tensor, *, fresh: bool) -> Tensor:
+        parent = torch.log_softmax(self._parent_logits(rows), dim=1)
+        every = torch.arange(logits.shape[1]).expand(len(rows), -1)
+        target = torch.softmax(parent + self._rewards(rows, every) / self._temperature, dim=1)
+        return -(target * torch.log_softmax(logits, dim=1)).sum(dim=1).mean()
+
+
+@dataclass(frozen=True, slots=True)
+class SampledSettings:
+    """How to sample.
+
+    Attributes:
+        samples: g ≥ 2, actions drawn for each content.
+        clip: ε in (0, 1) of the clipped ratio.
+        floor: share of the draws that are uniform over the allowed actions, in (0, 1). They harm no user, and without
+            them an answer that the policy is sure not to give is never tried.
+        reuse: μ ≥ 1, gradient steps on each draw; a draw is never older than μ − 1 steps.
+    """
+
+    samples: int = 16
+    clip: float = 0.2
+    floor: float = 0.1
+    reuse: int = 4
+
+    def __post_init__(self) -> None:
+        if self.samples < 2 or not 0 < self.clip < 1 or not 0 < self.floor < 1 or self.reuse < 1:
+            raise ValueError(f"{self}: needs samples ≥ 2, clip and floor in (0, 1), and reuse ≥ 1")
+
+
+class Sampled:
+    """What the reward model expects of sampled answers, relative to each other: the mean of the clipped loss.
+
+    For each content, g actions are drawn from the policy as it stands, a share of them uniformly; an action's advantage
+    is how much better its reward is than the group's; and the policy follows advantages as far as the clipped ratio to
+    what it was when it drew lets it (Shao et al. 2024, "DeepSeekMath", equation 3). Only what is drawn is scored. The
+    KL term is the caller's.
+
+    Uniform draws count like the others, not as seldom as the policy would have drawn them: with that weight, an answer
+    given once in ten thousand is followed ten thousand times more slowly, and a policy that is sure and wrong stays so.
+
+    Args:
+        experiences: whose contents are answered. What their users said, and how far they are trusted, only speaks
+            through ``rewards``: a content is as good as any other.
+        rewards: the reward model.
+        generator: draws the actions.
+    """
+
+    def __init__(
+        self, experiences: Experiences, rewards: Rewards, settings: SampledSettings, generator: Generator
+    ) -> None:
+        mask = experiences.allowed_mask
+        self._allowed_mask = None if mask is None else torch.from_numpy(mask)
+        self._rewards = rewards
+        self._settings = settings
+        self._generator = generator
+
+    def __call__(self, logits: Tensor, rows: Tensor, *, fresh: bool) -> Tensor:
+        log_policy = torch.log_softmax(self._of_allowed(logits, rows), dim=1)
+        if fresh:
+            self._draw(log_policy.detach(), rows)
+        log_ratio = log_policy.gather(1, self._actions) - self._log_old
+        return clipped_loss(log_ratio, self._advantage, clip=self._settings.clip).mean()
+
+    def _of_allowed(self, logits: Tensor, rows: Tensor) -> Tensor:
+        if self._allowed_mask is None:
+            return logits
+        return logits.masked_fill(~self._allowed_mask[rows], -torch.inf)
+
+    def _draw(self, log_policy: Tensor, rows: Tensor) -> None:
+        policy, floor = log_policy.exp(), self._settings.floor
+        allowed = torch.isfinite(log_policy).to(policy.dtype)
+        behaviour = (1.0 - floor) * policy + floor * allowed / allowed.sum(dim=1, keepdim=True)
+        samples = self._settings.samples
+        self._actions = torch.multinomial(behaviour, samples, replacement=True, generator=self._generator)
+        self._log_old = log_policy.gather(1, self._actions)
+        self._advantage = group_advantages(self._rewards(rows, self._actions))

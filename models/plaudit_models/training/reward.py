@@ -1,0 +1,287 @@
+"""The full reward model: content and action → what users will say, from a trunk of its own that began as the policy's.
+
+    u(x, k) = logit(γ + (1 − 2γ)·softmax(z(x))_k) + v_kᵀ·e(x) + c_k     log-odds that action k is right
+    q(x, k) = δ + (1 − 2δ)·σ(s·u(x, k) + t)          expected reward, thumbs being wrong with probability δ
+
+with e the embedding of its own trunk, z the base logits that the policy's action head makes of it, v and c zero at
+first. Before anybody has spoken, an answer is worth what the policy thinks of it, but for a doubt γ, so that users can
+argue with a policy that is sure. What turns the policy's answers round turns these round; v and c tell apart what a
+softmax cannot, that several answers are right, or none. Thumbs, ratings, corrections and
+preferences are terms of one likelihood (:mod:`plaudit_models.opinions`): opinions about single actions are Bernoulli in
+σ(u), preferences Bradley-Terry in u_k − u_l. The slope s and the intercept t are fitted on experiences that it was not
+trained on (Platt 1999, "Probabilistic Outputs for Support Vector Machines"), and how well calibrated it then is, is
+measured on others again.
+
+Knows nothing about policies in training, logs or files.
+
+Notation:
+    n: experiences, b: rows of a batch, d: embedding size, a: number of actions, g: actions asked about per row
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+from plaudit_models.calibration import reliability
+from plaudit_models.opinions import NO_PAIR, Opinions
+from plaudit_models.spec import ModalityKind
+from plaudit_models.training.experiences import Experiences
+from plaudit_models.training.fusion import FusionPolicy
+from plaudit_models.training.losses import opinion_nll, preference_nll
+from plaudit_models.training.objectives import Rewards
+from plaudit_models.training.rows import Source, freeze_encoders
+from plaudit_models.training.schedule import fraction_done, one_cycle, shuffled
+
+_DOUBT = 0.05
+"""γ: what the policy is sure of, three nats of feedback can turn round."""
+_HELD_OUT = 10
+"""One in so many experiences calibrates, as many measure the calibration."""
+_ITERATIONS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSettings:
+    """How to fit the reward model. Fields that are not here as in :class:`.finetune.FinetuneSettings`.
+
+    Attributes:
+        replays_per_experience: how often each experience is looked at.
+        replay_rows: experiences per step.
+        seed: decides the order of experiences, and which are held out.
+    """
+
+    replays_per_experience: float = 4.0
+    max_duration_s: float | None = 30.0
+    replay_rows: int = 64
+    noise: float = 0.05
+    trained_encoders: tuple[ModalityKind, ...] = ("text",)
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.02
+    max_gradient_norm: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RewardReport:
+    """How the reward model came about, and how it does on served answers that it was not trained or calibrated on.
+
+    Attributes:
+        trained_on: experiences.
+        slope: s.
+        intercept: t.
+        held_out: experiences measured on; with none, what follows is empty or NaN.
+        log_loss: of its predictions, in nats per experience; ``parent_log_loss`` that of the parent's beliefs.
+        calibration_error: expected calibration error (:mod:`plaudit_models.calibration`).
+        predicted: mean prediction of each bin of the reliability curve.
+        observed: mean reward of each bin.
+        count: experiences of each bin.
+    """
+
+    trained_on: int
+    steps: int
+    duration_s: float
+    slope: float
+    intercept: float
+    held_out: int
+    log_loss: float
+    parent_log_loss: float
+    calibration_error: float
+    predicted: tuple[float, ...]
+    observed: tuple[float, ...]
+    count: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, which knows no NaN: what is not known is left out."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+            if not (isinstance(value, float) and math.isnan(value))
+        }
+
+
+class RewardModel(nn.Module):
+    """u and q of the notation above.
+
+    Args:
+        policy: the parent; a copy of it is the trunk that learns.
+        noise: δ in [0, 0.5).
+    """
+
+    def __init__(self, policy: FusionPolicy, noise: float = 0.05) -> None:
+        super().__init__()
+        self.noise = noise
+        self.trunk = copy.deepcopy(policy).eval()  # batch norm keeps the statistics of pre-training
+        self.verdict = nn.Linear(policy.spec.embedding_size, len(policy.spec.actions))
+        nn.init.zeros_(self.verdict.weight)
+        nn.init.zeros_(self.verdict.bias)
+        self.register_buffer("slope", torch.ones(()))
+        self.register_buffer("intercept", torch.zeros(()))
+        self.slope: Tensor
+        self.intercept: Tensor
+
+    def log_odds(self, embedding: Tensor) -> Tensor:
+        """u ``[b, a]`` at what the trunk makes of content, ``[b, d]``."""
+        belief = torch.softmax(self.trunk.action_head(embedding), dim=1)
+        return torch.logit(_DOUBT + (1.0 - 2.0 * _DOUBT) * belief) + self.verdict(embedding)
+
+    def rewards(self, log_odds: Tensor) -> Tensor:
+        """q at u, any shape."""
+        up = torch.sigmoid(self.slope * log_odds + self.intercept)
+        return self.noise + (1.0 - 2.0 * self.noise) * up
+
+
+def fit_reward_model(
+    policy: FusionPolicy, experiences: Experiences, opinions: Opinions, *, settings: RewardSettings
+) -> tuple[RewardModel, RewardReport]:
+    """Train on what users said, calibrate, and measure.
+
+    Args:
+        policy: where to start; it is left as it is.
+        experiences: the content, and which action was served.
+        opinions: what users said, a row for each experience.
+
+    Raises:
+        ValueError: the rows do not match, or there are none.
+        FloatingPointError: the loss is no longer finite.
+    """
+    if len(experiences) == 0 or len(experiences) != len(opinions):
+        raise ValueError(f"opinions: {len(opinions)} rows for {len(experiences)} experiences; need as many, 1 or more")
+    start_s = time.monotonic()
+    model = RewardModel(policy, settings.noise)
+    generator = Generator().manual_seed(settings.seed)
+    train, calibrate, measure = _split(experiences, opinions, generator)
+    own = Source(model.trunk, experiences.pools, experiences.index, settings.trained_encoders)
+    reward = torch.from_numpy(opinions.reward)
+    action = torch.from_numpy(experiences.action)
+
+    def served(rows: Tensor) -> tuple[Tensor, Tensor]:
+        """u and the reward of the answers that were served."""
+        served_action = action[rows, None]
+        with torch.no_grad():
+            odds = model.log_odds(own.fused(rows)[0])
+        return odds.gather(1, served_action)[:, 0], reward[rows].gather(1, served_action)[:, 0]
+
+    before, _ = served(measure)
+    steps = _train(model, own, opinions, train, settings, generator, start_s)
+    model.requires_grad_(False)
+    slope, intercept = platt(*served(calibrate), noise=settings.noise)
+    model.slope.fill_(slope)
+    model.intercept.fill_(intercept)
+    after, observed = served(measure)
+    curve = reliability(model.rewards(after).double().numpy(), observed.double().numpy())
+    return model, RewardReport(
+        trained_on=len(train),
+        steps=steps,
+        duration_s=time.monotonic() - start_s,
+        slope=slope,
+        intercept=intercept,
+        held_out=len(measure),
+        log_loss=float(opinion_nll(slope * after + intercept, observed, noise=settings.noise).mean()),
+        parent_log_loss=float(opinion_nll(before, observed, noise=settings.noise).mean()),
+        calibration_error=curve.error,
+        predicted=tuple(curve.predicted.tolist()),
+        observed=tuple(curve.observed.tolist()),
+        count=tuple(curve.count.tolist()),
+    )
+
+
+def rewards_on(model: RewardModel, experiences: Experiences) -> Rewards:
+    """The model's expected rewards on these contents, each looked at once, now."""
+    embedding = Source(model.trunk, experiences.pools, experiences.index, ()).embeddings()
+
+    def rewards(rows: Tensor, actions: Tensor) -> Tensor:
+        with torch.no_grad():
+            return model.rewards(model.log_odds(embedding[rows]).gather(1, actions))
+
+    return rewards
+
+
+def platt(log_odds: Tensor, reward: Tensor, *, noise: float) -> tuple[float, float]:
+    """Slope and intercept of s·u + t that make rewards likeliest (Platt 1999), with one observation's worth of faith in
+    1 and 0, where they stay if there are no rewards.
+
+    Args:
+        log_odds: u ``[n]``.
+        reward: in [0, 1], ``[n]``.
+    """
+    line = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    odds, reward = log_odds.double(), reward.double()
+    optimizer = torch.optim.LBFGS([line], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        nll = opinion_nll(line[0] * odds + line[1], reward, noise=noise).sum()
+        faith = 0.5 * ((line[0] - 1.0).square() + line[1].square())
+        total: Tensor = nll + faith
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    slope, intercept = line.tolist()
+    return slope, intercept
+
+
+def opinions_nll(log_odds: Tensor, opinions: Mapping[str, Tensor], *, noise: float) -> Tensor:
+    """−log likelihood of everything that is said about each row, in nats, ``[b]``.
+
+    Args:
+        log_odds: u ``[b, a]``.
+        opinions: fields of :class:`plaudit_models.opinions.Opinions`, ``[b]`` or ``[b, a]``.
+    """
+    alone = (opinions["weight"] * opinion_nll(log_odds, opinions["reward"], noise=noise)).sum(dim=1)
+    preferred, rejected = (
+        log_odds.gather(1, opinions[name].clamp_min(0)[:, None])[:, 0] for name in ("preferred", "rejected")
+    )
+    pair = opinions["trust"] * preference_nll(preferred, rejected, opinions["share"], noise=noise)
+    return alone + torch.where(opinions["preferred"] != NO_PAIR, pair, 0.0)
+
+
+def _train(
+    model: RewardModel,
+    own: Source,
+    opinions: Opinions,
+    train: Tensor,
+    settings: RewardSettings,
+    generator: Generator,
+    start_s: float,
+) -> int:
+    """Descend the likelihood; returns how many steps were taken."""
+    weights = [*freeze_encoders(model.trunk, settings.trained_encoders), *model.verdict.parameters()]
+    optimizer = torch.optim.AdamW(weights, weight_decay=settings.weight_decay, fused=True)
+    said = {name: torch.from_numpy(getattr(opinions, name)) for name in Opinions.__dataclass_fields__}
+    batches = shuffled(len(train), settings.replay_rows, generator)
+    steps = math.ceil(settings.replays_per_experience * len(train) / settings.replay_rows)
+    for step in range(steps):
+        fraction = fraction_done(step, steps, time.monotonic() - start_s, settings.max_duration_s)
+        if fraction >= 1.0:
+            return step
+        rows = train[next(batches)]
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * one_cycle(fraction)
+        odds = model.log_odds(own.fused(rows)[0])
+        loss = opinions_nll(odds, {name: each[rows] for name, each in said.items()}, noise=settings.noise).mean()
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"reward model: the loss is {float(loss)} at step {step}")
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, settings.max_gradient_norm)
+        optimizer.step()
+    return steps
+
+
+def _split(experiences: Experiences, opinions: Opinions, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows to train on, to calibrate with and to measure on. Held out are such as speak of the answer served."""
+    spoken = opinions.spoken_mask[np.arange(len(experiences)), experiences.action]
+    order = torch.randperm(len(experiences), generator=generator)
+    speaking = order[torch.from_numpy(spoken)[order]]
+    held = len(speaking) // _HELD_OUT
+    silent = order[~torch.from_numpy(spoken)[order]]
+    return torch.cat([speaking[2 * held :], silent]), speaking[:held], speaking[held : 2 * held]

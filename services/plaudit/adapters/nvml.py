@@ -1,0 +1,49 @@
+"""How much memory the GPUs of this machine have and use, as NVIDIA's management library says. Knows no metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU.
+
+    Attributes:
+        name: its number on this machine.
+        memory_bytes: all it has.
+        used_bytes: in use now, by whomever; NaN if that cannot be told any more.
+    """
+
+    name: str
+    memory_bytes: int
+    used_bytes: Callable[[], float]
+
+
+def gpus() -> Sequence[Gpu]:
+    """Every GPU there is; none without a driver, or without ``nvidia-ml-py`` (the extra gpu)."""
+    try:
+        import pynvml
+    except ModuleNotFoundError:
+        return []
+    try:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
+        return [
+            Gpu(str(number), int(pynvml.nvmlDeviceGetMemoryInfo(handle).total), _used(pynvml, handle))
+            for number, handle in enumerate(handles)
+        ]
+    except pynvml.NVMLError:
+        return []
+
+
+def _used(pynvml: Any, handle: Any) -> Callable[[], float]:
+    def used() -> float:
+        try:
+            return float(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
+        except pynvml.NVMLError:
+            return float("nan")
+
+    return used

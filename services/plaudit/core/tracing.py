@@ -1,0 +1,112 @@
+"""What is traced, and how: spans, as the services need them. Knows no library.
+
+Traces pass from process to process as W3C traceparents (https://www.w3.org/TR/trace-context/): in gRPC metadata, in the
+events of the log and in the manifests of versions. Where many things become one, as in a batch, the one links to the
+many. Spans carry ids, numbers and versions; never content, never a user id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final, Literal, Protocol, TypeVar
+
+Answer = TypeVar("Answer")
+Kind = Literal["internal", "server", "client"]
+Attributes = Mapping[str, str | int | float | bool]
+
+TRACEPARENT: Final = "traceparent"
+"""The key in gRPC metadata and in manifests."""
+MOST_LINKS: Final = 128
+"""Of one span; what OpenTelemetry keeps unless told otherwise."""
+
+
+class Tracing(Protocol):
+    """Safe to use from several threads; a span is the present one of the thread that began it."""
+
+    def span(
+        self,
+        name: str,
+        *,
+        kind: Kind = "internal",
+        parent: str = "",
+        links: Iterable[str] = (),
+        attributes: Attributes | None = None,
+    ) -> AbstractContextManager[object]:
+        """A span around what is done inside.
+
+        Args:
+            parent: a traceparent; "" is the present span, if there is one.
+            links: traceparents; "" among them are left out.
+        """
+        ...
+
+    def stream(
+        self, name: str, answers: Callable[[], Iterator[Answer]], *, kind: Kind = "internal", parent: str = ""
+    ) -> Iterator[Answer]:
+        """These answers, with a span around the making of all of them, and around nothing else."""
+        ...
+
+    def record(
+        self,
+        name: str,
+        began_ns: int,
+        *,
+        parent: str = "",
+        links: Iterable[str] = (),
+        attributes: Attributes | None = None,
+    ) -> None:
+        """A span that began then, on the clock of ``time.time_ns``, and ends now."""
+        ...
+
+    def present(self) -> str:
+        """The traceparent of the present span; "" if there is none, or it is not kept."""
+        ...
+
+    def note(self, attributes: Attributes) -> None:
+        """Say more about the present span."""
+        ...
+
+    def close(self) -> None:
+        """Hand on what was not handed on yet."""
+        ...
+
+
+class NoTracing:
+    """Traces nothing. For places that are passed seldom; where it is busy, there is no tracing instead."""
+
+    def span(
+        self,
+        name: str,
+        *,
+        kind: Kind = "internal",
+        parent: str = "",
+        links: Iterable[str] = (),
+        attributes: Attributes | None = None,
+    ) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def stream(
+        self, name: str, answers: Callable[[], Iterator[Answer]], *, kind: Kind = "internal", parent: str = ""
+    ) -> Iterator[Answer]:
+        return answers()
+
+    def record(
+        self,
+        name: str,
+        began_ns: int,
+        *,
+        parent: str = "",
+        links: Iterable[str] = (),
+        attributes: Attributes | None = None,
+    ) -> None:
+        return None
+
+    def present(self) -> str:
+        return ""
+
+    def note(self, attributes: Attributes) -> None:
+        return None
+
+    def close(self) -> None:
+        return None

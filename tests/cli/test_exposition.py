@@ -1,0 +1,78 @@
+"""Metrics with labels added, and pages of several processes as one."""
+
+from __future__ import annotations
+
+import urllib.request
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
+from prometheus_client.parser import text_string_to_metric_families
+
+from plaudit.cli.exposition import LabelledRegistry, Pages, merge, shown
+
+
+def filled(registry: CollectorRegistry, n: int) -> CollectorRegistry:
+    Counter("calls", 'Calls, "all" of them.', ["path"], registry=registry).labels('a "b" {c} d\\e').inc(n)
+    Gauge("waiting", "Without labels.", registry=registry).set(n)
+    Histogram("took_seconds", "How long.", ["model"], buckets=(0.1, 1.0), registry=registry).labels("pets").observe(n)
+    return registry
+
+
+def samples(page: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }
+
+
+def page_of(n: int) -> str:
+    return generate_latest(filled(CollectorRegistry(), n)).decode()
+
+
+def test_pages_become_one_that_loses_nothing():
+    one, two = page_of(3), page_of(5)
+    merged = samples(merge({"0": one, "1": two}))
+    expected = {
+        (name, labels | {("process", process)}): value
+        for process, page in (("0", one), ("1", two))
+        for (name, labels), value in samples(page).items()
+    }
+    assert merged == expected
+
+
+def test_every_family_is_described_once_and_stands_together():
+    page = merge({"0": page_of(3), "1": page_of(5)})
+    described = [line for line in page.splitlines() if line.startswith("# TYPE")]
+    assert len(described) == len(set(described))
+    families = [family.name for family in text_string_to_metric_families(page)]
+    assert len(families) == len(set(families))
+
+
+def test_a_process_that_has_gone_or_does_not_answer_is_left_out():
+    pages = Pages()
+    assert pages.merged() == ""
+    server, thread = start_http_server(0, "127.0.0.1", filled(CollectorRegistry(), 7))
+    pages.there_is("0", f"127.0.0.1:{server.server_port}")
+    pages.there_is("1", "127.0.0.1:1")
+    try:
+        with shown(pages, "127.0.0.1", 0) as port:
+            found = samples(urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read().decode())
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert found[("waiting", frozenset({("process", "0")}))] == 7
+    assert {dict(labels)["process"] for _, labels in found} == {"0"}
+    pages.gone("0")
+    pages.gone("1")
+    assert pages.merged() == ""
+
+
+@pytest.mark.parametrize("label", ["model", "region"])
+def test_labels_are_added_and_those_that_are_there_stay(label):
+    page = samples(generate_latest(filled(LabelledRegistry({label: "cars"}), 3)).decode())
+    assert page[("waiting", frozenset({(label, "cars")}))] == 3
+    counts = [labels for name, labels in page if name == "took_seconds_count"]
+    assert counts == [frozenset({("model", "pets")} | ({("region", "cars")} if label == "region" else set()))]

@@ -1,0 +1,178 @@
+"""The full reward model: its likelihood and calibration by hand, and what it learns from each kind of signal.
+
+Two sensors; users like the action that is the sign of the left one ("plus" if it is positive), whatever the question.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from plaudit_models.opinions import Opinions, opinions
+from plaudit_models.spec import ModelSpec, TensorModality, TextModality
+from plaudit_models.training.experiences import Experiences
+from plaudit_models.training.fusion import FusionConfig, FusionPolicy
+from plaudit_models.training.reward import (
+    RewardModel,
+    RewardReport,
+    RewardSettings,
+    fit_reward_model,
+    opinions_nll,
+    platt,
+    rewards_on,
+)
+
+ACTIONS = ("minus", "plus", "none")
+SPEC = ModelSpec("signs", {"sensor": TensorModality((2,)), "which": TextModality(2)}, ACTIONS, embedding_size=12)
+CONFIG = FusionConfig(vocabulary_size=5, width=16, layers=1, attention_heads=2, tokens_per_modality=1)
+SETTINGS = RewardSettings(
+    replays_per_experience=20, max_duration_s=None, learning_rate=5e-3, trained_encoders=("text", "tensor")
+)
+
+
+@pytest.fixture(scope="module")
+def policy() -> FusionPolicy:
+    torch.manual_seed(0)
+    return FusionPolicy(SPEC, CONFIG).eval()
+
+
+def _experiences(n: int, seed: int) -> tuple[Experiences, np.ndarray]:
+    """Random answers, and the right ones."""
+    rng = np.random.default_rng(seed)
+    sensor = (rng.choice((-1.0, 1.0), (n, 1)) * rng.uniform(0.5, 1.5, (n, 2))).astype(np.float32)
+    right = (sensor[:, 0] > 0).astype(np.int64)
+    action = rng.integers(2, size=n)
+    return Experiences(
+        pools={"sensor": sensor, "which": np.array([[1, 0]])},
+        index=np.stack([np.arange(n), np.zeros(n, np.int64)], axis=1),
+        action=action,
+        reward=(action == right).astype(np.float32),
+        correction=np.full(n, -1),
+        weight=np.ones(n, np.float32),
+    ), right
+
+
+def _thumbs(experiences: Experiences, rewards: np.ndarray | None = None) -> Opinions:
+    rewards = experiences.reward if rewards is None else rewards
+    said = [{int(a): float(r)} for a, r in zip(experiences.action, rewards, strict=True)]
+    return opinions(said, [1.0] * len(said), len(ACTIONS), exclusivity=0.0)
+
+
+def _asked(model: RewardModel, experiences: Experiences) -> np.ndarray:
+    """q of every action, ``[n, a]``."""
+    n = len(experiences)
+    return rewards_on(model, experiences)(torch.arange(n), torch.arange(len(ACTIONS)).expand(n, -1)).numpy()
+
+
+def _found(model: RewardModel) -> float:
+    """How often it finds the right one of two actions on contents that it has not seen."""
+    fresh, right = _experiences(300, 9)
+    return float((_asked(model, fresh)[:, :2].argmax(axis=1) == right).mean())
+
+
+def test_the_likelihood_by_hand():
+    """No noise. Row 0: u = (0, log 3): a thumb up on action 0 costs −log ½, and speaks with weight 0.1 against action
+    1: 0.1·(−log(1 − ¾)); 0.693147 + 0.138629 = 0.831777. Row 1: u = (log 6, log 2), action 0 preferred, of trust ½:
+    ½·(−log ¾) = 0.143841."""
+    made = opinions([{0: 1.0}, {0: 0.75, 1: 0.25}], [1.0, 0.5], 2, exclusivity=0.1)
+    said = {name: torch.from_numpy(getattr(made, name)) for name in Opinions.__dataclass_fields__}
+    odds = torch.tensor([[0.0, math.log(3)], [math.log(6), math.log(2)]])
+    assert opinions_nll(odds, said, noise=0.0).tolist() == pytest.approx([0.831777, 0.143841], abs=1e-5)
+
+
+def test_before_anybody_spoke_it_believes_what_the_policy_does(policy):
+    """But for a doubt of 0.05 and wrong thumbs of 0.05: q = 0.05 + 0.9·(0.05 + 0.9·P) = 0.095 + 0.81·P."""
+    experiences, _ = _experiences(5, 0)
+    contents = (torch.from_numpy(experiences.pools["sensor"]), torch.tensor([[1, 0]]).expand(5, -1), torch.ones(5, 2))
+    with torch.no_grad():
+        beliefs = policy(*contents)[1].softmax(1).numpy()
+    np.testing.assert_allclose(_asked(RewardModel(policy), experiences), 0.095 + 0.81 * beliefs, atol=1e-5)
+
+
+def test_a_sure_policy_can_be_argued_with(policy):
+    """Logits (30, 0, 0): p = 1 and 0 become 0.95 and 0.05, log-odds ±log 19 = ±2.944439."""
+    model = RewardModel(policy)
+    with torch.no_grad():
+        model.trunk.action_head.weight.zero_()
+        model.trunk.action_head.bias.copy_(torch.tensor([30.0, 0.0, 0.0]))
+    odds = model.log_odds(torch.zeros(1, 12))
+    assert odds[0].tolist() == pytest.approx([2.944439, -2.944439, -2.944439], abs=1e-4)
+
+
+def test_platt_finds_the_line_that_made_the_rewards():
+    """Rewards drawn with log-odds ½·u − 1."""
+    generator = torch.Generator().manual_seed(0)
+    odds = torch.randn(20_000, generator=generator) * 2
+    reward = torch.bernoulli(torch.sigmoid(0.5 * odds - 1.0), generator=generator)
+    assert platt(odds, reward, noise=0.0) == pytest.approx((0.5, -1.0), abs=0.05)
+
+
+def test_platt_without_rewards_changes_nothing():
+    assert platt(torch.zeros(0), torch.zeros(0), noise=0.05) == (1.0, 0.0)
+
+
+def test_it_learns_from_thumbs_and_says_how_well(policy):
+    """400 thumbs, 5 % of them wrong: it beats the policy's beliefs on those held out, and finds the right answer."""
+    experiences, _ = _experiences(400, 1)
+    wrong = np.random.default_rng(2).random(400) < 0.05
+    rewards = np.where(wrong, 1 - experiences.reward, experiences.reward)
+    model, report = fit_reward_model(policy, experiences, _thumbs(experiences, rewards), settings=SETTINGS)
+    assert _found(model) > 0.95
+    assert (report.trained_on, report.held_out, report.steps) == (320, 40, 100)
+    assert report.log_loss < report.parent_log_loss - 0.2
+    assert report.calibration_error < 0.15
+    assert sum(report.count) == 40
+
+
+def test_it_learns_from_corrections(policy):
+    experiences, right = _experiences(200, 1)
+    said = [{k: float(k == int(r)) for k in range(3)} for r in right]
+    made = opinions(said, [1.0] * 200, 3, exclusivity=0.1)
+    model, _ = fit_reward_model(policy, experiences, made, settings=SETTINGS)
+    assert _found(model) > 0.95
+    fresh, _ = _experiences(100, 9)
+    assert _asked(model, fresh)[:, 2].mean() < 0.2
+
+
+def test_it_learns_from_preferences_alone(policy):
+    experiences, right = _experiences(200, 1)
+    made = opinions([{int(r): 0.75, 1 - int(r): 0.25} for r in right], [1.0] * 200, 3, exclusivity=0.1)
+    model, report = fit_reward_model(policy, experiences, made, settings=SETTINGS)
+    assert _found(model) > 0.95
+    assert (report.held_out, report.slope, report.intercept) == (0, 1.0, 0.0)
+    assert "log_loss" not in report.to_dict()
+
+
+def test_opinions_without_trust_teach_nothing(policy):
+    experiences, right = _experiences(100, 1)
+    said = [{int(r): 0.75, 1 - int(r): 0.25} if i % 2 else {int(r): 1.0} for i, r in enumerate(right)]
+    settings = RewardSettings(max_duration_s=None, weight_decay=0.0)
+    model, _ = fit_reward_model(policy, experiences, opinions(said, [0.0] * 100, 3, exclusivity=0.1), settings=settings)
+    assert not model.verdict.weight.any()
+
+
+def test_the_policy_is_left_as_it_is_and_the_seed_decides(policy):
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    experiences, _ = _experiences(100, 1)
+
+    def fitted(seed: int) -> tuple[torch.Tensor, RewardReport]:
+        settings = RewardSettings(max_duration_s=None, seed=seed)
+        model, report = fit_reward_model(policy, experiences, _thumbs(experiences), settings=settings)
+        return model.verdict.weight, report
+
+    (first, report), (same, again), (other, _) = fitted(1), fitted(1), fitted(2)
+    assert torch.equal(first, same)
+    assert report.log_loss == again.log_loss
+    assert not torch.equal(first, other)
+    assert all(torch.equal(before[name], tensor) for name, tensor in policy.state_dict().items())
+
+
+def test_rows_that_do_not_match_are_refused(policy):
+    experiences, _ = _experiences(3, 1)
+    with pytest.raises(ValueError, match="opinions: 2 rows for 3 experiences"):
+        fit_reward_model(
+            policy, experiences, opinions([{0: 1.0}] * 2, [1.0] * 2, 3, exclusivity=0.1), settings=SETTINGS
+        )
