@@ -219,6 +219,11 @@ class Learner:
         }
 
     @property
+    def busy(self) -> bool:
+        """Whether there is more to do without anything new in the log."""
+        return self._behind or (self._finetuning is not None and self._finetuning.busy)
+
+    @property
     def leading(self) -> bool:
         """Whether it led when it last looked."""
         return self._leading
@@ -280,7 +285,7 @@ class Learner:
 
     def _wait_s(self) -> float:
         """How long to wait for records: not while there is other work, and no longer than until a refresh is due."""
-        if self._behind or (self._finetuning is not None and self._finetuning.busy):
+        if self.busy:
             return 0.0
         due_in_s = self._refreshing.due_in_s() if self._leading else None
         return _IDLE_S if due_in_s is None else min(_IDLE_S, due_in_s)
