@@ -68,6 +68,7 @@ class World:
         self.numbers = itertools.count()
         self.stores = [self.store]
         self.loaded: dict[int, ServableModel] = {}
+        self.metrics = CollectorRegistry()
 
     def first_version(self, **fields: Any) -> int:
         """Publish a tiny version and make it live."""
@@ -87,6 +88,7 @@ class World:
         """A learner as after a start of its process: with a store of its own on the same data."""
         self.store = SqlStore(self.store_url, lease_s=self.lease_s)
         self.stores.append(self.store)
+        self.metrics = CollectorRegistry()
         return build_learner(
             Settings(model={}, **self.settings),  # type: ignore[arg-type]
             log=log or self.log,
@@ -95,9 +97,13 @@ class World:
             runtime=self.runtime,
             jobs=self.jobs or InlineJobs(self.run_job),
             work_dir=self.folder / "work",
-            metrics_registry=CollectorRegistry(),
+            metrics_registry=self.metrics,
             clock=lambda: self.now_s,
         )
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        """Of the latest learner, as a scrape would show it; None if it is not there."""
+        return self.metrics.get_sample_value(name, labels)
 
     def close(self) -> None:
         self.log.close()

@@ -23,6 +23,7 @@ from plaudit.core.ports import EventLog, ExperienceStore, ModelRegistry, Standin
 from plaudit.core.rollout import Rollout
 from plaudit.learner.at_hand import Contexts
 from plaudit.learner.comparing import Comparing
+from plaudit.learner.divergence import Divergence
 from plaudit.learner.finetune import Finetuning
 from plaudit.learner.knowledge import Knowledge
 from plaudit.learner.learning import Learning
@@ -121,6 +122,14 @@ class Learner:
             versions_kept=pace.versions_kept,
             metrics=metrics,
             clock=clock,
+        )
+        self._divergence = Divergence(
+            model=registry.model,
+            contexts=contexts,
+            store=store,
+            versions=versions,
+            knowledge=self._knowledge,
+            metrics=metrics,
         )
         self._contexts = contexts
         self._limit = pace.poll_limit
@@ -272,6 +281,9 @@ class Learner:
             self._follow()
         if self._finetuning is not None and self._live is not None:
             self._finetuning.step(self._live, self._knowledge.progress)
+            self._follow()
+        if self._live is not None:
+            self._divergence.measure(self._live)
         if self._status is not None:
             self._status.write(self.report)
         return learned
