@@ -25,6 +25,7 @@ from plaudit.core.ports import Changes, ExperienceStore, JobLauncher, JobState, 
 from plaudit.core.rollout import Change as RolloutChange
 from plaudit.core.rollout import Rollout, end_canary, on_trial, promote, start_canary
 from plaudit.core.runs import CANDIDATE, last_progress
+from plaudit.learner.chances import chances_of
 from plaudit.learner.compare import Compared, Policy, can_answer, compare, counts_as_proof, logged_policies
 from plaudit.learner.description import FEATURES, PARENT, STATE, JobDescription, TrainingPlan, read_features
 from plaudit.learner.evidence import stack
@@ -431,6 +432,7 @@ class Finetuning:
                 np.array([e.served.version == version for e in rows]),
                 [e.served.user_id for e in rows],
                 n_users=progress.n_users,
+                chances=chances_of(rows, version, rollout.live or 0, self._store, self._versions),
             )
         if chunk:
             self._remember(replace(self._tuning, position=chunk[-1].number))
