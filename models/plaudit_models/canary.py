@@ -20,7 +20,8 @@ speaks (Horvitz and Thompson 1952):
 
 m takes out variance; it is the mean reward so far, weighted by w². |d| ≤ max(1/s, 1/(1 − s)). Betting e-processes
 (:mod:`plaudit_models.confidence`) weigh "gain ≤ 0" and "gain ≥ −margin" with d, so it may be looked at after every
-event. The draw is by user: the guarantee is for users who are alike on average, or so many that the draw evens them out.
+event. The draw is by user: the guarantee is for users who are alike on average, or so many that the draw evens them
+out.
 
 Notation:
     n: number of experiences

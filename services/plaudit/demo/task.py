@@ -1,8 +1,8 @@
 """The demo's task hear-see-ask: a handwritten digit, a spoken digit and a question about them.
 
 The image and the sound each hold a digit; the text asks for one of them, the larger one, their sum, or (never
-labelled) the smaller one or how far apart they are. No modality suffices alone. Handwriting is scikit-learn's digits, speech comes from
-:mod:`plaudit.demo.speech`; nothing is downloaded.
+labelled) the smaller one or how far apart they are. No modality suffices alone. Handwriting is scikit-learn's digits,
+speech comes from :mod:`plaudit.demo.speech`; nothing is downloaded.
 Knows nothing about users, servers or training.
 
 The data falls into four parts which share no image, no voice and (see :func:`questions`) partly no wording:
@@ -263,9 +263,7 @@ def collect(part: Part, seed: int, *, sounds_per_digit: Mapping[Part, int] = SOU
     )
 
 
-def evaluation_examples(
-    pool: Pool, *, per_kind: int, seed: int, kinds: Sequence[Kind] = KINDS
-) -> list[Example]:
+def evaluation_examples(pool: Pool, *, per_kind: int, seed: int, kinds: Sequence[Kind] = KINDS) -> list[Example]:
     """``per_kind`` examples of each of the kinds, kinds in turn."""
     rng = np.random.default_rng(seed)
     texts = {kind: questions(kind, pool.part) for kind in kinds}

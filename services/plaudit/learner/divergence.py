@@ -1,4 +1,4 @@
-"""How far the policy that serves has moved, measured after every swap, whoever made it: a refresh, a promotion, a rollback.
+"""How far the policy that serves has moved, measured after every swap, whoever made it.
 
 KL(π ‖ π'), the mean over the latest contexts, of the live version from
     reference   the policy it is anchored to: its own trunk's base policy
@@ -87,8 +87,7 @@ class Divergence:
         both = [id_ for id_ in seen[0] if id_ in seen[1]]
         if both:
             now, before = (
-                _served(each, [rows[id_] for id_ in both])
-                for each, rows in zip((version, previous), seen, strict=True)
+                _served(each, [rows[id_] for id_ in both]) for each, rows in zip((version, previous), seen, strict=True)
             )
             self._tell(PREVIOUS, divergence(now, before))
 

@@ -48,7 +48,7 @@ class OpenVersion:
         return probabilities(self._model.head(*stack(rows)), allowed, self.manifest.floor)
 
     def base_probabilities(self, rows: Sequence[Features]) -> Float64:
-        """What the trunk alone would serve at these features, floor included and with every action allowed, ``[b, a]``."""
+        """What the trunk alone would serve at these features, floor included, every action allowed, ``[b, a]``."""
         _, base_logits = stack(rows)
         return probabilities(base_logits, np.ones(base_logits.shape, np.bool_), self.manifest.floor)
 

@@ -11,6 +11,7 @@ Pre-training ends by steps and fine-tuning by replays, never by the clock, so th
 from __future__ import annotations
 
 import itertools
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import structlog
 
+from benchmarks.learning.over_grpc import serve_stream
 from benchmarks.learning.whole_loop import loop_settings, whole_loop
 from benchmarks.measure import Curve, Measure
 from plaudit import compose
@@ -27,7 +30,7 @@ from plaudit.core.ports import ModelRegistry
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import Settings
 from plaudit.demo.judge import judge
-from plaudit.demo.report import SHIFTED_KIND, UNCHANGED_KINDS, Satisfaction, worst_drop
+from plaudit.demo.report import SHIFTED_KIND, UNCHANGED_KINDS, Satisfaction, first_answers, version_after, worst_drop
 from plaudit.demo.task import (
     HARD_KIND,
     LABELLED_KINDS,
@@ -60,16 +63,19 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Of one run: blocks of labelled rows and passes over them, thumbs of the two streams, held-out examples a kind."""
+    """Of one run: blocks of labelled rows and passes over them, thumbs of the streams, held-out examples a kind."""
 
     train_blocks: int
     epochs: int
     thumbs: Mapping[Kind, int]
+    grpc_thumbs: int
     per_kind: int
 
 
-FULL: Final = Sizes(train_blocks=640, epochs=4, thumbs={NEW_KIND: 5_000, HARD_KIND: 10_000}, per_kind=300)
-QUICK: Final = Sizes(train_blocks=40, epochs=1, thumbs={NEW_KIND: 640, HARD_KIND: 640}, per_kind=50)
+FULL: Final = Sizes(
+    train_blocks=640, epochs=4, thumbs={NEW_KIND: 5_000, HARD_KIND: 10_000}, grpc_thumbs=4_000, per_kind=300
+)
+QUICK: Final = Sizes(train_blocks=40, epochs=1, thumbs={NEW_KIND: 640, HARD_KIND: 640}, grpc_thumbs=320, per_kind=50)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +114,17 @@ class Observed:
 
 def run(shuffles: int, quick: bool) -> list[Measure]:
     """One shuffle: a version 1 costs two minutes."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     sizes = QUICK if quick else FULL
     with tempfile.TemporaryDirectory(prefix="plaudit-hear-see-ask-") as folder:
         first, labelled = pretrained(Path(folder), sizes)
-        return measures(
+        found = measures(
             {
                 kind: observe(Path(folder) / kind, first, labelled, kind, thumbs, per_kind=sizes.per_kind, seed=0)
                 for kind, thumbs in sizes.thumbs.items()
             }
         )
+        return found + over_grpc(Path(folder) / "grpc", first, labelled, sizes)
 
 
 def measures(seen: Mapping[Kind, Observed]) -> list[Measure]:
@@ -130,7 +138,9 @@ def measures(seen: Mapping[Kind, Observed]) -> list[Measure]:
         first, at = observed.judged[min(observed.judged)][kind], min(thumbs, observed.live[-1][0])
         note = f"held out; {first:.3f} at first; {observed.on_traffic(kind, at):.3f} of the {RECENT} thumbs before"
         found.append(
-            Measure(f"{name}, after {thumbs} thumbs", observed.after(kind, at), goal, "at_least", note, observed.curve(kind))
+            Measure(
+                f"{name}, after {thumbs} thumbs", observed.after(kind, at), goal, "at_least", note, observed.curve(kind)
+            )
         )
     for kind, observed in seen.items():
         points, version, which = worst_drop(observed.judged, min(observed.judged))
@@ -139,6 +149,45 @@ def measures(seen: Mapping[Kind, Observed]) -> list[Measure]:
         note = ", ".join(observed.outcomes)
         found.append(Measure(f"{kind}: fine-tuned versions promoted", observed.outcomes.count("promote"), note=note))
     return found
+
+
+def over_grpc(folder: Path, first: Path, labelled: Path, sizes: Sizes) -> list[Measure]:
+    """The stream of (a) once more, through `plaudit up` and the client."""
+    sections = with_rehearsal(SECTIONS, labelled, seed=0)
+    served = serve_stream(
+        folder,
+        lambda registry: _begin_with(registry, first),
+        NEW_KIND,
+        sizes.grpc_thumbs,
+        seed=0,
+        sections=sections,
+    )
+    versions = {1, *first_answers(served.answers)}
+    judged = _judged(served.registry, served.settings, versions, NEW_KIND, sizes.per_kind, 0)
+    thumbs = len(served.answers)
+    after = judged[version_after(served.answers, thumbs)]
+    points, version, which = worst_drop(judged, 1)
+    note = f"held out; {judged[1][SHIFTED_KIND]:.3f} at first; {thumbs / served.duration_s:.0f} thumbs/s"
+    return [
+        Measure(f"over gRPC: (a) after {thumbs} thumbs", after[SHIFTED_KIND], 0.82, "at_least", note),
+        Measure(
+            f'over gRPC: "smaller" after {thumbs} thumbs', after[NEW_KIND], note=f"{judged[1][NEW_KIND]:.3f} at first"
+        ),
+        Measure(
+            "over gRPC: largest drop of an unchanged kind",
+            points,
+            1.0,
+            "at_most",
+            f"in points; {which} in version {version} of {len(judged)}",
+        ),
+        Measure("over gRPC: failed requests", float(len(served.failures)), 0.0, "at_most", f"of {2 * thumbs}"),
+    ]
+
+
+def with_rehearsal(
+    sections: Mapping[str, Mapping[str, Any]], labelled: Path, *, seed: int
+) -> Mapping[str, Mapping[str, Any]]:
+    return {**sections, "finetune": {"rehearsal": str(labelled), "seed": seed, **sections.get("finetune", {})}}
 
 
 def pretrained(folder: Path, sizes: Sizes) -> tuple[Path, Path]:
@@ -183,8 +232,7 @@ def observe(
         first: the folder of version 1.
         new_kind: what 30 % of the traffic asks for.
     """
-    sections = {**sections, "finetune": {"rehearsal": str(labelled), "seed": seed, **sections.get("finetune", {})}}
-    settings = loop_settings(folder, SPEC.to_dict(), sections)
+    settings = loop_settings(folder, SPEC.to_dict(), with_rehearsal(sections, labelled, seed=seed))
     registry = compose.model_registry(settings)
     _begin_with(registry, first)
     liked: list[tuple[Kind, bool]] = []
