@@ -92,7 +92,8 @@ class WholeLoop:
         for version, (user, content), question, answer in zip(
             versions, requests, questions, self._evaluator.run(questions), strict=True
         ):
-            assert isinstance(answer, Evaluated) and version is not None
+            assert isinstance(answer, Evaluated)
+            assert version is not None
             manifest = question.model.manifest
             self._time_s += 1.0
             decisions.append(
