@@ -54,10 +54,11 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
     # No power to lose here, and no clock.
     "log": {"synchronous": "NORMAL"},
     "learner": {"max_wait_s": 1e9, "dead_versions_kept": 1_000_000},
-    # As the demo's: small steps, and a trial where the log holds too little evidence. All else is the default.
+    # Small steps, as in the demo; and where the log holds too little evidence at the first look, half of the users try
+    # the candidate. All else is the default.
     "policy": {"max_kl": 0.03},
-    "gate": {"max_events": 300},
-    "canary": {"share": 0.25, "max_events": 1500},
+    "gate": {"max_events": 100},
+    "canary": {"share": 0.5, "max_events": 1500},
 }
 
 
