@@ -14,7 +14,9 @@ import itertools
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,19 +66,29 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Of one run: blocks of labelled rows and passes over them, thumbs of the streams, held-out examples a kind."""
+    """Of one run: blocks of labelled rows and passes over them, thumbs of the streams and between fine-tuning jobs,
+    held-out examples a kind.
+    """
 
     train_blocks: int
     epochs: int
     thumbs: Mapping[Kind, int]
     grpc_thumbs: int
+    every: int
     per_kind: int
 
 
 FULL: Final = Sizes(
-    train_blocks=640, epochs=4, thumbs={NEW_KIND: 5_000, HARD_KIND: 10_000}, grpc_thumbs=4_000, per_kind=300
+    train_blocks=640,
+    epochs=4,
+    thumbs={NEW_KIND: 5_000, HARD_KIND: 10_000},
+    grpc_thumbs=4_000,
+    every=Settings().finetune.every,
+    per_kind=300,
 )
-QUICK: Final = Sizes(train_blocks=40, epochs=1, thumbs={NEW_KIND: 640, HARD_KIND: 640}, grpc_thumbs=320, per_kind=50)
+QUICK: Final = Sizes(
+    train_blocks=40, epochs=1, thumbs={NEW_KIND: 640, HARD_KIND: 640}, grpc_thumbs=320, every=256, per_kind=50
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,18 +126,20 @@ class Observed:
 
 
 def run(shuffles: int, quick: bool) -> list[Measure]:
-    """One shuffle: a version 1 costs two minutes."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    """One shuffle: a version 1 costs two minutes. The two streams run at once, one core each."""
     sizes = QUICK if quick else FULL
     with tempfile.TemporaryDirectory(prefix="plaudit-hear-see-ask-") as folder:
         first, labelled = pretrained(Path(folder), sizes)
-        found = measures(
-            {
-                kind: observe(Path(folder) / kind, first, labelled, kind, thumbs, per_kind=sizes.per_kind, seed=0)
+        sections = {**SECTIONS, "finetune": {"every": sizes.every, "rehearsal": str(labelled), "seed": 0}}
+        with ProcessPoolExecutor(len(sizes.thumbs), mp_context=get_context("spawn")) as pool:
+            streams = {
+                kind: pool.submit(
+                    observe, Path(folder) / kind, first, kind, thumbs, sections, per_kind=sizes.per_kind, seed=0
+                )
                 for kind, thumbs in sizes.thumbs.items()
             }
-        )
-        return found + over_grpc(Path(folder) / "grpc", first, labelled, sizes)
+            found = measures({kind: stream.result() for kind, stream in streams.items()})
+        return found + over_grpc(Path(folder) / "grpc", first, sections, sizes)
 
 
 def measures(seen: Mapping[Kind, Observed]) -> list[Measure]:
@@ -140,7 +154,7 @@ def measures(seen: Mapping[Kind, Observed]) -> list[Measure]:
         note = f"held out; {first:.3f} at first; {observed.on_traffic(kind, at):.3f} of the {RECENT} thumbs before"
         found.append(
             Measure(
-                f"{name}, after {thumbs} thumbs", observed.after(kind, at), goal, "at_least", note, observed.curve(kind)
+                f"{name}, after {at} thumbs", observed.after(kind, at), goal, "at_least", note, observed.curve(kind)
             )
         )
     for kind, observed in seen.items():
@@ -152,9 +166,8 @@ def measures(seen: Mapping[Kind, Observed]) -> list[Measure]:
     return found
 
 
-def over_grpc(folder: Path, first: Path, labelled: Path, sizes: Sizes) -> list[Measure]:
+def over_grpc(folder: Path, first: Path, sections: Mapping[str, Mapping[str, Any]], sizes: Sizes) -> list[Measure]:
     """The stream of (a) once more, through `plaudit up` and the client."""
-    sections = with_rehearsal(SECTIONS, labelled, seed=0)
     served = serve_stream(
         folder,
         lambda registry: _begin_with(registry, first),
@@ -185,12 +198,6 @@ def over_grpc(folder: Path, first: Path, labelled: Path, sizes: Sizes) -> list[M
     ]
 
 
-def with_rehearsal(
-    sections: Mapping[str, Mapping[str, Any]], labelled: Path, *, seed: int
-) -> Mapping[str, Mapping[str, Any]]:
-    return {**sections, "finetune": {"rehearsal": str(labelled), "seed": seed, **sections.get("finetune", {})}}
-
-
 def pretrained(folder: Path, sizes: Sizes) -> tuple[Path, Path]:
     """The folder of version 1, and the labelled data it was taught."""
     labelled = folder / "labelled"
@@ -218,13 +225,12 @@ def pretrained(folder: Path, sizes: Sizes) -> tuple[Path, Path]:
 def observe(
     folder: Path,
     first: Path,
-    labelled: Path,
     new_kind: Kind,
     thumbs: int,
+    sections: Mapping[str, Mapping[str, Any]],
     *,
     per_kind: int,
     seed: int,
-    sections: Mapping[str, Mapping[str, Any]] = SECTIONS,
 ) -> Observed:
     """Serve one stream, and judge what served.
 
@@ -232,8 +238,10 @@ def observe(
         folder: made; everything is in it.
         first: the folder of version 1.
         new_kind: what 30 % of the traffic asks for.
+        sections: of `plaudit.toml`.
     """
-    settings = loop_settings(folder, SPEC.to_dict(), with_rehearsal(sections, labelled, seed=seed))
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    settings = loop_settings(folder, SPEC.to_dict(), sections)
     registry = compose.model_registry(settings)
     _begin_with(registry, first)
     liked: list[tuple[Kind, bool]] = []
