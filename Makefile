@@ -2,7 +2,7 @@
 #   make PYTHON=python3.12 test      another interpreter
 #   UV_TORCH_BACKEND=cpu make demo   torch without CUDA
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kafka test programs dashboards bench-console test-slow bench-serving bench-gpu bench-learning bench-feedback test-faults check fmt proto clean
+.PHONY: help demo demo-kafka test programs dashboards bench-console test-slow bench-serving bench-gpu bench-learning bench-feedback bench-rollout test-faults check fmt proto clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -48,6 +48,9 @@ bench-gpu: $(INSTALLED) ## The serving benchmark's models on an NVIDIA GPU besid
 
 bench-learning: $(INSTALLED) ## The learner beside its peers; CHECK=1 fails short of a goal, QUICK=1, ONLY="shift gate"
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.learning $(if $(QUICK),--quick) $(ONLY)
+
+bench-rollout: $(INSTALLED) programs ## Trials, rollback, the cost of metrics, the console; CHECK=1, QUICK=1, ONLY="trials rollback"
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.rollout $(if $(QUICK),--quick) $(ONLY)
 
 bench-feedback: $(INSTALLED) ## Feedback: acknowledged, joined, through an outage of the broker; CHECK=1, QUICK=1, ONLY="acks join"
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.feedback $(if $(QUICK),--quick) $(ONLY)

@@ -163,6 +163,9 @@ class World:
         }
         return Feedback(**(defaults | fields))
 
+    def thumb(self, up: bool) -> Thumb:
+        return Thumb(up=up)
+
     def traffic(self, n: int, likes: Callable[[Decision], bool]) -> list[Decision]:
         """Log n decisions, each with a thumb that says whether its user likes it."""
         decisions = [self.decide(seed=int(self.rng.integers(20))) for _ in range(n)]

@@ -250,6 +250,7 @@ LEARNING: Final = Dashboard(
                     "none",
                     ("plaudit_learner_live_version", "live"),
                     ("plaudit_learner_gated_version", "gated"),
+                    ("plaudit_learner_candidate_version", "on trial"),
                 ),
                 line(
                     "A job runs",
@@ -263,7 +264,18 @@ LEARNING: Final = Dashboard(
                     (hourly("plaudit_learner_gate_verdicts_total"), "gate"),
                     (hourly("plaudit_learner_canary_verdicts_total"), "trial"),
                 ),
-                line("Experiences at the gate", "short", ("plaudit_learner_gate_experiences", "experiences")),
+                line(
+                    "Experiences",
+                    "short",
+                    ("plaudit_learner_gate_experiences", "at the gate"),
+                    ("plaudit_learner_canary_experiences", "in the trial"),
+                ),
+                line(
+                    "The trial under way",
+                    "none",
+                    ("plaudit_learner_canary_e_value", "{{claim}}"),
+                    text="E-values: 1/gate.alpha is proof of gain or harm, ten times that of errors or latency.",
+                ),
                 line(
                     "Steps given up, an hour", "short", (hourly("plaudit_learner_failures_total"), "log or store away")
                 ),

@@ -173,6 +173,22 @@ class ModelSpec:
     def has_action(self, action: str) -> bool:
         return action in self._index
 
+    def difference(self, other: ModelSpec) -> str:
+        """Why requests for this model cannot be given to the other, in one sentence; "" where they can."""
+        ours, theirs = dict(self.modalities), dict(other.modalities)
+        missing, more = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
+        if missing or more:
+            return f"it takes {list(theirs)} and not {list(ours)}"
+        for name, modality in ours.items():
+            its = theirs[name]
+            if its.kind != modality.kind:
+                return f"modality {name!r} is of kind {its.kind} and not {modality.kind}"
+            if isinstance(modality, TensorModality) and its.shape != modality.shape:
+                return f"modality {name!r} is of shape {list(its.shape)} and not {list(modality.shape)}"
+            if its.required and not modality.required:
+                return f"modality {name!r} may not be left out"
+        return ""
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description; :func:`spec_from_dict` is its inverse."""
         raw: dict[str, Any] = {

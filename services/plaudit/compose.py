@@ -7,7 +7,7 @@ Layout of the data directory:
     spool/                what the inference service has acknowledged and Kafka does not have yet
     registry/             versions and the rollout
     experiences.sqlite    the learner's experience store
-    learner/              the learner's status, and a folder per fine-tuning run
+    learner/              the learner's status, its seat, and a folder per fine-tuning run
     experiences-NAME.sqlite, learner-NAME/   the same for a model that was imported
     signing.key           what prediction ids are signed with
     tensorrt/             engines that TensorRT has built, where it is used
@@ -26,7 +26,7 @@ from plaudit.adapters.seats import Seat
 from plaudit.adapters.spooled_log import SpooledLog
 from plaudit.adapters.sqlite_log import SqliteLog
 from plaudit.core.errors import ConfigError
-from plaudit.core.ports import EventLog, ExperienceStore, Fates, JobLauncher, ModelCatalog, ModelRegistry, ModelRuntime
+from plaudit.core.ports import EventLog, ExperienceStore, JobLauncher, ModelCatalog, ModelRegistry, ModelRuntime
 from plaudit.core.prediction_id import PredictionIds, load_or_create_key
 from plaudit.core.settings import Settings
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from plaudit.adapters.kafka_cluster import KafkaConnection, TopicPlan
+    from plaudit.adapters.store_fates import StoreFates
     from plaudit.client import AsyncClient
     from plaudit.console.ports import Learnings, Samples
     from plaudit.learner.loop import Learner
@@ -240,8 +241,8 @@ def experience_store(settings: Settings, model: str) -> ExperienceStore:
     return SqlStore(store_url(settings, model))
 
 
-def learner_fates(settings: Settings) -> Fates:
-    """What the learners make of feedback; nothing is made where no learner has run yet."""
+def learner_fates(settings: Settings) -> StoreFates:
+    """What the learners make of feedback and trials; nothing is made where no learner has run yet."""
     from plaudit.adapters.store_fates import StoreFates
 
     def open_store(model: str) -> ExperienceStore | None:
@@ -284,6 +285,7 @@ def inference_server(settings: Settings, log: EventLog, *, share_port: bool = Fa
     if isinstance(log, SpooledLog):
         metrics.spool_events.set_function(log.spooled)
         metrics.spool_age.set_function(log.age_s)
+    fates = learner_fates(settings)
     return InferenceServer(
         model_catalog(settings),
         log,
@@ -291,7 +293,8 @@ def inference_server(settings: Settings, log: EventLog, *, share_port: bool = Fa
         PredictionIds(key, settings.serving.feedback_window_s),
         settings.serving,
         metrics,
-        fates=learner_fates(settings),
+        fates=fates,
+        trials=fates,
         share_port=share_port,
     )
 

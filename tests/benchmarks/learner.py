@@ -19,6 +19,7 @@ import numpy as np
 import structlog
 
 from loop_world import SPEC, World
+from plaudit.cli.services import collect_garbage_seldom
 from plaudit.core.events import Decision, Feedback, TextContent, Thumb
 from plaudit.learner.loop import Learner
 from postgres_server import postgres_server
@@ -46,6 +47,7 @@ def main(events: int, kind: str) -> None:
 
 def measure(world: World, events: int) -> dict[str, Any]:
     learner = world.learner()
+    collect_garbage_seldom()  # as in `plaudit learn`
     spent_s, taken_in, resident = 0.0, 0, {}
     for chunk in traffic(world, events):
         world.log.append(chunk)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from plaudit.core.errors import NoPreviousVersion, VersionPinned
+from plaudit.core.errors import AlreadyLive, NoPreviousVersion, NoTrial, TrialUnderWay, VersionPinned
 from plaudit.core.rollout import (
     Change,
     Rollout,
@@ -214,3 +214,29 @@ def test_a_refresh_leaves_the_trial_alone_and_a_promotion_ends_it():
 def test_no_trial_beside_a_pinned_version():
     with pytest.raises(VersionPinned):
         start_canary(Rollout("m", live=1, pinned=True), 2, 0.25, CHANGE)
+
+
+def test_one_trial_at_a_time_and_never_of_the_live_version() -> None:
+    live = promote(EMPTY, 1, CHANGE)
+    with pytest.raises(AlreadyLive, match="version: 1 is live"):
+        start_canary(live, 1, 0.1, CHANGE)
+    trying = start_canary(live, 2, 0.1, CHANGE)
+    assert (trying.candidate, trying.trial, trying.shadow) == (2, 2, False)
+    assert refresh(trying, 4, CHANGE).trial == 2
+    for version in (2, 3):
+        with pytest.raises(TrialUnderWay, match="2 is on trial already; stop that trial first"):
+            start_canary(trying, version, 0.1, CHANGE)
+    with pytest.raises(NoTrial, match="version 3 is not on trial; version 2 is"):
+        end_canary(trying, CHANGE, version=3)
+    ended = end_canary(trying, CHANGE, version=2)
+    assert (ended.candidate, ended.candidate_share, ended.trial) == (None, 0.0, 0)
+    with pytest.raises(NoTrial, match="no version is on trial"):
+        end_canary(ended, CHANGE)
+
+
+def test_in_the_shadow_nobody_is_on_trial_and_a_pinned_version_may_have_one() -> None:
+    pinned = pin(promote(EMPTY, 1, CHANGE), 1, CHANGE)
+    with pytest.raises(VersionPinned):
+        start_canary(pinned, 2, 0.5, CHANGE)
+    shadow = start_canary(pinned, 2, 1.0, CHANGE, shadow=True)
+    assert not any(on_trial(shadow, f"user {i}") for i in range(100))

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as npst
 from builders import a_decision
 from plaudit.core.errors import InvalidInput
 from plaudit.core.events import (
+    Answers,
     Content,
     Correction,
     DeadLetter,
@@ -29,10 +30,12 @@ from plaudit.core.events import (
     Retract,
     Role,
     RolloutChanged,
+    ShadowAnswer,
     TensorContent,
     TextContent,
     Thumb,
     Topic,
+    TrialReport,
     topic_of,
 )
 from plaudit.core.wire import (
@@ -104,8 +107,37 @@ rollouts = st.builds(
     time_s=times_s,
     reason=texts,
     actor=texts,
+    shadow=st.booleans(),
+    trial=st.integers(0, 2**40),
 )
-events: st.SearchStrategy[Event] = st.one_of(decisions, feedbacks, dead_letters, rollouts)
+counts = st.integers(0, 2**40)
+answers = st.builds(Answers, failed=counts, latencies=st.lists(counts, max_size=5).map(tuple))
+trial_reports = st.builds(
+    TrialReport,
+    replica=names,
+    number=counts,
+    model=texts,
+    trial=counts,
+    version=counts,
+    time_s=times_s,
+    live=answers,
+    candidate=answers,
+    shadows=st.lists(
+        st.builds(
+            ShadowAnswer,
+            prediction_id=texts,
+            action=texts,
+            agrees=st.booleans(),
+            kl_nats=st.floats(0.0, 100.0),
+            duration_s=st.floats(0.0, 100.0),
+            failure=texts,
+        ),
+        max_size=2,
+    ).map(tuple),
+    dropped=counts,
+    problem=texts,
+)
+events: st.SearchStrategy[Event] = st.one_of(decisions, feedbacks, dead_letters, rollouts, trial_reports)
 
 
 def plain(value: Any) -> Any:
@@ -163,6 +195,12 @@ def test_a_decision_without_a_propensity_is_unreadable(propensity: float) -> Non
     message = events_pb2.DecisionEvent(prediction_id="p", propensity=propensity)
     with pytest.raises(UnreadableEvent, match="propensity"):
         decode_event(Topic.DECISIONS, message.SerializeToString())
+
+
+def test_a_report_with_a_negative_count_is_unreadable() -> None:
+    message = events_pb2.TrialEvent(replica="r", live=events_pb2.Answers(latencies=[1, -1]))
+    with pytest.raises(UnreadableEvent, match="live: holds a negative count"):
+        decode_event(Topic.TRIALS, message.SerializeToString())
 
 
 def test_features_of_broken_length_are_unreadable() -> None:

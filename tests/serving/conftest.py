@@ -81,6 +81,7 @@ async def serve(
             "ids": settings.pop("ids", ids),
             "metrics": settings.pop("metrics", metrics),
             "fates": settings.pop("fates", None),
+            "trials": settings.pop("trials", None),
             "seed": 0,
         }
         defaults = {"port": 0, "metrics_port": 0, "watch_interval_s": 0.01, "drain_s": 5.0}

@@ -21,7 +21,7 @@ def every_error() -> list[type[errors.PlauditError]]:
 
 def made(cls: type[errors.PlauditError]) -> errors.PlauditError:
     """An instance, whatever its constructor takes."""
-    by_type = {"str": "x", "int": 1, "float": 1.0, "list[str]": ["x"], "list[int]": [1]}
+    by_type = {"str": "x", "int": 1, "float": 1.0, "list[str]": ["x"], "list[int]": [1], "int | None": None}
     parameters = inspect.signature(cls.__init__).parameters.values()
     return cls(*(by_type[p.annotation] for p in parameters if p.name != "self" and p.annotation in by_type))
 

@@ -23,7 +23,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Final
 
-from plaudit.core.errors import InvalidInput, RolloutMoved, UnknownVersion
+from plaudit.core.errors import InvalidInput, RegistryUnavailable, RolloutMoved, UnknownVersion
 from plaudit.core.rollout import Rollout
 from plaudit_models.bundle import CARD, MANIFEST, CorruptBundle, FileDigest, Manifest, digest_file, read_manifest
 
@@ -83,7 +83,10 @@ class DirectoryRegistry:
         return manifest
 
     def versions(self) -> Sequence[int]:
-        return sorted(int(entry.name) for entry in os.scandir(self._versions) if entry.name.isdecimal())
+        try:
+            return sorted(int(entry.name) for entry in os.scandir(self._versions) if entry.name.isdecimal())
+        except FileNotFoundError as error:
+            raise RegistryUnavailable(f"there is no folder {self._versions}; put it back") from error
 
     def manifest(self, version: int) -> Manifest:
         folder = self.folder(version)
@@ -204,7 +207,11 @@ class DirectoryRegistry:
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
         """Excludes other threads and processes; a process that dies lets go."""
-        with (self._home / name).open("ab") as file:
+        try:
+            file = (self._home / name).open("ab")
+        except FileNotFoundError as error:
+            raise RegistryUnavailable(f"there is no folder {self._home}; put it back") from error
+        with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

@@ -651,6 +651,7 @@ def _update_each(connection: Connection, statement: Any, rows: Sequence[Mapping[
 def _execute_many(connection: Connection, statement: Insert | Update, rows: Sequence[Mapping[str, Any]]) -> None:
     """The rows straight to SQLite's driver, whose types they have: SQLAlchemy would look at every value of each."""
     compiled = statement.compile(dialect=connection.dialect, column_keys=list(rows[0]))
+    assert compiled.positiontup is not None
     place = itemgetter(*compiled.positiontup)
     connection.exec_driver_sql(str(compiled), [place(row) for row in rows])
 

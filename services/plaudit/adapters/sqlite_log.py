@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS events (
     payload BLOB NOT NULL
 );
 CREATE UNIQUE INDEX IF NOT EXISTS events_once ON events (topic, event_id);
+CREATE INDEX IF NOT EXISTS events_seldom ON events (id) WHERE topic NOT IN ('plaudit.decisions', 'plaudit.feedback');
 CREATE TABLE IF NOT EXISTS cursors (reader TEXT PRIMARY KEY, position INTEGER NOT NULL) WITHOUT ROWID;
 COMMIT;
 """
@@ -49,6 +50,10 @@ ON CONFLICT (topic, event_id) DO NOTHING
 _INSERT_AGAIN: Final = "INSERT OR REPLACE INTO events (topic, event_id, key, time_s, payload) VALUES (?, ?, ?, ?, ?)"
 
 _Row = tuple[str, str, str, float, bytes]
+
+_OFTEN: Final = (Topic.DECISIONS, Topic.FEEDBACK)
+_SELDOM: Final = ("INDEXED BY events_seldom", "AND topic NOT IN ('plaudit.decisions', 'plaudit.feedback')")
+"""For readers of none of these: how they find their few records without passing over all others."""
 
 
 class SqliteLog:
@@ -168,6 +173,7 @@ class SqliteReader:
         self._group = group
         self._topics = list(topics)
         self._topics_marks = ", ".join("?" for _ in topics)
+        self._by, self._but = ("", "") if set(topics) & set(_OFTEN) else _SELDOM
         with _log_errors(path):
             self._connection = _connect(path, synchronous)
             self._position = self._committed() if start is None else _position(start)
@@ -192,7 +198,7 @@ class SqliteReader:
     def lag(self) -> int:
         with _log_errors(self._path):
             count = self._connection.execute(
-                f"SELECT count(*) FROM events WHERE id > ? AND topic IN ({self._topics_marks})",
+                f"SELECT count(*) FROM events {self._by} WHERE id > ? {self._but} AND topic IN ({self._topics_marks})",
                 (self._position, *self._topics),
             ).fetchone()
         return int(count[0])
@@ -205,8 +211,8 @@ class SqliteReader:
         if last <= self._position:
             return []
         rows = self._connection.execute(
-            f"SELECT id, topic, payload FROM events WHERE id > ? AND id <= ? AND topic IN ({self._topics_marks}) "
-            "ORDER BY id LIMIT ?",
+            f"SELECT id, topic, payload FROM events {self._by} WHERE id > ? AND id <= ? {self._but} "
+            f"AND topic IN ({self._topics_marks}) ORDER BY id LIMIT ?",
             (self._position, last, *self._topics, limit),
         ).fetchall()
         # What lies before `last` and is not in `rows` is of other topics: never look at it again.

@@ -1,15 +1,21 @@
-"""What the learners made of feedback, read in their experience stores. A store is opened when it is first asked for."""
+"""What the learners made of feedback and of trials, read in their experience stores.
+
+A store is opened when it is first asked for.
+"""
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from plaudit.core.ports import ExperienceStore, Fate
+from plaudit.core.trials import PAST, SHOWN
 
 
 class StoreFates:
-    """See :class:`plaudit.core.ports.Fates`.
+    """See :class:`plaudit.core.ports.Fates` and :class:`plaudit.core.ports.TrialRecords`.
 
     Args:
         open_store: the store of a model by its name; None where there is none yet.
@@ -23,6 +29,14 @@ class StoreFates:
     def fate(self, model: str, feedback_id: str) -> Fate | None:
         store = self._store(model)
         return None if store is None else store.fate(feedback_id)
+
+    def trial(self, model: str, version: int) -> Mapping[str, Any] | None:
+        store = self._store(model)
+        if store is None:
+            return None
+        present, past = store.recall(SHOWN), store.recall(PAST)
+        trials: list[Mapping[str, Any]] = [*json.loads(past or b"[]"), *([json.loads(present)] if present else [])]
+        return next((each for each in reversed(trials) if each["version"] == version), None)
 
     def close(self) -> None:
         with self._lock:

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from plaudit import __version__
-from plaudit.cli import deadletter, output
+from plaudit.cli import canary, deadletter, output
 from plaudit.cli import up as supervisor
 from plaudit.cli.failures import Failed, as_exit_codes, extra
 from plaudit.cli.options import (
@@ -25,6 +25,7 @@ from plaudit.cli.options import (
     Config,
     ConsolePort,
     DataDir,
+    Expect,
     Json,
     Model,
     Reason,
@@ -32,7 +33,7 @@ from plaudit.cli.options import (
     client,
     read_settings,
 )
-from plaudit.client import Client, Rollout, feedback
+from plaudit.client import Client, feedback
 from plaudit.client.content import to_content
 from plaudit.client.errors import ClientError
 from plaudit.v1.content_pb2 import Content
@@ -620,6 +621,7 @@ def diff(
 def promote(
     number: Annotated[int, typer.Argument(metavar="N", min=1, help="The version to make live.")],
     reason: Reason = "",
+    expect: Expect = 0,
     model: Model = "",
     target: Target = None,
     config: Config = None,
@@ -631,12 +633,13 @@ def promote(
     Example: `plaudit promote 3 --reason "measured better on the ward's own images"`
     """
     with client(read_settings(config, data_dir), target) as server:
-        _print_rollout(server.promote(number, reason=reason, model=model), as_json)
+        output.print_rollout(server.promote(number, reason=reason, model=model, expected_generation=expect), as_json)
 
 
 @app.command()
 def rollback(
     reason: Reason = "",
+    expect: Expect = 0,
     model: Model = "",
     target: Target = None,
     config: Config = None,
@@ -648,13 +651,14 @@ def rollback(
     Example: `plaudit rollback --reason "complaints about sums"`
     """
     with client(read_settings(config, data_dir), target) as server:
-        _print_rollout(server.rollback(reason=reason, model=model), as_json)
+        output.print_rollout(server.rollback(reason=reason, model=model, expected_generation=expect), as_json)
 
 
 @app.command()
 def pin(
     number: Annotated[int, typer.Argument(metavar="N", min=1, help="The version to make live and keep.")],
     reason: Reason = "",
+    expect: Expect = 0,
     model: Model = "",
     target: Target = None,
     config: Config = None,
@@ -666,12 +670,13 @@ def pin(
     Example: `plaudit pin 3 --reason "audit until Friday"`
     """
     with client(read_settings(config, data_dir), target) as server:
-        _print_rollout(server.pin(number, reason=reason, model=model), as_json)
+        output.print_rollout(server.pin(number, reason=reason, model=model, expected_generation=expect), as_json)
 
 
 @app.command()
 def unpin(
     reason: Reason = "",
+    expect: Expect = 0,
     model: Model = "",
     target: Target = None,
     config: Config = None,
@@ -683,7 +688,10 @@ def unpin(
     Example: `plaudit unpin`
     """
     with client(read_settings(config, data_dir), target) as server:
-        _print_rollout(server.unpin(reason=reason, model=model), as_json)
+        output.print_rollout(server.unpin(reason=reason, model=model, expected_generation=expect), as_json)
+
+
+app.add_typer(canary.app, name="canary")
 
 
 # --- small things ----------------------------------------------------------------------------------------------------
@@ -756,7 +764,3 @@ def _implicit(prediction_id: str, kind: str, options: feedback.FeedbackOptions) 
         return feedback.implicit(prediction_id, kind, **options)  # type: ignore[arg-type]  # it checks the kind itself
     except ClientError as error:
         raise typer.BadParameter(error.message, param_hint="--implicit") from error
-
-
-def _print_rollout(rollout: Rollout, as_json: bool) -> None:
-    output.print_json(rollout) if as_json else output.print_rollout(rollout)

@@ -31,6 +31,15 @@ ConsolePort = Annotated[
     int | None, typer.Option(help="Serve a page to try the model and watch the loop on this port of this machine.")
 ]
 Reason = Annotated[str, typer.Option("--reason", help="Why, in one sentence; kept with the change.")]
+Expect = Annotated[
+    int,
+    typer.Option(
+        "--expect",
+        metavar="GENERATION",
+        min=0,
+        help="Refuse if somebody has changed the rollout since this generation (`plaudit versions` shows it).",
+    ),
+]
 
 
 def read_settings(config: Path | None, data_dir: Path | None, flags: Mapping[str, Any] | None = None) -> Settings:

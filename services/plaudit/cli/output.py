@@ -126,6 +126,60 @@ def print_versions(listed: Versions) -> None:
     print_rollout(listed.rollout)
 
 
+def print_trial(trial: Mapping[str, Any]) -> None:
+    """What is known of one trial."""
+    where = "requests, in the shadow" if trial["shadow"] else "users"
+    verdict = trial["verdict"] or "under way"
+    out.print(f"trial of version {trial['version']} with {trial['share']:.0%} of the {where}: {verdict}")
+    out.print(f"  begun by {trial['actor']} {_time(trial['started_at_s'])}")
+    if trial.get("ended_at_s") is not None:
+        out.print(f"  ended {_time(trial['ended_at_s'])}")
+    if not trial["shadow"] or trial["verdict"]:
+        out.print(f"  {trial['why']}")
+    arms = ("live",) if trial["shadow"] else ("live", "candidate")
+    rows = [
+        (
+            arm,
+            str(trial["answers"][arm]["answered"]),
+            str(trial["answers"][arm]["failed"]),
+            _ms(trial["answers"][arm]["p50_s"]),
+            _ms(trial["answers"][arm]["p95_s"]),
+            str(trial["satisfaction"][arm]["n"]),
+            _percent(trial["satisfaction"][arm]["mean"]),
+        )
+        for arm in arms
+    ]
+    _print_table(("arm", "answers", "failed", "median", "95 %", "judged", "satisfied"), rows, indent="  ")
+    if trial["shadow"]:
+        _print_shadowed(trial["shadowed"])
+        return
+    out.print(
+        f"  evidence: {trial['e_value_gain']:.3g} for a gain, {trial['e_value_harm']:.3g} for harm, "
+        f"{trial['e_value_errors']:.3g} for more failures, {trial['e_value_latency']:.3g} for more late answers"
+    )
+    slices = [
+        (
+            each["name"],
+            *(f"{_percent(each['satisfaction'][arm]['mean'])} of {each['satisfaction'][arm]['n']}" for arm in arms),
+            f"{each['e_value_harm']:.3g}, {each['proof']:.3g} is proof",
+        )
+        for each in trial["slices"]
+    ]
+    if slices:
+        _print_table(("input", *arms, "evidence for harm"), slices, indent="  ")
+
+
+def _print_shadowed(shadowed: Mapping[str, Any]) -> None:
+    kl = "-" if shadowed["kl_nats"] is None else f"{shadowed['kl_nats']:.4f} nats"
+    out.print(
+        f"  in the shadow: {shadowed['n']} computed, {shadowed['failed']} failed, {shadowed['dropped']} dropped; "
+        f"agreement {_percent(shadowed['agreement'])}, KL {kl}, {_ms(shadowed['mean_s'])} on average, "
+        f"{_ms(shadowed['slowest_s'])} at most"
+    )
+    if shadowed["last_failure"]:
+        out.print(f"  its last failure: {shadowed['last_failure']}")
+
+
 def print_version(version: Version) -> None:
     """Everything known about it, section by section."""
     out.print(f"version {version.version}")
@@ -138,6 +192,9 @@ def print_version(version: Version) -> None:
             _print_table(table.header, table.rows, indent="  ")
         for remark in section.remarks:
             out.print(f"  {remark}")
+    if version.trial is not None:
+        out.print("\nOn trial")
+        print_trial(version.trial)
 
 
 def print_differences(before: int, after: int, ancestry: Sequence[int], found: Sequence[lineage.Difference]) -> None:
@@ -151,12 +208,19 @@ def print_differences(before: int, after: int, ancestry: Sequence[int], found: S
     _print_table(("field", f"version {before}", f"version {after}"), rows)
 
 
-def print_rollout(rollout: Rollout) -> None:
+def print_rollout(rollout: Rollout, as_json: bool = False) -> None:
+    if as_json:
+        print_json(rollout)
+        return
     live = f"version {rollout.live} is live" if rollout.live else "no version is live"
     pinned = ", pinned" if rollout.pinned else ""
     because = f" ({rollout.reason})" if rollout.reason else ""
     by = f", set by {rollout.actor} {_time(rollout.changed_at_s)}{because}" if rollout.generation else ""
     out.print(f"model {rollout.model}: {live}{pinned}{by}")
+    if rollout.candidate is not None:
+        where = "requests, in the shadow" if rollout.shadow else "users"
+        out.print(f"version {rollout.candidate} is on trial with {rollout.candidate_share:.0%} of the {where}")
+    out.print(f"generation {rollout.generation}")
 
 
 def print_event(event: Mapping[str, Any]) -> None:
@@ -204,6 +268,14 @@ def _time(time_s: float | None) -> str:
     if time_s is None:
         return "-"
     return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _ms(duration_s: float | None) -> str:
+    return "-" if duration_s is None else f"{1e3 * duration_s:.3g} ms"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
 
 
 def _number(number: int | None) -> str:

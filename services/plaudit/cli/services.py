@@ -39,7 +39,7 @@ async def serve(settings: Settings, report: Report, *, share_port: bool = False)
     with contextlib.closing(compose.serving_log(settings)) as log, _signals() as stopping:
         server = compose.inference_server(settings, log, share_port=share_port)
         await asyncio.to_thread(server.start)
-        _collect_garbage_seldom()
+        collect_garbage_seldom()
         host = settings.serving.host
         report({"event": "ready", "address": address(host, server.port), "metrics": address(host, server.metrics_port)})
         await stopping.wait()
@@ -56,8 +56,12 @@ def _keep_little_memory() -> None:
         library.mallopt(_M_TRIM_THRESHOLD, _KEPT_FREE_BYTES)
 
 
-def _collect_garbage_seldom() -> None:
-    """Requests make no cycles but where something fails; looking for them every 700 objects costs 4 % of the rate."""
+def collect_garbage_seldom() -> None:
+    """Once all is built: what makes no cycles needs no search for them.
+
+    Requests and records make none but where something fails; a search every 700 objects costs 4 % of the requests' rate
+    and 12 % of the learner's.
+    """
     gc.collect()
     gc.freeze()  # what there is now stays
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, 20, 20)
@@ -133,6 +137,7 @@ def _learn(settings: Settings, model: str, report: Report, stop: threading.Event
         contextlib.closing(compose.learner(settings, model, log, store, registry)) as learner,
         _metrics_port(settings, registry) as port,
     ):
+        collect_garbage_seldom()
         report({"event": "ready", "metrics": address(settings.learner.host, port)})
         learner.run(stop)
 

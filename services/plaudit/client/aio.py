@@ -193,6 +193,24 @@ class AsyncClient:
         """Let the learner change what is live again."""
         return await self._invoke(calls.pin(None, **options), timeout_s)
 
+    async def start_canary(
+        self,
+        number: int,
+        share: float,
+        *,
+        shadow: bool = False,
+        timeout_s: float | None = None,
+        **options: Unpack[ChangeOptions],
+    ) -> Rollout:
+        """Try a version out with a share of the users; in the shadow, behind a share of the requests."""
+        return await self._invoke(calls.start_canary(number, share, shadow=shadow, **options), timeout_s)
+
+    async def stop_canary(
+        self, number: int | None = None, *, timeout_s: float | None = None, **options: Unpack[ChangeOptions]
+    ) -> Rollout:
+        """End the trial of a version, or whichever is under way; the live version serves everybody again."""
+        return await self._invoke(calls.stop_canary(number, **options), timeout_s)
+
     # --- how it waits ------------------------------------------------------------------------------------------------
 
     async def _invoke(self, call: Call[Result], timeout_s: float | None) -> Result:

@@ -69,7 +69,7 @@ class PredictOptions(TypedDict, total=False):
 
 
 class ChangeOptions(TypedDict, total=False):
-    """What ``promote``, ``rollback``, ``pin`` and ``unpin`` take by keyword.
+    """What ``promote``, ``rollback``, ``pin``, ``unpin`` and the canary's take by keyword.
 
     Attributes:
         reason: why, in one sentence.
@@ -140,7 +140,10 @@ def versions(model: str) -> Call[results.Versions]:
 def version(number: int, model: str) -> Call[results.Version]:
     request = model_pb2.GetVersionRequest(model=model, version=number)
     return Call(
-        _MODEL + "GetVersion", request, model_pb2.GetVersionResponse, lambda message: results.version(message.version)
+        _MODEL + "GetVersion",
+        request,
+        model_pb2.GetVersionResponse,
+        lambda message: results.version(message.version, message.trial_json),
     )
 
 
@@ -181,6 +184,47 @@ def pin(
         reason=reason,
     )
     return Call(_MODEL + "Pin", request, model_pb2.PinResponse, _rollout, admin=True)
+
+
+def start_canary(
+    number: int,
+    share: float,
+    *,
+    shadow: bool = False,
+    reason: str = "",
+    actor: str | None = None,
+    expected_generation: int = 0,
+    model: str = "",
+) -> Call[results.Rollout]:
+    request = model_pb2.StartCanaryRequest(
+        model=model,
+        version=number,
+        share=share,
+        shadow=shadow,
+        expected_generation=expected_generation,
+        actor=_actor(actor),
+        reason=reason,
+    )
+    return Call(_MODEL + "StartCanary", request, model_pb2.StartCanaryResponse, _rollout, admin=True)
+
+
+def stop_canary(
+    number: int | None,
+    *,
+    reason: str = "",
+    actor: str | None = None,
+    expected_generation: int = 0,
+    model: str = "",
+) -> Call[results.Rollout]:
+    """None stops whichever trial is under way."""
+    request = model_pb2.StopCanaryRequest(
+        model=model,
+        version=number or 0,
+        expected_generation=expected_generation,
+        actor=_actor(actor),
+        reason=reason,
+    )
+    return Call(_MODEL + "StopCanary", request, model_pb2.StopCanaryResponse, _rollout, admin=True)
 
 
 def _rollout(message: Any) -> results.Rollout:

@@ -102,6 +102,7 @@ class Version:
     Attributes:
         reason: why it was made, in one sentence.
         manifest: everything known about it: spec, digests, data range, metrics, gate evidence.
+        trial: how its latest trial stands or ended; None if there was none, or where versions are listed.
     """
 
     version: int
@@ -111,6 +112,7 @@ class Version:
     created_at_s: float | None
     reason: str
     manifest: Mapping[str, Any]
+    trial: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,8 @@ class Rollout:
         previous: what ``rollback`` returns to.
         gated: the last version that passed the gate.
         candidate: the version on trial, serving ``candidate_share`` of the users.
+        shadow: it serves nobody; it is computed behind that share of the requests, and logged.
+        trial: the generation with which the trial began.
     """
 
     model: str
@@ -135,6 +139,8 @@ class Rollout:
     changed_at_s: float | None
     reason: str
     actor: str
+    shadow: bool = False
+    trial: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +186,7 @@ def receipt(message: feedback_pb2.Receipt) -> Receipt:
     )
 
 
-def version(message: model_pb2.Version) -> Version:
+def version(message: model_pb2.Version, trial_json: str = "") -> Version:
     return Version(
         version=message.version,
         digest=message.digest,
@@ -189,6 +195,7 @@ def version(message: model_pb2.Version) -> Version:
         created_at_s=_time_s(message, "created_at"),
         reason=message.reason,
         manifest=json.loads(message.manifest_json or "{}"),
+        trial=json.loads(trial_json) if trial_json else None,
     )
 
 
@@ -205,6 +212,8 @@ def rollout(message: model_pb2.Rollout) -> Rollout:
         changed_at_s=_time_s(message, "changed_at"),
         reason=message.reason,
         actor=message.actor,
+        shadow=message.shadow,
+        trial=message.trial or None,
     )
 
 

@@ -13,6 +13,10 @@ PlauditError
 │   ├── NoPreviousVersion
 │   ├── StoreMoved              another learner was faster, or has taken over
 │   ├── WrongStore              an experience store of another version of Plaudit
+│   ├── TrialUnderWay           one candidate at a time
+│   ├── NoTrial                 there is nothing to stop or to show
+│   ├── AlreadyLive             what serves everybody cannot be tried out
+│   ├── OtherContract           another version takes or gives other things than the live one
 │   └── VersionPinned
 ├── Overloaded              a bounded queue is full; try again later
 ├── Expired                 the deadline passed before the work began
@@ -20,6 +24,7 @@ PlauditError
 │   ├── NoLiveModel
 │   ├── Draining            the server is shutting down
 │   ├── LogUnavailable
+│   ├── RegistryUnavailable the registry is gone, or not what it was
 │   └── StoreUnavailable    the experience store could not save or read
 ├── Unauthorized            an admin call without the admin token
 │   └── WrongToken              with a wrong one
@@ -130,6 +135,38 @@ class VersionPinned(Conflict):
         super().__init__(f"version {version} is pinned; unpin it first")
 
 
+class TrialUnderWay(Conflict):
+    """Another version is on trial already."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"version: {version} is on trial already; stop that trial first (plaudit canary stop)")
+
+
+class NoTrial(Conflict):
+    """No version is on trial, or not the one that was meant."""
+
+    def __init__(self, meant: int, found: int | None) -> None:
+        which = f"version {meant} is not on trial" if meant else "no version is on trial"
+        super().__init__(f"version: {which}" + (f"; version {found} is" if found is not None and meant else ""))
+
+
+class AlreadyLive(Conflict):
+    """A version that is live cannot go on trial beside itself."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"version: {version} is live; it serves everybody, there is nothing to try out")
+
+
+class OtherContract(Conflict):
+    """A version takes or gives something else than the live one, so clients of the one would fail with the other."""
+
+    def __init__(self, version: int, live: int, difference: str) -> None:
+        super().__init__(
+            f"version: {version} is not what version {live} is to its clients: {difference}; "
+            "serve it under a model name of its own"
+        )
+
+
 class Overloaded(PlauditError):
     """A bounded queue is full."""
 
@@ -175,6 +212,13 @@ class StoreUnavailable(Unavailable):
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"the experience store is away, nothing was saved: {problem}")
+
+
+class RegistryUnavailable(Unavailable):
+    """The registry cannot be read or changed; what is loaded goes on serving."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"the registry is away, nothing was changed and what serves goes on: {problem}")
 
 
 class Unauthorized(PlauditError):

@@ -180,9 +180,77 @@ class RolloutChanged:
     time_s: float
     reason: str
     actor: str
+    shadow: bool = False
+    trial: int = 0
 
 
-Event = Decision | Feedback | DeadLetter | RolloutChanged
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """How one arm of a trial has answered.
+
+    Attributes:
+        failed: requests without an answer: errors of ours and deadlines that passed, not requests that were wrong.
+        latencies: answers by duration; see :mod:`plaudit_models.guards` for the buckets.
+    """
+
+    failed: int = 0
+    latencies: tuple[int, ...] = ()
+
+    @property
+    def answered(self) -> int:
+        return sum(self.latencies)
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowAnswer:
+    """What a version in the shadow made of a request that was answered without it.
+
+    Attributes:
+        prediction_id: of the answer that was shown.
+        action: the most probable one of the version in the shadow; "" if it failed.
+        agrees: whether it is the most probable one of the version that answered, too.
+        kl_nats: KL(shown ‖ shadow) of the two policies, in nats.
+        duration_s: of decoding and evaluating it, alone.
+        failure: why there is no answer; "" if there is one.
+    """
+
+    prediction_id: str
+    action: str
+    agrees: bool
+    kl_nats: float
+    duration_s: float
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialReport:
+    """What one inference service has seen of a trial since its last report.
+
+    Attributes:
+        replica: which service; drawn anew whenever it begins to see a trial.
+        number: of this report, counted by the replica from 1.
+        trial: the generation of the rollout with which the trial began.
+        version: the one on trial.
+        live, candidate: answers to users who were drawn for one or the other.
+        shadows: what was computed in the shadow.
+        dropped: what was not, because there was no time for it.
+        problem: why the version does not run there; "" if it does.
+    """
+
+    replica: str
+    number: int
+    model: str
+    trial: int
+    version: int
+    time_s: float
+    live: Answers = Answers()
+    candidate: Answers = Answers()
+    shadows: tuple[ShadowAnswer, ...] = ()
+    dropped: int = 0
+    problem: str = ""
+
+
+Event = Decision | Feedback | DeadLetter | RolloutChanged | TrialReport
 
 
 class Topic(StrEnum):
@@ -190,6 +258,7 @@ class Topic(StrEnum):
     FEEDBACK = "plaudit.feedback"
     DEAD_LETTER = "plaudit.dead-letter"
     VERSIONS = "plaudit.versions"
+    TRIALS = "plaudit.trials"
 
 
 def topic_of(event: Event) -> Topic:
@@ -202,6 +271,8 @@ def topic_of(event: Event) -> Topic:
             return Topic.DEAD_LETTER
         case RolloutChanged():
             return Topic.VERSIONS
+        case TrialReport():
+            return Topic.TRIALS
 
 
 def key_of(event: Event) -> str:
@@ -211,7 +282,7 @@ def key_of(event: Event) -> str:
             return event.prediction_id
         case DeadLetter():
             return event.source_position
-        case RolloutChanged():
+        case RolloutChanged() | TrialReport():
             return event.model
 
 
@@ -226,3 +297,5 @@ def event_id_of(event: Event) -> str:
             return f"{event.source_topic}:{event.source_position}"
         case RolloutChanged():
             return f"{event.model}:{event.generation}"
+        case TrialReport():
+            return f"{event.replica}:{event.number}"

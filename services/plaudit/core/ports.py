@@ -126,7 +126,8 @@ class EventLog(Protocol):
 class ModelRegistry(Protocol):
     """Immutable versions of one model and the rollout that says which of them serves.
 
-    Safe to use from several threads and processes.
+    Safe to use from several threads and processes. Where the storage is gone, what lists and changes raises
+    RegistryUnavailable.
     """
 
     @property
@@ -301,6 +302,20 @@ class Fates(Protocol):
 
     def fate(self, model: str, feedback_id: str) -> Fate | None:
         """None if no learner of that model has read it yet.
+
+        Raises:
+            StoreUnavailable: it cannot be told now.
+        """
+        ...
+
+
+class TrialRecords(Protocol):
+    """Where to ask what the learners made of trials. Safe to use from several threads."""
+
+    def trial(self, model: str, version: int) -> Mapping[str, Any] | None:
+        """How the latest trial of a version stands, or how it ended; None if there is none to tell of.
+
+        JSON-ready, as the learner reports it. ``verdict`` is None while it is under way.
 
         Raises:
             StoreUnavailable: it cannot be told now.

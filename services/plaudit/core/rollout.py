@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Any, Final
 
-from plaudit.core.errors import NoPreviousVersion, VersionPinned
+from plaudit.core.errors import AlreadyLive, NoPreviousVersion, NoTrial, TrialUnderWay, VersionPinned
+
+_NO_TRIAL: Final[Any] = {"candidate": None, "candidate_share": 0.0, "shadow": False, "trial": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,8 @@ class Rollout:
     previous: what rollback returns to.
     gated: the last version that passed the gate (or was put there by a person); head refreshes are compared with it.
     candidate: the version on trial, serving ``candidate_share`` of the users.
+    shadow: the candidate serves nobody; it is computed behind ``candidate_share`` of the requests, and logged.
+    trial: the generation with which the trial began; 0 if there is none.
     pinned: nothing but an unpin or another pin may change what is live.
     changed_at_s: UTC seconds since the epoch.
     reason: why, in one sentence.
@@ -33,6 +38,8 @@ class Rollout:
     gated: int | None = None
     candidate: int | None = None
     candidate_share: float = 0.0
+    shadow: bool = False
+    trial: int = 0
     pinned: bool = False
     changed_at_s: float = 0.0
     reason: str = ""
@@ -55,23 +62,42 @@ def promote(rollout: Rollout, version: int, change: Change) -> Rollout:
         VersionPinned: another version is pinned.
     """
     moved = _go_live(rollout, version, change)
-    return replace(moved, gated=version, candidate=None, candidate_share=0.0)
+    return replace(moved, gated=version, **_NO_TRIAL)
 
 
-def start_canary(rollout: Rollout, version: int, share: float, change: Change) -> Rollout:
+def start_canary(rollout: Rollout, version: int, share: float, change: Change, *, shadow: bool = False) -> Rollout:
     """Let ``version`` serve ``share`` of the users, in (0, 1), beside what is live.
 
+    Args:
+        shadow: it serves nobody, but is computed behind ``share`` of the requests, in (0, 1].
+
     Raises:
-        VersionPinned: a version is pinned.
+        VersionPinned: a version is pinned, and this one would serve.
+        TrialUnderWay: another trial is under way, or this one.
+        AlreadyLive: it serves everybody.
     """
-    if rollout.pinned and rollout.live is not None:
+    if rollout.pinned and rollout.live is not None and not shadow:
         raise VersionPinned(rollout.live)
-    return _next(rollout, change, candidate=version, candidate_share=share)
+    if rollout.candidate is not None:
+        raise TrialUnderWay(rollout.candidate)
+    if rollout.live == version:
+        raise AlreadyLive(version)
+    began = rollout.generation + 1
+    return _next(rollout, change, candidate=version, candidate_share=share, shadow=shadow, trial=began)
 
 
-def end_canary(rollout: Rollout, change: Change) -> Rollout:
-    """What is live serves everybody again."""
-    return _next(rollout, change, candidate=None, candidate_share=0.0)
+def end_canary(rollout: Rollout, change: Change, *, version: int = 0) -> Rollout:
+    """What is live serves everybody again.
+
+    Args:
+        version: the candidate that is meant; 0: whichever is on trial.
+
+    Raises:
+        NoTrial: it is not on trial.
+    """
+    if rollout.candidate is None or version not in (0, rollout.candidate):
+        raise NoTrial(version, rollout.candidate)
+    return _next(rollout, change, **_NO_TRIAL)
 
 
 def on_trial(rollout: Rollout, user_id: str) -> bool:
@@ -79,7 +105,7 @@ def on_trial(rollout: Rollout, user_id: str) -> bool:
 
     Nobody in particular (an empty id) is never on trial: it may be many.
     """
-    if rollout.candidate is None or not user_id:
+    if rollout.candidate is None or rollout.shadow or not user_id:
         return False
     drawn = hashlib.sha256(f"{rollout.model}\0{rollout.candidate}\0{user_id}".encode()).digest()
     return int.from_bytes(drawn[:8], "big") < rollout.candidate_share * 2**64
@@ -125,7 +151,7 @@ def rollback(rollout: Rollout, change: Change) -> Rollout:
 
 def pin(rollout: Rollout, version: int, change: Change) -> Rollout:
     """Make ``version`` live and keep it, whatever was pinned before."""
-    unpinned = replace(rollout, pinned=False, candidate=None, candidate_share=0.0)
+    unpinned = replace(rollout, pinned=False, **_NO_TRIAL)
     if rollout.live == version:
         return _next(unpinned, change, pinned=True)
     return replace(promote(unpinned, version, change), pinned=True)

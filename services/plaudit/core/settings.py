@@ -247,13 +247,36 @@ class GateSettings(_Section):
     """Experiences after which the verdict is "not enough evidence"."""
 
 
-class CanarySettings(_Section):
-    """[canary] Trials of fine-tuned versions that the gate could neither prove better nor worse."""
+class CanaryPolicy(_Section):
+    """How candidates of a model are tried out."""
 
     share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of the users that such a version serves, the same ones throughout; 0: it is never tried on users."""
+    """Share of the users, the same ones throughout, that a fine-tuned version serves which the gate could neither prove
+    better nor worse; 0: it is never tried on users, unless `plaudit canary start` does it."""
     max_events: Count = 5_000
     """Experiences after which a trial ends without proof, and live goes on serving everybody."""
+    promote: bool = True
+    """Make a candidate live that has proven better; otherwise its trial goes on until somebody ends it."""
+    error_margin: Share = 0.01
+    """How many more of the candidate's answers may fail than of live's, as a share of all, before it is withdrawn."""
+    slow_factor: Annotated[float, Field(ge=1.0)] = 2.0
+    """An answer is slow if it takes more than this many times the time within which 95 % of live's answers come."""
+    slow_margin: Share = 0.05
+    """How many more of the candidate's answers may be slow, as a share of all, before it is withdrawn."""
+
+
+class CanarySettings(CanaryPolicy):
+    """[canary] Trials: versions beside live, with a share of the users. [canary.models.NAME] has what is different for
+    one model."""
+
+    models: dict[str, CanaryPolicy] = Field(default_factory=dict)
+    """By model name, any of the settings above that are different for it."""
+
+    def of(self, model: str) -> CanaryPolicy:
+        """The policy of one model."""
+        own = self.models.get(model)
+        common = CanaryPolicy(**{name: getattr(self, name) for name in CanaryPolicy.model_fields})
+        return common if own is None else common.model_copy(update=own.model_dump(exclude_unset=True))
 
 
 class ConsoleSettings(_Section):

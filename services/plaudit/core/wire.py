@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from plaudit.core.errors import InvalidInput
 from plaudit.core.events import (
+    Answers,
     Content,
     Correction,
     DeadLetter,
@@ -27,11 +28,13 @@ from plaudit.core.events import (
     Retract,
     Role,
     RolloutChanged,
+    ShadowAnswer,
     Signal,
     TensorContent,
     TextContent,
     Thumb,
     Topic,
+    TrialReport,
 )
 from plaudit.v1 import content_pb2, events_pb2, feedback_pb2, prediction_pb2
 
@@ -164,6 +167,7 @@ _EVENT_TYPES: Final = {
     Topic.FEEDBACK: events_pb2.FeedbackEvent.DESCRIPTOR.full_name,
     Topic.DEAD_LETTER: events_pb2.DeadLetterEvent.DESCRIPTOR.full_name,
     Topic.VERSIONS: events_pb2.RolloutEvent.DESCRIPTOR.full_name,
+    Topic.TRIALS: events_pb2.TrialEvent.DESCRIPTOR.full_name,
 }
 
 
@@ -211,7 +215,11 @@ def encode_event(event: Event) -> bytes:
                 time_us=_to_us(event.time_s),
                 reason=event.reason,
                 actor=event.actor,
+                shadow=event.shadow,
+                trial=event.trial,
             ).SerializeToString()
+        case TrialReport():
+            return _trial_to_wire(event).SerializeToString()
 
 
 def decode_event(topic: Topic, payload: bytes) -> Event:
@@ -237,6 +245,8 @@ def decode_event(topic: Topic, payload: bytes) -> Event:
                 )
             case Topic.VERSIONS:
                 return _rollout_from_wire(events_pb2.RolloutEvent.FromString(payload))
+            case Topic.TRIALS:
+                return _trial_from_wire(events_pb2.TrialEvent.FromString(payload))
     except (DecodeError, InvalidInput) as error:
         raise UnreadableEvent(f"not a readable record of {topic}: {error}") from error
 
@@ -321,7 +331,73 @@ def _rollout_from_wire(message: events_pb2.RolloutEvent) -> RolloutChanged:
         time_s=message.time_us / 1e6,
         reason=message.reason,
         actor=message.actor,
+        shadow=message.shadow,
+        trial=message.trial,
     )
+
+
+def _trial_to_wire(report: TrialReport) -> events_pb2.TrialEvent:
+    return events_pb2.TrialEvent(
+        replica=report.replica,
+        number=report.number,
+        model=report.model,
+        trial=report.trial,
+        version=report.version,
+        time_us=_to_us(report.time_s),
+        live=_answers_to_wire(report.live),
+        candidate=_answers_to_wire(report.candidate),
+        shadows=[
+            events_pb2.ShadowAnswer(
+                prediction_id=each.prediction_id,
+                action=each.action,
+                agrees=each.agrees,
+                kl_nats=each.kl_nats,
+                duration_s=each.duration_s,
+                failure=each.failure,
+            )
+            for each in report.shadows
+        ],
+        dropped=report.dropped,
+        problem=report.problem,
+    )
+
+
+def _trial_from_wire(message: events_pb2.TrialEvent) -> TrialReport:
+    if not message.replica:
+        raise InvalidInput("replica", "is empty")
+    return TrialReport(
+        replica=message.replica,
+        number=message.number,
+        model=message.model,
+        trial=message.trial,
+        version=message.version,
+        time_s=message.time_us / 1e6,
+        live=_answers_from_wire(message.live, "live"),
+        candidate=_answers_from_wire(message.candidate, "candidate"),
+        shadows=tuple(
+            ShadowAnswer(
+                prediction_id=each.prediction_id,
+                action=each.action,
+                agrees=each.agrees,
+                kl_nats=each.kl_nats,
+                duration_s=each.duration_s,
+                failure=each.failure,
+            )
+            for each in message.shadows
+        ),
+        dropped=message.dropped,
+        problem=message.problem,
+    )
+
+
+def _answers_to_wire(answers: Answers) -> events_pb2.Answers:
+    return events_pb2.Answers(failed=answers.failed, latencies=answers.latencies)
+
+
+def _answers_from_wire(message: events_pb2.Answers, field: str) -> Answers:
+    if message.failed < 0 or any(count < 0 for count in message.latencies):
+        raise InvalidInput(field, "holds a negative count")
+    return Answers(message.failed, tuple(message.latencies))
 
 
 def contents_to_wire(content: Mapping[str, Content]) -> dict[str, content_pb2.Content]:

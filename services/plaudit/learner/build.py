@@ -9,7 +9,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from plaudit.core.ports import EventLog, ExperienceStore, JobLauncher, ModelRegistry, ModelRuntime
-from plaudit.core.settings import Settings
+from plaudit.core.settings import CanaryPolicy, Settings
 from plaudit.learner.description import TrainingPlan
 from plaudit.learner.finetune import Finetuning
 from plaudit.learner.loop import Learner
@@ -17,8 +17,8 @@ from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.pace import Pace
 from plaudit.learner.refresh import HeadMaker
 from plaudit.learner.status import STATUS, StatusFile
+from plaudit.learner.trials import TrialRules, Trials
 from plaudit.learner.versions import Versions
-from plaudit_models.canary import CanaryRules
 from plaudit_models.gate import GateRules
 from plaudit_models.improvement import HeadSettings
 from plaudit_models.preprocess import Limits
@@ -48,6 +48,16 @@ def build_learner(
     metrics = LearnerMetrics(metrics_registry)
     maker, rules, limits = head_maker(settings), gate_rules(settings), content_limits(settings)
     versions = Versions(registry, runtime, limits)
+    policy = settings.canary.of(registry.model)
+    trials = Trials(
+        log=log,
+        store=store,
+        registry=registry,
+        versions=versions,
+        rules=trial_rules(settings, policy),
+        metrics=metrics,
+        clock=clock,
+    )
     finetuning = None
     if settings.finetune.enabled:
         finetuning = Finetuning(
@@ -62,8 +72,8 @@ def build_learner(
             limits=limits,
             rules=rules,
             max_events=settings.gate.max_events,
-            canary=canary_rules(settings),
-            canary_max_events=settings.canary.max_events,
+            trials=trials,
+            canary_share=policy.share,
             metrics=metrics,
             clock=clock,
         )
@@ -86,6 +96,7 @@ def build_learner(
         rules=rules,
         pace=pace,
         work_dir=work_dir,
+        trials=trials,
         finetuning=finetuning,
         metrics=metrics,
         status=StatusFile(work_dir / STATUS),
@@ -126,13 +137,20 @@ def gate_rules(settings: Settings) -> GateRules:
     )
 
 
-def canary_rules(settings: Settings) -> CanaryRules | None:
-    """None where candidates are never tried on users."""
-    gate, share = settings.gate, settings.canary.share
-    if share == 0.0:
-        return None
-    return CanaryRules(
-        share=share, alpha=gate.alpha, margin=gate.margin, min_events=gate.min_events, user_cap=gate.user_cap
+def trial_rules(settings: Settings, policy: CanaryPolicy) -> TrialRules:
+    """What counts as proof is the gate's; the rest is ``policy``, the model's own."""
+    gate = settings.gate
+    return TrialRules(
+        alpha=gate.alpha,
+        margin=gate.margin,
+        slice_margin=gate.slice_margin,
+        min_events=gate.min_events,
+        max_events=policy.max_events,
+        user_cap=gate.user_cap,
+        error_margin=policy.error_margin,
+        slow_factor=policy.slow_factor,
+        slow_margin=policy.slow_margin,
+        promotes=policy.promote,
     )
 
 

@@ -22,7 +22,8 @@ from plaudit_models.policy import Float64
 def chances_of(
     rows: Sequence[Experience], candidate: int, live: int, store: ExperienceStore, versions: Versions
 ) -> Chances:
-    """Of the answer that each of n experiences got; NaN where a version or the content is gone.
+    """Of the answer that each of n experiences got; NaN where a version or the content is gone, or the answer
+    was not drawn (greedy).
 
     Whoever gave an answer logged its propensity; the other one is asked on its own trunk. Live moves by small steps
     while a trial lasts: for an answer of the candidate it is the version that answered the last user before who was
@@ -42,6 +43,7 @@ def chances_of(
     other = np.full(len(rows), np.nan)
     for number, places in asked.items():
         other[places] = _chance(number, [rows[i] for i in places], store, versions)
+    other[[row.served.greedy for row in rows]] = np.nan  # whatever its logged propensity pretends
     return Chances(np.where(by_candidate, propensity, other), np.where(by_candidate, other, propensity))
 
 

@@ -3,7 +3,7 @@
 A candidate is judged on experiences that came after its snapshot only: neither it nor its reward model has seen them.
 It is published when there is a verdict, with the evidence sealed in its manifest: also when it is rejected, so that
 people can look at it, but then it never serves. One that the gate found neither better nor worse goes on trial with a
-share of the users, where the settings allow it, and is promoted or withdrawn by what they say (the canary).
+share of the users, where the settings allow it, and is promoted or withdrawn by what they say (trials.py).
 Knows nothing about training, nor about where jobs run.
 """
 
@@ -17,15 +17,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import numpy as np
 import structlog
 
-from plaudit.core.experience import Experience
 from plaudit.core.ports import Changes, ExperienceStore, JobLauncher, JobState, ModelRegistry
 from plaudit.core.rollout import Change as RolloutChange
-from plaudit.core.rollout import Rollout, end_canary, on_trial, promote, start_canary
+from plaudit.core.rollout import Rollout, promote, start_canary
 from plaudit.core.runs import CANDIDATE, last_progress
-from plaudit.learner.chances import chances_of
 from plaudit.learner.compare import Compared, Policy, can_answer, compare, counts_as_proof, logged_policies
 from plaudit.learner.description import FEATURES, PARENT, STATE, JobDescription, TrainingPlan, read_features
 from plaudit.learner.evidence import stack
@@ -34,9 +31,9 @@ from plaudit.learner.progress import Progress
 from plaudit.learner.rebuild import features_on
 from plaudit.learner.refresh import HeadMaker, share, write_card
 from plaudit.learner.rollouts import ACTOR, move
+from plaudit.learner.trials import Trials
 from plaudit.learner.versions import OpenVersion, Versions, allowed_mask
 from plaudit_models.bundle import MANIFEST, TRUNK_FILES, CorruptBundle, Manifest, read_manifest
-from plaudit_models.canary import Canary, CanaryRules, canary_from_dict, new_canary
 from plaudit_models.features import features
 from plaudit_models.gate import Comparison, GateReport, GateRules, Verdict, comparison_from_dict, new_comparison
 from plaudit_models.preprocess import Limits
@@ -44,7 +41,6 @@ from plaudit_models.reward_model import RewardPosterior, RewardState, posterior,
 
 KEY: Final = "finetune"
 GATE: Final = "gate"
-CANARY: Final = "canary"
 
 _CHUNK: Final = 32
 """Experiences judged per step of the loop: a new trunk on that much content takes well under a refresh's time."""
@@ -67,7 +63,7 @@ class Tuning:
         phase: idle, a job is training, its candidate is at the gate, or it is on trial with a share of the users.
         run: name of the run folder.
         last_snapshot: number of the last experience when a job was last started.
-        position: number of the last experience that the gate, or the canary, has looked at.
+        position: number of the last experience that the gate has looked at.
         started_at_s: when the job or the trial began, UTC seconds since the epoch.
         version: the version on trial; 0 if there is none.
         outcomes: the latest ones, oldest first: run, outcome, why, version (if one was published), ended_at_s.
@@ -150,8 +146,8 @@ class Finetuning:
         limits: what content jobs decode.
         rules: of the gate.
         max_events: experiences after which the gate gives up.
-        canary: of the trial; None: there are no trials.
-        canary_max_events: experiences after which a trial ends without proof.
+        trials: judges what is tried out on users.
+        canary_share: of the users that try a candidate out; 0: there are no trials.
     """
 
     def __init__(
@@ -168,8 +164,8 @@ class Finetuning:
         limits: Limits,
         rules: GateRules,
         max_events: int,
-        canary: CanaryRules | None,
-        canary_max_events: int,
+        trials: Trials,
+        canary_share: float,
         metrics: LearnerMetrics,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -184,8 +180,8 @@ class Finetuning:
         self._limits = limits
         self._rules = rules
         self._max_events = max_events
-        self._canary_rules = canary
-        self._canary_max_events = canary_max_events
+        self._trials = trials
+        self._canary_share = canary_share
         self._metrics = metrics
         self._clock = clock
         self.load()
@@ -195,8 +191,6 @@ class Finetuning:
         self._tuning = tuning_from_bytes(self._store.recall(KEY))
         saved = self._store.recall(GATE)
         self._comparison = new_comparison(self._rules) if saved is None else comparison_from_dict(json.loads(saved))
-        trial = self._store.recall(CANARY)
-        self._canary: Canary | None = None if trial is None else canary_from_dict(json.loads(trial))
         self._candidate: _Candidate | None = None
         self._backlog = False
         self._off = ""
@@ -222,7 +216,7 @@ class Finetuning:
             case "gating":
                 self._judge(progress)
             case "canary":
-                self._watch_canary(progress)
+                self._watch_canary()
 
     def cancel(self) -> None:
         """End the job that is running, if any; it is recorded as failed."""
@@ -243,8 +237,9 @@ class Finetuning:
             report["progress"] = last_progress(self._run_dir)
         if self._tuning.phase == "gating":
             report["gate"] = self._comparison.report().to_dict()
-        if self._canary is not None:
-            report["canary"] = {"version": self._tuning.version, "n": sum(self._canary.n), "why": self._canary.reason()}
+        if self._tuning.phase == "canary":
+            begun = {"version": self._tuning.version, "n": 0, "why": "nobody has said anything yet"}
+            report["canary"] = self._trials.report() or begun
         return report
 
     @property
@@ -370,7 +365,7 @@ class Finetuning:
             why += self._promote(published.version, f"passed the gate: {why}")
         self._metrics.gate_verdicts.labels(verdict).inc()
         _log.info("gate", verdict=verdict, version=published.version, run=self._tuning.run, why=why)
-        if verdict == "insufficient" and self._begin_canary(published.version, progress):
+        if verdict == "insufficient" and self._begin_canary(published.version):
             return
         self._end(verdict, why, version=published.version)
 
@@ -391,76 +386,36 @@ class Finetuning:
 
     # --- the canary --------------------------------------------------------------------------------------------------
 
-    def _begin_canary(self, version: int, progress: Progress) -> bool:
-        """Put a candidate on trial; False if there are no trials, or a version is pinned."""
-        rules = self._canary_rules
-        if rules is None:
+    def _begin_canary(self, version: int) -> bool:
+        """Put a candidate on trial; False if there are no trials, another one is under way, or a version is pinned."""
+        share = self._canary_share
+        if share == 0.0:
             return False
-        now_s = self._clock()
-        change = RolloutChange(ACTOR, now_s, f"version {version} is tried out with {rules.share:.0%} of the users")
+        change = RolloutChange(ACTOR, self._clock(), f"version {version} is tried out with {share:.0%} of the users")
 
         def transition(rollout: Rollout) -> Rollout | None:
-            if rollout.pinned or rollout.candidate == version:
+            if rollout.pinned or rollout.candidate is not None:
                 return None
-            return start_canary(rollout, version, rules.share, change)
+            return start_canary(rollout, version, share, change)
 
         move(self._registry, transition)
         if self._registry.rollout().candidate != version:
             return False
-        self._canary = new_canary(rules)
-        self._remember(
-            replace(self._tuning, phase="canary", version=version, position=progress.last_number, started_at_s=now_s)
-        )
-        _log.info("canary", version=version, share=rules.share)
+        self._remember(replace(self._tuning, phase="canary", version=version, started_at_s=change.time_s))
         return True
 
-    def _watch_canary(self, progress: Progress) -> None:
-        """Count the next experiences of the trial; promote or withdraw when the evidence is in."""
-        assert self._canary is not None
-        version = self._tuning.version
-        rollout = self._registry.rollout()
-        if rollout.candidate != version:
-            outcome: Verdict = "promote" if rollout.live == version else "insufficient"
-            self._end_canary(outcome, f"{rollout.actor} ended the trial: {rollout.reason}")
+    def _watch_canary(self) -> None:
+        """Wait for the end of the trial (trials.py)."""
+        version, trial = self._tuning.version, self._trials.trial
+        if self._registry.rollout().candidate == version or (trial is not None and trial.version == version):
             return
-        chunk = self._store.experiences(after=self._tuning.position, up_to=progress.last_number, limit=_CHUNK)
-        self._backlog = len(chunk) == _CHUNK
-        rows = [e for e in chunk if self._is_of_trial(e, rollout)]
-        if rows:
-            self._canary = self._canary.update(
-                np.array([e.reward for e in rows], np.float64),
-                np.array([e.served.version == version for e in rows]),
-                [e.served.user_id for e in rows],
-                n_users=progress.n_users,
-                chances=chances_of(rows, version, rollout.live or 0, self._store, self._versions),
+        outcome = self._trials.outcome(version)
+        if outcome is None:  # it was begun and ended between two looks
+            self._end(
+                "insufficient", "the trial was ended before anything was seen of it", version=self._tuning.version
             )
-        if chunk:
-            self._remember(replace(self._tuning, position=chunk[-1].number))
-        finding = self._canary.finding()
-        if finding == "gain":
-            why = self._canary.reason()
-            self._end_canary("promote", why + self._promote(version, f"passed the canary: {why}"))
-        elif finding == "harm" or self._canary.tally.seen >= self._canary_max_events:
-            why = self._canary.reason()
-            change = RolloutChange(ACTOR, self._clock(), f"version {version} is withdrawn: {why}")
-            move(self._registry, lambda r: end_canary(r, change) if r.candidate == version else None)
-            self._end_canary("reject" if finding == "harm" else "insufficient", why)
-
-    def _is_of_trial(self, experience: Experience, rollout: Rollout) -> bool:
-        """Served after the trial began, to somebody, by the version that the draw says."""
-        served = experience.served
-        return (
-            not experience.set_aside
-            and counts_as_proof(experience)
-            and served.time_s >= self._tuning.started_at_s
-            and served.user_id != ""
-            and on_trial(rollout, served.user_id) == (served.version == self._tuning.version)
-        )
-
-    def _end_canary(self, verdict: Verdict, why: str) -> None:
-        self._metrics.canary_verdicts.labels(verdict).inc()
-        _log.info("canary ended", verdict=verdict, version=self._tuning.version, why=why)
-        self._end(verdict, why, version=self._tuning.version)
+        else:
+            self._end(outcome["verdict"], outcome["why"], version=self._tuning.version)
 
     def _promote(self, version: int, why: str) -> str:
         """Make it live; says so where that could not be done."""
@@ -487,7 +442,6 @@ class Finetuning:
         outcomes = (*self._tuning.outcomes, entry)[-_HISTORY:]
         self._comparison = new_comparison(self._rules)
         self._candidate = None
-        self._canary = None
         self._backlog = False
         self._metrics.gate_n.set(0)
         self._remember(replace(self._tuning, phase="idle", run="", version=0, outcomes=outcomes))
@@ -495,11 +449,9 @@ class Finetuning:
             shutil.rmtree(run_dir / leftover, ignore_errors=True)
 
     def _remember(self, tuning: Tuning, also: Changes | None = None) -> None:
-        memory: dict[str, bytes | None] = {KEY: tuning.to_bytes(), GATE: None, CANARY: None}
+        memory: dict[str, bytes | None] = {KEY: tuning.to_bytes(), GATE: None}
         if tuning.phase == "gating":
             memory[GATE] = json.dumps(self._comparison.to_dict()).encode()
-        if tuning.phase == "canary" and self._canary is not None:
-            memory[CANARY] = json.dumps(self._canary.to_dict()).encode()
         self._store.save(replace(also or Changes(), memory=memory))
         self._tuning = tuning
 

@@ -1,8 +1,8 @@
 """The learner: takes in what the log says; where it leads, learns, refreshes the head, and takes back what does harm.
 
 One step, top to bottom: read (reading.py) → learn (learning.py) → act on the running comparison (comparing.py) →
-refresh the head if due (refreshing.py) → fine-tuning (finetune.py). Any number of learners read; the store lets one of
-them lead, and when that one is gone another begins from what was saved.
+refresh the head if due (refreshing.py) → trials (trials.py) → fine-tuning (finetune.py). Any number of learners read;
+the store lets one of them lead, and when that one is gone another begins from what was saved.
 
 Imports no torch; fine-tuning happens in a job of its own.
 """
@@ -35,6 +35,7 @@ from plaudit.learner.refresh import HeadMaker
 from plaudit.learner.refreshing import Refreshing
 from plaudit.learner.running import Running
 from plaudit.learner.status import StatusFile
+from plaudit.learner.trials import Trials
 from plaudit.learner.versions import Versions
 from plaudit_models.bundle import Manifest
 from plaudit_models.gate import GateRules
@@ -61,6 +62,7 @@ class Learner:
         rules: of the running comparison.
         pace: when it does what.
         work_dir: for folders in the making; best on the registry's file system.
+        trials: watches candidates that are tried out.
         finetuning: starts and judges fine-tuning jobs; None: there are none.
         metrics: where to count.
         status: where to say how things stand.
@@ -78,6 +80,7 @@ class Learner:
         rules: GateRules,
         pace: Pace,
         work_dir: Path,
+        trials: Trials,
         finetuning: Finetuning | None,
         metrics: LearnerMetrics,
         status: StatusFile | None = None,
@@ -85,6 +88,7 @@ class Learner:
     ) -> None:
         self._store = store
         self._registry = registry
+        self._trials = trials
         self._finetuning = finetuning
         self._metrics = metrics
         self._status = status
@@ -173,6 +177,7 @@ class Learner:
     def close(self) -> None:
         """Let go of the log. A fine-tuning job goes on, and is found again by the next leader."""
         self._reading.close()
+        self._trials.close()
 
     # --- what is remembered ------------------------------------------------------------------------------------------
 
@@ -192,6 +197,7 @@ class Learner:
             self._knowledge.load()
             self._contexts.clear()
             self._refreshing.load()
+            self._trials.load()
             if self._finetuning is not None:
                 self._finetuning.load()
             _log.info("leads", experiences=self._knowledge.progress.experiences)
@@ -224,13 +230,14 @@ class Learner:
             "pending": progress.pending,
             "satisfaction_recent": self._learning.satisfaction,
             "comparison": self._knowledge.running.comparison.report().to_dict(),
+            "canary": self._trials.report(),
             "finetune": None if self._finetuning is None else self._finetuning.report(),
         }
 
     @property
     def busy(self) -> bool:
         """Whether there is more to do without anything new in the log."""
-        return self._behind or (self._finetuning is not None and self._finetuning.busy)
+        return self._behind or self._trials.busy or (self._finetuning is not None and self._finetuning.busy)
 
     @property
     def leading(self) -> bool:
@@ -278,6 +285,9 @@ class Learner:
         self._follow()
         if self._live is not None:
             self._refreshing.step(self._live, self._rollout, caught_up=not self._behind)
+            self._follow()
+        if self._live is not None and self._rollout is not None:
+            self._trials.step(self._rollout, self._knowledge.progress)
             self._follow()
         if self._finetuning is not None and self._live is not None:
             self._finetuning.step(self._live, self._knowledge.progress)

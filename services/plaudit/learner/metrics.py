@@ -52,6 +52,11 @@ class LearnerMetrics:
         self.job_running = gauge("job_running", "1 while a fine-tuning job runs.")
         self.gate_verdicts = counter("gate_verdicts_total", "Verdicts on fine-tuned versions.", "verdict")
         self.canary_verdicts = counter("canary_verdicts_total", "Ends of trials with a share of the users.", "verdict")
+        self.candidate_version = gauge("candidate_version", "The version on trial; 0 if none.")
+        self.canary_e_value = gauge("canary_e_value", "Evidence in the trial under way, by claim.", "claim")
+        for claim in ("gain", "harm", "errors", "latency"):
+            self.canary_e_value.labels(claim).set(1.0)
+        self.canary_n = gauge("canary_experiences", "Experiences that the trial under way has counted.")
         self.gate_n = gauge("gate_experiences", "Experiences that the gate has counted for the present candidate.")
         self.live_version = gauge("live_version", "The version that serves; 0 if none.")
         self.gated_version = gauge("gated_version", "The version that refreshes are compared with; 0 if none.")

@@ -33,7 +33,7 @@ def best_batch(
     overhead_s: float = _OVERHEAD_S,
     clock_s: Callable[[], float] = time.perf_counter,
 ) -> int:
-    """The smallest batch size that is within 3 % of the best time per request.
+    """The smallest batch size that is within 1 % of the best time per request.
 
     Args:
         run: evaluates a batch of that many rows.

@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 
 from plaudit.core.errors import LogUnavailable
-from plaudit.core.events import Decision, RolloutChanged
+from plaudit.core.events import Decision, RolloutChanged, TrialReport
 from plaudit.core.ports import EventLog
 from plaudit.serving.metrics import ServingMetrics
 
@@ -24,6 +24,8 @@ _LINGER_S: Final = 0.05
 """How long a decision may wait for company: a commit costs the same for one and for many."""
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 2.0
+
+Recorded = Decision | RolloutChanged | TrialReport
 
 logger = structlog.get_logger(__name__)
 
@@ -42,7 +44,7 @@ class DecisionRecorder:
         self._log = log
         self._metrics = metrics
         self._queue_limit = queue_limit
-        self._queue: SimpleQueue[Decision | RolloutChanged | None] = SimpleQueue()
+        self._queue: SimpleQueue[Recorded | None] = SimpleQueue()
         self._closing = threading.Event()
         self._give_up_s = math.inf
         self._thread = threading.Thread(target=self._work, name="decision-recorder", daemon=True)
@@ -50,7 +52,7 @@ class DecisionRecorder:
     def start(self) -> None:
         self._thread.start()
 
-    def record(self, event: Decision | RolloutChanged) -> None:
+    def record(self, event: Recorded) -> None:
         """Returns at once."""
         if self._queue.qsize() >= self._queue_limit:
             # Not written to the service's own log: that would fill as fast as requests come.
@@ -83,7 +85,7 @@ class DecisionRecorder:
                 batch.append(following)
             self._append(batch)
 
-    def _append(self, batch: Sequence[Decision | RolloutChanged]) -> None:
+    def _append(self, batch: Sequence[Recorded]) -> None:
         pause_s = _FIRST_PAUSE_S
         while time.monotonic() < self._give_up_s:
             try:
@@ -102,5 +104,5 @@ class DecisionRecorder:
         self._metrics.decisions_dropped.inc(_decisions(batch))
 
 
-def _decisions(events: Sequence[Decision | RolloutChanged]) -> int:
+def _decisions(events: Sequence[Recorded]) -> int:
     return sum(isinstance(event, Decision) for event in events)

@@ -10,17 +10,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
 from plaudit.core.errors import NoLiveModel, NotFound, UnprovenVersion
-from plaudit.core.events import Role
+from plaudit.core.events import Role, TrialReport
 from plaudit.core.ports import ModelRegistry, ModelRuntime, ServableModel
 from plaudit.core.rollout import Rollout, on_trial
 from plaudit.serving.capacity import best_batch
 from plaudit.serving.metrics import ServingMetrics
+from plaudit.serving.trials import UNWATCHED, Trial
 from plaudit_models.bundle import CorruptBundle
 
 _FIRST_PAUSE_S: Final = 1.0
@@ -31,10 +33,11 @@ logger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """``retry_s`` is on the monotonic clock; ``pause_s`` the pause before it."""
+    """``retry_s`` is on the monotonic clock; ``pause_s`` the pause before it; ``proof`` what its proof found wrong."""
 
     retry_s: float
     pause_s: float
+    proof: str
 
 
 class LiveModel:
@@ -66,6 +69,8 @@ class LiveModel:
         self._clock = clock
         self._loaded: dict[int, ServableModel] = {}
         self._failures: dict[int, _Failure] = {}
+        self.trial: Trial | None = None
+        self._ended: list[Trial] = []
         self._trial: tuple[Rollout, ServableModel] | None = None
         self._problem = ""
         self._lock = threading.Lock()
@@ -84,6 +89,19 @@ class LiveModel:
         if trial is not None and on_trial(trial[0], user_id):
             return trial[1], Role.CANDIDATE
         return self.serving(), Role.LIVE
+
+    def watch(self, user_id: str) -> AbstractContextManager[None]:
+        """Around one request of this user: counts how it was answered, while a trial is under way."""
+        trial = self.trial
+        return UNWATCHED if trial is None else trial.watch(user_id)
+
+    def trial_reports(self, time_s: float) -> list[TrialReport]:
+        """What was seen of trials since the last time, of one that has ended meanwhile too."""
+        with self._lock:
+            trials, self._ended = self._ended, []
+            if self.trial is not None:
+                trials = [*trials, self.trial]
+        return [report for trial in trials if (report := trial.report(time_s)) is not None]
 
     @property
     def batch_cap(self) -> int:
@@ -130,7 +148,8 @@ class LiveModel:
             self._problem = ""
             moved = rollout.generation != self.rollout.generation
             candidate = self._get(rollout.candidate)
-            self._trial = None if candidate is None else (rollout, candidate)
+            self._trial = None if candidate is None or rollout.shadow else (rollout, candidate)
+            self._follow_trial(rollout, candidate)
             if self._serve(rollout) or moved:
                 self._release(rollout)
             self.rollout = rollout  # who watches hears of it once it serves here
@@ -149,6 +168,20 @@ class LiveModel:
             if version not in self._loaded:
                 self._loaded[version] = self._load(version)
                 self._failures.pop(version, None)
+
+    def _follow_trial(self, rollout: Rollout, candidate: ServableModel | None) -> None:
+        trial = self.trial
+        if trial is not None and trial.key != (rollout.trial, rollout.candidate):
+            self._ended.append(trial)
+            self.trial = trial = None
+        if rollout.candidate is None:
+            return
+        failure = self._failures.get(rollout.candidate)
+        problem = failure.proof if failure is not None and candidate is None else ""
+        if trial is None:
+            self.trial = Trial(rollout, candidate, problem)
+        else:
+            trial.candidate, trial.problem = candidate, problem
 
     def _serve(self, rollout: Rollout) -> bool:
         """True if another version serves now."""
@@ -184,7 +217,8 @@ class LiveModel:
                 self._failures.pop(version, None)
             except Exception as error:  # whatever is wrong with this version, the one that serves goes on
                 pause_s = _FIRST_PAUSE_S if failure is None else min(2 * failure.pause_s, _LONGEST_PAUSE_S)
-                self._failures[version] = _Failure(self._clock() + pause_s, pause_s)
+                proof = str(error) if isinstance(error, UnprovenVersion) else ""
+                self._failures[version] = _Failure(self._clock() + pause_s, pause_s, proof)
                 logger.error("version_not_loaded", model=self.name, version=version, problem=str(error))
         return self._loaded.get(version)
 

@@ -7,15 +7,24 @@ that fails its proof is refused before anybody is told to serve it, and once the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
-from plaudit.core.errors import InvalidInput, RolloutMoved, UnknownVersion, UnprovenVersion
+from plaudit.core.errors import (
+    InvalidInput,
+    OtherContract,
+    RegistryUnavailable,
+    RolloutMoved,
+    StoreUnavailable,
+    UnknownVersion,
+    UnprovenVersion,
+)
 from plaudit.core.events import RolloutChanged
-from plaudit.core.rollout import Change, Rollout, pin, promote, rollback, unpin
+from plaudit.core.ports import TrialRecords
+from plaudit.core.rollout import Change, Rollout, end_canary, pin, promote, rollback, start_canary, unpin
 from plaudit.serving.batcher import ANYBODY, Caller
 from plaudit.serving.catalog import ServedModels
 from plaudit.serving.decisions import DecisionRecorder
@@ -32,6 +41,7 @@ class Versions:
     """Args:
     recorder: where changes of the rollout are told.
     watch_interval_s: how often watchers look for a change.
+    trials: what learners make of trials; None: nothing is known of them.
     clock: UTC seconds since the epoch.
     """
 
@@ -41,11 +51,13 @@ class Versions:
         recorder: DecisionRecorder,
         *,
         watch_interval_s: float,
+        trials: TrialRecords | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._models = models
         self._recorder = recorder
         self._watch_interval_s = watch_interval_s
+        self._trials = trials
         self._clock = clock
 
     def all(self, model: str) -> tuple[Sequence[Manifest], Rollout]:
@@ -56,6 +68,58 @@ class Versions:
         """Raises UnknownModel, UnknownVersion, UnprovenVersion (its manifest is damaged)."""
         return _one(self._models.pick(model).live, version)
 
+    def trial(self, model: str, version: int) -> Mapping[str, Any] | None:
+        """How the latest trial of a version stands or ended; None if nothing is known. Raises UnknownModel."""
+        name = self._models.pick(model).live.name
+        try:
+            return None if self._trials is None else self._trials.trial(name, version)
+        except StoreUnavailable as error:  # what the manifest says can be shown all the same
+            logger.warning("trial_unknown", model=name, version=version, problem=str(error))
+            return None
+
+    def start_canary(
+        self, model: str, version: int, share: float, shadow: bool, expected: int, actor: str, reason: str
+    ) -> Rollout:
+        """Try ``version`` out beside the live one.
+
+        Args:
+            share: of the users that it serves, in (0, 1); in the shadow, of the requests, in (0, 1].
+            shadow: show its answers to nobody.
+            expected: as for :meth:`promote`.
+
+        Raises:
+            TrialUnderWay, AlreadyLive, OtherContract: nothing changed.
+            Exception: what :meth:`promote` raises.
+        """
+        _check_number(version)
+        if not (0.0 < share < 1.0 or (shadow and share == 1.0)):
+            raise InvalidInput("share", f"{share:g} is not in (0, {'1]' if shadow else '1)'}")
+        where = f"behind {share:.0%} of the requests" if shadow else f"with {share:.0%} of the users"
+        reason = reason or f"version {version} is tried out {where}"
+        return self._change(
+            model, expected, actor, reason, lambda now, how: start_canary(now, version, share, how, shadow=shadow)
+        )
+
+    def stop_canary(self, model: str, version: int, expected: int, actor: str, reason: str) -> Rollout:
+        """End a trial; live serves everybody again.
+
+        Args:
+            version: whose trial is meant; 0: whichever is under way.
+
+        Raises:
+            NoTrial: it is not on trial; nothing changed.
+            Exception: what :meth:`promote` raises.
+        """
+        if version < 0:
+            raise InvalidInput("version", f"{version} is not a version; 0 means whichever is on trial")
+        return self._change(
+            model,
+            expected,
+            actor,
+            reason or "the trial was stopped",
+            lambda now, how: end_canary(now, how, version=version),
+        )
+
     def promote(self, model: str, version: int, expected: int, actor: str, reason: str) -> Rollout:
         """Make ``version`` live.
 
@@ -63,10 +127,10 @@ class Versions:
             expected: the generation this was decided on; 0: whatever it is.
 
         Raises:
-            InvalidInput, UnknownModel, UnknownVersion, UnprovenVersion, VersionPinned, RolloutMoved: nothing changed.
+            InvalidInput, UnknownModel, UnknownVersion, UnprovenVersion, OtherContract, VersionPinned, RolloutMoved:
+                nothing changed.
         """
-        if version < 1:
-            raise InvalidInput("version", f"{version} is not a version; versions count from 1")
+        _check_number(version)
         reason = reason or f"version {version} was promoted"
         return self._change(model, expected, actor, reason, lambda now, how: promote(now, version, how))
 
@@ -113,6 +177,24 @@ class Versions:
         return rollout
 
 
+def _check_number(version: int) -> None:
+    if version < 1:
+        raise InvalidInput("version", f"{version} is not a version; versions count from 1")
+
+
+def _check_contract(live: LiveModel, before: Rollout, after: Rollout) -> None:
+    """What is to serve must take what the live version takes, or its clients would fail."""
+    if before.live is None:
+        return
+    present = live.current
+    ours = _one(live, before.live) if present is None else present.manifest
+    for version in {after.live, after.candidate} - {before.live, before.previous, before.gated, None}:
+        assert version is not None
+        difference = ours.spec.difference(_one(live, version).spec)
+        if difference:
+            raise OtherContract(version, before.live, difference)
+
+
 def _all(live: LiveModel) -> tuple[Sequence[Manifest], Rollout]:
     manifests = []
     for version in live.registry.versions():
@@ -136,11 +218,17 @@ def _apply(live: LiveModel, expected: int, change: Change, transition: Callable[
     """Where any generation will do, a change that somebody else overtook is made again on the new one."""
     for _ in range(_ATTEMPTS):
         present = live.registry.rollout()
+        if present.generation < live.rollout.generation:
+            raise RegistryUnavailable(
+                f"it is at generation {present.generation} and was at {live.rollout.generation}; put it back as it was"
+            )
         if expected not in (0, present.generation):
             break
         rollout = transition(present, change)
-        if rollout.live is not None and rollout.live != present.live:
-            live.prepare(rollout.live)
+        _check_contract(live, present, rollout)
+        for version in (rollout.live, rollout.candidate):
+            if version is not None and version not in (present.live, present.candidate):
+                live.prepare(version)
         try:
             live.registry.set_rollout(rollout)
         except RolloutMoved:

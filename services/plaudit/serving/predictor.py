@@ -29,6 +29,7 @@ from plaudit.serving.evaluation import Evaluated, Question
 from plaudit.serving.explain import shapley, subsets
 from plaudit.serving.live_model import LiveModel
 from plaudit.serving.metrics import ServingMetrics
+from plaudit.serving.trials import UNWATCHED, Shadow, Shown
 from plaudit_models.policy import Bool, Float32, Float64
 from plaudit_models.preprocess import Limits
 from plaudit_models.spec import ModelSpec
@@ -149,6 +150,7 @@ class Predictor:
         self._limits = limits
         self._store_content = store_content
         self._decoders = threading.Semaphore(decoders)
+        self._shadow = Shadow(lambda content, model: decode_content(content, model, limits))
         self._clock = clock
 
     def predict(self, request: PredictionRequest, caller: Caller = ANYBODY) -> Prediction:
@@ -159,11 +161,13 @@ class Predictor:
             UnknownModel, NoLiveModel, Overloaded, Expired, Gone, Draining: as they say.
         """
         served = self._models.pick(request.model)
-        with served.admission.places():
+        with served.admission.places(), served.live.watch(request.user_id):
             found = self._find(request, served, caller)
             if not caller.takes():  # he left while it was computed, and will never know
                 raise Gone
             decided = self._decide(request, served.live, found.model, found.role, request.content, found.evaluated)
+        if served.live.trial is not None:
+            self._compare(served, found.model, found.allowed, [(request.content, decided)])
         return _prediction(request, served.live.name, found, decided.prediction_id)
 
     def preview(self, request: PredictionRequest, caller: Caller = ANYBODY) -> Prediction:
@@ -188,7 +192,8 @@ class Predictor:
             UnknownModel, NotFound, NoLiveModel, Overloaded, Expired, Gone, Draining: as they say.
         """
         served = self._models.pick(request.model)
-        with served.admission.places(len(request.rows)):
+        watched = served.live.watch(request.user_id) if request.version is None else UNWATCHED
+        with served.admission.places(len(request.rows)), watched:
             model, role = served.live.bound(request.version, request.user_id)
             allowed = _allowed(model.manifest.spec, request.allowed_actions)
             questions = [
@@ -206,7 +211,28 @@ class Predictor:
                 self._decide(request, served.live, model, role, row, each)
                 for row, each in zip(request.rows, evaluated, strict=True)
             ]
+        if served.live.trial is not None:
+            self._compare(served, model, allowed, list(zip(request.rows, answered, strict=True)))
         return RowsAnswer(model, role, answered)
+
+    def close(self) -> None:
+        """Compute nothing more in the shadow."""
+        self._shadow.close()
+
+    def _compare(
+        self,
+        served: ServedModel,
+        model: ServableModel,
+        allowed: Bool,
+        answered: Sequence[tuple[Mapping[str, Content], Answered]],
+    ) -> None:
+        """Let a version in the shadow, if there is one, make what it can of what was answered."""
+        trial = served.live.trial
+        if trial is None or not trial.rollout.shadow:
+            return
+        for content, answer in answered:
+            shown = Shown(answer.prediction_id, content, model, answer.probabilities, allowed)
+            self._shadow.answered(trial, shown, served.batcher.waiting)
 
     def _find(self, request: PredictionRequest, served: ServedModel, caller: Caller) -> _Found:
         model, role = served.live.serving_for(request.user_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from plaudit.core.errors import ConfigError
-from plaudit.core.ports import EventLog, Fates, ModelCatalog, ModelRuntime
+from plaudit.core.ports import EventLog, Fates, ModelCatalog, ModelRuntime, TrialRecords
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.settings import ServingSettings
 from plaudit.inference import open_inference_pb2
@@ -40,6 +41,8 @@ _NEED_MODELS: Final = ("", _PREDICTION, _INFERENCE)
 """Services whose health is that of the models; "" is the server as a whole."""
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
+_REPORT_INTERVAL_S: Final = 1.0
+"""How often a trial that is under way is reported on."""
 _WATCH_NICENESS: Final = 10
 """Loading and proving a version must not slow the requests down that are answered meanwhile."""
 
@@ -60,6 +63,7 @@ class InferenceServer:
         settings: see the README.
         metrics: of this server alone.
         fates: what learners make of feedback, for receipts; None: they say what log and registry know.
+        trials: what learners make of trials; None: nothing is shown of them.
         seed: of the sampling of actions; None is fresh entropy.
         share_port: other processes listen on the port too.
     """
@@ -74,6 +78,7 @@ class InferenceServer:
         metrics: ServingMetrics,
         *,
         fates: Fates | None = None,
+        trials: TrialRecords | None = None,
         seed: int | None = None,
         share_port: bool = False,
     ) -> None:
@@ -112,9 +117,12 @@ class InferenceServer:
             decoders=default_workers(settings.processes),
         )
         self._feedback = FeedbackRecorder(self._models, log, ids, metrics, fates=fates)
-        self._versions = Versions(self._models, self._recorder, watch_interval_s=settings.watch_interval_s)
+        self._versions = Versions(
+            self._models, self._recorder, watch_interval_s=settings.watch_interval_s, trials=trials
+        )
         self._health = health.HealthServicer()
         self._ready = False
+        self._reported_s = time.monotonic()
         metrics.decision_queue.set_function(self._recorder.waiting)
 
     def start(self) -> None:
@@ -149,6 +157,8 @@ class InferenceServer:
         self._health.enter_graceful_shutdown()
         self._server.stop(self._settings.drain_s).wait()
         self._watch.join()
+        self._predictor.close()
+        self._report()
         self._models.close()
         self._feedback.close()
         self._recorder.close(self._settings.drain_s)
@@ -231,8 +241,17 @@ class InferenceServer:
         while not self._ending.wait(self._settings.watch_interval_s):
             try:
                 self._look()
+                if time.monotonic() - self._reported_s >= _REPORT_INTERVAL_S:
+                    self._report()
             except Exception:  # nothing that is known to happen, but the watch must outlive it
                 logger.exception("watch_failed")
+
+    def _report(self) -> None:
+        """Tell what was seen of trials since the last time."""
+        self._reported_s = time.monotonic()
+        for served in self._models.all():
+            for report in served.live.trial_reports(time.time()):
+                self._recorder.record(report)
 
     def _look(self) -> None:
         """One step of every model, and what it means for our health."""

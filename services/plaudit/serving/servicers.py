@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import threading
 import time
@@ -343,7 +344,10 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
 
     def GetVersion(self, request: model_pb2.GetVersionRequest, context: Any) -> model_pb2.GetVersionResponse:
         manifest = self._versions.one(request.model, request.version)
-        return model_pb2.GetVersionResponse(version=_version_to_wire(manifest))
+        trial = self._versions.trial(request.model, request.version)
+        return model_pb2.GetVersionResponse(
+            version=_version_to_wire(manifest), trial_json="" if trial is None else json.dumps(trial)
+        )
 
     def Promote(self, request: model_pb2.PromoteRequest, context: Any) -> model_pb2.PromoteResponse:
         authorize(context, self._admin_token)
@@ -363,6 +367,26 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             request.model, request.version, request.expected_generation, request.actor, request.reason
         )
         return model_pb2.PinResponse(rollout=_rollout_to_wire(rollout))
+
+    def StartCanary(self, request: model_pb2.StartCanaryRequest, context: Any) -> model_pb2.StartCanaryResponse:
+        authorize(context, self._admin_token)
+        rollout = self._versions.start_canary(
+            request.model,
+            request.version,
+            request.share,
+            request.shadow,
+            request.expected_generation,
+            request.actor,
+            request.reason,
+        )
+        return model_pb2.StartCanaryResponse(rollout=_rollout_to_wire(rollout))
+
+    def StopCanary(self, request: model_pb2.StopCanaryRequest, context: Any) -> model_pb2.StopCanaryResponse:
+        authorize(context, self._admin_token)
+        rollout = self._versions.stop_canary(
+            request.model, request.version, request.expected_generation, request.actor, request.reason
+        )
+        return model_pb2.StopCanaryResponse(rollout=_rollout_to_wire(rollout))
 
     def WatchVersions(
         self, request: model_pb2.WatchVersionsRequest, context: Any
@@ -396,6 +420,8 @@ def _rollout_to_wire(rollout: Rollout) -> model_pb2.Rollout:
         changed_at=_timestamp(rollout.changed_at_s) if rollout.generation else None,
         reason=rollout.reason,
         actor=rollout.actor,
+        shadow=rollout.shadow,
+        trial=rollout.trial,
     )
 
 

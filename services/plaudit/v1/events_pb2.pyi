@@ -97,7 +97,7 @@ class DeadLetterEvent(_message.Message):
     def __init__(self, source_topic: _Optional[str] = ..., source_position: _Optional[str] = ..., reason: _Optional[str] = ..., payload: _Optional[bytes] = ..., time_us: _Optional[int] = ...) -> None: ...
 
 class RolloutEvent(_message.Message):
-    __slots__ = ("model", "generation", "live", "previous", "gated", "candidate", "candidate_share", "pinned", "time_us", "reason", "actor")
+    __slots__ = ("model", "generation", "live", "previous", "gated", "candidate", "candidate_share", "pinned", "time_us", "reason", "actor", "shadow", "trial")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     LIVE_FIELD_NUMBER: _ClassVar[int]
@@ -109,6 +109,8 @@ class RolloutEvent(_message.Message):
     TIME_US_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     ACTOR_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_FIELD_NUMBER: _ClassVar[int]
+    TRIAL_FIELD_NUMBER: _ClassVar[int]
     model: str
     generation: int
     live: int
@@ -120,4 +122,56 @@ class RolloutEvent(_message.Message):
     time_us: int
     reason: str
     actor: str
-    def __init__(self, model: _Optional[str] = ..., generation: _Optional[int] = ..., live: _Optional[int] = ..., previous: _Optional[int] = ..., gated: _Optional[int] = ..., candidate: _Optional[int] = ..., candidate_share: _Optional[float] = ..., pinned: bool = ..., time_us: _Optional[int] = ..., reason: _Optional[str] = ..., actor: _Optional[str] = ...) -> None: ...
+    shadow: bool
+    trial: int
+    def __init__(self, model: _Optional[str] = ..., generation: _Optional[int] = ..., live: _Optional[int] = ..., previous: _Optional[int] = ..., gated: _Optional[int] = ..., candidate: _Optional[int] = ..., candidate_share: _Optional[float] = ..., pinned: bool = ..., time_us: _Optional[int] = ..., reason: _Optional[str] = ..., actor: _Optional[str] = ..., shadow: bool = ..., trial: _Optional[int] = ...) -> None: ...
+
+class TrialEvent(_message.Message):
+    __slots__ = ("replica", "number", "model", "trial", "version", "time_us", "live", "candidate", "shadows", "dropped", "problem")
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TRIAL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TIME_US_FIELD_NUMBER: _ClassVar[int]
+    LIVE_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATE_FIELD_NUMBER: _ClassVar[int]
+    SHADOWS_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    replica: str
+    number: int
+    model: str
+    trial: int
+    version: int
+    time_us: int
+    live: Answers
+    candidate: Answers
+    shadows: _containers.RepeatedCompositeFieldContainer[ShadowAnswer]
+    dropped: int
+    problem: str
+    def __init__(self, replica: _Optional[str] = ..., number: _Optional[int] = ..., model: _Optional[str] = ..., trial: _Optional[int] = ..., version: _Optional[int] = ..., time_us: _Optional[int] = ..., live: _Optional[_Union[Answers, _Mapping]] = ..., candidate: _Optional[_Union[Answers, _Mapping]] = ..., shadows: _Optional[_Iterable[_Union[ShadowAnswer, _Mapping]]] = ..., dropped: _Optional[int] = ..., problem: _Optional[str] = ...) -> None: ...
+
+class Answers(_message.Message):
+    __slots__ = ("failed", "latencies")
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    LATENCIES_FIELD_NUMBER: _ClassVar[int]
+    failed: int
+    latencies: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, failed: _Optional[int] = ..., latencies: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ShadowAnswer(_message.Message):
+    __slots__ = ("prediction_id", "action", "agrees", "kl_nats", "duration_s", "failure")
+    PREDICTION_ID_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    AGREES_FIELD_NUMBER: _ClassVar[int]
+    KL_NATS_FIELD_NUMBER: _ClassVar[int]
+    DURATION_S_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    prediction_id: str
+    action: str
+    agrees: bool
+    kl_nats: float
+    duration_s: float
+    failure: str
+    def __init__(self, prediction_id: _Optional[str] = ..., action: _Optional[str] = ..., agrees: bool = ..., kl_nats: _Optional[float] = ..., duration_s: _Optional[float] = ..., failure: _Optional[str] = ...) -> None: ...

@@ -42,7 +42,7 @@ class Version(_message.Message):
     def __init__(self, version: _Optional[int] = ..., digest: _Optional[str] = ..., parent: _Optional[int] = ..., kind: _Optional[_Union[VersionKind, str]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ..., manifest_json: _Optional[str] = ...) -> None: ...
 
 class Rollout(_message.Message):
-    __slots__ = ("model", "generation", "live", "previous", "gated", "candidate", "candidate_share", "pinned", "changed_at", "reason", "actor")
+    __slots__ = ("model", "generation", "live", "previous", "gated", "candidate", "candidate_share", "pinned", "changed_at", "reason", "actor", "shadow", "trial")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     LIVE_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +54,8 @@ class Rollout(_message.Message):
     CHANGED_AT_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     ACTOR_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_FIELD_NUMBER: _ClassVar[int]
+    TRIAL_FIELD_NUMBER: _ClassVar[int]
     model: str
     generation: int
     live: int
@@ -65,7 +67,9 @@ class Rollout(_message.Message):
     changed_at: _timestamp_pb2.Timestamp
     reason: str
     actor: str
-    def __init__(self, model: _Optional[str] = ..., generation: _Optional[int] = ..., live: _Optional[int] = ..., previous: _Optional[int] = ..., gated: _Optional[int] = ..., candidate: _Optional[int] = ..., candidate_share: _Optional[float] = ..., pinned: bool = ..., changed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ..., actor: _Optional[str] = ...) -> None: ...
+    shadow: bool
+    trial: int
+    def __init__(self, model: _Optional[str] = ..., generation: _Optional[int] = ..., live: _Optional[int] = ..., previous: _Optional[int] = ..., gated: _Optional[int] = ..., candidate: _Optional[int] = ..., candidate_share: _Optional[float] = ..., pinned: bool = ..., changed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ..., actor: _Optional[str] = ..., shadow: bool = ..., trial: _Optional[int] = ...) -> None: ...
 
 class ListVersionsRequest(_message.Message):
     __slots__ = ("model",)
@@ -90,10 +94,12 @@ class GetVersionRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class GetVersionResponse(_message.Message):
-    __slots__ = ("version",)
+    __slots__ = ("version", "trial_json")
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    TRIAL_JSON_FIELD_NUMBER: _ClassVar[int]
     version: Version
-    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
+    trial_json: str
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., trial_json: _Optional[str] = ...) -> None: ...
 
 class PromoteRequest(_message.Message):
     __slots__ = ("model", "version", "expected_generation", "actor", "reason")
@@ -148,6 +154,50 @@ class PinRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., expected_generation: _Optional[int] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class PinResponse(_message.Message):
+    __slots__ = ("rollout",)
+    ROLLOUT_FIELD_NUMBER: _ClassVar[int]
+    rollout: Rollout
+    def __init__(self, rollout: _Optional[_Union[Rollout, _Mapping]] = ...) -> None: ...
+
+class StartCanaryRequest(_message.Message):
+    __slots__ = ("model", "version", "share", "shadow", "expected_generation", "actor", "reason")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    share: float
+    shadow: bool
+    expected_generation: int
+    actor: str
+    reason: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., share: _Optional[float] = ..., shadow: bool = ..., expected_generation: _Optional[int] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class StartCanaryResponse(_message.Message):
+    __slots__ = ("rollout",)
+    ROLLOUT_FIELD_NUMBER: _ClassVar[int]
+    rollout: Rollout
+    def __init__(self, rollout: _Optional[_Union[Rollout, _Mapping]] = ...) -> None: ...
+
+class StopCanaryRequest(_message.Message):
+    __slots__ = ("model", "version", "expected_generation", "actor", "reason")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    expected_generation: int
+    actor: str
+    reason: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., expected_generation: _Optional[int] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class StopCanaryResponse(_message.Message):
     __slots__ = ("rollout",)
     ROLLOUT_FIELD_NUMBER: _ClassVar[int]
     rollout: Rollout

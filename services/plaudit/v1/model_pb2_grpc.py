@@ -28,9 +28,10 @@ if _version_not_supported:
 class ModelServiceStub(object):
     """Versions and which of them serves.
 
-    Promote, Rollback and Pin need the admin token as metadata `authorization: Bearer TOKEN` where one is configured.
+    Promote, Rollback, Pin, StartCanary and StopCanary need the admin token as metadata `authorization: Bearer TOKEN` where one is configured.
     Errors: NOT_FOUND an unknown model or version; FAILED_PRECONDITION the change is not possible in the present state (no
-    previous version, a pinned one, a version that fails its proof); ABORTED somebody else changed the state meanwhile, look and
+    previous version, a pinned one, a version that fails its proof or has other modalities, a trial that is under way or
+    is not); ABORTED somebody else changed the state meanwhile, look and
     try again; UNAUTHENTICATED / PERMISSION_DENIED a missing / wrong admin token.
     """
 
@@ -65,6 +66,16 @@ class ModelServiceStub(object):
                 request_serializer=plaudit_dot_v1_dot_model__pb2.PinRequest.SerializeToString,
                 response_deserializer=plaudit_dot_v1_dot_model__pb2.PinResponse.FromString,
                 _registered_method=True)
+        self.StartCanary = channel.unary_unary(
+                '/plaudit.v1.ModelService/StartCanary',
+                request_serializer=plaudit_dot_v1_dot_model__pb2.StartCanaryRequest.SerializeToString,
+                response_deserializer=plaudit_dot_v1_dot_model__pb2.StartCanaryResponse.FromString,
+                _registered_method=True)
+        self.StopCanary = channel.unary_unary(
+                '/plaudit.v1.ModelService/StopCanary',
+                request_serializer=plaudit_dot_v1_dot_model__pb2.StopCanaryRequest.SerializeToString,
+                response_deserializer=plaudit_dot_v1_dot_model__pb2.StopCanaryResponse.FromString,
+                _registered_method=True)
         self.WatchVersions = channel.unary_stream(
                 '/plaudit.v1.ModelService/WatchVersions',
                 request_serializer=plaudit_dot_v1_dot_model__pb2.WatchVersionsRequest.SerializeToString,
@@ -75,9 +86,10 @@ class ModelServiceStub(object):
 class ModelServiceServicer(object):
     """Versions and which of them serves.
 
-    Promote, Rollback and Pin need the admin token as metadata `authorization: Bearer TOKEN` where one is configured.
+    Promote, Rollback, Pin, StartCanary and StopCanary need the admin token as metadata `authorization: Bearer TOKEN` where one is configured.
     Errors: NOT_FOUND an unknown model or version; FAILED_PRECONDITION the change is not possible in the present state (no
-    previous version, a pinned one, a version that fails its proof); ABORTED somebody else changed the state meanwhile, look and
+    previous version, a pinned one, a version that fails its proof or has other modalities, a trial that is under way or
+    is not); ABORTED somebody else changed the state meanwhile, look and
     try again; UNAUTHENTICATED / PERMISSION_DENIED a missing / wrong admin token.
     """
 
@@ -110,6 +122,21 @@ class ModelServiceServicer(object):
 
     def Pin(self, request, context):
         """Keep a version live whatever the learner publishes, until unpinned.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartCanary(self, request, context):
+        """Try a version out beside the live one: with a share of the users, or in the shadow. The learner watches it, and
+        promotes or withdraws it on proof.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopCanary(self, request, context):
+        """End a trial: the live version serves everybody again. To end it the other way, promote the candidate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,6 +177,16 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     request_deserializer=plaudit_dot_v1_dot_model__pb2.PinRequest.FromString,
                     response_serializer=plaudit_dot_v1_dot_model__pb2.PinResponse.SerializeToString,
             ),
+            'StartCanary': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartCanary,
+                    request_deserializer=plaudit_dot_v1_dot_model__pb2.StartCanaryRequest.FromString,
+                    response_serializer=plaudit_dot_v1_dot_model__pb2.StartCanaryResponse.SerializeToString,
+            ),
+            'StopCanary': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopCanary,
+                    request_deserializer=plaudit_dot_v1_dot_model__pb2.StopCanaryRequest.FromString,
+                    response_serializer=plaudit_dot_v1_dot_model__pb2.StopCanaryResponse.SerializeToString,
+            ),
             'WatchVersions': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchVersions,
                     request_deserializer=plaudit_dot_v1_dot_model__pb2.WatchVersionsRequest.FromString,
@@ -166,9 +203,10 @@ def add_ModelServiceServicer_to_server(servicer, server):
 class ModelService(object):
     """Versions and which of them serves.
 
-    Promote, Rollback and Pin need the admin token as metadata `authorization: Bearer TOKEN` where one is configured.
+    Promote, Rollback, Pin, StartCanary and StopCanary need the admin token as metadata `authorization: Bearer TOKEN` where one is configured.
     Errors: NOT_FOUND an unknown model or version; FAILED_PRECONDITION the change is not possible in the present state (no
-    previous version, a pinned one, a version that fails its proof); ABORTED somebody else changed the state meanwhile, look and
+    previous version, a pinned one, a version that fails its proof or has other modalities, a trial that is under way or
+    is not); ABORTED somebody else changed the state meanwhile, look and
     try again; UNAUTHENTICATED / PERMISSION_DENIED a missing / wrong admin token.
     """
 
@@ -297,6 +335,60 @@ class ModelService(object):
             '/plaudit.v1.ModelService/Pin',
             plaudit_dot_v1_dot_model__pb2.PinRequest.SerializeToString,
             plaudit_dot_v1_dot_model__pb2.PinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartCanary(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plaudit.v1.ModelService/StartCanary',
+            plaudit_dot_v1_dot_model__pb2.StartCanaryRequest.SerializeToString,
+            plaudit_dot_v1_dot_model__pb2.StartCanaryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopCanary(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plaudit.v1.ModelService/StopCanary',
+            plaudit_dot_v1_dot_model__pb2.StopCanaryRequest.SerializeToString,
+            plaudit_dot_v1_dot_model__pb2.StopCanaryResponse.FromString,
             options,
             channel_credentials,
             insecure,

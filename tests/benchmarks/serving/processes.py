@@ -38,19 +38,19 @@ class Server:
 def serving(data_dir: Path, *, core: str = SERVER_CORE, port: int = 0) -> Iterator[Server]:
     """``plaudit serve`` until the block ends, on a free port unless one is named."""
     command = ["plaudit", "serve", "--json", "--data-dir", str(data_dir), "--port", str(port), "--metrics-port", "0"]
-    with _server(command, core) as server:
+    with program(command, core) as server:
         yield server
 
 
 @contextmanager
 def echoing() -> Iterator[Server]:
     """echo.py on the server's core until the block ends."""
-    with _server(["benchmarks.serving.echo"], SERVER_CORE) as server:
+    with program(["benchmarks.serving.echo"], SERVER_CORE) as server:
         yield server
 
 
 @contextmanager
-def _server(module_and_arguments: Sequence[str], core: str) -> Iterator[Server]:
+def program(module_and_arguments: Sequence[str], core: str) -> Iterator[Server]:
     """A module that prints ``{"address": …}`` when it answers."""
     command = ["taskset", "-c", core, sys.executable, "-m", *module_and_arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

@@ -63,9 +63,18 @@ function learning(learner, now_s) {
   return [
     h("p", { class: silent_s > 10 ? "problem" : "soft" }, silent_s > 10 ? `Last heard of ${ago(silent_s)}.` : "It runs."),
     h("p", {}, tuning(learner.finetune, now_s)),
+    learner.canary && learner.finetune?.phase !== "canary" ? h("p", {}, trial(learner.canary, now_s)) : null,
     compared("Head refreshes compared with the last version through the gate", learner.comparison),
     learner.finetune?.gate ? compared("The fine-tuned candidate at the gate", learner.finetune.gate) : null,
   ];
+}
+
+function trial(canary, now_s) {
+  const since = `since ${when(canary.started_at_s, now_s)}, by ${canary.actor}`;
+  if (!canary.shadow) return `Version ${canary.version} is on trial with ${percent(canary.share)} of the users, ${since}: ${canary.why}.`;
+  const { n, failed, agreement } = canary.shadowed;
+  const agrees = agreement === null ? "" : `, ${percent(agreement)} agree with what was shown`;
+  return `Version ${canary.version} is in the shadow, ${since}: ${plural(n, "answer")}, ${failed} failed${agrees}.`;
 }
 
 function tuning(finetune, now_s) {

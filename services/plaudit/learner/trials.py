@@ -1,0 +1,548 @@
+"""Trials: a candidate beside live, begun by the learner or by a person; watched, and ended on proof.
+
+Whoever puts a candidate into the rollout begins a trial. What the candidate's and live's users say of the same hours is
+weighed as it comes (:mod:`plaudit_models.canary`), over all and on each kind of input; what inference services report
+of failed and late answers is held against it too (:mod:`plaudit_models.guards`). Proof of harm withdraws the candidate,
+proof of gain promotes it. In the shadow nobody is shown anything, so nothing follows; it is only counted. Knows nothing
+about where candidates come from.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+import structlog
+
+from plaudit.core.events import Answers, ShadowAnswer, Topic, TrialReport
+from plaudit.core.experience import Experience
+from plaudit.core.ports import Changes, Cursor, EventLog, EventReader, ExperienceStore, ModelRegistry
+from plaudit.core.rollout import Change, Rollout, end_canary, on_trial, promote
+from plaudit.core.trials import CURSORS, PAST, PRESENT, SHOWN
+from plaudit.learner.chances import chances_of
+from plaudit.learner.compare import speaks_plainly
+from plaudit.learner.metrics import LearnerMetrics
+from plaudit.learner.progress import Progress
+from plaudit.learner.rollouts import ACTOR, move
+from plaudit.learner.versions import Versions
+from plaudit_models.canary import Canary, CanaryRules, Chances, canary_from_dict, new_canary
+from plaudit_models.gate import Verdict
+from plaudit_models.guards import Arm, GuardRules, Guards, guards_from_dict, new_guards
+
+_CHUNK: Final = 256
+"""Experiences looked at per step of the loop."""
+_REPORTS: Final = 512
+_POLLS: Final = 8
+"""Times that many reports are read per look: those of earlier trials are soon passed over."""
+_REPORTS_INTERVAL_S: Final = 0.2
+_WAIT_S: Final = 0.2
+"""For reports that are known to be there."""
+_KEPT: Final = 20
+"""Trials remembered after their end."""
+_SLICES: Final = 8
+"""Kinds of input watched one by one, the first that come; all others are one more together."""
+_OTHERS: Final = "other inputs"
+
+_log = structlog.get_logger("plaudit.learner")
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRules:
+    """How trials are judged.
+
+    Attributes:
+        alpha: probability of a wrong finding, for gain and for harm.
+        margin: how much less reward than live is not yet harm; ``slice_margin`` the same on one kind of input.
+        min_events: experiences before any finding.
+        max_events: experiences after which a trial ends without proof.
+        user_cap: largest share of the evidence that one user's may count for.
+        error_margin, slow_factor, slow_margin: see :class:`plaudit_models.guards.GuardRules`.
+        promotes: whether proof of gain makes the candidate live.
+    """
+
+    alpha: float = 0.05
+    margin: float = 0.0
+    slice_margin: float = 0.03
+    min_events: int = 100
+    max_events: int = 5_000
+    user_cap: float = 0.01
+    error_margin: float = 0.01
+    slow_factor: float = 2.0
+    slow_margin: float = 0.05
+    promotes: bool = True
+
+    def canary(self, share: float) -> CanaryRules:
+        return CanaryRules(share, self.alpha, self.margin, self.min_events, self.user_cap)
+
+    def slice(self, share: float) -> CanaryRules:
+        alpha = self.alpha / (_SLICES + 1)
+        return CanaryRules(share, alpha, self.slice_margin, self.min_events, self.user_cap)
+
+    def guards(self, share: float) -> GuardRules:
+        return GuardRules(share, self.alpha, self.error_margin, self.slow_factor, self.slow_margin)
+
+
+@dataclass(frozen=True, slots=True)
+class Shadowed:
+    """What was computed in the shadow: sums over ``n`` requests, of which ``failed`` have no answer."""
+
+    n: int = 0
+    failed: int = 0
+    agreed: int = 0
+    kl_nats: float = 0.0
+    duration_s: float = 0.0
+    slowest_s: float = 0.0
+    dropped: int = 0
+    last_failure: str = ""
+
+    def plus(self, answers: Sequence[ShadowAnswer], dropped: int) -> Shadowed:
+        good = [each for each in answers if not each.failure]
+        failures = [each.failure for each in answers if each.failure]
+        return Shadowed(
+            n=self.n + len(answers),
+            failed=self.failed + len(failures),
+            agreed=self.agreed + sum(each.agrees for each in good),
+            kl_nats=self.kl_nats + sum(each.kl_nats for each in good),
+            duration_s=self.duration_s + sum(each.duration_s for each in good),
+            slowest_s=max([self.slowest_s, *(each.duration_s for each in good)]),
+            dropped=self.dropped + dropped,
+            last_failure=failures[-1] if failures else self.last_failure,
+        )
+
+    def report(self) -> dict[str, Any]:
+        """For people: means over what was answered."""
+        good = self.n - self.failed
+        return {
+            "n": self.n,
+            "failed": self.failed,
+            "dropped": self.dropped,
+            "agreement": self.agreed / good if good else None,
+            "kl_nats": self.kl_nats / good if good else None,
+            "mean_s": self.duration_s / good if good else None,
+            "slowest_s": self.slowest_s if good else None,
+            "last_failure": self.last_failure,
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """One trial and everything seen of it; immutable, what the store remembers.
+
+    Attributes:
+        version: the candidate.
+        generation: of the rollout that began it.
+        actor: who began it.
+        started_at_s: UTC seconds since the epoch.
+        position: number of the last experience looked at.
+        cursors: where reading the reports goes on.
+        seen: the last report of each replica.
+        problem: why a replica cannot run the candidate; "" if all can.
+        slices: evidence by kind of input.
+        verdict, why: once it is decided, before the rollout says so.
+    """
+
+    version: int
+    generation: int
+    share: float
+    shadow: bool
+    actor: str
+    started_at_s: float
+    position: int
+    evidence: Canary
+    guards: Guards
+    slices: Mapping[str, Canary] = field(default_factory=dict)
+    shadowed: Shadowed = Shadowed()
+    cursors: Mapping[str, Cursor] = field(default_factory=dict)
+    seen: Mapping[str, int] = field(default_factory=dict)
+    problem: str = ""
+    verdict: Verdict | None = None
+    why: str = ""
+
+    def to_bytes(self) -> bytes:
+        raw = {name: getattr(self, name) for name in _PLAIN}
+        raw |= {
+            "evidence": self.evidence.to_dict(),
+            "guards": self.guards.to_dict(),
+            "slices": {name: each.to_dict() for name, each in self.slices.items()},
+            "shadowed": asdict(self.shadowed),
+        }
+        return json.dumps(raw).encode()
+
+    def e_values(self) -> dict[str, float]:
+        """The evidence for each claim: gain, harm, errors, latency."""
+        return {
+            "gain": self.evidence.gain.e_value(0),
+            "harm": self.evidence.loss.e_value(0),
+            "errors": self.guards.errors.e_value(0),
+            "latency": self.guards.slow.e_value(0),
+        }
+
+    def report(self) -> dict[str, Any]:
+        """For people, JSON-ready."""
+        live, candidate = self.guards.live, self.guards.candidate
+        return {
+            "version": self.version,
+            "generation": self.generation,
+            "share": self.share,
+            "shadow": self.shadow,
+            "actor": self.actor,
+            "started_at_s": self.started_at_s,
+            "verdict": self.verdict,
+            "why": self.why or self.evidence.reason(),
+            "n": sum(self.evidence.n),
+            "satisfaction": _arms(self.evidence),
+            **{f"e_value_{claim}": e_value for claim, e_value in self.e_values().items()},
+            "answers": {"live": _answers(live), "candidate": _answers(candidate)},
+            "slices": [
+                {
+                    "name": name,
+                    "n": sum(each.n),
+                    "satisfaction": _arms(each),
+                    "e_value_harm": each.loss.e_value(0),
+                    "proof": 1.0 / each.rules.alpha,
+                }
+                for name, each in self.slices.items()
+            ],
+            "shadowed": self.shadowed.report() if self.shadow else None,
+        }
+
+
+_PLAIN: Final = (
+    "version",
+    "generation",
+    "share",
+    "shadow",
+    "actor",
+    "started_at_s",
+    "position",
+    "cursors",
+    "seen",
+    "problem",
+    "verdict",
+    "why",
+)
+
+
+def trial_from_bytes(raw: bytes | None) -> Trial | None:
+    if raw is None:
+        return None
+    fields = json.loads(raw)
+    made: dict[str, Any] = {
+        "evidence": canary_from_dict(fields["evidence"]),
+        "guards": guards_from_dict(fields["guards"]),
+        "slices": {name: canary_from_dict(each) for name, each in fields["slices"].items()},
+        "shadowed": Shadowed(**fields["shadowed"]),
+    }
+    return Trial(**{name: fields[name] for name in _PLAIN}, **made)
+
+
+def weigh(
+    trial: Trial,
+    experiences: Sequence[Experience],
+    rollout: Rollout,
+    rules: TrialRules,
+    n_users: int,
+    chances: Callable[[Sequence[Experience]], Chances | None] = lambda rows: None,
+) -> Trial:
+    """Take in experiences in their order; those that are not of the trial are passed over.
+
+    Args:
+        chances: tells how probable the answers of the trial were under candidate and live, if that is known.
+    """
+    rows = [e for e in experiences if _is_of_trial(trial, e, rollout)]
+    if not rows:
+        return trial
+    told = chances(rows)
+    slices = dict(trial.slices)
+    of_slice: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        name = " + ".join(row.served.modalities) or "no input kept"
+        if name not in slices and len(slices) >= _SLICES:
+            name = _OTHERS
+        slices.setdefault(name, new_canary(rules.slice(trial.share)))
+        of_slice.setdefault(name, []).append(i)
+    for name, places in of_slice.items():
+        some = np.isin(np.arange(len(rows)), places)
+        slices[name] = _updated(
+            slices[name], trial, [rows[i] for i in places], n_users, None if told is None else told[some]
+        )
+    return replace(trial, evidence=_updated(trial.evidence, trial, rows, n_users, told), slices=slices)
+
+
+def heed(trial: Trial, report: TrialReport) -> Trial:
+    """Take in what a replica reports; each report counts once, and those of other trials not at all."""
+    if (report.trial, report.version) != (trial.generation, trial.version):
+        return trial
+    if report.number <= trial.seen.get(report.replica, 0):
+        return trial
+    return replace(
+        trial,
+        guards=trial.guards.update(_arm(report.live), _arm(report.candidate)),
+        shadowed=trial.shadowed.plus(report.shadows, report.dropped),
+        seen={**trial.seen, report.replica: report.number},
+        problem=report.problem or trial.problem,
+    )
+
+
+def decide(trial: Trial, rules: TrialRules) -> Trial:
+    """With a verdict, where there is proof or an end to it; in the shadow there is none."""
+    if trial.shadow or trial.verdict is not None:
+        return trial
+    if trial.problem:
+        return replace(trial, verdict="reject", why=f"an inference service cannot run it: {trial.problem}")
+    guard = trial.guards.finding()
+    if guard is not None:
+        return replace(trial, verdict="reject", why=trial.guards.reason(guard))
+    finding = trial.evidence.finding()
+    if finding == "harm":
+        return replace(trial, verdict="reject", why=trial.evidence.reason())
+    for name, each in trial.slices.items():
+        if each.finding() == "harm":
+            return replace(trial, verdict="reject", why=f"with {name}, {each.reason()}")
+    if finding == "gain" and rules.promotes:
+        return replace(trial, verdict="promote", why=trial.evidence.reason())
+    if trial.evidence.tally.seen >= rules.max_events:
+        return replace(trial, verdict="insufficient", why=trial.evidence.reason())
+    return trial
+
+
+class Trials:
+    """Follows whatever candidate the rollout names, a little with every step of the leader.
+
+    Args:
+        log: reports of inference services come from here.
+        store, registry, versions, metrics, clock: as the learner's.
+        rules: how trials are judged.
+    """
+
+    def __init__(
+        self,
+        *,
+        log: EventLog,
+        store: ExperienceStore,
+        registry: ModelRegistry,
+        versions: Versions,
+        rules: TrialRules,
+        metrics: LearnerMetrics,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._log = log
+        self._store = store
+        self._registry = registry
+        self._versions = versions
+        self._rules = rules
+        self._metrics = metrics
+        self._clock = clock
+        self._reader: EventReader | None = None
+        self.load()
+
+    def load(self) -> None:
+        """Begin, or begin again, from what was saved."""
+        self.close()
+        self._trial = trial_from_bytes(self._store.recall(PRESENT))
+        self._past: tuple[Mapping[str, Any], ...] = tuple(json.loads(self._store.recall(PAST) or b"[]"))
+        self._looked_s = -_REPORTS_INTERVAL_S
+        self.busy = False
+
+    def close(self) -> None:
+        """Let go of the log."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    @property
+    def trial(self) -> Trial | None:
+        """The one under way."""
+        return self._trial
+
+    def outcome(self, version: int) -> Mapping[str, Any] | None:
+        """How the latest trial of a version ended; None if it has not, or there was none."""
+        return next((past for past in reversed(self._past) if past["version"] == version), None)
+
+    def report(self) -> dict[str, Any] | None:
+        """Of the trial under way, for people; None if there is none."""
+        return None if self._trial is None else self._trial.report()
+
+    def step(self, rollout: Rollout, progress: Progress) -> None:
+        """Begin, go on with or end the trial that the rollout asks for."""
+        trial = self._trial
+        if trial is not None and trial.verdict is not None:
+            self._act(trial)  # begun by a leader that died before it was done
+            return
+        if trial is not None and rollout.trial != trial.generation:
+            self._ended_by_others(trial)
+            trial = None
+        if trial is None:
+            if rollout.candidate is None:
+                self.close()
+                return
+            trial = self._begin(rollout, progress)
+        self._go_on(trial, rollout, progress)
+
+    def _begin(self, rollout: Rollout, progress: Progress) -> Trial:
+        assert rollout.candidate is not None
+        share = min(rollout.candidate_share, 0.5) if rollout.shadow else rollout.candidate_share
+        began = next((r for r in self._registry.ledger() if r.generation == rollout.trial), rollout)
+        trial = Trial(
+            version=rollout.candidate,
+            generation=rollout.trial,
+            share=rollout.candidate_share,
+            shadow=rollout.shadow,
+            actor=began.actor,
+            started_at_s=began.changed_at_s,
+            position=progress.last_number,
+            evidence=new_canary(self._rules.canary(share)),
+            guards=new_guards(self._rules.guards(share)),
+            cursors=json.loads(self._store.recall(CURSORS) or b"{}"),
+        )
+        self._remember(trial)
+        _log.info("trial", version=trial.version, share=trial.share, shadow=trial.shadow, actor=trial.actor)
+        return trial
+
+    def _go_on(self, trial: Trial, rollout: Rollout, progress: Progress) -> None:
+        chunk = self._store.experiences(after=trial.position, up_to=progress.last_number, limit=_CHUNK)
+        self.busy = len(chunk) == _CHUNK
+        after = trial
+        if chunk:
+            after = weigh(after, chunk, rollout, self._rules, progress.n_users, partial(self._chances, trial, rollout))
+            after = replace(after, position=chunk[-1].number)
+        for report, cursors in self._reports(after):
+            after = replace(heed(after, report), cursors={**after.cursors, **cursors})
+        after = decide(after, self._rules)
+        if after is not trial:
+            self._remember(after)
+        if after.verdict is not None:
+            self._act(after)
+
+    def _chances(self, trial: Trial, rollout: Rollout, rows: Sequence[Experience]) -> Chances:
+        return chances_of(rows, trial.version, rollout.live or 0, self._store, self._versions)
+
+    def _reports(self, trial: Trial) -> list[tuple[TrialReport, Mapping[str, Cursor]]]:
+        """The next reports about this model, each with where reading goes on behind it."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s < _REPORTS_INTERVAL_S:
+            return []
+        self._looked_s = now_s
+        if self._reader is None:
+            group = f"plaudit-trials-{self._registry.model}"
+            cursors = dict(trial.cursors)
+            self._reader = self._log.reader(group, (Topic.TRIALS,), start=lambda: cursors)
+        found: list[tuple[TrialReport, Mapping[str, Cursor]]] = []
+        for _ in range(_POLLS):
+            if not self._reader.lag():  # it joins the group, too; polling without waiting for anything never would
+                break
+            records = self._reader.poll(_REPORTS, _WAIT_S)
+            found += [
+                (record.event, {record.partition: record.cursor})
+                for record in records
+                if isinstance(record.event, TrialReport) and record.event.model == self._registry.model
+            ]
+        return found
+
+    def _act(self, trial: Trial) -> None:
+        """Change the rollout as the verdict says, then forget the trial. May be done again after a crash."""
+        why, version = trial.why, trial.version
+        if trial.verdict == "promote":
+            change = Change(ACTOR, self._clock(), f"version {version} passed the canary: {why}")
+            if not self._move(trial, lambda r: None if r.pinned else promote(r, version, change)):
+                why += "; not made live, because a version is pinned"
+        else:
+            change = Change(ACTOR, self._clock(), f"version {version} is withdrawn: {why}")
+            self._move(trial, lambda r: end_canary(r, change))
+        assert trial.verdict is not None
+        self._end(trial, trial.verdict, why)
+
+    def _move(self, trial: Trial, transition: Callable[[Rollout], Rollout | None]) -> bool:
+        """Change the rollout if the trial is still under way; False if ``transition`` would not."""
+        refused = False
+
+        def change(rollout: Rollout) -> Rollout | None:
+            nonlocal refused
+            if rollout.trial != trial.generation:
+                return None  # done by a leader that died before it could note it, or by a person
+            after = transition(rollout)
+            refused = after is None
+            return after
+
+        move(self._registry, change)
+        return not refused
+
+    def _ended_by_others(self, trial: Trial) -> None:
+        after = [r for r in self._registry.ledger() if r.generation > trial.generation]
+        end = next((r for r in after if r.trial != trial.generation), self._registry.rollout())
+        verdict: Verdict = "promote" if end.live == trial.version else "insufficient"
+        self._end(trial, verdict, f"{end.actor} ended the trial: {end.reason}")
+
+    def _end(self, trial: Trial, verdict: Verdict, why: str) -> None:
+        self._metrics.canary_verdicts.labels(verdict).inc()
+        _log.info("trial ended", verdict=verdict, version=trial.version, why=why)
+        ended = replace(trial, verdict=verdict, why=why).report() | {"ended_at_s": self._clock()}
+        past = (*self._past, ended)[-_KEPT:]
+        cursors = json.dumps(dict(trial.cursors)).encode()
+        self._store.save(
+            Changes(memory={PRESENT: None, SHOWN: None, PAST: json.dumps(past).encode(), CURSORS: cursors})
+        )
+        self._trial, self._past, self.busy = None, past, False
+        self._tell(None)
+        self.close()
+
+    def _remember(self, trial: Trial) -> None:
+        shown = json.dumps(trial.report()).encode()
+        self._store.save(Changes(memory={PRESENT: trial.to_bytes(), SHOWN: shown}))
+        self._trial = trial
+        self._tell(trial)
+
+    def _tell(self, trial: Trial | None) -> None:
+        self._metrics.candidate_version.set(0 if trial is None else trial.version)
+        self._metrics.canary_n.set(0 if trial is None else sum(trial.evidence.n))
+        e_values = dict.fromkeys(("gain", "harm", "errors", "latency"), 1.0) if trial is None else trial.e_values()
+        for claim, e_value in e_values.items():
+            self._metrics.canary_e_value.labels(claim).set(e_value)
+
+
+def _is_of_trial(trial: Trial, experience: Experience, rollout: Rollout) -> bool:
+    """Served after the trial began, to somebody, by the version that the draw says."""
+    served = experience.served
+    return (
+        not trial.shadow
+        and not experience.set_aside
+        and speaks_plainly(experience)
+        and served.time_s >= trial.started_at_s
+        and served.user_id != ""
+        and on_trial(rollout, served.user_id) == (served.version == trial.version)
+    )
+
+
+def _updated(canary: Canary, trial: Trial, rows: Sequence[Experience], n_users: int, chances: Chances | None) -> Canary:
+    return canary.update(
+        np.array([e.reward for e in rows], np.float64),
+        np.array([e.served.version == trial.version for e in rows]),
+        [e.served.user_id for e in rows],
+        n_users=n_users,
+        chances=chances,
+    )
+
+
+def _arm(answers: Answers) -> Arm:
+    return Arm(answers.failed, answers.latencies)
+
+
+def _arms(canary: Canary) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"n": n, "mean": total / n if n else None}
+        for name, n, total in zip(("live", "candidate"), canary.n, canary.total, strict=True)
+    }
+
+
+def _answers(arm: Arm) -> dict[str, Any]:
+    return {
+        "answered": arm.answered,
+        "failed": arm.failed,
+        "p50_s": arm.quantile_s(0.5),
+        "p95_s": arm.quantile_s(0.95),
+    }

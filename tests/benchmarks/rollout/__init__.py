@@ -1,0 +1,1 @@
+"""How versions are rolled out and watched; see __main__.py."""

@@ -1,0 +1,134 @@
+"""Trials in accelerated time: the learner's own functions, users who are drawn, two services that report.
+
+A version that users like 10 points less, and one that they like as much, each behind a 10 % canary at 50 feedback/s.
+Every user has an opinion of his own about what is served: the chance of a thumb up is drawn for each, around 80 %.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from benchmarks.measure import Measure
+from plaudit.core.events import Answers, TrialReport
+from plaudit.core.experience import Experience, Judgement, Served
+from plaudit.core.rollout import Change, Rollout, on_trial, promote, start_canary
+from plaudit.learner.trials import Trial, TrialRules, decide, heed, weigh
+from plaudit_models.canary import new_canary
+from plaudit_models.guards import BUCKETS, bucket, new_guards
+
+SHARE: Final = 0.1
+FEEDBACK_PER_S: Final = 50
+LIKED: Final = 0.8
+SPREAD: Final = 0.1
+"""Standard deviation of users' own chances."""
+USERS: Final = 2_000
+REPLICAS: Final = 2
+WORSE: Final = 0.10
+WITHIN_S: Final = 120.0
+ERRORS: Final = 0.005
+"""Share of the answers that fail, whoever gives them."""
+
+
+def a_trial(rules: TrialRules) -> tuple[Trial, Rollout]:
+    """Version 2 beside version 1, with nothing seen yet."""
+    change = Change("bench", 0.0, "")
+    rollout = start_canary(promote(Rollout("bench"), 1, change), 2, SHARE, change)
+    trial = Trial(
+        version=2,
+        generation=rollout.trial,
+        share=SHARE,
+        shadow=False,
+        actor="bench",
+        started_at_s=0.0,
+        position=0,
+        evidence=new_canary(rules.canary(SHARE)),
+        guards=new_guards(rules.guards(SHARE)),
+    )
+    return trial, rollout
+
+
+def run_once(seed: int, worse: float, rules: TrialRules) -> tuple[str, float]:
+    """Until the trial is decided: the verdict, and after how many seconds."""
+    rng = np.random.default_rng(seed)
+    trial, rollout = a_trial(rules)
+    rollout = replace(rollout, model=f"bench {seed}")  # another draw of the users
+    users = [f"user {number}" for number in range(USERS)]
+    liked = np.clip(rng.normal(LIKED, SPREAD, USERS), 0.0, 1.0)
+    number = 0
+    for second in range(1, 100_000):
+        rows = []
+        arms = {1: [0] * BUCKETS, 2: [0] * BUCKETS}
+        failed = {1: 0, 2: 0}
+        for index in rng.integers(USERS, size=FEEDBACK_PER_S).tolist():
+            version = 2 if on_trial(rollout, users[index]) else 1
+            if rng.random() < ERRORS:
+                failed[version] += 1
+                continue
+            number += 1
+            up = rng.random() < liked[index] - (worse if version == 2 else 0.0)
+            arms[version][bucket(0.008 * rng.lognormal(0.0, 0.4))] += 1
+            rows.append(_experience(number, users[index], version, up, float(second)))
+        trial = weigh(trial, rows, rollout, rules, USERS)
+        report = TrialReport(
+            replica=f"replica {second % REPLICAS}",
+            number=second,
+            model=rollout.model,
+            trial=rollout.trial,
+            version=2,
+            time_s=float(second),
+            live=Answers(failed[1], tuple(arms[1])),
+            candidate=Answers(failed[2], tuple(arms[2])),
+        )
+        trial = decide(heed(trial, report), rules)
+        if trial.verdict is not None:
+            return trial.verdict, float(second)
+    raise AssertionError("a trial ends after max_events")
+
+
+def _experience(number: int, user: str, version: int, up: bool, time_s: float) -> Experience:
+    served = Served(
+        prediction_id=f"p{number}",
+        time_s=time_s,
+        user_id=user,
+        version=version,
+        action="a",
+        propensity=1.0,
+        allowed_actions=(),
+        greedy=False,
+        modalities=("image", "text") if number % 3 else ("text",),
+    )
+    return Experience(number, served, Judgement({"a": float(up)}, 1.0), probabilities=(1.0,))
+
+
+def run(*, quick: bool) -> list[Measure]:
+    times = 10 if quick else 100
+    rules = TrialRules(max_events=20_000)
+    random.seed(0)
+    worse = [run_once(seed, WORSE, rules) for seed in range(times)]
+    equal = [run_once(1000 + seed, 0.0, rules) for seed in range(times)]
+    back_s = sorted(after_s for verdict, after_s in worse if verdict == "reject")
+    in_time = sum(verdict == "reject" and after_s <= WITHIN_S for verdict, after_s in worse)
+    note = f"of {times} runs, 10 % canary, {FEEDBACK_PER_S} feedback/s, {USERS} users"
+    return [
+        Measure("worse by 10 points, rolled back within 2 minutes, %", 100 * in_time / times, 95, note=note),
+        Measure("seconds until it is, median", float(np.median(back_s)) if back_s else float("nan")),
+        Measure("seconds until it is, 95 % of the runs", _quantile(back_s, times, 0.95)),
+        Measure(
+            "equal, rolled back for harm, %",
+            100 * sum(verdict == "reject" for verdict, _ in equal) / times,
+            5,
+            "at_most",
+            note=f"of {times} runs until {rules.max_events} feedback",
+        ),
+        Measure("equal, promoted, %", 100 * sum(verdict == "promote" for verdict, _ in equal) / times),
+    ]
+
+
+def _quantile(back_s: list[float], times: int, share: float) -> float:
+    """Runs that are never rolled back count as infinitely late."""
+    place = int(np.ceil(share * times)) - 1
+    return back_s[place] if place < len(back_s) else float("inf")
