@@ -8,7 +8,7 @@ import numpy as np
 
 from loop_world import SPEC, World
 from plaudit.adapters.onnx_runtime import OnnxRuntime
-from plaudit.core.events import Decision
+from plaudit.core.events import Decision, Thumb
 from plaudit.core.rollout import Change, start_canary
 from plaudit.learner.chances import chances_of
 from plaudit.learner.versions import Versions
@@ -53,3 +53,13 @@ def test_a_version_that_is_gone_leaves_the_draw_to_speak(make_world: MakeWorld) 
     found = chances_of(gone, 99, 1, world.store, Versions(world.registry, OnnxRuntime("cpu"), Limits()))
     assert np.isnan(found.candidate).all()
     assert not np.isnan(found.live).any()
+
+
+def test_a_greedy_answer_was_not_drawn(make_world: MakeWorld) -> None:
+    world = make_world({"learner": {"batch": 10_000, "max_wait_s": 1e9}})
+    decision = world.decide(greedy=True)
+    world.log.append([decision, world.say(decision, Thumb(up=True))])
+    world.settle(world.learner())
+    versions = Versions(world.registry, OnnxRuntime("cpu"), Limits())
+    found = chances_of(world.store.experiences(after=0), world.publish(seed=9), 1, world.store, versions)
+    assert np.isnan(found.candidate).all()
