@@ -68,6 +68,7 @@ class World:
         self.numbers = itertools.count()
         self.stores = [self.store]
         self.loaded: dict[int, ServableModel] = {}
+        self.metrics = CollectorRegistry()
 
     def first_version(self, **fields: Any) -> int:
         """Publish a tiny version and make it live."""
@@ -99,6 +100,10 @@ class World:
             metrics_registry=self.metrics,
             clock=lambda: self.now_s,
         )
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        """Of the latest learner, as a scrape would show it; None if it is not there."""
+        return self.metrics.get_sample_value(name, labels)
 
     def close(self) -> None:
         self.log.close()

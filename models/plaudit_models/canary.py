@@ -3,15 +3,25 @@
 Where off-policy evaluation (see :mod:`plaudit_models.gate`) has nothing to go by, because live hardly ever tries what
 the candidate would answer, only trying tells. Knows nothing about versions or rollouts.
 
-With a share s of the users served by the candidate, reward r and any guess m made beforehand, each experience gives
+With a share s of the users served by the candidate, an answer that the candidate gives with probability c and live with
+probability l was given with probability s·c + (1 − s)·l, whoever gave it. With its reward r and any guess m made
+beforehand it says
 
-    d = (r − m)/s         if the candidate served it
-    d = −(r − m)/(1 − s)  if live did
+    d = w·(r − m),   w = (c − l)/(s·c + (1 − s)·l)
 
-whose mean is the candidate's mean reward minus live's (inverse propensity weighting of the draw, Horvitz and Thompson
-1952; m only takes out variance). |d| ≤ max(1/s, 1/(1 − s)). Betting e-processes (:mod:`plaudit_models.confidence`)
-weigh "gain ≤ 0" and "gain ≥ −margin" with it, so it may be looked at after every event. The draw is by user: the
-guarantee is for users who are alike on average, or so many that the draw evens them out.
+whose mean is the candidate's mean reward minus live's (importance weighting by the mixture of the two, the balance
+heuristic of Veach and Guibas 1995; the "balanced" estimator of Agarwal et al., Effective Evaluation Using Logged Bandit
+Feedback from Multiple Loggers, 2017). Where the two would answer alike, d is 0: thumbs on what a candidate leaves as it
+is say nothing about it, and are most of the noise otherwise. Where c and l are not known, the draw of the user alone
+speaks (Horvitz and Thompson 1952):
+
+    w = 1/s         if the candidate served it
+    w = −1/(1 − s)  if live did
+
+m takes out variance; it is the mean reward so far, weighted by w². |d| ≤ max(1/s, 1/(1 − s)). Betting e-processes
+(:mod:`plaudit_models.confidence`) weigh "gain ≤ 0" and "gain ≥ −margin" with d, so it may be looked at after every
+event. The draw is by user: the guarantee is for users who are alike on average, or so many that the draw evens them
+out.
 
 Notation:
     n: number of experiences
@@ -33,7 +43,24 @@ from plaudit_models.raters import UserTally, fair_cap
 
 _PRIOR_REWARD: Final = 0.5
 _PRIOR_N: Final = 10.0
-"""The guess m starts at ½ and moves to the mean reward so far, as if ½ had been seen this often."""
+"""The guess m starts at ½ and moves to the mean reward so far, as if ½ had been seen this often where the two never
+answer alike."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chances:
+    """How probable the answers given were, ``[n]`` each, NaN where it is not known.
+
+    Attributes:
+        candidate: c, of the candidate giving this answer to this user's question.
+        live: l, of the version that was live then.
+    """
+
+    candidate: Float64
+    live: Float64
+
+    def __getitem__(self, rows: Bool) -> Chances:
+        return Chances(self.candidate[rows], self.live[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +96,7 @@ class Canary:
 
     Attributes:
         n, total: experiences counted and their reward, of live and of the candidate.
+        weighed: Σ w² and Σ w²·r of them.
     """
 
     rules: CanaryRules
@@ -77,8 +105,17 @@ class Canary:
     tally: UserTally = field(default_factory=UserTally)
     n: tuple[int, int] = (0, 0)
     total: tuple[float, float] = (0.0, 0.0)
+    weighed: tuple[float, float] = (0.0, 0.0)
 
-    def update(self, reward: Floats, by_candidate: Bool, users: Sequence[str], *, n_users: int = 0) -> Canary:
+    def update(
+        self,
+        reward: Floats,
+        by_candidate: Bool,
+        users: Sequence[str],
+        *,
+        n_users: int = 0,
+        chances: Chances | None = None,
+    ) -> Canary:
         """Take in n further experiences in order, then look once.
 
         Args:
@@ -86,9 +123,10 @@ class Canary:
             by_candidate: ``[n]``, True where the candidate served.
             users: who gave the feedback, n names.
             n_users: how many there were before, as in :meth:`plaudit_models.gate.Comparison.update`.
+            chances: of the answers, n each; None: they are not known.
 
         Raises:
-            ValueError: a reward is out of range, or the lengths differ.
+            ValueError: a reward or a chance is out of range, or the lengths differ.
         """
         if not len(reward) == len(by_candidate) == len(users):
             raise ValueError(f"{len(reward)} rewards, {len(by_candidate)} parts and {len(users)} users must be as many")
@@ -96,9 +134,11 @@ class Canary:
         reward, by_candidate = np.asarray(reward, np.float64)[counted], by_candidate[counted]
         if ((reward < 0.0) | (reward > 1.0)).any():
             raise ValueError("a reward is not in [0, 1]")
-        seen = sum(self.n) + np.arange(len(reward))
-        before = sum(self.total) + np.cumsum(reward) - reward
-        values = differences(reward, by_candidate, (before + _PRIOR_N * _PRIOR_REWARD) / (seen + _PRIOR_N), self.rules)
+        weight = weights(by_candidate, None if chances is None else chances[counted], self.rules)
+        squared, prior = np.square(weight), _PRIOR_N / (self.rules.share * (1.0 - self.rules.share))
+        seen = self.weighed[0] + np.cumsum(squared) - squared
+        earned = self.weighed[1] + np.cumsum(squared * reward) - squared * reward
+        values = weight * (reward - (earned + prior * _PRIOR_REWARD) / (seen + prior))
         new_n = int((~by_candidate).sum()), int(by_candidate.sum())
         new_total = float(reward[~by_candidate].sum()), float(reward[by_candidate].sum())
         return replace(
@@ -108,6 +148,7 @@ class Canary:
             tally=tally,
             n=(self.n[0] + new_n[0], self.n[1] + new_n[1]),
             total=(self.total[0] + new_total[0], self.total[1] + new_total[1]),
+            weighed=(self.weighed[0] + float(squared.sum()), self.weighed[1] + float((squared * reward).sum())),
         )
 
     def finding(self) -> Finding:
@@ -137,13 +178,27 @@ class Canary:
             "tally": self.tally.to_dict(),
             "n": list(self.n),
             "total": list(self.total),
+            "weighed": list(self.weighed),
         }
 
 
-def differences(reward: Float64, by_candidate: Bool, guess: Float64, rules: CanaryRules) -> Float64:
-    """d of the notation above, ``[n]``; ``guess`` is m."""
-    centred = reward - guess
-    return np.where(by_candidate, centred / rules.share, -centred / (1.0 - rules.share))
+def weights(by_candidate: Bool, chances: Chances | None, rules: CanaryRules) -> Float64:
+    """w of the notation above, ``[n]``.
+
+    Raises:
+        ValueError: a chance is not in [0, 1], or an answer was given that neither would give.
+    """
+    by_draw = np.where(by_candidate, 1.0 / rules.share, -1.0 / (1.0 - rules.share))
+    if chances is None:
+        return by_draw
+    c, l = chances.candidate, chances.live  # noqa: E741 - the notation's
+    known = ~(np.isnan(c) | np.isnan(l))
+    mixed = rules.share * c + (1.0 - rules.share) * l
+    wrong = known & ((c < 0.0) | (c > 1.0) | (l < 0.0) | (l > 1.0) | (mixed <= 0.0))
+    if wrong.any():
+        i = int(wrong.argmax())
+        raise ValueError(f"chances: {c[i]} and {l[i]} of answer {i} are not probabilities of an answer that was given")
+    return np.where(known, np.divide(c - l, mixed, out=np.zeros_like(mixed), where=known), by_draw)
 
 
 def new_canary(rules: CanaryRules) -> Canary:
@@ -163,4 +218,5 @@ def canary_from_dict(raw: Mapping[str, Any]) -> Canary:
         tally=UserTally(**raw["tally"]),
         n=(raw["n"][0], raw["n"][1]),
         total=(raw["total"][0], raw["total"][1]),
+        weighed=(raw["weighed"][0], raw["weighed"][1]),
     )

@@ -30,7 +30,7 @@ from typing import Final
 import numpy as np
 
 from plaudit_models.features import Float64, Floats, base_probabilities, features, log_softmax, sureness
-from plaudit_models.policy import probabilities
+from plaudit_models.policy import divergence, probabilities
 from plaudit_models.reward_model import RewardPosterior, RewardPrior, RewardState, posterior
 
 TINY: Final = 1e-8
@@ -178,7 +178,7 @@ def bounded_step(
     def divergences(state: RewardState) -> tuple[float, float]:
         """Of a state's policy from the served one: what the bound counts, and all."""
         after = serve(state)
-        kl = (after * np.log(after / before)).sum(axis=1)
+        kl = divergence(after, before)
         return float((counts * kl).mean()), float(kl.mean())
 
     kl, kl_all = divergences(latest)

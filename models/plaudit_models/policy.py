@@ -59,3 +59,19 @@ def sample(probs: Float64, uniforms: Float64) -> npt.NDArray[np.int64]:
     cumulative /= cumulative[:, -1:]
     actions: npt.NDArray[np.int64] = (uniforms[:, None] >= cumulative).sum(axis=1)
     return actions
+
+
+def divergence(policy: Float64, reference: Float64) -> Float64:
+    """KL(π ‖ π') of every row, in nats.
+
+    Args:
+        policy: π, shape ``[b, a]``.
+        reference: π', the same shape, positive wherever π is.
+
+    Returns:
+        Shape ``[b]``, ≥ 0.
+    """
+    told = policy > 0.0
+    ratio = np.divide(policy, reference, out=np.ones_like(policy), where=told)
+    kl: Float64 = np.maximum((policy * np.log(ratio)).sum(axis=1), 0.0)
+    return kl

@@ -9,7 +9,8 @@ import pytest
 
 from plaudit.core.errors import ConfigError
 from plaudit.core.settings import load_settings
-from plaudit.demo.run import Options, _prepare, _settings, _toml
+from plaudit.demo.run import Options, _prepare, _settings
+from plaudit.demo.services import toml
 from plaudit.demo.task import SPEC
 
 
@@ -42,7 +43,7 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
 def test_the_demos_settings_can_be_read_back(tmp_path: Path) -> None:
     """So that `plaudit up --config` can go on where the demo ended."""
     written = _settings(Options(tmp_path, pretrain_s=7.0, seed=3))
-    text = _toml(written)
+    text = toml(written)
     assert tomllib.loads(text) == written
     (tmp_path / "plaudit.toml").write_text(text)
     settings = load_settings(tmp_path / "plaudit.toml")

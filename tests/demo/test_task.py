@@ -10,12 +10,13 @@ import pytest
 
 from plaudit.demo import task
 from plaudit.demo.speech import SpeechFailed, Utterance, spoken_digits, synthesize
-from plaudit.demo.task import KINDS, LABELLED_KINDS, SPEC, Example, Pool
+from plaudit.demo.task import HARD_KIND, KINDS, LABELLED_KINDS, SPEC, Example, Pool
 from plaudit.demo.users import Request, liked_answer, likes, likes_matrix, thumb_up, traffic
 from plaudit_models.dataset import load_data_folder, tokenizer_for
 from plaudit_models.preprocess import decode_audio, decode_image
 
 PARTS = ("train", "val", "traffic", "test")
+EVERY_KIND = (*KINDS, HARD_KIND)
 
 
 def pool(part: task.Part = "traffic") -> Pool:
@@ -69,7 +70,7 @@ def test_no_image_and_no_voice_is_in_two_parts() -> None:
         assert not families[one] & families[other]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_the_test_part_asks_in_other_words(kind: task.Kind) -> None:
     train, seen_in_traffic, held_out = (set(task.questions(kind, part)) for part in ("train", "traffic", "test"))
     assert min(len(train), len(seen_in_traffic), len(held_out)) > 1_000
@@ -82,9 +83,11 @@ def test_the_test_part_asks_in_other_words(kind: task.Kind) -> None:
 
 def test_no_question_asks_for_two_kinds() -> None:
     asked = [
-        text for part in ("train", "traffic", "test") for kind in KINDS for text in set(task.questions(kind, part))
+        text for part in ("train", "traffic", "test") for kind in EVERY_KIND for text in set(task.questions(kind, part))
     ]
-    by_part = [{text for part in ("train", "traffic", "test") for text in task.questions(kind, part)} for kind in KINDS]
+    by_part = [
+        {text for part in ("train", "traffic", "test") for text in task.questions(kind, part)} for kind in EVERY_KIND
+    ]
     assert len(set().union(*by_part)) == sum(map(len, by_part))
     assert all(text == " ".join(text.split()) and text for text in asked)
 
@@ -210,6 +213,15 @@ def test_traffic_has_the_promised_shares() -> None:
         assert share[kind] == pytest.approx(0.175, abs=0.025)
     assert np.mean([request.wrong_thumb for request in requests]) == pytest.approx(0.05, abs=0.014)
     assert len({request.user_id for request in requests}) > 350
+
+
+def test_the_new_kind_may_be_another_one() -> None:
+    requests = list(itertools.islice(traffic(pool(), seed=0, new_kind=HARD_KIND), 1_000))
+    assert {request.example.kind for request in requests} == {*LABELLED_KINDS, HARD_KIND}
+    far = [request.example for request in requests if request.example.kind == HARD_KIND]
+    assert [each.answer for each in far] == [str(abs(each.seen - each.heard)) for each in far]
+    asked = task.evaluation_examples(pool("test"), per_kind=2, seed=1, kinds=("see", HARD_KIND))
+    assert [each.kind for each in asked] == ["see", HARD_KIND] * 2
 
 
 def test_shares_can_be_switched_off() -> None:

@@ -358,6 +358,18 @@ def test_what_the_gate_cannot_tell_users_can(make_world: MakeWorld) -> None:
     assert learner.reward_state.weight.sum() == pytest.approx(learner.progress.experiences)
 
 
+def test_a_trial_does_not_keep_the_learner_from_waiting(make_world: MakeWorld) -> None:
+    """The gate gave up with experiences left; nothing is left to do in the trial until there are new ones."""
+    world = tuning_world(make_world, candidate_that_prefers("fish"), {"share": 0.5}, max_events=1, alpha=1e-9)
+    learner = world.learner()
+    for _ in range(8):
+        world.traffic(70, likes_fish)
+        world.settle(learner)
+        learner.step()
+    assert learner.report()["finetune"]["phase"] == "canary"
+    assert not learner.busy
+
+
 def test_a_candidate_that_users_like_less_is_withdrawn(make_world: MakeWorld) -> None:
     world = tuning_world(make_world, candidate_that_prefers("cat"), {"share": 0.5}, max_events=1)
     outcome = drive(world, world.learner())

@@ -5,15 +5,26 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from plaudit_models.canary import CanaryRules, canary_from_dict, differences, new_canary
+from plaudit_models.canary import CanaryRules, Chances, canary_from_dict, new_canary, weights
+
+NAN = float("nan")
 
 
-def test_differences_by_hand() -> None:
-    """s = 0.25, m = 0.5: 1 is (1 − 0.5)/0.25 = 2 for the candidate and −0.5/0.75 for live; 0 is the opposite."""
-    values = differences(
-        np.array([1.0, 0.0, 1.0, 0.0]), np.array([True, True, False, False]), np.full(4, 0.5), CanaryRules(share=0.25)
-    )
-    np.testing.assert_allclose(values, [2.0, -2.0, -2 / 3, 2 / 3])
+def test_weights_by_hand() -> None:
+    """s = 0.25. Of the draw alone: 1/0.25 for the candidate's answers, −1/0.75 for live's. With c and l known:
+    (0.9 − 0.1)/(0.25·0.9 + 0.75·0.1) = 0.8/0.3, and 0 where both would have said it, whoever did.
+    """
+    part, rules = np.array([True, False, True, True, False]), CanaryRules(share=0.25)
+    np.testing.assert_allclose(weights(part, None, rules), [4.0, -4 / 3, 4.0, 4.0, -4 / 3])
+    chances = Chances(np.array([0.9, 0.9, 0.7, NAN, 0.0]), np.array([0.1, 0.1, 0.7, 0.5, 1.0]))
+    np.testing.assert_allclose(weights(part, chances, rules), [0.8 / 0.3, 0.8 / 0.3, 0.0, 4.0, -4 / 3])
+
+
+@pytest.mark.parametrize(("c", "live"), [(1.5, 0.5), (-0.1, 0.5), (0.0, 0.0)])
+def test_chances_that_are_none_are_refused(c: float, live: float) -> None:
+    chances = Chances(np.array([c]), np.array([live]))
+    with pytest.raises(ValueError, match="chances"):
+        weights(np.array([True]), chances, CanaryRules(share=0.5))
 
 
 def test_first_wealth_by_hand() -> None:
@@ -48,6 +59,40 @@ def test_gain_and_harm_are_found_and_equals_are_left_alone() -> None:
     assert [run(0.8, 0.8, seed) for seed in range(20)].count("none") >= 15
 
 
+def narrow_trial(gain: float, seed: int, *, told: bool, n: int = 1500) -> str:
+    """A candidate that differs from live on a fifth of the questions only, where live's answer pleases half the users.
+
+    Both say one of two things; elsewhere they say the same, and it pleases three quarters.
+    """
+    rng = np.random.default_rng(seed)
+    trial = new_canary(CanaryRules(share=0.25))
+    for _ in range(n // 50):
+        part, differ = rng.random(50) < 0.25, rng.random(50) < 0.2
+        p_new = np.where(part, 0.95, 0.05)
+        new = differ & (rng.random(50) < p_new)
+        pleases = np.where(differ, np.where(new, 0.5 + gain, 0.5), 0.75)
+        reward = (rng.random(50) < pleases).astype(float)
+        c = np.where(differ, np.where(new, 0.95, 0.05), 1.0)
+        live = np.where(differ, np.where(new, 0.05, 0.95), 1.0)
+        chances = Chances(c, live) if told else None
+        trial = trial.update(reward, part, [f"user {i}" for i in rng.integers(400, size=50)], chances=chances)
+        if trial.finding() != "none":
+            break
+    return trial.finding()
+
+
+def test_what_both_would_say_does_not_hide_a_gain_where_they_differ() -> None:
+    """6 points over all, from a fifth of the questions: found in nearly every trial when the chances are told, and in
+    few when the draw alone speaks. Without a gain, more than 5 wrong findings of 40 at level 0.05 + 0.05 and 0 % power
+    have probability 0.2; more than 9, 0.005.
+    """
+    told = [narrow_trial(0.3, seed, told=True) for seed in range(20)].count("gain")
+    untold = [narrow_trial(0.3, seed, told=False) for seed in range(20)].count("gain")
+    assert told >= 18
+    assert untold <= told - 4
+    assert [narrow_trial(0.0, seed, told=True) for seed in range(40)].count("none") >= 31
+
+
 def test_batches_do_not_matter_and_it_survives_json() -> None:
     rng = np.random.default_rng(0)
     reward, part = (rng.random(60) < 0.7).astype(float), rng.random(60) < 0.5
@@ -56,6 +101,7 @@ def test_batches_do_not_matter_and_it_survives_json() -> None:
     parts = new_canary(CanaryRules(share=0.5)).update(reward[:13], part[:13], users[:13])
     parts = canary_from_dict(parts.to_dict()).update(reward[13:], part[13:], users[13:])
     np.testing.assert_allclose(parts.gain.log_wealth, whole.gain.log_wealth)
+    np.testing.assert_allclose(parts.weighed, whole.weighed)
     assert (parts.n, parts.total) == (whole.n, pytest.approx(whole.total))
 
 

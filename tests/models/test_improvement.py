@@ -7,7 +7,7 @@ import pytest
 
 from plaudit_models.features import FeatureSpace, Float64, base_probabilities, features
 from plaudit_models.improvement import NEAR, HeadSettings, bounded_step, head_scores
-from plaudit_models.policy import probabilities
+from plaudit_models.policy import divergence, probabilities
 from plaudit_models.reward_model import RewardPrior, RewardState, empty_state, evidence_of_actions
 
 FLOOR = 0.02
@@ -169,3 +169,10 @@ def test_a_step_needs_contexts_and_a_floor() -> None:
 def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name}={value}.*needs"):
         HeadSettings(**{name: value})
+
+
+def test_divergence_by_hand() -> None:
+    """0.5·log(0.5/0.25) + 0.5·log(0.5/0.75) = 0.143841; an action that is never given adds nothing; itself is 0."""
+    policy = np.array([[0.5, 0.5], [0.0, 1.0], [0.3, 0.7]])
+    reference = np.array([[0.25, 0.75], [0.5, 0.5], [0.3, 0.7]])
+    np.testing.assert_allclose(divergence(policy, reference), [0.143841, np.log(2.0), 0.0], atol=1e-6)

@@ -89,7 +89,8 @@ def demo(
     Example: `plaudit demo --minutes 3 --seed 1`
     """
     with extra("demo"):
-        from plaudit.demo.run import DemoFailed, Options, run
+        from plaudit.demo.run import Options, run
+        from plaudit.demo.services import DemoFailed
     try:
         options = Options(data_dir, events=events, minutes=minutes, seed=seed, console_port=console_port)
         summary = run(options, Console(stderr=True))

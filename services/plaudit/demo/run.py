@@ -6,15 +6,11 @@ Puts the parts together; what each does is in its own module. The services are s
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import shutil
-import signal
-import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +28,7 @@ from plaudit.demo import MODEL, plot
 from plaudit.demo.drive import drive, follow
 from plaudit.demo.judge import PER_KIND, judge
 from plaudit.demo.report import Learned, Observed, first_answers, freshness_s, summarise, timeline
+from plaudit.demo.services import DemoFailed, services, toml
 from plaudit.demo.task import SPEC, collect, evaluation_examples, write_data_folder
 from plaudit.demo.users import traffic
 from plaudit.demo.view import View, Watched, finetuning_words, outcome_words
@@ -46,10 +43,6 @@ _MARKER: Final = ".plaudit-demo"
 _LABELLED: Final = "labelled"
 _CONFIG: Final = "plaudit.toml"
 _SHOW_INTERVAL_S: Final = 0.25
-
-
-class DemoFailed(Exception):
-    """The demo could not go on; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +87,7 @@ def run(options: Options, console: Console) -> dict[str, Any]:
     view.say("making digits, speech and questions")
     write_data_folder(labelled, seed=options.seed, train_blocks=options.train_blocks)
     config = options.data_dir / _CONFIG
-    config.write_text(_toml(_settings(options)), encoding="utf-8")
+    config.write_text(toml(_settings(options)), encoding="utf-8")
     settings = load_settings(config)
     registry = compose.model_registry(settings)
     _pretrain(labelled, settings, registry, view)
@@ -201,7 +194,10 @@ async def _traffic(
     pool = await asyncio.to_thread(collect, "traffic", options.seed)
     requests = traffic(pool, seed=options.seed)
     log = options.data_dir / SERVICES_LOG
-    async with _services(config, log, options, view) as (target, ended), AsyncClient(target) as client:
+    async with (
+        services(config, log, view.say, console_port=options.console_port) as (target, ended),
+        AsyncClient(target) as client,
+    ):
         watched.started_s = time.time()
         driving = asyncio.create_task(
             drive(client, requests, watched, duration_s=60 * options.minutes, id_prefix=f"demo-{options.seed}-")
@@ -243,52 +239,6 @@ def _finetuning(status: Path) -> Mapping[str, Any]:
     return read_json(status)["finetune"] if status.exists() else {}
 
 
-@asynccontextmanager
-async def _services(
-    config: Path, log: Path, options: Options, view: View
-) -> AsyncIterator[tuple[str, asyncio.Task[int]]]:
-    """``plaudit up`` as a child process: gives the address of the gRPC port and what is done when the child ends.
-
-    Args:
-        log: gets what the services log.
-        view: is told where the console is.
-
-    Raises:
-        DemoFailed: it did not start, or did not drain.
-    """
-    command = [sys.executable, "-m", "plaudit", "up", "--config", str(config), "--json"]
-    if options.console_port is not None:
-        command += ["--console-port", str(options.console_port)]
-    with log.open("wb") as stderr:
-        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=stderr)
-    address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    ended = asyncio.create_task(_listen(process, address, view))
-    waits: list[asyncio.Future[Any]] = [address, ended]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        if not address.done():
-            raise DemoFailed(f"plaudit up ended with exit code {await ended}; see {log}")
-        yield address.result(), ended
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
-        code = await ended
-    if code != 0:
-        raise DemoFailed(f"plaudit up did not drain: exit code {code}; see {log}")
-
-
-async def _listen(process: asyncio.subprocess.Process, address: asyncio.Future[str], view: View) -> int:
-    """Wait until the inference service says where it answers, and then until all ends; gives the exit code."""
-    assert process.stdout is not None
-    async for line in process.stdout:
-        match json.loads(line):
-            case {"event": "ready", "service": "serve", "address": str(where)} if not address.done():
-                address.set_result(where)
-            case {"event": "ready", "service": "console", "page": page}:
-                view.say(f"ask it things yourself, and watch it learn: {page}")
-    return await process.wait()
-
-
 def _observe(
     options: Options, settings: Settings, registry: ModelRegistry, watched: Watched, began_s: float
 ) -> Observed:
@@ -320,14 +270,3 @@ def _learned(registry: ModelRegistry) -> list[Learned]:
         for version, manifest in ((v, registry.manifest(v)) for v in registry.versions())
         if manifest.kind == "head"
     ]
-
-
-def _toml(settings: Mapping[str, Any], path: str = "") -> str:
-    """Settings as TOML. JSON's strings, numbers and lists are TOML's."""
-    values = [f"{key} = {json.dumps(value)}" for key, value in settings.items() if not isinstance(value, Mapping)]
-    tables = [
-        f"\n[{path}{key}]\n{_toml(value, f'{path}{key}.')}"
-        for key, value in settings.items()
-        if isinstance(value, Mapping)
-    ]
-    return "\n".join(values) + "\n" + "".join(tables)

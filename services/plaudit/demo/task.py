@@ -1,8 +1,8 @@
 """The demo's task hear-see-ask: a handwritten digit, a spoken digit and a question about them.
 
 The image and the sound each hold a digit; the text asks for one of them, the larger one, their sum, or (never
-labelled) the smaller one. No modality suffices alone. Handwriting is scikit-learn's digits, speech comes from
-:mod:`plaudit.demo.speech`; nothing is downloaded.
+labelled) the smaller one or how far apart they are. No modality suffices alone. Handwriting is scikit-learn's digits,
+speech comes from :mod:`plaudit.demo.speech`; nothing is downloaded.
 Knows nothing about users, servers or training.
 
 The data falls into four parts which share no image, no voice and (see :func:`questions`) partly no wording:
@@ -32,11 +32,14 @@ from plaudit.demo.speech import MAX_DURATION_S, SAMPLE_RATE_HZ, spoken_digits
 from plaudit_models.spec import AudioModality, ImageModality, ModelSpec, TextModality
 
 Part = Literal["train", "val", "traffic", "test"]
-Kind = Literal["hear", "see", "larger", "add", "smaller"]
+Kind = Literal["hear", "see", "larger", "add", "smaller", "apart"]
 
 LABELLED_KINDS: Final[tuple[Kind, ...]] = ("hear", "see", "larger", "add")
 NEW_KIND: Final[Kind] = "smaller"
 KINDS: Final[tuple[Kind, ...]] = (*LABELLED_KINDS, NEW_KIND)
+"""Of the demo."""
+HARD_KIND: Final[Kind] = "apart"
+"""Never labelled either, and no answer to it is one to a labelled kind; the benchmark asks it, the demo does not."""
 
 SPEC: Final = ModelSpec(
     name=MODEL,
@@ -165,6 +168,14 @@ _CORES: Final[Mapping[Kind, tuple[str, ...]]] = {
         "which of (the two|both|both digits|the two numbers) is (smaller|littler|lesser|the smallest|the lowest)",
         "the (minimum|smaller|littler|lesser) of (the two|both|the picture and the sound)",
     ),
+    "apart": (
+        "how far (apart|away|off) are (both|they|the two|the two digits|the two numbers)",
+        "how far apart are (the digits|the numbers|the picture and the sound)",
+        "(what is|tell me|give me|say|find) the (difference|distance|gap) (of|between) (both|the two|the two numbers)",
+        "(what is|tell me|give me|say|find) the (difference|distance|gap)( of the picture and the sound|)",
+        "how (far|much) (is|lies) (one|it) from the other",
+        "(subtract|take) (one|the one) from the other",
+    ),
 }
 _TEST_CORES: Final[Mapping[Kind, tuple[str, ...]]] = {
     "hear": (
@@ -197,6 +208,12 @@ _TEST_CORES: Final[Mapping[Kind, tuple[str, ...]]] = {
         "i want the (smaller|littler|lesser|lowest) (digit|number)",
         "which (of them|of these two|of those) is the (smaller|littler|lesser|lowest)",
     ),
+    "apart": (
+        "the two (digits|numbers|) are how far apart",
+        "(can|could) you (say|name|find) the (difference|distance|gap) of these",
+        "i want the (difference|distance|gap) (of|between) (these|the digits|the numbers|them)",
+        "what (difference|distance|gap) do (they|both|the two) have",
+    ),
 }
 
 
@@ -224,6 +241,8 @@ def answer(kind: Kind, seen: int, heard: int) -> int:
             return seen + heard
         case "smaller":
             return min(seen, heard)
+        case "apart":
+            return abs(seen - heard)
 
 
 def collect(part: Part, seed: int, *, sounds_per_digit: Mapping[Part, int] = SOUNDS_PER_DIGIT) -> Pool:
@@ -244,11 +263,11 @@ def collect(part: Part, seed: int, *, sounds_per_digit: Mapping[Part, int] = SOU
     )
 
 
-def evaluation_examples(pool: Pool, *, per_kind: int, seed: int) -> list[Example]:
-    """``per_kind`` examples of each of the five kinds, kinds in turn."""
+def evaluation_examples(pool: Pool, *, per_kind: int, seed: int, kinds: Sequence[Kind] = KINDS) -> list[Example]:
+    """``per_kind`` examples of each of the kinds, kinds in turn."""
     rng = np.random.default_rng(seed)
-    texts = {kind: questions(kind, pool.part) for kind in KINDS}
-    return [draw(pool, kind, texts[kind], rng) for _ in range(per_kind) for kind in KINDS]
+    texts = {kind: questions(kind, pool.part) for kind in kinds}
+    return [draw(pool, kind, texts[kind], rng) for _ in range(per_kind) for kind in kinds]
 
 
 def draw(pool: Pool, kind: Kind, texts: Sequence[str], rng: np.random.Generator) -> Example:

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.demo.task import LABELLED_KINDS, NEW_KIND, SPEC, Example, Pool, draw, questions
+from plaudit.demo.task import LABELLED_KINDS, NEW_KIND, SPEC, Example, Kind, Pool, draw, questions
 
 NEW_KIND_SHARE: Final = 0.3
 WRONG_THUMB_SHARE: Final = 0.05
@@ -31,13 +31,18 @@ class Request:
 
 
 def traffic(
-    pool: Pool, *, seed: int, new_kind_share: float = NEW_KIND_SHARE, wrong_thumb_share: float = WRONG_THUMB_SHARE
+    pool: Pool,
+    *,
+    seed: int,
+    new_kind: Kind = NEW_KIND,
+    new_kind_share: float = NEW_KIND_SHARE,
+    wrong_thumb_share: float = WRONG_THUMB_SHARE,
 ) -> Iterator[Request]:
-    """An endless stream: ``new_kind_share`` asks for the new kind, the rest evenly for the labelled ones."""
+    """An endless stream: ``new_kind_share`` asks for ``new_kind``, the rest evenly for the labelled ones."""
     rng = np.random.default_rng(seed)
-    texts = {kind: questions(kind, pool.part) for kind in (*LABELLED_KINDS, NEW_KIND)}
+    texts = {kind: questions(kind, pool.part) for kind in (*LABELLED_KINDS, new_kind)}
     while True:
-        kind = NEW_KIND if rng.random() < new_kind_share else LABELLED_KINDS[rng.integers(len(LABELLED_KINDS))]
+        kind = new_kind if rng.random() < new_kind_share else LABELLED_KINDS[rng.integers(len(LABELLED_KINDS))]
         yield Request(
             user_id=f"user-{rng.integers(USERS):03}",
             example=draw(pool, kind, texts[kind], rng),

@@ -57,7 +57,13 @@ def build_learner(
     versions = Versions(registry, runtime, limits)
     policy = settings.canary.of(registry.model)
     trials = Trials(
-        log=log, store=store, registry=registry, rules=trial_rules(settings, policy), metrics=metrics, clock=clock
+        log=log,
+        store=store,
+        registry=registry,
+        versions=versions,
+        rules=trial_rules(settings, policy),
+        metrics=metrics,
+        clock=clock,
     )
     finetuning = None
     if settings.finetune.enabled:

@@ -434,6 +434,7 @@ class Finetuning:
         move(self._registry, transition)
         if self._registry.rollout().candidate != version:
             return False
+        self._backlog = False  # what the gate has not looked at, it never will
         self._remember(replace(self._tuning, phase="canary", version=version, started_at_s=change.time_s))
         return True
 

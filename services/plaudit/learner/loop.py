@@ -24,6 +24,7 @@ from plaudit.core.rollout import Rollout
 from plaudit.core.tracing import Tracing
 from plaudit.learner.at_hand import Contexts
 from plaudit.learner.comparing import Comparing
+from plaudit.learner.divergence import Divergence
 from plaudit.learner.finetune import Finetuning
 from plaudit.learner.knowledge import Knowledge
 from plaudit.learner.learning import Learning
@@ -134,6 +135,14 @@ class Learner:
             clock=clock,
             trace=trace,
         )
+        self._divergence = Divergence(
+            model=registry.model,
+            contexts=contexts,
+            store=store,
+            versions=versions,
+            knowledge=self._knowledge,
+            metrics=metrics,
+        )
         self._contexts = contexts
         self._limit = pace.poll_limit
         self._load()
@@ -234,6 +243,11 @@ class Learner:
         }
 
     @property
+    def busy(self) -> bool:
+        """Whether there is more to do without anything new in the log."""
+        return self._behind or self._trials.busy or (self._finetuning is not None and self._finetuning.busy)
+
+    @property
     def leading(self) -> bool:
         """Whether it led when it last looked."""
         return self._leading
@@ -285,6 +299,9 @@ class Learner:
             self._follow()
         if self._finetuning is not None and self._live is not None:
             self._finetuning.step(self._live, self._knowledge.progress)
+            self._follow()
+        if self._live is not None:
+            self._divergence.measure(self._live)
         if self._status is not None:
             self._status.write(self.report)
         return learned
@@ -298,7 +315,7 @@ class Learner:
 
     def _wait_s(self) -> float:
         """How long to wait for records: not while there is other work, and no longer than until a refresh is due."""
-        if self._behind or self._trials.busy or (self._finetuning is not None and self._finetuning.busy):
+        if self.busy:
             return 0.0
         due_in_s = self._refreshing.due_in_s() if self._leading else None
         return _IDLE_S if due_in_s is None else min(_IDLE_S, due_in_s)

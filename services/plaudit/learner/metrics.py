@@ -59,6 +59,12 @@ class LearnerMetrics:
         self.refreshes = counter("refreshes_total", "Head refreshes, by outcome.", "outcome")
         self.refresh_seconds = seconds("refresh", "Time from a due refresh to the published version going live.")
         self.refresh_kl = gauge("refresh_kl_nats", "How far the last refresh moved the policy, in nats.")
+        self.policy_kl = gauge(
+            "policy_kl_nats",
+            "After the last swap: mean KL of the live policy from its reference and from the version before it.",
+            "model",
+            "against",
+        )
         self.freshness_seconds = seconds("freshness", "From a batch's latest feedback to the refresh that learned it.")
         self.e_value = gauge("comparison_e_value", "Running comparison with the gated version, by claim.", "claim")
         self.comparison_n = gauge("comparison_experiences", "Experiences that the running comparison has counted.")

@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -23,11 +24,13 @@ from plaudit.core.experience import Experience
 from plaudit.core.ports import Changes, Cursor, EventLog, EventReader, ExperienceStore, ModelRegistry
 from plaudit.core.rollout import Change, Rollout, end_canary, on_trial, promote
 from plaudit.core.trials import CURSORS, PAST, PRESENT, SHOWN
+from plaudit.learner.chances import chances_of
 from plaudit.learner.compare import speaks_plainly
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.progress import Progress
 from plaudit.learner.rollouts import ACTOR, move
-from plaudit_models.canary import Canary, CanaryRules, canary_from_dict, new_canary
+from plaudit.learner.versions import Versions
+from plaudit_models.canary import Canary, CanaryRules, Chances, canary_from_dict, new_canary
 from plaudit_models.gate import Verdict
 from plaudit_models.guards import Arm, GuardRules, Guards, guards_from_dict, new_guards
 
@@ -240,22 +243,37 @@ def trial_from_bytes(raw: bytes | None) -> Trial | None:
     return Trial(**{name: fields[name] for name in _PLAIN}, **made)
 
 
-def weigh(trial: Trial, experiences: Sequence[Experience], rollout: Rollout, rules: TrialRules, n_users: int) -> Trial:
-    """Take in experiences in their order; those that are not of the trial are passed over."""
+def weigh(
+    trial: Trial,
+    experiences: Sequence[Experience],
+    rollout: Rollout,
+    rules: TrialRules,
+    n_users: int,
+    chances: Callable[[Sequence[Experience]], Chances | None] = lambda rows: None,
+) -> Trial:
+    """Take in experiences in their order; those that are not of the trial are passed over.
+
+    Args:
+        chances: tells how probable the answers of the trial were under candidate and live, if that is known.
+    """
     rows = [e for e in experiences if _is_of_trial(trial, e, rollout)]
     if not rows:
         return trial
+    told = chances(rows)
     slices = dict(trial.slices)
-    of_slice: dict[str, list[Experience]] = {}
-    for row in rows:
+    of_slice: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
         name = " + ".join(row.served.modalities) or "no input kept"
         if name not in slices and len(slices) >= _SLICES:
             name = _OTHERS
         slices.setdefault(name, new_canary(rules.slice(trial.share)))
-        of_slice.setdefault(name, []).append(row)
-    for name, some in of_slice.items():
-        slices[name] = _updated(slices[name], trial, some, n_users)
-    return replace(trial, evidence=_updated(trial.evidence, trial, rows, n_users), slices=slices)
+        of_slice.setdefault(name, []).append(i)
+    for name, places in of_slice.items():
+        some = np.isin(np.arange(len(rows)), places)
+        slices[name] = _updated(
+            slices[name], trial, [rows[i] for i in places], n_users, None if told is None else told[some]
+        )
+    return replace(trial, evidence=_updated(trial.evidence, trial, rows, n_users, told), slices=slices)
 
 
 def heed(trial: Trial, report: TrialReport) -> Trial:
@@ -300,7 +318,7 @@ class Trials:
 
     Args:
         log: reports of inference services come from here.
-        store, registry, metrics, clock: as the learner's.
+        store, registry, versions, metrics, clock: as the learner's.
         rules: how trials are judged.
     """
 
@@ -310,6 +328,7 @@ class Trials:
         log: EventLog,
         store: ExperienceStore,
         registry: ModelRegistry,
+        versions: Versions,
         rules: TrialRules,
         metrics: LearnerMetrics,
         clock: Callable[[], float] = time.time,
@@ -317,6 +336,7 @@ class Trials:
         self._log = log
         self._store = store
         self._registry = registry
+        self._versions = versions
         self._rules = rules
         self._metrics = metrics
         self._clock = clock
@@ -391,7 +411,7 @@ class Trials:
         self.busy = len(chunk) == _CHUNK
         after = trial
         if chunk:
-            after = weigh(after, chunk, rollout, self._rules, progress.n_users)
+            after = weigh(after, chunk, rollout, self._rules, progress.n_users, partial(self._chances, trial, rollout))
             after = replace(after, position=chunk[-1].number)
         for report, cursors in self._reports(after):
             after = replace(heed(after, report), cursors={**after.cursors, **cursors})
@@ -400,6 +420,9 @@ class Trials:
             self._remember(after)
         if after.verdict is not None:
             self._act(after)
+
+    def _chances(self, trial: Trial, rollout: Rollout, rows: Sequence[Experience]) -> Chances:
+        return chances_of(rows, trial.version, rollout.live or 0, self._store, self._versions)
 
     def _reports(self, trial: Trial) -> list[tuple[TrialReport, Mapping[str, Cursor]]]:
         """The next reports about this model, each with where reading goes on behind it."""
@@ -497,12 +520,13 @@ def _is_of_trial(trial: Trial, experience: Experience, rollout: Rollout) -> bool
     )
 
 
-def _updated(canary: Canary, trial: Trial, rows: Sequence[Experience], n_users: int) -> Canary:
+def _updated(canary: Canary, trial: Trial, rows: Sequence[Experience], n_users: int, chances: Chances | None) -> Canary:
     return canary.update(
         np.array([e.reward for e in rows], np.float64),
         np.array([e.served.version == trial.version for e in rows]),
         [e.served.user_id for e in rows],
         n_users=n_users,
+        chances=chances,
     )
 
 

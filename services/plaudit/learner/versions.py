@@ -47,6 +47,11 @@ class OpenVersion:
         """What would be served at these features, floor included, ``[b, a]``."""
         return probabilities(self._model.head(*stack(rows)), allowed, self.manifest.floor)
 
+    def base_probabilities(self, rows: Sequence[Features]) -> Float64:
+        """What the trunk alone would serve at these features, floor included, every action allowed, ``[b, a]``."""
+        _, base_logits = stack(rows)
+        return probabilities(base_logits, np.ones(base_logits.shape, np.bool_), self.manifest.floor)
+
     def embed(self, contents: Sequence[Mapping[str, Content]]) -> list[Features | None]:
         """Features of each content; None where there is no content that this model takes."""
         spec, digest = self.manifest.spec, self.manifest.trunk_digest

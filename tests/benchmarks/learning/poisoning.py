@@ -83,6 +83,8 @@ def run(shuffles: int, quick: bool) -> list[Measure]:
         note = f"{shuffles} shuffles; of {lost:.4f} lost, {left:.4f} is left, {missing:.4f} with an oracle"
         if lost >= MEASURABLE:
             measures.append(Measure(f"{name}: share of the loss recovered", (lost - left) / lost, goal=0.9, note=note))
+            note = "it knows the attackers and never hears them; the rest is thumbs that were not given"
+            measures.append(Measure(f"{name}: share that an oracle recovers", (lost - missing) / lost, note=note))
         else:
             measures.append(Measure(f"{name}: loss left", left, goal=MEASURABLE, direction="at_most", note=note))
     defended_clean = curve(NOBODY, "raters")

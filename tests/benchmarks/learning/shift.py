@@ -22,6 +22,10 @@ VOWPAL_EVENTS = 4000
 ACTIONS = 10
 CHANGED = 3
 RECOVERED = 0.95
+SURE = 0.8
+"""Where the classifier is less sure, it serves its own doubt: one of two digits it takes for an 8 is answered with 3.
+The learner settles such doubts for the likelier answer, which pleases more users over all and the other class less;
+nothing but the label could tell the two apart, and no slice of the traffic can."""
 NOISE = {"clean": 0.0, "10 % wrong thumbs": 0.1}
 
 
@@ -66,7 +70,7 @@ def run(shuffles: int, quick: bool) -> list[Measure]:
     tasks = [_task(seed, EVENTS) for seed in range(shuffles)]
     measures = []
     for name, wrong in NOISE.items():
-        ours, theirs, drops, class_drops, curves = [], [], [], [], []
+        ours, theirs, drops, class_drops, known_drops, curves = [], [], [], [], [], []
         for seed, task in enumerate(tasks):
             seen = run_stream(task.stream, task.wanted, batch=BATCH, wrong=wrong, seed=seed, judge_on=task.judge_on)
             satisfaction = task.satisfaction(seen.judged)
@@ -74,7 +78,8 @@ def run(shuffles: int, quick: bool) -> list[Measure]:
             ours.append(task.events_to_recover(satisfaction, BATCH))
             unchanged = satisfaction[:, task.unchanged].mean(axis=1)
             drops.append(100.0 * (unchanged[0] - unchanged).max())
-            class_drops.append(_worst_class(task, satisfaction))
+            class_drops.append(_worst_class(task, satisfaction, np.ones_like(task.unchanged)))
+            known_drops.append(_worst_class(task, satisfaction, task.base.max(axis=1) >= SURE))
             theirs.append(task.events_to_recover(_linucb(task, wrong, seed), BATCH))
         peer = float(np.median(theirs))
         measures += [
@@ -92,7 +97,16 @@ def run(shuffles: int, quick: bool) -> list[Measure]:
                 f"{name}: unchanged classes, largest drop in points", max(drops), 1.0, "at_most", "any served version"
             ),
             Measure(
-                f"{name}: any one unchanged class, in points", max(class_drops), note="about 40 held-out digits a class"
+                f"{name}: any one unchanged class, where the classifier is sure",
+                max(known_drops),
+                1.0,
+                "at_most",
+                f"in points; digits of which it gives one class at least {SURE:g}",
+            ),
+            Measure(
+                f"{name}: any one unchanged class, in points",
+                max(class_drops),
+                note="about 40 held-out digits a class; a few that it took for others half the time, now always",
             ),
         ]
     if not quick:
@@ -165,10 +179,12 @@ def _vowpal(shuffles: int) -> Measure:
     )
 
 
-def _worst_class(task: Task, satisfaction: Float64) -> float:
+def _worst_class(task: Task, satisfaction: Float64, counts: np.ndarray) -> float:
+    """The largest drop of any unchanged class in any version, in points of the class, from the digits that count."""
     drops = []
     for k in np.unique(task.judged_before[task.unchanged]):
-        mean = satisfaction[:, task.judged_before == k].mean(axis=1)
+        of_class = task.judged_before == k
+        mean = satisfaction[:, of_class & counts].sum(axis=1) / of_class.sum()
         drops.append(100.0 * float((mean[0] - mean).max()))
     return max(drops)
 

@@ -1,0 +1,75 @@
+"""The two services of the demo: their settings as a file, and ``plaudit up`` as a child process till it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+
+class DemoFailed(Exception):
+    """The demo could not go on; the message says why."""
+
+
+@asynccontextmanager
+async def services(
+    config: Path, log: Path, say: Callable[[str], None], *, console_port: int | None = None
+) -> AsyncIterator[tuple[str, asyncio.Task[int]]]:
+    """``plaudit up`` as a child process: gives the address of the gRPC port and what is done when the child ends.
+
+    Args:
+        log: gets what the services log.
+        say: is told where the console is.
+        console_port: serve the console there; None: serve none.
+
+    Raises:
+        DemoFailed: it did not start, or did not drain.
+    """
+    command = [sys.executable, "-m", "plaudit", "up", "--config", str(config), "--json"]
+    if console_port is not None:
+        command += ["--console-port", str(console_port)]
+    with log.open("wb") as stderr:
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=stderr)
+    address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    ended = asyncio.create_task(_listen(process, address, say))
+    waits: list[asyncio.Future[Any]] = [address, ended]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if not address.done():
+            raise DemoFailed(f"plaudit up ended with exit code {await ended}; see {log}")
+        yield address.result(), ended
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        code = await ended
+    if code != 0:
+        raise DemoFailed(f"plaudit up did not drain: exit code {code}; see {log}")
+
+
+async def _listen(process: asyncio.subprocess.Process, address: asyncio.Future[str], say: Callable[[str], None]) -> int:
+    """Wait until the inference service says where it answers, and then until all ends; gives the exit code."""
+    assert process.stdout is not None
+    async for line in process.stdout:
+        match json.loads(line):
+            case {"event": "ready", "service": "serve", "address": str(where)} if not address.done():
+                address.set_result(where)
+            case {"event": "ready", "service": "console", "page": page}:
+                say(f"ask it things yourself, and watch it learn: {page}")
+    return await process.wait()
+
+
+def toml(settings: Mapping[str, Any], path: str = "") -> str:
+    """Settings as TOML. JSON's strings, numbers and lists are TOML's."""
+    values = [f"{key} = {json.dumps(value)}" for key, value in settings.items() if not isinstance(value, Mapping)]
+    tables = [
+        f"\n[{path}{key}]\n{toml(value, f'{path}{key}.')}"
+        for key, value in settings.items()
+        if isinstance(value, Mapping)
+    ]
+    return "\n".join(values) + "\n" + "".join(tables)
