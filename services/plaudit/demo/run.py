@@ -140,7 +140,13 @@ def _settings(options: Options) -> dict[str, Any]:
         # Small steps: no kind of question may suffer on the way.
         "policy": {"max_kl": 0.03},
         # One job that has much to learn from is proven better sooner than two that have half of it each.
-        "finetune": {"rehearsal": str(folder / _LABELLED), "every": 4000, "max_duration_s": 30.0, "seed": options.seed},
+        "finetune": {
+            "rehearsal": str(folder / _LABELLED),
+            "objective": "target",
+            "every": 4000,
+            "max_duration_s": 30.0,
+            "seed": options.seed,
+        },
         # The log holds little evidence on answers that live never tries; users who try them give it within seconds.
         "gate": {"max_events": 300},
         "canary": {"share": 0.25, "max_events": 1500},
