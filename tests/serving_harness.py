@@ -98,7 +98,7 @@ async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
 async def until(condition: Callable[[], bool]) -> None:
     """Returns once the condition holds; the test's own timeout ends waiting in vain."""
     while not condition():  # noqa: ASYNC110  # nothing tells us when
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)  # without a pause it would keep the interpreter from the threads it waits for
 
 
 class Registries:
