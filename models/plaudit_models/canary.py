@@ -211,6 +211,7 @@ def new_canary(rules: CanaryRules) -> Canary:
 
 
 def canary_from_dict(raw: Mapping[str, Any]) -> Canary:
+    weighed = raw.get("weighed", (0.0, 0.0))  # not there in older evidence; any guess made beforehand is as valid
     return Canary(
         rules=CanaryRules(**raw["rules"]),
         gain=bets_from_dict(raw["gain"]),
@@ -218,5 +219,5 @@ def canary_from_dict(raw: Mapping[str, Any]) -> Canary:
         tally=UserTally(**raw["tally"]),
         n=(raw["n"][0], raw["n"][1]),
         total=(raw["total"][0], raw["total"][1]),
-        weighed=(raw["weighed"][0], raw["weighed"][1]),
+        weighed=(weighed[0], weighed[1]),
     )

@@ -120,3 +120,13 @@ def test_a_share_of_nobody_or_everybody_is_no_trial(share: float) -> None:
 def test_rewards_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="reward"):
         new_canary(CanaryRules(share=0.5)).update(np.array([1.5]), np.array([True]), ["ada"])
+
+
+def test_a_trial_that_was_saved_before_weights_were_kept_goes_on():
+    """Its guess begins anew at ½, which is as valid a guess as any."""
+    rules = CanaryRules(share=0.5)
+    saved = new_canary(rules).update(np.ones(4), np.array([True, False, True, False]), ["a", "b", "c", "d"]).to_dict()
+    del saved["weighed"]
+    resumed = canary_from_dict(saved)
+    assert (resumed.n, resumed.total, resumed.weighed) == ((2, 2), (2.0, 2.0), (0.0, 0.0))
+    assert resumed.update(np.ones(1), np.array([True]), ["e"]).n == (2, 3)

@@ -24,7 +24,7 @@ from plaudit.cli.options import address, async_client
 from plaudit.core.errors import ConfigError
 from plaudit.core.settings import Settings
 from plaudit.core.tracing import Tracing
-from plaudit.serving.server import default_workers
+from plaudit.serving.server import cores
 
 _M_TRIM_THRESHOLD: Final = -1
 _M_ARENA_MAX: Final = -8
@@ -69,7 +69,7 @@ def _keep_little_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library has no such knob
         library = ctypes.CDLL(None)
-        library.mallopt(_M_ARENA_MAX, default_workers(threads=1))
+        library.mallopt(_M_ARENA_MAX, cores())
         library.mallopt(_M_TRIM_THRESHOLD, _KEPT_FREE_BYTES)
 
 

@@ -309,7 +309,11 @@ def _traced(tracing: Tracing | None) -> _Parts:
     )
 
 
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def default_workers(threads: int) -> int:
     """As many evaluations at once as there are cores for, if each takes that many."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, cores // threads)
+    return max(1, cores() // threads)
