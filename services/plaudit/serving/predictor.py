@@ -259,11 +259,14 @@ class Predictor:
         check_modalities(content, model.manifest.spec)
         if time.monotonic() >= caller.deadline_s:
             raise Expired
-        with self._metrics.versions.of(model).decode_seconds.time():
+        began_s = time.perf_counter()
+        try:
             if not is_encoded(content):
                 return decode_content(content, model, self._limits)
             with self._decoders:
                 return decode_content(content, model, self._limits)
+        finally:
+            self._metrics.versions.of(model).decode_seconds.observe(time.perf_counter() - began_s)
 
     def _decide(
         self,
