@@ -174,6 +174,7 @@ def tiny_bundle(
     prefer: str | None = None,
     reason: str = "made by a test",
     data: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Write a sealed version folder.
 
@@ -200,6 +201,7 @@ def tiny_bundle(
         floor=floor,
         reason=reason,
         data=data or {},
+        metrics=metrics or {},
     )
     return seal(folder, manifest)
 
