@@ -130,3 +130,29 @@ def test_a_trial_that_was_saved_before_weights_were_kept_goes_on():
     resumed = canary_from_dict(saved)
     assert (resumed.n, resumed.total, resumed.weighed) == ((2, 2), (2.0, 2.0), (0.0, 0.0))
     assert resumed.update(np.ones(1), np.array([True]), ["e"]).n == (2, 3)
+
+
+def test_a_suspicion_by_hand() -> None:
+    """Half of the users, never answered alike: w = ±2. The guess m stays at ½ while each side gets half its thumbs up.
+
+    Then the candidate's 10 thumbs down, one by one: d = 2·(0 − m), m falling from ½; all below 0 and about −0.8 on
+    average with hardly any scatter, so beyond −0.03 by more than 1.5 errors once there are 20 in all. Two dozen thumbs
+    up take it back.
+    """
+    rules = CanaryRules(share=0.5, margin=0.03)
+    part = np.tile([True, False], 5)
+    equal = new_canary(rules).update(np.tile([1.0, 1.0, 0.0, 0.0], 3)[:10], part, ["u"] * 10, n_users=1)
+    few = equal.update(np.zeros(9), np.ones(9, bool), ["u"] * 9, n_users=1)
+    assert not few.suspected
+    enough = few.update(np.zeros(1), np.ones(1, bool), ["u"], n_users=1)
+    n, total, squares = enough.moments
+    assert n == 20
+    error = np.sqrt((squares / n - (total / n) ** 2) * n / (n - 1) / n)
+    assert total / n + 1.5 * error < -0.03
+    assert enough.suspected
+    assert not enough.update(np.ones(24), np.ones(24, bool), ["u"] * 24, n_users=1).suspected
+    again = canary_from_dict(enough.to_dict())
+    assert again.suspected
+    older = enough.to_dict()
+    del older["moments"]
+    assert not canary_from_dict(older).suspected
