@@ -42,9 +42,6 @@ from plaudit_models.gate import SUSPICION, Finding
 from plaudit_models.policy import Bool
 from plaudit_models.raters import UserTally, fair_cap
 
-SUSPECTED_FROM: Final = 20
-"""Experiences before a part of the trial can be suspected of harm."""
-
 _PRIOR_REWARD: Final = 0.5
 _PRIOR_N: Final = 10.0
 """The guess m starts at ½ and moves to the mean reward so far, as if ½ had been seen this often where the two never
@@ -172,10 +169,15 @@ class Canary:
 
     @property
     def suspected(self) -> bool:
-        """Whether harm is likely though not proven: Σ d/n is below −margin by more than 1.5 standard errors."""
+        """Whether harm is likely though not proven: the mean of d is below −margin by more than 1.5 standard errors.
+
+        It is looked at as if the largest d there can be had come once more: while the candidate has hardly served, d
+        is live's alone, and hardly scatters.
+        """
         n, total, squares = self.moments
-        if n < SUSPECTED_FROM:
+        if n == 0:
             return False
+        n, total, squares = n + 1, total + self.rules.bound, squares + self.rules.bound**2
         mean = total / n
         standard_error = math.sqrt(max(0.0, squares - n * mean**2) / (n - 1) / n)
         return mean + SUSPICION * standard_error < -self.rules.margin

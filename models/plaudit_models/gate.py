@@ -49,8 +49,9 @@ MAX_GROUPS: Final = 16
 """User groups that are tested, the first that come."""
 GROUP: Final = "user group {}"
 """Name of a group's slice."""
-MIN_GROUP: Final = 20
-"""Decisions of a group before it can be suspected: a label that comes twice must not hold back what is good for all."""
+_BENEFIT: Final = 1.0
+"""A group is suspected as if the candidate had been better by this once more: two decisions that happen to agree have
+no scatter, and a label that hardly ever comes must not hold back what is good for all."""
 
 _STEPS: Final = np.linspace(-1.0, 1.0, 101)
 _GRID: Final = _STEPS * np.abs(_STEPS)
@@ -247,8 +248,11 @@ class _Slice:
 
     def suspected(self, margin: float) -> bool:
         """Whether it is likely to have lost more than ``margin``."""
-        enough = self.n >= MIN_GROUP if self.is_group else True
-        return enough and self.gain + SUSPICION * self.standard_error < -margin
+        seen = self
+        if self.is_group:
+            total, squares = self.gain_sum + _BENEFIT, self.gain_square_sum + _BENEFIT**2
+            seen = replace(self, n=self.n + 1, gain_sum=total, gain_square_sum=squares)
+        return seen.gain + SUSPICION * seen.standard_error < -margin
 
 
 @dataclass(frozen=True, slots=True, eq=False)

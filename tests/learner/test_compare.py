@@ -108,7 +108,10 @@ def test_a_candidate_without_the_answer_that_was_given_is_judged_all_the_same() 
 def test_a_decision_counts_in_the_slice_of_its_input_and_in_that_of_its_users_group() -> None:
     policy = Policy(SPEC.actions, np.array([[0.5, 0.25, 0.25]] * 3))
     row = an_experience()
-    rows = [replace(row, served=replace(row.served, user_group=label)) for label in ("premium", "", "premium")]
+    rows = [
+        replace(row, served=replace(row.served, user_id=user, user_group=label))
+        for user, label in (("ada", "premium"), ("bob", ""), ("eve", "premium"))
+    ]
     after = compare(
         new_comparison(RULES),
         [compared(each) for each in rows],

@@ -133,26 +133,30 @@ def test_a_trial_that_was_saved_before_weights_were_kept_goes_on():
 
 
 def test_a_suspicion_by_hand() -> None:
-    """Half of the users, never answered alike: w = ±2. The guess m stays at ½ while each side gets half its thumbs up.
+    """Half of the users, never answered alike: w = ±2, d = 2·(0 − m) for the k-th thumb down of the candidate, and the
+    guess m = 20/(40 + 4k) before it.
 
-    Then the candidate's 10 thumbs down, one by one: d = 2·(0 − m), m falling from ½; all below 0 and about −0.8 on
-    average with hardly any scatter, so beyond −0.03 by more than 1.5 errors once there are 20 in all. Two dozen thumbs
-    up take it back.
+    Of 10, Σ d = −7.188 and Σ d² = 5.388. With one d = 2 beside them the mean of 11 is −0.472, its error
+    √((9.388 − 11·0.472²)/10/11) = 0.251: −0.472 + 1.5·0.251 = −0.095 is below −0.03. Of 3 the mean is −0.186 and the
+    error 0.73. As many thumbs up take the suspicion back.
     """
     rules = CanaryRules(share=0.5, margin=0.03)
-    part = np.tile([True, False], 5)
-    equal = new_canary(rules).update(np.tile([1.0, 1.0, 0.0, 0.0], 3)[:10], part, ["u"] * 10, n_users=1)
-    few = equal.update(np.zeros(9), np.ones(9, bool), ["u"] * 9, n_users=1)
+    few = new_canary(rules).update(np.zeros(3), np.ones(3, bool), ["u"] * 3, n_users=1)
+    assert not new_canary(rules).suspected
     assert not few.suspected
-    enough = few.update(np.zeros(1), np.ones(1, bool), ["u"], n_users=1)
-    n, total, squares = enough.moments
-    assert n == 20
-    error = np.sqrt((squares / n - (total / n) ** 2) * n / (n - 1) / n)
-    assert total / n + 1.5 * error < -0.03
+    enough = few.update(np.zeros(7), np.ones(7, bool), ["u"] * 7, n_users=1)
+    assert enough.moments == pytest.approx((10, -7.188, 5.388), abs=1e-3)
     assert enough.suspected
-    assert not enough.update(np.ones(24), np.ones(24, bool), ["u"] * 24, n_users=1).suspected
-    again = canary_from_dict(enough.to_dict())
-    assert again.suspected
+    assert canary_from_dict(enough.to_dict()).suspected
+    assert not enough.update(np.ones(10), np.ones(10, bool), ["u"] * 10, n_users=1).suspected
     older = enough.to_dict()
     del older["moments"]
     assert not canary_from_dict(older).suspected
+
+
+def test_before_the_candidate_has_served_nothing_is_suspected() -> None:
+    """A tenth of the users, and only live has answered, to everybody's delight: d = −(1 − m)/0.9, hardly scattered."""
+    rules = CanaryRules(share=0.1, margin=0.03)
+    trial = new_canary(rules).update(np.ones(30), np.zeros(30, bool), [f"u{i}" for i in range(30)], n_users=30)
+    assert trial.moments[1] / 30 < -0.03
+    assert not trial.suspected
