@@ -89,6 +89,7 @@ decisions = st.builds(
     request_id=texts,
     features=st.none() | st.builds(Features, trunk_digest=texts, embedding=vectors, base_logits=vectors),
     content=st.dictionaries(texts, contents, max_size=3),
+    user_group=texts,
 )
 feedbacks = st.builds(Feedback, feedback_id=names, prediction_id=names, time_s=times_s, user_id=texts, signal=signals)
 dead_letters = st.builds(

@@ -111,6 +111,25 @@ def test_a_worse_candidate_is_published_with_the_evidence_but_never_serves(make_
     assert world.registry.manifest(2).gate["verdict"] == "reject"
 
 
+def test_a_candidate_that_one_user_group_pays_for_never_serves(make_world: MakeWorld) -> None:
+    """Nothing but the label tells the fifth who hate fish from the others."""
+    world = tuning_world(make_world, candidate_that_prefers("fish"), max_events=600)
+    learner = world.learner()
+    while not (outcomes := learner.report()["finetune"]["outcomes"]):
+        for turn in range(40):
+            hates_fish = turn % 5 == 0
+            decision = world.decide(seed=turn % 20, user_group="de-DE" if hates_fish else "en-US")
+            world.log.append([decision, world.say(decision, world.thumb(likes_fish(decision) != hates_fish))])
+        world.settle(learner)
+        for _ in range(3):
+            learner.step()
+    gate = world.registry.manifest(2).gate
+    assert (outcomes[0]["outcome"], world.registry.rollout().live) in (("reject", 1), ("insufficient", 1))
+    assert gate["e_value_gain"] >= 20  # over all it is proven to be better
+    (part,) = [each for each in gate["slices"] if each["name"] == "user group de-DE"]
+    assert part["suspected"] or part["e_value_harm"] >= part["threshold"]
+
+
 def test_a_candidate_that_is_the_same_is_given_up_for_lack_of_evidence(make_world: MakeWorld) -> None:
     world = tuning_world(make_world, lambda run_dir: None, max_events=120)
 

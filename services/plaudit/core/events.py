@@ -73,6 +73,7 @@ class Decision:
         features: absent only for models whose trunk gives none.
         content: as sent; empty if the server is told not to keep it.
         traceparent: W3C trace context of the call it was made in; "" if that was not traced.
+        user_group: a label that the user belongs to (see :mod:`plaudit.core.groups`); "" if none was given.
     """
 
     prediction_id: str
@@ -90,6 +91,7 @@ class Decision:
     features: Features | None = None
     content: Mapping[str, Content] = field(default_factory=dict)
     traceparent: str = ""
+    user_group: str = ""
 
 
 class ImplicitKind(StrEnum):

@@ -268,6 +268,7 @@ def _decision_to_wire(decision: Decision) -> events_pb2.DecisionEvent:
         request_id=decision.request_id,
         content=contents_to_wire(decision.content),
         traceparent=decision.traceparent,
+        user_group=decision.user_group,
     )
     if decision.features is not None:
         message.features.trunk_digest = decision.features.trunk_digest
@@ -304,6 +305,7 @@ def _decision_from_wire(message: events_pb2.DecisionEvent) -> Decision:
         features=features,
         content=contents_from_wire(message.content),
         traceparent=message.traceparent,
+        user_group=message.user_group,
     )
 
 

@@ -54,6 +54,7 @@ class PredictionRequest:
     top_k: int = 0
     explain: bool = False
     request_id: str = ""
+    user_group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class RowsRequest:
     allowed_actions: tuple[str, ...] = ()
     greedy: bool = False
     request_id: str = ""
+    user_group: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -300,6 +302,7 @@ class Predictor:
                 request_id=request.request_id,
                 features=Features(manifest.trunk_digest, evaluated.embedding, evaluated.base_logits),
                 content=content if self._store_content and manifest.trainable else {},
+                user_group=request.user_group,
             )
         )
         return Answered(
