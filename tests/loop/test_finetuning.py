@@ -168,21 +168,6 @@ def finetune_kl(world: World) -> float | None:
 
 def test_how_far_a_job_moved_is_shown_until_the_next_one_begins(make_world: MakeWorld) -> None:
     """While it is at the gate, after the verdict, and after a restart in either case; no job, no series."""
-    world = tuning_world(make_world, candidate_that_prefers("cat", kl_nats=0.25), min_events=100, max_events=120)
-    learner = world.learner()
-    assert finetune_kl(world) is None
-    world.traffic(60, likes_fish)
-    world.settle(learner)
-    for _ in range(3):
-        learner.step()
-    assert (learner.report()["finetune"]["phase"], finetune_kl(world)) == ("gating", 0.25)
-    learner.close()
-    learner = world.learner()
-    assert finetune_kl(world) == 0.25
-    drive(world, learner)
-    learner.close()
-    learner = world.learner()
-    assert finetune_kl(world) == 0.25
 
     class Running(InlineJobs):
         def launch(self, run_dir: Path) -> None:
@@ -191,11 +176,27 @@ def test_how_far_a_job_moved_is_shown_until_the_next_one_begins(make_world: Make
         def status(self, run_dir: Path) -> JobStatus:
             return JobStatus(JobState.RUNNING)
 
-    learner.close()
-    world.jobs = Running(lambda run_dir: None)
+    world = tuning_world(make_world, candidate_that_prefers("cat", kl_nats=0.25))
     learner = world.learner()
+    assert finetune_kl(world) is None
     world.traffic(60, likes_fish)
     world.settle(learner)
+    for _ in range(3):
+        learner.step()
+    assert (learner.report()["finetune"]["phase"], finetune_kl(world)) == ("gating", 0.25)
+    learner.close()
+    world.settings["finetune"] |= {"every": 100_000}
+    learner = world.learner()
+    assert finetune_kl(world) == 0.25
+    drive(world, learner)
+    assert (learner.report()["finetune"]["phase"], finetune_kl(world)) == ("idle", 0.25)
+    learner.close()
+    learner = world.learner()
+    assert finetune_kl(world) == 0.25
+    learner.close()
+    world.settings["finetune"] |= {"every": 50}
+    world.jobs = Running(lambda run_dir: None)
+    learner = world.learner()
     learner.step()
     assert (learner.report()["finetune"]["phase"], finetune_kl(world)) == ("training", None)
 
