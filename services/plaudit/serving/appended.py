@@ -48,7 +48,7 @@ class Observed:
             self.fold()
 
     def fold(self) -> tuple[list[int], float]:
-        """Put what waits into its buckets; gives ``[k + 1]`` values per bucket, the last one without end, and the sum."""
+        """Put what waits into its buckets; gives ``[k + 1]`` how many each has, the last without end, and the sum."""
         with self._lock:
             n = len(self._waiting)
             if n:

@@ -1,10 +1,11 @@
 """What a version in the shadow costs those who are served by live: one service, with and without one, turn about.
 
 The candidate is computed behind every request (share 1), which is the most there can be. It begins when the answer is
-there, in a thread of its own with the lowest priority, and not while requests wait; but it is in the same process, and a
-request that comes meanwhile finds it at work. Told twice: at a steady rate that leaves the processor time to spare, where
-the shadow is computed and the latency of live's answers tells; and with all that a few callers can ask for, where their
-rate tells, and the shadow gives way: what it does not compute is dropped, and counted.
+there, in a thread of its own with the lowest priority, and not while requests wait; but it is in the same process, and
+a request that comes meanwhile finds it at work. Told twice: with requests that come at random times at a rate that
+leaves processor time to spare, where the shadow is computed, and the latency of live's answers tells; and with all that
+a few callers can ask for, where their rate tells, and the shadow gives way: what it does not compute is dropped, and
+counted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import random
 import signal
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -43,6 +45,18 @@ PAIRS: Final = 10
 GOAL_P99: Final = 1.1
 GOAL_RATE: Final = 0.9
 """Of the rate without a shadow: what is left out while requests wait still has to be noticed and counted."""
+
+
+class _AtRandom(Load):
+    """Requests that come whenever they like (a Poisson process), so that some come while the shadow is at work."""
+
+    def at_random(self, per_s: float, seconds: float) -> None:
+        rng, at_s = random.Random(0), time.monotonic()
+        until_s = at_s + seconds
+        while (at_s := at_s + rng.expovariate(per_s)) < until_s:
+            time.sleep(max(0.0, at_s - time.monotonic()))
+            self._send(lambda: None)
+        self._wait()
 
 
 @dataclass
@@ -115,7 +129,7 @@ def _share(name: str, arm: _Arm, computed: Mapping[int, tuple[int, int]]) -> Mea
 
 
 def _steady(method: Any, arm: _Arm) -> None:
-    client = _loaded(method, arm, lambda client, seconds: client.open_loop(PER_S, seconds), STEADY_S)
+    client = _loaded(method, arm, lambda client, seconds: client.at_random(PER_S, seconds), STEADY_S)
     arm.took_ms.append([1e3 * took_s for _, took_s, _, _ in client.calls])
 
 
@@ -124,9 +138,9 @@ def _busy(method: Any, arm: _Arm) -> None:
     arm.per_s.append(summary(client.calls, 0.0)["per_s"])
 
 
-def _loaded(method: Any, arm: _Arm, load: Callable[[Load, float], None], seconds: float) -> Load:
+def _loaded(method: Any, arm: _Arm, load: Callable[[_AtRandom, float], None], seconds: float) -> Load:
     requests = [a_request(seed) for seed in range(20)]
-    warming, client = Load(method, requests), Load(method, requests)
+    warming, client = _AtRandom(method, requests), _AtRandom(method, requests)
     load(warming, WARM_S)
     load(client, seconds)
     failed = [code for _, _, code, _ in (*warming.calls, *client.calls) if code != "OK"]
@@ -152,11 +166,13 @@ def _service(config: Path) -> Iterator[tuple[Any, Client]]:
 def _computed(config: Path) -> dict[int, tuple[int, int]]:
     """By trial: requests that were computed in the shadow, and that were dropped."""
     found: dict[int, tuple[int, int]] = {}
-    with closing(compose.event_log(load_settings(config))) as log:
-        with closing(log.reader("bench-rollout", (Topic.TRIALS,))) as reader:
-            while records := reader.poll(1_000, 0.5):
-                for report in (record.event for record in records):
-                    if isinstance(report, TrialReport):
-                        done, dropped = found.get(report.trial, (0, 0))
-                        found[report.trial] = done + len(report.shadows), dropped + report.dropped
+    with (
+        closing(compose.event_log(load_settings(config))) as log,
+        closing(log.reader("bench-rollout", (Topic.TRIALS,))) as reader,
+    ):
+        while records := reader.poll(1_000, 0.5):
+            for report in (record.event for record in records):
+                if isinstance(report, TrialReport):
+                    done, dropped = found.get(report.trial, (0, 0))
+                    found[report.trial] = done + len(report.shadows), dropped + report.dropped
     return found
