@@ -23,7 +23,9 @@ def test_the_demo_learns_serves_and_reports(
     if log == "kafka":
         monkeypatch.setenv("PLAUDIT_KAFKA__BOOTSTRAP_SERVERS", request.getfixturevalue("kafka").bootstrap)
     shown = io.StringIO()
-    options = Options(tmp_path / "demo", events=400, minutes=0.1, seed=5, pretrain_s=8.0, train_blocks=32, per_kind=20)
+    options = Options(
+        tmp_path / "demo", events=400, minutes=0.1, seed=5, pretrain_epochs=3, train_blocks=32, per_kind=20
+    )
     summary = run(options, Console(file=shown, width=120))
     assert json.loads((options.data_dir / SUMMARY).read_text()) == summary
     assert (options.data_dir / "log.sqlite").exists() == (log == "sqlite")

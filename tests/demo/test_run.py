@@ -42,11 +42,11 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
 
 def test_the_demos_settings_can_be_read_back(tmp_path: Path) -> None:
     """So that `plaudit up --config` can go on where the demo ended."""
-    written = _settings(Options(tmp_path, pretrain_s=7.0, seed=3))
+    written = _settings(Options(tmp_path, pretrain_epochs=7, seed=3))
     text = toml(written)
     assert tomllib.loads(text) == written
     (tmp_path / "plaudit.toml").write_text(text)
     settings = load_settings(tmp_path / "plaudit.toml")
     assert settings.spec() == SPEC
-    assert (settings.pretrain.max_duration_s, settings.pretrain.seed, settings.serving.port) == (7.0, 3, 0)
+    assert (settings.pretrain.max_epochs, settings.pretrain.seed, settings.serving.port) == (7, 3, 0)
     assert settings.data_dir == tmp_path.resolve()

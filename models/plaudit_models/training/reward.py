@@ -13,7 +13,7 @@ Bradley-Terry in u_k − u_l. The slope s and the intercept t are fitted on expe
 1999, "Probabilistic Outputs for Support Vector Machines"). How well calibrated it then is, and whether σ tells where it
 errs, is measured on others again.
 
-Knows nothing about policies in training, logs or files.
+Knows nothing about policies in training or logs.
 
 Notation:
     n: experiences, b: rows of a batch, d: embedding size, a: number of actions, g: actions asked about per row
@@ -26,10 +26,12 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
 from plaudit_models.calibration import errors_by_uncertainty, reliability
@@ -246,6 +248,17 @@ def fit_reward_model(
         error_expected=tuple(unsure.noise.tolist()),
         sigma_count=tuple(unsure.count.tolist()),
     )
+
+
+def save_reward_model(model: RewardModel, path: Path) -> None:
+    save_file(model.state_dict(), path)
+
+
+def load_reward_model(path: Path, policy: FusionPolicy) -> RewardModel:
+    """What :func:`save_reward_model` wrote of a model that began as ``policy``."""
+    model = RewardModel(policy)
+    model.load_state_dict(load_file(path))
+    return model.requires_grad_(False)
 
 
 def rewards_on(model: RewardModel, experiences: Experiences, *, pessimism: float = 0.0) -> Rewards:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -47,6 +47,7 @@ class Watched:
         started_s: when the traffic began, UTC seconds.
         happenings: what changed, newest last.
         finetuning: what the fine-tuning job does, in a few words.
+        waits_for: why users wait, in a few words; empty while they ask.
     """
 
     total: int
@@ -58,6 +59,7 @@ class Watched:
     candidate: int | None = None
     swaps: int = 0
     finetuning: str = "none"
+    waits_for: str = ""
     freshness_s: float | None = None
 
 
@@ -107,7 +109,10 @@ def render(watched: Watched, now_s: float) -> RenderableType:
         f"thumb to policy: {_seconds(watched.freshness_s)}",
     )
     news = Text("\n".join(watched.happenings) or "nothing has changed yet", style="dim", overflow="ellipsis")
-    return Group(facts, Text(), kinds, Text(), Text(f"fine-tuning: {watched.finetuning}"), Text(), news)
+    now = Text(
+        f"fine-tuning: {watched.finetuning}" + (f"\nusers wait for {watched.waits_for}" if watched.waits_for else "")
+    )
+    return Group(facts, Text(), kinds, Text(), now, Text(), news)
 
 
 def line(watched: Watched, now_s: float) -> str:
@@ -116,7 +121,8 @@ def line(watched: Watched, now_s: float) -> str:
     return (
         f"{len(watched.answers)}/{watched.total} thumbs, {per_second(watched.answers, now_s):.0f}/s, "
         f"{len(watched.failures)} failed; version {watched.live or '-'}, {watched.swaps} swaps, "
-        f"fresh in {_seconds(watched.freshness_s)}; fine-tuning {watched.finetuning}; satisfied: {kinds}"
+        f"fresh in {_seconds(watched.freshness_s)}; fine-tuning {watched.finetuning}; "
+        f"{f'users wait for {watched.waits_for}; ' if watched.waits_for else ''}satisfied: {kinds}"
     )
 
 
@@ -208,7 +214,7 @@ class View:
         if not self._console.is_terminal:
             yield _Lines(self.say).training
             return
-        columns = (TextColumn("pre-training"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        columns = (TextColumn("pre-training"), BarColumn(bar_width=15), TextColumn("{task.description}"))
         with Progress(*columns, console=self._console) as progress:
             task = progress.add_task("", total=1.0)
             yield lambda fraction, words: progress.update(task, completed=fraction, description=words)
