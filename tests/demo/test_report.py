@@ -175,6 +175,7 @@ def observed() -> Observed:
         verdicts=["reject", "promote"],
         accuracy={"hear": 0.97},
         without={"image": {"hear": 0.96}},
+        cut_short=[4],
         timeline=[(-5.0, 1), (20.0, 2), (30.0, 4), (50.0, 1)],
         duration_s=12.5,
     )

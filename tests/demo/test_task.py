@@ -112,6 +112,7 @@ def test_the_data_folder_is_what_pretraining_reads(tmp_path: Path) -> None:
         seen, heard = int(row["image_label"]), int(row["audio_label"])
         right = {"hear": heard, "see": seen, "larger": max(seen, heard), "add": seen + heard}[row["group"]]
         assert row["action"] == str(right)
+        assert row["question_label"] == row["group"]
         assert row["question"] in set(task.questions(row["group"], row["split"]))  # type: ignore[arg-type]
     for block in (rows[:128], rows[128:256]):
         assert len({row["image"] for row in block}) == len({row["audio"] for row in block}) == 64

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -20,18 +19,18 @@ from rich.console import Console
 from plaudit import compose
 from plaudit.cli.options import CONSOLE_PORT
 from plaudit.client import AsyncClient
-from plaudit.core.errors import ConfigError
 from plaudit.core.ports import ModelRegistry
 from plaudit.core.rollout import Rollout
 from plaudit.core.runs import read_json
 from plaudit.core.settings import Settings, load_settings
 from plaudit.demo import MODEL, plot
 from plaudit.demo.drive import drive, follow
+from plaudit.demo.folder import demo_folder
 from plaudit.demo.judge import PER_KIND, judge
 from plaudit.demo.kept import KeptVersions
 from plaudit.demo.pace import Pace, what_to_wait_for
 from plaudit.demo.report import Learned, Observed, first_answers, freshness_s, summarise, timeline
-from plaudit.demo.services import DemoFailed, services, toml
+from plaudit.demo.services import DemoFailed, require_free_port, services, toml
 from plaudit.demo.task import SPEC, collect, evaluation_examples, write_data_folder
 from plaudit.demo.users import traffic
 from plaudit.demo.view import View, Watched, finetuning_words, outcome_words
@@ -42,7 +41,6 @@ from plaudit_models.training.pretrain import PretrainProgress
 SUMMARY: Final = "summary.json"
 SERVICES_LOG: Final = "services.log"
 PICTURE: Final = "satisfaction.png"
-_MARKER: Final = ".plaudit-demo"
 _LABELLED: Final = "labelled"
 _CONFIG: Final = "plaudit.toml"
 _KEPT: Final = "served"
@@ -83,18 +81,24 @@ def run(options: Options, console: Console) -> dict[str, Any]:
         console: where progress and results are shown.
 
     Raises:
-        ConfigError: the data directory holds something that is no demo's.
+        ConfigError: the data directory holds something that is no demo's, or the console's port is taken.
         DemoFailed: a service ended.
+        SpeechFailed: espeak-ng does not work here.
     """
+    if options.console_port is not None:
+        require_free_port(options.console_port)
+    with demo_folder(options.data_dir):
+        return _run(options, View(console))
+
+
+def _run(options: Options, view: View) -> dict[str, Any]:
     began_s = time.monotonic()
-    view = View(console)
-    _prepare(options.data_dir)
     labelled = options.data_dir / _LABELLED
     view.say("making digits, speech and questions")
     write_data_folder(labelled, seed=options.seed, train_blocks=options.train_blocks)
     config = options.data_dir / _CONFIG
     config.write_text(toml(_settings(options)), encoding="utf-8")
-    settings = load_settings(config)
+    settings = load_settings(config, {"data_dir": options.data_dir})  # whatever the environment says
     registry = compose.model_registry(settings)
     _pretrain(labelled, settings, registry, view)
     view.say(f"users ask: {options.events} requests in {options.minutes:g} minutes, each followed by a thumb")
@@ -116,23 +120,6 @@ def run(options: Options, console: Console) -> dict[str, Any]:
     view.say(f"see {options.data_dir / PICTURE} and {options.data_dir / SUMMARY}")
     view.say(f"to go on, and to ask it things yourself: plaudit up --config {config} --console-port {CONSOLE_PORT}")
     return summary
-
-
-def _prepare(folder: Path) -> None:
-    """An empty folder, marked as a demo's, so that the next demo may clear it away.
-
-    Raises:
-        ConfigError: it holds something that is no demo's, or cannot be made.
-    """
-    try:
-        if folder.exists() and any(folder.iterdir()):
-            if not (folder / _MARKER).exists():
-                raise ConfigError(f"data_dir: {folder} is not empty and not an earlier demo's; name another --data-dir")
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _MARKER).touch()
-    except OSError as error:
-        raise ConfigError(f"data_dir: {folder} cannot be used ({error.strerror})") from error
 
 
 def _settings(options: Options) -> dict[str, Any]:
@@ -212,7 +199,7 @@ async def _traffic(
     requests = traffic(pool, seed=options.seed)
     log = options.data_dir / SERVICES_LOG
     async with (
-        services(config, log, view.say, console_port=options.console_port) as (target, ended),
+        services(config, options.data_dir, log, view.say, console_port=options.console_port) as (target, ended),
         AsyncClient(target) as client,
     ):
         watched.started_s = time.time()
@@ -283,6 +270,7 @@ def _observe(
         kinds={version: manifest.kind for version, manifest in manifests.items()},
         learned=_learned(kept),
         verdicts=[manifest.gate["verdict"] for manifest in manifests.values() if manifest.kind == "finetuned"],
+        cut_short=[version for version, manifest in manifests.items() if manifest.metrics.get("cut_short")],
         accuracy=metrics["accuracy"]["by_group"],
         without={name: withheld["by_group"] for name, withheld in metrics["without"].items()},
         timeline=timeline(ledger, until_s=watched.answers[-1].acknowledged_s),
