@@ -68,7 +68,7 @@ class Options:
     events: int = 8_000
     minutes: float = 3.0
     seed: int = 0
-    pretrain_epochs: int = 4
+    pretrain_epochs: int = 3
     train_blocks: int = 640
     per_kind: int = PER_KIND
     console_port: int | None = None
