@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from builders import tiny_bundle, tiny_head_refresh
+from builders import tiny_bundle, tiny_head_refresh, tiny_spec
 from plaudit.adapters.directory_registry import DirectoryRegistry
 from plaudit.core.rollout import Change, promote
 from plaudit.demo.kept import KeptVersions
@@ -13,8 +13,8 @@ from plaudit_models.bundle import verify
 
 def _publish_heads(registry: DirectoryRegistry, folder: Path, count: int) -> None:
     for i in range(count):
-        head = folder / f"head{len(registry.versions())}"
-        tiny_head_refresh(head, registry.folder(1), prefer="yes" if i % 2 else "no")
+        head = folder / f"after{registry.versions()[-1]}"
+        tiny_head_refresh(head, registry.folder(1), prefer=tiny_spec().actions[i % 2])
         registry.publish(head)
 
 

@@ -196,6 +196,7 @@ def test_summary() -> None:
     assert summary["gate"] == {"reject": 1, "promote": 1}
     assert summary["freshness_s"]["p50"] == pytest.approx(19.0)
     assert summary["latency_s"]["p50"] == pytest.approx(1.0)
+    assert summary["trainings_cut_short"] == [4]
     assert (summary["swaps"], summary["thumbs"], summary["duration_s"]) == (3, 7, 12.5)
 
 

@@ -124,7 +124,8 @@ def test_the_data_folder_is_what_pretraining_reads(tmp_path: Path) -> None:
     tokenizer = tokenizer_for(tmp_path, SPEC)
     data = load_data_folder(tmp_path, SPEC, "train", tokenizer)
     assert len(data) == 256
-    assert data.tower_classes == {name: tuple("0123456789") for name in ("image", "audio")}
+    digits = tuple("0123456789")
+    assert data.tower_classes == {"image": digits, "audio": digits, "question": tuple(sorted(LABELLED_KINDS))}
     assert (data.index >= 0).all()
 
     again = tmp_path / "again"
