@@ -17,7 +17,7 @@ about single actions are Bernoulli in sigmoid(u), preferences Bradley-Terry in u
 fitted on experiences that it was not trained on (Platt 1999, "Probabilistic Outputs for Support Vector Machines").
 How well calibrated it then is, and whether σ tells where it errs, is measured on others again.
 
-Knows nothing about policies in training, logs or files.
+Knows nothing about policies in training or logs.
 
 Notation:
     n: experiences, b: rows of a batch, d: embedding size, a: number of actions, g: actions asked about per row
@@ -30,10 +30,12 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
 from plaudit_models.calibration import errors_by_uncertainty, reliability
@@ -263,6 +265,17 @@ def fit_reward_model(
         error_expected=tuple(unsure.noise.tolist()),
         sigma_count=tuple(unsure.count.tolist()),
     )
+
+
+def save_reward_model(model: RewardModel, path: Path) -> None:
+    save_file(model.state_dict(), path)
+
+
+def load_reward_model(path: Path, policy: FusionPolicy) -> RewardModel:
+    """What :func:`save_reward_model` wrote of a model that began as ``policy``."""
+    model = RewardModel(policy)
+    model.load_state_dict(load_file(path))
+    return model.requires_grad_(False)
 
 
 def rewards_on(model: RewardModel, experiences: Experiences, *, pessimism: float = 0.0) -> Rewards:
