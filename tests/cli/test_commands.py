@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -264,3 +266,23 @@ def test_help_teaches_every_command_with_an_example(shell):
 def _unwrapped(text: str) -> str:
     """Without the box that typer draws around usage errors and help."""
     return " ".join(text.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("set_by_user", "expected"),
+    [
+        ({}, "1000 0 False"),
+        ({"OMP_WAIT_POLICY": "active"}, "None None False"),
+        ({"GOMP_SPINCOUNT": "7"}, "7 None False"),
+    ],
+)
+def test_waiting_threads_sleep_by_the_time_torch_is_loaded(set_by_user: dict[str, str], expected: str) -> None:
+    """OpenMP reads the environment once, when torch is loaded."""
+    unset = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")}
+    script = (
+        "import os, sys, plaudit.cli as cli; cli.waiting_threads_sleep(); "
+        "print(*map(os.environ.get, ('GOMP_SPINCOUNT', 'KMP_BLOCKTIME')), 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=unset | set_by_user, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
