@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from plaudit.demo.pace import BEHIND_THUMBS, JOB_THUMBS, Pace, what_to_wait_for
+from plaudit.demo.pace import BEHIND_THUMBS, JOB_THUMBS, SILENT_S, Pace, what_to_wait_for
 
 
 class Clock:
@@ -67,11 +67,13 @@ async def test_nobody_asks_while_held_and_then_all_go_on_as_evenly(monkeypatch: 
     ],
 )
 def test_users_wait_for_who_is_slow(phase: str, taken_in: int, thumbs: int, wait: str) -> None:
-    status: dict[str, Any] = {"feedback": taken_in, "finetune": {"phase": phase, "snapshot": 4_000}}
-    assert wait in what_to_wait_for(status, thumbs)
-    assert bool(wait) == bool(what_to_wait_for(status, thumbs))
+    finetune = {"phase": phase, "snapshot": 4_000}
+    status: dict[str, Any] = {"time_s": 50.0, "feedback": taken_in, "finetune": finetune}
+    assert wait in what_to_wait_for(status, thumbs, now_s=50.0)
+    assert bool(wait) == bool(what_to_wait_for(status, thumbs, now_s=50.0))
+    assert what_to_wait_for(status, thumbs, now_s=51.0 + SILENT_S) == "", "it may never come back"
 
 
 def test_users_do_not_wait_for_a_learner_that_has_said_nothing_or_never_fine_tunes() -> None:
-    assert what_to_wait_for({}, 10_000) == ""
-    assert what_to_wait_for({"feedback": 10_000, "finetune": None}, 10_000) == ""
+    assert what_to_wait_for({}, 10_000, now_s=50.0) == ""
+    assert what_to_wait_for({"time_s": 50.0, "feedback": 10_000, "finetune": None}, 10_000, now_s=50.0) == ""

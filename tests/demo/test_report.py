@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -220,6 +221,20 @@ def test_trend() -> None:
     assert trend([True, False, True, True], cells=2) == "▅█"
     assert trend([False], cells=30) == "▁"
     assert trend([]) == ""
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_a_line_of_the_live_view_is_a_line_of_the_terminal(width: int) -> None:
+    kinds = itertools.cycle(("hear", "see", "larger", "add", "smaller"))
+    answers = [an_answer(n, 1, kind=next(kinds)) for n in range(400)]
+    watched = Watched(total=8_000, started_s=0.0, answers=answers, live=123, waits_for="the learner")
+    watched.happenings.append("  100 s  version 123 serves: " + "64 new or changed experiences since version 122 " * 3)
+    file = io.StringIO()
+    Console(file=file, width=width).print(render(watched, 52.0, width))
+    lines = file.getvalue().splitlines()
+    assert len(lines) == len(shown(render(watched, 52.0, 140)).splitlines())
+    assert "never labelled" in file.getvalue()
+    assert "users wait for the learner" in file.getvalue()
 
 
 def test_recent_satisfaction_forgets() -> None:

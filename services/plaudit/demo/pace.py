@@ -16,6 +16,9 @@ JOB_THUMBS: Final = 1_600
 BEHIND_THUMBS: Final = 1_000
 """Thumbs that the learner has not taken in, at most; a few dozen otherwise."""
 
+SILENT_S: Final = 120.0
+"""A learner that has said nothing for so long is not waited for: it may never come back."""
+
 
 class Pace:
     """One request every ``interval_s``, from the first turn that is asked for.
@@ -55,14 +58,15 @@ class Pace:
             self._free.set()
 
 
-def what_to_wait_for(status: Mapping[str, Any], thumbs: int) -> str:
+def what_to_wait_for(status: Mapping[str, Any], thumbs: int, now_s: float) -> str:
     """In a few words why users should not go on yet; empty if they should.
 
     Args:
         status: what the learner says of itself; empty if it has said nothing yet.
         thumbs: given so far.
+        now_s: UTC seconds since the epoch.
     """
-    if not status:
+    if not status or now_s - status["time_s"] > SILENT_S:
         return ""
     finetune = status["finetune"] or {}
     if finetune.get("phase") == "training" and thumbs - finetune["snapshot"] >= JOB_THUMBS:

@@ -231,7 +231,7 @@ async def _show(view: View, kept: KeptVersions, status: Path, pace: Pace, watche
             fresh_s = freshness_s(watched.answers, _learned(kept))
             watched.freshness_s = fresh_s[-1] if fresh_s else None
             said = _said(status)
-            watched.waits_for = what_to_wait_for(said, len(watched.answers))
+            watched.waits_for = what_to_wait_for(said, len(watched.answers), time.time())
             pace.hold(bool(watched.waits_for))
             finetuning: Mapping[str, Any] = said.get("finetune") or {}
             watched.finetuning = finetuning_words(finetuning)
