@@ -275,7 +275,8 @@ def weigh(
         ungrouped += names[1] is None
         for name in names:
             if name:
-                slices.setdefault(name, new_canary(rules.slice(trial.share, len(slices) + 1)))
+                if name not in slices:
+                    slices[name] = new_canary(rules.slice(trial.share, len(slices) + 1))
                 of_slice.setdefault(name, []).append(i)
     for name, places in of_slice.items():
         some = np.isin(np.arange(len(rows)), places)

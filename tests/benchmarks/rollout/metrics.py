@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ from typing import Any, Final
 import grpc
 import numpy as np
 from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.measure import Measure
 from benchmarks.serving.processes import CLIENT_CORE, SERVER_CORE
@@ -55,10 +57,14 @@ def run(*, quick: bool) -> list[Measure]:
     rng = random.Random(0)
     on_us, off_us = [], []
     with on_core(CLIENT_CORE), tempfile.TemporaryDirectory() as folder, _served(Path(folder)) as served:
-        served.send(2_000 if not quick else 100)
+        first = 100 if quick else 2_000
+        served.send(first)
         for _ in range(pairs):
             for on in rng.sample([True, False], 2):
                 (on_us if on else off_us).append(served.slice_us(on))
+        counted, sent = served.counted(), first + pairs * (WARM + SLICE)
+    if counted != (sent, sent):
+        raise RuntimeError(f"{sent} requests were sent with metrics, but calls and predictions counted are {counted}")
     more = 100 * (np.array(on_us) / np.array(off_us) - 1)
     mean, error = trimmed_mean(more)
     with_us, without_us = float(np.median(on_us)), float(np.median(off_us))
@@ -94,10 +100,21 @@ def trimmed_mean(values: Sequence[float] | np.ndarray[Any, Any]) -> tuple[float,
 class _Served:
     """A service and its only client."""
 
-    def __init__(self, process: subprocess.Popen[str], method: Any, requests: Sequence[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[str], method: Any, requests: Sequence[bytes], metrics: str) -> None:
         self._process = process
         self._method = method
         self._requests = requests
+        self._metrics = metrics
+
+    def counted(self) -> tuple[float, float]:
+        """Calls and predictions that its metrics show: those that were sent while they were on, and no others."""
+        with urllib.request.urlopen(f"http://{self._metrics}/metrics") as response:
+            families = list(text_string_to_metric_families(response.read().decode()))
+        calls, predictions = (
+            sum(s.value for f in families for s in f.samples if s.name == f"plaudit_serving_{name}_total")
+            for name in ("requests", "predictions")
+        )
+        return calls, predictions
 
     def slice_us(self, on: bool) -> float:
         """Processor time that a request took of the service, with or without metrics."""
@@ -151,9 +168,10 @@ def _served(folder: Path) -> Iterator[_Served]:
     with subprocess.Popen(command, text=True, **pipes) as process:
         try:
             assert process.stdout is not None
-            address = json.loads(process.stdout.readline())["address"]
-            with grpc.insecure_channel(address) as channel:
-                yield _Served(process, channel.unary_unary(METHOD), [a_request(seed) for seed in range(20)])
+            ready = json.loads(process.stdout.readline())
+            requests = [a_request(seed) for seed in range(20)]
+            with grpc.insecure_channel(ready["address"]) as channel:
+                yield _Served(process, channel.unary_unary(METHOD), requests, ready["metrics"])
         finally:
             process.terminate()
 

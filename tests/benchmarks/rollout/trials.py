@@ -71,6 +71,7 @@ def run_once(seed: int, worse: float, rules: TrialRules, *, told: bool = False) 
     rollout = replace(rollout, model=f"bench {seed}")  # another draw of the users
     users = [f"user {number}" for number in range(USERS)]
     liked = opinions(rng)
+    upto = POLICIES.cumsum(axis=1)[:, :-1]
     number = 0
     for second in range(1, 100_000):
         rows = []
@@ -84,7 +85,7 @@ def run_once(seed: int, worse: float, rules: TrialRules, *, told: bool = False) 
             number += 1
             up = rng.random() < liked[index] - (worse if version == 2 else 0.0)
             arms[version][bucket(0.008 * rng.lognormal(0.0, 0.4))] += 1
-            action = int(rng.choice(4, p=POLICIES[version - 1]))
+            action = int(np.searchsorted(upto[version - 1], rng.random(), side="right"))
             rows.append(_experience(number, users[index], version, up, float(second), action))
         trial = weigh(trial, rows, rollout, rules, USERS, _chances if told else _unknown)
         report = TrialReport(
