@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import urllib.request
 
 import pytest
@@ -68,6 +70,36 @@ def test_a_process_that_has_gone_or_does_not_answer_is_left_out():
     pages.gone("0")
     pages.gone("1")
     assert pages.merged() == ""
+
+
+@pytest.mark.parametrize("says_how_long", [True, False])
+def test_of_a_process_that_is_killed_while_it_answers_nothing_is_shown_and_all_of_the_others(says_how_long):
+    """The half of a page would be series that look alive, and a last line that breaks the whole page."""
+    whole = page_of(7)
+    length = f"content-length: {len(whole.encode())}\r\n" if says_how_long else ""
+    half = f"HTTP/1.0 200 OK\r\n{length}\r\n{whole[: len(whole) // 2]}".encode()
+    pages = Pages()
+    server, thread = start_http_server(0, "127.0.0.1", filled(CollectorRegistry(), 3))
+    with socket.create_server(("127.0.0.1", 0)) as killed:
+
+        def answer_in_part() -> None:
+            connection, _ = killed.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(half)
+
+        dying = threading.Thread(target=answer_in_part)
+        dying.start()
+        pages.there_is("0", f"127.0.0.1:{server.server_port}")
+        pages.there_is("1", f"127.0.0.1:{killed.getsockname()[1]}")
+        try:
+            found = samples(pages.merged())
+        finally:
+            dying.join()
+            server.shutdown()
+            server.server_close()
+            thread.join()
+    assert found == samples(merge({"0": page_of(3)}))
 
 
 @pytest.mark.parametrize("label", ["model", "region"])

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -189,6 +190,113 @@ def test_several_processes_share_the_port_and_one_that_is_killed_is_started_agai
     assert {s.labels["process"] for s in samples} == {"0", "1"}
     assert len({family.name for family in families}) == len(families)
     assert service.stop(signal.SIGTERM) == 0
+
+
+def test_processes_that_are_killed_while_scraped_and_reporting_leave_the_page_and_the_log_whole(config, start):
+    """Kill -9 of one of two, three times, right after both have reported on a trial; the page is read all along."""
+    builders.tiny_bundle(config.parent / "second", seed=9)
+    compose.model_registry(load_settings(config)).publish(config.parent / "second")
+    service = start(*PLAUDIT, "serve", "--config", str(config), "--json", "--processes", "2")
+    ready = [service.event(event="ready") for _ in range(2)]
+    target, page = ready[0]["address"], f"http://{ready[0]['metrics']}/metrics"
+    with Client(target) as client:
+        client.start_canary(2, 0.5, reason="a test")
+    log = compose.event_log(load_settings(config))
+    reports = _Reports(log, target)
+    reports.until_two_report()
+    before = _files(config.parent / "data")
+    scraped: list[set[str]] = []
+    done = threading.Event()
+
+    def scrape() -> None:
+        while not done.is_set():
+            scraped.append(_processes_on(_get(page)))
+
+    scraping = threading.Thread(target=scrape)
+    scraping.start()
+    try:
+        for _ in range(3):
+            os.kill(_children(service.process.pid)[0], signal.SIGKILL)
+            service.event(event="exited")
+            service.event(event="ready")
+            reports.until_two_report()
+    finally:
+        done.set()
+        scraping.join()
+        log.close()
+    assert scraped
+    assert all(found in ({"0"}, {"1"}, {"0", "1"}) for found in scraped)
+    assert _processes_on(_get(page)) == {"0", "1"}
+    for numbers in reports.numbers.values():
+        assert numbers == list(range(1, len(numbers) + 1))  # whole, once, in order, up to the kill
+    assert len(reports.numbers) >= 5  # the first two and one more for each that was started again
+    assert _files(config.parent / "data") == before
+    assert service.stop(signal.SIGTERM) == 0
+
+
+def test_a_console_that_is_killed_leaves_nothing_behind_and_disturbs_nobody(config, start):
+    service = start(*PLAUDIT, "serve", "--config", str(config), "--json")
+    ready = service.event(event="ready")
+    target, page = ready["address"], f"http://{ready['metrics']}/metrics"
+    before = _files(config.parent / "data")
+    for _ in range(2):
+        console = start(*PLAUDIT, "console", "--config", str(config), "--target", target, "--port", "0", "--json")
+        _get(console.event(event="ready")["page"] + "api/models/tiny")
+        console.process.send_signal(signal.SIGKILL)
+        console.process.wait()
+        with Client(target) as client:
+            assert client.predict({"question": "which animal?"}).version == 1
+        assert _sum(_get(page), "plaudit_serving_failed_proofs_total") == 0
+    assert _sum(_get(page), "plaudit_serving_predictions_total") == 2
+    assert _files(config.parent / "data") == before
+
+
+class _Reports:
+    """Reads what services report of a trial, and asks them things meanwhile, so that there is something to report.
+
+    Attributes:
+        numbers: of the reports of each replica, in the order of the log.
+    """
+
+    def __init__(self, log: Any, target: str) -> None:
+        self._reader = log.reader("test", [Topic.TRIALS], start=dict)
+        self._target = target
+        self.numbers: dict[str, list[int]] = {}
+
+    def until_two_report(self) -> None:
+        """Until two replicas have said something since the call."""
+        heard: set[str] = set()
+        while len(heard) < 2:
+            with Client(self._target) as client:  # a connection of its own, to one or the other
+                for number in range(4):
+                    client.predict({"question": "which animal?"}, user_id=f"user {number}")
+            for record in self._reader.poll(100, 0.0):
+                heard.add(record.event.replica)
+                self.numbers.setdefault(record.event.replica, []).append(record.event.number)
+
+
+def _samples(page: str) -> list[Any]:
+    return [sample for family in text_string_to_metric_families(page) for sample in family.samples]
+
+
+def _sum(page: str, name: str) -> float:
+    return sum(sample.value for sample in _samples(page) if sample.name == name)
+
+
+def _processes_on(page: str) -> set[str]:
+    """Which processes a page shows; each of them with all that one shows."""
+    samples = _samples(page)
+    processes = {sample.labels["process"] for sample in samples}
+    for process in processes:
+        shown = {sample.name for sample in samples if sample.labels["process"] == process}
+        assert {"plaudit_serving_live_version", "plaudit_serving_memory_bytes"} & shown
+    return processes
+
+
+def _files(folder: Path) -> set[str]:
+    return {
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix not in (".sqlite-wal", ".sqlite-shm")
+    }
 
 
 def _get(url: str) -> str:

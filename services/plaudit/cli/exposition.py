@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
@@ -68,11 +69,12 @@ class Pages:
 
 
 def _read(address: str) -> str | None:
+    """None if there is no answer, or only a part of one: whoever is killed may be so while it answers."""
     try:
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=_TIMEOUT_S) as answer:
             page: str = answer.read().decode()
-            return page
-    except OSError:
+            return page if page.endswith("\n") else None
+    except (OSError, HTTPException):
         return None
 
 
