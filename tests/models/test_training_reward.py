@@ -138,20 +138,19 @@ def _sigma_of_odds(model: RewardModel, experiences: Experiences) -> torch.Tensor
 
 def test_what_is_unsure_is_worth_less_than_it_seems_by_hand(policy):
     """Nobody spoke yet, and φ = (0, …, 0, 1): ω = log 19 = 2.944439, so that log-odds are divided by
-    √(1 + π·8.669721/8) = √4.404590 = 2.098712. u = ±log 19 becomes ±1.402975: 0.802647 instead of 0.95."""
+    √(1 + π·8.669721/8) = √4.404590 = 2.098712. u = ±log 19 becomes ±1.402975: 0.802655 instead of 0.95. So is ω."""
     model = RewardModel(policy)
     odds = torch.tensor([[math.log(19), -math.log(19)]])
     moderated, deviation = model.moderated(torch.zeros(1, 12), torch.tensor([[0, 2]]), odds)
-    assert deviation[0].tolist() == pytest.approx([2.944439, 2.944439], abs=1e-5)
+    assert deviation[0].tolist() == pytest.approx([1.402975, 1.402975], abs=1e-5)
     assert moderated[0].tolist() == pytest.approx([1.402975, -1.402975], abs=1e-5)
-    assert model.rewards(moderated)[0].tolist() == pytest.approx(
-        [0.05 + 0.9 * 0.802647, 0.05 + 0.9 * 0.197353], abs=1e-5
-    )
+    up = (model.rewards(moderated)[0] - 0.05) / 0.9
+    assert up.tolist() == pytest.approx([0.802655, 0.197345], abs=1e-5)
 
 
 def test_how_unsure_a_reward_is_by_hand(policy):
-    """Slope 2, noise 0.05, ω = 3: at m = 0, q moves by 0.9·2·½·½ = 0.45 with m, so σ = 1.35; at m = log 3 / 2 by
-    0.9·2·¾·¼ = 0.3375, so σ = 1.0125."""
+    """Slope 2, noise 0.05, m with a deviation of 3: at m = 0, q moves by 0.9·2·½·½ = 0.45 with m, so σ = 1.35; at
+    m = log 3 / 2 by 0.9·2·¾·¼ = 0.3375, so σ = 1.0125."""
     model = RewardModel(policy, noise=0.05)
     model.slope.fill_(2.0)
     sigma = model.uncertainty(torch.tensor([0.0, math.log(3) / 2]), torch.tensor([3.0, 3.0]))

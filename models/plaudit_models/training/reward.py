@@ -3,7 +3,7 @@
     u(x, k) = logit(γ + (1 − 2γ)·softmax(z(x))_k) + v_kᵀ·e(x) + c_k     log-odds that action k is right
     m(x, k) = u(x, k)/√(1 + π·ω(x, k)²/8)              what that comes to, ω being the standard deviation of u
     q(x, k) = δ + (1 − 2δ)·sigmoid(s·m(x, k) + t)      expected reward, thumbs being wrong with probability δ
-    σ(x, k) = dq/dm·ω(x, k)                            how unsure that is
+    σ(x, k) = dq/du·ω(x, k)                            how unsure that is
 
 with e the embedding of its own trunk, z the base logits that the policy's action head makes of it, v and c zero at
 first. Before anybody has spoken, an answer is worth what the policy thinks of it, but for a doubt γ, so that users can
@@ -166,7 +166,7 @@ class RewardModel(nn.Module):
         return _doubted((base - log_normaliser[:, None]).exp()) + own
 
     def moderated(self, embedding: Tensor, actions: Tensor, log_odds: Tensor) -> tuple[Tensor, Tensor]:
-        """m and ω of some actions, ``[b, g]`` each.
+        """m of some actions, and its standard deviation ω·dm/du, ``[b, g]`` each.
 
         Args:
             embedding: ``[b, d]``.
@@ -174,7 +174,8 @@ class RewardModel(nn.Module):
             log_odds: u of these actions, ``[b, g]``.
         """
         variance = self.last_layer.variance(_with_one(embedding), actions)
-        return log_odds / torch.sqrt(1.0 + math.pi / 8.0 * variance), variance.sqrt()
+        less = (1.0 + math.pi / 8.0 * variance).rsqrt()
+        return less * log_odds, less * variance.sqrt()
 
     def rewards(self, moderated: Tensor) -> Tensor:
         """q at m, any shape."""
@@ -182,7 +183,7 @@ class RewardModel(nn.Module):
         return self.noise + (1.0 - 2.0 * self.noise) * up
 
     def uncertainty(self, moderated: Tensor, deviation: Tensor) -> Tensor:
-        """σ at m and ω, any shape, in reward."""
+        """σ at m, from the standard deviation of m, any shape, in reward."""
         right = torch.sigmoid(self.slope * moderated + self.intercept)
         return (1.0 - 2.0 * self.noise) * self.slope.abs() * right * (1.0 - right) * deviation
 
@@ -226,7 +227,7 @@ def fit_reward_model(
     action = torch.from_numpy(experiences.action)
 
     def served(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """u, m, ω and the reward of the answers that were served."""
+        """u, m, its standard deviation, and the reward of the answers that were served."""
         served_action = action[rows, None]
         embedding = own.still(rows)[0]
         with torch.no_grad():

@@ -216,10 +216,12 @@ def costs(numbers: tuple[int, ...]) -> list[Measure]:
         Measure(
             f"{name}: cost of a step at {numbers[-1]} actions over that at {numbers[0]}",
             grown[name],
+            goal,
+            "at_most",
             note=f"{times[name]} ms at {', '.join(map(str, numbers))}",
             curve=Curve(x, tuple(1e3 * s for s in seconds[name]), "actions", "ms a step"),
         )
-        for name in seconds
+        for name, goal in (("target", None), ("sampled", 0.5 * grown["target"]))
     ] + [
         Measure(
             f"sampled over target: cost of a step at {numbers[-1]} actions",
