@@ -279,7 +279,7 @@ def test_what_the_head_has_learned_the_trunk_need_not_learn(parent):
     experiences, rehearsal = _experiences(500, 7), _data(640, TAUGHT, 0)
     settings = FinetuneSettings(max_duration_s=None, replays_per_experience=40, learning_rate=3e-3, target=0.1)
     rewards = _rewards(experiences)
-    right = 20.0 * rewards(torch.arange(500), torch.arange(2).expand(500, -1))
+    right = 20.0 * rewards(torch.arange(500), torch.arange(2).expand(500, -1)).numpy()
     by_the_head = finetune(
         parent, experiences, rehearsal, settings=settings, rewards=rewards, served=lambda embedding, logits: right
     )

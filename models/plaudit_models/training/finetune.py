@@ -26,7 +26,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Generator, Tensor, nn
 
@@ -42,7 +45,7 @@ from plaudit_models.training.objectives import Likelihood, Logits, Objective, Re
 from plaudit_models.training.rows import Source, freeze_encoders
 from plaudit_models.training.schedule import Mean, blocks_for_ever, fraction_done, one_cycle, shuffled
 
-Served = Callable[[Tensor, Tensor], Tensor]
+Served = Callable[[npt.NDArray[np.float32], npt.NDArray[np.float32]], npt.NDArray[np.floating[Any]]]
 """Embeddings ``[n, d]`` and base logits ``[n, a]`` → logits of the policy that is served, ``[n, a]``."""
 
 _KL_ROWS = 1024
@@ -256,7 +259,7 @@ def _known_logits(parent: FusionPolicy, replay: Source, served: Served | None) -
     embeddings = replay.embeddings()
     with torch.no_grad():
         own = parent.action_head(embeddings)
-    shown = own if served is None else served(embeddings, own)
+    shown = own if served is None else torch.from_numpy(served(embeddings.numpy(), own.numpy())).to(own.dtype)
     return own.__getitem__, shown.__getitem__
 
 

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 
 from plaudit.core.events import Content, Features
 from plaudit.core.experience import Experience
-from plaudit.core.ports import ExperienceStore, ModelRuntime, ServableModel
+from plaudit.core.ports import ExperienceStore, ModelRuntime
 from plaudit.core.runs import CANDIDATE, ERROR, PROGRESS, RESULT, read_json, write_json
 from plaudit.learner.description import (
     CHECKPOINT,
@@ -97,7 +97,8 @@ def run_job(run_dir: Path, store: ExperienceStore, runtime: ModelRuntime) -> Non
     if plan.rehearsal is None:
         raise ValueError("finetune.rehearsal: is not set, and no pre-trained version says what it was trained on")
     rehearsal = load_data_folder(Path(plan.rehearsal), spec, "train", tokenizer)
-    served = _served(runtime.load(parent))
+    # With its head, which has learned from feedback what the trunk has not.
+    served = runtime.load(parent).head
     trained, measured = _train(run_dir, load_policy(parent, spec), served, learned, rehearsal, plan)
     candidate = run_dir / CANDIDATE
     shutil.rmtree(candidate, ignore_errors=True)
@@ -169,11 +170,6 @@ def _train(
         "kl_to_parent_nats": trained.kl_to_parent,
         **judged,
     }
-
-
-def _served(version: ServableModel) -> Served:
-    """With its head, which has learned from feedback what the trunk has not."""
-    return lambda embedding, base_logits: torch.from_numpy(version.head(embedding.numpy(), base_logits.numpy()))
 
 
 def _reward_model(
