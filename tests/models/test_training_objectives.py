@@ -58,8 +58,8 @@ def _target(parent: tuple[float, float], served: tuple[float, float], reward: tu
 
 def test_the_target_by_hand():
     """Parent and served (½, ½), rewards (0.9, 0.6), β = 0.3: users miss η = ¼, and π* ∝ (e³, e²), so (0.731059,
-    0.268941); a quarter of the way there is (0.557765, 0.442235). A policy of (¾, ¼) has the cross-entropy −0.557765·log
-    ¾ − 0.442235·log ¼ = 0.160459 + 0.613068 = 0.773527.
+    0.268941); a quarter of the way there is (0.557765, 0.442235). A policy of (¾, ¼) has the cross-entropy
+    −0.557765·log ¾ − 0.442235·log ¼ = 0.160459 + 0.613068 = 0.773527.
     """
     loss = _target((0.5, 0.5), (0.5, 0.5), (0.9, 0.6))(torch.tensor([[0.75, 0.25]]).log(), ROW, fresh=True)
     assert loss.item() == pytest.approx(0.773527, abs=1e-5)
