@@ -273,6 +273,34 @@ def test_what_a_reward_model_says_earns_more_and_the_taught_is_kept(parent, how)
     assert result.kl_to_parent > 0.1
 
 
+def test_what_the_head_has_learned_the_trunk_need_not_learn(parent):
+    """Served is already what users like, the opposite of the parent: the trunk stays as it is, which without the head
+    turns round. Measured as the accuracy on the new question."""
+    experiences, rehearsal = _experiences(500, 7), _data(640, TAUGHT, 0)
+    settings = FinetuneSettings(max_duration_s=None, replays_per_experience=40, learning_rate=3e-3, target=0.1)
+    rewards = _rewards(experiences)
+    right = 20.0 * rewards(torch.arange(500), torch.arange(2).expand(500, -1)).numpy()
+    by_the_head = finetune(
+        parent, experiences, rehearsal, settings=settings, rewards=rewards, served=lambda embedding, logits: right
+    )
+    alone = finetune(parent, experiences, rehearsal, settings=settings, rewards=rewards)
+    assert evaluate(by_the_head.model, _data(400, NEW, 5)).overall < 0.2
+    assert evaluate(alone.model, _data(400, NEW, 5)).overall > 0.9
+
+
+def test_rehearsal_is_as_pre_training_was(parent, monkeypatch):
+    """Words of the labelled rows are hidden, of the experiences none."""
+    changed = []
+
+    def spy(modality, items, generator):
+        changed.append((type(modality).__name__, len(items)))
+        return items
+
+    monkeypatch.setattr("plaudit_models.training.finetune.augment", spy)
+    finetune(parent, _experiences(40, 7), _data(64, TAUGHT, 0), settings=FEW)
+    assert changed == [("TextModality", 1)] * 4  # one distinct question in each of four steps' rehearsal
+
+
 @pytest.mark.parametrize("how", [{"sampled": SampledSettings()}, {"target": 0.1}])
 def test_asking_no_reward_model_is_refused(parent, how):
     settings = replace(FEW, **how)

@@ -45,23 +45,48 @@ def test_likelihood_by_hand():
     assert loss.item() == pytest.approx(0.75 * math.log(2), abs=1e-6)
 
 
-def test_the_target_by_hand():
-    """Parent (½, ½), rewards (0.9, 0.6), β = 0.3: π* ∝ (e³, e²), so (0.731059, 0.268941). A policy of (¾, ¼) has the
-    cross-entropy −0.731059·log ¾ − 0.268941·log ¼ = 0.210313 + 0.372832 = 0.583145; π* itself has the least."""
-    rewards = torch.tensor([[0.9, 0.6]])
-    objective = Target(
-        lambda rows: torch.zeros(1, 2), lambda rows, actions: rewards[rows].gather(1, actions), temperature=0.3
+def _target(parent: tuple[float, float], served: tuple[float, float], reward: tuple[float, float]) -> Target:
+    known = [torch.tensor([each]).log() for each in (parent, served)]
+    rewards = torch.tensor([reward])
+    return Target(
+        lambda rows: known[0],
+        lambda rows: known[1],
+        lambda rows, actions: rewards[rows].gather(1, actions),
+        temperature=0.3,
     )
-    assert objective(torch.tensor([[0.75, 0.25]]).log(), ROW, fresh=True).item() == pytest.approx(0.583145, abs=1e-5)
-    best = torch.tensor([[0.731059, 0.268941]]).log().requires_grad_()
-    objective(best, ROW, fresh=True).backward()
-    assert best.grad is not None
-    assert best.grad.abs().max().item() < 1e-5
+
+
+def test_the_target_by_hand():
+    """Parent and served (½, ½), rewards (0.9, 0.6), β = 0.3: users miss η = ¼, and π* ∝ (e³, e²), so (0.731059,
+    0.268941); a quarter of the way there is (0.557765, 0.442235). A policy of (¾, ¼) has the cross-entropy
+    −0.557765·log ¾ − 0.442235·log ¼ = 0.160459 + 0.613068 = 0.773527.
+    """
+    loss = _target((0.5, 0.5), (0.5, 0.5), (0.9, 0.6))(torch.tensor([[0.75, 0.25]]).log(), ROW, fresh=True)
+    assert loss.item() == pytest.approx(0.773527, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("served", "reward", "best"),
+    [
+        # η = 1 − 0.26 = 0.74, π_ref = 0.4524·(0.9, 0.1) + 0.2738 = (0.68096, 0.31904), π* = (0.224122, 0.775878)
+        ((0.9, 0.1), (0.2, 0.8), (0.26 * 0.9 + 0.74 * 0.224122, 0.26 * 0.1 + 0.74 * 0.775878)),
+        # η = 0: all that is served pleases, so the parent stays as it is.
+        ((0.2, 0.8), (1.0, 1.0), (0.9, 0.1)),
+        # η = 0.1: the head knows it. π_ref = (0.104, 0.896), π* ∝ (0.104, 0.896·e^(1/0.3)): (0.0041236, 0.9958764)
+        ((0.1, 0.9), (0.0, 1.0), (0.9 * 0.9 + 0.1 * 0.0041236, 0.9 * 0.1 + 0.1 * 0.9958764)),
+    ],
+)
+def test_the_trunk_is_asked_for_what_users_miss_by_hand(served, reward, best):
+    """Parent (0.9, 0.1), β = 0.3; at the target the cross-entropy has no gradient."""
+    logits = torch.tensor([best]).log().requires_grad_()
+    _target((0.9, 0.1), served, reward)(logits, ROW, fresh=True).backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().max().item() < 1e-5
 
 
 def test_a_target_needs_a_temperature():
     with pytest.raises(ValueError, match=r"temperature: 0.0 must be greater than 0"):
-        Target(lambda rows: rows, lambda rows, actions: actions, temperature=0.0)
+        Target(lambda rows: rows, lambda rows: rows, lambda rows, actions: actions, temperature=0.0)
 
 
 def test_advantages_by_hand():

@@ -26,20 +26,27 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Generator, Tensor, nn
 
 from plaudit_models.dataset import LabelledData
 from plaudit_models.spec import ModalityKind
+from plaudit_models.training.augment import augment
 from plaudit_models.training.checkpoint import Checkpoint, capture, restore
 from plaudit_models.training.experiences import Experiences
 from plaudit_models.training.fusion import FusionPolicy
 from plaudit_models.training.lora import adapt, merge
 from plaudit_models.training.losses import action_nll, kl_to_reference
-from plaudit_models.training.objectives import Likelihood, Objective, Rewards, Sampled, SampledSettings, Target
+from plaudit_models.training.objectives import Likelihood, Logits, Objective, Rewards, Sampled, SampledSettings, Target
 from plaudit_models.training.rows import Source, freeze_encoders
 from plaudit_models.training.schedule import Mean, blocks_for_ever, fraction_done, one_cycle, shuffled
+
+Served = Callable[[npt.NDArray[np.float32], npt.NDArray[np.float32]], npt.NDArray[np.floating[Any]]]
+"""Embeddings ``[n, d]`` and base logits ``[n, a]`` → logits of the policy that is served, ``[n, a]``."""
 
 _KL_ROWS = 1024
 """Experiences on which is measured how far the policy has moved."""
@@ -136,6 +143,7 @@ def finetune(
     *,
     settings: FinetuneSettings,
     rewards: Rewards | None = None,
+    served: Served | None = None,
     resume: Checkpoint | None = None,
     on_progress: Callable[[FinetuneProgress], None] = lambda progress: None,
     on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None,
@@ -143,10 +151,12 @@ def finetune(
     """Train a copy of ``parent`` further.
 
     Args:
-        parent: where to start, and the reference of the KL term; it is left as it is.
+        parent: where to start; it is left as it is.
         experiences: what users said.
         rehearsal: labelled data that must not be forgotten.
         rewards: the reward model, where ``settings.target`` or ``settings.sampled`` asks it.
+        served: what the version to start from makes of the parent's outputs, π_served of the target; None: it serves
+            the parent's logits.
         resume: where a run with the same arguments stood; it goes on as if it had not ended.
         on_progress: called after about every hundredth of the steps.
         on_checkpoint: called every ``checkpoint_steps``.
@@ -166,13 +176,17 @@ def finetune(
     replay = Source(model, experiences.pools, experiences.index, settings.trained_encoders)
     anchor = Source(model, rehearsal.pools, rehearsal.index, settings.trained_encoders)
     label = torch.from_numpy(rehearsal.action)
-    parent_logits = _parent_logits(parent, replay) if settings.kl_weight > 0 or settings.target is not None else None
+    known = _known_logits(parent, replay, served) if settings.kl_weight > 0 or settings.target is not None else None
     latest = torch.arange(len(experiences))[-_KL_ROWS:]
     before = replay.still(latest)[1]
     if settings.lora is not None:
         weights = adapt(model, settings.lora.rank, settings.lora.alpha, draws)
     optimizer = torch.optim.AdamW(weights, weight_decay=settings.weight_decay, fused=True)
-    objective = _objective(experiences, rewards, parent_logits, settings, draws)
+
+    def as_taught(name: str, items: Tensor) -> Tensor:
+        return augment(parent.spec.modalities[name], items, draws)
+
+    objective = _objective(experiences, rewards, known, settings, draws)
     replays = _rows_and_uses(len(experiences), settings.replay_rows, reuse, Generator().manual_seed(settings.seed))
     anchors = blocks_for_ever(len(rehearsal), settings.rehearsal_rows, Generator().manual_seed(settings.seed))
 
@@ -189,10 +203,10 @@ def finetune(
             group["lr"] = settings.learning_rate * one_cycle(fraction)
         logits = replay.fused(rows)[1]
         user_loss = objective(logits, rows, fresh=fresh)
-        rehearsal_loss = action_nll(anchor.fused(anchor_rows)[1], label[anchor_rows]).mean()
+        rehearsal_loss = action_nll(anchor.fused(anchor_rows, as_taught)[1], label[anchor_rows]).mean()
         loss = (1.0 - settings.rehearsal_share) * user_loss + settings.rehearsal_share * rehearsal_loss
-        if parent_logits is not None and settings.kl_weight > 0:
-            loss = loss + settings.kl_weight * kl_to_reference(logits, parent_logits(rows)).mean()
+        if known is not None and settings.kl_weight > 0:
+            loss = loss + settings.kl_weight * kl_to_reference(logits, known[0](rows)).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(weights, settings.max_gradient_norm)
@@ -225,7 +239,7 @@ def finetune(
 def _objective(
     experiences: Experiences,
     rewards: Rewards | None,
-    parent_logits: Callable[[Tensor], Tensor] | None,
+    known: tuple[Logits, Logits] | None,
     settings: FinetuneSettings,
     draws: Generator,
 ) -> Objective:
@@ -235,20 +249,18 @@ def _objective(
         raise ValueError("rewards: none given, but settings.target or settings.sampled asks a reward model")
     if settings.sampled is not None:
         return Sampled(experiences, rewards, settings.sampled, draws)
-    assert parent_logits is not None
+    assert known is not None
     assert settings.target is not None
-    return Target(parent_logits, rewards, temperature=settings.target)
+    return Target(*known, rewards, temperature=settings.target)
 
 
-def _parent_logits(parent: FusionPolicy, replay: Source) -> Callable[[Tensor], Tensor]:
-    """The parent's logits by row; ``replay`` sees the rows as the parent does, so far."""
+def _known_logits(parent: FusionPolicy, replay: Source, served: Served | None) -> tuple[Logits, Logits]:
+    """The parent's logits and those of what is served; ``replay`` sees the rows as the parent does, so far."""
     embeddings = replay.embeddings()
-
-    def logits(rows: Tensor) -> Tensor:
-        with torch.no_grad():
-            return parent.action_head(embeddings[rows])
-
-    return logits
+    with torch.no_grad():
+        own = parent.action_head(embeddings)
+    shown = own if served is None else torch.from_numpy(served(embeddings.numpy(), own.numpy())).to(own.dtype)
+    return own.__getitem__, shown.__getitem__
 
 
 def _rows_and_uses(n: int, batch_rows: int, reuse: int, generator: Generator) -> Iterator[tuple[Tensor, bool]]:

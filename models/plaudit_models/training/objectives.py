@@ -23,6 +23,10 @@ Rewards = Callable[[Tensor, Tensor], Tensor]
 """Rows ``[b]`` and actions ``[b, g]`` → expected reward of each, ``[b, g]``."""
 
 
+Logits = Callable[[Tensor], Tensor]
+"""Rows ``[b]`` → logits ``[b, a]``."""
+
+
 class Objective(Protocol):
     def __call__(self, logits: Tensor, rows: Tensor, *, fresh: bool) -> Tensor:
         """Loss of the policy's ``logits`` ``[b, a]`` on ``rows`` ``[b]``, a scalar."""
@@ -53,26 +57,40 @@ class Likelihood:
 
 
 class Target:
-    """The cross-entropy of the policy to the best one that stays near its parent: π* ∝ π_parent·exp(q/β), for action
-    sets that can be enumerated (Rafailov et al. 2023, "Direct Preference Optimization", equation 4).
+    """The cross-entropy of the policy to the parent where users like what is served, and as far as they do not, to the
+    best policy that stays near it, for action sets that can be enumerated:
+
+        target = (1 − η)·π_parent + η·π*,    π* ∝ π_ref·exp(q/β),    π_ref = (1 − η²)·π_served + η²/a
+        η      = 1 − Σ_k π_served,k·q_k      what users miss in what is served
+
+    with π_parent the trunk's policy, π_served that of trunk and head, and π* as in Rafailov et al. 2023, "Direct
+    Preference Optimization", equation 4. What the head has learned already the trunk need not learn; it would have to
+    unlearn what it was taught. And a policy that is sure and wrong would, without η in its reference, hold on to an
+    answer that nobody likes: one to which it gives one in ten thousand would have to please by 9.2·β more.
 
     Args:
         parent_logits: rows ``[b]`` → the parent's logits ``[b, a]``.
+        served_logits: those of what is served, as logits.
         rewards: the reward model's q.
         temperature: β > 0, the price of a nat of divergence, in reward.
     """
 
-    def __init__(self, parent_logits: Callable[[Tensor], Tensor], rewards: Rewards, *, temperature: float) -> None:
+    def __init__(self, parent_logits: Logits, served_logits: Logits, rewards: Rewards, *, temperature: float) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature: {temperature} must be greater than 0")
         self._parent_logits = parent_logits
+        self._served_logits = served_logits
         self._rewards = rewards
         self._temperature = temperature
 
     def __call__(self, logits: Tensor, rows: Tensor, *, fresh: bool) -> Tensor:
-        parent = torch.log_softmax(self._parent_logits(rows), dim=1)
-        every = torch.arange(logits.shape[1]).expand(len(rows), -1)
-        target = torch.softmax(parent + self._rewards(rows, every) / self._temperature, dim=1)
+        parent = torch.softmax(self._parent_logits(rows), dim=1)
+        served = torch.softmax(self._served_logits(rows), dim=1)
+        reward = self._rewards(rows, torch.arange(logits.shape[1]).expand(len(rows), -1))
+        missed = 1.0 - (served * reward).sum(dim=1, keepdim=True)
+        reference = torch.lerp(served, torch.full_like(served, 1.0 / logits.shape[1]), missed.square())
+        best = torch.softmax(reference.log() + reward / self._temperature, dim=1)
+        target = torch.lerp(parent, best, missed)
         return -(target * torch.log_softmax(logits, dim=1)).sum(dim=1).mean()
 
 

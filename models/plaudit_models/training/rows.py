@@ -113,10 +113,12 @@ class Source:
         frozen = {n: p for n, p in self._pools.items() if model.spec.modalities[n].kind not in trained_encoders}
         self._encoded = encode_all(model, frozen)
 
-    def fused(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Embedding ``[b, d]`` and base logits ``[b, a]`` of the given rows."""
+    def fused(self, rows: Tensor, change: Change | None = None) -> tuple[Tensor, Tensor]:
+        """Embedding ``[b, d]`` and base logits ``[b, a]`` of the given rows; ``change`` is applied to items that are
+        encoded anew.
+        """
         index = self._index[rows]
-        tokens = encode_rows(self._model, self._pools, index, encoded=self._encoded)
+        tokens = encode_rows(self._model, self._pools, index, change, encoded=self._encoded)
         return self._model.fuse(tokens, (index >= 0).float())
 
     def embeddings(self) -> Tensor:

@@ -24,7 +24,7 @@ from plaudit_models.reward_model import RewardPrior
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING
 
 PARENT: Final = "parent"
-"""In the run folder: the trunk files and the manifest of the version to start from."""
+"""In the run folder: the version to start from."""
 FEATURES: Final = "features.safetensors"
 """In the run folder: what the candidate's trunk made of the experiences it was trained on."""
 STATE: Final = "state.safetensors"

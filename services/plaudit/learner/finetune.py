@@ -45,7 +45,7 @@ from plaudit.learner.rollouts import ACTOR, move
 from plaudit.learner.tracing import LearnerTrace
 from plaudit.learner.trials import Trials
 from plaudit.learner.versions import OpenVersion, Versions, allowed_mask
-from plaudit_models.bundle import MANIFEST, TRUNK_FILES, CorruptBundle, Manifest, read_manifest
+from plaudit_models.bundle import MANIFEST, CorruptBundle, Manifest, read_manifest
 from plaudit_models.features import features
 from plaudit_models.gate import Comparison, GateReport, GateRules, Verdict, comparison_from_dict, new_comparison
 from plaudit_models.preprocess import Limits
@@ -127,9 +127,8 @@ def prepare_run(
     parent = run_dir / PARENT
     parent.mkdir(parents=True)
     source = registry.folder(live.version)
-    for name in (*TRUNK_FILES, MANIFEST):
-        if (source / name).exists():
-            share(source / name, parent / name)
+    for name in (*live.files, MANIFEST):
+        share(source / name, parent / name)
     JobDescription(
         snapshot=progress.last_number,
         created_at_s=created_at_s,

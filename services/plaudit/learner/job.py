@@ -48,7 +48,14 @@ from plaudit_models.reward_model import empty_state
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING
 from plaudit_models.training.checkpoint import load_checkpoint
 from plaudit_models.training.export import export_version, load_policy
-from plaudit_models.training.finetune import Finetuned, FinetuneProgress, FinetuneSettings, LoraSettings, finetune
+from plaudit_models.training.finetune import (
+    Finetuned,
+    FinetuneProgress,
+    FinetuneSettings,
+    LoraSettings,
+    Served,
+    finetune,
+)
 from plaudit_models.training.fusion import FusionPolicy
 from plaudit_models.training.objectives import SampledSettings
 from plaudit_models.training.reward import (
@@ -65,6 +72,9 @@ _NICENESS: Final = 10
 """Serving comes first on the processors that both use."""
 _REWARD_SHARE: Final = 0.4
 """Of the time a job may train, where it needs a reward model first."""
+_REWARD_REPLAYS: Final = 3.0
+"""How many times as often as the policy the reward model looks at each experience: a thumb tells it less than the
+reward model's opinion of every answer tells the policy."""
 
 
 def run_job(run_dir: Path, store: ExperienceStore, runtime: ModelRuntime) -> None:
@@ -87,7 +97,9 @@ def run_job(run_dir: Path, store: ExperienceStore, runtime: ModelRuntime) -> Non
     if plan.rehearsal is None:
         raise ValueError("finetune.rehearsal: is not set, and no pre-trained version says what it was trained on")
     rehearsal = load_data_folder(Path(plan.rehearsal), spec, "train", tokenizer)
-    trained, measured = _train(run_dir, load_policy(parent, spec), learned, rehearsal, plan)
+    # With its head, which has learned from feedback what the trunk has not.
+    served = runtime.load(parent).head
+    trained, measured = _train(run_dir, load_policy(parent, spec), served, learned, rehearsal, plan)
     candidate = run_dir / CANDIDATE
     shutil.rmtree(candidate, ignore_errors=True)
     candidate.mkdir()
@@ -112,7 +124,7 @@ def run_job(run_dir: Path, store: ExperienceStore, runtime: ModelRuntime) -> Non
 
 
 def _train(
-    run_dir: Path, parent: FusionPolicy, learned: Lessons, rehearsal: LabelledData, plan: TrainingPlan
+    run_dir: Path, parent: FusionPolicy, served: Served, learned: Lessons, rehearsal: LabelledData, plan: TrainingPlan
 ) -> tuple[Finetuned, dict[str, Any]]:
     """The fine-tuned policy, and what was measured. Goes on from a checkpoint, if the run folder has one."""
     rewards, judged = None, dict[str, Any]()
@@ -143,6 +155,7 @@ def _train(
         rehearsal,
         settings=settings,
         rewards=rewards,
+        served=served,
         resume=load_checkpoint(run_dir / CHECKPOINT),
         on_progress=lambda progress: _report(run_dir, progress),
         on_checkpoint=lambda checkpoint: checkpoint.save(run_dir / CHECKPOINT),
@@ -166,7 +179,10 @@ def _reward_model(
     if (run_dir / REWARD_REPORT).exists():
         return load_reward_model(run_dir / REWARD_MODEL, parent), read_json(run_dir / REWARD_REPORT)
     settings = RewardSettings(
-        replays_per_experience=plan.replays, max_duration_s=_REWARD_SHARE * plan.max_duration_s, seed=plan.seed
+        replays_per_experience=_REWARD_REPLAYS * plan.replays,
+        max_duration_s=_REWARD_SHARE * plan.max_duration_s,
+        learning_rate=plan.learning_rate,
+        seed=plan.seed,
     )
     model, report = fit_reward_model(parent, learned.experiences, learned.opinions, settings=settings)
     save_reward_model(model, run_dir / REWARD_MODEL)
