@@ -154,7 +154,9 @@ trial_reports = st.builds(
     dropped=counts,
     problem=texts,
 )
-events: st.SearchStrategy[Event] = st.one_of(decisions, between_candidates(), feedbacks, dead_letters, rollouts, trial_reports)
+events: st.SearchStrategy[Event] = st.one_of(
+    decisions, between_candidates(), feedbacks, dead_letters, rollouts, trial_reports
+)
 
 
 def plain(value: Any) -> Any:
