@@ -26,6 +26,7 @@ from plaudit_models.spec import ModelSpec, spec_from_dict
 FORMAT: Final = 1
 TRUNK: Final = "trunk.onnx"
 HEAD: Final = "head.onnx"
+CANDIDATE: Final = "candidate.onnx"
 WEIGHTS: Final = "weights.safetensors"
 TOKENIZER: Final = "tokenizer.json"
 TRUNK_GOLDEN: Final = "trunk_golden.safetensors"

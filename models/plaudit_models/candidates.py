@@ -23,7 +23,7 @@ Praise of one candidate speaks against the others of its list as far as answers 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any, Final
@@ -222,11 +222,11 @@ class CandidateState:
     target: Float64
     weight: float
 
-    def add(self, evidence: Sequence[CandidateEvidence]) -> CandidateState:
+    def add(self, evidence: Iterable[CandidateEvidence]) -> CandidateState:
         """Raises FeatureMismatch if some is of another feature space."""
         return self._with(evidence, sign=1.0)
 
-    def subtract(self, evidence: Sequence[CandidateEvidence]) -> CandidateState:
+    def subtract(self, evidence: Iterable[CandidateEvidence]) -> CandidateState:
         """Undo :meth:`add` of the same evidence. Raises FeatureMismatch as it does."""
         return self._with(evidence, sign=-1.0)
 
@@ -251,7 +251,7 @@ class CandidateState:
         """The state as safetensors; :func:`candidate_state_from_bytes` is its inverse."""
         return bytes(save(_tensors(self), metadata=_metadata(self)))
 
-    def _with(self, evidence: Sequence[CandidateEvidence], sign: float) -> CandidateState:
+    def _with(self, evidence: Iterable[CandidateEvidence], sign: float) -> CandidateState:
         gram, target, weight = self.gram.copy(), self.target.copy(), self.weight
         for each in evidence:
             self.space.require(each.space)

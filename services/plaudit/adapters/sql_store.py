@@ -45,6 +45,7 @@ from sqlalchemy import (
     func,
     inspect,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -54,13 +55,16 @@ from sqlalchemy.sql.selectable import TableValuedAlias
 from sqlalchemy.types import TypeEngine
 
 from plaudit.core.errors import ConfigError, StoreMoved, StoreUnavailable, WrongStore
-from plaudit.core.events import Content, Decision, Features, Feedback, Topic
+from plaudit.core.events import Candidate, Content, Decision, Features, Feedback, Topic
 from plaudit.core.experience import Experience, FeedbackState, Judgement, Served, served
 from plaudit.core.ports import Arrivals, Changes, Fate, History, Judged, Kept, Positions, Revision, Standing
 from plaudit.core.wire import decode_event, encode_event
 
-SCHEMA: Final = 3
-"""Of the tables below. Another one is refused: everything in them can be had again from the log."""
+SCHEMA: Final = 4
+"""Of the tables below. One of before is brought up to it where _MIGRATIONS say how; any other is refused: everything in
+the tables can be had again from the log."""
+_MIGRATIONS: Final = {3: "ALTER TABLE decisions ADD COLUMN candidates TEXT NOT NULL DEFAULT '[]'"}
+"""What makes a schema the next one."""
 LEASE_S: Final = 5.0
 """How long a leader that is not heard of stays the leader."""
 
@@ -68,6 +72,9 @@ _IDS_PER_QUERY: Final = 500
 _BUSY_TIMEOUT_S: Final = 30.0
 _PATIENCE_S: Final = 10
 """How long PostgreSQL may take to answer a connection, to give the lock, or wait for a client that holds it."""
+
+_NONE: Final = "[]"
+"""No candidates; those of different requests differ, so lists of them are not remembered as names are."""
 
 _T = TypeVar("_T")
 
@@ -110,8 +117,10 @@ _DECISIONS = Table(
     Column("greedy", Boolean, nullable=False),
     Column("modalities", Text, nullable=False),
     Column("payload", LargeBinary, nullable=False),
+    Column("candidates", Text, nullable=False, server_default=_NONE),
 )
-"""``payload``: the DecisionEvent without its features. The other columns repeat what is needed without the content."""
+"""``payload``: the DecisionEvent without its features. The other columns repeat what is needed without the content;
+``candidates``: their ids."""
 
 _FEEDBACK = Table(
     "feedback",
@@ -444,6 +453,15 @@ class SqlStore:
                 for row in connection.execute(select(*columns).where(_DECISIONS.c.prediction_id.in_(ids)))
             }
 
+    def candidates(self, prediction_ids: Sequence[str]) -> Mapping[str, Sequence[Candidate]]:
+        columns = (_DECISIONS.c.prediction_id, _DECISIONS.c.payload)
+        with self._reading() as connection:
+            return {
+                row.prediction_id: _decision(row.payload).candidates
+                for ids in _chunks(prediction_ids)
+                for row in connection.execute(select(*columns).where(_DECISIONS.c.prediction_id.in_(ids)))
+            }
+
     def close(self) -> None:
         self._engine.dispose()
 
@@ -461,9 +479,13 @@ class SqlStore:
             first = {c.name: "" if isinstance(c.type, String) else 0 for c in _STANDING.columns}
             first |= {"id": 1, "schema": SCHEMA, "outcomes": "{}"}
             connection.execute(self._insert_or_update(_STANDING).values(first).on_conflict_do_nothing())
-            found = connection.scalar(select(_STANDING.c.schema))
+            found = int(connection.scalar(select(_STANDING.c.schema)) or 0)
+            while found in _MIGRATIONS:
+                connection.execute(text(_MIGRATIONS[found]))
+                found += 1
+                connection.execute(update(_STANDING).values(schema=found))
             if found != SCHEMA:
-                raise WrongStore(self._place, int(found or 0), SCHEMA)
+                raise WrongStore(self._place, found, SCHEMA)
 
     def _check_lead(self, row: Row[Any]) -> None:
         if row.leader != self._me or row.epoch != self._epoch:
@@ -677,6 +699,7 @@ def _decision_row(decision: Decision) -> dict[str, Any]:
         "greedy": header.greedy,
         "modalities": _listed(header.modalities),
         "payload": encode_event(replace(decision, features=None)),
+        "candidates": json.dumps(header.candidates) if header.candidates else _NONE,
     }
 
 
@@ -691,6 +714,7 @@ def _served(row: Row[Any]) -> Served:
         allowed_actions=_names(row.allowed_actions),
         greedy=row.greedy,
         modalities=_names(row.modalities),
+        candidates=tuple(json.loads(row.candidates)) if row.candidates != _NONE else (),
     )
 
 

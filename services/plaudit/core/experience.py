@@ -18,6 +18,7 @@ class Served:
 
     Attributes:
         modalities: names of the modalities that were given, sorted.
+        candidates: ids of what the request listed to pick from, in its order; empty means the model's actions.
     """
 
     prediction_id: str
@@ -29,6 +30,7 @@ class Served:
     allowed_actions: tuple[str, ...]
     greedy: bool
     modalities: tuple[str, ...]
+    candidates: tuple[str, ...] = ()
 
 
 def served(decision: Decision) -> Served:
@@ -42,6 +44,7 @@ def served(decision: Decision) -> Served:
         allowed_actions=decision.allowed_actions,
         greedy=decision.greedy,
         modalities=tuple(sorted(decision.content)),
+        candidates=tuple(candidate.id for candidate in decision.candidates),
     )
 
 
@@ -68,7 +71,7 @@ class Experience:
         number: from 1 in the order in which decisions were first judged; it never changes.
         judgement: None once everything said was taken back.
         probabilities: with which the version that served would have picked each action, in the order of its action
-            set; None if that version was gone before anybody spoke.
+            set or of the candidates; None if that version was gone before anybody spoke.
         set_aside: kept, but not learned from: what was learned from it did harm, or its user has had his share.
     """
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from plaudit.core.events import Content, Decision, Event, Features, Feedback, Topic
+from plaudit.core.events import Candidate, Content, Decision, Event, Features, Feedback, Topic
 from plaudit.core.experience import Experience, FeedbackState, Judgement, Served
 from plaudit.core.rollout import Rollout
 from plaudit_models.bundle import Manifest
@@ -472,6 +472,10 @@ class ExperienceStore(Protocol):
 
     def contents(self, prediction_ids: Sequence[str]) -> Mapping[str, Mapping[str, Content]]:
         """Of those of the ids whose decision arrived; empty where content was not logged."""
+        ...
+
+    def candidates(self, prediction_ids: Sequence[str]) -> Mapping[str, Sequence[Candidate]]:
+        """With their texts, of those of the ids whose decision arrived; empty where the request listed none."""
         ...
 
     def close(self) -> None: ...
