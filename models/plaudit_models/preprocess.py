@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ PADDING: Final = "<pad>"
 IMAGE_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 SOUND_FORMATS: Final = "WAV, FLAC or OGG"
 """MP3 is left out: on damaged files libsndfile's decoder for it writes to the process's stderr."""
+_SEPARATORS: Final = re.compile(r"[_-]+")
+"""Between the words of an action's name."""
 _MIN_SAMPLE_RATE_HZ: Final = 1_000
 _MAX_SAMPLE_RATE_HZ: Final = 384_000
 _MAX_CHANNELS: Final = 8
@@ -218,6 +221,18 @@ def tokenize(
     if not ids:
         raise InvalidContent(name, f"the text {clean[:40]!r} is blank; leave the modality out to say it is missing")
     return _fit(np.asarray(ids, np.int64), modality.max_tokens)
+
+
+def action_texts(spec: ModelSpec, tokenizer: Tokenizer) -> Ids:
+    """Token ids of the actions' names as a user would write them, ``[a, max_tokens]``.
+
+    Raises:
+        InvalidContent: a name says nothing.
+        LookupError: the spec has no text modality, or several.
+    """
+    name, modality = spec.candidate_modality
+    texts = [_SEPARATORS.sub(" ", action).strip() for action in spec.actions]
+    return np.stack([tokenize(text, modality, tokenizer, name=name) for text in texts])
 
 
 def check_tensor(
