@@ -31,8 +31,7 @@ from plaudit_models.spec import ModelSpec, spec_from_dict
 FORMAT: Final = 1
 TRUNK: Final = "trunk.onnx"
 HEAD: Final = "head.onnx"
-CANDIDATE_GRAPH: Final = "candidate.onnx"
-CANDIDATE_HEAD: Final = "candidate_head.safetensors"
+CANDIDATE: Final = "candidate.onnx"
 WEIGHTS: Final = "weights.safetensors"
 TOKENIZER: Final = "tokenizer.json"
 TRUNK_GOLDEN: Final = "trunk_golden.safetensors"
@@ -40,7 +39,7 @@ HEAD_GOLDEN: Final = "head_golden.safetensors"
 CANDIDATE_GOLDEN: Final = "candidate_golden.safetensors"
 MANIFEST: Final = "manifest.json"
 CARD: Final = "card.md"
-TRUNK_FILES: Final = (TRUNK, WEIGHTS, TOKENIZER, TRUNK_GOLDEN, CANDIDATE_GRAPH, CANDIDATE_GOLDEN)
+TRUNK_FILES: Final = (TRUNK, WEIGHTS, TOKENIZER, TRUNK_GOLDEN, CANDIDATE, CANDIDATE_GOLDEN)
 """Files that versions which differ in the head alone share."""
 
 VersionKind = Literal["pretrained", "head", "finetuned", "imported"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from plaudit_models.bundle import CANDIDATE_GOLDEN, CANDIDATE_GRAPH, TRUNK, Manifest, verify
+from plaudit_models.bundle import CANDIDATE_GOLDEN, CANDIDATE, TRUNK, Manifest, verify
 from plaudit_models.dataset import LabelledData
 from plaudit_models.spec import PRESENT, TOKENS, VECTORS, InvalidSpec, ModelSpec, TensorModality, TextModality
 from plaudit_models.spec import spec_from_dict

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from plaudit_models.bundle import (
     CANDIDATE_GOLDEN,
-    CANDIDATE_GRAPH,
+    CANDIDATE,
     HEAD,
     HEAD_GOLDEN,
     TRUNK,
@@ -209,7 +209,7 @@ def export_version(
     write_initial_head(head, model.spec.embedding_size, len(model.spec.actions))
     save_arrays(_run(head, outputs), folder / HEAD_GOLDEN)
     if model.text_scorer is not None:
-        parent = None if parent_trunk is None else parent_trunk.with_name(CANDIDATE_GRAPH)
+        parent = None if parent_trunk is None else parent_trunk.with_name(CANDIDATE)
         _write_candidate_graph(model, folder, golden_inputs, parent)
     save_weights(model, folder / WEIGHTS)
     return seal(folder, manifest)
@@ -218,7 +218,7 @@ def export_version(
 def _write_candidate_graph(model: FusionPolicy, folder: Path, golden_inputs: Arrays, parent: Path | None) -> None:
     """With golden pairs: texts that users wrote, and names of actions."""
     assert model.text_scorer is not None
-    graph = folder / CANDIDATE_GRAPH
+    graph = folder / CANDIDATE
     if parent is None:
         export_candidate_graph(model, graph)
     else:
