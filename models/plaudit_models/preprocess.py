@@ -223,16 +223,20 @@ def tokenize(
     return _fit(np.asarray(ids, np.int64), modality.max_tokens)
 
 
+def tokenize_all(texts: Sequence[str], modality: TextModality, tokenizer: Tokenizer) -> Ids:
+    """Token ids of texts that were checked before, ``[k, max_tokens]``, cut at the end; 0 is padding."""
+    encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    return np.stack([_fit(np.asarray(each.ids, np.int64), modality.max_tokens) for each in encoded])
+
+
 def action_texts(spec: ModelSpec, tokenizer: Tokenizer) -> Ids:
     """Token ids of the actions' names as a user would write them, ``[a, max_tokens]``.
 
     Raises:
-        InvalidContent: a name says nothing.
         LookupError: the spec has no text modality, or several.
     """
-    name, modality = spec.candidate_modality
     texts = [_SEPARATORS.sub(" ", action).strip() for action in spec.actions]
-    return np.stack([tokenize(text, modality, tokenizer, name=name) for text in texts])
+    return tokenize_all(texts, spec.candidate_modality[1], tokenizer)
 
 
 def check_tensor(

@@ -153,13 +153,13 @@ class FeedbackRecorder:
         served = self._models.get(prediction.model)
         if served is None:
             raise InvalidPredictionId(f"is of the model {prediction.model!r}; served here are {self._models.names()}")
-        live = served.live
+        spec = None if prediction.of_candidates else served.live.serving().manifest.spec
         match request.signal:
             case Correction(action):
-                _check_action("correction", action, live.serving().manifest.spec)
+                _check_action("correction", action, spec)
             case Preference(preferred, rejected):
-                _check_action("preference.preferred", preferred, live.serving().manifest.spec)
-                _check_action("preference.rejected", rejected, live.serving().manifest.spec)
+                _check_action("preference.preferred", preferred, spec)
+                _check_action("preference.rejected", rejected, spec)
                 if preferred == rejected:
                     raise InvalidInput("preference", f"prefers {preferred!r} over itself")
             case Retract(feedback_id) if len(feedback_id) > MAX_ID_CHARACTERS:
@@ -246,6 +246,13 @@ def _too_long(value: str) -> str:
     return f"{value[:20]!r}… has {len(value)} characters; at most {MAX_ID_CHARACTERS} are taken"
 
 
-def _check_action(field: str, action: str, spec: ModelSpec) -> None:
-    if not spec.has_action(action):
+def _check_action(field: str, action: str, spec: ModelSpec | None) -> None:
+    """None: of a decision between candidates, which are in the log alone; whoever joins it there sees whether it is one
+    of them."""
+    if spec is None:
+        if not action:
+            raise InvalidInput(field, "is empty; name one of the request's candidates by its id")
+        if len(action) > MAX_ID_CHARACTERS:
+            raise InvalidInput(field, _too_long(action))
+    elif not spec.has_action(action):
         raise InvalidInput(field, f"{action[:80]!r} is not an action of {spec.name!r}")
