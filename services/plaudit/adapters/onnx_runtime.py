@@ -250,7 +250,10 @@ def _candidate_head(folder: Path, manifest: Manifest) -> CandidateHead:
     except (CorruptState, OSError) as error:
         raise CorruptBundle(f"{where}: {error}") from error
     space = head.state.space
-    learned_on, own = (space.trunk_digest, space.candidate_digest), (manifest.trunk_digest, manifest.files[CANDIDATE].sha256)
+    learned_on, own = (
+        (space.trunk_digest, space.candidate_digest),
+        (manifest.trunk_digest, manifest.files[CANDIDATE].sha256),
+    )
     if learned_on != own:
         raise CorruptBundle(f"{where}: was learned on another trunk or candidate graph than those beside it")
     return head
