@@ -21,14 +21,8 @@ from plaudit.core.experience import Served
 from plaudit.core.ports import ModelRegistry, ModelRuntime
 from plaudit.learner.contents import ROWS_PER_RUN, decode_contents
 from plaudit.learner.evidence import Floats32, stack
-from plaudit_models.bundle import CANDIDATE, Manifest
-from plaudit_models.candidates import (
-    CANDIDATE_HEAD,
-    CandidateHead,
-    CandidateList,
-    candidate_head_from_bytes,
-    served_over,
-)
+from plaudit_models.bundle import Manifest
+from plaudit_models.candidates import CandidateList, served_over
 from plaudit_models.policy import Bool, Float64, probabilities
 from plaudit_models.preprocess import Limits, assemble
 from plaudit_models.spec import ModelSpec
@@ -49,9 +43,6 @@ class OpenVersion:
         self._model = runtime.load(folder)
         self._limits = limits
         self._vectors: OrderedDict[bytes, Floats32] = OrderedDict()
-        self._candidate_head: CandidateHead | None = None
-        if CANDIDATE_HEAD in self.manifest.files:
-            self._candidate_head = candidate_head_from_bytes((folder / CANDIDATE_HEAD).read_bytes())
 
     @property
     def manifest(self) -> Manifest:
@@ -69,7 +60,7 @@ class OpenVersion:
     @property
     def scores_candidates(self) -> bool:
         """Whether it can be asked about candidates."""
-        return CANDIDATE in self.manifest.files
+        return self.manifest.spec.scores_text
 
     def candidate_vectors(self, texts: Sequence[str]) -> Floats32:
         """What its candidate graph makes of texts, ``[k, d]``; the latest are remembered."""
@@ -86,9 +77,12 @@ class OpenVersion:
 
     def list_probabilities(self, seen: CandidateList) -> Float64:
         """What would be served of a list of candidates, floor included, ``[k]``."""
-        if self._candidate_head is None:
-            return served_over(seen.base_logits, self.manifest.floor)
-        return self._candidate_head.probabilities(seen, self.manifest.floor)
+        scores = self._model.candidate_scores(
+            np.asarray(seen.embedding, np.float32),
+            np.asarray(seen.vectors, np.float32),
+            np.asarray(seen.base_logits, np.float32),
+        )
+        return served_over(scores, self.manifest.floor)
 
     def embed(self, contents: Sequence[Mapping[str, Content]]) -> list[Features | None]:
         """Features of each content; None where there is no content that this model takes."""
