@@ -94,4 +94,5 @@ def picked_text(decision: Decision) -> str:
 
 def finetuned_candidate(folder: Path, **fields: Any) -> Manifest:
     """A version of another trunk."""
-    return tiny_bundle(folder, **({"spec": SPEC, "seed": 9, "kind": "finetuned"} | fields))
+    defaults: dict[str, Any] = {"spec": SPEC, "seed": 9, "kind": "finetuned"}
+    return tiny_bundle(folder, **(defaults | fields))

@@ -13,12 +13,18 @@ import numpy as np
 import pytest
 
 from builders import tiny_spec
-from loop_candidates import SPEC, CandidateWorld, picked_text, some_candidates
+from loop_candidates import SPEC, CandidateWorld, finetuned_candidate, picked_text, some_candidates
 from loop_world import assert_same_sums
+from plaudit.adapters.onnx_runtime import OnnxRuntime
 from plaudit.core.events import Candidate, Correction, Decision, Feedback, Preference, Retract, Thumb
 from plaudit.core.experience import FeedbackState
+from plaudit.core.runs import CANDIDATE as CANDIDATE_FOLDER
+from plaudit.core.runs import RESULT, write_json
+from plaudit.learner.chances import chances_of
+from plaudit.learner.description import STATE, read_description
 from plaudit.learner.loop import Learner
 from plaudit.learner.orders import order
+from plaudit.learner.versions import Versions
 from plaudit_models.bundle import CANDIDATE
 from plaudit_models.candidates import (
     CANDIDATE_HEAD,
@@ -28,6 +34,7 @@ from plaudit_models.candidates import (
     empty_candidate_state,
     evidence_of_list,
 )
+from plaudit_models.preprocess import Limits
 from plaudit_models.reward_model import empty_state
 
 Rewards = dict[str, float]
@@ -299,3 +306,92 @@ def test_texts_are_what_is_learned_from_not_ids(world: CandidateWorld) -> None:
     assert probs[1] > 0.7
     assert SPEC.scores_text
     assert picked_text(some_decisions(world, 1)[0])
+
+
+# --- comparisons and trials ------------------------------------------------------------------------------------------
+
+
+def test_the_running_comparison_takes_refreshes_back_that_harm_answers_between_candidates(tmp_path: Path) -> None:
+    """Users turn round, and no refresh follows: what the last one has learned to say, they like no more."""
+    world = CandidateWorld(
+        tmp_path,
+        settings={
+            "learner": {"batch": 100, "max_wait_s": 1e9, "user_cap": 1.0},
+            "finetune": {"enabled": False},
+            "gate": {"min_events": 20},
+        },
+    )
+    world.first_version()
+    learner = world.learner()
+    world.traffic_between(100, likes_loud)
+    world.settle(learner)
+    assert world.registry.rollout().live == 2
+    assert learner.running.comparison.n == 0  # of version 1 itself nothing is compared
+    world.settings = {**world.settings, "learner": {"batch": 10_000, "max_wait_s": 1e9, "user_cap": 1.0}}
+    learner = world.learner()
+    for _ in range(30):
+        world.traffic_between(20, lambda seed, text: not likes_loud(seed, text))
+        world.settle(learner)
+        if world.metric("plaudit_learner_reverts_total"):
+            break
+    assert world.metric("plaudit_learner_reverts_total") == 1
+    assert world.registry.rollout().live == 1
+    assert_same(learner.candidate_state, recounted(world, learner, []))
+    assert learner.progress.candidate_experiences == learner.progress.experiences == 0
+    world.close()
+
+
+def test_each_answer_of_a_trial_has_its_chance_among_its_own_candidates(world: CandidateWorld) -> None:
+    other, without = world.publish(seed=9), world.publish(seed=5, spec=tiny_spec())
+    decisions = some_decisions(world, 5)
+    plain = world.decide()
+    world.log.append([event for d in [*decisions, plain] for event in (d, world.say(d, Thumb(up=True)))])
+    world.settle(world.learner())
+    rows = world.store.experiences(after=0)
+    versions = Versions(world.registry, OnnxRuntime("cpu"), Limits())
+    found = chances_of(rows, other, 1, world.store, versions)
+    for i, decision in enumerate(decisions):
+        probs, _ = world.over(other, decision.candidates, i)
+        place = [each.id for each in decision.candidates].index(decision.action)
+        np.testing.assert_allclose(found.candidate[i], probs[place], rtol=1e-4)
+        assert found.live[i] == decision.propensity
+    assert not np.isnan(found.candidate[5])
+    cannot = chances_of(rows, without, 1, world.store, versions)
+    assert np.isnan(cannot.candidate[:5]).all()
+    assert not np.isnan(cannot.candidate[5])
+
+
+def test_the_gate_of_fine_tuned_versions_leaves_answers_between_candidates_out(tmp_path: Path) -> None:
+    """It counts them, judges on the others, and no job is started for candidates alone."""
+
+    def another_trunk(run_dir: Path) -> None:
+        task = read_description(run_dir)
+        made = finetuned_candidate(run_dir / CANDIDATE_FOLDER, parent=1, data=task.data)
+        (run_dir / STATE).write_bytes(empty_state(task.maker.space(made)).to_bytes())
+        write_json(run_dir / RESULT, {})
+
+    world = CandidateWorld(
+        tmp_path,
+        settings={
+            "learner": {"batch": 10_000, "max_wait_s": 1e9, "user_cap": 1.0},
+            "finetune": {"enabled": True, "every": 20},
+            "gate": {"min_events": 10_000, "max_events": 10**6},
+        },
+        run_job=another_trunk,
+    )
+    world.first_version()
+    learner = world.learner()
+    world.traffic_between(30, likes_loud)
+    world.settle(learner)
+    assert learner.report()["finetune"]["phase"] == "idle"
+    world.traffic(1, lambda decision: True)
+    world.settle(learner)
+    for _ in range(3):
+        learner.step()
+    assert learner.report()["finetune"]["phase"] == "gating"
+    world.traffic_between(7, likes_loud)
+    world.traffic(5, lambda decision: True)
+    world.settle(learner)
+    assert learner.report()["finetune"]["gate"]["n"] == 5
+    assert world.metric("plaudit_learner_gate_left_out_total") == 7
+    world.close()

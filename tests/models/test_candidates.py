@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -201,12 +202,13 @@ def test_other_spaces_are_refused(other: dict[str, object]) -> None:
     elsewhere = replace(SPACE, **other)  # type: ignore[arg-type]
     state, strange = random_state(1), empty_candidate_state(elsewhere)
     field = next(iter(other))
-    for mix in (
+    mixes: list[Callable[[], CandidateState]] = [
         lambda: state.merge(strange),
         lambda: state.towards(strange, 0.5),
         lambda: strange.add([random_thumb(1)]),
         lambda: strange.subtract([random_thumb(1)]),
-    ):
+    ]
+    for mix in mixes:
         with pytest.raises(FeatureMismatch, match=field):
             mix()
 

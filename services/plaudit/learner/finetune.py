@@ -223,7 +223,9 @@ class Finetuning:
         match self._tuning.phase:
             case "idle":
                 self._off = "" if live.trainable else cannot_train(live)
-                if not self._off and progress.last_number - self._tuning.last_snapshot >= self._every:
+                trains_on = progress.experiences - progress.candidate_experiences
+                due = progress.last_number - self._tuning.last_snapshot >= self._every
+                if not self._off and due and trains_on > 0:
                     self._launch(live, progress)
             case "training":
                 self._watch()
