@@ -20,7 +20,7 @@ from plaudit.core.rollout import start_canary
 from plaudit.core.wire import contents_to_wire
 from plaudit.serving.candidates import CandidateVectors
 from plaudit.v1 import feedback_pb2, prediction_pb2
-from plaudit_models.bundle import CANDIDATE, HEAD
+from plaudit_models.bundle import CANDIDATE
 from plaudit_models.preprocess import tokenize_all
 from plaudit_models.spec import TOKENS, VECTORS
 from serving_harness import CHANGE, Running, a_thumb, decisions, events, feedback, go_live, refusal, until
