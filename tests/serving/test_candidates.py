@@ -1,4 +1,4 @@
-"""Requests that bring their own candidates, over a real channel: how they are picked, what is logged, what is refused."""
+"""Requests that bring their own candidates, over a real channel: how they are picked and logged, what is refused."""
 
 from __future__ import annotations
 
