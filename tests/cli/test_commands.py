@@ -64,6 +64,7 @@ def test_predict_by_name_sends_text_images_and_tensors(shell, server, tmp_path):
     done = shell(
         *("predict", "--content", "photo=@x.png", "--content", "radar=@radar.npy", "--content", "question=what=?"),
         *("--user", "ada", "--allow", "cat", "--allow", "dog", "--greedy", "--top-k", "2", "--explain"),
+        *("--user-group", "premium"),
     )
 
     assert done.code == 0, done.err
@@ -72,7 +73,7 @@ def test_predict_by_name_sends_text_images_and_tensors(shell, server, tmp_path):
     assert list(request.content["radar"].tensor.shape) == [2, 3]
     assert request.content["question"].text == "what=?"
     assert (request.user_id, list(request.allowed_actions)) == ("ada", ["cat", "dog"])
-    assert (request.greedy, request.top_k, request.explain) == (True, 2, True)
+    assert (request.greedy, request.top_k, request.explain, request.user_group) == (True, 2, True, "premium")
     assert "cat: picked with probability 0.250 by version 3 (candidate)" in done.out
     assert "prediction id: signed" in done.out
 

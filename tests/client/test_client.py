@@ -20,11 +20,13 @@ def test_predict_sends_every_option_and_reads_every_field(call, server):
         explain=True,
         request_id="r1",
         model="pets",
+        user_group="premium",
     )
 
     (request,) = server.received
     assert request.content["text"].text == "what is this?"
     assert (request.user_id, list(request.allowed_actions), request.greedy) == ("ada", ["cat", "dog"], True)
+    assert request.user_group == "premium"
     assert (request.top_k, request.explain, request.request_id, request.model) == (2, True, "r1", "pets")
     assert answer == Prediction(
         prediction_id="signed",

@@ -80,7 +80,9 @@ def test_a_fresh_store_knows_nothing(store: ExperienceStore) -> None:
 def test_everything_saved_is_there_after_reopening(
     store: ExperienceStore, open_store: Callable[[], ExperienceStore]
 ) -> None:
-    decision = a_decision("p1", allowed_actions=("cat", "dog"), greedy=True, content=tiny_content())
+    decision = a_decision(
+        "p1", allowed_actions=("cat", "dog"), greedy=True, user_group="premium", content=tiny_content()
+    )
     kept = Kept(some_feedback("p1", feedback_id="f1"), FeedbackState.DISCARDED, "no reason")
     judgement = Judgement({"cat": 0.5}, 0.25, "dog")
     store.take_in(
@@ -428,6 +430,39 @@ def test_tables_of_another_version_are_refused(url: str, open_store: Callable[[]
     engine.dispose()
     with pytest.raises(WrongStore, match=r"version 99, this Plaudit has 3; move it away"):
         open_store()
+
+
+def test_tables_from_before_there_were_user_groups_are_given_the_column(
+    url: str, open_store: Callable[[], ExperienceStore]
+) -> None:
+    store = open_store()
+    (before,) = make_experiences(store, 1)
+    store.close()
+    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE decisions DROP COLUMN user_group"))
+    engine.dispose()
+    store = open_store()
+    store.take_in(Arrivals(decisions=[a_decision("p2", user_group="de-DE")], judged=[Judged("p2", GOOD)]))
+    assert store.experiences()[0] == before
+    assert [e.served.user_group for e in open_store().experiences()] == ["", "de-DE"]
+
+
+def test_who_does_not_know_user_groups_can_write_to_the_same_tables(
+    url: str, open_store: Callable[[], ExperienceStore]
+) -> None:
+    """A learner of the version before: its statements name the columns that it knows."""
+    store = open_store()
+    make_experiences(store, 1)
+    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    known = "prediction_id, time_s, user_id, version, action, propensity, allowed_actions, greedy, modalities, payload"
+    with engine.begin() as connection:
+        some = known.replace("prediction_id", "'p2'", 1)
+        connection.execute(text(f"INSERT INTO decisions ({known}) SELECT {some} FROM decisions"))
+    engine.dispose()
+    served = store.histories(["p2"])["p2"].served
+    assert served is not None
+    assert served.user_group == ""
 
 
 def test_tables_from_before_there_were_versions_are_refused(tmp_path: Path) -> None:

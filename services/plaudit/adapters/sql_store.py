@@ -50,6 +50,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.schema import CreateColumn
 from sqlalchemy.sql.selectable import TableValuedAlias
 from sqlalchemy.types import TypeEngine
 
@@ -110,6 +111,7 @@ _DECISIONS = Table(
     Column("greedy", Boolean, nullable=False),
     Column("modalities", Text, nullable=False),
     Column("payload", LargeBinary, nullable=False),
+    Column("user_group", String, nullable=False, server_default=""),
 )
 """``payload``: the DecisionEvent without its features. The other columns repeat what is needed without the content."""
 
@@ -163,6 +165,9 @@ _MEMORY = Table(
     "memory", _METADATA, Column("key", String, primary_key=True), Column("value", LargeBinary, nullable=False)
 )
 """What the leader remembers between steps: reward states, counters, comparison, jobs."""
+
+_ADDED: Final = (_DECISIONS.c.user_group,)
+"""Columns that tables of this schema may lack still. They have defaults, so that who does not know them can write."""
 
 _SERVED_COLUMNS = [c for c in _DECISIONS.columns if c.name not in ("place", "payload")]
 _JUDGEMENT = ("rewards", "weight", "correction")
@@ -458,6 +463,7 @@ class SqlStore:
             if "standing" not in tables and tables & {"decisions", "experiences", "memory"}:
                 raise WrongStore(self._place, 1, SCHEMA)
             _METADATA.create_all(connection)
+            _add_columns(connection)
             first = {c.name: "" if isinstance(c.type, String) else 0 for c in _STANDING.columns}
             first |= {"id": 1, "schema": SCHEMA, "outcomes": "{}"}
             connection.execute(self._insert_or_update(_STANDING).values(first).on_conflict_do_nothing())
@@ -634,6 +640,14 @@ def _engine(url: URL) -> Engine:
     return engine
 
 
+def _add_columns(connection: Connection) -> None:
+    """Tables that were made before a column was: the rows that are there get its default."""
+    for column in _ADDED:
+        if column.name not in {found["name"] for found in inspect(connection).get_columns(column.table.name)}:
+            what = CreateColumn(column).compile(dialect=connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {what}")
+
+
 def _unnested(types: Mapping[str, TypeEngine[Any]], rows: Sequence[Mapping[str, Any]]) -> TableValuedAlias:
     """The rows as a table that PostgreSQL makes of one array a column: several times as fast as row by row."""
     arrays = [
@@ -677,6 +691,7 @@ def _decision_row(decision: Decision) -> dict[str, Any]:
         "greedy": header.greedy,
         "modalities": _listed(header.modalities),
         "payload": encode_event(replace(decision, features=None)),
+        "user_group": header.user_group,
     }
 
 
@@ -691,6 +706,7 @@ def _served(row: Row[Any]) -> Served:
         allowed_actions=_names(row.allowed_actions),
         greedy=row.greedy,
         modalities=_names(row.modalities),
+        user_group=row.user_group,
     )
 
 

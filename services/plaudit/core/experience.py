@@ -29,6 +29,7 @@ class Served:
     allowed_actions: tuple[str, ...]
     greedy: bool
     modalities: tuple[str, ...]
+    user_group: str = ""
 
 
 def served(decision: Decision) -> Served:
@@ -42,6 +43,7 @@ def served(decision: Decision) -> Served:
         allowed_actions=decision.allowed_actions,
         greedy=decision.greedy,
         modalities=tuple(sorted(decision.content)),
+        user_group=decision.user_group,
     )
 
 

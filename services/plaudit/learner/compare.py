@@ -132,8 +132,13 @@ def compare(
         logging_probs=logged.onto(actions),
         rules=comparison.rules,
     )
-    users = [row.experience.served.user_id for row in rows]
-    return comparison.update(seen, users, [slice_of(row, spec) for row in rows], n_users=n_users)
+    return comparison.update(
+        seen,
+        [row.experience.served.user_id for row in rows],
+        [slice_of(row, spec) for row in rows],
+        groups=[row.experience.served.user_group for row in rows],
+        n_users=n_users,
+    )
 
 
 def slice_of(row: Compared, spec: ModelSpec) -> str:
