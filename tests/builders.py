@@ -179,6 +179,7 @@ def tiny_bundle(
     prefer: str | None = None,
     reason: str = "made by a test",
     data: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Write a sealed version folder.
 
@@ -209,6 +210,7 @@ def tiny_bundle(
         floor=floor,
         reason=reason,
         data=data or {},
+        metrics=metrics or {},
     )
     return seal(folder, manifest)
 

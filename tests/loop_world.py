@@ -188,14 +188,21 @@ class World:
             pass
 
 
-def candidate_that_prefers(action: str | None) -> Callable[[Path], None]:
-    """What a job leaves behind that made a candidate of another trunk which answers ``action``."""
+def candidate_that_prefers(action: str | None, *, kl_nats: float | None = None) -> Callable[[Path], None]:
+    """What a job leaves behind that made a candidate of another trunk which answers ``action``, and says that it moved
+    the policy by ``kl_nats``."""
 
     def run(run_dir: Path) -> None:
         task = read_description(run_dir)
         parent = read_manifest(run_dir / PARENT)
         made = tiny_bundle(
-            run_dir / CANDIDATE, seed=9, kind="finetuned", parent=parent.version, prefer=action, data=task.data
+            run_dir / CANDIDATE,
+            seed=9,
+            kind="finetuned",
+            parent=parent.version,
+            prefer=action,
+            data=task.data,
+            metrics={} if kl_nats is None else {"kl_to_parent_nats": kl_nats},
         )
         (run_dir / STATE).write_bytes(empty_state(task.maker.space(made)).to_bytes())
         write_json(run_dir / RESULT, {})

@@ -313,6 +313,13 @@ LEARNING: Final = Dashboard(
                 quantiles("Time for a refresh", "plaudit_learner_refresh_seconds"),
                 line("How far the last one moved", "none", ("plaudit_learner_refresh_kl_nats", "nats")),
                 line(
+                    "How far the live policy is",
+                    "none",
+                    ("plaudit_learner_policy_kl_nats", "from its {{against}}"),
+                    text="Mean KL on recent contexts, in nats, measured after every swap: from the base policy of its "
+                    "trunk (reference) and from the version before it (previous).",
+                ),
+                line(
                     "Compared with the gated version",
                     "none",
                     ("plaudit_learner_comparison_e_value", "{{claim}}"),
@@ -342,6 +349,12 @@ LEARNING: Final = Dashboard(
                     "none",
                     ("plaudit_learner_job_running", "running"),
                     (hourly("plaudit_learner_jobs_total"), "an hour, by any outcome"),
+                ),
+                line(
+                    "How far the last job moved",
+                    "none",
+                    ("plaudit_learner_finetune_kl_nats or vector(0)", "nats"),
+                    text="Mean KL from the version it started from; 0 while there is none.",
                 ),
                 line(
                     "Verdicts an hour",

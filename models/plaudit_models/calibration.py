@@ -63,3 +63,44 @@ def reliability(predicted: Float64, rewards: Float64, bins: int = 10) -> Reliabi
     held = count > 0
     sums = [np.bincount(bin_of, weights=values, minlength=bins)[held] for values in (clipped, rewards)]
     return Reliability(sums[0] / count[held], sums[1] / count[held], count[held].astype(np.int64))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Uncertainty:
+    """How far predictions were off, by how unsure they were.
+
+    Attributes:
+        sigma: mean σ of each bin, ascending, ``[c]``.
+        error: mean |reward − prediction| of each bin, ``[c]``.
+        noise: what that would be if thumbs came up with exactly the predicted probability, mean 2q(1 − q), ``[c]``.
+        count: predictions in each bin, ``[c]``.
+    """
+
+    sigma: Float64
+    error: Float64
+    noise: Float64
+    count: npt.NDArray[np.int64]
+
+
+def errors_by_uncertainty(sigma: Float64, predicted: Float64, rewards: Float64, bins: int = 4) -> Uncertainty:
+    """Bins of equally many predictions, from the surest to the least sure.
+
+    Args:
+        sigma: standard deviation of each prediction, ``[n]``.
+        predicted: q, expected rewards, ``[n]``.
+        rewards: what came, in [0, 1], ``[n]``.
+        bins: how many there are at most; none is empty.
+
+    Raises:
+        ValueError: the shapes differ, or there is no bin.
+    """
+    if not (sigma.ndim == 1 and sigma.shape == predicted.shape == rewards.shape):
+        raise ValueError(
+            f"sigma {sigma.shape}, predicted {predicted.shape} and rewards {rewards.shape} must all be [n]"
+        )
+    if bins < 1:
+        raise ValueError(f"bins {bins} must be at least 1")
+    parts = [rows for rows in np.array_split(np.argsort(sigma, kind="stable"), bins) if len(rows)]
+    error, noise = np.abs(rewards - predicted), 2.0 * predicted * (1.0 - predicted)
+    means = [np.array([values[rows].mean() for rows in parts]) for values in (sigma, error, noise)]
+    return Uncertainty(*means, count=np.array([len(rows) for rows in parts], np.int64))

@@ -29,6 +29,7 @@ Notation:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
@@ -37,7 +38,7 @@ import numpy as np
 
 from plaudit_models.confidence import Bets, bets_from_dict, open_bets
 from plaudit_models.features import Float64, Floats
-from plaudit_models.gate import Finding
+from plaudit_models.gate import SUSPICION, Finding
 from plaudit_models.policy import Bool
 from plaudit_models.raters import UserTally, fair_cap
 
@@ -97,6 +98,7 @@ class Canary:
     Attributes:
         n, total: experiences counted and their reward, of live and of the candidate.
         weighed: Σ w² and Σ w²·r of them.
+        moments: n, Σ d and Σ d² of them.
     """
 
     rules: CanaryRules
@@ -106,6 +108,7 @@ class Canary:
     n: tuple[int, int] = (0, 0)
     total: tuple[float, float] = (0.0, 0.0)
     weighed: tuple[float, float] = (0.0, 0.0)
+    moments: tuple[int, float, float] = (0, 0.0, 0.0)
 
     def update(
         self,
@@ -149,6 +152,11 @@ class Canary:
             n=(self.n[0] + new_n[0], self.n[1] + new_n[1]),
             total=(self.total[0] + new_total[0], self.total[1] + new_total[1]),
             weighed=(self.weighed[0] + float(squared.sum()), self.weighed[1] + float((squared * reward).sum())),
+            moments=(
+                self.moments[0] + len(values),
+                self.moments[1] + float(values.sum()),
+                self.moments[2] + float(np.square(values).sum()),
+            ),
         )
 
     def finding(self) -> Finding:
@@ -158,6 +166,21 @@ class Canary:
         if self.loss.e_value(0) >= 1.0 / self.rules.alpha:
             return "harm"
         return "gain" if self.gain.e_value(0) >= 1.0 / self.rules.alpha else "none"
+
+    @property
+    def suspected(self) -> bool:
+        """Whether harm is likely though not proven: the mean of d is below −margin by more than 1.5 standard errors.
+
+        It is looked at as if the largest d there can be had come once more: while the candidate has hardly served, d
+        is live's alone, and hardly scatters.
+        """
+        n, total, squares = self.moments
+        if n == 0:
+            return False
+        n, total, squares = n + 1, total + self.rules.bound, squares + self.rules.bound**2
+        mean = total / n
+        standard_error = math.sqrt(max(0.0, squares - n * mean**2) / (n - 1) / n)
+        return mean + SUSPICION * standard_error < -self.rules.margin
 
     def reason(self) -> str:
         """The finding and what it rests on, in one sentence."""
@@ -179,6 +202,7 @@ class Canary:
             "n": list(self.n),
             "total": list(self.total),
             "weighed": list(self.weighed),
+            "moments": list(self.moments),
         }
 
 
@@ -212,6 +236,7 @@ def new_canary(rules: CanaryRules) -> Canary:
 
 def canary_from_dict(raw: Mapping[str, Any]) -> Canary:
     weighed = raw.get("weighed", (0.0, 0.0))  # not there in older evidence; any guess made beforehand is as valid
+    moments = raw.get("moments", (0, 0.0, 0.0))  # nor are these; they are then of what came since
     return Canary(
         rules=CanaryRules(**raw["rules"]),
         gain=bets_from_dict(raw["gain"]),
@@ -220,4 +245,5 @@ def canary_from_dict(raw: Mapping[str, Any]) -> Canary:
         n=(raw["n"][0], raw["n"][1]),
         total=(raw["total"][0], raw["total"][1]),
         weighed=(weighed[0], weighed[1]),
+        moments=(moments[0], moments[1], moments[2]),
     )

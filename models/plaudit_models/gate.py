@@ -12,6 +12,9 @@ e-processes (see :mod:`plaudit_models.confidence`) weigh three claims with them:
 Together, a wrong finding of gain has probability at most α, and so have a wrong finding of overall harm and a wrong
 finding of harm on any slice, over all looks. Proof of harm on a slice takes long where the slice is small, so gain is
 not found while a slice is suspected: while its estimated gain is below −slice_margin by more than 1.5 standard errors.
+A decision belongs to one slice by its input and to one by the group of its user: each slice is a test of its own, so
+the union bound holds whatever they share. Groups are what callers call them, so only the first 16 are tested; decisions
+of others count over all, and how many is said.
 
 What the caller owes: decisions that neither policy nor ``q_hat`` was trained on, or, where policies change on the way,
 probabilities and predictions of what was current before the decision was learned from; slices that depend on what was
@@ -41,6 +44,14 @@ _VERDICTS: Final[dict[Finding, Verdict]] = {"gain": "promote", "harm": "reject",
 
 SUSPICION: Final = 1.5
 """Standard errors below −slice_margin at which a slice is suspected: one in 15 slices that lose just the margin."""
+
+MAX_GROUPS: Final = 16
+"""User groups that are tested, the first that come."""
+GROUP: Final = "user group {}"
+"""Name of a group's slice."""
+_BENEFIT: Final = 1.0
+"""A group is suspected as if the candidate had been better by this once more: two decisions that happen to agree have
+no scatter, and a label that hardly ever comes must not hold back what is good for all."""
 
 _STEPS: Final = np.linspace(-1.0, 1.0, 101)
 _GRID: Final = _STEPS * np.abs(_STEPS)
@@ -183,6 +194,7 @@ class GateReport:
         raters: users whose decisions counted.
         slices: in order of appearance.
         reasons: the verdict in sentences.
+        untested: counted decisions of user groups that are not among ``slices``, because there are too many groups.
     """
 
     verdict: Verdict
@@ -197,6 +209,7 @@ class GateReport:
     raters: int
     slices: tuple[SliceReport, ...]
     reasons: tuple[str, ...]
+    untested: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, for the manifest's gate evidence."""
@@ -209,6 +222,7 @@ class _Slice:
     n: int = 0
     gain_sum: float = 0.0
     gain_square_sum: float = 0.0
+    is_group: bool = False
 
     @property
     def gain(self) -> float:
@@ -221,10 +235,33 @@ class _Slice:
         variance = max(0.0, self.gain_square_sum - self.n * self.gain**2) / (self.n - 1)
         return math.sqrt(variance / self.n)
 
+    def update(self, low: Float64, high: Float64) -> _Slice:
+        """With further differences, both bounds of each, ``[n]``."""
+        middle = (low + high) / 2.0
+        return replace(
+            self,
+            bets=self.bets.update(-high),
+            n=self.n + len(middle),
+            gain_sum=self.gain_sum + float(middle.sum()),
+            gain_square_sum=self.gain_square_sum + float(np.square(middle).sum()),
+        )
+
+    def suspected(self, margin: float) -> bool:
+        """Whether it is likely to have lost more than ``margin``."""
+        seen = self
+        if self.is_group:
+            total, squares = self.gain_sum + _BENEFIT, self.gain_square_sum + _BENEFIT**2
+            seen = replace(self, n=self.n + 1, gain_sum=total, gain_square_sum=squares)
+        return seen.gain + SUSPICION * seen.standard_error < -margin
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """Everything seen so far of one candidate against one live version; immutable, every update is a new one."""
+    """Everything seen so far of one candidate against one live version; immutable, every update is a new one.
+
+    Attributes:
+        untested: decisions whose group is none of the first :data:`MAX_GROUPS`.
+    """
 
     rules: GateRules
     gain: Bets
@@ -235,53 +272,82 @@ class Comparison:
     gain_sum: float = 0.0
     weight_sum: float = 0.0
     weight_square_sum: float = 0.0
+    untested: int = 0
 
-    def update(self, seen: Differences, users: Sequence[str], slices: Sequence[str], *, n_users: int = 0) -> Comparison:
+    def update(
+        self,
+        seen: Differences,
+        users: Sequence[str],
+        slices: Sequence[str],
+        *,
+        groups: Sequence[str] | None = None,
+        n_users: int = 0,
+    ) -> Comparison:
         """Take in n further decisions, in the order they were made, then look once.
 
         Args:
             seen: shape ``[n]`` each.
             users: who gave the feedback, n names; all events without a user count as one user's.
             slices: which slice each decision belongs to, n names; "" for none.
+            groups: which group its user belongs to, n labels; "" for none. None: nobody belongs to any.
             n_users: how many users there were before these decisions; 0 if that is not known. Where they are so few
                 that an equal share is more than ``user_cap``, that is the cap (:func:`plaudit_models.raters.fair_cap`).
 
         Raises:
             ValueError: the lengths differ, or a difference is out of bounds.
         """
-        if not len(seen.low) == len(users) == len(slices):
+        groups = [""] * len(users) if groups is None else groups
+        if not len(seen.low) == len(users) == len(slices) == len(groups):
             raise ValueError(
-                f"{len(seen.low)} differences, {len(users)} users and {len(slices)} slices must be as many"
+                f"{len(seen.low)} differences, {len(users)} users, {len(slices)} slices and {len(groups)} groups must "
+                f"be as many"
             )
         counted, tally = self.tally.admit(users, fair_cap(self.rules.user_cap, n_users))
         low, high, weight = seen.low[counted], seen.high[counted], seen.weight[counted]
+        updated = dict(self.slices)
+        self._update_slices(updated, low, high, np.asarray(slices, dtype=np.str_)[counted])
+        untested = self._update_groups(updated, low, high, np.asarray(groups, dtype=np.str_)[counted])
         return replace(
             self,
             gain=self.gain.update(low),
             loss=self.loss.update(-high),
-            slices=self._update_slices(low, high, np.asarray(slices, dtype=np.str_)[counted]),
+            slices=updated,
             tally=tally,
             n=self.n + len(weight),
             gain_sum=self.gain_sum + float((low + high).sum()) / 2.0,
             weight_sum=self.weight_sum + float(weight.sum()),
             weight_square_sum=self.weight_square_sum + float(np.square(weight).sum()),
+            untested=self.untested + untested,
         )
 
-    def _update_slices(self, low: Float64, high: Float64, names: npt.NDArray[np.str_]) -> Mapping[str, _Slice]:
-        slices = dict(self.slices)
+    def _update_slices(
+        self, slices: dict[str, _Slice], low: Float64, high: Float64, names: npt.NDArray[np.str_]
+    ) -> None:
         for name in dict.fromkeys(names.tolist()):
             if name == "":
                 continue
             in_slice = names == name
-            before = slices.get(name) or _Slice(open_bets(self.rules.bound, np.array([self.rules.slice_margin])))
-            middle = (low[in_slice] + high[in_slice]) / 2.0
-            slices[name] = _Slice(
-                bets=before.bets.update(-high[in_slice]),
-                n=before.n + len(middle),
-                gain_sum=before.gain_sum + float(middle.sum()),
-                gain_square_sum=before.gain_square_sum + float(np.square(middle).sum()),
-            )
-        return slices
+            before = slices.get(name) or self._new_slice()
+            slices[name] = before.update(low[in_slice], high[in_slice])
+
+    def _update_groups(
+        self, slices: dict[str, _Slice], low: Float64, high: Float64, labels: npt.NDArray[np.str_]
+    ) -> int:
+        """Returns how many decisions are of groups that are not tested."""
+        untested = 0
+        for label in dict.fromkeys(labels.tolist()):
+            if label == "":
+                continue
+            name, in_group = GROUP.format(label), labels == label
+            if name not in slices and sum(part.is_group for part in slices.values()) >= MAX_GROUPS:
+                untested += int(in_group.sum())
+                continue
+            before = slices.get(name) or replace(self._new_slice(), is_group=True)
+            slices[name] = before.update(low[in_group], high[in_group])
+        return untested
+
+    def _new_slice(self) -> _Slice:
+        return _Slice(open_bets(self.rules.bound, np.array([self.rules.slice_margin])))
 
     def finding(self) -> Finding:
         """Harm if anything proves harm; gain if gain is proven and no slice is suspected; else none."""
@@ -311,6 +377,7 @@ class Comparison:
             raters=len(self.tally.counted),
             slices=slices,
             reasons=self._reasons(slices),
+            untested=self.untested,
         )
 
     def _e_value_gain(self) -> float:
@@ -326,7 +393,7 @@ class Comparison:
                 n=part.n,
                 gain=part.gain,
                 standard_error=part.standard_error,
-                suspected=part.gain + SUSPICION * part.standard_error < -self.rules.slice_margin,
+                suspected=part.suspected(self.rules.slice_margin),
                 e_value_harm=part.bets.e_value(0),
                 threshold=k * (k + 1) / self.rules.alpha,
             )
@@ -365,6 +432,11 @@ class Comparison:
                 f"{self.tally.seen - self.n} of {self.tally.seen} decisions are left out because their users have had "
                 f"their share; decisions without a user id count as one user's (user_cap {rules.user_cap:g})"
             )
+        if self.untested:
+            reasons.append(
+                f"{self.untested} decisions are of further user groups and count over all only: the first {MAX_GROUPS} "
+                f"groups are tested"
+            )
         return tuple(reasons)
 
     def to_dict(self) -> dict[str, Any]:
@@ -379,6 +451,7 @@ class Comparison:
                     "n": part.n,
                     "gain_sum": part.gain_sum,
                     "gain_square_sum": part.gain_square_sum,
+                    "is_group": part.is_group,
                 }
                 for name, part in self.slices.items()
             },
@@ -387,6 +460,7 @@ class Comparison:
             "gain_sum": self.gain_sum,
             "weight_sum": self.weight_sum,
             "weight_square_sum": self.weight_square_sum,
+            "untested": self.untested,
         }
 
 
@@ -400,14 +474,24 @@ def new_comparison(rules: GateRules) -> Comparison:
 
 
 def comparison_from_dict(raw: Mapping[str, Any]) -> Comparison:
-    """Inverse of :meth:`Comparison.to_dict`. Raises KeyError or TypeError if it is not one."""
+    """Inverse of :meth:`Comparison.to_dict`; of what was kept before there were groups, too.
+
+    Raises:
+        KeyError, TypeError: it is none.
+    """
     fields = dict(raw)
     return Comparison(
         rules=GateRules(**fields.pop("rules")),
         gain=bets_from_dict(fields.pop("gain")),
         loss=bets_from_dict(fields.pop("loss")),
         slices={
-            name: _Slice(bets_from_dict(part["bets"]), part["n"], part["gain_sum"], part["gain_square_sum"])
+            name: _Slice(
+                bets_from_dict(part["bets"]),
+                part["n"],
+                part["gain_sum"],
+                part["gain_square_sum"],
+                part.get("is_group", False),
+            )
             for name, part in fields.pop("slices").items()
         },
         tally=UserTally(**fields.pop("tally")),

@@ -137,7 +137,9 @@ def _data(manifest: Raw) -> _Content:
 
 def _metrics(manifest: Raw) -> _Content:
     metrics = manifest.get("metrics", {})
-    facts = [(name, _of_field(name, value)) for name, value in metrics.items() if _plain(value)]
+    facts = [
+        (_METRIC_WORDS.get(name, name), _of_field(name, value)) for name, value in metrics.items() if _plain(value)
+    ]
     accuracy, without = metrics.get("accuracy"), metrics.get("without", {})
     if not accuracy:
         return facts, (), ()
@@ -155,7 +157,14 @@ def _reward_model(manifest: Raw) -> _Content:
     facts = [(word, _value(report[name])) for name, word in _REWARD_WORDS.items() if name in report]
     bins = zip(report["predicted"], report["observed"], report["count"], strict=True)
     rows = [[f"{predicted:.2f}", f"{observed:.2f}", str(count)] for predicted, observed, count in bins]
-    return facts, [Table(["predicted reward", "observed", "n"], rows)] if rows else [], ()
+    # Versions of before the reward model knew its uncertainty say nothing of it.
+    quarters = zip(*(report.get(name, ()) for name in _UNCERTAINTY), strict=True)
+    unsure = [[f"{sigma:.3f}", f"{error:.3f}", f"{noise:.3f}", str(n)] for sigma, error, noise, n in quarters]
+    tables = [
+        Table(["predicted reward", "observed", "n"], rows),
+        Table(["uncertainty", "mean error", "if predictions were exact", "n"], unsure),
+    ]
+    return facts, [table for table in tables if table.rows], ()
 
 
 def _gate(manifest: Raw) -> _Content:
@@ -194,6 +203,7 @@ _SECTIONS: Final[Sequence[tuple[str, Callable[[Raw], _Content]]]] = (
     ("Files", _files),
 )
 _ACTIONS_SHOWN: Final = 20
+_UNCERTAINTY: Final = ("sigma", "error", "error_expected", "sigma_count")
 _REWARD_WORDS: Final[Mapping[str, str]] = {
     "trained_on": "experiences trained on",
     "steps": "steps",
@@ -204,6 +214,13 @@ _REWARD_WORDS: Final[Mapping[str, str]] = {
     "log_loss": "log loss",
     "parent_log_loss": "log loss of the parent's beliefs",
     "calibration_error": "expected calibration error",
+    "sigma_mean": "uncertainty, mean standard deviation",
+}
+_METRIC_WORDS: Final[Mapping[str, str]] = {
+    "kl_to_parent_nats": "mean KL from its parent, in nats",
+    "kl_nats": "mean KL from the head before it, in nats",
+    "pessimism": "standard deviations taken off rewards",
+    "sample_staleness_max_steps": "steps behind a sample was, at most",
 }
 _DATA_WORDS: Final[Mapping[str, str]] = {
     "feedback": "signals taken in",

@@ -232,6 +232,8 @@ def spec_from_dict(raw: Mapping[str, Any]) -> ModelSpec:
     for key in ("name", "modalities", "actions"):
         if key not in raw:
             problems.append(f"model.{key}: missing")
+    if not isinstance(raw.get("scores_text", False), bool):
+        problems.append(f"model.scores_text: {raw['scores_text']!r} is neither true nor false")
     modalities: dict[str, Modality] = {}
     for name, fields in dict(raw.get("modalities", {})).items():
         try:
@@ -300,9 +302,7 @@ def _problems(spec: ModelSpec) -> list[str]:
     problems += _action_problems(spec.actions)
     if spec.embedding_size <= 0:
         problems.append(f"model.embedding_size: {spec.embedding_size} must be positive")
-    if not isinstance(spec.scores_text, bool):
-        problems.append(f"model.scores_text: {spec.scores_text!r} is neither true nor false")
-    elif spec.scores_text:
+    if spec.scores_text:
         problems += _candidate_problems(spec)
     return problems
 

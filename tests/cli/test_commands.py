@@ -64,6 +64,7 @@ def test_predict_by_name_sends_text_images_and_tensors(shell, server, tmp_path):
     done = shell(
         *("predict", "--content", "photo=@x.png", "--content", "radar=@radar.npy", "--content", "question=what=?"),
         *("--user", "ada", "--allow", "cat", "--allow", "dog", "--greedy", "--top-k", "2", "--explain"),
+        *("--user-group", "premium"),
     )
 
     assert done.code == 0, done.err
@@ -72,7 +73,7 @@ def test_predict_by_name_sends_text_images_and_tensors(shell, server, tmp_path):
     assert list(request.content["radar"].tensor.shape) == [2, 3]
     assert request.content["question"].text == "what=?"
     assert (request.user_id, list(request.allowed_actions)) == ("ada", ["cat", "dog"])
-    assert (request.greedy, request.top_k, request.explain) == (True, 2, True)
+    assert (request.greedy, request.top_k, request.explain, request.user_group) == (True, 2, True, "premium")
     assert "cat: picked with probability 0.250 by version 3 (candidate)" in done.out
     assert "prediction id: signed" in done.out
 
@@ -80,6 +81,13 @@ def test_predict_by_name_sends_text_images_and_tensors(shell, server, tmp_path):
 def test_predict_allows_all_actions_unless_told(shell, server):
     assert shell("predict", "--content", "question=hi").code == 0
     assert list(server.received[0].allowed_actions) == []
+
+
+def test_predict_sends_candidates(shell, server):
+    given = ("--candidate", "block=block a card", "--candidate", "pin=change = PIN")
+    assert shell("predict", "--content", "question=hi", *given).code == 0
+    sent = [(each.id, each.text) for each in server.received[0].candidates]
+    assert sent == [("block", "block a card"), ("pin", "change = PIN")]
 
 
 def test_predict_as_json_is_one_object_on_stdout(shell):
@@ -104,6 +112,8 @@ def test_predict_finds_the_modality_of_the_models_only_image(shell, server, tmp_
         (["--content", "photo=@noise.bin"], "noise.bin is neither a known image"),
         (["--content", "x=@noise.npy"], "noise.npy is not a readable .npy file"),
         (["--content", "x=1", "--content", "x=2"], "'x' is given twice"),
+        (["--candidate", "card"], "'card' is not ID=TEXT"),
+        (["--candidate", "a=x", "--candidate", "a=y"], "the id 'a' is given twice"),
         (["--top-k", "-1"], "--top-k"),
         (["--speed", "9"], "--speed"),
     ],

@@ -20,11 +20,13 @@ def test_predict_sends_every_option_and_reads_every_field(call, server):
         explain=True,
         request_id="r1",
         model="pets",
+        user_group="premium",
     )
 
     (request,) = server.received
     assert request.content["text"].text == "what is this?"
     assert (request.user_id, list(request.allowed_actions), request.greedy) == ("ada", ["cat", "dog"], True)
+    assert request.user_group == "premium"
     assert (request.top_k, request.explain, request.request_id, request.model) == (2, True, "r1", "pets")
     assert answer == Prediction(
         prediction_id="signed",
@@ -47,6 +49,41 @@ def test_no_allowed_action_is_refused_before_it_would_mean_all(call, server):
         call("predict", {"text": "hi"}, allowed_actions=[])
     assert (refused.value.code, refused.value.field) == (grpc.StatusCode.INVALID_ARGUMENT, "allowed_actions")
     assert server.received == []
+
+
+def test_candidates_are_sent_in_their_order(call, server):
+    call("predict", {"text": "hi"}, candidates={"b": "block a card", "a": "change a PIN"})
+    sent = [(each.id, each.text) for each in server.received[0].candidates]
+    assert sent == [("b", "block a card"), ("a", "change a PIN")]
+
+
+@pytest.mark.parametrize(
+    ("candidates", "complaint"),
+    [
+        ({}, "{} lists nothing to pick"),
+        (["a", "b"], "list is no mapping; give the text of each by its id"),
+        ({"a": 3}, "'a': 3 is not an id and its text"),
+    ],
+)
+def test_candidates_that_cannot_be_sent(call, server, candidates, complaint):
+    with pytest.raises(ClientError, match=complaint) as refused:
+        call("predict", {"text": "hi"}, candidates=candidates)
+    assert refused.value.field == "candidates"
+    assert server.received == []
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ("candidates[3].text: '' is blank", "candidates[3].text"),
+        ("allowed_actions[0]: 'x' is not an action", "allowed_actions[0]"),
+        ('content["a"]: is empty', 'content["a"]'),
+        ("everything: went wrong", "everything"),
+        ("Something went wrong", ""),
+    ],
+)
+def test_an_error_knows_the_field_it_is_about(message, field):
+    assert ClientError(grpc.StatusCode.INVALID_ARGUMENT, message).field == field
 
 
 def test_a_bare_string_of_allowed_actions_is_not_a_list_of_letters(call):

@@ -87,7 +87,9 @@ def test_a_fresh_store_knows_nothing(store: ExperienceStore) -> None:
 def test_everything_saved_is_there_after_reopening(
     store: ExperienceStore, open_store: Callable[[], ExperienceStore]
 ) -> None:
-    decision = a_decision("p1", allowed_actions=("cat", "dog"), greedy=True, content=tiny_content())
+    decision = a_decision(
+        "p1", allowed_actions=("cat", "dog"), greedy=True, user_group="premium", content=tiny_content()
+    )
     kept = Kept(some_feedback("p1", feedback_id="f1"), FeedbackState.DISCARDED, "no reason")
     judgement = Judgement({"cat": 0.5}, 0.25, "dog")
     store.take_in(
@@ -449,14 +451,47 @@ def test_tables_of_another_version_are_refused(url: str, open_store: Callable[[]
     with engine.begin() as connection:
         connection.execute(text("UPDATE standing SET schema = 99"))
     engine.dispose()
-    with pytest.raises(WrongStore, match=r"version 99, this Plaudit has 4; move it away"):
+    with pytest.raises(WrongStore, match=r"version 99, this Plaudit has 3; move it away"):
         open_store()
 
 
-def test_tables_of_the_version_before_are_brought_up_to_this_one(
+def test_tables_from_before_there_were_user_groups_are_given_the_column(
     url: str, open_store: Callable[[], ExperienceStore]
 ) -> None:
-    """Version 3 knew no candidates; what it holds is still there, and what it never had can be added."""
+    store = open_store()
+    (before,) = make_experiences(store, 1)
+    store.close()
+    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE decisions DROP COLUMN user_group"))
+    engine.dispose()
+    store = open_store()
+    store.take_in(Arrivals(decisions=[a_decision("p2", user_group="de-DE")], judged=[Judged("p2", GOOD)]))
+    assert store.experiences()[0] == before
+    assert [e.served.user_group for e in open_store().experiences()] == ["", "de-DE"]
+
+
+def test_who_does_not_know_user_groups_can_write_to_the_same_tables(
+    url: str, open_store: Callable[[], ExperienceStore]
+) -> None:
+    """A learner of the version before: its statements name the columns that it knows."""
+    store = open_store()
+    make_experiences(store, 1)
+    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    known = "prediction_id, time_s, user_id, version, action, propensity, allowed_actions, greedy, modalities, payload"
+    with engine.begin() as connection:
+        some = known.replace("prediction_id", "'p2'", 1)
+        connection.execute(text(f"INSERT INTO decisions ({known}) SELECT {some} FROM decisions"))
+    engine.dispose()
+    served = store.histories(["p2"])["p2"].served
+    assert served is not None
+    assert served.user_group == ""
+
+
+def test_tables_from_before_there_were_candidates_are_given_the_column(
+    url: str, open_store: Callable[[], ExperienceStore]
+) -> None:
+    """What they hold is still there, and what they never had can be added."""
     store = open_store()
     assert store.lead()
     make_experiences(store, 2)
@@ -465,7 +500,6 @@ def test_tables_of_the_version_before_are_brought_up_to_this_one(
     engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE decisions DROP COLUMN candidates"))
-        connection.execute(text("UPDATE standing SET schema = 3"))
     engine.dispose()
     for store in (open_store(), open_store()):
         assert [e.served.candidates for e in store.experiences()] == [(), ()]

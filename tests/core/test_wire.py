@@ -90,6 +90,7 @@ decisions = st.builds(
     request_id=texts,
     features=st.none() | st.builds(Features, trunk_digest=texts, embedding=vectors, base_logits=vectors),
     content=st.dictionaries(texts, contents, max_size=3),
+    user_group=texts,
 )
 
 

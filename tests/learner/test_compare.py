@@ -108,6 +108,27 @@ def test_a_candidate_without_the_answer_that_was_given_is_judged_all_the_same() 
     assert after.report().gain == pytest.approx(0.5)
 
 
+def test_a_decision_counts_in_the_slice_of_its_input_and_in_that_of_its_users_group() -> None:
+    policy = Policy(SPEC.actions, np.array([[0.5, 0.25, 0.25]] * 3))
+    row = an_experience()
+    rows = [
+        replace(row, served=replace(row.served, user_id=user, user_group=label))
+        for user, label in (("ada", "premium"), ("bob", ""), ("eve", "premium"))
+    ]
+    after = compare(
+        new_comparison(RULES),
+        [compared(each) for each in rows],
+        SPEC,
+        candidate=policy,
+        baseline=policy,
+        logged=policy,
+        q_hat=policy,
+        n_users=3,
+    )
+    counted = {part.name: part.n for part in after.report().slices}
+    assert counted == {"text: cat": 3, "user group premium": 2}
+
+
 def test_what_counts() -> None:
     assert speaks_plainly(an_experience())
     assert counts_as_proof(an_experience())
@@ -132,7 +153,9 @@ def test_a_request_that_allows_none_of_a_policys_actions() -> None:
 
 
 def picked(ids: tuple[str, ...], action: str, reward: float, probabilities: tuple[float, ...]) -> Compared:
-    served = Served("p", NOW_S, "ada", 1, action, probabilities[ids.index(action)], (), False, ("text",), ids)
+    served = Served(
+        "p", NOW_S, "ada", 1, action, probabilities[ids.index(action)], (), False, ("text",), candidates=ids
+    )
     experience = Experience(1, served, Judgement({action: reward}, 1.0), probabilities)
     return Compared(experience, Features("t", np.zeros(4, np.float32), np.zeros(len(ids), np.float32)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from dataclasses import replace
@@ -51,11 +52,12 @@ SNAPSHOT = 40
 class Workplace:
     """A pre-trained version in a registry, and a store with 60 experiences, of which a job may look at 40.
 
-    Users say that what buzzes is a dog, which no label ever told.
+    Users say that what buzzes is a dog, which no label ever told; where not ``content``, that nothing is right.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, content: bool = True) -> None:
         self.folder = folder
+        self._content = content
         labelled = folder / "labelled"
         labelled.mkdir()
         rows = [
@@ -90,10 +92,10 @@ class Workplace:
             decision = a_decision(
                 f"p{number}", model=SPEC.name, action=action, content=content, features=None, version=1 - number % 2
             )
-            said: Feedback = some_feedback(f"p{number}", Thumb(up=action == "dog"))
-            if number % 10 == 0:
+            said: Feedback = some_feedback(f"p{number}", Thumb(up=self._content and action == "dog"))
+            if self._content and number % 10 == 0:
                 said = some_feedback(f"p{number}", Correction("dog"))
-            elif number % 10 == 5:
+            elif self._content and number % 10 == 5:
                 said = some_feedback(f"p{number}", Preference("dog", "cat"))
             decisions.append(decision)
             judged.append(Judged(decision.prediction_id, join(served(decision), [said], SPEC.actions)))
@@ -294,6 +296,26 @@ def test_a_reward_model_says_what_is_better_and_the_card_reports_it(workplace: W
     assert judged == read_json(run_dir / RESULT)["reward_model"]
     assert "## The reward model it was trained with" in (run_dir / CANDIDATE / "card.md").read_text(encoding="utf-8")
     assert says_dog(run_dir / CANDIDATE) > says_dog(workplace.registry.folder(1)) + 0.1
+
+
+@pytest.mark.parametrize("objective", ["likelihood", "target", "sampled"])
+def test_all_thumbs_down_are_an_opinion(tmp_path: Path, objective: str) -> None:
+    """Neither answer is ever liked: all is finite, and neither one drives the other out."""
+    workplace = Workplace(tmp_path, content=False)
+    run_dir = workplace.run_dir(objective=objective)
+    run_job(run_dir, workplace.store, OnnxRuntime("cpu"))
+    result = read_json(run_dir / RESULT)
+    assert math.isfinite(result["kl_to_parent_nats"])
+    before, after = says_dog(workplace.registry.folder(1)), says_dog(run_dir / CANDIDATE)
+    assert 0.0 < after < 1.0
+    assert abs(after - before) < 0.5
+
+
+def test_no_thumbs_are_nothing_to_train_on(workplace: Workplace) -> None:
+    run_dir = workplace.run_dir("none")
+    nothing = replace(read_description(run_dir), snapshot=0)
+    with pytest.raises(ValueError, match="none of 0 experiences can be trained on"):
+        lessons(workplace.store, SPEC, None, nothing, version=1)
 
 
 @pytest.mark.parametrize("how", [{"objective": "likelihood"}, {"objective": "sampled", "method": "lora"}])

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from loop_recount import recount
 from loop_world import SPEC, World, assert_same_sums
-from plaudit.core.events import Decision, EncodedContent, Thumb
+from plaudit.core.events import DeadLetter, Decision, EncodedContent, Thumb, Topic
 from plaudit.core.wire import decode_event, encode_event
 from plaudit.learner.loop import Learner
 from plaudit.v1 import events_pb2
@@ -168,3 +168,41 @@ def test_a_full_disk(make_world: MakeWorld, tmp_path: Path, size_bytes: int) -> 
     assert "step given up, will be done again" in done.stdout
     assert any(words in done.stdout for words in ("disk is full", "disk I/O error", "File too large"))
     check(world, world.learner())
+
+
+def test_what_no_server_of_ours_would_log_goes_to_the_dead_letters_by_field(make_world: MakeWorld) -> None:
+    """A reward outside [0, 1] and a propensity of 0, written into the log by somebody else; the loop goes on."""
+    world = make_world()
+    learner = world.learner()
+    decision = world.decide()
+    impossible = events_pb2.DecisionEvent.FromString(encode_event(world.decide()))
+    impossible.propensity = 0.0
+    too_good = events_pb2.FeedbackEvent.FromString(encode_event(world.say(decision, Thumb(up=True))))
+    too_good.rating = 1.5
+    for topic, message in (("plaudit.decisions", impossible), ("plaudit.feedback", too_good)):
+        world.log._connection.execute(  # type: ignore[attr-defined]
+            "INSERT INTO events (topic, event_id, key, time_s, payload) VALUES (?, ?, 'k', 0, ?)",
+            (topic, topic, message.SerializeToString()),
+        )
+    world.log.append([decision, world.say(decision, Thumb(up=True))])
+    world.settle(learner)
+    assert (learner.progress.experiences, learner.standing.outcomes["poison"]) == (1, 2)
+    reader = world.log.reader("test", [Topic.DEAD_LETTER], start=dict)
+    letters = [record.event for record in reader.poll(10, 0.0)]
+    reader.close()
+    reasons = [letter.reason for letter in letters if isinstance(letter, DeadLetter)]
+    assert any("propensity" in reason and "0.0 is not in (0, 1]" in reason for reason in reasons)
+    assert any("rating" in reason and "1.5 is not in [0, 1]" in reason for reason in reasons)
+    check(world, learner)
+
+
+def test_no_thumbs_at_all_change_nothing(make_world: MakeWorld) -> None:
+    """However many answers nobody speaks of: no version is made, no job is due, nothing is learned."""
+    world = make_world({"learner": {"batch": 8}, "finetune": {"enabled": True, "every": 10}})
+    learner = world.learner()
+    world.log.append([world.decide() for _ in range(100)])
+    world.now_s += 1_000
+    world.settle(learner)
+    learner.step()
+    assert (learner.progress.experiences, world.registry.versions()) == (0, [1])
+    assert learner.report()["finetune"]["phase"] == "idle"

@@ -334,7 +334,7 @@ def test_the_running_comparison_takes_refreshes_back_that_harm_answers_between_c
         world.settle(learner)
         if world.metric("plaudit_learner_reverts_total"):
             break
-    assert world.metric("plaudit_learner_reverts_total") == 1
+    assert world.metric("plaudit_learner_reverts_total") == 1, learner.running.comparison.report()
     assert world.registry.rollout().live == 1
     assert_same(learner.candidate_state, recounted(world, learner, []))
     assert learner.progress.candidate_experiences == learner.progress.experiences == 0

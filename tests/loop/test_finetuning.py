@@ -111,6 +111,25 @@ def test_a_worse_candidate_is_published_with_the_evidence_but_never_serves(make_
     assert world.registry.manifest(2).gate["verdict"] == "reject"
 
 
+def test_a_candidate_that_one_user_group_pays_for_never_serves(make_world: MakeWorld) -> None:
+    """Nothing but the label tells the fifth who hate fish from the others."""
+    world = tuning_world(make_world, candidate_that_prefers("fish"), max_events=600)
+    learner = world.learner()
+    while not (outcomes := learner.report()["finetune"]["outcomes"]):
+        for turn in range(40):
+            hates_fish = turn % 5 == 0
+            decision = world.decide(seed=turn % 20, user_group="de-DE" if hates_fish else "en-US")
+            world.log.append([decision, world.say(decision, world.thumb(likes_fish(decision) != hates_fish))])
+        world.settle(learner)
+        for _ in range(3):
+            learner.step()
+    gate = world.registry.manifest(2).gate
+    assert (outcomes[0]["outcome"], world.registry.rollout().live) in (("reject", 1), ("insufficient", 1))
+    assert gate["e_value_gain"] >= 20  # over all it is proven to be better
+    (part,) = [each for each in gate["slices"] if each["name"] == "user group de-DE"]
+    assert part["suspected"] or part["e_value_harm"] >= part["threshold"]
+
+
 def test_a_candidate_that_is_the_same_is_given_up_for_lack_of_evidence(make_world: MakeWorld) -> None:
     world = tuning_world(make_world, lambda run_dir: None, max_events=120)
 
@@ -141,6 +160,50 @@ def test_only_experiences_after_the_snapshot_are_evidence(make_world: MakeWorld)
     world.settle(learner)
     learner.step()
     assert learner.report()["finetune"]["gate"]["n"] == 30
+
+
+def finetune_kl(world: World) -> float | None:
+    return world.metric("plaudit_learner_finetune_kl_nats", model=SPEC.name)
+
+
+def test_how_far_a_job_moved_is_shown_until_the_next_one_begins(make_world: MakeWorld) -> None:
+    """While it is at the gate, after the verdict, and after a restart in either case; no job, no series."""
+    world = tuning_world(make_world, candidate_that_prefers("cat", kl_nats=0.25), min_events=100, max_events=120)
+    learner = world.learner()
+    assert finetune_kl(world) is None
+    world.traffic(60, likes_fish)
+    world.settle(learner)
+    for _ in range(3):
+        learner.step()
+    assert (learner.report()["finetune"]["phase"], finetune_kl(world)) == ("gating", 0.25)
+    learner.close()
+    learner = world.learner()
+    assert finetune_kl(world) == 0.25
+    drive(world, learner)
+    learner.close()
+    learner = world.learner()
+    assert finetune_kl(world) == 0.25
+
+    class Running(InlineJobs):
+        def launch(self, run_dir: Path) -> None:
+            pass
+
+        def status(self, run_dir: Path) -> JobStatus:
+            return JobStatus(JobState.RUNNING)
+
+    learner.close()
+    world.jobs = Running(lambda run_dir: None)
+    learner = world.learner()
+    world.traffic(60, likes_fish)
+    world.settle(learner)
+    learner.step()
+    assert (learner.report()["finetune"]["phase"], finetune_kl(world)) == ("training", None)
+
+
+def test_a_candidate_that_does_not_say_how_far_it_moved_shows_nothing(make_world: MakeWorld) -> None:
+    world = tuning_world(make_world, candidate_that_prefers("fish"))
+    drive(world, world.learner())
+    assert finetune_kl(world) is None
 
 
 def test_a_job_that_fails_is_recorded_and_the_loop_goes_on(make_world: MakeWorld) -> None:

@@ -275,6 +275,49 @@ def test_harm_on_one_kind_of_input_ends_a_trial_that_looks_equal_over_all(make_w
     assert ended["why"].startswith("with audio + question + sensor, users satisfied: 0.0% of ")
 
 
+def test_a_candidate_that_is_better_over_all_but_worse_for_one_group_is_withdrawn(make_world: MakeWorld) -> None:
+    """A fifth of the users speak German and hate it, the others love it; what they send is of one kind."""
+    world = on_trial_world(make_world, share=0.5)
+    learner = world.learner()
+    learner.step()
+    gained = False
+    while world.store.recall("trial") is not None:
+        for turn in range(40):
+            german = turn % 5 == 0
+            decision = world.decide(seed=turn % 20, user_group="de-DE" if german else "en-US")
+            candidate = decision.version == 2
+            up = not candidate if german else candidate or world.rng.random() < 0.2
+            world.log.append([decision, world.say(decision, world.thumb(up))])
+        world.settle(learner)
+        learner.step()
+        trial = learner._trials.trial
+        gained = gained or (trial is not None and trial.evidence.finding() == "gain")
+    ended = until_over(learner, world)
+    assert gained  # without groups it would have been promoted
+    assert (ended["verdict"], world.registry.rollout().live) == ("reject", 1)
+    assert ended["why"].startswith("with user group de-DE, users satisfied: 0.0% of ")
+    proofs = {each["name"]: each["proof"] for each in ended["slices"]}
+    assert proofs == {
+        "audio + image + question + sensor": pytest.approx(40),
+        "user group de-DE": pytest.approx(120),
+        "user group en-US": pytest.approx(240),
+    }
+
+
+def test_group_labels_without_end_do_not_grow_a_trial(make_world: MakeWorld) -> None:
+    world = on_trial_world(make_world, promote=False)
+    learner = world.learner()
+    learner.step()
+    for number in range(60):
+        decision = world.decide(seed=number % 20, user_group=f"g{number % 30}")
+        world.log.append([decision, world.say(decision, world.thumb(True))])
+    world.settle(learner)
+    learner.step()
+    shown = learner.report()["canary"]
+    assert len([each for each in shown["slices"] if each["name"].startswith("user group ")]) == 8
+    assert (shown["n"] > 0, shown["ungrouped"]) == (True, 44)
+
+
 def test_what_became_of_trials_is_read_in_the_store(make_world: MakeWorld) -> None:
     world = on_trial_world(make_world)
     learner = world.learner()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from plaudit_models.calibration import reliability
+from plaudit_models.calibration import errors_by_uncertainty, reliability
 
 
 def test_reliability_by_hand() -> None:
@@ -44,3 +44,29 @@ def test_nothing_predicted_has_no_error_to_tell() -> None:
 def test_bad_input_is_named(predicted: list[float], rewards: list[float], bins: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         reliability(np.array(predicted), np.array(rewards), bins)
+
+
+def test_errors_by_uncertainty_by_hand() -> None:
+    """σ sorted: 0.1 (q 0.9, came 1), 0.2 (0.5, 0) | 0.3 (0.2, 1), 0.4 (0.8, 0).
+
+    |error| 0.1, 0.5 | 0.8, 0.8: means 0.3 and 0.8. 2q(1 − q): 0.18, 0.5 | 0.32, 0.32: means 0.34 and 0.32.
+    """
+    found = errors_by_uncertainty(
+        np.array([0.3, 0.1, 0.4, 0.2]), np.array([0.2, 0.9, 0.8, 0.5]), np.array([1.0, 1.0, 0.0, 0.0]), bins=2
+    )
+    np.testing.assert_allclose(found.sigma, [0.15, 0.35])
+    np.testing.assert_allclose(found.error, [0.3, 0.8])
+    np.testing.assert_allclose(found.noise, [0.34, 0.32])
+    assert found.count.tolist() == [2, 2]
+
+
+def test_fewer_predictions_than_bins_leave_none_empty() -> None:
+    assert errors_by_uncertainty(np.ones(3), np.ones(3), np.ones(3)).count.tolist() == [1, 1, 1]
+    assert errors_by_uncertainty(np.zeros(0), np.zeros(0), np.zeros(0)).sigma.shape == (0,)
+
+
+def test_uncertainties_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"sigma \(2,\), predicted \(1,\) and rewards \(1,\) must all be \[n\]"):
+        errors_by_uncertainty(np.ones(2), np.ones(1), np.ones(1))
+    with pytest.raises(ValueError, match="bins 0"):
+        errors_by_uncertainty(np.ones(1), np.ones(1), np.ones(1), bins=0)

@@ -130,3 +130,33 @@ def test_a_trial_that_was_saved_before_weights_were_kept_goes_on():
     resumed = canary_from_dict(saved)
     assert (resumed.n, resumed.total, resumed.weighed) == ((2, 2), (2.0, 2.0), (0.0, 0.0))
     assert resumed.update(np.ones(1), np.array([True]), ["e"]).n == (2, 3)
+
+
+def test_a_suspicion_by_hand() -> None:
+    """Half of the users, never answered alike: w = ±2, d = 2·(0 − m) for the k-th thumb down of the candidate, and the
+    guess m = 20/(40 + 4k) before it.
+
+    Of 10, Σ d = −7.188 and Σ d² = 5.388. With one d = 2 beside them the mean of 11 is −0.472, its error
+    √((9.388 − 11·0.472²)/10/11) = 0.251: −0.472 + 1.5·0.251 = −0.095 is below −0.03. Of 3 the mean is −0.186 and the
+    error 0.73. As many thumbs up take the suspicion back.
+    """
+    rules = CanaryRules(share=0.5, margin=0.03)
+    few = new_canary(rules).update(np.zeros(3), np.ones(3, bool), ["u"] * 3, n_users=1)
+    assert not new_canary(rules).suspected
+    assert not few.suspected
+    enough = few.update(np.zeros(7), np.ones(7, bool), ["u"] * 7, n_users=1)
+    assert enough.moments == pytest.approx((10, -7.188, 5.388), abs=1e-3)
+    assert enough.suspected
+    assert canary_from_dict(enough.to_dict()).suspected
+    assert not enough.update(np.ones(10), np.ones(10, bool), ["u"] * 10, n_users=1).suspected
+    older = enough.to_dict()
+    del older["moments"]
+    assert not canary_from_dict(older).suspected
+
+
+def test_before_the_candidate_has_served_nothing_is_suspected() -> None:
+    """A tenth of the users, and only live has answered, to everybody's delight: d = −(1 − m)/0.9, hardly scattered."""
+    rules = CanaryRules(share=0.1, margin=0.03)
+    trial = new_canary(rules).update(np.ones(30), np.zeros(30, bool), [f"u{i}" for i in range(30)], n_users=30)
+    assert trial.moments[1] / 30 < -0.03
+    assert not trial.suspected

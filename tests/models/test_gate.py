@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -261,7 +261,7 @@ def test_judge_is_differences_and_one_look() -> None:
 
 
 def test_lengths_must_agree() -> None:
-    with pytest.raises(ValueError, match="3 differences, 2 users and 3 slices"):
+    with pytest.raises(ValueError, match="3 differences, 2 users, 3 slices and 2 groups"):
         new_comparison(RULES).update(constant(0.0, 3), anyone(2), [""] * 3)
 
 
@@ -362,3 +362,71 @@ def test_what_live_never_answers_counts_as_worst_for_gain_and_as_best_for_harm()
     live = np.array([[1.0, 0.0]])
     seen = differences(log, np.array([[0.0, 1.0]]), live, np.array([[0.9, 0.9]]), logging_probs=live, rules=RULES)
     assert (seen.low[0], seen.high[0]) == pytest.approx((-1.0, 0.0))
+
+
+def mixed_world(n: int, *, small: int, seed: int = 0) -> tuple[Differences, list[str]]:
+    """Every ``small``-th decision is of group de-DE, which loses 0.4; the others, en-US, gain 0.3."""
+    rng = np.random.default_rng(seed)
+    groups = ["de-DE" if i % small == 0 else "en-US" for i in range(n)]
+    mean = np.array([-0.4 if group == "de-DE" else 0.3 for group in groups])
+    gain = np.clip(mean + rng.choice([-0.5, 0.5], n), -1.0, 1.0)
+    return Differences(gain, gain, np.ones(n)), groups
+
+
+def test_a_gain_over_all_that_one_user_group_pays_for_is_no_gain() -> None:
+    """All decisions are of one kind of input, so nothing but the group tells them apart."""
+    seen, groups = mixed_world(400, small=10)
+    blind = new_comparison(RULES).update(seen, anyone(400), ["a"] * 400)
+    assert blind.report().verdict == "promote"
+    held = new_comparison(RULES).update(seen, anyone(400), ["a"] * 400, groups=groups)
+    assert held.report().verdict == "insufficient"
+    assert "slice 'user group de-DE' may be worse" in held.report().reasons[-1]
+    seen, groups = mixed_world(4_000, small=10)
+    report = new_comparison(RULES).update(seen, anyone(4_000), ["a"] * 4_000, groups=groups).report()
+    assert report.verdict == "reject"
+    assert [part.name for part in report.slices] == ["a", "user group de-DE", "user group en-US"]
+    assert [part.threshold for part in report.slices] == [40.0, 120.0, 240.0]
+    assert [part.harmed for part in report.slices] == [False, True, False]
+
+
+def test_group_labels_without_end_do_not_grow_the_state_nor_hold_a_gain_back() -> None:
+    labels = [f"g{i % 500}" for i in range(2_000)]
+    seen = Differences(*[np.where(np.arange(2_000) % 500 < 10, -0.2, 0.3)] * 2, np.ones(2_000))
+    report = new_comparison(RULES).update(seen, anyone(2_000), [""] * 2_000, groups=labels).report()
+    assert len(report.slices) == 16
+    assert report.untested == (500 - 16) * 4
+    assert "1936 decisions are of further user groups" in report.reasons[-1]
+    assert report.verdict == "promote"  # 4 decisions of a group are too few to suspect anything
+
+
+def test_groups_are_kept_and_taken_up_again_also_from_before_there_were_any() -> None:
+    seen, groups = mixed_world(400, small=4)
+    before = new_comparison(RULES).update(seen, anyone(400), ["a"] * 400, groups=groups)
+    raw = json.loads(json.dumps(before.to_dict()))
+    assert comparison_from_dict(raw).report() == before.report()
+    older = json.loads(json.dumps(new_comparison(RULES).update(seen, anyone(400), ["a"] * 400).to_dict()))
+    del older["untested"], older["slices"]["a"]["is_group"]
+    again = comparison_from_dict(older)
+    assert again.report() == new_comparison(RULES).update(seen, anyone(400), ["a"] * 400).report()
+
+
+@pytest.mark.slow
+def test_harm_is_wrongly_found_on_a_group_in_five_percent_at_most() -> None:
+    """Every group of every kind loses exactly the margin: 3 kinds × 4 groups, a look every 50, 200 runs of 1,000."""
+    found = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        held = new_comparison(replace(RULES, margin=1.0, slice_margin=0.03))
+        for _ in range(20):
+            gain = rng.choice([-0.53, 0.47], 50)
+            kinds, groups = rng.integers(3, size=50), rng.integers(4, size=50)
+            held = held.update(
+                Differences(gain, gain, np.ones(50)),
+                anyone(50),
+                [f"k{k}" for k in kinds],
+                groups=[f"g{g}" for g in groups],
+            )
+            if held.finding() == "harm":
+                found += 1
+                break
+    assert found <= 17  # at most 5 %: more than 17 of 200 then have probability below 0.02

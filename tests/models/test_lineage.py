@@ -21,6 +21,7 @@ def manifest(tmp_path) -> dict[str, Any]:
         "accuracy": accuracy,
         "without": {"image": {"overall": 0.1, "by_group": {"hear": 0.2}}},
         "steps": 7,
+        "kl_to_parent_nats": 0.0625,
     }
     raw["gate"] = new_comparison(GateRules()).report().to_dict()
     raw["gate"] |= {"slices": [{"name": "image: cat", "n": 9, "gain": 0.5, "e_value_harm": 1.0, "threshold": 40.0}]}
@@ -44,6 +45,7 @@ def test_all_that_is_known_is_said(manifest):
     assert (facts["experiences"], facts["signals taken in"]) == ("64", "65")
     assert facts["up to feedback of"] == "2023-11-14 22:13:20 UTC"
     assert facts["labelled rows (train)"] == "100"
+    assert facts["mean KL from its parent, in nats"] == "0.0625"
     assert (facts["steps"], facts["verdict"], facts["raters"]) == ("7", "insufficient", "0")
 
 
@@ -72,6 +74,8 @@ def test_a_manifest_that_says_little_is_shown_as_it_is():
 def test_a_reward_model_is_shown_with_its_reliability():
     """What it does not know, here its losses, is left out."""
     report = {"trained_on": 80, "held_out": 10, "slope": 0.8, "predicted": [0.25, 0.75], "observed": [0.2, 0.8]}
+    unsure = {"sigma_mean": 0.2, "sigma": [0.1, 0.3], "error": [0.2, 0.4], "error_expected": [0.18, 0.3]}
+    report |= {**unsure, "sigma_count": [5, 5]}
     metrics = {"steps": 7, "reward_model": {**report, "count": [4, 6], "calibration_error": 0.05}}
     shown = card({"metrics": metrics}).splitlines()
     start = shown.index("## The reward model it was trained with")
@@ -80,11 +84,17 @@ def test_a_reward_model_is_shown_with_its_reliability():
         "- calibrated by a slope of: 0.8",
         "- measured on: 10",
         "- expected calibration error: 0.05",
+        "- uncertainty, mean standard deviation: 0.2",
         "",
         "| predicted reward | observed | n |",
         "| --- | --- | --- |",
         "| 0.25 | 0.20 | 4 |",
         "| 0.75 | 0.80 | 6 |",
+        "",
+        "| uncertainty | mean error | if predictions were exact | n |",
+        "| --- | --- | --- | --- |",
+        "| 0.100 | 0.200 | 0.180 | 5 |",
+        "| 0.300 | 0.400 | 0.300 | 5 |",
     ]
 
 

@@ -24,6 +24,7 @@ from plaudit_models.training.reward import (
     platt,
     rewards_on,
 )
+from plaudit_models.training.rows import Source
 
 ACTIONS = ("minus", "plus", "none")
 SPEC = ModelSpec("signs", {"sensor": TensorModality((2,)), "which": TextModality(2)}, ACTIONS, embedding_size=12)
@@ -125,6 +126,55 @@ def test_it_learns_from_thumbs_and_says_how_well(policy):
     assert report.log_loss < report.parent_log_loss - 0.2
     assert report.calibration_error < 0.15
     assert sum(report.count) == 40
+
+
+def test_it_is_surer_of_what_users_spoke_of(policy):
+    """ "none" was never served: σ of it is what it was, ½ on average; of the other two it is far less."""
+    experiences, _ = _experiences(400, 1)
+    model, report = fit_reward_model(policy, experiences, _thumbs(experiences), settings=SETTINGS)
+    n, every = len(experiences), torch.arange(3)
+    embedding = Source(model.trunk, experiences.pools, experiences.index, ()).embeddings()
+    sigma = model.uncertainty(embedding, every.expand(n, 3))
+    assert sigma[:, 2].square().mean().item() == pytest.approx(0.25, rel=0.05)
+    assert sigma[:, :2].mean().item() < 0.1
+    assert report.sigma_mean == pytest.approx(sigma[:, :2].mean().item(), rel=0.2)
+    assert list(report.sigma) == sorted(report.sigma)
+    assert report.sigma_count == (10, 10, 10, 10)
+
+
+def test_rewards_to_be_counted_on_are_lower_by_so_many_deviations(policy):
+    """Asked about some actions it says what it says among all, with and without pessimism."""
+    experiences, _ = _experiences(100, 1)
+    model, _ = fit_reward_model(policy, experiences, _thumbs(experiences), settings=SETTINGS)
+    rows, every = torch.arange(100), torch.arange(3).expand(100, 3)
+    some = torch.tensor([[2, 0]]).expand(100, 2)
+    embedding = Source(model.trunk, experiences.pools, experiences.index, ()).embeddings()
+    expected, lower = rewards_on(model, experiences), rewards_on(model, experiences, pessimism=0.5)
+    torch.testing.assert_close(expected(rows, every), model.rewards(model.log_odds(embedding)))
+    torch.testing.assert_close(expected(rows, some), expected(rows, every)[:, [2, 0]])
+    torch.testing.assert_close(lower(rows, some), lower(rows, every)[:, [2, 0]])
+    difference = expected(rows, every) - lower(rows, every)
+    torch.testing.assert_close(difference, 0.5 * model.uncertainty(embedding, every))
+
+
+def test_what_praise_implies_about_others_is_no_observation_of_them(policy):
+    """Thumbs up for "plus" alone speak against "minus" as an assumption: it stays as unsure as nobody spoke of it."""
+    experiences, _ = _experiences(60, 1)
+    made = opinions([{1: 1.0}] * 60, [1.0] * 60, 3, exclusivity=0.1)
+    model, _ = fit_reward_model(policy, experiences, made, settings=SETTINGS)
+    embedding = Source(model.trunk, experiences.pools, experiences.index, ()).embeddings()
+    sigma = model.uncertainty(embedding, torch.arange(3).expand(60, 3))
+    torch.testing.assert_close(sigma[:, 0], sigma[:, 2])
+    assert (sigma[:, 1] < sigma[:, 0]).all()
+
+
+def test_a_comparison_is_an_observation_of_both(policy):
+    experiences, right = _experiences(60, 1)
+    made = opinions([{int(r): 0.75, 1 - int(r): 0.25} for r in right], [1.0] * 60, 3, exclusivity=0.1)
+    model, _ = fit_reward_model(policy, experiences, made, settings=SETTINGS)
+    embedding = Source(model.trunk, experiences.pools, experiences.index, ()).embeddings()
+    sigma = model.uncertainty(embedding, torch.arange(3).expand(60, 3))
+    assert (sigma[:, :2].amax(dim=1) < 0.6 * sigma[:, 2]).all()
 
 
 def test_it_learns_from_corrections(policy):

@@ -69,7 +69,7 @@ def floats(response: pb.ModelInferResponse, name: str, dtype: str = "<f4") -> np
 
 async def test_each_row_is_a_decision_that_takes_feedback(serve, log):
     running = await serve()
-    parameters = {"user_id": "ada", "allowed_actions": "cat,bird"}
+    parameters = {"user_id": "ada", "user_group": "premium", "allowed_actions": "cat,bird"}
     response = await call(running, "ModelInfer", asking(id="r1", parameters=parameters))
     assert (response.id, response.model_version) == ("r1", "1")
     ids, actions = strings(response, "prediction_id"), strings(response, "action")
@@ -82,6 +82,7 @@ async def test_each_row_is_a_decision_that_takes_feedback(serve, log):
     for row, decision in enumerate(decisions(log)):
         assert decision.prediction_id == ids[row]
         assert (decision.action, decision.user_id, decision.request_id) == (actions[row], "ada", "r1")
+        assert decision.user_group == "premium"
         assert decision.propensity == floats(response, "propensity", "<f8")[row, 0]
         assert decision.allowed_actions == ("cat", "bird")
         np.testing.assert_array_equal(decision.features.embedding, floats(response, "embedding")[row])

@@ -251,6 +251,7 @@ def test_parameters_say_who_asks_and_what_may_be_picked():
     assert (plain.model, plain.version, plain.request_id, plain.outputs) == ("tiny", 7, "r1", ())
     asked = request(user_id="ada", allowed_actions="cat, dog", greedy=True, sequence_id=0)
     assert (asked.user_id, asked.allowed_actions, asked.greedy) == ("ada", ("cat", "dog"), True)
+    assert (plain.user_group, request(user_group="premium").user_group) == ("", "premium")
     assert request(allowed_actions='["cat, the", "dog"]').allowed_actions == ("cat, the", "dog")
 
 
@@ -258,6 +259,8 @@ def test_parameters_say_who_asks_and_what_may_be_picked():
     ("parameters", "named"),
     [
         ({"user_id": 7}, "parameters['user_id']: int64_param: 7 is not a string"),
+        ({"user_group": 7}, "parameters['user_group']: int64_param: 7 is not a string"),
+        ({"user_group": "all of them"}, "parameters['user_group']: 'all of them' is no group"),
         ({"greedy": "yes"}, "parameters['greedy']: string_param: \"yes\" is not a bool"),
         ({"allowed_actions": True}, "parameters['allowed_actions']: bool_param: true is not a string"),
         ({"allowed_actions": '["cat"'}, "is not a JSON list"),

@@ -31,7 +31,7 @@ ACTIONS = ("cat", "dog", "bird", "fish")
 
 async def test_an_answer_and_the_decision_that_is_logged(serve, registry, ids, log):
     running = await serve()
-    answer = await running.predict(user_id="ada", request_id="r1", allowed_actions=["cat", "fish"])
+    answer = await running.predict(user_id="ada", user_group="de-DE", request_id="r1", allowed_actions=["cat", "fish"])
     manifest = registry.manifest(1)
 
     assert answer.action in ("cat", "fish")
@@ -54,7 +54,7 @@ async def test_an_answer_and_the_decision_that_is_logged(serve, registry, ids, l
     assert decision.prediction_id == answer.prediction_id
     assert (decision.version, decision.version_digest, decision.role) == (1, manifest.digest, Role.LIVE)
     assert (decision.action, decision.propensity) == (answer.action, answer.propensity)
-    assert (decision.user_id, decision.request_id) == ("ada", "r1")
+    assert (decision.user_id, decision.user_group, decision.request_id) == ("ada", "de-DE", "r1")
     assert decision.allowed_actions == ("cat", "fish")
     assert decision.time_s == pytest.approx(signed.time_s)
     assert decision.features.trunk_digest == manifest.trunk_digest
@@ -222,6 +222,10 @@ async def test_wrong_content_is_named(serve, log):
             "allowed_actions[2]: 'cat' is there twice",
         ),
         ({"top_k": -1}, grpc.StatusCode.INVALID_ARGUMENT, "top_k: -1 is negative"),
+        ({"user_group": "a b"}, grpc.StatusCode.INVALID_ARGUMENT, "user_group: 'a b' is no group; send a letter"),
+        ({"user_group": "-x"}, grpc.StatusCode.INVALID_ARGUMENT, "user_group: '-x' is no group"),
+        ({"user_group": "x" * 33}, grpc.StatusCode.INVALID_ARGUMENT, "up to 31 letters, digits, dots, dashes"),
+        ({"user_group": "größe"}, grpc.StatusCode.INVALID_ARGUMENT, "user_group: 'größe' is no group"),
     ],
 )
 async def test_wrong_fields_are_named(serve, fields, code, complaint):

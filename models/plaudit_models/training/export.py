@@ -29,8 +29,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from plaudit_models.bundle import (
-    CANDIDATE_GOLDEN,
     CANDIDATE,
+    CANDIDATE_GOLDEN,
     HEAD,
     HEAD_GOLDEN,
     TRUNK,

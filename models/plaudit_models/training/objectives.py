@@ -138,10 +138,15 @@ class Sampled:
         return logits.masked_fill(~self._allowed_mask[rows], -torch.inf)
 
     def _draw(self, log_policy: Tensor, rows: Tensor) -> None:
-        policy, floor = log_policy.exp(), self._settings.floor
-        allowed = torch.isfinite(log_policy).to(policy.dtype)
-        behaviour = (1.0 - floor) * policy + floor * allowed / allowed.sum(dim=1, keepdim=True)
-        samples = self._settings.samples
-        self._actions = torch.multinomial(behaviour, samples, replacement=True, generator=self._generator)
+        samples, generator = self._settings.samples, self._generator
+        likely = torch.multinomial(log_policy.exp(), samples, replacement=True, generator=generator)
+        if self._allowed_mask is None:
+            any_action = torch.randint(log_policy.shape[1], likely.shape, generator=generator)
+        else:
+            any_action = torch.multinomial(
+                self._allowed_mask[rows].float(), samples, replacement=True, generator=generator
+            )
+        uniform = torch.rand(likely.shape, generator=generator) < self._settings.floor
+        self._actions = torch.where(uniform, any_action, likely)
         self._log_old = log_policy.gather(1, self._actions)
         self._advantage = group_advantages(self._rewards(rows, self._actions))

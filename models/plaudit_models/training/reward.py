@@ -1,16 +1,17 @@
 """The full reward model: content and action → what users will say, from a trunk of its own that began as the policy's.
 
     u(x, k) = logit(γ + (1 − 2γ)·softmax(z(x))_k) + v_kᵀ·e(x) + c_k     log-odds that action k is right
-    q(x, k) = δ + (1 − 2δ)·σ(s·u(x, k) + t)          expected reward, thumbs being wrong with probability δ
+    q(x, k) = δ + (1 − 2δ)·sigmoid(s·u(x, k) + t)    expected reward, thumbs being wrong with probability δ
+    σ(x, k)² = φ(x)ᵀ·A_k⁻¹·φ(x),  φ = (e, 1)         how unsure q is (:mod:`.last_layer`)
 
 with e the embedding of its own trunk, z the base logits that the policy's action head makes of it, v and c zero at
 first. Before anybody has spoken, an answer is worth what the policy thinks of it, but for a doubt γ, so that users can
 argue with a policy that is sure. What turns the policy's answers round turns these round; v and c tell apart what a
-softmax cannot, that several answers are right, or none. Thumbs, ratings, corrections and
-preferences are terms of one likelihood (:mod:`plaudit_models.opinions`): opinions about single actions are Bernoulli in
-σ(u), preferences Bradley-Terry in u_k − u_l. The slope s and the intercept t are fitted on experiences that it was not
-trained on (Platt 1999, "Probabilistic Outputs for Support Vector Machines"), and how well calibrated it then is, is
-measured on others again.
+softmax cannot, that several answers are right, or none. Thumbs, ratings, corrections and preferences are terms of one
+likelihood (:mod:`plaudit_models.opinions`): opinions about single actions are Bernoulli in sigmoid(u), preferences
+Bradley-Terry in u_k − u_l. The slope s and the intercept t are fitted on experiences that it was not trained on (Platt
+1999, "Probabilistic Outputs for Support Vector Machines"). How well calibrated it then is, and whether σ tells where it
+errs, is measured on others again.
 
 Knows nothing about policies in training, logs or files.
 
@@ -31,11 +32,12 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from plaudit_models.calibration import reliability
+from plaudit_models.calibration import errors_by_uncertainty, reliability
 from plaudit_models.opinions import NO_PAIR, Opinions
 from plaudit_models.spec import ModalityKind
 from plaudit_models.training.experiences import Experiences
 from plaudit_models.training.fusion import FusionPolicy
+from plaudit_models.training.last_layer import LastLayer
 from plaudit_models.training.losses import opinion_nll, preference_nll
 from plaudit_models.training.objectives import Rewards
 from plaudit_models.training.rows import Source, freeze_encoders
@@ -46,6 +48,9 @@ _DOUBT = 0.05
 _HELD_OUT = 10
 """One in so many experiences calibrates, as many measure the calibration."""
 _ITERATIONS = 50
+_CHUNK_ROWS = 512
+_UNTRIED = 0.5
+"""σ of the reward of an action that nobody spoke of: as far as 0 and 1 are from the middle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,11 @@ class RewardReport:
         predicted: mean prediction of each bin of the reliability curve.
         observed: mean reward of each bin.
         count: experiences of each bin.
+        sigma_mean: mean σ of the answers served.
+        sigma: mean σ of each quarter of them, from the surest to the least sure.
+        error: mean |reward − prediction| of each quarter.
+        error_expected: what that would be if q were exact, the mean of 2q(1 − q).
+        sigma_count: experiences of each quarter.
     """
 
     trained_on: int
@@ -97,6 +107,11 @@ class RewardReport:
     predicted: tuple[float, ...]
     observed: tuple[float, ...]
     count: tuple[int, ...]
+    sigma_mean: float
+    sigma: tuple[float, ...]
+    error: tuple[float, ...]
+    error_expected: tuple[float, ...]
+    sigma_count: tuple[int, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, which knows no NaN: what is not known is left out."""
@@ -122,6 +137,7 @@ class RewardModel(nn.Module):
         self.verdict = nn.Linear(policy.spec.embedding_size, len(policy.spec.actions))
         nn.init.zeros_(self.verdict.weight)
         nn.init.zeros_(self.verdict.bias)
+        self.doubt = LastLayer(policy.spec.embedding_size + 1, len(policy.spec.actions), _UNTRIED)
         self.register_buffer("slope", torch.ones(()))
         self.register_buffer("intercept", torch.zeros(()))
         self.slope: Tensor
@@ -130,12 +146,41 @@ class RewardModel(nn.Module):
     def log_odds(self, embedding: Tensor) -> Tensor:
         """u ``[b, a]`` at what the trunk makes of content, ``[b, d]``."""
         belief = torch.softmax(self.trunk.action_head(embedding), dim=1)
-        return torch.logit(_DOUBT + (1.0 - 2.0 * _DOUBT) * belief) + self.verdict(embedding)
+        return _doubted(belief) + self.verdict(embedding)
+
+    def log_odds_of(self, embedding: Tensor, actions: Tensor, log_normaliser: Tensor) -> Tensor:
+        """u ``[b, g]`` of some actions, without a look at the others.
+
+        Args:
+            embedding: ``[b, d]``.
+            actions: ``[b, g]``.
+            log_normaliser: log Σ_l exp(z_l) of each row's base logits, ``[b]``.
+        """
+        base, own = (_of_actions(layer, embedding, actions) for layer in (self.trunk.action_head, self.verdict))
+        return _doubted((base - log_normaliser[:, None]).exp()) + own
+
+    def uncertainty(self, embedding: Tensor, actions: Tensor) -> Tensor:
+        """σ ``[b, g]`` of the rewards of some actions ``[b, g]``, in reward."""
+        return self.doubt.variance(_with_one(embedding), actions).sqrt()
 
     def rewards(self, log_odds: Tensor) -> Tensor:
         """q at u, any shape."""
         up = torch.sigmoid(self.slope * log_odds + self.intercept)
         return self.noise + (1.0 - 2.0 * self.noise) * up
+
+
+def _doubted(belief: Tensor) -> Tensor:
+    return torch.logit(_DOUBT + (1.0 - 2.0 * _DOUBT) * belief)
+
+
+def _of_actions(layer: nn.Linear, embedding: Tensor, actions: Tensor) -> Tensor:
+    """Some outputs of a linear layer, ``[b, g]``."""
+    return torch.einsum("bd,bgd->bg", embedding, layer.weight[actions]) + layer.bias[actions]
+
+
+def _with_one(embedding: Tensor) -> Tensor:
+    """φ of the last layer, whose bias is a weight of 1."""
+    return torch.cat([embedding, embedding.new_ones(len(embedding), 1)], dim=1)
 
 
 def fit_reward_model(
@@ -172,11 +217,16 @@ def fit_reward_model(
     before, _ = served(measure)
     steps = _train(model, own, opinions, train, settings, generator, start_s)
     model.requires_grad_(False)
+    model.doubt.fit(_with_one(own.embeddings()), *_spoken_of(opinions, train))
     slope, intercept = platt(*served(calibrate), noise=settings.noise)
     model.slope.fill_(slope)
     model.intercept.fill_(intercept)
     after, observed = served(measure)
-    curve = reliability(model.rewards(after).double().numpy(), observed.double().numpy())
+    predicted, came = model.rewards(after).double().numpy(), observed.double().numpy()
+    curve = reliability(predicted, came)
+    with torch.no_grad():
+        sigma = model.uncertainty(own.still(measure)[0], action[measure, None])[:, 0].double().numpy()
+    unsure = errors_by_uncertainty(sigma, predicted, came)
     return model, RewardReport(
         trained_on=len(train),
         steps=steps,
@@ -190,16 +240,36 @@ def fit_reward_model(
         predicted=tuple(curve.predicted.tolist()),
         observed=tuple(curve.observed.tolist()),
         count=tuple(curve.count.tolist()),
+        sigma_mean=float(sigma.mean()) if len(sigma) else float("nan"),
+        sigma=tuple(unsure.sigma.tolist()),
+        error=tuple(unsure.error.tolist()),
+        error_expected=tuple(unsure.noise.tolist()),
+        sigma_count=tuple(unsure.count.tolist()),
     )
 
 
-def rewards_on(model: RewardModel, experiences: Experiences) -> Rewards:
-    """The model's expected rewards on these contents, each looked at once, now."""
+def rewards_on(model: RewardModel, experiences: Experiences, *, pessimism: float = 0.0) -> Rewards:
+    """Rewards that may be counted on: the model's q − κ·σ on these contents, each looked at once, now.
+
+    Asking about some of many actions costs what they cost, however many there are.
+
+    Args:
+        pessimism: κ ≥ 0; 0 are the expected rewards.
+    """
     embedding = Source(model.trunk, experiences.pools, experiences.index, ()).embeddings()
+    with torch.no_grad():
+        log_normaliser = torch.cat([model.trunk.action_head(e).logsumexp(dim=1) for e in embedding.split(_CHUNK_ROWS)])
+    n_actions = model.verdict.out_features
 
     def rewards(rows: Tensor, actions: Tensor) -> Tensor:
         with torch.no_grad():
-            return model.rewards(model.log_odds(embedding[rows]).gather(1, actions))
+            seen = embedding[rows]
+            if actions.shape[1] < n_actions:
+                odds = model.log_odds_of(seen, actions, log_normaliser[rows])
+            else:
+                odds = model.log_odds(seen).gather(1, actions)
+            expected = model.rewards(odds)
+            return expected - pessimism * model.uncertainty(seen, actions) if pessimism > 0 else expected
 
     return rewards
 
@@ -275,6 +345,19 @@ def _train(
         nn.utils.clip_grad_norm_(weights, settings.max_gradient_norm)
         optimizer.step()
     return steps
+
+
+def _spoken_of(opinions: Opinions, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of a row and an action that users spoke of outright, and how far they are trusted, ``[p]`` each.
+
+    What praise of one answer implies about others is no observation of them; a comparison is one of both.
+    """
+    weight = torch.from_numpy(np.where(opinions.spoken_mask, opinions.weight, 0.0))
+    for side in (opinions.preferred, opinions.rejected):
+        compared = np.flatnonzero(side != NO_PAIR)
+        weight[compared, side[compared]] = torch.from_numpy(opinions.trust[compared]).to(weight.dtype)
+    row, action = weight[rows].nonzero(as_tuple=True)
+    return rows[row], action, weight[rows[row], action].double()
 
 
 def _split(experiences: Experiences, opinions: Opinions, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:

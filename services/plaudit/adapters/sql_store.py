@@ -45,12 +45,12 @@ from sqlalchemy import (
     func,
     inspect,
     select,
-    text,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.schema import CreateColumn
 from sqlalchemy.sql.selectable import TableValuedAlias
 from sqlalchemy.types import TypeEngine
 
@@ -60,11 +60,8 @@ from plaudit.core.experience import Experience, FeedbackState, Judgement, Served
 from plaudit.core.ports import Arrivals, Changes, Fate, History, Judged, Kept, Positions, Revision, Standing
 from plaudit.core.wire import decode_event, encode_event
 
-SCHEMA: Final = 4
-"""Of the tables below. One of before is brought up to it where _MIGRATIONS say how; any other is refused: everything in
-the tables can be had again from the log."""
-_MIGRATIONS: Final = {3: "ALTER TABLE decisions ADD COLUMN candidates TEXT NOT NULL DEFAULT '[]'"}
-"""What makes a schema the next one."""
+SCHEMA: Final = 3
+"""Of the tables below. Another one is refused: everything in them can be had again from the log."""
 LEASE_S: Final = 5.0
 """How long a leader that is not heard of stays the leader."""
 
@@ -117,6 +114,7 @@ _DECISIONS = Table(
     Column("greedy", Boolean, nullable=False),
     Column("modalities", Text, nullable=False),
     Column("payload", LargeBinary, nullable=False),
+    Column("user_group", String, nullable=False, server_default=""),
     Column("candidates", Text, nullable=False, server_default=_NONE),
 )
 """``payload``: the DecisionEvent without its features. The other columns repeat what is needed without the content;
@@ -172,6 +170,9 @@ _MEMORY = Table(
     "memory", _METADATA, Column("key", String, primary_key=True), Column("value", LargeBinary, nullable=False)
 )
 """What the leader remembers between steps: reward states, counters, comparison, jobs."""
+
+_ADDED: Final = (_DECISIONS.c.user_group, _DECISIONS.c.candidates)
+"""Columns that tables of this schema may lack still. They have defaults, so that who does not know them can write."""
 
 _SERVED_COLUMNS = [c for c in _DECISIONS.columns if c.name not in ("place", "payload")]
 _JUDGEMENT = ("rewards", "weight", "correction")
@@ -476,16 +477,13 @@ class SqlStore:
             if "standing" not in tables and tables & {"decisions", "experiences", "memory"}:
                 raise WrongStore(self._place, 1, SCHEMA)
             _METADATA.create_all(connection)
+            _add_columns(connection)
             first = {c.name: "" if isinstance(c.type, String) else 0 for c in _STANDING.columns}
             first |= {"id": 1, "schema": SCHEMA, "outcomes": "{}"}
             connection.execute(self._insert_or_update(_STANDING).values(first).on_conflict_do_nothing())
-            found = int(connection.scalar(select(_STANDING.c.schema)) or 0)
-            while found in _MIGRATIONS:
-                connection.execute(text(_MIGRATIONS[found]))
-                found += 1
-                connection.execute(update(_STANDING).values(schema=found))
+            found = connection.scalar(select(_STANDING.c.schema))
             if found != SCHEMA:
-                raise WrongStore(self._place, found, SCHEMA)
+                raise WrongStore(self._place, int(found or 0), SCHEMA)
 
     def _check_lead(self, row: Row[Any]) -> None:
         if row.leader != self._me or row.epoch != self._epoch:
@@ -656,6 +654,14 @@ def _engine(url: URL) -> Engine:
     return engine
 
 
+def _add_columns(connection: Connection) -> None:
+    """Tables that were made before a column was: the rows that are there get its default."""
+    for column in _ADDED:
+        if column.name not in {found["name"] for found in inspect(connection).get_columns(column.table.name)}:
+            what = CreateColumn(column).compile(dialect=connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {what}")
+
+
 def _unnested(types: Mapping[str, TypeEngine[Any]], rows: Sequence[Mapping[str, Any]]) -> TableValuedAlias:
     """The rows as a table that PostgreSQL makes of one array a column: several times as fast as row by row."""
     arrays = [
@@ -699,6 +705,7 @@ def _decision_row(decision: Decision) -> dict[str, Any]:
         "greedy": header.greedy,
         "modalities": _listed(header.modalities),
         "payload": encode_event(replace(decision, features=None)),
+        "user_group": header.user_group,
         "candidates": json.dumps(header.candidates) if header.candidates else _NONE,
     }
 
@@ -714,6 +721,7 @@ def _served(row: Row[Any]) -> Served:
         allowed_actions=_names(row.allowed_actions),
         greedy=row.greedy,
         modalities=_names(row.modalities),
+        user_group=row.user_group,
         candidates=tuple(json.loads(row.candidates)) if row.candidates != _NONE else (),
     )
 

@@ -365,6 +365,9 @@ def predict(
         ),
     ] = None,
     user: Annotated[str, typer.Option(help="Who asks.")] = "",
+    user_group: Annotated[
+        str, typer.Option(metavar="LABEL", help="A group the user belongs to, such as `premium`.")
+    ] = "",
     allow: Annotated[
         list[str] | None, typer.Option(metavar="ACTION", help="Pick only among these. Repeatable; by default all.")
     ] = None,
@@ -411,6 +414,7 @@ def predict(
             explain=explain,
             request_id=request_id,
             model=model,
+            user_group=user_group,
         )
     output.print_json(prediction) if as_json else output.print_prediction(prediction)
 

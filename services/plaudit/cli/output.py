@@ -161,12 +161,18 @@ def print_trial(trial: Mapping[str, Any]) -> None:
         (
             each["name"],
             *(f"{_percent(each['satisfaction'][arm]['mean'])} of {each['satisfaction'][arm]['n']}" for arm in arms),
-            f"{each['e_value_harm']:.3g}, {each['proof']:.3g} is proof",
+            f"{each['e_value_harm']:.3g}, {each['proof']:.3g} is proof{_suspicion(each)}",
         )
         for each in trial["slices"]
     ]
     if slices:
-        _print_table(("input", *arms, "evidence for harm"), slices, indent="  ")
+        _print_table(("slice", *arms, "evidence for harm"), slices, indent="  ")
+    if trial.get("ungrouped"):
+        out.print(f"  {trial['ungrouped']} judged answers are of further user groups and count over all only")
+
+
+def _suspicion(part: Mapping[str, Any]) -> str:
+    return "; suspected, so nothing is promoted" if part.get("suspected") else ""
 
 
 def _print_shadowed(shadowed: Mapping[str, Any]) -> None:

@@ -59,6 +59,7 @@ class PredictOptions(TypedDict, total=False):
         explain: say what each modality contributed.
         request_id: comes back unchanged and appears in the server's logs.
         model: may be left out where one model is served.
+        user_group: a group that the user belongs to, such as "premium": no version may make answers worse for it.
     """
 
     user_id: str
@@ -69,6 +70,7 @@ class PredictOptions(TypedDict, total=False):
     explain: bool
     request_id: str
     model: str
+    user_group: str
 
 
 class ChangeOptions(TypedDict, total=False):
@@ -98,6 +100,7 @@ def predict(
     explain: bool = False,
     request_id: str = "",
     model: str = "",
+    user_group: str = "",
 ) -> Call[results.Prediction]:
     """Raises ClientError naming the field if something cannot be sent."""
     if isinstance(allowed_actions, str):
@@ -121,6 +124,7 @@ def predict(
         explain=explain,
         request_id=request_id,
         candidates=[prediction_pb2.Candidate(id=id_, text=text) for id_, text in (candidates or {}).items()],
+        user_group=user_group,
     )
     return Call(
         _PREDICTION + "Predict",

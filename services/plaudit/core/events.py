@@ -83,6 +83,7 @@ class Decision:
         traceparent: W3C trace context of the call it was made in; "" if that was not traced.
         candidates: what the request listed to pick from; empty means the model's actions. Where they are listed,
             ``action`` is the id of one of them, and ``features.base_logits`` is ``[k]``.
+        user_group: a label that the user belongs to (see :mod:`plaudit.core.groups`); "" if none was given.
     """
 
     prediction_id: str
@@ -101,6 +102,7 @@ class Decision:
     content: Mapping[str, Content] = field(default_factory=dict)
     traceparent: str = ""
     candidates: tuple[Candidate, ...] = ()
+    user_group: str = ""
 
 
 class ImplicitKind(StrEnum):

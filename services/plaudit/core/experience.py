@@ -30,6 +30,7 @@ class Served:
     allowed_actions: tuple[str, ...]
     greedy: bool
     modalities: tuple[str, ...]
+    user_group: str = ""
     candidates: tuple[str, ...] = ()
 
 
@@ -44,6 +45,7 @@ def served(decision: Decision) -> Served:
         allowed_actions=decision.allowed_actions,
         greedy=decision.greedy,
         modalities=tuple(sorted(decision.content)),
+        user_group=decision.user_group,
         candidates=tuple(candidate.id for candidate in decision.candidates),
     )
 

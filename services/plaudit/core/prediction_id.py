@@ -1,7 +1,8 @@
 """Prediction ids: opaque, signed, and carrying what feedback is checked against, so that no look-up is needed.
 
-Layout before base64url: ``format (1: of an action, 2: of a candidate) | time_us (8) | nonce (8) | version (4) | propensity (8) | model length (1) |
-model | action | tag (16)``, big-endian, the tag being HMAC-SHA256 over all that precedes it, cut to 128 bits.
+Layout before base64url: ``format (1) | time_us (8) | nonce (8) | version (4) | propensity (8) | model length (1) |
+model | action | tag (16)``, big-endian, the tag being HMAC-SHA256 over all that precedes it, cut to 128 bits. The
+format is 1 where the action is one of the model's, and 2 where it is a candidate that came with the request.
 """
 
 from __future__ import annotations

@@ -270,6 +270,7 @@ def _decision_to_wire(decision: Decision) -> events_pb2.DecisionEvent:
         content=contents_to_wire(decision.content),
         traceparent=decision.traceparent,
         candidates=candidates_to_wire(decision.candidates),
+        user_group=decision.user_group,
     )
     if decision.features is not None:
         message.features.trunk_digest = decision.features.trunk_digest
@@ -310,6 +311,7 @@ def _decision_from_wire(message: events_pb2.DecisionEvent) -> Decision:
         content=contents_from_wire(message.content),
         traceparent=message.traceparent,
         candidates=candidates,
+        user_group=message.user_group,
     )
 
 

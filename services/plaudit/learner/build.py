@@ -186,6 +186,7 @@ def training_plan(settings: Settings) -> TrainingPlan:
         objective=finetune.objective,
         temperature=settings.policy.beta,
         kl_weight=_KL_WEIGHT[finetune.objective] if finetune.kl_weight is None else finetune.kl_weight,
+        pessimism=finetune.pessimism,
         samples=finetune.samples,
         clip=finetune.clip,
         sample_reuse=finetune.sample_reuse,

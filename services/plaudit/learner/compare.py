@@ -19,7 +19,7 @@ from plaudit.core.events import Features
 from plaudit.core.experience import Experience, Served
 from plaudit.core.ports import ModelRegistry
 from plaudit.learner.evidence import Listed
-from plaudit_models.gate import Comparison, differences
+from plaudit_models.gate import Comparison, Differences, differences
 from plaudit_models.ope import LoggedRounds
 from plaudit_models.policy import Float64
 from plaudit_models.spec import ModelSpec
@@ -138,8 +138,7 @@ def compare(
         logging_probs=logged.onto(actions),
         rules=comparison.rules,
     )
-    users = [row.experience.served.user_id for row in rows]
-    return comparison.update(seen, users, [slice_of(row, spec) for row in rows], n_users=n_users)
+    return _taken_in(comparison, seen, rows, spec, n_users)
 
 
 def compare_lists(
@@ -172,8 +171,19 @@ def compare_lists(
         logging_probs=_filled(logged),
         rules=comparison.rules,
     )
-    users = [row.experience.served.user_id for row in rows]
-    return comparison.update(seen, users, [slice_of(row, spec) for row in rows], n_users=n_users)
+    return _taken_in(comparison, seen, rows, spec, n_users)
+
+
+def _taken_in(
+    comparison: Comparison, seen: Differences, rows: Sequence[Compared], spec: ModelSpec, n_users: int
+) -> Comparison:
+    return comparison.update(
+        seen,
+        [row.experience.served.user_id for row in rows],
+        [slice_of(row, spec) for row in rows],
+        groups=[row.experience.served.user_group for row in rows],
+        n_users=n_users,
+    )
 
 
 def _filled(lists: Sequence[Sequence[float]]) -> Float64:

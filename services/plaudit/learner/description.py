@@ -55,6 +55,7 @@ class TrainingPlan:
             says of sampled answers.
         temperature: β of what it thinks best.
         kl_weight: β, the price of a nat of divergence from the parent.
+        pessimism: κ, standard deviations taken off what the reward model expects.
         samples: answers sampled for each content.
         clip: ε, how far one draw may move the ratio of the policy to what it was.
         sample_reuse: gradient steps on one draw.
@@ -75,6 +76,7 @@ class TrainingPlan:
     objective: Literal["likelihood", "target", "sampled"]
     temperature: float
     kl_weight: float
+    pessimism: float
     samples: int
     clip: float
     sample_reuse: int

@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 
 import structlog
 
+from plaudit.core.errors import UnknownVersion
 from plaudit.core.ports import Changes, ExperienceStore, JobLauncher, JobState, ModelRegistry
 from plaudit.core.rollout import Change as RolloutChange
 from plaudit.core.rollout import Rollout, promote, start_canary
@@ -209,6 +210,7 @@ class Finetuning:
         self._backlog = False
         self._off = ""
         self._looked_s = -_LOOK_INTERVAL_S
+        self._tell_kl(self._latest())
 
     @property
     def tuning(self) -> Tuning:
@@ -292,6 +294,7 @@ class Finetuning:
             )
         )
         self._jobs.launch(run_dir)
+        self._tell_kl(None)
         self._metrics.jobs.labels("started").inc()
         self._metrics.job_running.set(1)
         _log.info("fine-tuning started", run=run, reason=reason)
@@ -326,6 +329,30 @@ class Finetuning:
         _log.error("fine-tuning failed", run=self._tuning.run, error=error)
         self._end("failed", error, version=None)
 
+    def _latest(self) -> Manifest | None:
+        """Of what the last job made, if it made anything and none runs."""
+        outcomes = self._tuning.outcomes
+        try:
+            match self._tuning.phase:
+                case "training":
+                    return None
+                case "gating":
+                    return read_manifest(self._run_dir / CANDIDATE)
+                case "canary":
+                    return self._registry.manifest(self._tuning.version)
+                case "idle":
+                    version = outcomes[-1]["version"] if outcomes else None
+                    return None if version is None else self._registry.manifest(version)
+        except (CorruptBundle, UnknownVersion, OSError):
+            return None
+
+    def _tell_kl(self, made: Manifest | None) -> None:
+        """How far a job moved the policy is shown from its end until the next one begins."""
+        self._metrics.finetune_kl.clear()
+        kl = None if made is None else made.metrics.get("kl_to_parent_nats")
+        if kl is not None:
+            self._metrics.finetune_kl.labels(self._registry.model).set(kl)
+
     # --- the gate ----------------------------------------------------------------------------------------------------
 
     def _begin_gate(self) -> None:
@@ -338,6 +365,7 @@ class Finetuning:
         made = read_features(path, candidate.version.manifest.trunk_digest) if path.exists() else {}
         self._comparison = new_comparison(self._rules)
         self._remember(replace(self._tuning, phase="gating"), Changes(features=made))
+        self._tell_kl(candidate.version.manifest)
         _log.info("candidate at the gate", run=self._tuning.run)
 
     def _open_candidate(self) -> _Candidate:

@@ -15,6 +15,7 @@ import numpy as np
 
 from plaudit.core.events import DeadLetter, Decision, Features, Feedback
 from plaudit.core.experience import FeedbackState, Served, served
+from plaudit.core.groups import group_problem
 from plaudit.core.ports import Arrivals, ExperienceStore, History, Judged, Kept, Poison, Positions, Record
 from plaudit.core.wire import encode_event
 from plaudit.learner.join import join, refusal
@@ -79,6 +80,8 @@ def unusable(event: Decision | Feedback) -> str | None:
             texts |= {f"candidates[{i}].id": each.id for i, each in enumerate(event.candidates)}
             if event.features is not None and not _finite(event.features):
                 return "features: hold a value that is not finite"
+            if problem := group_problem(event.user_group):
+                return f"user_group: {problem}"
         case Feedback():
             texts = {"feedback_id": event.feedback_id, "prediction_id": event.prediction_id, "user_id": event.user_id}
     for field_name, text in texts.items():

@@ -115,7 +115,8 @@ def _train(
     if plan.objective != "likelihood":
         budget_s *= 1.0 - _REWARD_SHARE
         model, judged["reward_model"] = _reward_model(run_dir, parent, learned, plan)
-        rewards = rewards_on(model, learned.experiences)
+        rewards = rewards_on(model, learned.experiences, pessimism=plan.pessimism)
+        judged["pessimism"] = plan.pessimism
     sampled = None
     if plan.objective == "sampled":
         sampled = SampledSettings(samples=plan.samples, clip=plan.clip, reuse=plan.sample_reuse)

@@ -76,6 +76,11 @@ class LearnerMetrics:
         self.rebuilds = counter("rebuilds_total", "Reward states rebuilt because the trunk changed.")
         self.jobs = counter("jobs_total", "Fine-tuning jobs, by outcome.", "outcome")
         self.job_running = gauge("job_running", "1 while a fine-tuning job runs.")
+        self.finetune_kl = gauge(
+            "finetune_kl_nats",
+            "How far the last fine-tuning job moved the policy: mean KL from the version it started from.",
+            "model",
+        )
         self.finetune_phase = gauge(
             "finetune_phase", "1 for the phase that fine-tuning is in: idle, training, gating or canary.", "phase"
         )

@@ -1,10 +1,10 @@
 """Trials: a candidate beside live, begun by the learner or by a person; watched, and ended on proof.
 
 Whoever puts a candidate into the rollout begins a trial. What the candidate's and live's users say of the same hours is
-weighed as it comes (:mod:`plaudit_models.canary`), over all and on each kind of input; what inference services report
-of failed and late answers is held against it too (:mod:`plaudit_models.guards`). Proof of harm withdraws the candidate,
-proof of gain promotes it. In the shadow nobody is shown anything, so nothing follows; it is only counted. Knows nothing
-about where candidates come from.
+weighed as it comes (:mod:`plaudit_models.canary`), over all, on each kind of input and for each group of users; what
+inference services report of failed and late answers is held against it too (:mod:`plaudit_models.guards`). Proof of
+harm withdraws the candidate; proof of gain promotes it, unless harm is likely on a slice. In the shadow nobody is shown
+anything, so nothing follows; it is only counted. Knows nothing about where candidates come from.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from plaudit.learner.progress import Progress
 from plaudit.learner.rollouts import ACTOR, move
 from plaudit.learner.versions import Versions
 from plaudit_models.canary import Canary, CanaryRules, Chances, canary_from_dict, new_canary
-from plaudit_models.gate import Verdict
+from plaudit_models.gate import GROUP, Verdict
 from plaudit_models.guards import Arm, GuardRules, Guards, guards_from_dict, new_guards
 
 _CHUNK: Final = 256
@@ -49,6 +49,8 @@ _KEPT: Final = 20
 _SLICES: Final = 8
 """Kinds of input watched one by one, the first that come; all others are one more together."""
 _OTHERS: Final = "other inputs"
+_GROUPS: Final = 8
+"""User groups watched, the first that come; others count over all only."""
 
 _log = structlog.get_logger("plaudit.learner")
 
@@ -59,7 +61,7 @@ class TrialRules:
 
     Attributes:
         alpha: probability of a wrong finding, for gain and for harm.
-        margin: how much less reward than live is not yet harm; ``slice_margin`` the same on one kind of input.
+        margin: how much less reward than live is not yet harm; ``slice_margin`` the same on one slice.
         min_events: experiences before any finding.
         max_events: experiences after which a trial ends without proof.
         user_cap: largest share of the evidence that one user's may count for.
@@ -81,8 +83,9 @@ class TrialRules:
     def canary(self, share: float) -> CanaryRules:
         return CanaryRules(share, self.alpha, self.margin, self.min_events, self.user_cap)
 
-    def slice(self, share: float) -> CanaryRules:
-        alpha = self.alpha / (_SLICES + 1)
+    def slice(self, share: float, place: int) -> CanaryRules:
+        """Of the slice that came ``place``-th, from 1: the α/(k(k+1)) of any number of slices sum to at most α."""
+        alpha = self.alpha / (place * (place + 1))
         return CanaryRules(share, alpha, self.slice_margin, self.min_events, self.user_cap)
 
     def guards(self, share: float) -> GuardRules:
@@ -144,7 +147,8 @@ class Trial:
         cursors: where reading the reports goes on.
         seen: the last report of each replica.
         problem: why a replica cannot run the candidate; "" if all can.
-        slices: evidence by kind of input.
+        slices: evidence by kind of input and by user group.
+        ungrouped: experiences whose user group is not watched, because there are too many.
         verdict, why: once it is decided, before the rollout says so.
     """
 
@@ -158,6 +162,7 @@ class Trial:
     evidence: Canary
     guards: Guards
     slices: Mapping[str, Canary] = field(default_factory=dict)
+    ungrouped: int = 0
     shadowed: Shadowed = Shadowed()
     cursors: Mapping[str, Cursor] = field(default_factory=dict)
     seen: Mapping[str, int] = field(default_factory=dict)
@@ -206,10 +211,12 @@ class Trial:
                     "n": sum(each.n),
                     "satisfaction": _arms(each),
                     "e_value_harm": each.loss.e_value(0),
+                    "suspected": each.suspected,
                     "proof": 1.0 / each.rules.alpha,
                 }
                 for name, each in self.slices.items()
             ],
+            "ungrouped": self.ungrouped,
             "shadowed": self.shadowed.report() if self.shadow else None,
         }
 
@@ -222,6 +229,7 @@ _PLAIN: Final = (
     "actor",
     "started_at_s",
     "position",
+    "ungrouped",
     "cursors",
     "seen",
     "problem",
@@ -240,7 +248,7 @@ def trial_from_bytes(raw: bytes | None) -> Trial | None:
         "slices": {name: canary_from_dict(each) for name, each in fields["slices"].items()},
         "shadowed": Shadowed(**fields["shadowed"]),
     }
-    return Trial(**{name: fields[name] for name in _PLAIN}, **made)
+    return Trial(**{name: fields[name] for name in _PLAIN if name in fields}, **made)
 
 
 def weigh(
@@ -260,20 +268,40 @@ def weigh(
     if not rows:
         return trial
     told = chances(rows)
-    slices = dict(trial.slices)
+    slices, ungrouped = dict(trial.slices), trial.ungrouped
     of_slice: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
-        name = " + ".join(row.served.modalities) or "no input kept"
-        if name not in slices and len(slices) >= _SLICES:
-            name = _OTHERS
-        slices.setdefault(name, new_canary(rules.slice(trial.share)))
-        of_slice.setdefault(name, []).append(i)
+        names = [_input_slice(row, slices), _group_slice(row, slices)]
+        ungrouped += names[1] is None
+        for name in names:
+            if name:
+                slices.setdefault(name, new_canary(rules.slice(trial.share, len(slices) + 1)))
+                of_slice.setdefault(name, []).append(i)
     for name, places in of_slice.items():
         some = np.isin(np.arange(len(rows)), places)
         slices[name] = _updated(
             slices[name], trial, [rows[i] for i in places], n_users, None if told is None else told[some]
         )
-    return replace(trial, evidence=_updated(trial.evidence, trial, rows, n_users, told), slices=slices)
+    evidence = _updated(trial.evidence, trial, rows, n_users, told)
+    return replace(trial, evidence=evidence, slices=slices, ungrouped=ungrouped)
+
+
+def _input_slice(row: Experience, slices: Mapping[str, Canary]) -> str:
+    name = " + ".join(row.served.modalities) or "no input kept"
+    known = len(slices) - _n_groups(slices)
+    return name if name in slices or known < _SLICES else _OTHERS
+
+
+def _group_slice(row: Experience, slices: Mapping[str, Canary]) -> str | None:
+    """ "" if its user is of no group, None if that is one too many."""
+    if not row.served.user_group:
+        return ""
+    name = GROUP.format(row.served.user_group)
+    return name if name in slices or _n_groups(slices) < _GROUPS else None
+
+
+def _n_groups(slices: Mapping[str, Canary]) -> int:
+    return sum(name.startswith(GROUP.format("")) for name in slices)
 
 
 def heed(trial: Trial, report: TrialReport) -> Trial:
@@ -306,7 +334,8 @@ def decide(trial: Trial, rules: TrialRules) -> Trial:
     for name, each in trial.slices.items():
         if each.finding() == "harm":
             return replace(trial, verdict="reject", why=f"with {name}, {each.reason()}")
-    if finding == "gain" and rules.promotes:
+    suspected = any(each.suspected for each in trial.slices.values())
+    if finding == "gain" and rules.promotes and not suspected:
         return replace(trial, verdict="promote", why=trial.evidence.reason())
     if trial.evidence.tally.seen >= rules.max_events:
         return replace(trial, verdict="insufficient", why=trial.evidence.reason())

@@ -70,7 +70,7 @@ def check_candidates(candidates: Sequence[Candidate], spec: ModelSpec, *, max_te
 
 
 class CandidateVectors:
-    """The vectors of texts, the latest of which are kept, whichever model they are of. Safe to use from several threads.
+    """The vectors of texts, the latest of which are kept, of whichever model. Safe to use from several threads.
 
     Args:
         kept_texts: how many.

@@ -6,6 +6,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from plaudit.serving.appended import AppendedHistogram
 from plaudit.serving.version_metrics import VersionMetrics
 
 _FAST_S: Final = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.5, 10.0)
@@ -22,12 +23,12 @@ class ServingMetrics:
         self.requests = Counter(
             "plaudit_serving_requests_total", "Calls answered.", ["method", "code"], registry=registry
         )
-        self.request_seconds = Histogram(
+        self.request_seconds = AppendedHistogram(
             "plaudit_serving_request_seconds",
             "From a call's arrival to its answer; of a stream, to its end.",
             ["method"],
-            buckets=_FAST_S,
-            registry=registry,
+            _FAST_S,
+            registry,
         )
         self.queue_requests = Gauge(
             "plaudit_serving_queue_requests", "Requests that wait for the model.", ["model"], registry=registry

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from plaudit.core.errors import InvalidInput
 from plaudit.core.events import Content, EncodedContent, TensorContent, TextContent
+from plaudit.core.groups import check_group
 from plaudit.core.ports import ServableModel
 from plaudit.inference import open_inference_pb2 as pb
 from plaudit.serving.predictor import Answered, RowsAnswer, RowsRequest
@@ -452,12 +453,17 @@ def rows_request(
         allowed_actions=_actions(listed) if listed else (),
         greedy=flag(parameters, "greedy") if parameters else False,
         request_id=message.id,
+        user_group=_group(parameters) if parameters else "",
     )
 
 
 def user_of(message: pb.ModelInferRequest) -> str:
     """Raises InvalidInput: it is no string."""
     return _string(message.parameters, "user_id") if message.parameters else ""
+
+
+def _group(parameters: Mapping[str, pb.InferParameter]) -> str:
+    return check_group(_string(parameters, "user_group"), "parameters['user_group']")
 
 
 def version_of(text: str) -> int | None:

@@ -57,6 +57,7 @@ class PredictionRequest:
     explain: bool = False
     request_id: str = ""
     candidates: tuple[Candidate, ...] = ()
+    user_group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,7 @@ class RowsRequest:
     allowed_actions: tuple[str, ...] = ()
     greedy: bool = False
     request_id: str = ""
+    user_group: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -285,11 +287,14 @@ class Predictor:
         check_modalities(content, model.manifest.spec)
         if time.monotonic() >= caller.deadline_s:
             raise Expired
-        with self._metrics.versions.of(model).decode_seconds.time():
+        began_s = time.perf_counter()
+        try:
             if not is_encoded(content):
                 return decode_content(content, model, self._limits)
             with self._decoders:
                 return decode_content(content, model, self._limits)
+        finally:
+            self._metrics.versions.of(model).decode_seconds.observe(time.perf_counter() - began_s)
 
     def _decide(
         self,
@@ -327,6 +332,7 @@ class Predictor:
                 features=Features(manifest.trunk_digest, evaluated.embedding, evaluated.base_logits),
                 content=content if self._store_content and manifest.trainable else {},
                 candidates=candidates,
+                user_group=request.user_group,
             )
         )
         return Answered(

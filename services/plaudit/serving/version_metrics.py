@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter
 
 from plaudit.core.ports import ServableModel
+from plaudit.serving.appended import AppendedHistogram, Observed
 
 SHOWN_AFTER_S: Final = 60.0
 """How long a version that was let go is still shown: several scrapes."""
@@ -33,18 +34,16 @@ _LABELS: Final = ("model", "version")
 class Counted:
     """One version's own: no label is looked up where they are used."""
 
-    predictions: Counter
     explored: Counter
     failures: Counter
-    prediction_seconds: Histogram
-    decode_seconds: Histogram
-    queue_seconds: Histogram
-    batch_requests: Histogram
-    inference_seconds: Histogram
+    prediction_seconds: Observed
+    decode_seconds: Observed
+    queue_seconds: Observed
+    batch_requests: Observed
+    inference_seconds: Observed
 
     def answered(self, took_s: float, explored: bool) -> None:
         """One prediction was decided."""
-        self.predictions.inc()
         if explored:
             self.explored.inc()
         self.prediction_seconds.observe(took_s)
@@ -61,15 +60,19 @@ class VersionMetrics:
         def counter(name: str, text: str, *more: str) -> Counter:
             return Counter(f"plaudit_serving_{name}_total", text, (*_LABELS, *more), registry=registry)
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"plaudit_serving_{name}", text, _LABELS, buckets=buckets, registry=registry)
+        def histogram(
+            name: str, text: str, bounds: tuple[float, ...], counted: tuple[str, str] | None = None
+        ) -> AppendedHistogram:
+            return AppendedHistogram(f"plaudit_serving_{name}", text, _LABELS, bounds, registry, counter=counted)
 
         self._clock = clock
-        self._predictions = counter("predictions", "Answers decided, each row of a request counted.")
         self._explored = counter("explored", "Of these, answers drawn although another one was more probable.")
         self._failures = counter("prediction_failures", "Requests that a version failed on.")
         self._prediction_seconds = histogram(
-            "prediction_seconds", "From a request for a prediction until it was decided.", _FAST_S
+            "prediction_seconds",
+            "From a request for a prediction until it was decided.",
+            _FAST_S,
+            ("plaudit_serving_predictions", "Answers decided, each row of a request counted."),
         )
         self._decode_seconds = histogram("decode_seconds", "Decoding of one request's content.", _FAST_S)
         self._queue_seconds = histogram("queue_seconds", "From a decoded request until its batch began.", _FAST_S)
@@ -81,8 +84,7 @@ class VersionMetrics:
             "kind",
             "status",
         )
-        self._by_version = (
-            self._predictions,
+        self._by_version: tuple[Counter | AppendedHistogram, ...] = (
             self._explored,
             self._failures,
             self._prediction_seconds,

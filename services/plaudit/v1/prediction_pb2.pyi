@@ -18,7 +18,7 @@ ROLE_LIVE: Role
 ROLE_CANDIDATE: Role
 
 class PredictRequest(_message.Message):
-    __slots__ = ("model", "content", "user_id", "allowed_actions", "greedy", "top_k", "explain", "request_id", "candidates")
+    __slots__ = ("model", "content", "user_id", "allowed_actions", "greedy", "top_k", "explain", "request_id", "candidates", "user_group")
     class ContentEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +35,7 @@ class PredictRequest(_message.Message):
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    USER_GROUP_FIELD_NUMBER: _ClassVar[int]
     model: str
     content: _containers.MessageMap[str, _content_pb2.Content]
     user_id: str
@@ -44,7 +45,8 @@ class PredictRequest(_message.Message):
     explain: bool
     request_id: str
     candidates: _containers.RepeatedCompositeFieldContainer[Candidate]
-    def __init__(self, model: _Optional[str] = ..., content: _Optional[_Mapping[str, _content_pb2.Content]] = ..., user_id: _Optional[str] = ..., allowed_actions: _Optional[_Iterable[str]] = ..., greedy: bool = ..., top_k: _Optional[int] = ..., explain: bool = ..., request_id: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ...) -> None: ...
+    user_group: str
+    def __init__(self, model: _Optional[str] = ..., content: _Optional[_Mapping[str, _content_pb2.Content]] = ..., user_id: _Optional[str] = ..., allowed_actions: _Optional[_Iterable[str]] = ..., greedy: bool = ..., top_k: _Optional[int] = ..., explain: bool = ..., request_id: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., user_group: _Optional[str] = ...) -> None: ...
 
 class Candidate(_message.Message):
     __slots__ = ("id", "text")

@@ -1,32 +1,40 @@
-"""`plaudit serve` with its metrics, or with metrics that count nothing; prints ``{"address": …}`` when it answers.
+"""`plaudit serve` whose metrics can be switched off and on while it serves; prints ``{"address": …}`` when it answers.
 
-python -m benchmarks.rollout.served CONFIG [mute]
+python -m benchmarks.rollout.served CONFIG
+
+For each line "on" or "off" on standard input it prints the processor time that the process has used so far, ns, and from
+then on counts, or counts nothing. What is switched are methods of classes, so that whoever holds a metric need not know.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client import Counter, Gauge, Histogram
 
 from plaudit.cli import services
 from plaudit.core.settings import load_settings
-from plaudit.serving import metrics as declared
+from plaudit.serving.appended import Observed
+from plaudit.serving.version_metrics import VersionMetrics
+
+_NOTHING: Final = contextlib.nullcontext()
 
 
 class _Mute:
     """Whatever is done to it, it does nothing."""
 
-    def labels(self, *values: Any, **named: Any) -> _Mute:
+    def __getattr__(self, name: str) -> Any:
         return self
 
-    def time(self) -> _Mute:
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
         return self
 
     def __enter__(self) -> None:
@@ -35,58 +43,55 @@ class _Mute:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def inc(self, amount: float = 1) -> None:
-        pass
 
-    def observe(self, amount: float) -> None:
-        pass
-
-    def set(self, value: float) -> None:
-        pass
-
-    def __getattr__(self, name: str) -> Any:
-        """What is used seldom."""
-        return lambda *arguments, **named: None
+_MUTE: Final = _Mute()
 
 
-class _MuteVersions:
-    """The same of what is counted by version."""
-
-    def of(self, model: object) -> Any:
-        return self
-
-    def heard(self, *labels: object) -> Any:
-        return _Mute()
-
-    def keep(self, *loaded: object) -> None:
-        pass
-
-    def answered(self, *told: object) -> None:
-        pass
-
-    def __getattr__(self, name: str) -> Any:
-        return _Mute()
+def _nothing(self: Any, *arguments: Any, **named: Any) -> None:
+    pass
 
 
-class Muted(declared.ServingMetrics):
-    """The same metrics, declared, that are never touched."""
+def _no_time(self: Any) -> Any:
+    return _NOTHING
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        super().__init__(registry)
-        for name, value in list(vars(self).items()):
-            if isinstance(value, MetricWrapperBase):
-                setattr(self, name, _Mute())
-        self.versions = _MuteVersions()  # type: ignore[assignment]
+
+def _mute(self: Any, *arguments: Any) -> Any:
+    return _MUTE
+
+
+_MUTED: Final[tuple[tuple[type, str, Callable[..., Any]], ...]] = (
+    (Counter, "inc", _nothing),
+    (Gauge, "inc", _nothing),
+    (Gauge, "set", _nothing),
+    (Histogram, "observe", _nothing),
+    (Histogram, "time", _no_time),
+    (Observed, "observe", _nothing),
+    (VersionMetrics, "of", _mute),
+    (VersionMetrics, "heard", _mute),
+)
+_LOUD: Final = tuple(getattr(cls, name) for cls, name, _ in _MUTED)
+
+
+def switch(on: bool) -> None:
+    """Of every metric of this process."""
+    for (cls, name, mute), loud in zip(_MUTED, _LOUD, strict=True):
+        setattr(cls, name, loud if on else mute)
+
+
+def _obey() -> None:
+    for line in sys.stdin:
+        used_ns = time.process_time_ns()
+        switch(line.strip() == "on")
+        print(used_ns, flush=True)
 
 
 def main() -> None:
-    if sys.argv[2:] == ["mute"]:
-        declared.ServingMetrics = Muted  # type: ignore[misc]
-
     services.log_to_stderr()
 
     def report(event: Mapping[str, Any]) -> None:
         print(json.dumps(event), flush=True)
+        if event["event"] == "ready":
+            threading.Thread(target=_obey, daemon=True).start()
 
     asyncio.run(services.serve(load_settings(Path(sys.argv[1])), report))
 

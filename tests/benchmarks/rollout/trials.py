@@ -18,6 +18,7 @@ from plaudit.core.experience import Experience, Judgement, Served
 from plaudit.core.rollout import Change, Rollout, on_trial, promote, start_canary
 from plaudit.learner.trials import Trial, TrialRules, decide, heed, weigh
 from plaudit_models.canary import new_canary
+from plaudit_models.features import Float64
 from plaudit_models.guards import BUCKETS, bucket, new_guards
 
 SHARE: Final = 0.1
@@ -57,7 +58,7 @@ def run_once(seed: int, worse: float, rules: TrialRules) -> tuple[str, float]:
     trial, rollout = a_trial(rules)
     rollout = replace(rollout, model=f"bench {seed}")  # another draw of the users
     users = [f"user {number}" for number in range(USERS)]
-    liked = np.clip(rng.normal(LIKED, SPREAD, USERS), 0.0, 1.0)
+    liked = opinions(rng)
     number = 0
     for second in range(1, 100_000):
         rows = []
@@ -87,6 +88,11 @@ def run_once(seed: int, worse: float, rules: TrialRules) -> tuple[str, float]:
         if trial.verdict is not None:
             return trial.verdict, float(second)
     raise AssertionError("a trial ends after max_events")
+
+
+def opinions(rng: np.random.Generator) -> Float64:
+    """Each user's chance of a thumb up for what is live, ``[USERS]``."""
+    return np.clip(rng.normal(LIKED, SPREAD, USERS), 0.0, 1.0)
 
 
 def _experience(number: int, user: str, version: int, up: bool, time_s: float) -> Experience:
