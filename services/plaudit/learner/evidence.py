@@ -1,5 +1,6 @@
-"""From judgements to what the reward models learn from: of the model's actions, and of candidates that came with a
-request. Knows nothing about stores or versions.
+"""From judgements to the arrays that the reward models learn from: of actions, and of candidates of a request.
+
+Knows nothing about stores or versions.
 
 Notation:
     n: judgements, d: embedding size, a: number of actions, k: candidates of one request
