@@ -312,13 +312,17 @@ def test_texts_are_what_is_learned_from_not_ids(world: CandidateWorld) -> None:
 
 
 def test_the_running_comparison_takes_refreshes_back_that_harm_answers_between_candidates(tmp_path: Path) -> None:
-    """Users turn round, and no refresh follows: what the last one has learned to say, they like no more."""
+    """Users turn round, and no refresh follows: what the last one has learned to say, they like no more.
+
+    It explores much, so that a few hundred thumbs are proof.
+    """
     world = CandidateWorld(
         tmp_path,
         settings={
             "learner": {"batch": 100, "max_wait_s": 1e9, "user_cap": 1.0},
             "finetune": {"enabled": False},
             "gate": {"min_events": 20},
+            "policy": {"floor": 0.3},
         },
     )
     world.first_version()

@@ -79,7 +79,8 @@ class Comparing:
         since = self._store.experiences(after=learned_by_gated, up_to=progress.last_number)
         harmful = [e for e in since if e.judgement is not None and not e.set_aside]
         found = self._store.features([e.served.prediction_id for e in harmful], learned.reward.space.trunk_digest)
-        listed = lists_of(self._versions.version(live.version), self._store, harmful, found)
+        between = [e for e in harmful if e.served.candidates]
+        listed = lists_of(self._versions.version(live.version), self._store, between, found) if between else {}
         index = {action: i for i, action in enumerate(live.spec.actions)}
         self._knowledge.save(
             Changes(set_aside=[e.number for e in since]),
