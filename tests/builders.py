@@ -39,6 +39,8 @@ from plaudit.core.events import (
     Thumb,
 )
 from plaudit_models.bundle import (
+    CANDIDATE,
+    CANDIDATE_GOLDEN,
     HEAD,
     HEAD_GOLDEN,
     TOKENIZER,
@@ -57,6 +59,8 @@ from plaudit_models.spec import (
     EMBEDDING,
     PRESENT,
     SCORES,
+    TOKENS,
+    VECTORS,
     AudioModality,
     ImageModality,
     ModelSpec,
@@ -144,7 +148,7 @@ def tiny_content(seed: int = 0) -> dict[str, Content]:
 # --- the tiny model --------------------------------------------------------------------------------------------------
 
 
-def tiny_spec(name: str = "tiny") -> ModelSpec:
+def tiny_spec(name: str = "tiny", *, scores_text: bool = False) -> ModelSpec:
     """One modality of each kind, four actions, d = 8."""
     return ModelSpec(
         name=name,
@@ -156,6 +160,7 @@ def tiny_spec(name: str = "tiny") -> ModelSpec:
         },
         actions=("cat", "dog", "bird", "fish"),
         embedding_size=8,
+        scores_text=scores_text,
     )
 
 
@@ -192,6 +197,10 @@ def tiny_bundle(
     inputs = golden_inputs(spec)
     save_file({**inputs, **run_graph(folder / TRUNK, inputs)}, folder / TRUNK_GOLDEN)
     _write_head(folder, spec, prefer)
+    if spec.scores_text:
+        onnx.save(_candidate_graph(spec, tokenizer.get_vocab_size(), seed), folder / CANDIDATE)
+        texts = {TOKENS: inputs[spec.candidate_modality[0]]}
+        save_file(texts | run_graph(folder / CANDIDATE, texts), folder / CANDIDATE_GOLDEN)
     manifest = Manifest(
         spec=spec,
         kind=kind,
@@ -311,6 +320,23 @@ def _trunk(spec: ModelSpec, vocabulary_size: int, seed: int) -> onnx.ModelProto:
         helper.make_tensor_value_info(BASE_LOGITS, TensorProto.FLOAT, ["b", a]),
     ]
     return _model(helper.make_graph(nodes, "trunk", inputs, outputs, weights))
+
+
+def _candidate_graph(spec: ModelSpec, vocabulary_size: int, seed: int) -> onnx.ModelProto:
+    """vectors = Σ over tokens of a vector of their own, 0 of padding."""
+    table = np.random.default_rng(seed + 1).normal(size=(vocabulary_size, spec.embedding_size)).astype(np.float32)
+    table[0] = 0.0
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["w/words", TOKENS], ["v/words"]),
+            helper.make_node("ReduceSum", ["v/words", "w/axis"], [VECTORS], keepdims=0),
+        ],
+        "candidate",
+        [helper.make_tensor_value_info(TOKENS, TensorProto.INT64, ["k", spec.candidate_modality[1].max_tokens])],
+        [helper.make_tensor_value_info(VECTORS, TensorProto.FLOAT, ["k", spec.embedding_size])],
+        [numpy_helper.from_array(table, "w/words"), numpy_helper.from_array(np.array([1], np.int64), "w/axis")],
+    )
+    return _model(graph)
 
 
 def _write_head(folder: Path, spec: ModelSpec, prefer: str | None) -> None:

@@ -22,10 +22,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Floats = npt.NDArray[np.floating]
 Float64 = npt.NDArray[np.float64]
@@ -91,13 +94,17 @@ def space_from_dict(raw: Mapping[str, Any]) -> FeatureSpace:
 
 def require_same_space(ours: FeatureSpace, theirs: FeatureSpace) -> None:
     """Raises FeatureMismatch naming the fields that differ."""
-    differing = [name for name, value in asdict(ours).items() if getattr(theirs, name) != value]
+    differing = differences_of(ours, theirs)
     if differing:
         raise FeatureMismatch(
-            "features of different spaces cannot be mixed: "
-            + ", ".join(f"{name} {getattr(ours, name)!r} is not {getattr(theirs, name)!r}" for name in differing)
-            + "; compute the features anew from stored content"
+            f"features of different spaces cannot be mixed: {differing}; compute the features anew from stored content"
         )
+
+
+def differences_of(ours: DataclassInstance, theirs: DataclassInstance) -> str:
+    """Names and values of the fields in which two of one class differ; "" if in none."""
+    differing = [name for name, value in asdict(ours).items() if getattr(theirs, name) != value]
+    return ", ".join(f"{name} {getattr(ours, name)!r} is not {getattr(theirs, name)!r}" for name in differing)
 
 
 def log_softmax(logits: Floats) -> Float64:
@@ -143,6 +150,17 @@ def directions(embedding_size: int, embedding_features: int) -> Float64:
     return together
 
 
+def waves(vectors: Floats, n_waves: int) -> Float64:
+    """[cos(Ω v), sin(Ω v)] of the vectors at unit length: √(n_waves/2)·z(v) of the notation above.
+
+    Shapes ``[n, d]`` → ``[n, n_waves]``; ``n_waves`` even.
+    """
+    vectors = vectors.astype(np.float64)
+    norm = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), MIN_NORM)
+    turned = (vectors / norm) @ directions(vectors.shape[1], n_waves)
+    return np.concatenate([np.cos(turned), np.sin(turned)], axis=1)
+
+
 def features(space: FeatureSpace, embedding: Floats, base_logits: Floats) -> Float64:
     """φ(x) of the notation above.
 
@@ -167,10 +185,7 @@ def features(space: FeatureSpace, embedding: Floats, base_logits: Floats) -> Flo
             raise ValueError(f"{name}: row {bad_rows[0]} holds a value that is not finite; leave that event out")
     blocks = [base_probabilities(base_logits)]
     if space.embedding_features:
-        embedding = embedding.astype(np.float64)
-        norm = np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), MIN_NORM)
-        turned = (embedding / norm) @ directions(space.embedding_size, space.embedding_features)
         scale = (1.0 - sureness(base_logits)) ** UNSURENESS_POWER * np.sqrt(2.0 / space.embedding_features)
-        blocks += [scale * np.cos(turned), scale * np.sin(turned)]
+        blocks.append(scale * waves(embedding, space.embedding_features))
     blocks.append(np.ones((b, 1)))
     return np.concatenate(blocks, axis=1)

@@ -24,12 +24,13 @@ costs nothing, and where an answer pleases fairly well a doubtful one is not wor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
-from plaudit_models.features import Float64, Floats, base_probabilities, features, log_softmax, sureness
+from plaudit_models.features import Float64, Floats, features, log_softmax, sureness
 from plaudit_models.policy import divergence, probabilities
 from plaudit_models.reward_model import RewardPosterior, RewardPrior, RewardState, posterior
 
@@ -41,6 +42,15 @@ BISECTIONS: Final = 16
 
 NEAR: Final = 0.75
 """A step is long enough when it moves the policy by this share of what it may."""
+
+
+class Sums(Protocol):
+    """Evidence as sums: every point between two of them is evidence too."""
+
+    def towards(self, other: Self, share: float) -> Self: ...
+
+
+State = TypeVar("State", bound=Sums)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +109,46 @@ def _scores(
     settings: HeadSettings, state: RewardState, belief: RewardPosterior, embedding: Floats, base_logits: Floats
 ) -> Float64:
     phi = features(state.space, embedding, base_logits)
-    base = base_probabilities(base_logits)
     q, variance = belief.predict(phi)
-    known = np.clip(1.0 - (base * variance / belief.prior_variance(phi)).sum(axis=1, keepdims=True), 0.0, 1.0)
-    loosened = settings.reference_mix * np.square(known)
-    reference = np.logaddexp(
-        np.log1p(-loosened) + log_softmax(base_logits), np.log(loosened / state.space.n_actions + TINY)
+    return improved(
+        settings, log_softmax(base_logits), sureness(base_logits), q, variance, belief.prior_variance(phi), least=TINY
     )
+
+
+def improved(
+    settings: HeadSettings,
+    log_base: Float64,
+    sure: Float64,
+    q: Float64,
+    variance: Float64,
+    prior_variance: Float64,
+    *,
+    least: float = 0.0,
+) -> Float64:
+    """The scores of the notation above, from what is believed.
+
+    Args:
+        settings: see :class:`HeadSettings`.
+        log_base: log P, shape ``[b, a]``.
+        sure: c, shape ``[b, 1]``.
+        q: shape ``[b, a]``.
+        variance: σ², shape ``[b, a]``.
+        prior_variance: σ₀², shape ``[b, a]``.
+        least: no action's share of the anchor is less.
+
+    Returns:
+        Unnormalised log-probabilities, shape ``[b, a]``; exactly ``log_base`` where the variance is the prior's and
+        ``least`` is 0.
+    """
+    base = np.exp(log_base)
+    known = np.clip(1.0 - (base * variance / prior_variance).sum(axis=1, keepdims=True), 0.0, 1.0)
+    loosened = settings.reference_mix * np.square(known)
+    with np.errstate(divide="ignore"):  # where nothing is known and nothing is the least
+        uniform = np.log(loosened / log_base.shape[1] + least)
+    reference = np.logaddexp(np.log1p(-loosened) + log_base, uniform)
     believed = np.clip(q, settings.reward_low, 1.0)
     spread = np.sqrt(variance)
-    at_best = np.clip(believed + settings.benefit_of_doubt * sureness(base_logits) * spread, 0.0, 1.0)
+    at_best = np.clip(believed + settings.benefit_of_doubt * sure * spread, 0.0, 1.0)
     content = (base * at_best).sum(axis=1, keepdims=True)
     room = 1.0 - np.maximum(content, believed.max(axis=1, keepdims=True))
     optimistic = believed + settings.optimism * spread * np.square(room)
@@ -117,7 +157,7 @@ def _scores(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Step:
+class Step(Generic[State]):
     """A head refresh that keeps its distance.
 
     Attributes:
@@ -127,7 +167,7 @@ class Step:
         kl_all: mean KL(new ‖ served) over them, in nats.
     """
 
-    state: RewardState
+    state: State
     share: float
     kl: float
     kl_all: float
@@ -142,7 +182,7 @@ def bounded_step(
     *,
     floor: float,
     max_kl: float,
-) -> Step:
+) -> Step[RewardState]:
     """Go from the served evidence towards the latest, as far as the policy moves by no more than ``max_kl``.
 
     The step is taken in the evidence, where every point between is itself a reward state: at share 0 the served policy
@@ -181,6 +221,18 @@ def bounded_step(
         kl = divergence(after, before)
         return float((counts * kl).mean()), float(kl.mean())
 
+    return bounded(served, latest, divergences, max_kl)
+
+
+def bounded(
+    served: State, latest: State, divergences: Callable[[State], tuple[float, float]], max_kl: float
+) -> Step[State]:
+    """The longest step from ``served`` towards ``latest`` that the bound allows, found by bisection.
+
+    Args:
+        divergences: of a state's policy from the served one: what the bound counts, and all, in nats.
+        max_kl: in nats.
+    """
     kl, kl_all = divergences(latest)
     if kl <= max_kl:
         return Step(latest, 1.0, kl, kl_all)

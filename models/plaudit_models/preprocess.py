@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ PADDING: Final = "<pad>"
 IMAGE_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 SOUND_FORMATS: Final = "WAV, FLAC or OGG"
 """MP3 is left out: on damaged files libsndfile's decoder for it writes to the process's stderr."""
+_SEPARATORS: Final = re.compile(r"[_-]+")
+"""Between the words of an action's name."""
 _MIN_SAMPLE_RATE_HZ: Final = 1_000
 _MAX_SAMPLE_RATE_HZ: Final = 384_000
 _MAX_CHANNELS: Final = 8
@@ -218,6 +221,22 @@ def tokenize(
     if not ids:
         raise InvalidContent(name, f"the text {clean[:40]!r} is blank; leave the modality out to say it is missing")
     return _fit(np.asarray(ids, np.int64), modality.max_tokens)
+
+
+def tokenize_all(texts: Sequence[str], modality: TextModality, tokenizer: Tokenizer) -> Ids:
+    """Token ids of texts that were checked before, ``[k, max_tokens]``, cut at the end; 0 is padding."""
+    encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    return np.stack([_fit(np.asarray(each.ids, np.int64), modality.max_tokens) for each in encoded])
+
+
+def action_texts(spec: ModelSpec, tokenizer: Tokenizer) -> Ids:
+    """Token ids of the actions' names as a user would write them, ``[a, max_tokens]``.
+
+    Raises:
+        LookupError: the spec has no text modality, or several.
+    """
+    texts = [_SEPARATORS.sub(" ", action).strip() for action in spec.actions]
+    return tokenize_all(texts, spec.candidate_modality[1], tokenizer)
 
 
 def check_tensor(

@@ -29,7 +29,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -196,9 +196,7 @@ class RewardState:
 
     def to_bytes(self) -> bytes:
         """The state as safetensors, of the symmetric sums one half; :func:`state_from_bytes` is its inverse."""
-        row, column = np.triu_indices(self.space.n_features)
-        half = np.ascontiguousarray(self.gram[:, row, column])  # safetensors would save any other layout scrambled
-        tensors = {_GRAM: half, _TARGET: self.target, _WEIGHT: self.weight}
+        tensors = {_GRAM: half_of(self.gram), _TARGET: self.target, _WEIGHT: self.weight}
         return bytes(save(tensors, metadata={_SPACE: json.dumps(self.space.to_dict(), sort_keys=True)}))
 
     def _with(self, evidence: Evidence, sign: float) -> RewardState:
@@ -206,10 +204,10 @@ class RewardState:
         phi, weights = evidence.features, evidence.action_weights()
         # What a row says about every action alike is summed once for all of them.
         shared = weights.min(axis=1)
-        gram = self.gram + sign * _gram(phi, shared)
+        gram = self.gram + sign * weighted_gram(phi, shared)
         for k in np.flatnonzero((weights > shared[:, None]).any(axis=0)):
             rows = weights[:, k] > shared
-            gram[k] += sign * _gram(phi[rows], weights[rows, k] - shared[rows])
+            gram[k] += sign * weighted_gram(phi[rows], weights[rows, k] - shared[rows])
         rewarded = weights * np.where(evidence.known_mask, evidence.rewards, 0.0)
         said = evidence.weights @ evidence.known_mask
         target, weight = self.target + sign * rewarded.T @ phi, self.weight + sign * said
@@ -225,21 +223,22 @@ def empty_state(space: FeatureSpace) -> RewardState:
 def state_from_bytes(raw: bytes) -> RewardState:
     """Raises CorruptState if the bytes are not a reward state."""
     try:
-        header_bytes = int.from_bytes(raw[:8], "little")
-        metadata = json.loads(raw[8 : 8 + header_bytes])["__metadata__"]
+        tensors, metadata = load_with_metadata(raw)
         space = space_from_dict(json.loads(metadata[_SPACE]))
-        tensors = load(raw)
         half, target, weight = tensors[_GRAM], tensors[_TARGET], tensors[_WEIGHT]
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CorruptState(f"not a reward state: {type(error).__name__}: {error}") from error
     a, f = space.n_actions, space.n_features
     if (half.shape, target.shape, weight.shape) != ((a, f * (f + 1) // 2), (a, f), (a,)):
         raise CorruptState(f"gram of shape {half.shape} does not fit {a} actions and {f} features")
-    row, column = np.triu_indices(f)
-    gram = np.empty((a, f, f))
-    gram[:, row, column] = half
-    gram[:, column, row] = half
-    return RewardState(space, gram, target, weight)
+    return RewardState(space, whole_of(half, f), target, weight)
+
+
+def load_with_metadata(raw: bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+    """Tensors and metadata of safetensors bytes. Raises one of KeyError, TypeError, ValueError and SafetensorError."""
+    header_bytes = int.from_bytes(raw[:8], "little")
+    metadata: dict[str, str] = json.loads(raw[8 : 8 + header_bytes])["__metadata__"]
+    return load(raw), metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,13 +302,39 @@ def posterior(state: RewardState, prior: RewardPrior) -> RewardPosterior:
     precision[own, own] = prior.own_precision
     information = state.target.copy()
     information[own, own] += prior.own_precision
-    total = state.gram + precision[:, :, None] * np.eye(f)
+    return solved(state.gram, information, precision)
+
+
+def solved(gram: Float64, information: Float64, precision: Float64) -> RewardPosterior:
+    """Means K⁻¹ (b + λ m) and factors of K⁻¹ for K = diag(λ) + A, one ridge a row.
+
+    Args:
+        gram: A, shape ``[a, f, f]``.
+        information: b + λ m, shape ``[a, f]``.
+        precision: λ, shape ``[a, f]``.
+    """
+    total = gram + precision[:, :, None] * np.eye(gram.shape[1])
     factor = np.linalg.inv(np.linalg.cholesky(total))
     mean = np.einsum("kgf,kg->kf", factor, np.einsum("kgf,kf->kg", factor, information))
     return RewardPosterior(mean, factor, precision)
 
 
-def _gram(features: Float64, weights: Float64) -> Float64:
+def half_of(gram: Float64) -> Float64:
+    """The upper triangles of symmetric matrices: ``[a, f, f]`` → ``[a, f (f + 1) / 2]``."""
+    row, column = np.triu_indices(gram.shape[1])
+    return np.ascontiguousarray(gram[:, row, column])  # safetensors would save any other layout scrambled
+
+
+def whole_of(half: Float64, n_features: int) -> Float64:
+    """Inverse of :func:`half_of`."""
+    row, column = np.triu_indices(n_features)
+    gram = np.empty((len(half), n_features, n_features))
+    gram[:, row, column] = half
+    gram[:, column, row] = half
+    return gram
+
+
+def weighted_gram(features: Float64, weights: Float64) -> Float64:
     """Σ w φφᵀ, ``[f, f]``, symmetric to the last bit, so that one half of it can be stored."""
     gram: Float64 = (weights[:, None] * features).T @ features
     return (gram + gram.T) / 2.0

@@ -4,7 +4,7 @@ Knows nothing about files, transports or torch. A spec is written by an ML engin
 ``plaudit.toml`` and travels inside every version's manifest.
 
 Notation:
-    b: batch size, m: number of modalities, a: number of actions, d: embedding size
+    b: batch size, m: number of modalities, a: number of actions, d: embedding size, k: number of candidates
 
 Trunk graph (``trunk.onnx``), content → embedding and base logits:
     inputs, one per modality under the modality's name, in spec order:
@@ -18,6 +18,9 @@ Trunk graph (``trunk.onnx``), content → embedding and base logits:
 Head graph (``head.onnx``), embedding and base logits → action scores:
     inputs ``embedding`` and ``base_logits`` as above;
     output ``scores`` float32 ``[b, a]``, unnormalised log-probabilities.
+Candidate graph (``candidate.onnx``), only of a model that scores text; texts of candidates → what scores them:
+    input ``tokens`` int64 ``[k, max_tokens]``, as those of the text modality;
+    output ``vectors`` float32 ``[k, d]``: the base logits of the candidates are ``embedding · vectorsᵀ``.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ PRESENT: Final = "present"
 EMBEDDING: Final = "embedding"
 BASE_LOGITS: Final = "base_logits"
 SCORES: Final = "scores"
+TOKENS: Final = "tokens"
+VECTORS: Final = "vectors"
 RESERVED_NAMES: Final = frozenset({PRESENT, EMBEDDING, BASE_LOGITS, SCORES})
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
@@ -140,7 +145,8 @@ class ModelSpec:
     """One model: ``name``, ``modalities`` by name (their order is the order of ``present``) and ``actions``.
 
     ``actions`` is the action set in index order: action i of every ``[.., a]`` array is ``actions[i]``. ``outputs`` are
-    the native ones of a graph that was imported; a graph of our own has none but the contract's.
+    the native ones of a graph that was imported; a graph of our own has none but the contract's. ``scores_text`` adds
+    the candidate graph, so that a request may list candidates of its own; it takes exactly one text modality.
     """
 
     name: str
@@ -148,6 +154,7 @@ class ModelSpec:
     actions: tuple[str, ...]
     embedding_size: int = 192
     outputs: Mapping[str, OutputSpec] = field(default_factory=dict)
+    scores_text: bool = False
     _index: Mapping[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -165,6 +172,14 @@ class ModelSpec:
     def has_free_lengths(self) -> bool:
         """True if rows may differ in shape, so that not any two fit into one batch."""
         return any(-1 in modality.shape for modality in self.modalities.values())
+
+    @property
+    def candidate_modality(self) -> tuple[str, TextModality]:
+        """Name and kind of the modality whose texts candidates are like. Raises LookupError if there is not one."""
+        texts = [(name, each) for name, each in self.modalities.items() if isinstance(each, TextModality)]
+        if len(texts) != 1:
+            raise LookupError(f"{self.name!r} has {len(texts)} text modalities, not one")
+        return texts[0]
 
     def action_index(self, action: str) -> int:
         """Index of ``action``. Raises KeyError if it is not in the action set."""
@@ -187,6 +202,8 @@ class ModelSpec:
                 return f"modality {name!r} is of shape {list(its.shape)} and not {list(modality.shape)}"
             if its.required and not modality.required:
                 return f"modality {name!r} may not be left out"
+        if self.scores_text and not other.scores_text:
+            return "it scores no candidates by their text"
         return ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -197,6 +214,8 @@ class ModelSpec:
             "actions": list(self.actions),
             "embedding_size": self.embedding_size,
         }
+        if self.scores_text:
+            raw["scores_text"] = True
         if self.outputs:
             raw["outputs"] = {name: asdict(output) for name, output in self.outputs.items()}
         return raw
@@ -208,11 +227,13 @@ def spec_from_dict(raw: Mapping[str, Any]) -> ModelSpec:
     Raises:
         InvalidSpec: with every problem found, each naming the field and the value.
     """
-    known = {"name", "modalities", "actions", "embedding_size", "outputs"}
+    known = {"name", "modalities", "actions", "embedding_size", "outputs", "scores_text"}
     problems = [f"model.{key}: unknown key; known keys are {sorted(known)}" for key in raw if key not in known]
     for key in ("name", "modalities", "actions"):
         if key not in raw:
             problems.append(f"model.{key}: missing")
+    if not isinstance(raw.get("scores_text", False), bool):
+        problems.append(f"model.scores_text: {raw['scores_text']!r} is neither true nor false")
     modalities: dict[str, Modality] = {}
     for name, fields in dict(raw.get("modalities", {})).items():
         try:
@@ -229,6 +250,7 @@ def spec_from_dict(raw: Mapping[str, Any]) -> ModelSpec:
         outputs={
             name: OutputSpec(output["dtype"], tuple(output["shape"])) for name, output in raw.get("outputs", {}).items()
         },
+        scores_text=raw.get("scores_text", False),
     )
 
 
@@ -280,6 +302,21 @@ def _problems(spec: ModelSpec) -> list[str]:
     problems += _action_problems(spec.actions)
     if spec.embedding_size <= 0:
         problems.append(f"model.embedding_size: {spec.embedding_size} must be positive")
+    if spec.scores_text:
+        problems += _candidate_problems(spec)
+    return problems
+
+
+def _candidate_problems(spec: ModelSpec) -> list[str]:
+    texts = [name for name, modality in spec.modalities.items() if isinstance(modality, TextModality)]
+    problems = []
+    if len(texts) != 1:
+        problems.append(
+            f"model.scores_text: true needs exactly one text modality, whose encoder reads the candidates; there are "
+            f"{texts}"
+        )
+    if spec.outputs:
+        problems.append("model.scores_text: true, but a graph that was imported has nothing that scores text")
     return problems
 
 

@@ -85,6 +85,13 @@ def test_predict_allows_all_actions_unless_told(shell, server):
     assert list(server.received[0].allowed_actions) == []
 
 
+def test_predict_sends_candidates(shell, server):
+    given = ("--candidate", "block=block a card", "--candidate", "pin=change = PIN")
+    assert shell("predict", "--content", "question=hi", *given).code == 0
+    sent = [(each.id, each.text) for each in server.received[0].candidates]
+    assert sent == [("block", "block a card"), ("pin", "change = PIN")]
+
+
 def test_predict_as_json_is_one_object_on_stdout(shell):
     done = shell("predict", "--content", "question=hi", "--json")
     assert json.loads(done.out)["scores"] == {"dog": 0.75, "cat": 0.25}
@@ -107,6 +114,8 @@ def test_predict_finds_the_modality_of_the_models_only_image(shell, server, tmp_
         (["--content", "photo=@noise.bin"], "noise.bin is neither a known image"),
         (["--content", "x=@noise.npy"], "noise.npy is not a readable .npy file"),
         (["--content", "x=1", "--content", "x=2"], "'x' is given twice"),
+        (["--candidate", "card"], "'card' is not ID=TEXT"),
+        (["--candidate", "a=x", "--candidate", "a=y"], "the id 'a' is given twice"),
         (["--top-k", "-1"], "--top-k"),
         (["--speed", "9"], "--speed"),
     ],

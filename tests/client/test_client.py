@@ -51,6 +51,41 @@ def test_no_allowed_action_is_refused_before_it_would_mean_all(call, server):
     assert server.received == []
 
 
+def test_candidates_are_sent_in_their_order(call, server):
+    call("predict", {"text": "hi"}, candidates={"b": "block a card", "a": "change a PIN"})
+    sent = [(each.id, each.text) for each in server.received[0].candidates]
+    assert sent == [("b", "block a card"), ("a", "change a PIN")]
+
+
+@pytest.mark.parametrize(
+    ("candidates", "complaint"),
+    [
+        ({}, "{} lists nothing to pick"),
+        (["a", "b"], "list is no mapping; give the text of each by its id"),
+        ({"a": 3}, "'a': 3 is not an id and its text"),
+    ],
+)
+def test_candidates_that_cannot_be_sent(call, server, candidates, complaint):
+    with pytest.raises(ClientError, match=complaint) as refused:
+        call("predict", {"text": "hi"}, candidates=candidates)
+    assert refused.value.field == "candidates"
+    assert server.received == []
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ("candidates[3].text: '' is blank", "candidates[3].text"),
+        ("allowed_actions[0]: 'x' is not an action", "allowed_actions[0]"),
+        ('content["a"]: is empty', 'content["a"]'),
+        ("everything: went wrong", "everything"),
+        ("Something went wrong", ""),
+    ],
+)
+def test_an_error_knows_the_field_it_is_about(message, field):
+    assert ClientError(grpc.StatusCode.INVALID_ARGUMENT, message).field == field
+
+
 def test_a_bare_string_of_allowed_actions_is_not_a_list_of_letters(call):
     with pytest.raises(ClientError, match="'cat' is one string"):
         call("predict", {"text": "hi"}, allowed_actions="cat")

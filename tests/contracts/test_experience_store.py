@@ -16,7 +16,7 @@ from sqlalchemy import create_engine, text
 from builders import NOW_S, a_decision, some_feedback, tiny_content
 from plaudit.adapters.sql_store import SqlStore, sqlite_url
 from plaudit.core.errors import ConfigError, StoreMoved, StoreUnavailable, WrongStore
-from plaudit.core.events import EncodedContent, Features, Feedback
+from plaudit.core.events import Candidate, Decision, EncodedContent, Features, Feedback
 from plaudit.core.experience import Experience, FeedbackState, Judgement, served
 from plaudit.core.ports import Arrivals, Changes, ExperienceStore, Fate, History, Judged, Kept, Standing
 from postgres_server import PASSWORD, PostgresServer
@@ -61,6 +61,13 @@ def make_experiences(store: ExperienceStore, n: int) -> list[Experience]:
     decisions = [a_decision(f"p{i + 1}") for i in range(n)]
     store.take_in(Arrivals(decisions=decisions, judged=[Judged(d.prediction_id, GOOD) for d in decisions]))
     return [Experience(i + 1, served(decision), GOOD) for i, decision in enumerate(decisions)]
+
+
+def between_candidates(prediction_id: str) -> Decision:
+    """A decision between three candidates."""
+    candidates = (Candidate("a", "one"), Candidate("b", "two"), Candidate("c — é", 'the "third"\n\0'))
+    features = Features(TRUNK, np.ones(8, np.float32), np.array([0.5, -1.0, 2.0], np.float32))
+    return a_decision(prediction_id, action="b", candidates=candidates, features=features)
 
 
 def judge_again(store: ExperienceStore, prediction_id: str, judgement: Judgement | None) -> None:
@@ -117,6 +124,22 @@ def test_everything_saved_is_there_after_reopening(
     }
     assert other.feedback(["f1", "f2"]) == {"f1": kept}
     assert other.experiences() == [experience]
+
+
+def test_candidates_stay_with_their_decision(store: ExperienceStore) -> None:
+    """Their ids wherever the decision goes, their texts when asked for; features have a logit for each."""
+    decision, plain = between_candidates("p1"), a_decision("p2")
+    store.take_in(Arrivals(decisions=[decision, plain], judged=[Judged("p1", Judgement({"b": 1.0}, 1.0))]))
+    assert store.candidates(["p1", "p2", "p3"]) == {"p1": decision.candidates, "p2": ()}
+    assert store.experiences()[0].served == served(decision)
+    assert store.experiences()[0].served.candidates == ("a", "b", "c — é")
+    assert store.experiences()[0].reward == 1.0
+    assert [placed.candidates for _, placed in store.silent(0, NOW_S + 1, 10)] == [("a", "b", "c — é"), ()]
+    assert decision.features is not None
+    kept = store.features(["p1"], TRUNK)["p1"]
+    np.testing.assert_array_equal(kept.base_logits, decision.features.base_logits)
+    assert store.forget(NOW_S + 1e6, learned=1, limit=10) == 2
+    assert store.candidates(["p1"]) == {}
 
 
 def test_what_is_taken_in_adds_up(store: ExperienceStore) -> None:
@@ -463,6 +486,27 @@ def test_who_does_not_know_user_groups_can_write_to_the_same_tables(
     served = store.histories(["p2"])["p2"].served
     assert served is not None
     assert served.user_group == ""
+
+
+def test_tables_from_before_there_were_candidates_are_given_the_column(
+    url: str, open_store: Callable[[], ExperienceStore]
+) -> None:
+    """What they hold is still there, and what they never had can be added."""
+    store = open_store()
+    assert store.lead()
+    make_experiences(store, 2)
+    store.save(Changes(memory={"a": b"1"}))
+    store.close()
+    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE decisions DROP COLUMN candidates"))
+    engine.dispose()
+    for store in (open_store(), open_store()):
+        assert [e.served.candidates for e in store.experiences()] == [(), ()]
+        assert store.candidates(["p1"]) == {"p1": ()}
+        assert store.recall("a") == b"1"
+    store.take_in(Arrivals(decisions=[between_candidates("p3")]))
+    assert store.histories(["p3"])["p3"].served == served(between_candidates("p3"))
 
 
 def test_tables_from_before_there_were_versions_are_refused(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from builders import a_decision
 from plaudit.core.errors import InvalidInput
 from plaudit.core.events import (
     Answers,
+    Candidate,
     Content,
     Correction,
     DeadLetter,
@@ -91,6 +92,22 @@ decisions = st.builds(
     content=st.dictionaries(texts, contents, max_size=3),
     user_group=texts,
 )
+
+
+@st.composite
+def between_candidates(draw: st.DrawFn) -> Decision:
+    ids = draw(st.lists(texts, min_size=1, max_size=5, unique=True))
+    logits = draw(npst.arrays(np.float32, len(ids), elements=floats32))
+    features = st.none() | st.builds(Features, trunk_digest=texts, embedding=vectors, base_logits=st.just(logits))
+    return replace(
+        draw(decisions),
+        action=draw(st.sampled_from(ids)),
+        allowed_actions=(),
+        features=draw(features),
+        candidates=tuple(Candidate(each, draw(texts)) for each in ids),
+    )
+
+
 feedbacks = st.builds(Feedback, feedback_id=names, prediction_id=names, time_s=times_s, user_id=texts, signal=signals)
 dead_letters = st.builds(
     DeadLetter, source_topic=texts, source_position=texts, reason=texts, payload=st.binary(), time_s=times_s
@@ -138,7 +155,9 @@ trial_reports = st.builds(
     dropped=counts,
     problem=texts,
 )
-events: st.SearchStrategy[Event] = st.one_of(decisions, feedbacks, dead_letters, rollouts, trial_reports)
+events: st.SearchStrategy[Event] = st.one_of(
+    decisions, between_candidates(), feedbacks, dead_letters, rollouts, trial_reports
+)
 
 
 def plain(value: Any) -> Any:
@@ -176,7 +195,7 @@ def test_any_bytes_are_an_event_of_the_topic_or_unreadable(topic: Topic, payload
     assert event is None or topic_of(event) == topic
 
 
-@given(decisions, st.data())
+@given(decisions | between_candidates(), st.data())
 def test_a_damaged_decision_is_a_decision_or_unreadable(decision: Decision, data: st.DataObject) -> None:
     payload = bytearray(encode_event(decision))
     payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
@@ -196,6 +215,26 @@ def test_a_decision_without_a_propensity_is_unreadable(propensity: float) -> Non
     message = events_pb2.DecisionEvent(prediction_id="p", propensity=propensity)
     with pytest.raises(UnreadableEvent, match="propensity"):
         decode_event(Topic.DECISIONS, message.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("ids", "action", "problem"),
+    [
+        (["a", "b"], "c", "action: 'c' is not one of the 2 candidates"),
+        (["a", "a"], "a", "candidates: lists an id twice"),
+        (["a", "b", "c"], "a", r"features\.base_logits: has 2 values for 3 candidates"),
+    ],
+)
+def test_a_decision_that_contradicts_its_candidates_is_unreadable(ids: list[str], action: str, problem: str) -> None:
+    features = Features("trunk", np.zeros(3, np.float32), np.zeros(2, np.float32))
+    decision = replace(
+        a_decision("p1"),
+        action=action,
+        features=features,
+        candidates=tuple(Candidate(each, f"text of {each}") for each in ids),
+    )
+    with pytest.raises(UnreadableEvent, match=problem):
+        decode_event(Topic.DECISIONS, encode_event(decision))
 
 
 def test_a_report_with_a_negative_count_is_unreadable() -> None:

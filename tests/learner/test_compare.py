@@ -18,11 +18,14 @@ from plaudit.learner.compare import (
     Policy,
     can_answer,
     compare,
+    compare_lists,
     counts_as_proof,
     logged_policies,
+    slice_of,
     speaks_plainly,
 )
-from plaudit_models.gate import GateRules, new_comparison
+from plaudit_models.gate import Comparison, GateRules, differences, new_comparison
+from plaudit_models.ope import LoggedRounds
 from plaudit_models.spec import ModelSpec
 
 SPEC = replace(tiny_spec(), actions=("cat", "dog", "fish"))
@@ -144,3 +147,59 @@ def test_a_request_that_allows_none_of_a_policys_actions() -> None:
     assert can_answer(served, SPEC)
     assert can_answer(replace(served, allowed_actions=("bird", "dog")), SPEC)
     assert not can_answer(replace(served, allowed_actions=("bird",)), SPEC)
+
+
+# --- answers that were picked from candidates ------------------------------------------------------------------------
+
+
+def picked(ids: tuple[str, ...], action: str, reward: float, probabilities: tuple[float, ...]) -> Compared:
+    served = Served(
+        "p", NOW_S, "ada", 1, action, probabilities[ids.index(action)], (), False, ("text",), candidates=ids
+    )
+    experience = Experience(1, served, Judgement({action: reward}, 1.0), probabilities)
+    return Compared(experience, Features("t", np.zeros(4, np.float32), np.zeros(len(ids), np.float32)))
+
+
+ROWS = [
+    picked(("a", "b"), "b", 1.0, (0.25, 0.75)),
+    picked(("b", "a", "c", "d"), "a", 0.0, (0.1, 0.4, 0.3, 0.2)),
+    picked(("x",), "x", 1.0, (1.0,)),
+]
+BASELINE = [[0.9, 0.1], [0.7, 0.1, 0.1, 0.1], [1.0]]
+Q_HAT = [[0.2, 0.9], [0.6, 0.3, 0.5, 0.1], [0.8]]
+
+
+def listed_together(rows: list[int]) -> Comparison:
+    own = [ROWS[i].experience.probabilities or () for i in rows]
+    return compare_lists(
+        new_comparison(RULES),
+        [ROWS[i] for i in rows],
+        SPEC,
+        candidate=own,
+        baseline=[BASELINE[i] for i in rows],
+        logged=own,
+        q_hat=[Q_HAT[i] for i in rows],
+        n_users=1,
+    )
+
+
+def test_each_answer_is_compared_over_its_own_candidates() -> None:
+    """As if every list were compared alone, with nothing behind its last candidate."""
+    alone = []
+    for row, baseline, q_hat in zip(ROWS, BASELINE, Q_HAT, strict=True):
+        served, own = row.experience.served, np.array([row.experience.probabilities])
+        log = LoggedRounds(
+            np.array([row.experience.reward]),
+            np.array([served.candidates.index(served.action)]),
+            np.array([served.propensity]),
+        )
+        seen = differences(log, own, np.array([baseline]), np.array([q_hat]), logging_probs=own, rules=RULES)
+        alone.append(float(seen.low[0] + seen.high[0]) / 2.0)
+    assert listed_together([0, 1, 2]).gain_sum == pytest.approx(sum(alone))
+    assert alone[0] > 0.0 > alone[1]  # right more often than the baseline, and wrong more often
+    assert alone[2] == 0.0  # there was nothing to choose
+    assert listed_together([1, 0, 2]).gain_sum == pytest.approx(sum(alone))
+
+
+def test_all_that_was_picked_from_candidates_of_one_kind_of_input_is_one_slice() -> None:
+    assert {slice_of(row, SPEC) for row in ROWS} == {"text: one of its candidates"}

@@ -18,13 +18,20 @@ from plaudit.adapters.directory_registry import DirectoryRegistry
 from plaudit.adapters.onnx_runtime import OnnxRuntime
 from plaudit.adapters.sql_store import SqlStore, sqlite_url
 from plaudit.adapters.subprocess_jobs import SubprocessJobs
-from plaudit.core.events import Content, Correction, Feedback, Preference, TextContent, Thumb
+from plaudit.core.events import Candidate, Content, Correction, Feedback, Preference, TextContent, Thumb
 from plaudit.core.experience import Experience, served
 from plaudit.core.ports import Arrivals, JobState, Judged
 from plaudit.core.runs import CANDIDATE, JOB, PROGRESS, RESULT, last_progress, read_json, was_killed
 from plaudit.core.settings import Settings
 from plaudit.learner.build import content_limits, head_maker, training_plan
-from plaudit.learner.description import FEATURES, STATE, checkpoint_step, read_description, read_features
+from plaudit.learner.description import (
+    FEATURES,
+    STATE,
+    JobDescription,
+    checkpoint_step,
+    read_description,
+    read_features,
+)
 from plaudit.learner.evidence import evidence_of
 from plaudit.learner.finetune import prepare_run
 from plaudit.learner.job import run_job
@@ -33,7 +40,7 @@ from plaudit.learner.lessons import lessons, training_data
 from plaudit.learner.pretraining import pretrain_and_publish
 from plaudit.learner.progress import Progress
 from plaudit_models.bundle import MANIFEST, TOKENIZER, WEIGHTS, verify
-from plaudit_models.preprocess import Limits, read_tokenizer
+from plaudit_models.preprocess import Limits, read_tokenizer, train_tokenizer
 from plaudit_models.reward_model import empty_state, state_from_bytes
 from plaudit_models.spec import ModelSpec, TextModality
 from plaudit_models.training.checkpoint import Checkpoint
@@ -212,6 +219,37 @@ def test_what_is_too_stale_is_left_out(workplace: Workplace) -> None:
         ValueError, match=r"finetune.max_versions_behind: 1 leaves out all of 40.*was served 9 versions"
     ):
         lessons(workplace.store, SPEC, tokenizer, task, version=10)
+
+
+def test_answers_that_were_picked_from_candidates_are_left_out_and_counted(tmp_path: Path) -> None:
+    """Even where their ids are those of actions."""
+    store = SqlStore(sqlite_url(tmp_path / "learner.db"))
+    candidates = (Candidate("cat", "a cat"), Candidate("dog", "a dog"))
+    content: dict[str, Content] = {"text": TextContent("it says buzz")}
+    decisions = [
+        a_decision(f"p{i}", action="dog", content=content, features=None, candidates=candidates if i < 3 else ())
+        for i in range(5)
+    ]
+    judged = [
+        Judged(d.prediction_id, join(served(d), [some_feedback(d.prediction_id)], SPEC.actions)) for d in decisions
+    ]
+    store.take_in(Arrivals(decisions=decisions, judged=judged))
+    settings = Settings()
+    task = JobDescription(
+        snapshot=5,
+        created_at_s=NOW_S,
+        reason="a test wants it",
+        plan=training_plan(settings),
+        maker=head_maker(settings),
+        limits=content_limits(settings),
+    )
+    tokenizer = train_tokenizer(["it says buzz"], vocabulary_size=300)
+    made = lessons(store, SPEC, tokenizer, task, version=1)
+    assert [e.served.prediction_id for e in made.used] == ["p3", "p4"]
+    assert (made.facts["trained_on"], made.facts["with_candidates"]) == (2, 3)
+    with pytest.raises(ValueError, match="nor those picked from candidates"):
+        lessons(store, SPEC, tokenizer, replace(task, snapshot=3), version=1)
+    store.close()
 
 
 def test_what_was_said_of_other_answers_than_the_one_served_is_learned_too(workplace: Workplace, run_dir: Path) -> None:

@@ -20,10 +20,12 @@ from plaudit.core.events import (
     Signal,
     Thumb,
 )
-from plaudit.core.experience import Judgement, served
+from plaudit.core.experience import Judgement, Served, served
 from plaudit.learner.join import IMPLICIT_REWARDS, IMPLICIT_WEIGHT, join, refusal, silence
 
 ACTIONS = ("cat", "dog", "bird", "fish")
+BETWEEN = Served("p", 0.0, "ada", 1, "b", 0.5, (), greedy=False, modalities=(), candidates=("a", "b", "cat"))
+"""A decision between candidates, of which one is called what an action is."""
 DECISION = served(a_decision("p", action="cat"))
 
 
@@ -166,3 +168,30 @@ def test_a_judgement_stays_in_bounds(feedback: Sequence[Feedback]) -> None:
         assert all(0.0 <= reward <= 1.0 for reward in judgement.rewards.values())
         assert 0.0 < judgement.weight <= 1.0
         assert judgement.rewards
+
+
+# --- decisions between candidates ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("signal", "expected"),
+    [
+        (Thumb(up=True), Judgement({"b": 1.0}, 1.0)),
+        (Rating(0.25), Judgement({"b": 0.25}, 1.0)),
+        (Correction("cat"), Judgement({"a": 0.0, "b": 0.0, "cat": 1.0}, 1.0, "cat")),
+        (Preference("a", "b"), Judgement({"a": 0.75, "b": 0.25}, 1.0)),
+    ],
+)
+def test_what_is_said_of_candidates_is_of_these_alone(signal: Signal, expected: Judgement) -> None:
+    assert join(BETWEEN, said(("ada", signal)), ACTIONS) == expected
+    assert refusal(BETWEEN, said(("ada", signal))[0], ACTIONS) is None
+
+
+def test_an_action_that_was_no_candidate_is_refused() -> None:
+    for signal, field in ((Correction("dog"), "correction"), (Preference("a", "dog"), "preference.rejected")):
+        problem = refusal(BETWEEN, said(("ada", signal))[0], ACTIONS)
+        assert problem == f"{field}: 'dog' is not one of the 3 candidates of the request"
+
+
+def test_silence_is_about_the_candidate_that_was_picked() -> None:
+    assert silence(BETWEEN, 0.5).rewards == {"b": 0.5}

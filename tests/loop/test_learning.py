@@ -59,6 +59,7 @@ def test_the_manifest_says_what_the_version_has_learned_from(make_world: MakeWor
         "positions": {"0": "2"},
         "batches": 1,
         "experiences": 1,
+        "candidate_experiences": 0,
         "last_experience": 1,
         "raters": 1,
         "feedback": 1,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -26,11 +26,21 @@ from onnx import numpy_helper
 from safetensors import safe_open
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from plaudit_models.bundle import HEAD, HEAD_GOLDEN, TRUNK, TRUNK_GOLDEN, WEIGHTS, Manifest, seal
+from plaudit_models.bundle import (
+    CANDIDATE,
+    CANDIDATE_GOLDEN,
+    HEAD,
+    HEAD_GOLDEN,
+    TRUNK,
+    TRUNK_GOLDEN,
+    WEIGHTS,
+    Manifest,
+    seal,
+)
 from plaudit_models.head import IR_VERSION, OPSET, write_initial_head
-from plaudit_models.spec import BASE_LOGITS, EMBEDDING, PRESENT, ModelSpec
+from plaudit_models.spec import BASE_LOGITS, EMBEDDING, PRESENT, TOKENS, VECTORS, ModelSpec
 from plaudit_models.training.fusion import FusionConfig, FusionPolicy
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -39,7 +49,10 @@ PARITY_TOLERANCE: Final = 1e-4
 _WEIGHT: Final = "weights/"
 _VALUE: Final = "values/"
 _CONFIG: Final = "fusion"
-_NOT_IN_GRAPH: Final = ".num_batches_tracked"  # a counter of batch norm that only training reads
+_NOT_IN_GRAPH: Final = (".num_batches_tracked", ".action_texts")
+"""What only training reads: a counter of batch norm, and the texts that the text scorer is trained on."""
+_TEXT_SCORER: Final = "text_scorer."
+_GOLDEN_TEXTS: Final = 16
 
 
 class ExportMismatch(Exception):
@@ -63,10 +76,54 @@ def export_trunk(model: FusionPolicy, path: Path) -> None:
         )
     assert program is not None
     proto = program.model_proto
-    _name_by_contract(proto, spec)
-    proto.ir_version = IR_VERSION
+    _name_by_contract(proto, "trunk", (*spec.modalities, PRESENT), (EMBEDDING, BASE_LOGITS), "b")
     onnx.checker.check_model(proto, full_check=True)
     path.write_bytes(proto.SerializeToString())
+
+
+def export_candidate_graph(model: FusionPolicy, path: Path) -> None:
+    """Write the part of ``model`` that reads texts of candidates as a graph; any number of them. Takes a second."""
+    texts = _CandidateGraph(model).eval()
+    _, modality = model.spec.candidate_modality
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            texts,
+            (torch.zeros((2, modality.max_tokens), dtype=torch.int64),),
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    _name_by_contract(proto, "candidate", (TOKENS,), (VECTORS,), "k")
+    onnx.checker.check_model(proto, full_check=True)
+    path.write_bytes(proto.SerializeToString())
+
+
+class _CandidateGraph(nn.Module):
+    """:meth:`FusionPolicy.text_vectors` as a module, ``[k, t] → [k, d]``; its weights have the policy's names."""
+
+    def __init__(self, policy: FusionPolicy) -> None:
+        super().__init__()
+        self._text = policy.spec.candidate_modality[0]
+        self.encoders = nn.ModuleDict({self._text: policy.encoders[self._text]})
+        self.text_scorer = policy.text_scorer
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        assert self.text_scorer is not None
+        return self.text_scorer(self.encoders[self._text](tokens))
+
+
+def candidate_state(model: FusionPolicy) -> dict[str, Tensor]:
+    """The weights that the candidate graph holds, by name."""
+    return _CandidateGraph(model).state_dict()
+
+
+def trunk_state(model: FusionPolicy) -> dict[str, Tensor]:
+    """The weights that the trunk graph holds, by name."""
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(_TEXT_SCORER)}
 
 
 def reexport_trunk(parent_trunk: Path, state: Mapping[str, Tensor], path: Path) -> None:
@@ -74,7 +131,7 @@ def reexport_trunk(parent_trunk: Path, state: Mapping[str, Tensor], path: Path) 
 
     Args:
         parent_trunk: a graph written by :func:`export_trunk` from a module of the same spec and config.
-        state: the state dict of the new module.
+        state: the weights of the new module, see :func:`trunk_state`.
         path: where to write the new graph.
 
     Raises:
@@ -133,7 +190,8 @@ def export_version(
         folder: an existing folder; a tokenizer.json already in it is sealed with the rest.
         manifest: everything but the file digests.
         golden_inputs: recorded trunk inputs by name, ``present`` included; they travel with the version.
-        parent_trunk: a trunk graph of the same spec and config to reuse; without it the graph is exported anew.
+        parent_trunk: a trunk graph of the same spec and config to reuse, and the candidate graph beside it where the
+            spec scores text; without it graphs are exported anew.
 
     Returns:
         The sealed manifest.
@@ -145,13 +203,45 @@ def export_version(
     if parent_trunk is None:
         export_trunk(model, trunk)
     else:
-        reexport_trunk(parent_trunk, model.state_dict(), trunk)
+        reexport_trunk(parent_trunk, trunk_state(model), trunk)
     outputs = check_parity(model, trunk, golden_inputs)
     save_arrays({**golden_inputs, **outputs}, folder / TRUNK_GOLDEN)
     write_initial_head(head, model.spec.embedding_size, len(model.spec.actions))
     save_arrays(_run(head, outputs), folder / HEAD_GOLDEN)
+    if model.text_scorer is not None:
+        parent = None if parent_trunk is None else parent_trunk.with_name(CANDIDATE)
+        _write_candidate_graph(model, folder, golden_inputs, parent)
     save_weights(model, folder / WEIGHTS)
     return seal(folder, manifest)
+
+
+def _write_candidate_graph(model: FusionPolicy, folder: Path, golden_inputs: Arrays, parent: Path | None) -> None:
+    """With golden pairs: texts that users wrote, and names of actions."""
+    assert model.text_scorer is not None
+    graph = folder / CANDIDATE
+    if parent is None:
+        export_candidate_graph(model, graph)
+    else:
+        reexport_trunk(parent, candidate_state(model), graph)
+    written = golden_inputs[model.spec.candidate_modality[0]]
+    texts = np.unique(np.concatenate([written, model.text_scorer.action_texts.numpy()[:_GOLDEN_TEXTS]]), axis=0)
+    save_arrays({TOKENS: texts, VECTORS: check_candidate_parity(model, graph, texts)}, folder / CANDIDATE_GOLDEN)
+
+
+def check_candidate_parity(model: FusionPolicy, graph: Path, texts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Run texts ``[k, t]`` through the candidate graph and through torch; returns the graph's vectors ``[k, d]``.
+
+    Raises:
+        ExportMismatch: they differ by more than ``PARITY_TOLERANCE`` anywhere.
+    """
+    found = _run(graph, {TOKENS: texts})[VECTORS]
+    model.eval()
+    with torch.no_grad():
+        expected = model.text_vectors(torch.from_numpy(texts)).numpy()
+    worst = float(np.abs(found - expected).max())
+    if not worst <= PARITY_TOLERANCE:
+        raise ExportMismatch(f"{graph}: {VECTORS} differs from torch by {worst:.2g}, more than {PARITY_TOLERANCE}")
+    return found
 
 
 def save_weights(model: FusionPolicy, path: Path) -> None:
@@ -190,17 +280,22 @@ def _blank_inputs(spec: ModelSpec, *, batch: int) -> dict[str, npt.NDArray[Any]]
     return blank
 
 
-def _name_by_contract(proto: onnx.ModelProto, spec: ModelSpec) -> None:
-    """Give inputs and outputs the contract's names, weights the prefix ``weights/`` and all else ``values/``.
+def _name_by_contract(
+    proto: onnx.ModelProto, name: str, inputs: Sequence[str], outputs: Sequence[str], rows: str
+) -> None:
+    """Call the graph ``name`` and its first axis ``rows``; give inputs and outputs the contract's names, weights the
+    prefix ``weights/`` and all else ``values/``.
 
     A modality, a weight and an inner value may otherwise share a name ("embedding" is what the exporter calls a
     look-up); names of the contract hold no slash, so with the prefixes they cannot.
     """
     graph = proto.graph
+    read = {value for node in graph.node for value in node.input}
+    for weight in [i for i in graph.initializer if i.name.startswith(_TEXT_SCORER) and i.name not in read]:
+        graph.initializer.remove(weight)  # of the module, but not of this graph
     names = {i.name: _WEIGHT + i.name for i in graph.initializer}
-    names |= dict(zip((i.name for i in graph.input), (*spec.modalities, PRESENT), strict=True))
-    outputs = dict(zip((o.name for o in graph.output), (EMBEDDING, BASE_LOGITS), strict=True))
-    names |= outputs
+    names |= dict(zip((i.name for i in graph.input), inputs, strict=True))
+    names |= dict(zip((o.name for o in graph.output), outputs, strict=True))
 
     def renamed(name: str) -> str:
         return names.get(name, _VALUE + name) if name else name  # an empty name is an input left out
@@ -212,10 +307,11 @@ def _name_by_contract(proto: onnx.ModelProto, spec: ModelSpec) -> None:
         weight.name = renamed(weight.name)
     for tensor in (*graph.input, *graph.output):
         tensor.name = renamed(tensor.name)
-        tensor.type.tensor_type.shape.dim[0].dim_param = "b"
+        tensor.type.tensor_type.shape.dim[0].dim_param = rows
     del graph.value_info[:]
-    graph.name = "trunk"
+    graph.name = name
     proto.producer_name = "plaudit"
+    proto.ir_version = IR_VERSION
     described: tuple[Any, ...] = (proto, graph, *graph.node, *graph.input, *graph.output, *graph.initializer)
     for part in described:
         del part.metadata_props[:]  # stack traces of this machine

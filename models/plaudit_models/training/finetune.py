@@ -7,7 +7,8 @@ Each step descends, on a batch of experiences (replay) and a block of labelled r
     (1 − ρ)·user loss + ρ·mean(−log P(y | x)) + β·mean KL(π ‖ π_parent)
 
 where the user loss is one of :mod:`.objectives`. Users' weights are at most 1, so they cannot outweigh the anchor ρ
-however many they are. Either all weights of the trained parts change, or low-rank updates of them (:mod:`.lora`).
+however many they are. A policy that scores text rehearses that too (:mod:`.texts`). Either all weights of the trained
+parts change, or low-rank updates of them (:mod:`.lora`).
 
 Encoders that are not trained run once per experience, so that a step costs the text encoder and the fusion layers.
 Content is not augmented: a question without the word that decides its kind teaches a new kind's thumbs to the kinds
@@ -44,6 +45,7 @@ from plaudit_models.training.losses import action_nll, kl_to_reference
 from plaudit_models.training.objectives import Likelihood, Logits, Objective, Rewards, Sampled, SampledSettings, Target
 from plaudit_models.training.rows import Source, freeze_encoders
 from plaudit_models.training.schedule import Mean, blocks_for_ever, fraction_done, one_cycle, shuffled
+from plaudit_models.training.texts import TextCandidates
 
 Served = Callable[[npt.NDArray[np.float32], npt.NDArray[np.float32]], npt.NDArray[np.floating[Any]]]
 """Embeddings ``[n, d]`` and base logits ``[n, a]`` → logits of the policy that is served, ``[n, a]``."""
@@ -79,6 +81,7 @@ class FinetuneSettings:
         target: β of the closed-form target that a reward model makes, if that is the user loss.
         sampled: the user loss is what a reward model says of sampled actions; None: the likelihood of what users said.
         lora: low-rank updates of the weight matrices are trained; None: all weights are.
+        text_weight: weight of the rehearsal of a policy that scores text, against that of its actions.
         noise: δ, the share of thumbs believed to be wrong.
         trained_encoders: kinds of modality whose encoders are trained; the fusion layers and the head always are.
         learning_rate: peak of the one-cycle schedule.
@@ -98,6 +101,7 @@ class FinetuneSettings:
     target: float | None = None
     sampled: SampledSettings | None = None
     lora: LoraSettings | None = None
+    text_weight: float = 0.5
     noise: float = 0.05
     trained_encoders: tuple[ModalityKind, ...] = ("text",)
     learning_rate: float = 1e-3
@@ -170,12 +174,17 @@ def finetune(
     reuse = 1 if settings.sampled is None else settings.sampled.reuse
     limit_s = settings.max_duration_s
     start_s = time.monotonic() - (resume.elapsed_s if resume else 0.0)
+
+    def text_draws(step: int) -> Generator:
+        return Generator().manual_seed(settings.seed + step)  # by step, so that a checkpoint need not keep it
+
     draws = Generator().manual_seed(settings.seed)
     model = copy.deepcopy(parent).eval()  # eval mode throughout: batch norm keeps the statistics of pre-training
     weights = freeze_encoders(model, settings.trained_encoders)
     replay = Source(model, experiences.pools, experiences.index, settings.trained_encoders)
     anchor = Source(model, rehearsal.pools, rehearsal.index, settings.trained_encoders)
     label = torch.from_numpy(rehearsal.action)
+    texts = TextCandidates(model, rehearsal) if model.text_scorer is not None else None
     known = _known_logits(parent, replay, served) if settings.kl_weight > 0 or settings.target is not None else None
     latest = torch.arange(len(experiences))[-_KL_ROWS:]
     before = replay.still(latest)[1]
@@ -203,7 +212,11 @@ def finetune(
             group["lr"] = settings.learning_rate * one_cycle(fraction)
         logits = replay.fused(rows)[1]
         user_loss = objective(logits, rows, fresh=fresh)
-        rehearsal_loss = action_nll(anchor.fused(anchor_rows, as_taught)[1], label[anchor_rows]).mean()
+        anchor_embedding, anchor_logits = anchor.fused(anchor_rows, as_taught)
+        rehearsal_loss = action_nll(anchor_logits, label[anchor_rows]).mean()
+        if texts is not None:
+            scored = texts.loss(anchor_embedding, label[anchor_rows], step, text_draws(step))
+            rehearsal_loss = rehearsal_loss + settings.text_weight * scored
         loss = (1.0 - settings.rehearsal_share) * user_loss + settings.rehearsal_share * rehearsal_loss
         if known is not None and settings.kl_weight > 0:
             loss = loss + settings.kl_weight * kl_to_reference(logits, known[0](rows)).mean()

@@ -7,12 +7,16 @@ pre-norm transformer (Vaswani et al. 2017, "Attention Is All You Need", section 
 summary token becomes the embedding, and a linear head on the embedding gives the base logits. A learned token stands
 in for a missing modality.
 
+A model that scores text has a scorer beside it: the text modality's own encoder reads a candidate's text, and what it
+makes of it is one more vector of the embedding's space. It shares everything with the policy, so they are trained
+together.
+
 An encoder has two stages. ``prepare`` holds whatever has no weights to learn (the log-mel front end of audio), so
 training does it once per item; ``forward`` does the rest.
 
 Notation:
     b: batch size, m: number of modalities, a: number of actions, d: embedding size
-    k: tokens per modality, w: width of a token, t: time steps or tokens of text, f: mel bands, n: positions
+    k: tokens per modality, w: width of a token, t: time steps or tokens of text, f: mel bands, n: positions or texts
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from torch import Tensor, nn
 
 from plaudit_models.spec import AudioModality, ImageModality, Modality, ModelSpec, TextModality
 
+_TINY = 1e-12
 _MASKED = -1e4  # finite, so that a row that is all padding still gets weights and not NaN
 
 
@@ -69,6 +74,7 @@ class FusionPolicy(nn.Module):
         self.norm = nn.LayerNorm(w)
         self.project = nn.Linear(w, spec.embedding_size)
         self.action_head = nn.Linear(spec.embedding_size, len(spec.actions))
+        self.text_scorer = TextScorer(spec, config) if spec.scores_text else None
 
     def prepare(self, name: str, content: Tensor) -> Tensor:
         """What of modality ``name``'s encoder has no weights to learn; ``content`` is as in the graph contract."""
@@ -101,6 +107,16 @@ class FusionPolicy(nn.Module):
         embedding = torch.tanh(self.project(self.norm(x[:, 0])))
         return embedding, self.action_head(embedding)
 
+    def text_vectors(self, texts: Tensor) -> Tensor:
+        """Token ids ``[n, t]`` of texts → ``[n, d]``; logits of the texts are ``embedding · vectorsᵀ``.
+
+        Raises:
+            ValueError: the model scores no text.
+        """
+        if self.text_scorer is None:
+            raise ValueError(f"{self.spec.name!r} scores no text; its spec must say scores_text = true")
+        return self.text_scorer(self.encode(self.spec.candidate_modality[0], texts))
+
     def forward(self, *content_and_present: Tensor) -> tuple[Tensor, Tensor]:
         """One input per modality in spec order, then ``present`` ``[b, m]``; returns embedding and base_logits."""
         *contents, present = content_and_present
@@ -109,6 +125,32 @@ class FusionPolicy(nn.Module):
             for name, content in zip(self.spec.modalities, contents, strict=True)
         }
         return self.fuse(tokens, present)
+
+
+class TextScorer(nn.Module):
+    """What the text encoder makes of candidates, ``[n, k, w]``, → vectors that the embedding is multiplied with.
+
+    vector = σ·W·g/‖g‖ with g = tokens·P + p, so that base logits e·vector are bounded whatever a text that training
+    never met makes of g. Candidates are compared with each other alone, so there is no bias.
+
+    Attributes:
+        action_texts: token ids of the model's actions, ``[a, t]``: the candidates that it is trained on.
+    """
+
+    def __init__(self, spec: ModelSpec, config: FusionConfig) -> None:
+        super().__init__()
+        d = spec.embedding_size
+        self.project = nn.Linear(config.tokens_per_modality * config.width, d)
+        self.turn = nn.Linear(d, d, bias=False)
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        _, modality = spec.candidate_modality
+        self.register_buffer("action_texts", torch.zeros(len(spec.actions), modality.max_tokens, dtype=torch.int64))
+        self.action_texts: Tensor
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        g = self.project(tokens.flatten(1))
+        g = g / torch.sqrt((g * g).sum(dim=1, keepdim=True) + _TINY)
+        return torch.exp(self.log_scale) * self.turn(g)
 
 
 class _FusionLayer(nn.Module):

@@ -5,6 +5,10 @@ Knows nothing about files, terminals or versions: data comes in decoded, progres
 Data with tower labels (a class that can be read off one modality alone) adds, per modality, −log P(class | item) from a
 linear layer on that modality's tokens; the layer is thrown away afterwards.
 
+A policy that scores text learns to in the same steps, from −log P(yᵢ | xᵢ; texts) with a text per action: the actions'
+names in one step, and in the next what users said whose label the action is, a row drawn for each. Names alone are too
+few to learn from what words mean to each other.
+
 Notation:
     n: rows, b: rows of a batch, m: number of modalities, a: number of actions
 """
@@ -17,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
@@ -27,6 +32,7 @@ from plaudit_models.training.fusion import FusionConfig, FusionPolicy
 from plaudit_models.training.losses import action_nll
 from plaudit_models.training.rows import drop_modalities, encode_rows, prepare_pools
 from plaudit_models.training.schedule import Mean, blocks, fraction_done, one_cycle
+from plaudit_models.training.texts import TextCandidates
 
 _EVALUATION_ROWS = 1024
 
@@ -43,6 +49,7 @@ class PretrainSettings:
         learning_rate: peak of the one-cycle schedule.
         weight_decay: of AdamW.
         tower_weight: weight of a tower's loss against the action's.
+        text_weight: weight of the loss of actions that are scored by a text.
         modality_dropout: share of modalities hidden during training.
         max_gradient_norm: gradients are clipped to it.
         validations: how often, evenly over the run, to measure accuracy on the validation data.
@@ -56,6 +63,7 @@ class PretrainSettings:
     learning_rate: float = 3e-3
     weight_decay: float = 0.02
     tower_weight: float = 0.3
+    text_weight: float = 0.5
     modality_dropout: float = 0.03
     max_gradient_norm: float = 1.0
     validations: int = 10
@@ -118,6 +126,7 @@ def pretrain(
     *,
     config: FusionConfig,
     settings: PretrainSettings,
+    action_texts: npt.NDArray[np.int64] | None = None,
     on_progress: Callable[[PretrainProgress], None] = lambda progress: None,
 ) -> Pretrained:
     """Train a fusion policy from nothing.
@@ -125,15 +134,23 @@ def pretrain(
     Args:
         train: what to learn from.
         validation: what early stopping and the choice of the best weights look at.
+        action_texts: token ids of the actions' names, ``[a, t]``; needed where the spec scores text.
         on_progress: called after about every hundredth of the way and after every validation.
 
     Raises:
+        ValueError: ``action_texts`` are needed and missing.
         FloatingPointError: the loss is no longer finite.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = FusionPolicy(train.spec, config)
         towers = _towers(model, train.tower_classes)
+    texts = None
+    if model.text_scorer is not None:
+        if action_texts is None:
+            raise ValueError(f"action_texts: none given, but {train.spec.name!r} scores text")
+        model.text_scorer.action_texts.copy_(torch.from_numpy(action_texts))
+        texts = TextCandidates(model, train)
     generator = Generator().manual_seed(settings.seed)
     pools = prepare_pools(model, train.pools)
     labels = {name: torch.from_numpy(train.tower_labels[name]) for name in towers}
@@ -160,13 +177,16 @@ def pretrain(
         model.train()
         tokens = encode_rows(model, pools, index[rows], change)
         present = (index[rows] >= 0).float()
-        _, logits = model.fuse(tokens, drop_modalities(present, settings.modality_dropout, generator))
+        embedding, logits = model.fuse(tokens, drop_modalities(present, settings.modality_dropout, generator))
         action_loss = action_nll(logits, action[rows]).mean()
         tower_loss = sum(
             (_tower_loss(towers[name], tokens[name], labels[name][rows]) for name in towers), torch.zeros(())
         )
+        loss = action_loss + settings.tower_weight * tower_loss
+        if texts is not None:
+            loss = loss + settings.text_weight * texts.loss(embedding, action[rows], step, generator)
         optimizer.zero_grad()
-        (action_loss + settings.tower_weight * tower_loss).backward()
+        loss.backward()
         nn.utils.clip_grad_norm_(weights, settings.max_gradient_norm)
         optimizer.step()
         step += 1

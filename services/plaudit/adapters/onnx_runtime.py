@@ -1,7 +1,7 @@
 """ModelRuntime on ONNX Runtime: version folders as proven sessions. Knows nothing about requests or rollouts.
 
 Notation:
-    b: batch size, d: embedding size, a: number of actions
+    b: batch size, d: embedding size, a: number of actions, k: number of candidates
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from plaudit.adapters.onnx_session import Arrays, Device, Graph, choose_providers, return_free_memory
+from plaudit.adapters.onnx_session import CPU, Arrays, Device, Graph, choose_providers, return_free_memory
 from plaudit.core.ports import TrunkOutputs
 from plaudit_models.bundle import (
+    CANDIDATE,
+    CANDIDATE_GOLDEN,
     HEAD,
     HEAD_GOLDEN,
     TOKENIZER,
@@ -33,8 +35,19 @@ from plaudit_models.bundle import (
     digest_file,
     verify,
 )
-from plaudit_models.preprocess import assemble, blank, input_dtype, read_tokenizer
-from plaudit_models.spec import BASE_LOGITS, EMBEDDING, PRESENT, SCORES, ModelSpec, TextModality
+from plaudit_models.candidates import CANDIDATE_HEAD, CandidateHead, candidate_head_from_bytes
+from plaudit_models.preprocess import assemble, blank, input_dtype, read_tokenizer, tokenize_all
+from plaudit_models.reward_model import CorruptState
+from plaudit_models.spec import (
+    BASE_LOGITS,
+    EMBEDDING,
+    PRESENT,
+    SCORES,
+    TOKENS,
+    VECTORS,
+    ModelSpec,
+    TextModality,
+)
 
 Float = npt.NDArray[np.float32]
 
@@ -72,8 +85,11 @@ class OnnxRuntime:
             device, gpu_mem_limit_bytes=gpu_mem_limit_bytes, cuda_graphs=cuda_graphs, tensorrt_dir=tensorrt_dir
         )
         self._open = partial(Graph, providers=providers, threads=threads, cuda_graphs=cuda_graphs)
+        # Texts of candidates are short and what is made of them is kept, so they do not queue for a GPU.
+        self._open_small = partial(Graph, providers=[(CPU, {})], threads=threads)
         self._lock = threading.Lock()
         self._trunks: WeakValueDictionary[tuple[str | None, ...], _Trunk] = WeakValueDictionary()
+        self._texts: WeakValueDictionary[tuple[str, ...], _Texts] = WeakValueDictionary()
         self._digests: dict[tuple[int, int, int, int], FileDigest] = {}
 
     def load(self, folder: Path) -> OnnxModel:
@@ -86,7 +102,25 @@ class OnnxRuntime:
             head = self._open(folder / HEAD)
             _check_contract(head, {EMBEDDING: _row(manifest.spec.embedding_size), BASE_LOGITS: _actions(manifest.spec)})
             _prove(head, trunk.golden_outputs, _arrays(folder / HEAD_GOLDEN), [SCORES])
-            return OnnxModel(manifest, trunk, head)
+            candidates = self._candidates(folder, manifest, trunk) if manifest.spec.scores_text else None
+            return OnnxModel(manifest, trunk, head, candidates)
+
+    def _candidates(self, folder: Path, manifest: Manifest, trunk: _Trunk) -> _Candidates:
+        for name in (CANDIDATE, CANDIDATE_GOLDEN):
+            if name not in manifest.files:
+                raise CorruptBundle(f"{folder}: the model scores text, but the manifest seals no {name}")
+        assert trunk.tokenizer is not None  # a spec that scores text has a text modality
+        key = tuple(manifest.files[name].sha256 for name in (CANDIDATE, CANDIDATE_GOLDEN))
+        texts = self._texts.get(key)
+        if texts is None:
+            graph = self._open_small(folder / CANDIDATE)
+            _, modality = manifest.spec.candidate_modality
+            _check_contract(graph, {TOKENS: ("tensor(int64)", list(modality.shape))})
+            texts = self._texts[key] = _Texts(graph, _arrays(folder / CANDIDATE_GOLDEN))
+        head = _candidate_head(folder, manifest) if CANDIDATE_HEAD in manifest.files else None
+        candidates = _Candidates(texts, head, trunk.tokenizer, manifest.spec)
+        candidates.prove(f"{CANDIDATE_HEAD} in {folder}", trunk.golden_outputs[EMBEDDING])
+        return candidates
 
     def _trunk(self, folder: Path, manifest: Manifest) -> _Trunk:
         sealed = (manifest.files.get(name) for name in (TRUNK, TRUNK_GOLDEN, TOKENIZER))
@@ -113,12 +147,13 @@ class OnnxRuntime:
 class OnnxModel:
     """See :class:`plaudit.core.ports.ServableModel`."""
 
-    def __init__(self, manifest: Manifest, trunk: _Trunk, head: Graph) -> None:
+    def __init__(self, manifest: Manifest, trunk: _Trunk, head: Graph, candidates: _Candidates | None = None) -> None:
         self.manifest = manifest
         self.digest = manifest.digest
         self.tokenizer = trunk.tokenizer
         self._trunk = trunk
         self._head = head
+        self._candidates = candidates
         self._warm_heads: set[int] = set()
 
     def trunk(self, inputs: Arrays, outputs: Sequence[str] = ()) -> TrunkOutputs:
@@ -127,6 +162,17 @@ class OnnxModel:
 
     def head(self, embedding: Float, base_logits: Float) -> Float:
         return self._head.run([SCORES], {EMBEDDING: embedding, BASE_LOGITS: base_logits})[0]
+
+    def candidate_vectors(self, texts: Sequence[str]) -> Float:
+        return self._scorer().vectors(texts)
+
+    def candidate_scores(self, embedding: Float, vectors: Float, base_logits: Float) -> npt.NDArray[np.floating]:
+        return self._scorer().scores(embedding, vectors, base_logits)
+
+    def _scorer(self) -> _Candidates:
+        if self._candidates is None:
+            raise ValueError(f"version {self.manifest.version} of {self.manifest.spec.name!r} scores no text")
+        return self._candidates
 
     def warm(self, batch_sizes: Sequence[int], again: bool = False) -> None:
         spec = self.manifest.spec
@@ -160,6 +206,57 @@ class _Trunk:
         inputs = {name: array for name, array in golden.items() if name not in outputs}
         _prove(self.graph, inputs, golden, [EMBEDDING, BASE_LOGITS])
         self.golden_outputs = {name: golden[name] for name in outputs}
+
+
+class _Texts:
+    """A proven candidate graph, shared by the versions that have it in common."""
+
+    def __init__(self, graph: Graph, golden: Arrays) -> None:
+        self.graph = graph
+        _prove(graph, {name: array for name, array in golden.items() if name != VECTORS}, golden, [VECTORS])
+        self.golden_vectors: Float = golden[VECTORS]
+
+
+class _Candidates:
+    """How one version scores candidates. Without a head of its own their scores are their base logits."""
+
+    def __init__(self, texts: _Texts, head: CandidateHead | None, tokenizer: Tokenizer, spec: ModelSpec) -> None:
+        self._texts = texts
+        self._head = head
+        self._tokenizer = tokenizer
+        _, self._modality = spec.candidate_modality
+
+    def vectors(self, texts: Sequence[str]) -> Float:
+        return self._texts.graph.run([VECTORS], {TOKENS: tokenize_all(texts, self._modality, self._tokenizer)})[0]
+
+    def scores(self, embedding: Float, vectors: Float, base_logits: Float) -> npt.NDArray[np.floating]:
+        return base_logits if self._head is None else self._head.scores(embedding, vectors, base_logits)
+
+    def prove(self, where: str, embeddings: Float) -> None:
+        """Golden contexts and texts must be of one size, and give scores that are finite."""
+        vectors = self._texts.golden_vectors
+        if vectors.shape[1:] != embeddings.shape[1:]:
+            raise CorruptBundle(f"{where}: vectors are {vectors.shape[1:]}, the embedding is {embeddings.shape[1:]}")
+        for embedding in embeddings:
+            scores = self.scores(embedding, vectors, vectors @ embedding)
+            if scores.shape != (len(vectors),) or not np.isfinite(scores).all():
+                raise CorruptBundle(f"{where}: its scores of the golden texts are not {len(vectors)} finite numbers")
+
+
+def _candidate_head(folder: Path, manifest: Manifest) -> CandidateHead:
+    where = f"{CANDIDATE_HEAD} in {folder}"
+    try:
+        head = candidate_head_from_bytes((folder / CANDIDATE_HEAD).read_bytes())
+    except (CorruptState, OSError) as error:
+        raise CorruptBundle(f"{where}: {error}") from error
+    space = head.state.space
+    learned_on, own = (
+        (space.trunk_digest, space.candidate_digest),
+        (manifest.trunk_digest, manifest.files[CANDIDATE].sha256),
+    )
+    if learned_on != own:
+        raise CorruptBundle(f"{where}: was learned on another trunk or candidate graph than those beside it")
+    return head
 
 
 def _trunk_inputs(spec: ModelSpec) -> dict[str, tuple[str, list[int]]]:

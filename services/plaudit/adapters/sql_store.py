@@ -55,7 +55,7 @@ from sqlalchemy.sql.selectable import TableValuedAlias
 from sqlalchemy.types import TypeEngine
 
 from plaudit.core.errors import ConfigError, StoreMoved, StoreUnavailable, WrongStore
-from plaudit.core.events import Content, Decision, Features, Feedback, Topic
+from plaudit.core.events import Candidate, Content, Decision, Features, Feedback, Topic
 from plaudit.core.experience import Experience, FeedbackState, Judgement, Served, served
 from plaudit.core.ports import Arrivals, Changes, Fate, History, Judged, Kept, Positions, Revision, Standing
 from plaudit.core.wire import decode_event, encode_event
@@ -69,6 +69,9 @@ _IDS_PER_QUERY: Final = 500
 _BUSY_TIMEOUT_S: Final = 30.0
 _PATIENCE_S: Final = 10
 """How long PostgreSQL may take to answer a connection, to give the lock, or wait for a client that holds it."""
+
+_NONE: Final = "[]"
+"""No candidates; those of different requests differ, so lists of them are not remembered as names are."""
 
 _T = TypeVar("_T")
 
@@ -112,8 +115,10 @@ _DECISIONS = Table(
     Column("modalities", Text, nullable=False),
     Column("payload", LargeBinary, nullable=False),
     Column("user_group", String, nullable=False, server_default=""),
+    Column("candidates", Text, nullable=False, server_default=_NONE),
 )
-"""``payload``: the DecisionEvent without its features. The other columns repeat what is needed without the content."""
+"""``payload``: the DecisionEvent without its features. The other columns repeat what is needed without the content;
+``candidates``: their ids."""
 
 _FEEDBACK = Table(
     "feedback",
@@ -166,7 +171,7 @@ _MEMORY = Table(
 )
 """What the leader remembers between steps: reward states, counters, comparison, jobs."""
 
-_ADDED: Final = (_DECISIONS.c.user_group,)
+_ADDED: Final = (_DECISIONS.c.user_group, _DECISIONS.c.candidates)
 """Columns that tables of this schema may lack still. They have defaults, so that who does not know them can write."""
 
 _SERVED_COLUMNS = [c for c in _DECISIONS.columns if c.name not in ("place", "payload")]
@@ -449,6 +454,15 @@ class SqlStore:
                 for row in connection.execute(select(*columns).where(_DECISIONS.c.prediction_id.in_(ids)))
             }
 
+    def candidates(self, prediction_ids: Sequence[str]) -> Mapping[str, Sequence[Candidate]]:
+        columns = (_DECISIONS.c.prediction_id, _DECISIONS.c.payload)
+        with self._reading() as connection:
+            return {
+                row.prediction_id: _decision(row.payload).candidates
+                for ids in _chunks(prediction_ids)
+                for row in connection.execute(select(*columns).where(_DECISIONS.c.prediction_id.in_(ids)))
+            }
+
     def close(self) -> None:
         self._engine.dispose()
 
@@ -692,6 +706,7 @@ def _decision_row(decision: Decision) -> dict[str, Any]:
         "modalities": _listed(header.modalities),
         "payload": encode_event(replace(decision, features=None)),
         "user_group": header.user_group,
+        "candidates": json.dumps(header.candidates) if header.candidates else _NONE,
     }
 
 
@@ -707,6 +722,7 @@ def _served(row: Row[Any]) -> Served:
         greedy=row.greedy,
         modalities=_names(row.modalities),
         user_group=row.user_group,
+        candidates=tuple(json.loads(row.candidates)) if row.candidates != _NONE else (),
     )
 
 

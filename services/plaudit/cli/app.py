@@ -372,6 +372,13 @@ def predict(
     allow: Annotated[
         list[str] | None, typer.Option(metavar="ACTION", help="Pick only among these. Repeatable; by default all.")
     ] = None,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID=TEXT",
+            help="Pick among these instead of the model's actions, by what their texts say. Repeatable.",
+        ),
+    ] = None,
     greedy: Annotated[
         bool, typer.Option("--greedy", help="Pick the most probable action instead of sampling.")
     ] = False,
@@ -387,9 +394,11 @@ def predict(
     """Ask a running server for an action.
 
     Example: `plaudit predict --image cat.png --text "what is this?" --user ada`; by name:
-    `plaudit predict --content left=@left.jpg --content right=@right.jpg --content radar=@radar.npy`
+    `plaudit predict --content left=@left.jpg --content right=@right.jpg --content radar=@radar.npy`; among answers of
+    your own: `plaudit predict --text "my card is gone" --candidate block="block a card" --candidate pin="change a PIN"`
     """
     parts = _named_content(content or [])
+    candidates = _candidates(candidate or [])
     by_kind = {kind: part for kind, part in (("image", image), ("audio", audio), ("text", text)) if part is not None}
     with client(read_settings(config, data_dir), target) as server:
         if by_kind:
@@ -400,6 +409,7 @@ def predict(
             parts,
             user_id=user,
             allowed_actions=allow or None,
+            candidates=candidates or None,
             greedy=greedy,
             top_k=top_k,
             explain=explain,
@@ -718,6 +728,19 @@ def _named_content(named: list[str]) -> dict[str, Content]:
         part = _file(Path(value[1:])) if value.startswith("@") else value
         _add(parts, name, part, "--content")
     return parts
+
+
+def _candidates(given: list[str]) -> dict[str, str]:
+    """``ID=TEXT`` → text by id; BadParameter where it cannot be read."""
+    candidates: dict[str, str] = {}
+    for item in given:
+        id_, separator, text = item.partition("=")
+        if not (id_ and separator):
+            raise typer.BadParameter(f"{item!r} is not ID=TEXT", param_hint="--candidate")
+        if id_ in candidates:
+            raise typer.BadParameter(f"the id {id_!r} is given twice", param_hint="--candidate")
+        candidates[id_] = text
+    return candidates
 
 
 def _add(parts: dict[str, Content], name: str, part: Any, option: str) -> None:

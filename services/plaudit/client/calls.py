@@ -52,6 +52,8 @@ class PredictOptions(TypedDict, total=False):
     Attributes:
         user_id: who asks; opaque.
         allowed_actions: what may be picked; None allows all of the model's actions.
+        candidates: what may be picked instead of the model's actions, text by id; each is scored by its text, so it may
+            be new to the model. None: the model's actions. Only models that score text take them.
         greedy: pick the most probable action instead of sampling; such answers teach the model less.
         top_k: how many scores to return; 0 is all.
         explain: say what each modality contributed.
@@ -62,6 +64,7 @@ class PredictOptions(TypedDict, total=False):
 
     user_id: str
     allowed_actions: Sequence[str] | None
+    candidates: Mapping[str, str] | None
     greedy: bool
     top_k: int
     explain: bool
@@ -91,6 +94,7 @@ def predict(
     *,
     user_id: str = "",
     allowed_actions: Sequence[str] | None = None,
+    candidates: Mapping[str, str] | None = None,
     greedy: bool = False,
     top_k: int = 0,
     explain: bool = False,
@@ -103,6 +107,13 @@ def predict(
         raise invalid("allowed_actions", f"{allowed_actions!r} is one string; give a list of actions")
     if allowed_actions is not None and not allowed_actions:
         raise invalid("allowed_actions", "[] allows no action; leave it out (None) to allow all of them")
+    if candidates is not None and not isinstance(candidates, Mapping):
+        raise invalid("candidates", f"{type(candidates).__name__} is no mapping; give the text of each by its id")
+    if candidates is not None and not candidates:
+        raise invalid("candidates", "{} lists nothing to pick; leave it out (None) to pick from the model's actions")
+    for id_, text in (candidates or {}).items():
+        if not isinstance(id_, str) or not isinstance(text, str):
+            raise invalid("candidates", f"{id_!r}: {text!r} is not an id and its text, two strings")
     request = prediction_pb2.PredictRequest(
         model=model,
         content={name: to_content(name, part) for name, part in content.items()},
@@ -112,6 +123,7 @@ def predict(
         top_k=top_k,
         explain=explain,
         request_id=request_id,
+        candidates=[prediction_pb2.Candidate(id=id_, text=text) for id_, text in (candidates or {}).items()],
         user_group=user_group,
     )
     return Call(

@@ -6,7 +6,7 @@ import re
 
 import grpc
 
-_NAMES_A_FIELD = re.compile(r'([a-z_]+(?:\["[^"]*"\])?(?:\.[a-z_]+)*): ')
+_NAMES_A_FIELD = re.compile(r'([a-z_]+(?:\["[^"]*"\]|\[\d+\])?(?:\.[a-z_]+)*): ')
 
 
 class ClientError(Exception):

@@ -3,7 +3,7 @@
 Knows nothing about protobuf (see wire.py) or where events are kept (see ports.py).
 
 Notation:
-    d: embedding size, a: number of actions
+    d: embedding size, a: number of actions, k: number of candidates
 """
 
 from __future__ import annotations
@@ -54,12 +54,20 @@ class Features:
     Attributes:
         trunk_digest: which trunk; features of different trunks must not be mixed.
         embedding: float32 ``[d]``.
-        base_logits: float32 ``[a]``.
+        base_logits: float32 ``[a]``; of a decision between candidates ``[k]``, in their order.
     """
 
     trunk_digest: str
     embedding: npt.NDArray[np.float32]
     base_logits: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Something that one request may be answered with: ``id`` is what the answer calls it, ``text`` what scores it."""
+
+    id: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,6 +81,8 @@ class Decision:
         features: absent only for models whose trunk gives none.
         content: as sent; empty if the server is told not to keep it.
         traceparent: W3C trace context of the call it was made in; "" if that was not traced.
+        candidates: what the request listed to pick from; empty means the model's actions. Where they are listed,
+            ``action`` is the id of one of them, and ``features.base_logits`` is ``[k]``.
         user_group: a label that the user belongs to (see :mod:`plaudit.core.groups`); "" if none was given.
     """
 
@@ -91,6 +101,7 @@ class Decision:
     features: Features | None = None
     content: Mapping[str, Content] = field(default_factory=dict)
     traceparent: str = ""
+    candidates: tuple[Candidate, ...] = ()
     user_group: str = ""
 
 

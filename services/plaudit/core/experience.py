@@ -18,6 +18,7 @@ class Served:
 
     Attributes:
         modalities: names of the modalities that were given, sorted.
+        candidates: ids of what the request listed to pick from, in its order; empty means the model's actions.
     """
 
     prediction_id: str
@@ -30,6 +31,7 @@ class Served:
     greedy: bool
     modalities: tuple[str, ...]
     user_group: str = ""
+    candidates: tuple[str, ...] = ()
 
 
 def served(decision: Decision) -> Served:
@@ -44,6 +46,7 @@ def served(decision: Decision) -> Served:
         greedy=decision.greedy,
         modalities=tuple(sorted(decision.content)),
         user_group=decision.user_group,
+        candidates=tuple(candidate.id for candidate in decision.candidates),
     )
 
 
@@ -70,7 +73,7 @@ class Experience:
         number: from 1 in the order in which decisions were first judged; it never changes.
         judgement: None once everything said was taken back.
         probabilities: with which the version that served would have picked each action, in the order of its action
-            set; None if that version was gone before anybody spoke.
+            set or of the candidates; None if that version was gone before anybody spoke.
         set_aside: kept, but not learned from: what was learned from it did harm, or its user has had his share.
     """
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from plaudit.core.events import Content, Decision, Event, Features, Feedback, Topic
+from plaudit.core.events import Candidate, Content, Decision, Event, Features, Feedback, Topic
 from plaudit.core.experience import Experience, FeedbackState, Judgement, Served
 from plaudit.core.rollout import Rollout
 from plaudit_models.bundle import Manifest
@@ -474,6 +474,10 @@ class ExperienceStore(Protocol):
         """Of those of the ids whose decision arrived; empty where content was not logged."""
         ...
 
+    def candidates(self, prediction_ids: Sequence[str]) -> Mapping[str, Sequence[Candidate]]:
+        """With their texts, of those of the ids whose decision arrived; empty where the request listed none."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -530,7 +534,7 @@ class ServableModel(Protocol):
     There is no close: it is released when nobody refers to it any more, so never under a request.
 
     Notation:
-        b: batch size, d: embedding size, a: number of actions
+        b: batch size, d: embedding size, a: number of actions, k: number of candidates
     """
 
     @property
@@ -557,6 +561,23 @@ class ServableModel(Protocol):
 
     def head(self, embedding: npt.NDArray[np.float32], base_logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Features ``[b, d]`` and ``[b, a]`` → scores ``[b, a]``, unnormalised log-probabilities."""
+        ...
+
+    def candidate_vectors(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """What candidates are scored by, ``[k, d]``: base logits are ``embedding · vectorsᵀ``. Only where the spec says
+        that the model scores text."""
+        ...
+
+    def candidate_scores(
+        self, embedding: npt.NDArray[np.float32], vectors: npt.NDArray[np.float32], base_logits: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.floating]:
+        """Unnormalised log-probabilities of one request's candidates, ``[k]``.
+
+        Args:
+            embedding: ``[d]``.
+            vectors: ``[k, d]``.
+            base_logits: ``[k]``, ``embedding · vectorsᵀ``.
+        """
         ...
 
     def warm(self, batch_sizes: Sequence[int], again: bool = False) -> None:

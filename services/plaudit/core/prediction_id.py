@@ -1,7 +1,8 @@
 """Prediction ids: opaque, signed, and carrying what feedback is checked against, so that no look-up is needed.
 
 Layout before base64url: ``format (1) | time_us (8) | nonce (8) | version (4) | propensity (8) | model length (1) |
-model | action | tag (16)``, big-endian, the tag being HMAC-SHA256 over all that precedes it, cut to 128 bits.
+model | action | tag (16)``, big-endian, the tag being HMAC-SHA256 over all that precedes it, cut to 128 bits. The
+format is 1 where the action is one of the model's, and 2 where it is a candidate that came with the request.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Final
 
 from plaudit.core.errors import ExpiredPredictionId, InvalidPredictionId
 
-_FORMAT: Final = 1
+_OF_ACTION: Final = 1
+_OF_CANDIDATE: Final = 2
 _HEADER: Final = struct.Struct(">BQ8sIdB")
 _TAG_BYTES: Final = 16
 KEY_BYTES: Final = 32
@@ -28,13 +30,19 @@ MAX_LENGTH: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class SignedPrediction:
-    """What a prediction id says. ``time_s`` is UTC seconds since the epoch."""
+    """What a prediction id says.
+
+    Attributes:
+        time_s: UTC seconds since the epoch.
+        of_candidates: ``action`` is the id of one of the request's own candidates.
+    """
 
     time_s: float
     model: str
     version: int
     action: str
     propensity: float
+    of_candidates: bool = False
 
 
 class PredictionIds:
@@ -54,7 +62,7 @@ class PredictionIds:
     def sign(self, prediction: SignedPrediction) -> str:
         model = prediction.model.encode()
         header = _HEADER.pack(
-            _FORMAT,
+            _OF_CANDIDATE if prediction.of_candidates else _OF_ACTION,
             round(prediction.time_s * 1e6),
             secrets.token_bytes(8),
             prediction.version,
@@ -72,7 +80,7 @@ class PredictionIds:
             ExpiredPredictionId: it is older than the feedback window.
         """
         body = self._verified(prediction_id)
-        _, time_us, _, version, propensity, model_length = _HEADER.unpack_from(body)
+        form, time_us, _, version, propensity, model_length = _HEADER.unpack_from(body)
         names = body[_HEADER.size :]
         prediction = SignedPrediction(
             time_s=time_us / 1e6,
@@ -80,6 +88,7 @@ class PredictionIds:
             version=version,
             action=names[model_length:].decode(),
             propensity=propensity,
+            of_candidates=form == _OF_CANDIDATE,
         )
         age_s = now_s - prediction.time_s
         if age_s > self._window_s:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from plaudit.core.errors import InvalidInput
 from plaudit.core.events import (
     Answers,
+    Candidate,
     Content,
     Correction,
     DeadLetter,
@@ -268,6 +269,7 @@ def _decision_to_wire(decision: Decision) -> events_pb2.DecisionEvent:
         request_id=decision.request_id,
         content=contents_to_wire(decision.content),
         traceparent=decision.traceparent,
+        candidates=candidates_to_wire(decision.candidates),
         user_group=decision.user_group,
     )
     if decision.features is not None:
@@ -289,6 +291,9 @@ def _decision_from_wire(message: events_pb2.DecisionEvent) -> Decision:
             embedding=_floats(message.features.embedding, "features.embedding"),
             base_logits=_floats(message.features.base_logits, "features.base_logits"),
         )
+    candidates = candidates_from_wire(message.candidates)
+    if candidates:
+        _check_candidates(candidates, message.action, features)
     return Decision(
         prediction_id=message.prediction_id,
         model=message.model,
@@ -305,8 +310,21 @@ def _decision_from_wire(message: events_pb2.DecisionEvent) -> Decision:
         features=features,
         content=contents_from_wire(message.content),
         traceparent=message.traceparent,
+        candidates=candidates,
         user_group=message.user_group,
     )
+
+
+def _check_candidates(candidates: tuple[Candidate, ...], action: str, features: Features | None) -> None:
+    ids = {candidate.id for candidate in candidates}
+    if len(ids) != len(candidates):
+        raise InvalidInput("candidates", "lists an id twice")
+    if action not in ids:
+        raise InvalidInput("action", f"{action[:80]!r} is not one of the {len(ids)} candidates")
+    if features is not None and len(features.base_logits) != len(candidates):
+        raise InvalidInput(
+            "features.base_logits", f"has {len(features.base_logits)} values for {len(candidates)} candidates"
+        )
 
 
 def _feedback_from_wire(message: events_pb2.FeedbackEvent) -> Feedback:
@@ -404,6 +422,14 @@ def _answers_from_wire(message: events_pb2.Answers, field: str) -> Answers:
     if message.failed < 0 or any(count < 0 for count in message.latencies):
         raise InvalidInput(field, "holds a negative count")
     return Answers(message.failed, tuple(message.latencies))
+
+
+def candidates_to_wire(candidates: Iterable[Candidate]) -> list[prediction_pb2.Candidate]:
+    return [prediction_pb2.Candidate(id=each.id, text=each.text) for each in candidates]
+
+
+def candidates_from_wire(messages: Iterable[prediction_pb2.Candidate]) -> tuple[Candidate, ...]:
+    return tuple(Candidate(message.id, message.text) for message in messages)
 
 
 def contents_to_wire(content: Mapping[str, Content]) -> dict[str, content_pb2.Content]:

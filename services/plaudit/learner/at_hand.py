@@ -13,37 +13,66 @@ from plaudit.core.errors import UnknownVersion
 from plaudit.core.events import Features
 from plaudit.core.experience import Experience, Served
 from plaudit.core.ports import ExperienceStore
+from plaudit.learner.evidence import Listed
 from plaudit.learner.knowledge import Knowledge
-from plaudit.learner.rebuild import features_on
-from plaudit.learner.versions import Versions, allowed_mask
+from plaudit.learner.rebuild import features_on, lists_of, made_features
+from plaudit.learner.versions import OpenVersion, Versions, allowed_mask
 from plaudit_models.bundle import Manifest
+from plaudit_models.candidates import CandidateList
 
 RECENT_CONTEXTS: Final = 256
 """Contexts on which the KL of a refresh is measured."""
+RECENT_LISTS: Final = 64
+"""Of contexts with candidates; each is as large as its list is long."""
 
 
 class Contexts:
-    """The latest contexts on the live trunk; after a start they come from the store."""
+    """The latest contexts on the live trunk; after a start they come from the store.
+
+    Those whose answer was picked from candidates are kept apart, with their lists.
+    """
 
     def __init__(self, store: ExperienceStore, versions: Versions, knowledge: Knowledge) -> None:
         self._store = store
         self._versions = versions
         self._knowledge = knowledge
         self._recent: deque[Features] = deque(maxlen=RECENT_CONTEXTS)
+        self._recent_lists: deque[CandidateList] = deque(maxlen=RECENT_LISTS)
+        self._recalled = False
 
     def clear(self) -> None:
+        self._recalled = False
         self._recent.clear()
+        self._recent_lists.clear()
 
-    def extend(self, latest: Sequence[Features]) -> None:
+    def extend(self, latest: Sequence[Features], lists: Sequence[CandidateList] = ()) -> None:
         self._recent.extend(latest)
+        self._recent_lists.extend(lists)
 
     def on(self, live: Manifest) -> Sequence[Features]:
-        if not self._recent:
-            last = self._knowledge.progress.last_number
-            latest = self._store.experiences(after=max(0, last - RECENT_CONTEXTS), up_to=last)
-            found = features_on(self._versions.version(live.version), self._store, latest, self._store.save)
-            self._recent.extend(found[e.served.prediction_id] for e in latest if e.served.prediction_id in found)
+        """Those that were answered with the model's actions."""
+        if not self._recent and not self._recalled:
+            self._recall(live)
         return list(self._recent)
+
+    def lists_on(self, live: Manifest) -> Sequence[CandidateList]:
+        """Those that were answered with one of their candidates."""
+        if not self._recent_lists and not self._recalled:
+            self._recall(live)
+        return list(self._recent_lists)
+
+    def _recall(self, live: Manifest) -> None:
+        self._recalled = True
+        last = self._knowledge.progress.last_number
+        latest = self._store.experiences(after=max(0, last - RECENT_CONTEXTS), up_to=last)
+        version = self._versions.version(live.version)
+        found = features_on(version, self._store, latest, self._store.save)
+        if not self._recent:
+            plain = [e.served.prediction_id for e in latest if not e.served.candidates]
+            self._recent.extend(found[id_] for id_ in plain if id_ in found)
+        if not self._recent_lists and version.scores_candidates:
+            between = [e for e in latest if e.served.candidates][-RECENT_LISTS:]
+            self._recent_lists.extend(each.seen for each in lists_of(version, self._store, between, found).values())
 
 
 def features_of(
@@ -61,9 +90,9 @@ def features_of(
     missing = [id_ for id_ in ids[: len(fresh)] if id_ not in found]
     if not missing:
         return found, {}
-    contents = store.contents(missing)
-    made = versions.version(live.version).embed([contents[id_] for id_ in missing])
-    new = {id_: row for id_, row in zip(missing, made, strict=True) if row is not None}
+    new = made_features(
+        versions.version(live.version), store, [e for e in fresh if e.served.prediction_id in set(missing)]
+    )
     return found | new, new
 
 
@@ -86,12 +115,26 @@ def served_probabilities(
             continue  # pruned: feedback came very late
         logged = _logged([e.served for e in group], version.manifest.trunk_digest, known, store)
         group = [e for e in group if e.served.prediction_id in logged]
+        noted |= _between_candidates([e for e in group if e.served.candidates], logged, store, version)
+        group = [e for e in group if not e.served.candidates]
         if group:
             rows = [logged[e.served.prediction_id] for e in group]
             allowed = allowed_mask(version.manifest.spec, [e.served for e in group])
             probs = version.probabilities(rows, allowed)
             noted |= {e.number: tuple(row) for e, row in zip(group, probs.tolist(), strict=True)}
     return noted
+
+
+def _between_candidates(
+    group: Sequence[Experience], logged: Mapping[str, Features], store: ExperienceStore, version: OpenVersion
+) -> Mapping[int, tuple[float, ...]]:
+    """Of each one's own candidates, by experience number."""
+    listed: Mapping[str, Listed] = lists_of(version, store, group, logged)
+    return {
+        e.number: tuple(version.list_probabilities(listed[e.served.prediction_id].seen).tolist())
+        for e in group
+        if e.served.prediction_id in listed
+    }
 
 
 def _logged(

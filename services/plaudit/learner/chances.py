@@ -13,7 +13,7 @@ from plaudit.core.errors import UnknownVersion
 from plaudit.core.experience import Experience
 from plaudit.core.ports import ExperienceStore
 from plaudit.learner.compare import can_answer
-from plaudit.learner.rebuild import features_on
+from plaudit.learner.rebuild import features_on, lists_of
 from plaudit.learner.versions import Versions, allowed_mask
 from plaudit_models.canary import Chances
 from plaudit_models.policy import Float64
@@ -58,15 +58,27 @@ def _live_then(rows: Sequence[Experience], candidate: int, live: int) -> list[in
 
 
 def _chance(number: int, rows: Sequence[Experience], store: ExperienceStore, versions: Versions) -> Float64:
-    """With which a version gives the answers that were given, ``[n]``; 0 where it has no such action."""
+    """With which a version gives the answers that were given, ``[n]``; 0 where it has no such action.
+
+    An answer that was picked from candidates is asked for among the same.
+    """
     try:
         version = versions.version(number)
     except UnknownVersion:
         return np.full(len(rows), np.nan)
     spec = version.manifest.spec
     found = features_on(version, store, rows, store.save)
-    seen = [i for i, row in enumerate(rows) if row.served.prediction_id in found and can_answer(row.served, spec)]
     chance = np.full(len(rows), np.nan)
+    listed = lists_of(version, store, rows, found)
+    for i, row in enumerate(rows):
+        own = listed.get(row.served.prediction_id)
+        if own is not None:
+            chance[i] = version.list_probabilities(own.seen)[row.served.candidates.index(row.served.action)]
+    seen = [
+        i
+        for i, row in enumerate(rows)
+        if row.served.prediction_id in found and not row.served.candidates and can_answer(row.served, spec)
+    ]
     if seen:
         served = [rows[i].served for i in seen]
         probs = version.probabilities([found[each.prediction_id] for each in served], allowed_mask(spec, served))

@@ -18,7 +18,8 @@ from plaudit.core.errors import UnknownVersion
 from plaudit.core.events import Features
 from plaudit.core.experience import Experience, Served
 from plaudit.core.ports import ModelRegistry
-from plaudit_models.gate import Comparison, differences
+from plaudit.learner.evidence import Listed
+from plaudit_models.gate import Comparison, Differences, differences
 from plaudit_models.ope import LoggedRounds
 from plaudit_models.policy import Float64
 from plaudit_models.spec import ModelSpec
@@ -29,10 +30,15 @@ MIN_WEIGHT: Final = 0.5
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Compared:
-    """An experience with the features that were logged with it (those of the trunk that served it)."""
+    """An experience with the features that were logged with it (those of the trunk that served it).
+
+    Attributes:
+        listed: what it was picked from, where those were candidates.
+    """
 
     experience: Experience
     features: Features
+    listed: Listed | None = None
 
 
 def speaks_plainly(experience: Experience) -> bool:
@@ -132,6 +138,45 @@ def compare(
         logging_probs=logged.onto(actions),
         rules=comparison.rules,
     )
+    return _taken_in(comparison, seen, rows, spec, n_users)
+
+
+def compare_lists(
+    comparison: Comparison,
+    rows: Sequence[Compared],
+    spec: ModelSpec,
+    *,
+    candidate: Sequence[Sequence[float]],
+    baseline: Sequence[Sequence[float]],
+    logged: Sequence[Sequence[float]],
+    q_hat: Sequence[Sequence[float]],
+    n_users: int,
+) -> Comparison:
+    """As :func:`compare`, of n experiences that were picked from candidates, each from its own.
+
+    All are values of its own candidates, in their order. A place in one list means nothing in another: lists are only
+    filled up with places that nobody picks.
+    """
+    places = [row.experience.served.candidates.index(row.experience.served.action) for row in rows]
+    log = LoggedRounds(
+        reward=np.array([row.experience.reward for row in rows], np.float64),
+        action=np.array(places, np.int64),
+        pscore=np.array([row.experience.served.propensity for row in rows], np.float64),
+    )
+    seen = differences(
+        log,
+        _filled(candidate),
+        _filled(baseline),
+        _filled(q_hat),
+        logging_probs=_filled(logged),
+        rules=comparison.rules,
+    )
+    return _taken_in(comparison, seen, rows, spec, n_users)
+
+
+def _taken_in(
+    comparison: Comparison, seen: Differences, rows: Sequence[Compared], spec: ModelSpec, n_users: int
+) -> Comparison:
     return comparison.update(
         seen,
         [row.experience.served.user_id for row in rows],
@@ -141,7 +186,20 @@ def compare(
     )
 
 
+def _filled(lists: Sequence[Sequence[float]]) -> Float64:
+    """Zeros behind the shorter ones."""
+    whole = np.zeros((len(lists), max(len(each) for each in lists)))
+    for row, each in zip(whole, lists, strict=True):
+        row[: len(each)] = each
+    return whole
+
+
 def slice_of(row: Compared, spec: ModelSpec) -> str:
-    """Which modalities were given and what the base policy would say: both known before the answer."""
+    """Which modalities were given and what the base policy would say: both known before the answer.
+
+    All that was picked from candidates of such an input is one slice.
+    """
     modalities = "+".join(row.experience.served.modalities) or "unknown"
+    if row.experience.served.candidates:
+        return f"{modalities}: one of its candidates"
     return f"{modalities}: {spec.actions[int(row.features.base_logits.argmax())]}"

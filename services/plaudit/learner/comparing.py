@@ -13,11 +13,12 @@ import structlog
 from plaudit.core.ports import Changes, ExperienceStore, ModelRegistry
 from plaudit.core.rollout import Change as RolloutChange
 from plaudit.core.rollout import Rollout, confirm, revert
-from plaudit.learner.evidence import evidence_of
 from plaudit.learner.knowledge import Knowledge
 from plaudit.learner.metrics import LearnerMetrics
+from plaudit.learner.rebuild import lists_of, said_of
 from plaudit.learner.rollouts import ACTOR, move
 from plaudit.learner.running import Running
+from plaudit.learner.versions import Versions
 from plaudit_models.bundle import Manifest
 from plaudit_models.gate import GateRules, new_comparison
 
@@ -36,6 +37,7 @@ class Comparing:
         knowledge: Knowledge,
         store: ExperienceStore,
         registry: ModelRegistry,
+        versions: Versions,
         rules: GateRules,
         metrics: LearnerMetrics,
         clock: Callable[[], float],
@@ -43,6 +45,7 @@ class Comparing:
         self._knowledge = knowledge
         self._store = store
         self._registry = registry
+        self._versions = versions
         self._rules = rules
         self._metrics = metrics
         self._clock = clock
@@ -70,24 +73,24 @@ class Comparing:
         """Serving first; then set aside what was learned since the gated version, or the next refresh does it again."""
         change = RolloutChange(ACTOR, self._clock(), reason)
         moved = move(self._registry, lambda r: revert(r, change) if r.gated == gated != r.live else None)
-        reward, progress = self._knowledge.reward, self._knowledge.progress
-        assert reward is not None
+        learned, progress = self._knowledge.learned, self._knowledge.progress
+        assert learned is not None
         learned_by_gated = int(self._registry.manifest(gated).data.get("last_experience", 0))
         since = self._store.experiences(after=learned_by_gated, up_to=progress.last_number)
         harmful = [e for e in since if e.judgement is not None and not e.set_aside]
-        found = self._store.features([e.served.prediction_id for e in harmful], reward.space.trunk_digest)
-        judged = [
-            (found[e.served.prediction_id], e.judgement)
-            for e in harmful
-            if e.judgement is not None and e.served.prediction_id in found
-        ]
+        found = self._store.features([e.served.prediction_id for e in harmful], learned.reward.space.trunk_digest)
+        between = [e for e in harmful if e.served.candidates]
+        listed = lists_of(self._versions.version(live.version), self._store, between, found) if between else {}
         index = {action: i for i, action in enumerate(live.spec.actions)}
-        if judged:
-            reward = reward.subtract(evidence_of(reward.space, judged, index))
         self._knowledge.save(
             Changes(set_aside=[e.number for e in since]),
-            reward=reward,
-            progress=replace(progress, experiences=progress.experiences - len(harmful), refreshed=progress.changes),
+            learned=learned.subtract(said_of(harmful, found, listed), index),
+            progress=replace(
+                progress,
+                experiences=progress.experiences - len(harmful),
+                candidate_experiences=progress.candidate_experiences - sum(bool(e.served.candidates) for e in harmful),
+                refreshed=progress.changes,
+            ),
             running=Running(gated, max(self._registry.versions()), new_comparison(self._rules)),
         )
         self._metrics.set_aside.labels("harm").inc(len(harmful))

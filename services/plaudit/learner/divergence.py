@@ -3,8 +3,9 @@
 KL(π ‖ π'), the mean over the latest contexts, of the live version from
     reference   the policy it is anchored to: its own trunk's base policy
     previous    the version that served before it, each on its own trunk
-all as they are served, floor included and with every action allowed, so that it is finite. Refreshes are bounded before
-they serve (plaudit_models.improvement); this is what they, and everything else, came to.
+all as they are served, floor included and with every action allowed, so that it is finite. Contexts that were answered
+with one of their own candidates are left out: what was listed once is no action of the policy. Refreshes are bounded
+before they serve (plaudit_models.improvement); this is what they, and everything else, came to.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ class Divergence:
         """The latest experiences, as each of the two trunks sees them; those without content one of them cannot see."""
         last = self._knowledge.progress.last_number
         latest = self._store.experiences(after=max(0, last - RECENT_CONTEXTS), up_to=last)
+        latest = [e for e in latest if not e.served.candidates]
         seen = [features_on(each, self._store, latest, self._store.save) for each in (version, previous)]
         both = [id_ for id_ in seen[0] if id_ in seen[1]]
         if both:

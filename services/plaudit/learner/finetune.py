@@ -1,6 +1,7 @@
 """Fine-tuning as the learner sees it: start a job when due, watch it, judge what it made, promote or record why not.
 
 A candidate is judged on experiences that came after its snapshot only: neither it nor its reward model has seen them.
+Answers that were picked from candidates of the request are left out, in training and here.
 It is published when there is a verdict, with the evidence sealed in its manifest: also when it is rejected, so that
 people can look at it, but then it never serves. One that the gate found neither better nor worse goes on trial with a
 share of the users, where the settings allow it, and is promoted or withdrawn by what they say (trials.py).
@@ -228,7 +229,9 @@ class Finetuning:
         match self._tuning.phase:
             case "idle":
                 self._off = "" if live.trainable else cannot_train(live)
-                if not self._off and progress.last_number - self._tuning.last_snapshot >= self._every:
+                trains_on = progress.experiences - progress.candidate_experiences
+                due = progress.last_number - self._tuning.last_snapshot >= self._every
+                if not self._off and due and trains_on > 0:
                     self._launch(live, progress)
             case "training":
                 self._watch()
@@ -385,7 +388,10 @@ class Finetuning:
         if chunk:
             candidate = self._open_candidate()
             spec = candidate.version.manifest.spec
-            usable = [e for e in chunk if not e.set_aside and counts_as_proof(e) and can_answer(e.served, spec)]
+            proof = [e for e in chunk if not e.set_aside and counts_as_proof(e)]
+            between = sum(bool(e.served.candidates) for e in proof)
+            self._metrics.gate_left_out.inc(between)
+            usable = [e for e in proof if not e.served.candidates and can_answer(e.served, spec)]
             found = features_on(candidate.version, self._store, usable, self._store.save)
             rows = [Compared(e, found[e.served.prediction_id]) for e in usable if e.served.prediction_id in found]
             if rows:

@@ -77,6 +77,7 @@ def unusable(event: Decision | Feedback) -> str | None:
     match event:
         case Decision():
             texts = {"prediction_id": event.prediction_id, "user_id": event.user_id, "action": event.action}
+            texts |= {f"candidates[{i}].id": each.id for i, each in enumerate(event.candidates)}
             if event.features is not None and not _finite(event.features):
                 return "features: hold a value that is not finite"
             if problem := group_problem(event.user_group):

@@ -47,8 +47,9 @@ def join(decision: Served, feedback: Sequence[Feedback], actions: Sequence[str])
 
     Args:
         feedback: everything ever received about it, in any order; each id once; none that :func:`refusal` refuses.
-        actions: the action set.
+        actions: the model's; where the decision was between candidates, these are what is spoken of instead.
     """
+    actions = decision.candidates or actions
     verdicts = [
         _verdict(decision, said[-1], actions) for said in (_explicit_first(s) for s in _by_user(feedback).values())
     ]
@@ -75,7 +76,10 @@ def silence(decision: Served, reward: float) -> Judgement:
 
 
 def refusal(decision: Served, feedback: Feedback, actions: Sequence[str]) -> str | None:
-    """Why a piece of feedback cannot be learned from, in one sentence; None if it can."""
+    """Why a piece of feedback cannot be learned from, in one sentence; None if it can.
+
+    ``actions`` as in :func:`join`.
+    """
     match feedback.signal:
         case Correction(action):
             named = [("correction", action)]
@@ -88,7 +92,9 @@ def refusal(decision: Served, feedback: Feedback, actions: Sequence[str]) -> str
         case Retract():
             named = []
     for field, action in named:
-        if action not in actions:
+        if decision.candidates and action not in decision.candidates:
+            return f"{field}: {action!r} is not one of the {len(decision.candidates)} candidates of the request"
+        if not decision.candidates and action not in actions:
             return f"{field}: {action!r} is not, or no longer, in the action set"
     return None
 

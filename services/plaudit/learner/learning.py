@@ -22,19 +22,20 @@ from plaudit.core.ports import Changes, ExperienceStore, Judged, ModelRegistry, 
 from plaudit.learner import running as runnings
 from plaudit.learner.at_hand import Contexts, features_of, served_probabilities
 from plaudit.learner.compare import Compared, speaks_plainly
-from plaudit.learner.evidence import evidence_of, stack
+from plaudit.learner.evidence import Listed, stack
 from plaudit.learner.join import silence
 from plaudit.learner.knowledge import Knowledge
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.orders import pseudonym, unheeded
 from plaudit.learner.progress import Progress
-from plaudit.learner.rebuild import rebuilt_state
+from plaudit.learner.rebuild import lists_of, rebuilt_state, said_by
 from plaudit.learner.refresh import HeadMaker
 from plaudit.learner.running import Running
 from plaudit.learner.satisfaction import SatisfactionByVersion
 from plaudit.learner.versions import Versions
 from plaudit_models.bundle import Manifest
 from plaudit_models.calibration import reliability
+from plaudit_models.candidates import expected_rewards
 from plaudit_models.features import Float64, features
 from plaudit_models.raters import Raters, fair_cap
 from plaudit_models.reward_model import posterior
@@ -74,8 +75,8 @@ class Expected:
     """What the reward model expected of one experience before it was learned.
 
     Attributes:
-        reward: shape ``[a]``.
-        known: how much of what could be known was, in [0, 1], shape ``[a]``.
+        reward: shape ``[a]``, or ``[k]`` of its candidates.
+        known: how much of what could be known was, in [0, 1], the same shape.
     """
 
     reward: Float64
@@ -140,17 +141,19 @@ class Learning:
 
     def stand_on(self, live: Manifest) -> None:
         """Learn on the live version's trunk from now on; where that is another one, recount every experience on it."""
-        space = self._maker.space(live)
-        reward, progress = self._knowledge.reward, self._knowledge.progress
-        if reward is not None and reward.space == space:
+        space, candidate_space = self._maker.space(live), self._maker.candidate_space(live)
+        learned, progress = self._knowledge.learned, self._knowledge.progress
+        if learned is not None and learned.spaces == (space, candidate_space):
             return
         version = self._versions.version(live.version)
-        state = rebuilt_state(version, self._store, space, self._store.save, up_to=progress.last_number)
+        rebuilt = rebuilt_state(
+            version, self._store, space, candidate_space, self._store.save, up_to=progress.last_number
+        )
         learned_by_live = int(live.data.get("last_experience", 0))
         unlearned = max(0, progress.last_number - learned_by_live)
-        self._knowledge.save(reward=state, progress=replace(progress, refreshed=progress.changes - unlearned))
+        self._knowledge.save(learned=rebuilt, progress=replace(progress, refreshed=progress.changes - unlearned))
         self._contexts.clear()
-        if reward is not None:
+        if learned is not None:
             self._metrics.rebuilds.inc()
             _log.info("reward state rebuilt on another trunk", version=live.version, experiences=progress.experiences)
 
@@ -177,8 +180,8 @@ class Learning:
 
     def _obey(self, live: Manifest) -> None:
         """Do with raters what people have ordered since the last time."""
-        reward, orders = self._knowledge.reward, unheeded(self._store)
-        if reward is None or not orders.todo:
+        learned, orders = self._knowledge.learned, unheeded(self._store)
+        if learned is None or not orders.todo:
             return
         raters, progress = self._knowledge.raters, self._knowledge.progress
         for user, standing in orders.todo.items():
@@ -186,17 +189,17 @@ class Learning:
             _log.info("rater's standing changed by order", rater=pseudonym(user), standing=standing)
         changes = self._without([user for user, standing in orders.todo.items() if standing == "quarantined"], [])
         known = self._store.features([_id(c) for c in changes], live.trunk_digest)
-        forget = [(known[_id(c)], c.subtracts) for c in changes if c.subtracts is not None and _id(c) in known]
-        if forget:
-            index = {action: i for i, action in enumerate(live.spec.actions)}
-            reward = reward.subtract(evidence_of(reward.space, forget, index))
+        listed = self._lists([c.after for c in changes], known, live)
+        forget = [said_by(c.after, c.subtracts, known, listed) for c in changes]
+        index = {action: i for i, action in enumerate(live.spec.actions)}
         self._knowledge.save(
             Changes(set_aside=[c.after.number for c in changes], memory=orders.heeded),
-            reward=reward,
+            learned=learned.subtract([each for each in forget if each is not None], index),
             raters=raters,
             progress=replace(
                 progress,
-                experiences=progress.experiences - sum(c.subtracts is not None for c in changes),
+                experiences=progress.experiences + _balance(changes),
+                candidate_experiences=progress.candidate_experiences + _balance(_between_candidates(changes)),
                 changes=progress.changes + len(changes),
             ),
         )
@@ -232,26 +235,26 @@ class Learning:
         self, live: Manifest, fresh: Sequence[Experience], revisions: Sequence[Revision], progress: Progress
     ) -> None:
         """Learn the chunk, and save everything that this changes at once."""
-        reward = self._knowledge.reward
-        assert reward is not None
+        learned = self._knowledge.learned
+        assert learned is not None
         known, made = features_of(fresh, [r.experience for r in revisions], live, self._store, self._versions)
+        listed = self._lists([*fresh, *(r.experience for r in revisions)], known, live)
         noted = served_probabilities(fresh, known, self._store, self._versions)
         fresh = [replace(e, probabilities=noted.get(e.number)) for e in fresh]
         fresh, raters = self._admit(fresh)
-        expected = self._predict(fresh, known)
-        running = self._compare(fresh, known, expected)
+        expected = self._predict(fresh, known, listed)
+        running = self._compare(fresh, known, listed, expected)
         raters, caught = self._hear(raters, fresh, expected, live)
         changes = [Change(None, experience) for experience in fresh]
         changes += [Change(r.experience, replace(r.experience, judgement=r.judgement)) for r in revisions]
         changes = self._without(caught, changes)
-        known |= self._store.features([_id(c) for c in changes if _id(c) not in known], live.trunk_digest)
+        old = [c.after for c in changes if _id(c) not in known]
+        known |= self._store.features([e.served.prediction_id for e in old], live.trunk_digest)
+        listed |= self._lists(old, known, live)
         index = {action: i for i, action in enumerate(live.spec.actions)}
-        forget = [(known[_id(c)], c.subtracts) for c in changes if c.subtracts is not None and _id(c) in known]
-        learn = [(known[_id(c)], c.adds) for c in changes if c.adds is not None and _id(c) in known]
-        if forget:
-            reward = reward.subtract(evidence_of(reward.space, forget, index))
-        if learn:
-            reward = reward.add(evidence_of(reward.space, learn, index))
+        forget = [said_by(c.after, c.subtracts, known, listed) for c in changes]
+        learn = [each for c in changes if (each := said_by(c.after, c.adds, known, listed)) is not None]
+        learned = learned.subtract([each for each in forget if each is not None], index).add(learn, index)
         self._knowledge.save(
             Changes(
                 features=made,
@@ -259,19 +262,22 @@ class Learning:
                 set_aside=[c.after.number for c in changes if c.after.set_aside],
                 resolved=revisions,
             ),
-            reward=reward,
+            learned=learned,
             raters=raters,
             progress=replace(
                 progress,
                 last_number=max([progress.last_number, *(e.number for e in fresh)]),
-                experiences=progress.experiences
-                + sum((c.adds is not None) - (c.subtracts is not None) for c in changes),
+                experiences=progress.experiences + _balance(changes),
+                candidate_experiences=progress.candidate_experiences + _balance(_between_candidates(changes)),
                 changes=progress.changes + len(changes),
                 n_users=len(raters.users),
             ),
             running=running,
         )
-        self._contexts.extend([row for row, _ in learn])
+        self._contexts.extend(
+            [each.features for each in learn if each.listed is None],
+            [each.listed.seen for each in learn if each.listed is not None],
+        )
         self._remember(fresh, expected, live)
         for user in caught:
             self._metrics.quarantines.inc()
@@ -289,18 +295,36 @@ class Learning:
                 self._metrics.set_aside.labels(why).inc()
         return [e if counts else replace(e, set_aside=True) for e, counts in zip(fresh, admitted, strict=True)], raters
 
-    def _predict(self, fresh: Sequence[Experience], known: Mapping[str, Features]) -> Mapping[int, Expected]:
+    def _lists(
+        self, experiences: Sequence[Experience], known: Mapping[str, Features], live: Manifest
+    ) -> dict[str, Listed]:
+        """Of those that were between candidates, as live sees them, by prediction id."""
+        between = [e for e in experiences if e.served.candidates]
+        return lists_of(self._versions.version(live.version), self._store, between, known) if between else {}
+
+    def _predict(
+        self, fresh: Sequence[Experience], known: Mapping[str, Features], listed: Mapping[str, Listed]
+    ) -> Mapping[int, Expected]:
         """Rewards predicted before they are learned, by experience number."""
-        reward = self._knowledge.reward
+        reward, candidates, prior = self._knowledge.reward, self._knowledge.candidates, self._maker.settings.prior
         assert reward is not None
-        rows = [e for e in fresh if e.served.prediction_id in known]
+        between = (
+            {}
+            if candidates is None
+            else {
+                e.number: Expected(*expected_rewards(candidates, prior, listed[e.served.prediction_id].seen))
+                for e in fresh
+                if e.served.prediction_id in listed
+            }
+        )
+        rows = [e for e in fresh if e.served.prediction_id in known and not e.served.candidates]
         if not rows:
-            return {}
+            return between
         phi = features(reward.space, *stack([known[e.served.prediction_id] for e in rows]))
-        belief = posterior(reward, self._maker.settings.prior)
+        belief = posterior(reward, prior)
         predicted, variance = belief.predict(phi)
         told = np.clip(1.0 - variance / belief.prior_variance(phi), 0.0, 1.0)
-        return {e.number: Expected(q, c) for e, q, c in zip(rows, predicted, told, strict=True)}
+        return between | {e.number: Expected(q, c) for e, q, c in zip(rows, predicted, told, strict=True)}
 
     def _hear(
         self, raters: Raters, fresh: Sequence[Experience], expected: Mapping[int, Expected], live: Manifest
@@ -314,10 +338,10 @@ class Learning:
             for e in fresh
             if e.number in expected
             and speaks_plainly(e)
-            and live.spec.has_action(e.served.action)
+            and _place(e, live) is not None
             and raters[e.served.user_id].standing != "quarantined"
         ]
-        action = [live.spec.action_index(e.served.action) for e in said]
+        action = [_place(e, live) for e in said]
         return raters.hear(
             [e.served.user_id for e in said],
             np.array([e.reward for e in said], np.float64),
@@ -340,10 +364,14 @@ class Learning:
         return left
 
     def _compare(
-        self, fresh: Sequence[Experience], known: Mapping[str, Features], expected: Mapping[int, Expected]
+        self,
+        fresh: Sequence[Experience],
+        known: Mapping[str, Features],
+        listed: Mapping[str, Listed],
+        expected: Mapping[int, Expected],
     ) -> Running:
         rows = [
-            Compared(e, known[e.served.prediction_id])
+            Compared(e, known[e.served.prediction_id], listed.get(e.served.prediction_id))
             for e in fresh
             if e.served.prediction_id in known and not e.set_aside
         ]
@@ -364,10 +392,9 @@ class Learning:
             self._by_version.hear(before, self._clock())
         self._by_version.hear(fresh, self._clock())
         for experience in fresh:
-            action_is_known = live.spec.has_action(experience.served.action)
-            if experience.reward is not None and experience.number in expected and action_is_known:
+            action = _place(experience, live)
+            if experience.reward is not None and experience.number in expected and action is not None:
                 self._rewards.append(experience.reward)
-                action = live.spec.action_index(experience.served.action)
                 self._predicted.append(float(np.clip(expected[experience.number].reward[action], 0.0, 1.0)))
 
     def _observe(self, standing: Standing) -> None:
@@ -376,6 +403,7 @@ class Learning:
             self._metrics.predicted.set(float(np.mean(self._predicted)))
             self._metrics.calibration_error.set(reliability(np.array(self._predicted), np.array(self._rewards)).error)
         self._metrics.experiences.set(self._knowledge.progress.experiences)
+        self._metrics.candidate_experiences.set(self._knowledge.progress.candidate_experiences)
         self._metrics.waiting.set(standing.waiting)
         self._metrics.discarded.set(standing.discarded)
         if standing.feedback:
@@ -388,3 +416,20 @@ class Learning:
 
 def _id(change: Change) -> str:
     return change.after.served.prediction_id
+
+
+def _balance(changes: Sequence[Change]) -> int:
+    """How many more experiences are learned from than before."""
+    return sum((c.adds is not None) - (c.subtracts is not None) for c in changes)
+
+
+def _between_candidates(changes: Sequence[Change]) -> Sequence[Change]:
+    return [c for c in changes if c.after.served.candidates]
+
+
+def _place(experience: Experience, live: Manifest) -> int | None:
+    """Of the served answer among the candidates or actions; None if that action is gone."""
+    served = experience.served
+    if served.candidates:
+        return served.candidates.index(served.action)
+    return live.spec.action_index(served.action) if live.spec.has_action(served.action) else None

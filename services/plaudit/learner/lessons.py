@@ -69,9 +69,14 @@ def lessons(
     made = training_data(recent, store, spec, tokenizer, task)
     if not made.used:
         raise ValueError(
-            f"none of {len(recent)} experiences can be trained on; is the server's store_content switched off?"
+            f"none of {len(recent)} experiences can be trained on: those without content cannot (is the server's "
+            f"store_content switched off?), nor those picked from candidates of the request"
         )
-    made.facts.update(_staleness(made.used, version), too_stale=len(judged) - len(recent))
+    made.facts.update(
+        _staleness(made.used, version),
+        too_stale=len(judged) - len(recent),
+        with_candidates=sum(bool(experience.served.candidates) for experience in recent),
+    )
     return made
 
 
@@ -82,7 +87,10 @@ def training_data(
     tokenizer: Tokenizer | None,
     task: JobDescription,
 ) -> Lessons:
-    """Decode what can be trained on: where there is content, and something is said. Equal items are kept once."""
+    """Decode what can be trained on: where there is content, and something is said. Equal items are kept once.
+
+    What was picked from candidates of the request is left out: it says nothing of the model's actions.
+    """
     pools = {name: _Pool() for name in spec.modalities}
     index: list[list[int]] = []
     used: list[Experience] = []
@@ -92,7 +100,9 @@ def training_data(
         contents = store.contents([experience.served.prediction_id for experience in chunk])
         for experience in chunk:
             judgement = experience.judgement
-            if judgement is None or not _can_be_learned(experience.served.action, judgement, spec):
+            if experience.served.candidates or judgement is None:
+                continue
+            if not _can_be_learned(experience.served.action, judgement, spec):
                 continue
             content = contents[experience.served.prediction_id]
             row = decode_contents(spec, tokenizer, content, task.limits)

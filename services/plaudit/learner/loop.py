@@ -39,6 +39,7 @@ from plaudit.learner.tracing import LearnerTrace
 from plaudit.learner.trials import Trials
 from plaudit.learner.versions import Versions
 from plaudit_models.bundle import Manifest
+from plaudit_models.candidates import CandidateState
 from plaudit_models.gate import GateRules
 from plaudit_models.reward_model import RewardState
 
@@ -118,7 +119,13 @@ class Learner:
             clock=clock,
         )
         self._comparing = Comparing(
-            knowledge=self._knowledge, store=store, registry=registry, rules=rules, metrics=metrics, clock=clock
+            knowledge=self._knowledge,
+            store=store,
+            registry=registry,
+            versions=versions,
+            rules=rules,
+            metrics=metrics,
+            clock=clock,
         )
         self._refreshing = Refreshing(
             knowledge=self._knowledge,
@@ -230,6 +237,7 @@ class Learner:
             "gated": None if rollout is None else rollout.gated,
             "pinned": rollout is not None and rollout.pinned,
             "experiences": progress.experiences,
+            "candidate_experiences": progress.candidate_experiences,
             "unlearned": standing.last_number - progress.last_number,
             "feedback": standing.feedback,
             "waiting": standing.waiting,
@@ -265,6 +273,11 @@ class Learner:
     def reward_state(self) -> RewardState | None:
         """What the reward model has learned; None before any version was live."""
         return self._knowledge.reward
+
+    @property
+    def candidate_state(self) -> CandidateState | None:
+        """What was learned of candidates; None while what serves cannot score any."""
+        return self._knowledge.candidates
 
     @property
     def running(self) -> Running:

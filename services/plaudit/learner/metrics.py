@@ -30,6 +30,9 @@ class LearnerMetrics:
         self.waiting = gauge("orphans", "Feedback whose decision has not arrived.")
         self.discarded = gauge("discarded", "Feedback that cannot be learned from.")
         self.experiences = gauge("experiences", "Decisions with feedback that are learned from.")
+        self.candidate_experiences = gauge(
+            "candidate_experiences", "Of these, those whose answer was picked from candidates of the request."
+        )
         self.joined_share = gauge("joined_ratio", "Share of all feedback that was joined with its decision.")
         self.set_aside = counter("set_aside_total", "Experiences set aside, by why.", "why")
         self.quarantines = counter("quarantines_total", "Users who went into quarantine because they say the opposite.")
@@ -94,6 +97,9 @@ class LearnerMetrics:
             self.canary_e_value.labels(claim).set(1.0)
         self.canary_n = gauge("canary_experiences", "Experiences that the trial under way has counted.")
         self.gate_n = gauge("gate_experiences", "Experiences that the gate has counted for the present candidate.")
+        self.gate_left_out = counter(
+            "gate_left_out_total", "Experiences that the gate left out: their answer was picked from candidates."
+        )
         self.gate_e_value = gauge("gate_e_value", "Evidence on the candidate at the gate, by claim.", "claim")
         self.gate_gain = gauge(
             "gate_gain_reward",

@@ -21,7 +21,7 @@ from plaudit.core.rollout import Change, Rollout, promote
 from plaudit.learner.refresh import write_card
 from plaudit_models.bundle import TOKENIZER, Manifest
 from plaudit_models.dataset import LabelledData, load_data_folder, splits_of, tokenizer_for
-from plaudit_models.preprocess import assemble
+from plaudit_models.preprocess import action_texts, assemble
 from plaudit_models.spec import ModelSpec
 from plaudit_models.training.export import export_version
 from plaudit_models.training.fusion import FusionConfig
@@ -102,6 +102,7 @@ def pretrain_and_publish(
             patience=patience,
             seed=seed,
         ),
+        action_texts=action_texts(spec, tokenizer) if spec.scores_text and tokenizer is not None else None,
         on_progress=on_progress,
     )
     if "test" in splits_of(folder, spec):

@@ -1,4 +1,4 @@
-"""The reward state of one trunk, counted anew from the store: what the fast loop stands on after the trunk changed.
+"""The reward states of one trunk, counted anew from the store: what the fast loop stands on after the trunk changed.
 
 Knows nothing about why it is asked for.
 """
@@ -6,15 +6,17 @@ Knows nothing about why it is asked for.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from plaudit.core.events import Features
-from plaudit.core.experience import Experience
+from plaudit.core.experience import Experience, Judgement
 from plaudit.core.ports import Changes, ExperienceStore
-from plaudit.learner.evidence import evidence_of
+from plaudit.learner.evidence import Learned, Listed, Said
 from plaudit.learner.versions import OpenVersion
+from plaudit_models.candidates import CandidateList, CandidateSpace, empty_candidate_state
 from plaudit_models.features import FeatureSpace
-from plaudit_models.reward_model import RewardState, empty_state
+from plaudit_models.reward_model import empty_state
 
 CHUNK: Final = 256
 
@@ -25,40 +27,96 @@ def features_on(
     """Features of the experiences on a version's trunk, by prediction id.
 
     What the store has is taken from there; the rest is made from stored content and saved. Experiences without content
-    have none.
+    have none, nor have those between candidates where the version cannot score any.
     """
     ids = [experience.served.prediction_id for experience in experiences]
     found = dict(store.features(ids, version.manifest.trunk_digest))
-    missing = [id_ for id_ in ids if id_ not in found]
-    if missing:
-        contents = store.contents(missing)
-        made = dict(zip(missing, version.embed([contents[id_] for id_ in missing]), strict=True))
-        fresh = {id_: features for id_, features in made.items() if features is not None}
+    fresh = made_features(version, store, [e for e in experiences if e.served.prediction_id not in found])
+    if fresh:
         save(Changes(features=fresh))
         found |= fresh
     return found
+
+
+def made_features(
+    version: OpenVersion, store: ExperienceStore, experiences: Sequence[Experience]
+) -> dict[str, Features]:
+    """Features made from stored content, by prediction id."""
+    usable = [e for e in experiences if version.scores_candidates or not e.served.candidates]
+    ids = [experience.served.prediction_id for experience in usable]
+    if not ids:
+        return {}
+    contents = store.contents(ids)
+    made = {
+        id_: row for id_, row in zip(ids, version.embed([contents[id_] for id_ in ids]), strict=True) if row is not None
+    }
+    between = [e.served.prediction_id for e in usable if e.served.candidates and e.served.prediction_id in made]
+    if between:
+        listed = store.candidates(between)
+        for id_ in between:
+            vectors = version.candidate_vectors([candidate.text for candidate in listed[id_]])
+            made[id_] = replace(made[id_], base_logits=vectors @ made[id_].embedding)
+    return made
+
+
+def lists_of(
+    version: OpenVersion, store: ExperienceStore, experiences: Sequence[Experience], found: Mapping[str, Features]
+) -> dict[str, Listed]:
+    """What those of the experiences were picked from that were between candidates, by prediction id.
+
+    Args:
+        version: one that scores candidates, or there are none; its vectors are taken.
+        found: features on its trunk by prediction id; what has none is left out.
+    """
+    if not version.scores_candidates:
+        return {}
+    ids = [e.served.prediction_id for e in experiences if e.served.candidates and e.served.prediction_id in found]
+    listed: dict[str, Listed] = {}
+    for id_, candidates in (store.candidates(ids) if ids else {}).items():
+        row, vectors = found[id_], version.candidate_vectors([candidate.text for candidate in candidates])
+        seen = CandidateList(row.embedding, vectors, row.base_logits)
+        listed[id_] = Listed([candidate.id for candidate in candidates], seen)
+    return listed
+
+
+def said_of(
+    experiences: Sequence[Experience], found: Mapping[str, Features], listed: Mapping[str, Listed]
+) -> list[Said]:
+    """What is learned of those of the experiences that are judged and can be seen."""
+    said = [said_by(experience, experience.judgement, found, listed) for experience in experiences]
+    return [each for each in said if each is not None]
+
+
+def said_by(
+    experience: Experience, judgement: Judgement | None, found: Mapping[str, Features], listed: Mapping[str, Listed]
+) -> Said | None:
+    """What is learned, or was, of one experience that is judged so; None if nothing is."""
+    id_ = experience.served.prediction_id
+    if judgement is None or id_ not in found or (experience.served.candidates and id_ not in listed):
+        return None
+    return Said(found[id_], judgement, listed.get(id_))
 
 
 def rebuilt_state(
     version: OpenVersion,
     store: ExperienceStore,
     space: FeatureSpace,
+    candidate_space: CandidateSpace | None,
     save: Callable[[Changes], None],
     *,
     up_to: int | None = None,
-) -> RewardState:
-    """The sums over all experiences that are learned from, numbered at most ``up_to``, at this version's features."""
-    state = empty_state(space)
+) -> Learned:
+    """The sums over all experiences that are learned from, numbered at most ``up_to``, as this version sees them.
+
+    Args:
+        candidate_space: None where the version cannot score candidates; then there are no sums of them.
+    """
+    learned = Learned(empty_state(space), None if candidate_space is None else empty_candidate_state(candidate_space))
     index = {action: i for i, action in enumerate(version.manifest.spec.actions)}
     last = 0
     while chunk := store.experiences(after=last, up_to=up_to, limit=CHUNK):
         last = chunk[-1].number
-        learned = [e for e in chunk if e.judgement is not None and not e.set_aside]
-        found = features_on(version, store, learned, save)
-        judged = [
-            (found[e.served.prediction_id], e.judgement)
-            for e in learned
-            if e.judgement is not None and e.served.prediction_id in found
-        ]
-        state = state.add(evidence_of(space, judged, index))
-    return state
+        usable = [e for e in chunk if e.judgement is not None and not e.set_aside]
+        found = features_on(version, store, usable, save)
+        learned = learned.add(said_of(usable, found, lists_of(version, store, usable, found)), index)
+    return learned

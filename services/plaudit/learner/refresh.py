@@ -19,7 +19,15 @@ from safetensors.numpy import load_file, save_file
 from plaudit.core.events import Features
 from plaudit.core.ports import ModelRegistry
 from plaudit.learner.evidence import stack
-from plaudit_models.bundle import CARD, HEAD, HEAD_GOLDEN, TRUNK_FILES, TRUNK_GOLDEN, Manifest, seal
+from plaudit_models.bundle import CANDIDATE, CARD, HEAD, HEAD_GOLDEN, TRUNK_FILES, TRUNK_GOLDEN, Manifest, seal
+from plaudit_models.candidates import (
+    CANDIDATE_HEAD,
+    CandidateHead,
+    CandidateList,
+    CandidateSpace,
+    CandidateState,
+    bounded_candidate_step,
+)
 from plaudit_models.features import FeatureSpace
 from plaudit_models.head import build_head
 from plaudit_models.improvement import HeadSettings, Step, bounded_step, head_scores
@@ -37,7 +45,9 @@ class HeadMaker:
         floor: logged exploration floor ε in (0, 1] of the versions made.
         max_kl: the most one refresh may move the policy, in nats, counted where the base policy is sure.
         embedding_features: how many features the embedding is given; 0 leaves it out.
-        exclusivity: how much praise of one answer speaks against each other one, as a share of an event.
+        exclusivity: how much praise of one answer speaks against each other one, as a share of an event; of a list of
+            candidates, against all its others together.
+        pair_features: how many features a candidate and its context are given together.
     """
 
     settings: HeadSettings
@@ -45,6 +55,7 @@ class HeadMaker:
     max_kl: float
     embedding_features: int = 192
     exclusivity: float = 0.1
+    pair_features: int = 64
 
     def space(self, manifest: Manifest) -> FeatureSpace:
         """The feature space of the fast loop on a version's trunk."""
@@ -53,12 +64,30 @@ class HeadMaker:
             manifest.trunk_digest, len(spec.actions), spec.embedding_size, self.embedding_features, self.exclusivity
         )
 
-    def step(self, served: RewardState, latest: RewardState, recent: Sequence[Features]) -> Step:
+    def candidate_space(self, manifest: Manifest) -> CandidateSpace | None:
+        """The same of candidates; None where the version cannot score any."""
+        if CANDIDATE not in manifest.files:
+            return None
+        return CandidateSpace(
+            manifest.trunk_digest,
+            manifest.files[CANDIDATE].sha256,
+            manifest.spec.embedding_size,
+            self.pair_features,
+            self.exclusivity,
+        )
+
+    def step(self, served: RewardState, latest: RewardState, recent: Sequence[Features]) -> Step[RewardState]:
         """From the evidence served towards the latest, as far as the KL bound allows on one or more ``recent`` rows."""
         return bounded_step(self.settings, served, latest, *stack(recent), floor=self.floor, max_kl=self.max_kl)
 
-    def write(self, folder: Path, state: RewardState) -> None:
-        """Write head and golden scores beside the trunk and its golden pairs.
+    def candidate_step(
+        self, served: CandidateState, latest: CandidateState, recent: Sequence[CandidateList]
+    ) -> Step[CandidateState]:
+        """The same of candidates, on one or more ``recent`` lists."""
+        return bounded_candidate_step(self.settings, served, latest, recent, floor=self.floor, max_kl=self.max_kl)
+
+    def write(self, folder: Path, state: RewardState, candidates: CandidateState | None = None) -> None:
+        """Write head and golden scores beside the trunk and its golden pairs, and the candidate head if there is one.
 
         The golden scores come from the formula, not from the graph, so that whoever runs the graph proves it right.
         """
@@ -66,6 +95,8 @@ class HeadMaker:
         golden = load_file(folder / TRUNK_GOLDEN)
         scores = head_scores(self.settings, state, golden[EMBEDDING], golden[BASE_LOGITS])
         save_file({SCORES: scores.astype("float32")}, folder / HEAD_GOLDEN)
+        if candidates is not None:
+            (folder / CANDIDATE_HEAD).write_bytes(CandidateHead(self.settings, candidates).to_bytes())
 
 
 def publish_refresh(
@@ -74,20 +105,25 @@ def publish_refresh(
     maker: HeadMaker,
     parent: Manifest,
     state: RewardState,
+    candidates: CandidateState | None = None,
     *,
     created_at_s: float,
     reason: str,
     data: Mapping[str, Any],
     metrics: Mapping[str, Any],
 ) -> Manifest:
-    """Assemble and publish; the trunk's files are shared with the parent wherever the file system can."""
+    """Assemble and publish; the trunk's files are shared with the parent wherever the file system can.
+
+    Args:
+        candidates: what the candidate head is built from; None: there is nothing to build it from.
+    """
     source = registry.folder(parent.version)
     with tempfile.TemporaryDirectory(dir=work_dir, prefix="refresh-") as temporary:
         folder = Path(temporary)
         for name in TRUNK_FILES:
             if name in parent.files:
                 share(source / name, folder / name)
-        maker.write(folder, state)
+        maker.write(folder, state, candidates)
         manifest = seal(
             folder,
             Manifest(

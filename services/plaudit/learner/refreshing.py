@@ -23,7 +23,9 @@ from plaudit.learner.refresh import HeadMaker, publish_refresh
 from plaudit.learner.rollouts import ACTOR, move
 from plaudit.learner.tracing import LearnerTrace
 from plaudit_models.bundle import Manifest
-from plaudit_models.reward_model import empty_state, state_from_bytes
+from plaudit_models.candidates import CANDIDATE_HEAD, CandidateState, candidate_head_from_bytes, empty_candidate_state
+from plaudit_models.improvement import Step
+from plaudit_models.reward_model import RewardState, empty_state, state_from_bytes
 
 _log = structlog.get_logger("plaudit.learner")
 
@@ -97,33 +99,35 @@ class Refreshing:
     def _refresh(self, live: Manifest, pending: int) -> None:
         """Build, publish and serve a head from the latest evidence."""
         started_s = time.monotonic()
-        reward, progress = self._knowledge.reward, self._knowledge.progress
-        assert reward is not None
-        recent = self._contexts.on(live)
-        if not recent:
+        progress = self._knowledge.progress
+        step, candidate_step = self._step(live), self._candidate_step(live)
+        steps = [each for each in (step, candidate_step) if each is not None]
+        if not steps:
             return
-        served = self._store.recall(served_key(live.version))
-        base = empty_state(reward.space) if served is None else state_from_bytes(served)
-        step = self._maker.step(base, reward, recent)
-        if step.share == 0.0:
+        if any(each.share == 0.0 for each in steps) and not any(each.kl > 0.0 for each in steps):
             self._metrics.refreshes.labels("held back").inc()
             _log.warning("refresh held back: the smallest step would move the policy by more than policy.max_kl")
             return
+        kl = max(each.kl for each in steps)
+        share = min(each.share for each in steps)
+        state = self._served(live) if step is None else step.state
+        candidates = self._served_candidates(live) if candidate_step is None else candidate_step.state
         published = publish_refresh(
             self._registry,
             self._work_dir,
             self._maker,
             live,
-            step.state,
+            state,
+            candidates,
             created_at_s=self._clock(),
             reason=f"{pending} new or changed experiences since version {live.version}",
             data={"positions": dict(self._store.positions()), **progress.data(), **self._trace.data()},
-            metrics={"kl_nats": step.kl, "share_of_step": step.share},
+            metrics={"kl_nats": kl, "share_of_step": share},
         )
         # A step cut short leaves evidence for the next refresh, as if one experience were still unlearned.
-        refreshed = progress.changes if step.share >= 1.0 else progress.changes - 1
+        refreshed = progress.changes if share >= 1.0 else progress.changes - 1
         self._knowledge.save(
-            Changes(memory={served_key(published.version): step.state.to_bytes()}),
+            Changes(memory={served_key(published.version): state.to_bytes()}),
             progress=replace(progress, refreshed=refreshed),
         )
         self._trace.published(published.version)
@@ -133,11 +137,40 @@ class Refreshing:
             self._registry, lambda r: refresh(r, version, change) if r.live == live.version and not r.pinned else None
         )
         self._metrics.refreshes.labels("live" if moved is not None else "overtaken").inc()
-        self._metrics.refresh_kl.set(step.kl)
+        self._metrics.refresh_kl.set(kl)
         self._metrics.refresh_seconds.observe(time.monotonic() - started_s)
         self._metrics.freshness_seconds.observe(max(0.0, self._clock() - progress.last_feedback_time_s))
-        _log.info("refreshed", version=version, pending=pending, kl_nats=round(step.kl, 4), live=moved is not None)
+        _log.info("refreshed", version=version, pending=pending, kl_nats=round(kl, 4), live=moved is not None)
         self._prune()
+
+    def _served(self, live: Manifest) -> RewardState:
+        """The evidence that live's head was built from."""
+        assert self._knowledge.reward is not None
+        served = self._store.recall(served_key(live.version))
+        return empty_state(self._knowledge.reward.space) if served is None else state_from_bytes(served)
+
+    def _step(self, live: Manifest) -> Step[RewardState] | None:
+        """Towards the latest evidence; None if nothing was answered with the model's actions yet."""
+        reward, recent = self._knowledge.reward, self._contexts.on(live)
+        return self._maker.step(self._served(live), reward, recent) if reward is not None and recent else None
+
+    def _candidate_step(self, live: Manifest) -> Step[CandidateState] | None:
+        """The same of candidates; None if nothing was picked from candidates of late."""
+        latest = self._knowledge.candidates
+        recent = [] if latest is None else self._contexts.lists_on(live)
+        if latest is None or not recent:
+            return None
+        return self._maker.candidate_step(
+            self._served_candidates(live) or empty_candidate_state(latest.space), latest, recent
+        )
+
+    def _served_candidates(self, live: Manifest) -> CandidateState | None:
+        """What live's candidate head was built from; None if it has none that evidence can be added to."""
+        latest = self._knowledge.candidates
+        if latest is None or CANDIDATE_HEAD not in live.files:
+            return None
+        served = candidate_head_from_bytes((self._registry.folder(live.version) / CANDIDATE_HEAD).read_bytes()).state
+        return served if served.space == latest.space else None
 
     def _prune(self) -> None:
         removed = self._registry.prune(self._versions_kept)

@@ -15,7 +15,7 @@ import numpy as np
 
 from plaudit.core.experience import Experience
 from plaudit.core.ports import ModelRegistry
-from plaudit.learner.compare import Compared, Policy, compare, counts_as_proof, logged_policies
+from plaudit.learner.compare import Compared, Policy, compare, compare_lists, counts_as_proof, logged_policies
 from plaudit.learner.versions import Versions, allowed_mask
 from plaudit_models.features import Float64
 from plaudit_models.gate import Comparison, GateRules, comparison_from_dict, new_comparison
@@ -64,7 +64,7 @@ def update(
     Args:
         running: so far.
         fresh: in order; features are those of the gated version's trunk.
-        q_hat: predicted rewards ``[a]`` before they are learned, by experience number.
+        q_hat: predicted rewards ``[a]``, or ``[k]`` of the candidates, before they are learned, by experience number.
         n_users: how many users there were before these experiences.
     """
     if running.gated == 0:
@@ -79,12 +79,27 @@ def update(
         and counts_as_proof(row.experience)
         and _is_refresh(row.experience, registry)
     ]
+    comparison = running.comparison
+    between = [row for row in rows if row.listed is not None]
+    if between and gated.scores_candidates:
+        own = [row.experience.probabilities or () for row in between]
+        comparison = compare_lists(
+            comparison,
+            between,
+            spec,
+            candidate=own,
+            baseline=[gated.list_probabilities(row.listed.seen).tolist() for row in between if row.listed is not None],
+            logged=own,
+            q_hat=[q_hat[row.experience.number].tolist() for row in between],
+            n_users=n_users,
+        )
+    rows = [row for row in rows if not row.experience.served.candidates]
     if not rows:
-        return running
+        return replace(running, comparison=comparison)
     logged = logged_policies(rows, registry, spec.actions)
     allowed = allowed_mask(spec, [row.experience.served for row in rows])
     compared = compare(
-        running.comparison,
+        comparison,
         rows,
         spec,
         candidate=logged,

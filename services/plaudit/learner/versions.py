@@ -3,11 +3,12 @@
 Keeps a few opened versions. Knows nothing about feedback.
 
 Notation:
-    b: batch size, d: embedding size, a: number of actions
+    b: batch size, d: embedding size, a: number of actions, k: candidates of one request
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,13 +20,16 @@ from plaudit.core.events import Content, Features
 from plaudit.core.experience import Served
 from plaudit.core.ports import ModelRegistry, ModelRuntime
 from plaudit.learner.contents import ROWS_PER_RUN, decode_contents
-from plaudit.learner.evidence import stack
+from plaudit.learner.evidence import Floats32, stack
 from plaudit_models.bundle import Manifest
+from plaudit_models.candidates import CandidateList, served_over
 from plaudit_models.policy import Bool, Float64, probabilities
 from plaudit_models.preprocess import Limits, assemble
 from plaudit_models.spec import ModelSpec
 
 _KEPT_OPEN: Final = 8
+_KEPT_VECTORS: Final = 4_096
+"""Of candidates' texts, by version."""
 
 
 class OpenVersion:
@@ -38,6 +42,7 @@ class OpenVersion:
     def __init__(self, folder: Path, runtime: ModelRuntime, limits: Limits) -> None:
         self._model = runtime.load(folder)
         self._limits = limits
+        self._vectors: OrderedDict[bytes, Floats32] = OrderedDict()
 
     @property
     def manifest(self) -> Manifest:
@@ -51,6 +56,33 @@ class OpenVersion:
         """What the trunk alone would serve at these features, floor included, every action allowed, ``[b, a]``."""
         _, base_logits = stack(rows)
         return probabilities(base_logits, np.ones(base_logits.shape, np.bool_), self.manifest.floor)
+
+    @property
+    def scores_candidates(self) -> bool:
+        """Whether it can be asked about candidates."""
+        return self.manifest.spec.scores_text
+
+    def candidate_vectors(self, texts: Sequence[str]) -> Floats32:
+        """What its candidate graph makes of texts, ``[k, d]``; the latest are remembered."""
+        keys = [hashlib.sha256(text.encode()).digest() for text in texts]
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._vectors}
+        if missing:
+            self._vectors.update(zip(missing, self._model.candidate_vectors(list(missing.values())), strict=True))
+        for key in keys:
+            self._vectors.move_to_end(key)
+        vectors = np.stack([self._vectors[key] for key in keys])
+        while len(self._vectors) > _KEPT_VECTORS:
+            self._vectors.popitem(last=False)
+        return vectors
+
+    def list_probabilities(self, seen: CandidateList) -> Float64:
+        """What would be served of a list of candidates, floor included, ``[k]``."""
+        scores = self._model.candidate_scores(
+            np.asarray(seen.embedding, np.float32),
+            np.asarray(seen.vectors, np.float32),
+            np.asarray(seen.base_logits, np.float32),
+        )
+        return served_over(scores, self.manifest.floor)
 
     def embed(self, contents: Sequence[Mapping[str, Content]]) -> list[Features | None]:
         """Features of each content; None where there is no content that this model takes."""

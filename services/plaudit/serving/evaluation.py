@@ -3,7 +3,7 @@
 Runs on a worker's thread. Knows nothing about queues, ids or answers.
 
 Notation:
-    b: batch size, d: embedding size, a: number of actions
+    b: batch size, d: embedding size, a: number of actions, k: number of candidates
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Question:
         allowed: ``[a]``, True where the action may be picked; at least one.
         greedy: pick the most probable action.
         outputs: native outputs of an imported graph that are wanted too.
+        vectors: ``[k, d]``, of the candidates that are picked from instead of the actions; None: the actions.
         asked_ns: when, on the clock of ``time.monotonic_ns``.
     """
 
@@ -42,12 +43,13 @@ class Question:
     allowed: Bool
     greedy: bool = False
     outputs: tuple[str, ...] = ()
+    vectors: Float32 | None = None
     asked_ns: int = field(default_factory=time.monotonic_ns)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluated:
-    """What the version makes of a question.
+    """What the version makes of a question; ``a`` is ``k`` where it was between candidates.
 
     Attributes:
         embedding: ``[d]``.
@@ -127,13 +129,18 @@ class Evaluator:
         inferred_ns = time.monotonic_ns()
         finite: Bool = np.asarray(np.isfinite(scores).all(axis=1))
         if not finite.all():
-            self._metrics.versions.of(model).failures.inc(int((~finite).sum()))
+            wrong = sum(question.vectors is None for question, fine in zip(group, finite, strict=True) if not fine)
+            self._metrics.versions.of(model).failures.inc(wrong)
             scores = np.where(finite[:, None], scores, 0.0)
         policy = probabilities(scores, np.stack([question.allowed for question in group]), manifest.floor)
         best = policy.argmax(axis=1).tolist()
-        sampled = sample(policy, self._rng.random(len(group))).tolist()
+        uniforms = self._rng.random(len(group))
+        sampled = sample(policy, uniforms).tolist()
         outcomes: list[Evaluated | Exception] = []
         for row, question in enumerate(group):
+            if question.vectors is not None:
+                outcomes.append(self._pick_candidate(question, question.vectors, embedding[row], uniforms[row]))
+                continue
             if not finite[row]:
                 outcomes.append(FloatingPointError(f"version {manifest.version} gave scores that are not finite"))
                 continue
@@ -164,6 +171,28 @@ class Evaluator:
         )
         self._statistics.of(model).answered(times)
         return outcomes
+
+    def _pick_candidate(
+        self, question: Question, vectors: Float32, embedding: Float32, uniform: float
+    ) -> Evaluated | Exception:
+        """By the rules of the actions: the same floor, spread over the candidates.
+
+        Args:
+            vectors: ``[k, d]``.
+            embedding: ``[d]``.
+            uniform: the draw from [0, 1) that decides.
+        """
+        manifest = question.model.manifest
+        base_logits: Float32 = vectors @ embedding
+        scores = question.model.candidate_scores(embedding, vectors, base_logits)
+        if not np.isfinite(scores).all():
+            self._metrics.versions.of(question.model).failures.inc()
+            return FloatingPointError(f"version {manifest.version} gave scores of candidates that are not finite")
+        policy = probabilities(scores[None], np.ones((1, len(scores)), np.bool_), manifest.floor)
+        best = int(policy[0].argmax())
+        action = best if question.greedy else int(sample(policy, np.array([uniform]))[0])
+        propensity = 1.0 if question.greedy else min(1.0, float(policy[0, action]))
+        return Evaluated(embedding, base_logits, policy[0], action, propensity, explored=action != best)
 
 
 def _shares_arrays_with(question: Question) -> Hashable:

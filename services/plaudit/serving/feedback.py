@@ -19,9 +19,9 @@ from plaudit.core.prediction_id import PredictionIds, SignedPrediction
 from plaudit.serving.admission import Admission
 from plaudit.serving.batcher import ANYBODY, Batcher, Caller
 from plaudit.serving.catalog import ServedModels
+from plaudit.serving.live_model import LiveModel
 from plaudit.serving.metrics import ServingMetrics
 from plaudit_models.bundle import CorruptBundle
-from plaudit_models.spec import ModelSpec
 
 MAX_ID_CHARACTERS: Final = 128
 _MAX_BATCH: Final = 256
@@ -153,13 +153,12 @@ class FeedbackRecorder:
         served = self._models.get(prediction.model)
         if served is None:
             raise InvalidPredictionId(f"is of the model {prediction.model!r}; served here are {self._models.names()}")
-        live = served.live
         match request.signal:
             case Correction(action):
-                _check_action("correction", action, live.serving().manifest.spec)
+                _check_action("correction", action, prediction, served.live)
             case Preference(preferred, rejected):
-                _check_action("preference.preferred", preferred, live.serving().manifest.spec)
-                _check_action("preference.rejected", rejected, live.serving().manifest.spec)
+                _check_action("preference.preferred", preferred, prediction, served.live)
+                _check_action("preference.rejected", rejected, prediction, served.live)
                 if preferred == rejected:
                     raise InvalidInput("preference", f"prefers {preferred!r} over itself")
             case Retract(feedback_id) if len(feedback_id) > MAX_ID_CHARACTERS:
@@ -246,6 +245,14 @@ def _too_long(value: str) -> str:
     return f"{value[:20]!r}… has {len(value)} characters; at most {MAX_ID_CHARACTERS} are taken"
 
 
-def _check_action(field: str, action: str, spec: ModelSpec) -> None:
+def _check_action(field: str, action: str, prediction: SignedPrediction, live: LiveModel) -> None:
+    """The candidates of a request are in the log alone: whoever joins feedback there sees whether it names one."""
+    if prediction.of_candidates:
+        if not action:
+            raise InvalidInput(field, "is empty; name one of the request's candidates by its id")
+        if len(action) > MAX_ID_CHARACTERS:
+            raise InvalidInput(field, _too_long(action))
+        return
+    spec = live.serving().manifest.spec
     if not spec.has_action(action):
         raise InvalidInput(field, f"{action[:80]!r} is not an action of {spec.name!r}")

@@ -34,6 +34,12 @@ class ServingMetrics:
             "plaudit_serving_queue_requests", "Requests that wait for the model.", ["model"], registry=registry
         )
         self.versions = VersionMetrics(registry)
+        self.candidate_texts = Counter(
+            "plaudit_serving_candidate_texts_total",
+            "Texts of candidates, by whether what they are scored by was kept or had to be computed.",
+            ["vectors"],
+            registry=registry,
+        )
         self.decisions_logged = Counter(
             "plaudit_serving_decisions_logged_total", "Decisions made durable in the event log.", registry=registry
         )

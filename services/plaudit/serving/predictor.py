@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from plaudit.core.errors import Expired, InvalidInput, Overloaded
-from plaudit.core.events import Content, Decision, Features, Role
+from plaudit.core.events import Candidate, Content, Decision, Features, Role
 from plaudit.core.ports import ServableModel
 from plaudit.core.prediction_id import PredictionIds, SignedPrediction
 from plaudit.serving.batcher import ANYBODY, Batcher, Caller, Gone
+from plaudit.serving.candidates import CandidateVectors, check_candidates
 from plaudit.serving.catalog import ServedModel, ServedModels
 from plaudit.serving.decisions import DecisionRecorder
 from plaudit.serving.decoding import Arrays, check_modalities, decode_content, is_encoded
@@ -43,6 +44,7 @@ class PredictionRequest:
     """Attributes:
     model: "" is the only model that is served.
     allowed_actions: empty allows all.
+    candidates: what is picked from instead of the model's actions; empty: the actions.
     top_k: how many scores to list; 0 is all.
     """
 
@@ -54,14 +56,16 @@ class PredictionRequest:
     top_k: int = 0
     explain: bool = False
     request_id: str = ""
+    candidates: tuple[Candidate, ...] = ()
     user_group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """Attributes:
+    action: or the id of a candidate.
     propensity: probability with which ``action`` was picked, exploration included; 1 if greedy.
-    scores: allowed actions with their probabilities, most probable first.
+    scores: allowed actions, or candidates, with their probabilities, most probable first.
     contributions: what each modality added to the picked action's probability; empty unless asked for.
     """
 
@@ -153,6 +157,7 @@ class Predictor:
         self._store_content = store_content
         self._decoders = threading.Semaphore(decoders)
         self._shadow = Shadow(lambda content, model: decode_content(content, model, limits))
+        self._candidates = CandidateVectors(metrics)
         self._clock = clock
 
     def predict(self, request: PredictionRequest, caller: Caller = ANYBODY) -> Prediction:
@@ -168,10 +173,18 @@ class Predictor:
             found = self._find(request, served, caller)
             if not caller.takes():  # he left while it was computed, and will never know
                 raise Gone
-            decided = self._decide(request, served.live, found.model, found.role, request.content, found.evaluated)
+            decided = self._decide(
+                request,
+                served.live,
+                found.model,
+                found.role,
+                request.content,
+                found.evaluated,
+                candidates=request.candidates,
+            )
         counted = self._metrics.versions.of(found.model)
         counted.answered(time.perf_counter() - began_s, found.evaluated.explored)
-        if served.live.trial is not None:
+        if served.live.trial is not None and not request.candidates:  # what the shadow compares are actions
             self._compare(served, found.model, found.allowed, [(request.content, decided)])
         return _prediction(request, served.live.name, found, decided.prediction_id)
 
@@ -250,12 +263,25 @@ class Predictor:
             raise InvalidInput("top_k", f"{request.top_k} is negative; 0 lists all actions")
         if request.explain:
             _check_explainable(request.content, model.manifest.spec)
+        if request.candidates:
+            self._check_candidates(request, model.manifest.spec)
         inputs = self._decode(request.content, model, caller)
-        evaluated = served.batcher.ask(Question(model, inputs, allowed, request.greedy), caller)
+        vectors = self._vectors(request.candidates, model, caller) if request.candidates else None
+        evaluated = served.batcher.ask(Question(model, inputs, allowed, request.greedy, vectors=vectors), caller)
         contributions = {}
         if request.explain:
-            contributions = _explain(served.batcher, model, inputs, allowed, evaluated, caller)
+            contributions = _explain(served.batcher, model, inputs, allowed, vectors, evaluated, caller)
         return _Found(model, role, allowed, evaluated, contributions)
+
+    def _check_candidates(self, request: PredictionRequest, spec: ModelSpec) -> None:
+        if request.allowed_actions:
+            raise InvalidInput("candidates", "are given together with allowed_actions; give one of the two")
+        check_candidates(request.candidates, spec, max_text_bytes=self._limits.max_text_bytes)
+
+    def _vectors(self, candidates: Sequence[Candidate], model: ServableModel, caller: Caller) -> Float32:
+        if time.monotonic() >= caller.deadline_s:
+            raise Expired
+        return self._candidates.of(candidates, model)
 
     def _decode(self, content: Mapping[str, Content], model: ServableModel, caller: Caller) -> Arrays:
         check_modalities(content, model.manifest.spec)
@@ -278,13 +304,16 @@ class Predictor:
         role: Role,
         content: Mapping[str, Content],
         evaluated: Evaluated,
+        candidates: tuple[Candidate, ...] = (),
     ) -> Answered:
         """Sign and log what was decided."""
         manifest = model.manifest
-        action = manifest.spec.actions[evaluated.action]
+        action = candidates[evaluated.action].id if candidates else manifest.spec.actions[evaluated.action]
         now_s = self._clock()
         prediction_id = self._ids.sign(
-            SignedPrediction(now_s, live.name, manifest.version, action, evaluated.propensity)
+            SignedPrediction(
+                now_s, live.name, manifest.version, action, evaluated.propensity, of_candidates=bool(candidates)
+            )
         )
         self._recorder.record(
             Decision(
@@ -302,6 +331,7 @@ class Predictor:
                 request_id=request.request_id,
                 features=Features(manifest.trunk_digest, evaluated.embedding, evaluated.base_logits),
                 content=content if self._store_content and manifest.trainable else {},
+                candidates=candidates,
                 user_group=request.user_group,
             )
         )
@@ -328,12 +358,15 @@ class _Found:
 
 def _prediction(request: PredictionRequest, name: str, found: _Found, prediction_id: str) -> Prediction:
     manifest, evaluated = found.model.manifest, found.evaluated
-    actions = manifest.spec.actions
+    actions, allowed = manifest.spec.actions, found.allowed
+    if request.candidates:
+        actions = tuple(candidate.id for candidate in request.candidates)
+        allowed = _all_allowed(len(actions))
     return Prediction(
         prediction_id=prediction_id,
         action=actions[evaluated.action],
         propensity=evaluated.propensity,
-        scores=_scores(actions, evaluated.probabilities, found.allowed, request.top_k),
+        scores=_scores(actions, evaluated.probabilities, allowed, request.top_k),
         version=manifest.version,
         version_digest=found.model.digest,
         role=found.role,
@@ -358,13 +391,17 @@ def _explain(
     model: ServableModel,
     inputs: Arrays,
     allowed: Bool,
+    vectors: Float32 | None,
     evaluated: Evaluated,
     caller: Caller,
 ) -> dict[str, float]:
     """Each subset is a question of its own, so explanations share batches and wait their turn like everyone."""
     every = subsets(list(inputs))
     value = {every[-1]: float(evaluated.probabilities[evaluated.action])}
-    questions = [Question(model, {name: inputs[name] for name in some}, allowed, greedy=True) for some in every[:-1]]
+    questions = [
+        Question(model, {name: inputs[name] for name in some}, allowed, greedy=True, vectors=vectors)
+        for some in every[:-1]
+    ]
     for some, outcome in zip(every, batcher.submit(questions, caller), strict=False):
         if isinstance(outcome, Exception):
             raise outcome

@@ -18,7 +18,7 @@ from plaudit.core.errors import InvalidInput, PlauditError
 from plaudit.core.events import Content
 from plaudit.core.groups import check_group
 from plaudit.core.rollout import Rollout
-from plaudit.core.wire import ROLE_TO_WIRE, contents_from_wire, signal_from_wire
+from plaudit.core.wire import ROLE_TO_WIRE, candidates_from_wire, contents_from_wire, signal_from_wire
 from plaudit.serving.admin import authorize
 from plaudit.serving.batcher import Caller, Gone
 from plaudit.serving.ending import Ending
@@ -232,6 +232,7 @@ def _prediction_request(
         top_k=message.top_k,
         explain=message.explain,
         request_id=message.request_id,
+        candidates=candidates_from_wire(message.candidates),
         user_group=check_group(message.user_group),
     )
 

@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class DecisionEvent(_message.Message):
-    __slots__ = ("prediction_id", "model", "time_us", "user_id", "version", "version_digest", "role", "action", "propensity", "allowed_actions", "greedy", "request_id", "features", "content", "traceparent", "user_group")
+    __slots__ = ("prediction_id", "model", "time_us", "user_id", "version", "version_digest", "role", "action", "propensity", "allowed_actions", "greedy", "request_id", "features", "content", "traceparent", "candidates", "user_group")
     class ContentEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class DecisionEvent(_message.Message):
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     USER_GROUP_FIELD_NUMBER: _ClassVar[int]
     prediction_id: str
     model: str
@@ -49,8 +50,9 @@ class DecisionEvent(_message.Message):
     features: Features
     content: _containers.MessageMap[str, _content_pb2.Content]
     traceparent: str
+    candidates: _containers.RepeatedCompositeFieldContainer[_prediction_pb2.Candidate]
     user_group: str
-    def __init__(self, prediction_id: _Optional[str] = ..., model: _Optional[str] = ..., time_us: _Optional[int] = ..., user_id: _Optional[str] = ..., version: _Optional[int] = ..., version_digest: _Optional[str] = ..., role: _Optional[_Union[_prediction_pb2.Role, str]] = ..., action: _Optional[str] = ..., propensity: _Optional[float] = ..., allowed_actions: _Optional[_Iterable[str]] = ..., greedy: bool = ..., request_id: _Optional[str] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., content: _Optional[_Mapping[str, _content_pb2.Content]] = ..., traceparent: _Optional[str] = ..., user_group: _Optional[str] = ...) -> None: ...
+    def __init__(self, prediction_id: _Optional[str] = ..., model: _Optional[str] = ..., time_us: _Optional[int] = ..., user_id: _Optional[str] = ..., version: _Optional[int] = ..., version_digest: _Optional[str] = ..., role: _Optional[_Union[_prediction_pb2.Role, str]] = ..., action: _Optional[str] = ..., propensity: _Optional[float] = ..., allowed_actions: _Optional[_Iterable[str]] = ..., greedy: bool = ..., request_id: _Optional[str] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., content: _Optional[_Mapping[str, _content_pb2.Content]] = ..., traceparent: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[_prediction_pb2.Candidate, _Mapping]]] = ..., user_group: _Optional[str] = ...) -> None: ...
 
 class Features(_message.Message):
     __slots__ = ("trunk_digest", "embedding", "base_logits")

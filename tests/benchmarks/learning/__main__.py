@@ -50,7 +50,7 @@ if __name__ == "__main__":
     sys.exit(
         main(
             "learning",
-            ["digits_bandit", "shift", "hear_see_ask", "sampled", "gate", "poisoning", "ope", "cost"],
+            ["digits_bandit", "shift", "hear_see_ask", "sampled", "gate", "poisoning", "ope", "candidates", "cost"],
             parser,
             run=lambda module, options: module.run(options.shuffles, options.quick),
             then=_plot,

@@ -1,0 +1,56 @@
+"""The loss of a policy that scores text: labelled rows become choices between texts, one for each action.
+
+Knows nothing about optimisers, files or tokenizers.
+
+Notation:
+    b: rows of a batch, d: embedding size, a: number of actions, t: tokens of a text
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from plaudit_models.dataset import MISSING, LabelledData
+from plaudit_models.training.fusion import FusionPolicy
+from plaudit_models.training.losses import action_nll
+
+
+class TextCandidates:
+    """Args:
+    model: that scores text, and knows the names of its actions.
+    data: whose wordings stand for the actions that they are labelled with.
+    """
+
+    def __init__(self, model: FusionPolicy, data: LabelledData) -> None:
+        assert model.text_scorer is not None
+        name, _ = data.spec.candidate_modality
+        self._model = model
+        self._names = model.text_scorer.action_texts
+        self._wordings = torch.from_numpy(data.pools[name])
+        item = torch.from_numpy(data.index[:, list(data.spec.modalities).index(name)])
+        action = torch.from_numpy(data.action)
+        with_text = torch.nonzero(item != MISSING)[:, 0]
+        order = with_text[torch.argsort(action[with_text], stable=True)]
+        self._item = item[order]
+        self._count = torch.bincount(action[order], minlength=len(data.spec.actions))
+        self._first = torch.cumsum(self._count, 0) - self._count
+
+    def loss(self, embedding: Tensor, action: Tensor, step: int, generator: Generator) -> Tensor:
+        """−log P(action | x) between the texts of all actions, the mean over the rows.
+
+        Args:
+            embedding: ``[b, d]``.
+            action: int64 ``[b]``, the right one.
+            step: the actions are called by their names in every other one, by somebody's words in those between.
+        """
+        texts = self._names if step % 2 == 0 else self._said(generator)
+        return action_nll(embedding @ self._model.text_vectors(texts).T, action).mean()
+
+    def _said(self, generator: Generator) -> Tensor:
+        """A wording for each action, ``[a, t]``; the name of an action that nobody asked for in words."""
+        draw = (torch.rand(len(self._count), generator=generator) * self._count).long()
+        known = self._count > 0
+        texts = self._names.clone()
+        texts[known] = self._wordings[self._item[(self._first + draw)[known]]]
+        return texts
