@@ -70,7 +70,9 @@ def test_threads_that_append_while_it_is_scraped_lose_nothing(ours, page):
     scraping.set()
     while any(thread.is_alive() for thread in working):
         counts = samples(page)
-        assert counts["took_seconds_count", (("version", "1"),)] * 0.5 == counts["took_seconds_sum", (("version", "1"),)]
+        assert (
+            counts["took_seconds_count", (("version", "1"),)] * 0.5 == counts["took_seconds_sum", (("version", "1"),)]
+        )
     assert page.get_sample_value("done_total", {"version": "1"}) == each * threads
     assert page.get_sample_value("took_seconds_sum", {"version": "1"}) == each * threads * 0.5
 
