@@ -53,7 +53,7 @@ class HeadMaker:
             manifest.trunk_digest, len(spec.actions), spec.embedding_size, self.embedding_features, self.exclusivity
         )
 
-    def step(self, served: RewardState, latest: RewardState, recent: Sequence[Features]) -> Step:
+    def step(self, served: RewardState, latest: RewardState, recent: Sequence[Features]) -> Step[RewardState]:
         """From the evidence served towards the latest, as far as the KL bound allows on one or more ``recent`` rows."""
         return bounded_step(self.settings, served, latest, *stack(recent), floor=self.floor, max_kl=self.max_kl)
 
