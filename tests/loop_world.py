@@ -25,6 +25,7 @@ from plaudit.core.ports import EventLog, JobLauncher, ServableModel
 from plaudit.core.rollout import Change, on_trial, promote
 from plaudit.core.runs import CANDIDATE, RESULT, write_json
 from plaudit.core.settings import Settings
+from plaudit.core.tracing import Tracing
 from plaudit.learner.build import build_learner
 from plaudit.learner.description import PARENT, STATE, read_description
 from plaudit.learner.loop import Learner
@@ -47,6 +48,7 @@ class World:
         log: another one than the embedded one.
         store_url: of another store than the embedded one.
         lease_s: of the learners' stores.
+        tracing: of the learners; None: they are not traced.
     """
 
     folder: Path
@@ -57,6 +59,7 @@ class World:
     log: EventLog = None  # type: ignore[assignment]  # made below
     store_url: str = ""
     lease_s: float = LEASE_S
+    tracing: Tracing | None = None
 
     def __post_init__(self) -> None:
         self.log = self.log or SqliteLog(self.folder / "log.sqlite", "NORMAL")
@@ -98,6 +101,7 @@ class World:
             jobs=self.jobs or InlineJobs(self.run_job),
             work_dir=self.folder / "work",
             metrics_registry=self.metrics,
+            tracing=self.tracing,
             clock=lambda: self.now_s,
         )
 

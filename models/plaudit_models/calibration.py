@@ -102,5 +102,5 @@ def errors_by_uncertainty(sigma: Float64, predicted: Float64, rewards: Float64, 
         raise ValueError(f"bins {bins} must be at least 1")
     parts = [rows for rows in np.array_split(np.argsort(sigma, kind="stable"), bins) if len(rows)]
     error, noise = np.abs(rewards - predicted), 2.0 * predicted * (1.0 - predicted)
-    means = [np.array([values[rows].mean() for rows in parts]) for values in (sigma, error, noise)]
-    return Uncertainty(*means, count=np.array([len(rows) for rows in parts], np.int64))
+    sigmas, errors, noises = (np.array([each[rows].mean() for rows in parts]) for each in (sigma, error, noise))
+    return Uncertainty(sigmas, errors, noises, np.array([len(rows) for rows in parts], np.int64))

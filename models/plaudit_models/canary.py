@@ -23,6 +23,12 @@ m takes out variance; it is the mean reward so far, weighted by w². |d| ≤ max
 event. The draw is by user: the guarantee is for users who are alike on average, or so many that the draw evens them
 out.
 
+The first w takes it that users judge answers, whoever gave them. Where they judge the version besides (it shows the
+same answer worse), what the two have in common hides the harm: d is too near 0, and proof comes late. So half of the
+money is bet on d of the first w, half on d of the second. What both own together is an e-process too, and the worse
+half costs at most log 2 of the evidence (Vovk, Wang: E-values, 2021, section 3: the mean of e-values is one, whatever
+they have to do with each other).
+
 Notation:
     n: number of experiences
 """
@@ -36,7 +42,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from plaudit_models.confidence import Bets, bets_from_dict, open_bets
+from plaudit_models.confidence import LOG_CEILING, Bets, bets_from_dict, log_total, open_bets
 from plaudit_models.features import Float64, Floats
 from plaudit_models.gate import SUSPICION, Finding
 from plaudit_models.policy import Bool
@@ -92,23 +98,65 @@ class CanaryRules:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Halves:
+    """Two bettors against one claim, each with half of the money; immutable.
+
+    Attributes:
+        by_answer: bets on d as the answers' chances weigh it.
+        by_draw: on d as the draw alone does.
+        best: logarithm of the most that both owned together at any look.
+    """
+
+    by_answer: Bets
+    by_draw: Bets
+    best: float = 0.0
+
+    def update(self, by_answer: Float64, by_draw: Float64) -> Halves:
+        """Bet on d of further experiences, ``[n]`` each, then look once."""
+        answer, draw = self.by_answer.update(by_answer), self.by_draw.update(by_draw)
+        owned = np.logaddexp(log_total(answer.log_wealth)[0], log_total(draw.log_wealth)[0]) - math.log(2.0)
+        return Halves(answer, draw, max(self.best, float(owned)))
+
+    def e_value(self, claim: int = 0) -> float:
+        """The strongest evidence so far against the claim, the only one."""
+        return math.exp(min(self.best, LOG_CEILING))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"by_answer": self.by_answer.to_dict(), "by_draw": self.by_draw.to_dict(), "best": self.best}
+
+
+def _open_halves(bound: float, claim: float) -> Halves:
+    bets = open_bets(bound, np.array([claim]))
+    return Halves(bets, bets)
+
+
+def _halves_from_dict(raw: Mapping[str, Any]) -> Halves:
+    """Older evidence is of one bettor: both go on with what he owns, which is worth as much."""
+    if "by_draw" not in raw:
+        bets = bets_from_dict(raw)
+        return Halves(bets, bets, float(bets.best[0]))
+    return Halves(bets_from_dict(raw["by_answer"]), bets_from_dict(raw["by_draw"]), raw["best"])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Canary:
     """Everything seen so far of one trial; immutable, every update is a new one.
 
     Attributes:
         n, total: experiences counted and their reward, of live and of the candidate.
-        weighed: Σ w² and Σ w²·r of them.
+        weighed: Σ w² and Σ w²·r of them; ``weighed_by_draw`` with the w of the draw alone.
         moments: n, Σ d and Σ d² of them.
     """
 
     rules: CanaryRules
-    gain: Bets
-    loss: Bets
+    gain: Halves
+    loss: Halves
     tally: UserTally = field(default_factory=UserTally)
     n: tuple[int, int] = (0, 0)
     total: tuple[float, float] = (0.0, 0.0)
     weighed: tuple[float, float] = (0.0, 0.0)
     moments: tuple[int, float, float] = (0, 0.0, 0.0)
+    weighed_by_draw: tuple[float, float] = (0.0, 0.0)
 
     def update(
         self,
@@ -137,26 +185,27 @@ class Canary:
         reward, by_candidate = np.asarray(reward, np.float64)[counted], by_candidate[counted]
         if ((reward < 0.0) | (reward > 1.0)).any():
             raise ValueError("a reward is not in [0, 1]")
-        weight = weights(by_candidate, None if chances is None else chances[counted], self.rules)
-        squared, prior = np.square(weight), _PRIOR_N / (self.rules.share * (1.0 - self.rules.share))
-        seen = self.weighed[0] + np.cumsum(squared) - squared
-        earned = self.weighed[1] + np.cumsum(squared * reward) - squared * reward
-        values = weight * (reward - (earned + prior * _PRIOR_REWARD) / (seen + prior))
+        prior = _PRIOR_N / (self.rules.share * (1.0 - self.rules.share))
+        by_answer = weights(by_candidate, None if chances is None else chances[counted], self.rules)
+        by_draw = weights(by_candidate, None, self.rules)
+        values, weighed = _differences(reward, by_answer, self.weighed, prior)
+        drawn, weighed_by_draw = _differences(reward, by_draw, self.weighed_by_draw, prior)
         new_n = int((~by_candidate).sum()), int(by_candidate.sum())
         new_total = float(reward[~by_candidate].sum()), float(reward[by_candidate].sum())
         return replace(
             self,
-            gain=self.gain.update(values),
-            loss=self.loss.update(-values),
+            gain=self.gain.update(values, drawn),
+            loss=self.loss.update(-values, -drawn),
             tally=tally,
             n=(self.n[0] + new_n[0], self.n[1] + new_n[1]),
             total=(self.total[0] + new_total[0], self.total[1] + new_total[1]),
-            weighed=(self.weighed[0] + float(squared.sum()), self.weighed[1] + float((squared * reward).sum())),
             moments=(
                 self.moments[0] + len(values),
                 self.moments[1] + float(values.sum()),
                 self.moments[2] + float(np.square(values).sum()),
             ),
+            weighed=weighed,
+            weighed_by_draw=weighed_by_draw,
         )
 
     def finding(self) -> Finding:
@@ -203,7 +252,19 @@ class Canary:
             "total": list(self.total),
             "weighed": list(self.weighed),
             "moments": list(self.moments),
+            "weighed_by_draw": list(self.weighed_by_draw),
         }
+
+
+def _differences(
+    reward: Float64, weight: Float64, weighed: tuple[float, float], prior: float
+) -> tuple[Float64, tuple[float, float]]:
+    """d of each experience, ``[n]``, with m from those before it; and what ``weighed`` comes to."""
+    squared = np.square(weight)
+    seen = weighed[0] + np.cumsum(squared) - squared
+    earned = weighed[1] + np.cumsum(squared * reward) - squared * reward
+    values = weight * (reward - (earned + prior * _PRIOR_REWARD) / (seen + prior))
+    return values, (weighed[0] + float(squared.sum()), weighed[1] + float((squared * reward).sum()))
 
 
 def weights(by_candidate: Bool, chances: Chances | None, rules: CanaryRules) -> Float64:
@@ -229,21 +290,23 @@ def new_canary(rules: CanaryRules) -> Canary:
     """A trial nobody has been served in yet."""
     return Canary(
         rules=rules,
-        gain=open_bets(rules.bound, np.array([0.0])),
-        loss=open_bets(rules.bound, np.array([rules.margin])),
+        gain=_open_halves(rules.bound, 0.0),
+        loss=_open_halves(rules.bound, rules.margin),
     )
 
 
 def canary_from_dict(raw: Mapping[str, Any]) -> Canary:
     weighed = raw.get("weighed", (0.0, 0.0))  # not there in older evidence; any guess made beforehand is as valid
     moments = raw.get("moments", (0, 0.0, 0.0))  # nor are these; they are then of what came since
+    by_draw = raw.get("weighed_by_draw", (0.0, 0.0))  # likewise
     return Canary(
         rules=CanaryRules(**raw["rules"]),
-        gain=bets_from_dict(raw["gain"]),
-        loss=bets_from_dict(raw["loss"]),
+        gain=_halves_from_dict(raw["gain"]),
+        loss=_halves_from_dict(raw["loss"]),
         tally=UserTally(**raw["tally"]),
         n=(raw["n"][0], raw["n"][1]),
         total=(raw["total"][0], raw["total"][1]),
         weighed=(weighed[0], weighed[1]),
         moments=(moments[0], moments[1], moments[2]),
+        weighed_by_draw=(by_draw[0], by_draw[1]),
     )

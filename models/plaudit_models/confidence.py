@@ -36,7 +36,7 @@ half as much, because small effects leave time to make up for a small start."""
 
 _FACTORS_AT_ONCE: Final = 16
 """A product of this many factors fits a float as long as each is below 10¹⁸."""
-_LOG_CEILING: Final = 700.0
+LOG_CEILING: Final = 700.0
 """exp of more does not fit a float."""
 
 
@@ -66,7 +66,7 @@ class Bets:
 
     def e_value(self, claim: int) -> float:
         """The strongest evidence so far against ``means[claim]``; above 1/α it refutes the claim at level α."""
-        return math.exp(min(float(self.best[claim]), _LOG_CEILING))
+        return math.exp(min(float(self.best[claim]), LOG_CEILING))
 
     def lower_bound(self, alpha: float) -> float:
         """The mean is above this at every look at once, with probability 1 − α; −1 if nothing is refuted yet."""

@@ -94,11 +94,32 @@ def _add_features(graph: _Graph, space: FeatureSpace, base: str, unsure: str) ->
 def _add_prediction(graph: _Graph, belief: RewardPosterior, phi: str) -> tuple[str, str, str]:
     """q, σ² and σ₀², each ``[b, a]``."""
     q = graph.add("MatMul", phi, graph.constant(belief.mean.T))
-    projected = graph.add("MatMul", phi, graph.constant(belief.factor.transpose(0, 2, 1)))  # [a, b, f]
+    projected = graph.add("MatMul", phi, _add_factor(graph, belief.factor))  # [a, b, f]
     squared = graph.add("ReduceSumSquare", projected, graph.constant([2]), keepdims=0)
     variance = graph.add("Transpose", squared, perm=[1, 0])
     prior_variance = graph.add("MatMul", graph.add("Mul", phi, phi), graph.constant((1.0 / belief.prior_precision).T))
     return q, variance, prior_variance
+
+
+def _add_factor(graph: _Graph, factor: Floats) -> str:
+    """The transposes of lower triangles ``[a, f, f]``, stored two in one rectangle: they are most of a head.
+
+    What unpacks them does not depend on the input, so that a runtime does it once, when it loads the graph.
+    """
+    a, f = factor.shape[:2]
+    half = (a + 1) // 2
+    second = np.zeros((half, f, f))
+    second[: a - half] = factor[half:].transpose(0, 2, 1)
+    packed = np.zeros((half, f, f + 1))
+    packed[:, :, 1:] = np.triu(second)
+    packed[:, :, :f] += np.tril(factor[:half])
+    stored = graph.constant(packed)
+    columns = graph.constant([2])
+    left = graph.add("Slice", stored, graph.constant([0]), graph.constant([f]), columns)
+    first = graph.add("Transpose", graph.add("Trilu", left, upper=0), perm=[0, 2, 1])
+    right = graph.add("Slice", stored, graph.constant([1]), graph.constant([f + 1]), columns)
+    both = graph.add("Concat", first, graph.add("Trilu", right, upper=1), axis=0)
+    return graph.add("Slice", both, graph.constant([0]), graph.constant([a]), graph.constant([0]))
 
 
 class _Graph:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from plaudit.adapters.kafka_cluster import KafkaConnection, TopicPlan
+    from plaudit.adapters.otel_tracing import OtelTracing
     from plaudit.adapters.store_fates import StoreFates
     from plaudit.client import AsyncClient
     from plaudit.console.ports import Learnings, Samples
@@ -266,7 +267,7 @@ def learner_dir(settings: Settings, model: str) -> Path:
     return data_dir(settings) / f"learner{_of(settings, model)}"
 
 
-def tracing(settings: Settings, service: str) -> Tracing | None:
+def tracing(settings: Settings, service: str) -> OtelTracing | None:
     """Where spans of this service go; None: it is not traced.
 
     Raises:

@@ -391,6 +391,32 @@ def test_directory_a_line_cut_short_in_the_ledger_is_passed_over(tmp_path: Path)
     assert list(registry.ledger()) == [first, second]
 
 
+def test_directory_what_a_newer_version_says_of_a_rollout_is_passed_over(tmp_path: Path, folder: Path) -> None:
+    """Services are updated one after another: those of this version read what a later one writes."""
+    registry = DirectoryRegistry(tmp_path / "registry", "tiny")
+    registry.set_rollout(promote(registry.rollout(), registry.publish(folder).version, CHANGE))
+    known = registry.rollout()
+    home = tmp_path / "registry" / "tiny"
+    for name in ("rollout.json", "ledger.jsonl"):
+        raw = json.loads((home / name).read_text())
+        (home / name).write_text(json.dumps(raw | {"weather": {"rain": 0.3}, "tides": [1, 2]}) + "\n")
+    reader = DirectoryRegistry(tmp_path / "registry", "tiny")
+    assert reader.rollout() == known
+    assert list(reader.ledger()) == [known]
+    reader.set_rollout(confirm(reader.rollout(), CHANGE))
+    assert [each.generation for each in reader.ledger()] == [1, 2]
+
+
+def test_directory_what_an_older_version_does_not_say_has_its_default(tmp_path: Path, folder: Path) -> None:
+    registry = DirectoryRegistry(tmp_path / "registry", "tiny")
+    registry.set_rollout(promote(registry.rollout(), registry.publish(folder).version, CHANGE))
+    file = tmp_path / "registry" / "tiny" / "rollout.json"
+    raw = json.loads(file.read_text())
+    del raw["shadow"], raw["trial"]
+    file.write_text(json.dumps(raw))
+    assert registry.rollout() == next(iter(registry.ledger()))
+
+
 def test_directory_a_path_in_a_manifest_cannot_lead_out(tmp_path: Path, folder: Path) -> None:
     registry = DirectoryRegistry(tmp_path / "registry", "tiny")
     manifest = verify(folder)

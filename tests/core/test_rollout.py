@@ -18,6 +18,7 @@ from plaudit.core.rollout import (
     refresh,
     revert,
     rollback,
+    rollout_from_dict,
     start_canary,
     unpin,
 )
@@ -240,3 +241,8 @@ def test_in_the_shadow_nobody_is_on_trial_and_a_pinned_version_may_have_one() ->
         start_canary(pinned, 2, 0.5, CHANGE)
     shadow = start_canary(pinned, 2, 1.0, CHANGE, shadow=True)
     assert not any(on_trial(shadow, f"user {i}") for i in range(100))
+
+
+def test_what_is_no_rollout_is_named() -> None:
+    with pytest.raises(ValueError, match=r"'live': 3.* is no rollout: .*model"):
+        rollout_from_dict({"live": 3})

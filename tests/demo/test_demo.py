@@ -22,11 +22,17 @@ def test_the_demo_learns_serves_and_reports(
     monkeypatch.setenv("PLAUDIT_LOG__KIND", log)
     if log == "kafka":
         monkeypatch.setenv("PLAUDIT_KAFKA__BOOTSTRAP_SERVERS", request.getfixturevalue("kafka").bootstrap)
+    # A demo stays in its folder, whatever is set for the services of this machine.
+    monkeypatch.setenv("PLAUDIT_DATA_DIR", str(tmp_path / "production"))
     shown = io.StringIO()
-    options = Options(tmp_path / "demo", events=400, minutes=0.1, seed=5, pretrain_s=8.0, train_blocks=32, per_kind=20)
+    options = Options(
+        tmp_path / "demo", events=400, minutes=0.1, seed=5, pretrain_epochs=3, train_blocks=32, per_kind=20
+    )
     summary = run(options, Console(file=shown, width=120))
     assert json.loads((options.data_dir / SUMMARY).read_text()) == summary
     assert (options.data_dir / "log.sqlite").exists() == (log == "sqlite")
+    assert not (tmp_path / "production").exists()
+    assert not (options.data_dir / "served").exists()
     with Image.open(options.data_dir / PICTURE) as picture:
         assert picture.width > 1000
     assert set(summary["pretrain"]["accuracy"]) == set(LABELLED_KINDS)

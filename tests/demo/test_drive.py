@@ -11,6 +11,7 @@ import pytest
 
 from plaudit.client import Acknowledgement, AsyncClient, ClientError, Prediction, Rollout
 from plaudit.demo.drive import drive, follow
+from plaudit.demo.pace import Pace
 from plaudit.demo.task import Example
 from plaudit.demo.users import Request
 from plaudit.demo.view import Watched
@@ -66,9 +67,9 @@ class ScriptedClient:
 
 
 async def send(client: ScriptedClient, requests: list[Request], total: int) -> Watched:
-    """``total`` requests, all of them overdue, so that nobody waits."""
+    """``total`` requests, all of them due at once, so that nobody waits."""
     watched = Watched(total=total, started_s=0.0)
-    await drive(cast(AsyncClient, client), cycle(requests), watched, duration_s=1.0, id_prefix="t-")
+    await drive(cast(AsyncClient, client), cycle(requests), watched, pace=Pace(0.0), id_prefix="t-")
     return watched
 
 

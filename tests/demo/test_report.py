@@ -175,6 +175,7 @@ def observed() -> Observed:
         verdicts=["reject", "promote"],
         accuracy={"hear": 0.97},
         without={"image": {"hear": 0.96}},
+        cut_short=[4],
         timeline=[(-5.0, 1), (20.0, 2), (30.0, 4), (50.0, 1)],
         duration_s=12.5,
     )
@@ -195,6 +196,7 @@ def test_summary() -> None:
     assert summary["gate"] == {"reject": 1, "promote": 1}
     assert summary["freshness_s"]["p50"] == pytest.approx(19.0)
     assert summary["latency_s"]["p50"] == pytest.approx(1.0)
+    assert summary["trainings_cut_short"] == [4]
     assert (summary["swaps"], summary["thumbs"], summary["duration_s"]) == (3, 7, 12.5)
 
 

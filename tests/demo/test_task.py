@@ -112,6 +112,7 @@ def test_the_data_folder_is_what_pretraining_reads(tmp_path: Path) -> None:
         seen, heard = int(row["image_label"]), int(row["audio_label"])
         right = {"hear": heard, "see": seen, "larger": max(seen, heard), "add": seen + heard}[row["group"]]
         assert row["action"] == str(right)
+        assert row["question_label"] == row["group"]
         assert row["question"] in set(task.questions(row["group"], row["split"]))  # type: ignore[arg-type]
     for block in (rows[:128], rows[128:256]):
         assert len({row["image"] for row in block}) == len({row["audio"] for row in block}) == 64
@@ -123,7 +124,8 @@ def test_the_data_folder_is_what_pretraining_reads(tmp_path: Path) -> None:
     tokenizer = tokenizer_for(tmp_path, SPEC)
     data = load_data_folder(tmp_path, SPEC, "train", tokenizer)
     assert len(data) == 256
-    assert data.tower_classes == {name: tuple("0123456789") for name in ("image", "audio")}
+    digits = tuple("0123456789")
+    assert data.tower_classes == {"image": digits, "audio": digits, "question": tuple(sorted(LABELLED_KINDS))}
     assert (data.index >= 0).all()
 
     again = tmp_path / "again"

@@ -15,11 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from safetensors.numpy import save_file
 
 from builders import NOW_S, tiny_bundle
 from loop_world import SPEC, World, assert_same_sums, candidate_that_prefers
 from plaudit.adapters.inline_jobs import InlineJobs
+from plaudit.adapters.otel_tracing import OtelTracing
 from plaudit.adapters.subprocess_jobs import SubprocessJobs
 from plaudit.core.errors import StoreUnavailable
 from plaudit.core.events import Decision
@@ -111,6 +115,37 @@ def test_a_worse_candidate_is_published_with_the_evidence_but_never_serves(make_
     assert world.registry.manifest(2).gate["verdict"] == "reject"
 
 
+def test_a_fine_tuned_version_can_be_traced_back_to_feedback_also_after_a_restart(make_world: MakeWorld) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    world = tuning_world(make_world, candidate_that_prefers("fish"))
+    world.tracing = OtelTracing(provider)
+    learner = world.learner()
+    decision = world.decide()
+    traced = world.say(decision, world.thumb(True), traceparent=f"00-{'a' * 32}-{'b' * 16}-01")
+    world.log.append([decision, traced])
+    while learner.report()["finetune"]["phase"] == "idle":
+        world.traffic(25, likes_fish)
+        world.settle(learner)
+    learner.close()
+    outcome = drive(world, world.learner())
+    assert outcome["outcome"] == "promote"
+    spans = {span.name: span for span in reversed(exporter.get_finished_spans())}  # the first of each name
+    started, gate = spans["start fine-tuning"], spans["gate"]
+    assert 0xB * 0x1111111111111111 in {link.context.span_id for link in started.links}
+    assert dict(started.attributes) == {"plaudit.parent": 1, "plaudit.run": outcome["run"]}
+    assert (gate.parent.span_id, gate.context.trace_id) == (started.context.span_id, started.context.trace_id)
+    assert dict(gate.attributes) == {"plaudit.run": outcome["run"], "plaudit.verdict": "promote", "plaudit.version": 2}
+    says = world.registry.manifest(2).data["traceparent"]
+    assert says == f"00-{gate.context.trace_id:032x}-{gate.context.span_id:016x}-01"
+
+
+def test_what_is_not_traced_says_nothing_of_traces(make_world: MakeWorld) -> None:
+    world = tuning_world(make_world, candidate_that_prefers("cat"))
+    drive(world, world.learner())
+    assert "traceparent" not in world.registry.manifest(2).data
+
+
 def test_a_candidate_that_one_user_group_pays_for_never_serves(make_world: MakeWorld) -> None:
     """Nothing but the label tells the fifth who hate fish from the others."""
     world = tuning_world(make_world, candidate_that_prefers("fish"), max_events=600)
@@ -168,21 +203,6 @@ def finetune_kl(world: World) -> float | None:
 
 def test_how_far_a_job_moved_is_shown_until_the_next_one_begins(make_world: MakeWorld) -> None:
     """While it is at the gate, after the verdict, and after a restart in either case; no job, no series."""
-    world = tuning_world(make_world, candidate_that_prefers("cat", kl_nats=0.25), min_events=100, max_events=120)
-    learner = world.learner()
-    assert finetune_kl(world) is None
-    world.traffic(60, likes_fish)
-    world.settle(learner)
-    for _ in range(3):
-        learner.step()
-    assert (learner.report()["finetune"]["phase"], finetune_kl(world)) == ("gating", 0.25)
-    learner.close()
-    learner = world.learner()
-    assert finetune_kl(world) == 0.25
-    drive(world, learner)
-    learner.close()
-    learner = world.learner()
-    assert finetune_kl(world) == 0.25
 
     class Running(InlineJobs):
         def launch(self, run_dir: Path) -> None:
@@ -191,11 +211,27 @@ def test_how_far_a_job_moved_is_shown_until_the_next_one_begins(make_world: Make
         def status(self, run_dir: Path) -> JobStatus:
             return JobStatus(JobState.RUNNING)
 
-    learner.close()
-    world.jobs = Running(lambda run_dir: None)
+    world = tuning_world(make_world, candidate_that_prefers("cat", kl_nats=0.25))
     learner = world.learner()
+    assert finetune_kl(world) is None
     world.traffic(60, likes_fish)
     world.settle(learner)
+    for _ in range(3):
+        learner.step()
+    assert (learner.report()["finetune"]["phase"], finetune_kl(world)) == ("gating", 0.25)
+    learner.close()
+    world.settings["finetune"] |= {"every": 100_000}
+    learner = world.learner()
+    assert finetune_kl(world) == 0.25
+    drive(world, learner)
+    assert (learner.report()["finetune"]["phase"], finetune_kl(world)) == ("idle", 0.25)
+    learner.close()
+    learner = world.learner()
+    assert finetune_kl(world) == 0.25
+    learner.close()
+    world.settings["finetune"] |= {"every": 50}
+    world.jobs = Running(lambda run_dir: None)
+    learner = world.learner()
     learner.step()
     assert (learner.report()["finetune"]["phase"], finetune_kl(world)) == ("training", None)
 

@@ -100,7 +100,8 @@ def test_batches_do_not_matter_and_it_survives_json() -> None:
     whole = new_canary(CanaryRules(share=0.5)).update(reward, part, users)
     parts = new_canary(CanaryRules(share=0.5)).update(reward[:13], part[:13], users[:13])
     parts = canary_from_dict(parts.to_dict()).update(reward[13:], part[13:], users[13:])
-    np.testing.assert_allclose(parts.gain.log_wealth, whole.gain.log_wealth)
+    np.testing.assert_allclose(parts.gain.by_answer.log_wealth, whole.gain.by_answer.log_wealth)
+    np.testing.assert_allclose(parts.gain.by_draw.log_wealth, whole.gain.by_draw.log_wealth)
     np.testing.assert_allclose(parts.weighed, whole.weighed)
     assert (parts.n, parts.total) == (whole.n, pytest.approx(whole.total))
 
@@ -136,8 +137,8 @@ def test_a_suspicion_by_hand() -> None:
     """Half of the users, never answered alike: w = ±2, d = 2·(0 − m) for the k-th thumb down of the candidate, and the
     guess m = 20/(40 + 4k) before it.
 
-    Of 10, Σ d = −7.188 and Σ d² = 5.388. With one d = 2 beside them the mean of 11 is −0.472, its error
-    √((9.388 − 11·0.472²)/10/11) = 0.251: −0.472 + 1.5·0.251 = −0.095 is below −0.03. Of 3 the mean is −0.186 and the
+    Of 10, Σ d = −7.188 and Σ d² = 5.390. With one d = 2 beside them the mean of 11 is −0.472, its error
+    √((9.390 − 11·0.472²)/10/11) = 0.251: −0.472 + 1.5·0.251 = −0.095 is below −0.03. Of 3 the mean is −0.186 and the
     error 0.73. As many thumbs up take the suspicion back.
     """
     rules = CanaryRules(share=0.5, margin=0.03)
@@ -145,7 +146,7 @@ def test_a_suspicion_by_hand() -> None:
     assert not new_canary(rules).suspected
     assert not few.suspected
     enough = few.update(np.zeros(7), np.ones(7, bool), ["u"] * 7, n_users=1)
-    assert enough.moments == pytest.approx((10, -7.188, 5.388), abs=1e-3)
+    assert enough.moments == pytest.approx((10, -7.188, 5.390), abs=1e-3)
     assert enough.suspected
     assert canary_from_dict(enough.to_dict()).suspected
     assert not enough.update(np.ones(10), np.ones(10, bool), ["u"] * 10, n_users=1).suspected
@@ -160,3 +161,47 @@ def test_before_the_candidate_has_served_nothing_is_suspected() -> None:
     trial = new_canary(rules).update(np.ones(30), np.zeros(30, bool), [f"u{i}" for i in range(30)], n_users=30)
     assert trial.moments[1] / 30 < -0.03
     assert not trial.suspected
+
+
+def test_two_bettors_by_hand() -> None:
+    """s = 0.5, so the bound is 2 and the stakes are λ_j = 0.3·2^−j as above. One thumb up for an answer with c = 0.6,
+    l = 0.2: w = 0.4/0.4 = 1 and d = 0.5 by its chances, w = 2 and d = 1 by the draw. Wealth is 1 + 0.200780·d, so both
+    together own 1 + 0.200780·0.75.
+    """
+    chances = Chances(np.array([0.6]), np.array([0.2]))
+    after = new_canary(CanaryRules(share=0.5)).update(np.array([1.0]), np.array([True]), ["ada"], chances=chances)
+    assert after.gain.e_value(0) == pytest.approx(1 + 0.200780 * 0.75, abs=1e-5)
+
+
+def judged_by_version(seed: int, worse: float, n: int = 2_500) -> str:
+    """Candidate and live answer alike half of the time, and users like the candidate less, whatever it says."""
+    rng, c, live = np.random.default_rng(seed), np.array([0.5, 0.5, 0.0]), np.array([0.0, 0.5, 0.5])
+    trial = new_canary(CanaryRules(share=0.25))
+    for _ in range(n // 50):
+        part, common = rng.random(50) < 0.25, rng.random(50) < 0.5
+        answer = np.where(common, 1, np.where(part, 0, 2))
+        reward = (rng.random(50) < np.where(part, 0.9 - worse, 0.9)).astype(float)
+        users = [f"user {i}" for i in rng.integers(400, size=50)]
+        trial = trial.update(reward, part, users, chances=Chances(c[answer], live[answer]))
+        if trial.finding() != "none":
+            break
+    return trial.finding()
+
+
+def test_harm_is_found_too_where_users_judge_the_version_and_not_its_answer() -> None:
+    """12 points; of equals, more than 5 wrong findings of 20 at level 0.05 + 0.05 have probability 0.02."""
+    assert [judged_by_version(seed, 0.12) for seed in range(20)].count("harm") >= 18
+    assert [judged_by_version(seed, 0.0) for seed in range(20)].count("none") >= 15
+
+
+def test_a_trial_that_was_saved_when_there_was_one_bettor_goes_on() -> None:
+    """Both have what he had, so the evidence is what it was."""
+    rules = CanaryRules(share=0.5)
+    before = new_canary(rules).update(np.ones(40), np.arange(40) % 2 == 0, [f"user {i}" for i in range(40)])
+    saved = before.to_dict()
+    saved |= {name: saved[name]["by_answer"] for name in ("gain", "loss")}
+    del saved["weighed_by_draw"]
+    resumed = canary_from_dict(saved)
+    assert resumed.gain.e_value(0) == pytest.approx(before.gain.e_value(0))
+    assert resumed.loss.e_value(0) == pytest.approx(before.loss.e_value(0))
+    assert resumed.update(np.ones(1), np.array([True]), ["eve"]).n == (20, 21)

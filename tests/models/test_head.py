@@ -68,6 +68,25 @@ def test_graph_agrees_with_numpy_under_other_settings() -> None:
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("n_actions", [2, 4, 5])
+def test_two_triangles_in_one_rectangle_come_out_as_they_went_in(n_actions: int) -> None:
+    space = FeatureSpace("trunk", n_actions=n_actions, embedding_size=24, embedding_features=8)
+    embedding, base_logits = contexts(7, 16, spread=1.0)
+    base_logits = base_logits[:, :n_actions]
+    rng = np.random.default_rng(8)
+    made = features(space, embedding, base_logits)
+    evidence = evidence_of_actions(space, made, rng.integers(0, n_actions, 16), rng.integers(0, 2, 16))
+    state = empty_state(space).add(evidence)
+    scores = run(build_head(HeadSettings(), state).SerializeToString(), embedding, base_logits)
+    np.testing.assert_allclose(scores, head_scores(HeadSettings(), state, embedding, base_logits), rtol=0, atol=1e-4)
+
+
+def test_a_head_stores_one_half_of_its_symmetric_sums() -> None:
+    space = FeatureSpace("trunk", n_actions=19, embedding_size=24, embedding_features=192)
+    size_bytes = len(build_head(HeadSettings(), learned(space, 50)).SerializeToString())
+    assert size_bytes < 0.6 * 4 * 19 * space.n_features**2
+
+
 def test_one_row_is_scored_like_a_batch() -> None:
     space = FeatureSpace("trunk", n_actions=19, embedding_size=24, embedding_features=64)
     graph = build_head(HeadSettings(), learned(space, 500)).SerializeToString()

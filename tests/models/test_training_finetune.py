@@ -57,7 +57,7 @@ def _experiences(n: int, seed: int, **fields) -> Experiences:
 
 @pytest.fixture(scope="module")
 def parent() -> FusionPolicy:
-    settings = PretrainSettings(max_duration_s=None, max_steps=150, batch_rows=64, learning_rate=1e-2)
+    settings = PretrainSettings(max_steps=150, batch_rows=64, learning_rate=1e-2)
     return pretrain(_data(640, TAUGHT, 0), _data(100, TAUGHT, 1), config=CONFIG, settings=settings).model
 
 

@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
-from plaudit_models.training.losses import action_nll, kl_to_reference, opinion_nll, preference_nll, reward_nll
+from plaudit_models.training.losses import (
+    action_nll,
+    kl_to_reference,
+    opinion_information,
+    opinion_nll,
+    preference_nll,
+    reward_nll,
+)
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
 
@@ -76,3 +83,11 @@ def test_users_who_disagree_prefer_neither():
     half = torch.tensor([0.5])
     assert preference_nll(torch.zeros(1), torch.zeros(1), half).item() == pytest.approx(math.log(2), abs=1e-6)
     assert preference_nll(torch.ones(1), torch.zeros(1), half).item() > math.log(2)
+
+
+def test_what_a_thumb_adds_to_the_precision_of_log_odds():
+    """Without noise σ(1 − σ): ¼ at even odds, 3/16 at 3 to 1. With δ = 0.05: (0.9·¼)²/¼ = 0.2025 at even odds, and at
+    3 to 1, p = 0.725: (0.9·3/16)²/(0.725·0.275) = 0.028477/0.199375 = 0.142830."""
+    odds = torch.tensor([0.0, math.log(3)])
+    assert opinion_information(odds, noise=0.0).tolist() == pytest.approx([0.25, 0.1875], abs=1e-6)
+    assert opinion_information(odds, noise=0.05).tolist() == pytest.approx([0.2025, 0.142830], abs=1e-6)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from plaudit_models.dataset import LabelledData
 from plaudit_models.spec import ModelSpec, TensorModality, TextModality
+from plaudit_models.training import pretrain as training
 from plaudit_models.training.fusion import FusionConfig
 from plaudit_models.training.pretrain import (
     Pretrained,
@@ -25,7 +28,7 @@ SPEC = ModelSpec(
     embedding_size=12,
 )
 CONFIG = FusionConfig(vocabulary_size=10, width=16, layers=1, attention_heads=2, tokens_per_modality=1)
-STEPS = PretrainSettings(max_duration_s=None, max_steps=250, batch_rows=64, validations=5, learning_rate=1e-2)
+STEPS = PretrainSettings(max_steps=250, batch_rows=64, validations=5, learning_rate=1e-2)
 
 
 def signs(n: int, seed: int) -> LabelledData:
@@ -61,6 +64,7 @@ def test_it_learns_and_says_how_it_went(trained):
     assert result.validation.overall > 0.95
     assert result.steps == 250
     assert not result.stopped_early
+    assert not result.cut_short
     assert not result.model.training
     assert [r.step for r in reports if r.validation_accuracy is not None] == [50, 100, 150, 200, 250]
     assert reports[-1].fraction == 1.0
@@ -85,7 +89,7 @@ def test_accuracy_is_told_by_group_and_with_each_modality_withheld(trained):
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not():
     def weights(seed):
-        settings = PretrainSettings(max_duration_s=None, max_steps=5, batch_rows=32, seed=seed)
+        settings = PretrainSettings(max_steps=5, batch_rows=32, seed=seed)
         return pretrain(signs(200, 0), signs(50, 1), config=CONFIG, settings=settings).model.state_dict()
 
     first, same, other = weights(3), weights(3), weights(4)
@@ -95,23 +99,35 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not():
 
 def test_it_stops_when_validation_no_longer_improves_and_keeps_the_best_weights():
     """With no learning rate nothing improves after the first of 20 validations, so a patience of 3 ends at the 4th."""
-    settings = PretrainSettings(
-        max_duration_s=None, max_steps=40, batch_rows=32, validations=20, patience=3, learning_rate=0.0
-    )
+    settings = PretrainSettings(max_steps=40, batch_rows=32, validations=20, patience=3, learning_rate=0.0)
     result = pretrain(signs(64, 0), signs(50, 1), config=CONFIG, settings=settings)
     assert result.stopped_early
+    assert not result.cut_short
     assert result.steps <= 10
     assert evaluate(result.model, signs(50, 1)) == result.validation
 
 
-def test_a_spent_time_budget_ends_it():
-    settings = PretrainSettings(max_duration_s=1e-9, batch_rows=32)
-    assert pretrain(signs(64, 0), signs(50, 1), config=CONFIG, settings=settings).steps <= 1
+def test_the_time_limit_ends_it_and_is_reported():
+    settings = PretrainSettings(max_steps=100, max_duration_s=1e-9, batch_rows=32)
+    result = pretrain(signs(64, 0), signs(50, 1), config=CONFIG, settings=settings)
+    assert result.steps <= 1
+    assert result.cut_short
+    assert not result.stopped_early
 
 
-def test_it_needs_a_limit():
-    with pytest.raises(ValueError, match="max_duration_s and max_steps are both None"):
-        PretrainSettings(max_duration_s=None, max_steps=None)
+def test_a_time_limit_that_is_not_reached_has_no_say(monkeypatch):
+    """Steps of any length give the same weights, as long as all are done within the limit."""
+
+    def weights(step_s: float) -> dict[str, torch.Tensor]:
+        passed = itertools.count(0.0, step_s)
+        monkeypatch.setattr(training.time, "monotonic", lambda: next(passed))
+        settings = PretrainSettings(max_steps=5, max_duration_s=60.0, batch_rows=32)
+        result = pretrain(signs(200, 0), signs(50, 1), config=CONFIG, settings=settings)
+        assert result.steps == 5
+        return result.model.state_dict()
+
+    quick, slow = weights(0.001), weights(2.0)
+    assert all(torch.equal(quick[name], slow[name]) for name in quick)
 
 
 def test_a_diverging_run_says_so():

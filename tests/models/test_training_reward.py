@@ -85,12 +85,13 @@ def test_the_likelihood_by_hand():
 
 
 def test_before_anybody_spoke_it_believes_what_the_policy_does(policy):
-    """But for a doubt of 0.05 and wrong thumbs of 0.05: q = 0.05 + 0.9·(0.05 + 0.9·P) = 0.095 + 0.81·P."""
+    """But for a doubt of 0.05: log-odds of 0.05 + 0.9·P."""
     experiences, _ = _experiences(5, 0)
     contents = (torch.from_numpy(experiences.pools["sensor"]), torch.tensor([[1, 0]]).expand(5, -1), torch.ones(5, 2))
     with torch.no_grad():
-        beliefs = policy(*contents)[1].softmax(1).numpy()
-    np.testing.assert_allclose(_asked(RewardModel(policy), experiences), 0.095 + 0.81 * beliefs, atol=1e-5)
+        embedding, logits = policy(*contents)
+        odds = RewardModel(policy).log_odds(embedding)
+    torch.testing.assert_close(odds.sigmoid(), 0.05 + 0.9 * logits.softmax(1))
 
 
 def test_a_sure_policy_can_be_argued_with(policy):
@@ -128,18 +129,53 @@ def test_it_learns_from_thumbs_and_says_how_well(policy):
     assert sum(report.count) == 40
 
 
+def _sigma_of_odds(model: RewardModel, experiences: Experiences) -> torch.Tensor:
+    """Standard deviation of u of every action, ``[n, a]``."""
+    embedding = Source(model.trunk, experiences.pools, experiences.index, ()).embeddings()
+    features = torch.cat([embedding, torch.ones(len(embedding), 1)], dim=1)
+    return model.last_layer.variance(features, torch.arange(3).expand(len(embedding), 3)).sqrt()
+
+
+def test_what_is_unsure_is_worth_less_than_it_seems_by_hand(policy):
+    """Nobody spoke yet, and φ = (0, …, 0, 1): ω = log 19 = 2.944439, so that log-odds are divided by
+    √(1 + π·8.669721/8) = √4.404590 = 2.098712. u = ±log 19 becomes ±1.402975: 0.802647 instead of 0.95."""
+    model = RewardModel(policy)
+    odds = torch.tensor([[math.log(19), -math.log(19)]])
+    moderated, deviation = model.moderated(torch.zeros(1, 12), torch.tensor([[0, 2]]), odds)
+    assert deviation[0].tolist() == pytest.approx([2.944439, 2.944439], abs=1e-5)
+    assert moderated[0].tolist() == pytest.approx([1.402975, -1.402975], abs=1e-5)
+    assert model.rewards(moderated)[0].tolist() == pytest.approx(
+        [0.05 + 0.9 * 0.802647, 0.05 + 0.9 * 0.197353], abs=1e-5
+    )
+
+
+def test_how_unsure_a_reward_is_by_hand(policy):
+    """Slope 2, noise 0.05, ω = 3: at m = 0, q moves by 0.9·2·½·½ = 0.45 with m, so σ = 1.35; at m = log 3 / 2 by
+    0.9·2·¾·¼ = 0.3375, so σ = 1.0125."""
+    model = RewardModel(policy, noise=0.05)
+    model.slope.fill_(2.0)
+    sigma = model.uncertainty(torch.tensor([0.0, math.log(3) / 2]), torch.tensor([3.0, 3.0]))
+    assert sigma.tolist() == pytest.approx([1.35, 1.0125], abs=1e-5)
+
+
 def test_it_is_surer_of_what_users_spoke_of(policy):
-    """ "none" was never served: σ of it is what it was, ½ on average; of the other two it is far less."""
+    """ "none" was never served: its log-odds are as unsure as before; those of the other two are far surer."""
     experiences, _ = _experiences(400, 1)
     model, report = fit_reward_model(policy, experiences, _thumbs(experiences), settings=SETTINGS)
-    n, every = len(experiences), torch.arange(3)
-    embedding = Source(model.trunk, experiences.pools, experiences.index, ()).embeddings()
-    sigma = model.uncertainty(embedding, every.expand(n, 3))
-    assert sigma[:, 2].square().mean().item() == pytest.approx(0.25, rel=0.05)
-    assert sigma[:, :2].mean().item() < 0.1
-    assert report.sigma_mean == pytest.approx(sigma[:, :2].mean().item(), rel=0.2)
+    sigma = _sigma_of_odds(model, experiences)
+    assert sigma[:, 2].square().mean().sqrt().item() == pytest.approx(math.log(19), rel=0.02)
+    assert sigma[:, :2].mean().item() < 0.5 * sigma[:, 2].mean().item()
+    assert report.sigma_mean > 0.0
     assert list(report.sigma) == sorted(report.sigma)
     assert report.sigma_count == (10, 10, 10, 10)
+
+
+def test_more_thumbs_make_it_surer(policy):
+    few, many = (_experiences(n, 1)[0] for n in (100, 800))
+    settings = RewardSettings(replays_per_experience=1, max_duration_s=None)
+    fitted = [fit_reward_model(policy, each, _thumbs(each), settings=settings)[0] for each in (few, many)]
+    less, more = (_sigma_of_odds(model, few)[:, :2].mean().item() for model in fitted)
+    assert more < 0.7 * less
 
 
 def test_rewards_to_be_counted_on_are_lower_by_so_many_deviations(policy):
@@ -150,11 +186,12 @@ def test_rewards_to_be_counted_on_are_lower_by_so_many_deviations(policy):
     some = torch.tensor([[2, 0]]).expand(100, 2)
     embedding = Source(model.trunk, experiences.pools, experiences.index, ()).embeddings()
     expected, lower = rewards_on(model, experiences), rewards_on(model, experiences, pessimism=0.5)
-    torch.testing.assert_close(expected(rows, every), model.rewards(model.log_odds(embedding)))
+    moderated, deviation = model.moderated(embedding, every, model.log_odds(embedding))
+    torch.testing.assert_close(expected(rows, every), model.rewards(moderated))
     torch.testing.assert_close(expected(rows, some), expected(rows, every)[:, [2, 0]])
     torch.testing.assert_close(lower(rows, some), lower(rows, every)[:, [2, 0]])
     difference = expected(rows, every) - lower(rows, every)
-    torch.testing.assert_close(difference, 0.5 * model.uncertainty(embedding, every))
+    torch.testing.assert_close(difference, 0.5 * model.uncertainty(moderated, deviation))
 
 
 def test_what_praise_implies_about_others_is_no_observation_of_them(policy):
@@ -162,8 +199,7 @@ def test_what_praise_implies_about_others_is_no_observation_of_them(policy):
     experiences, _ = _experiences(60, 1)
     made = opinions([{1: 1.0}] * 60, [1.0] * 60, 3, exclusivity=0.1)
     model, _ = fit_reward_model(policy, experiences, made, settings=SETTINGS)
-    embedding = Source(model.trunk, experiences.pools, experiences.index, ()).embeddings()
-    sigma = model.uncertainty(embedding, torch.arange(3).expand(60, 3))
+    sigma = _sigma_of_odds(model, experiences)
     torch.testing.assert_close(sigma[:, 0], sigma[:, 2])
     assert (sigma[:, 1] < sigma[:, 0]).all()
 
@@ -172,9 +208,8 @@ def test_a_comparison_is_an_observation_of_both(policy):
     experiences, right = _experiences(60, 1)
     made = opinions([{int(r): 0.75, 1 - int(r): 0.25} for r in right], [1.0] * 60, 3, exclusivity=0.1)
     model, _ = fit_reward_model(policy, experiences, made, settings=SETTINGS)
-    embedding = Source(model.trunk, experiences.pools, experiences.index, ()).embeddings()
-    sigma = model.uncertainty(embedding, torch.arange(3).expand(60, 3))
-    assert (sigma[:, :2].amax(dim=1) < 0.6 * sigma[:, 2]).all()
+    sigma = _sigma_of_odds(model, experiences)
+    assert (sigma[:, :2].amax(dim=1) < 0.9 * sigma[:, 2]).all()
 
 
 def test_it_learns_from_corrections(policy):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +22,7 @@ from deployment import PLAUDIT, Service, deployed
 from otlp_receiver import Received, Receiver, over_grpc, over_http
 from plaudit import compose
 from plaudit.adapters.otel_tracing import OtelTracing, otlp_tracing
+from plaudit.cli import main
 from plaudit.client import AsyncClient, Client, ClientError
 from plaudit.client.feedback import thumbs_up
 from plaudit.core.errors import ConfigError
@@ -274,6 +278,66 @@ def test_events_keep_their_traceparent_in_the_log():
     feedback = builders.some_feedback("p1", Thumb(up=True), traceparent="00-b")
     assert decode_event(Topic.DECISIONS, encode_event(decision)).traceparent == "00-a"
     assert decode_event(Topic.FEEDBACK, encode_event(feedback)).traceparent == "00-b"
+
+
+# --- commands and the console ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(tmp_path, server, monkeypatch, capsys) -> Callable[..., str]:
+    """``command("versions", "--json")`` in this process, of the server whose spans stay in memory; its output."""
+
+    def run(*arguments: str) -> str:
+        where = ["--config", str(tmp_path / "plaudit.toml"), "--target", f"127.0.0.1:{server.port}"]
+        monkeypatch.setattr(sys, "argv", ["plaudit", *arguments, *where])
+        with contextlib.suppress(SystemExit):
+            main()
+        captured = capsys.readouterr()
+        assert "error" not in captured.err
+        return str(captured.out + captured.err)
+
+    return run
+
+
+def test_commands_begin_traces_that_the_server_goes_on_with(command, collector, recorded, otel):
+    otel(OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint)
+    answer = json.loads(command("predict", "--content", f"question={SECRET}", "--user", USER, "--json"))
+    command("feedback", answer["prediction_id"], "--up", "--user", USER)
+    command("promote", "1")
+    for name, method in (("predict", PREDICT), ("feedback", SEND), ("promote", "plaudit.v1.ModelService/Promote")):
+        (around,) = collector.spans(f"plaudit {name}")
+        (called,) = collector.spans(method)
+        (served,) = [span for span in recorded.all(method) if span.kind.name == "SERVER"]
+        assert (around.service, around.parent_id, called.parent_id) == ("plaudit-cli", "", around.span_id)
+        assert f"{served.parent.span_id:016x}" == called.span_id
+    _says_nothing_private(collector.spans())
+
+
+def test_a_command_whose_traces_cannot_be_made_is_done_all_the_same(command, otel, monkeypatch):
+    otel(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_EXPORTER_OTLP_PROTOCOL="http/json")
+    said = command("predict", "--content", "question=what", "--json")
+    assert "not traced: tracing.protocol: 'http/json' is not one of" in said
+    assert '"prediction_id"' in said
+
+
+def test_the_console_begins_traces_too(tmp_path, server, collector, recorded, otel):
+    otel(OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint, OTEL_BSP_SCHEDULE_DELAY="50")
+    where = ["--config", str(tmp_path / "plaudit.toml"), "--target", f"127.0.0.1:{server.port}"]
+    console = Service([*PLAUDIT, "console", "--port", "0", *where, "--json"])
+    try:
+        page = console.event(event="ready")["page"]
+        body = json.dumps({"content": {"question": {"text": SECRET}}, "user_id": USER}).encode()
+        asked = urllib.request.Request(
+            f"{page}api/models/tiny/predict", body, {"content-type": "application/json", "origin": page.rstrip("/")}
+        )
+        with urllib.request.urlopen(asked) as answer:
+            assert json.load(answer)["version"] == 1
+        (called,) = _until(lambda: collector.spans(PREDICT))
+    finally:
+        console.kill()
+    (served,) = [span for span in recorded.all(PREDICT) if span.kind.name == "SERVER"]
+    assert (called.service, f"{served.parent.span_id:016x}") == ("plaudit-console", called.span_id)
+    _says_nothing_private(collector.spans())
 
 
 # --- across processes ------------------------------------------------------------------------------------------------

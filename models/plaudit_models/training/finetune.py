@@ -120,6 +120,7 @@ class Finetuned:
     """The fine-tuned policy in eval mode, and how it got there.
 
     Attributes:
+        cut_short: the time limit ended it before its steps were done.
         trained_weights: how many numbers were trained.
         kl_to_parent: mean KL(π ‖ π_parent) on the latest experiences, in nats.
     """
@@ -127,6 +128,7 @@ class Finetuned:
     model: FusionPolicy
     steps: int
     duration_s: float
+    cut_short: bool
     trained_weights: int
     kl_to_parent: float
 
@@ -230,7 +232,7 @@ def finetune(
     model.requires_grad_(True)
     duration_s = time.monotonic() - start_s
     moved = float(kl_to_reference(replay.still(latest)[1], before).mean())
-    return Finetuned(model, step, duration_s, sum(weight.numel() for weight in weights), moved)
+    return Finetuned(model, step, duration_s, step < steps, sum(weight.numel() for weight in weights), moved)
 
 
 def _objective(

@@ -68,6 +68,24 @@ def opinion_nll(logits: Tensor, reward: Tensor, *, noise: float = 0.05) -> Tenso
     return -reward * torch.log(up) - (1.0 - reward) * torch.log1p(-up)
 
 
+def opinion_information(logits: Tensor, *, noise: float = 0.05) -> Tensor:
+    """Fisher information of one thumb about the log-odds it is drawn from: what a thumb adds to their precision.
+
+    With p = δ + (1 − 2δ)·σ(u) that is (dp/du)²/(p·(1 − p)); without noise σ(u)·(1 − σ(u)). It is that of a preference
+    about u_k − u_l, too.
+
+    Args:
+        logits: u, any shape.
+        noise: δ in [0, 0.5).
+
+    Returns:
+        Of the same shape.
+    """
+    right = torch.sigmoid(logits)
+    up = noise + (1.0 - 2.0 * noise) * right
+    return ((1.0 - 2.0 * noise) * right * (1.0 - right)).square() / (up * (1.0 - up))
+
+
 def preference_nll(preferred: Tensor, rejected: Tensor, share: Tensor, *, noise: float = 0.05) -> Tensor:
     """−log likelihood of preferences under Bradley and Terry (1952): P(k over l) = σ(u_k − u_l).
 

@@ -31,7 +31,7 @@ from plaudit_models.training.augment import augment
 from plaudit_models.training.fusion import FusionConfig, FusionPolicy
 from plaudit_models.training.losses import action_nll
 from plaudit_models.training.rows import drop_modalities, encode_rows, prepare_pools
-from plaudit_models.training.schedule import Mean, blocks, one_cycle
+from plaudit_models.training.schedule import Mean, blocks, fraction_done, one_cycle
 from plaudit_models.training.texts import TextCandidates
 
 _EVALUATION_ROWS = 1024
@@ -42,9 +42,9 @@ class PretrainSettings:
     """How to pre-train.
 
     Attributes:
-        max_duration_s: wall-clock budget of the training loop; None is none.
-        max_steps: gradient steps at most; None is no limit. One of the two limits is needed. The learning-rate schedule
-            spans whichever ends first, so only a run that ends by ``max_steps`` is repeatable from its seed.
+        max_steps: gradient steps, which the learning-rate schedule spans.
+        max_duration_s: wall-clock limit of the training loop; None is none. Where the steps would take longer, the
+            schedule is shortened, so only a run that it does not cut short is repeatable from its seed.
         batch_rows: consecutive rows per step. Rows that share items cost less when they stand together in the data.
         learning_rate: peak of the one-cycle schedule.
         weight_decay: of AdamW.
@@ -57,8 +57,8 @@ class PretrainSettings:
         seed: decides initial weights, order and augmentation.
     """
 
-    max_duration_s: float | None = 110.0
-    max_steps: int | None = None
+    max_steps: int
+    max_duration_s: float | None = None
     batch_rows: int = 128
     learning_rate: float = 3e-3
     weight_decay: float = 0.02
@@ -70,21 +70,23 @@ class PretrainSettings:
     patience: int = 5
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        if self.max_duration_s is None and self.max_steps is None:
-            raise ValueError("max_duration_s and max_steps are both None; training needs a limit")
-
 
 @dataclass(frozen=True, slots=True)
 class PretrainProgress:
-    """Where training stands: ``fraction`` of the budget used, ``loss`` since the last report in nats per row, and
-    ``validation_accuracy`` when it was just measured."""
+    """Where training stands: after ``step`` of ``steps``, ``fraction`` of the way, ``loss`` since the last report in
+    nats per row, and ``validation_accuracy`` when it was just measured."""
 
     step: int
+    steps: int
     fraction: float
     elapsed_s: float
     loss: float
     validation_accuracy: float | None = None
+
+    @property
+    def left_s(self) -> float:
+        """What is still to come, if it goes on as so far."""
+        return self.elapsed_s * (1.0 - self.fraction) / self.fraction
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +104,20 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class Pretrained:
-    """What came of it: the policy in eval mode with its best weights, and how it got there."""
+    """What came of it: the policy in eval mode with its best weights, and how it got there.
+
+    Attributes:
+        steps: gradient steps taken.
+        stopped_early: validations brought no improvement any more.
+        cut_short: the time limit ended it before its steps were done.
+    """
 
     model: FusionPolicy
     validation: Accuracy
     steps: int
     duration_s: float
     stopped_early: bool
+    cut_short: bool
 
 
 def pretrain(
@@ -126,7 +135,7 @@ def pretrain(
         train: what to learn from.
         validation: what early stopping and the choice of the best weights look at.
         action_texts: token ids of the actions' names, ``[a, t]``; needed where the spec scores text.
-        on_progress: called after about every hundredth of the budget and after every validation.
+        on_progress: called after about every hundredth of the way and after every validation.
 
     Raises:
         ValueError: ``action_texts`` are needed and missing.
@@ -158,7 +167,8 @@ def pretrain(
     step, since_best, validated, reported, losses = 0, 0, 0, 0.0, Mean()
     stopped_early = False
     waiting: list[Tensor] = []
-    while (fraction := _fraction(settings, step, time.monotonic() - start_s)) < 1.0 and not stopped_early:
+    steps, limit_s = settings.max_steps, settings.max_duration_s
+    while (fraction := fraction_done(step, steps, time.monotonic() - start_s, limit_s)) < 1.0 and not stopped_early:
         if not waiting:
             waiting = blocks(len(train), settings.batch_rows, generator)
         rows = waiting.pop()
@@ -187,7 +197,7 @@ def pretrain(
                 f"a lower learning_rate than {settings.learning_rate} may help"
             )
         elapsed_s = time.monotonic() - start_s
-        fraction = _fraction(settings, step, elapsed_s)
+        fraction = fraction_done(step, steps, elapsed_s, limit_s)
         if fraction * settings.validations >= validated + 1 or fraction >= 1.0:
             validated = int(fraction * settings.validations)
             found = evaluate(model, validation)
@@ -195,13 +205,14 @@ def pretrain(
             if found.overall > best.overall:
                 best, best_state, since_best = found, _copy_of(model), 0
             stopped_early = since_best >= settings.patience and fraction < 1.0
-            on_progress(PretrainProgress(step, min(fraction, 1.0), elapsed_s, losses.take(), found.overall))
+            on_progress(PretrainProgress(step, steps, min(fraction, 1.0), elapsed_s, losses.take(), found.overall))
             reported = fraction
         elif fraction >= reported + 0.01:
-            on_progress(PretrainProgress(step, fraction, elapsed_s, losses.take()))
+            on_progress(PretrainProgress(step, steps, fraction, elapsed_s, losses.take()))
             reported = fraction
     model.load_state_dict(best_state)
-    return Pretrained(model.eval(), best, step, time.monotonic() - start_s, stopped_early)
+    cut_short = step < steps and not stopped_early
+    return Pretrained(model.eval(), best, step, time.monotonic() - start_s, stopped_early, cut_short)
 
 
 def evaluate(model: FusionPolicy, data: LabelledData, *, without: str | None = None, by_name: bool = False) -> Accuracy:
@@ -241,12 +252,6 @@ def evaluate(model: FusionPolicy, data: LabelledData, *, without: str | None = N
 def without_each(model: FusionPolicy, data: LabelledData) -> dict[str, Accuracy]:
     """Accuracy with each modality withheld in turn, by the modality's name."""
     return {name: evaluate(model, data, without=name) for name in data.spec.modalities}
-
-
-def _fraction(settings: PretrainSettings, step: int, elapsed_s: float) -> float:
-    by_steps = step / settings.max_steps if settings.max_steps is not None else 0.0
-    by_time = elapsed_s / settings.max_duration_s if settings.max_duration_s is not None else 0.0
-    return max(by_steps, by_time)
 
 
 def _towers(model: FusionPolicy, classes: Mapping[str, tuple[str, ...]]) -> nn.ModuleDict:

@@ -1,19 +1,23 @@
 """The full reward model: content and action → what users will say, from a trunk of its own that began as the policy's.
 
     u(x, k) = logit(γ + (1 − 2γ)·softmax(z(x))_k) + v_kᵀ·e(x) + c_k     log-odds that action k is right
-    q(x, k) = δ + (1 − 2δ)·sigmoid(s·u(x, k) + t)    expected reward, thumbs being wrong with probability δ
-    σ(x, k)² = φ(x)ᵀ·A_k⁻¹·φ(x),  φ = (e, 1)         how unsure q is (:mod:`.last_layer`)
+    m(x, k) = u(x, k)/√(1 + π·ω(x, k)²/8)              what that comes to, ω being the standard deviation of u
+    q(x, k) = δ + (1 − 2δ)·sigmoid(s·m(x, k) + t)      expected reward, thumbs being wrong with probability δ
+    σ(x, k) = dq/dm·ω(x, k)                            how unsure that is
 
 with e the embedding of its own trunk, z the base logits that the policy's action head makes of it, v and c zero at
 first. Before anybody has spoken, an answer is worth what the policy thinks of it, but for a doubt γ, so that users can
 argue with a policy that is sure. What turns the policy's answers round turns these round; v and c tell apart what a
-softmax cannot, that several answers are right, or none. Thumbs, ratings, corrections and preferences are terms of one
-likelihood (:mod:`plaudit_models.opinions`): opinions about single actions are Bernoulli in sigmoid(u), preferences
-Bradley-Terry in u_k − u_l. The slope s and the intercept t are fitted on experiences that it was not trained on (Platt
-1999, "Probabilistic Outputs for Support Vector Machines"). How well calibrated it then is, and whether σ tells where it
-errs, is measured on others again.
+softmax cannot, that several answers are right, or none. How unsure u is, is the posterior of its last layer
+(:mod:`.last_layer`) with φ = (e, 1); moderated by it (MacKay 1992, "The Evidence Framework Applied to Classification
+Networks", equation 10), what nobody spoke of is neither as good nor as bad as it seems.
 
-Knows nothing about policies in training, logs or files.
+Thumbs, ratings, corrections and preferences are terms of one likelihood (:mod:`plaudit_models.opinions`): opinions
+about single actions are Bernoulli in sigmoid(u), preferences Bradley-Terry in u_k − u_l. Slope s and intercept t are
+fitted on experiences that it was not trained on (Platt 1999, "Probabilistic Outputs for Support Vector Machines").
+How well calibrated it then is, and whether σ tells where it errs, is measured on others again.
+
+Knows nothing about policies in training or logs.
 
 Notation:
     n: experiences, b: rows of a batch, d: embedding size, a: number of actions, g: actions asked about per row
@@ -26,10 +30,12 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
 from plaudit_models.calibration import errors_by_uncertainty, reliability
@@ -38,7 +44,7 @@ from plaudit_models.spec import ModalityKind
 from plaudit_models.training.experiences import Experiences
 from plaudit_models.training.fusion import FusionPolicy
 from plaudit_models.training.last_layer import LastLayer
-from plaudit_models.training.losses import opinion_nll, preference_nll
+from plaudit_models.training.losses import opinion_information, opinion_nll, preference_nll
 from plaudit_models.training.objectives import Rewards
 from plaudit_models.training.rows import Source, freeze_encoders
 from plaudit_models.training.schedule import fraction_done, one_cycle, shuffled
@@ -49,8 +55,8 @@ _HELD_OUT = 10
 """One in so many experiences calibrates, as many measure the calibration."""
 _ITERATIONS = 50
 _CHUNK_ROWS = 512
-_UNTRIED = 0.5
-"""σ of the reward of an action that nobody spoke of: as far as 0 and 1 are from the middle."""
+_UNTRIED = math.log((1.0 - _DOUBT) / _DOUBT)
+"""Standard deviation of the log-odds of an action that nobody spoke of: as much as a sure policy is believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +129,7 @@ class RewardReport:
 
 
 class RewardModel(nn.Module):
-    """u and q of the notation above.
+    """u, m, q and σ of the notation above.
 
     Args:
         policy: the parent; a copy of it is the trunk that learns.
@@ -137,7 +143,7 @@ class RewardModel(nn.Module):
         self.verdict = nn.Linear(policy.spec.embedding_size, len(policy.spec.actions))
         nn.init.zeros_(self.verdict.weight)
         nn.init.zeros_(self.verdict.bias)
-        self.doubt = LastLayer(policy.spec.embedding_size + 1, len(policy.spec.actions), _UNTRIED)
+        self.last_layer = LastLayer(policy.spec.embedding_size + 1, len(policy.spec.actions), _UNTRIED)
         self.register_buffer("slope", torch.ones(()))
         self.register_buffer("intercept", torch.zeros(()))
         self.slope: Tensor
@@ -159,14 +165,26 @@ class RewardModel(nn.Module):
         base, own = (_of_actions(layer, embedding, actions) for layer in (self.trunk.action_head, self.verdict))
         return _doubted((base - log_normaliser[:, None]).exp()) + own
 
-    def uncertainty(self, embedding: Tensor, actions: Tensor) -> Tensor:
-        """σ ``[b, g]`` of the rewards of some actions ``[b, g]``, in reward."""
-        return self.doubt.variance(_with_one(embedding), actions).sqrt()
+    def moderated(self, embedding: Tensor, actions: Tensor, log_odds: Tensor) -> tuple[Tensor, Tensor]:
+        """m and ω of some actions, ``[b, g]`` each.
 
-    def rewards(self, log_odds: Tensor) -> Tensor:
-        """q at u, any shape."""
-        up = torch.sigmoid(self.slope * log_odds + self.intercept)
+        Args:
+            embedding: ``[b, d]``.
+            actions: ``[b, g]``.
+            log_odds: u of these actions, ``[b, g]``.
+        """
+        variance = self.last_layer.variance(_with_one(embedding), actions)
+        return log_odds / torch.sqrt(1.0 + math.pi / 8.0 * variance), variance.sqrt()
+
+    def rewards(self, moderated: Tensor) -> Tensor:
+        """q at m, any shape."""
+        up = torch.sigmoid(self.slope * moderated + self.intercept)
         return self.noise + (1.0 - 2.0 * self.noise) * up
+
+    def uncertainty(self, moderated: Tensor, deviation: Tensor) -> Tensor:
+        """σ at m and ω, any shape, in reward."""
+        right = torch.sigmoid(self.slope * moderated + self.intercept)
+        return (1.0 - 2.0 * self.noise) * self.slope.abs() * right * (1.0 - right) * deviation
 
 
 def _doubted(belief: Tensor) -> Tensor:
@@ -207,26 +225,27 @@ def fit_reward_model(
     reward = torch.from_numpy(opinions.reward)
     action = torch.from_numpy(experiences.action)
 
-    def served(rows: Tensor) -> tuple[Tensor, Tensor]:
-        """u and the reward of the answers that were served."""
+    def served(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """u, m, ω and the reward of the answers that were served."""
         served_action = action[rows, None]
+        embedding = own.still(rows)[0]
         with torch.no_grad():
-            odds = model.log_odds(own.fused(rows)[0])
-        return odds.gather(1, served_action)[:, 0], reward[rows].gather(1, served_action)[:, 0]
+            odds = model.log_odds(embedding).gather(1, served_action)
+            moderated, deviation = model.moderated(embedding, served_action, odds)
+        return odds[:, 0], moderated[:, 0], deviation[:, 0], reward[rows].gather(1, served_action)[:, 0]
 
-    before, _ = served(measure)
+    before, *_ = served(measure)
     steps = _train(model, own, opinions, train, settings, generator, start_s)
     model.requires_grad_(False)
-    model.doubt.fit(_with_one(own.embeddings()), *_spoken_of(opinions, train))
-    slope, intercept = platt(*served(calibrate), noise=settings.noise)
+    _observe(model, own.embeddings(), opinions, train)
+    _, moderated, _, said = served(calibrate)
+    slope, intercept = platt(moderated, said, noise=settings.noise)
     model.slope.fill_(slope)
     model.intercept.fill_(intercept)
-    after, observed = served(measure)
+    _, after, deviation, observed = served(measure)
     predicted, came = model.rewards(after).double().numpy(), observed.double().numpy()
-    curve = reliability(predicted, came)
-    with torch.no_grad():
-        sigma = model.uncertainty(own.still(measure)[0], action[measure, None])[:, 0].double().numpy()
-    unsure = errors_by_uncertainty(sigma, predicted, came)
+    sigma = model.uncertainty(after, deviation).double().numpy()
+    curve, unsure = reliability(predicted, came), errors_by_uncertainty(sigma, predicted, came)
     return model, RewardReport(
         trained_on=len(train),
         steps=steps,
@@ -248,8 +267,19 @@ def fit_reward_model(
     )
 
 
+def save_reward_model(model: RewardModel, path: Path) -> None:
+    save_file(model.state_dict(), path)
+
+
+def load_reward_model(path: Path, policy: FusionPolicy) -> RewardModel:
+    """What :func:`save_reward_model` wrote of a model that began as ``policy``."""
+    model = RewardModel(policy)
+    model.load_state_dict(load_file(path))
+    return model.requires_grad_(False)
+
+
 def rewards_on(model: RewardModel, experiences: Experiences, *, pessimism: float = 0.0) -> Rewards:
-    """Rewards that may be counted on: the model's q − κ·σ on these contents, each looked at once, now.
+    """The model's q − κ·σ on these contents, each looked at once, now.
 
     Asking about some of many actions costs what they cost, however many there are.
 
@@ -268,8 +298,9 @@ def rewards_on(model: RewardModel, experiences: Experiences, *, pessimism: float
                 odds = model.log_odds_of(seen, actions, log_normaliser[rows])
             else:
                 odds = model.log_odds(seen).gather(1, actions)
-            expected = model.rewards(odds)
-            return expected - pessimism * model.uncertainty(seen, actions) if pessimism > 0 else expected
+            moderated, deviation = model.moderated(seen, actions, odds)
+            expected = model.rewards(moderated)
+            return expected - pessimism * model.uncertainty(moderated, deviation) if pessimism > 0 else expected
 
     return rewards
 
@@ -347,17 +378,30 @@ def _train(
     return steps
 
 
-def _spoken_of(opinions: Opinions, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of a row and an action that users spoke of outright, and how far they are trusted, ``[p]`` each.
+def _observe(model: RewardModel, embedding: Tensor, opinions: Opinions, rows: Tensor) -> None:
+    """Make the model as sure as what users said outright allows, of those rows of ``embedding`` ``[n, d]``.
 
-    What praise of one answer implies about others is no observation of them; a comparison is one of both.
+    What praise of one answer implies about others is no observation of them. A comparison is one of both, each taken
+    for itself: what it says of the two together is left out, as between all actions.
     """
-    weight = torch.from_numpy(np.where(opinions.spoken_mask, opinions.weight, 0.0))
-    for side in (opinions.preferred, opinions.rejected):
-        compared = np.flatnonzero(side != NO_PAIR)
-        weight[compared, side[compared]] = torch.from_numpy(opinions.trust[compared]).to(weight.dtype)
-    row, action = weight[rows].nonzero(as_tuple=True)
-    return rows[row], action, weight[rows[row], action].double()
+    seen, actions, weights = [], [], []
+    for some in rows.split(_CHUNK_ROWS):
+        i = some.numpy()
+        trust = torch.from_numpy(np.where(opinions.spoken_mask[i], opinions.weight[i], 0.0))
+        with torch.no_grad():
+            odds = model.log_odds(embedding[some])
+        preferred, rejected = torch.from_numpy(opinions.preferred[i]), torch.from_numpy(opinions.rejected[i])
+        pairs = (preferred != NO_PAIR).nonzero()[:, 0]
+        apart = odds[pairs, preferred[pairs]] - odds[pairs, rejected[pairs]]
+        for side in (preferred, rejected):
+            odds[pairs, side[pairs]] = apart
+            trust[pairs, side[pairs]] = torch.from_numpy(opinions.trust[i])[pairs].to(trust.dtype)
+        row, action = trust.nonzero(as_tuple=True)
+        information = opinion_information(odds[row, action], noise=model.noise)
+        seen.append(some[row])
+        actions.append(action)
+        weights.append(trust[row, action].double() * information)
+    model.last_layer.fit(_with_one(embedding), torch.cat(seen), torch.cat(actions), torch.cat(weights))
 
 
 def _split(experiences: Experiences, opinions: Opinions, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from plaudit.core.errors import InvalidInput, RegistryUnavailable, RolloutMoved, UnknownVersion
-from plaudit.core.rollout import Rollout
+from plaudit.core.rollout import Rollout, rollout_from_dict
 from plaudit_models.bundle import CARD, MANIFEST, CorruptBundle, FileDigest, Manifest, digest_file, read_manifest
 
 _CHUNK_BYTES: Final = 1 << 20
@@ -105,7 +105,7 @@ class DirectoryRegistry:
             text = self._rollout_file.read_text(encoding="utf-8")
         except FileNotFoundError:
             return Rollout(self._model)
-        return Rollout(**json.loads(text))
+        return rollout_from_dict(json.loads(text))
 
     def set_rollout(self, rollout: Rollout) -> None:
         if rollout.model != self._model:
@@ -133,7 +133,7 @@ class DirectoryRegistry:
         by_generation: dict[int, Rollout] = {}
         for line in lines:
             try:
-                rollout = Rollout(**json.loads(line))
+                rollout = rollout_from_dict(json.loads(line))
             except ValueError:
                 continue  # cut short by a crash, so it never took effect
             if rollout.generation <= present:

@@ -41,6 +41,11 @@ class OtelTracing:
         self._provider = provider
         self._tracer = provider.get_tracer("plaudit", plaudit.__version__)
 
+    @property
+    def provider(self) -> TracerProvider:
+        """For a client of ours, whose calls are then below the present span."""
+        return self._provider
+
     def span(
         self,
         name: str,

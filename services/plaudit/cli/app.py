@@ -75,7 +75,7 @@ def _root(
 
 @app.command()
 def demo(
-    events: Annotated[int, typer.Option(min=1, help="Requests that simulated users send.")] = 8_000,
+    events: Annotated[int, typer.Option(min=100, help="Requests that simulated users send.")] = 8_000,
     minutes: Annotated[float, typer.Option(min=0.01, help="How long they take for it.")] = 3.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same data, requests and thumbs.")] = 0,
     data_dir: Annotated[
@@ -91,10 +91,11 @@ def demo(
     with extra("demo"):
         from plaudit.demo.run import Options, run
         from plaudit.demo.services import DemoFailed
+        from plaudit.demo.speech import SpeechFailed
     try:
         options = Options(data_dir, events=events, minutes=minutes, seed=seed, console_port=console_port)
         summary = run(options, Console(stderr=True))
-    except DemoFailed as error:
+    except (DemoFailed, SpeechFailed) as error:
         raise Failed(str(error)) from error
     if as_json:
         output.print_json(summary)

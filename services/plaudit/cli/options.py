@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from plaudit.cli import output
 from plaudit.client import AsyncClient, Client
+from plaudit.core.errors import ConfigError
 from plaudit.core.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 DEFAULT_CONFIG: Final = Path("plaudit.toml")
 CONSOLE_PORT: Final = 8004
@@ -54,22 +61,58 @@ def read_settings(config: Path | None, data_dir: Path | None, flags: Mapping[str
     return load_settings(config, given)
 
 
-def client(settings: Settings, target: str | None) -> Client:
-    """A client of the server that the settings describe, unless ``target`` names another."""
+@contextmanager
+def client(settings: Settings, target: str | None) -> Iterator[Client]:
+    """A client of the server that the settings describe, unless ``target`` names another.
+
+    Where tracing is on, a span of the command is around all its calls.
+    """
     token = settings.serving.admin_token
-    return Client(
-        target or address(settings.serving.host, settings.serving.port),
-        admin_token=token.get_secret_value() if token else None,
-        max_message_bytes=settings.serving.max_message_bytes,
-    )
+    with (
+        _command_traced(settings) as provider,
+        Client(
+            target or address(settings.serving.host, settings.serving.port),
+            admin_token=token.get_secret_value() if token else None,
+            max_message_bytes=settings.serving.max_message_bytes,
+            tracer_provider=provider,
+        ) as made,
+    ):
+        yield made
 
 
-def async_client(settings: Settings, target: str | None) -> AsyncClient:
-    """The same for asyncio, without the admin token."""
+def async_client(settings: Settings, target: str | None, provider: TracerProvider | None = None) -> AsyncClient:
+    """The same for asyncio, without the admin token.
+
+    Args:
+        provider: makes a span of each call; None: calls are not traced.
+    """
     return AsyncClient(
         target or address(settings.serving.host, settings.serving.port),
         max_message_bytes=settings.serving.max_message_bytes,
+        tracer_provider=provider,
     )
+
+
+@contextmanager
+def _command_traced(settings: Settings) -> Iterator[TracerProvider | None]:
+    """What a command asks for is done, traced or not: where traces cannot be made, that is a remark."""
+    if not settings.tracing.on:
+        yield None
+        return
+    from plaudit import compose
+
+    try:
+        tracing = compose.tracing(settings, "plaudit-cli")
+    except ConfigError as error:
+        output.err.print(f"not traced: {error}")
+        yield None
+        return
+    assert tracing is not None
+    try:
+        with tracing.span(" ".join(["plaudit", *sys.argv[1:2]])):  # the command's name; what follows is its user's
+            yield tracing.provider
+    finally:
+        tracing.close()
 
 
 def address(host: str, port: int) -> str:

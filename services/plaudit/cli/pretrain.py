@@ -26,20 +26,22 @@ def pretrain(settings: Settings, folder: Path) -> Published:
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
         TextColumn("{task.fields[measured]}"),
         console=output.err,
     )
     with bar:
-        task = bar.add_task("reading", total=1.0, measured="")
+        task = bar.add_task("reading", total=1.0, measured="", left="")
         validated = ""
 
         def show(progress: PretrainProgress) -> None:
             nonlocal validated
             if progress.validation_accuracy is not None:
                 validated = f"  validation {progress.validation_accuracy:.1%}"
-            measured = f"step {progress.step}  loss {progress.loss:.3f}{validated}"
+            measured = f"step {progress.step} of {progress.steps}  loss {progress.loss:.3f}{validated}"
             done = "exporting" if progress.fraction >= 1.0 else "training"
-            bar.update(task, description=done, completed=progress.fraction, measured=measured)
+            left = f"about {progress.left_s:.0f} s left"
+            bar.update(task, description=done, completed=progress.fraction, measured=measured, left=left)
 
         try:
             published = pretrain_and_publish(
@@ -70,7 +72,10 @@ def summary(published: Published) -> dict[str, Any]:
         "version": published.manifest.version,
         "digest": published.manifest.digest,
         "live": published.live,
-        **{name: metrics[name] for name in ("split", "accuracy", "without", "steps", "duration_s", "stopped_early")},
+        **{
+            name: metrics[name]
+            for name in ("split", "accuracy", "without", "steps", "duration_s", "stopped_early", "cut_short")
+        },
     }
 
 
@@ -80,6 +85,11 @@ def show(published: Published) -> None:
         f"version {published.manifest.version} is published{' and live' if published.live else ''}: "
         f"{published.accuracy.overall:.1%} right on split {metrics['split']} after {published.training.steps} steps"
     )
+    if published.training.cut_short:
+        output.out.print(
+            f"  pretrain.max_duration_s ended it after {published.training.duration_s:.0f} s, before its steps were "
+            "done: for a better model raise it, or lower pretrain.max_epochs"
+        )
     for name, accuracy in published.accuracy.by_group.items():
         if name:
             output.out.print(f"  {name}: {accuracy:.1%}")

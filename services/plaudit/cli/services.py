@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from prometheus_client import CollectorRegistry, start_http_server
@@ -23,8 +23,10 @@ from plaudit.cli.exposition import LabelledRegistry, Pages
 from plaudit.cli.options import address, async_client
 from plaudit.core.errors import ConfigError
 from plaudit.core.settings import Settings
-from plaudit.core.tracing import Tracing
 from plaudit.serving.server import cores
+
+if TYPE_CHECKING:
+    from plaudit.adapters.otel_tracing import OtelTracing
 
 _M_TRIM_THRESHOLD: Final = -1
 _M_ARENA_MAX: Final = -8
@@ -54,7 +56,7 @@ async def serve(settings: Settings, report: Report, *, share_port: bool = False)
 
 
 @contextlib.contextmanager
-def _tracing(settings: Settings, service: str) -> Iterator[Tracing | None]:
+def _tracing(settings: Settings, service: str) -> Iterator[OtelTracing | None]:
     tracing = compose.tracing(settings, service)
     try:
         yield tracing
@@ -162,8 +164,12 @@ async def console(settings: Settings, target: str | None, report: Report) -> Non
     """Raises ConfigError: a setting is wrong, or the port is taken."""
     from plaudit.console import server
 
-    with contextlib.closing(compose.learnings(settings)) as learnings, _signals() as stopping:
-        async with async_client(settings, target) as client:
+    with (
+        _tracing(settings, "plaudit-console") as tracing,
+        contextlib.closing(compose.learnings(settings)) as learnings,
+        _signals() as stopping,
+    ):
+        async with async_client(settings, target, tracing.provider if tracing else None) as client:
             app = compose.console(settings, client, learnings)
             host = settings.console.host
             listening = server.open_port(host, settings.console.port or 0)

@@ -6,7 +6,8 @@ Every transition gives the next generation; the registry stores it by compare-an
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from plaudit.core.errors import AlreadyLive, NoPreviousVersion, NoTrial, TrialUnderWay, VersionPinned
@@ -44,6 +45,23 @@ class Rollout:
     changed_at_s: float = 0.0
     reason: str = ""
     actor: str = ""
+
+
+def rollout_from_dict(raw: Mapping[str, Any]) -> Rollout:
+    """What :func:`dataclasses.asdict` made of one, perhaps of a newer version of Plaudit: fields unknown here are
+    passed over, those that are not there have their defaults.
+
+    Raises:
+        ValueError: it is none.
+    """
+    known = {name: value for name, value in raw.items() if name in _FIELDS}
+    try:
+        return Rollout(**known)
+    except TypeError as error:
+        raise ValueError(f"{dict(raw)!r} is no rollout: {error}") from error
+
+
+_FIELDS: Final = frozenset(each.name for each in fields(Rollout))
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +186,10 @@ def _go_live(rollout: Rollout, version: int, change: Change) -> Rollout:
     return _next(rollout, change, live=version, previous=previous)
 
 
-def _next(rollout: Rollout, change: Change, **fields: float | None) -> Rollout:
+def _next(rollout: Rollout, change: Change, **changed: float | None) -> Rollout:
     return replace(
         rollout,
-        **fields,  # type: ignore[arg-type]
+        **changed,  # type: ignore[arg-type]
         generation=rollout.generation + 1,
         changed_at_s=change.time_s,
         reason=change.reason,

@@ -238,9 +238,9 @@ class FinetuneSettings(_Section):
     the policy (clipped, relative to each other), for action sets too large to enumerate."""
     kl_weight: Annotated[float, Field(ge=0.0)] | None = None
     """Price of a nat of divergence from the version it starts from; None: 0.04 where answers are sampled, else 0."""
-    pessimism: Annotated[float, Field(ge=0.0)] = 0.5
-    """How many posterior standard deviations are taken off what the reward model expects of an answer, so that one
-    that was hardly tried must be expected to be much better (`target` and `sampled`)."""
+    pessimism: Annotated[float, Field(ge=0.0)] = 0.0
+    """How many standard deviations are taken off what the reward model expects of an answer (`target`, `sampled`): the
+    more, the less is tried that users hardly spoke of. What it expects allows for its uncertainty without that."""
     samples: Annotated[int, Field(ge=2)] = 16
     """Answers sampled for each content at once."""
     clip: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2

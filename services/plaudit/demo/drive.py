@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Iterator
 from typing import Final, Literal, TypeVar
 
 from plaudit.client import AsyncClient, ClientError, Prediction, Rollout, audio, image, text
+from plaudit.demo.pace import Pace
 from plaudit.demo.report import Answer, Failure
 from plaudit.demo.users import Request, likes, thumb_up
 from plaudit.demo.view import Watched
@@ -22,22 +23,22 @@ Result = TypeVar("Result")
 
 
 async def drive(
-    client: AsyncClient, requests: Iterator[Request], watched: Watched, *, duration_s: float, id_prefix: str
+    client: AsyncClient, requests: Iterator[Request], watched: Watched, *, pace: Pace, id_prefix: str
 ) -> None:
-    """Send ``watched.total`` requests evenly over ``duration_s``, each followed by its thumb.
+    """Send ``watched.total`` requests, each followed by its thumb.
 
-    A server that is slower than that slows the users down; what fails is noted and the users go on.
+    A server that is slower than ``pace`` slows the users down; what fails is noted and the users go on.
 
     Args:
+        pace: when each request is due.
         id_prefix: begins every feedback id; the number of the request ends it.
     """
-    interval_s = duration_s / watched.total
     numbers = iter(range(watched.total))
 
     async def user() -> None:
         for number in numbers:
             request = next(requests)
-            await asyncio.sleep(watched.started_s + number * interval_s - time.time())
+            await pace.turn(number)
             answer = await _ask(client, number, request, watched, id_prefix)
             if answer is not None:
                 watched.answers.append(answer)

@@ -8,13 +8,14 @@ Notation:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.core.ports import ModelRegistry, ModelRuntime, ServableModel
+from plaudit.core.ports import ModelRuntime, ServableModel
 from plaudit.demo.report import Satisfaction, expected_satisfaction
 from plaudit.demo.task import SPEC, Example
 from plaudit.demo.users import likes_matrix
@@ -29,11 +30,14 @@ _Float32 = npt.NDArray[np.float32]
 
 
 def judge(
-    registry: ModelRegistry, runtime: ModelRuntime, versions: Sequence[int], examples: Sequence[Example]
+    folder: Callable[[int], Path], runtime: ModelRuntime, versions: Sequence[int], examples: Sequence[Example]
 ) -> dict[int, Satisfaction]:
     """Version → how satisfied users would be with it on ``examples``, their taste having shifted.
 
     Versions that share a trunk share the embedding of the examples.
+
+    Args:
+        folder: where a version is.
     """
     kinds = [example.kind for example in examples]
     likes = likes_matrix(examples, shifted=True)
@@ -41,7 +45,7 @@ def judge(
     embedded: dict[str, tuple[_Float32, _Float32]] = {}
     judged = {}
     for number in versions:
-        model = runtime.load(registry.folder(number))
+        model = runtime.load(folder(number))
         trunk = model.manifest.trunk_digest
         if trunk not in embedded:
             embedded[trunk] = _embed(model, examples)

@@ -103,6 +103,7 @@ class Observed:
         learned: the refreshed heads.
         verdicts: of the gate, on each fine-tuned version.
         accuracy, without: of the baseline after pre-training: per kind, and with each modality withheld.
+        cut_short: versions whose training its time limit ended.
         timeline: when (UTC seconds) which version went live, oldest first; the first of them before the traffic.
         duration_s: of the whole demo.
     """
@@ -117,6 +118,7 @@ class Observed:
     verdicts: Sequence[str]
     accuracy: Mapping[str, float]
     without: Mapping[str, Mapping[str, float]]
+    cut_short: Sequence[int]
     timeline: Sequence[tuple[float, int]]
     duration_s: float
 
@@ -149,6 +151,7 @@ def summarise(observed: Observed) -> dict[str, Any]:
         "gate": dict(Counter(observed.verdicts)),
         "freshness_s": {"p50": percentile(fresh_s, 50), "p95": percentile(fresh_s, 95), "versions": len(fresh_s)},
         "latency_s": {"p50": percentile(latencies_s, 50), "p95": percentile(latencies_s, 95)},
+        "trainings_cut_short": list(observed.cut_short),
         "thumbs": len(answers),
         "duration_s": observed.duration_s,
     }

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,15 +19,18 @@ from rich.console import Console
 from plaudit import compose
 from plaudit.cli.options import CONSOLE_PORT
 from plaudit.client import AsyncClient
-from plaudit.core.errors import ConfigError
 from plaudit.core.ports import ModelRegistry
+from plaudit.core.rollout import Rollout
 from plaudit.core.runs import read_json
 from plaudit.core.settings import Settings, load_settings
 from plaudit.demo import MODEL, plot
 from plaudit.demo.drive import drive, follow
+from plaudit.demo.folder import demo_folder
 from plaudit.demo.judge import PER_KIND, judge
+from plaudit.demo.kept import KeptVersions
+from plaudit.demo.pace import Pace, what_to_wait_for
 from plaudit.demo.report import Learned, Observed, first_answers, freshness_s, summarise, timeline
-from plaudit.demo.services import DemoFailed, services, toml
+from plaudit.demo.services import DemoFailed, require_free_port, services, toml
 from plaudit.demo.task import SPEC, collect, evaluation_examples, write_data_folder
 from plaudit.demo.users import traffic
 from plaudit.demo.view import View, Watched, finetuning_words, outcome_words
@@ -39,10 +41,12 @@ from plaudit_models.training.pretrain import PretrainProgress
 SUMMARY: Final = "summary.json"
 SERVICES_LOG: Final = "services.log"
 PICTURE: Final = "satisfaction.png"
-_MARKER: Final = ".plaudit-demo"
 _LABELLED: Final = "labelled"
 _CONFIG: Final = "plaudit.toml"
+_KEPT: Final = "served"
 _SHOW_INTERVAL_S: Final = 0.25
+_LIMIT_S: Final = 1800.0
+"""Training ends by steps, so that a busy machine takes longer and gives the same; this is for one that is stuck."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,7 @@ class Options:
         events: requests that users send.
         minutes: how long they take for it.
         seed: the same seed gives the same data, requests and thumbs.
-        pretrain_s: how long pre-training may take.
+        pretrain_epochs: how often pre-training sees all labelled data.
         train_blocks: how much labelled data to make, see :func:`plaudit.demo.task.write_data_folder`.
         per_kind: held-out examples of each kind of question.
         console_port: serve the console there while users ask; None: serve none.
@@ -64,7 +68,7 @@ class Options:
     events: int = 8_000
     minutes: float = 3.0
     seed: int = 0
-    pretrain_s: float = 110.0
+    pretrain_epochs: int = 3
     train_blocks: int = 640
     per_kind: int = PER_KIND
     console_port: int | None = None
@@ -77,30 +81,38 @@ def run(options: Options, console: Console) -> dict[str, Any]:
         console: where progress and results are shown.
 
     Raises:
-        ConfigError: the data directory holds something that is no demo's.
+        ConfigError: the data directory holds something that is no demo's, or the console's port is taken.
         DemoFailed: a service ended.
+        SpeechFailed: espeak-ng does not work here.
     """
+    if options.console_port is not None:
+        require_free_port(options.console_port)
+    with demo_folder(options.data_dir):
+        return _run(options, View(console))
+
+
+def _run(options: Options, view: View) -> dict[str, Any]:
     began_s = time.monotonic()
-    view = View(console)
-    _prepare(options.data_dir)
     labelled = options.data_dir / _LABELLED
     view.say("making digits, speech and questions")
     write_data_folder(labelled, seed=options.seed, train_blocks=options.train_blocks)
     config = options.data_dir / _CONFIG
     config.write_text(toml(_settings(options)), encoding="utf-8")
-    settings = load_settings(config)
+    settings = load_settings(config, {"data_dir": options.data_dir})  # whatever the environment says
     registry = compose.model_registry(settings)
     _pretrain(labelled, settings, registry, view)
     view.say(f"users ask: {options.events} requests in {options.minutes:g} minutes, each followed by a thumb")
     watched = Watched(total=options.events, started_s=time.time())
+    kept = KeptVersions(registry, options.data_dir / _KEPT)
     try:
-        asyncio.run(_traffic(options, config, settings, registry, watched, view))
+        asyncio.run(_traffic(options, config, settings, kept, watched, view))
     finally:
         _end_jobs(settings)
     view.say("asking every version that served what it would have said to held-out questions")
     if not watched.answers:
         raise DemoFailed(f"not one of {options.events} requests was answered: {watched.failures[0].problem}")
-    observed = _observe(options, settings, registry, watched, began_s)
+    observed = _observe(options, settings, registry.ledger(), kept, watched, began_s)
+    kept.remove()
     summary = summarise(observed)
     (options.data_dir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     plot.draw(options.data_dir / PICTURE, observed)
@@ -108,23 +120,6 @@ def run(options: Options, console: Console) -> dict[str, Any]:
     view.say(f"see {options.data_dir / PICTURE} and {options.data_dir / SUMMARY}")
     view.say(f"to go on, and to ask it things yourself: plaudit up --config {config} --console-port {CONSOLE_PORT}")
     return summary
-
-
-def _prepare(folder: Path) -> None:
-    """An empty folder, marked as a demo's, so that the next demo may clear it away.
-
-    Raises:
-        ConfigError: it holds something that is no demo's, or cannot be made.
-    """
-    try:
-        if folder.exists() and any(folder.iterdir()):
-            if not (folder / _MARKER).exists():
-                raise ConfigError(f"data_dir: {folder} is not empty and not an earlier demo's; name another --data-dir")
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _MARKER).touch()
-    except OSError as error:
-        raise ConfigError(f"data_dir: {folder} cannot be used ({error.strerror})") from error
 
 
 def _settings(options: Options) -> dict[str, Any]:
@@ -136,7 +131,7 @@ def _settings(options: Options) -> dict[str, Any]:
         "serving": {"port": 0, "metrics_port": 0},
         # Where the log is Kafka (by environment): topics that no earlier demo wrote to.
         "kafka": {"topic_prefix": f"demo-{uuid.uuid4().hex[:8]}."},
-        "learner": {"metrics_port": 0, "dead_versions_kept": 1_000_000},  # the report asks every version that served
+        "learner": {"metrics_port": 0},
         # Small steps: no kind of question may suffer on the way.
         "policy": {"max_kl": 0.03},
         # One job that has much to learn from is proven better sooner than two that have half of it each.
@@ -144,13 +139,13 @@ def _settings(options: Options) -> dict[str, Any]:
             "rehearsal": str(folder / _LABELLED),
             "objective": "target",
             "every": 4000,
-            "max_duration_s": 30.0,
+            "max_duration_s": _LIMIT_S,
             "seed": options.seed,
         },
         # The log holds little evidence on answers that live never tries; users who try them give it within seconds.
         "gate": {"max_events": 300},
         "canary": {"share": 0.25, "max_events": 1500},
-        "pretrain": {"max_duration_s": options.pretrain_s, "seed": options.seed},
+        "pretrain": {"max_epochs": options.pretrain_epochs, "max_duration_s": _LIMIT_S, "seed": options.seed},
     }
 
 
@@ -161,8 +156,9 @@ def _pretrain(labelled: Path, settings: Settings, registry: ModelRegistry, view:
         def report(progress: PretrainProgress) -> None:
             nonlocal validated
             if progress.validation_accuracy is not None:
-                validated = f", {progress.validation_accuracy:.1%} right on validation data"
-            show(progress.fraction, f"step {progress.step}, loss {progress.loss:.3f}{validated}")
+                validated = f", {progress.validation_accuracy:.0%} right"
+            words = f"step {progress.step} of {progress.steps}, loss {progress.loss:.2f}{validated}"
+            show(progress.fraction, f"{words}, {progress.left_s:.0f} s left")
 
         options = settings.pretrain
         published = pretrain_and_publish(
@@ -180,6 +176,8 @@ def _pretrain(labelled: Path, settings: Settings, registry: ModelRegistry, view:
             seed=options.seed,
             on_progress=report,
         )
+    if published.training.cut_short:
+        view.say(f"pre-training was cut short after {options.max_duration_s:.0f} s; version 1 is weaker for it")
     found = ", ".join(f"{kind} {share:.1%}" for kind, share in published.accuracy.by_group.items())
     view.say(f"version {published.manifest.version} is live; right on unseen writers, voices and wordings: {found}")
     for name, withheld in published.without.items():
@@ -195,22 +193,21 @@ def _end_jobs(settings: Settings) -> None:
 
 
 async def _traffic(
-    options: Options, config: Path, settings: Settings, registry: ModelRegistry, watched: Watched, view: View
+    options: Options, config: Path, settings: Settings, kept: KeptVersions, watched: Watched, view: View
 ) -> None:
     pool = await asyncio.to_thread(collect, "traffic", options.seed)
     requests = traffic(pool, seed=options.seed)
     log = options.data_dir / SERVICES_LOG
     async with (
-        services(config, log, view.say, console_port=options.console_port) as (target, ended),
+        services(config, options.data_dir, log, view.say, console_port=options.console_port) as (target, ended),
         AsyncClient(target) as client,
     ):
         watched.started_s = time.time()
-        driving = asyncio.create_task(
-            drive(client, requests, watched, duration_s=60 * options.minutes, id_prefix=f"demo-{options.seed}-")
-        )
+        pace = Pace(60 * options.minutes / options.events)
+        driving = asyncio.create_task(drive(client, requests, watched, pace=pace, id_prefix=f"demo-{options.seed}-"))
         following = asyncio.create_task(follow(client, watched))
         status = compose.learner_dir(settings, MODEL) / STATUS
-        showing = asyncio.create_task(_show(view, registry, status, watched))
+        showing = asyncio.create_task(_show(view, kept, status, pace, watched))
         running: list[asyncio.Task[Any]] = [driving, following, showing]
         try:
             done, _ = await asyncio.wait([*running, ended], return_when=asyncio.FIRST_COMPLETED)
@@ -222,16 +219,21 @@ async def _traffic(
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+            kept.look()
 
 
-async def _show(view: View, registry: ModelRegistry, status: Path, watched: Watched) -> None:
-    """Keep the view up to date, until cancelled."""
+async def _show(view: View, kept: KeptVersions, status: Path, pace: Pace, watched: Watched) -> None:
+    """Keep the view and what must not be lost up to date, and the users in step with the learner, until cancelled."""
     told = 0
     with view.traffic() as show:
         while True:
-            fresh_s = freshness_s(watched.answers, _learned(registry))
+            kept.look()
+            fresh_s = freshness_s(watched.answers, _learned(kept))
             watched.freshness_s = fresh_s[-1] if fresh_s else None
-            finetuning = _finetuning(status)
+            said = _said(status)
+            watched.waits_for = what_to_wait_for(said, len(watched.answers))
+            pace.hold(bool(watched.waits_for))
+            finetuning: Mapping[str, Any] = said.get("finetune") or {}
             watched.finetuning = finetuning_words(finetuning)
             outcomes = finetuning.get("outcomes", [])
             watched.happenings.extend(outcome_words(outcome) for outcome in outcomes[told:])
@@ -240,19 +242,24 @@ async def _show(view: View, registry: ModelRegistry, status: Path, watched: Watc
             await asyncio.sleep(_SHOW_INTERVAL_S)
 
 
-def _finetuning(status: Path) -> Mapping[str, Any]:
-    """What the learner says of its fine-tuning; empty if it has said nothing yet."""
-    return read_json(status)["finetune"] if status.exists() else {}
+def _said(status: Path) -> Mapping[str, Any]:
+    """What the learner says of itself; empty if it has said nothing yet."""
+    return read_json(status) if status.exists() else {}
 
 
 def _observe(
-    options: Options, settings: Settings, registry: ModelRegistry, watched: Watched, began_s: float
+    options: Options,
+    settings: Settings,
+    ledger: Sequence[Rollout],
+    kept: KeptVersions,
+    watched: Watched,
+    began_s: float,
 ) -> Observed:
-    manifests = {version: registry.manifest(version) for version in registry.versions()}
+    manifests = kept.manifests
     baseline = min(manifests)
     served = [version for version in first_answers(watched.answers) if version in manifests]
     examples = evaluation_examples(collect("test", options.seed), per_kind=options.per_kind, seed=options.seed)
-    judged = judge(registry, compose.model_runtime(settings), sorted({baseline, *served}), examples)
+    judged = judge(kept.folder, compose.model_runtime(settings), sorted({baseline, *served}), examples)
     metrics = manifests[baseline].metrics
     return Observed(
         answers=watched.answers,
@@ -261,18 +268,19 @@ def _observe(
         baseline=baseline,
         digests={version: manifest.digest for version, manifest in manifests.items()},
         kinds={version: manifest.kind for version, manifest in manifests.items()},
-        learned=_learned(registry),
+        learned=_learned(kept),
         verdicts=[manifest.gate["verdict"] for manifest in manifests.values() if manifest.kind == "finetuned"],
+        cut_short=[version for version, manifest in manifests.items() if manifest.metrics.get("cut_short")],
         accuracy=metrics["accuracy"]["by_group"],
         without={name: withheld["by_group"] for name, withheld in metrics["without"].items()},
-        timeline=timeline(registry.ledger(), until_s=watched.answers[-1].acknowledged_s),
+        timeline=timeline(ledger, until_s=watched.answers[-1].acknowledged_s),
         duration_s=time.monotonic() - began_s,
     )
 
 
-def _learned(registry: ModelRegistry) -> list[Learned]:
+def _learned(kept: KeptVersions) -> list[Learned]:
     return [
         Learned(version, manifest.data["feedback"], manifest.data["last_feedback_id"])
-        for version, manifest in ((v, registry.manifest(v)) for v in registry.versions())
+        for version, manifest in kept.manifests.items()
         if manifest.kind == "head"
     ]

@@ -6,11 +6,15 @@ import asyncio
 import contextlib
 import json
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+
+from plaudit.core.errors import ConfigError
+from plaudit.core.settings import ConsoleSettings
 
 
 class DemoFailed(Exception):
@@ -19,11 +23,12 @@ class DemoFailed(Exception):
 
 @asynccontextmanager
 async def services(
-    config: Path, log: Path, say: Callable[[str], None], *, console_port: int | None = None
+    config: Path, data_dir: Path, log: Path, say: Callable[[str], None], *, console_port: int | None = None
 ) -> AsyncIterator[tuple[str, asyncio.Task[int]]]:
     """``plaudit up`` as a child process: gives the address of the gRPC port and what is done when the child ends.
 
     Args:
+        data_dir: where all state is, whatever the environment says.
         log: gets what the services log.
         say: is told where the console is.
         console_port: serve the console there; None: serve none.
@@ -31,7 +36,7 @@ async def services(
     Raises:
         DemoFailed: it did not start, or did not drain.
     """
-    command = [sys.executable, "-m", "plaudit", "up", "--config", str(config), "--json"]
+    command = [sys.executable, "-m", "plaudit", "up", "--config", str(config), "--data-dir", str(data_dir), "--json"]
     if console_port is not None:
         command += ["--console-port", str(console_port)]
     with log.open("wb") as stderr:
@@ -50,6 +55,22 @@ async def services(
         code = await ended
     if code != 0:
         raise DemoFailed(f"plaudit up did not drain: exit code {code}; see {log}")
+
+
+def require_free_port(port: int) -> None:
+    """Say it before the minutes of pre-training, not after.
+
+    Raises:
+        ConfigError: somebody listens there.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((ConsoleSettings().host, port))
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f"console.port: cannot listen on {port} ({error}); name another --console-port"
+            ) from error
 
 
 async def _listen(process: asyncio.subprocess.Process, address: asyncio.Future[str], say: Callable[[str], None]) -> int:

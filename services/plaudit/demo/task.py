@@ -306,7 +306,8 @@ def write_data_folder(
     rng = np.random.default_rng(seed)
     with (folder / "manifest.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["split", "action", "group", "image", "audio", "question", "image_label", "audio_label"])
+        columns = ["split", "action", "group", "image", "audio", "question"]
+        writer.writerow([*columns, "image_label", "audio_label", "question_label"])
         parts: dict[Part, int] = {"train": train_blocks, "val": val_blocks, "test": test_blocks}
         for part, blocks in parts.items():
             pool = collect(part, seed, sounds_per_digit=sounds_per_digit)
@@ -314,9 +315,8 @@ def write_data_folder(
             sounds = _write_files(folder, f"audio/{part}", ".wav", pool.sounds)
             for kind, image, sound, text in itertools.islice(_rows(pool, rng), blocks * BLOCK_ROWS):
                 seen, heard = pool.image_digits[image], pool.sound_digits[sound]
-                writer.writerow(
-                    [part, answer(kind, seen, heard), kind, images[image], sounds[sound], text, seen, heard]
-                )
+                content = [images[image], sounds[sound], text]
+                writer.writerow([part, answer(kind, seen, heard), kind, *content, seen, heard, kind])
 
 
 def _rows(pool: Pool, rng: np.random.Generator) -> Iterator[tuple[Kind, int, int, str]]:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -28,6 +28,9 @@ _HAPPENINGS_SHOWN: Final = 8
 _LINE_EVERY_S: Final = 10.0
 _LEVELS: Final = "▁▂▃▄▅▆▇█"
 _TREND_CELLS: Final = 30
+_TREND_CELLS_LEAST: Final = 11
+_OTHER_CELLS: Final = 62
+"""Of a line, that the other columns take."""
 
 _WANTED: Final[Mapping[Kind, str]] = {
     "hear": "the spoken digit",
@@ -47,6 +50,7 @@ class Watched:
         started_s: when the traffic began, UTC seconds.
         happenings: what changed, newest last.
         finetuning: what the fine-tuning job does, in a few words.
+        waits_for: why users wait, in a few words; empty while they ask.
     """
 
     total: int
@@ -58,6 +62,7 @@ class Watched:
     candidate: int | None = None
     swaps: int = 0
     finetuning: str = "none"
+    waits_for: str = ""
     freshness_s: float | None = None
 
 
@@ -84,15 +89,17 @@ def per_second(answers: Sequence[Answer], now_s: float) -> float:
     return count / _RECENT_S
 
 
-def render(watched: Watched, now_s: float) -> RenderableType:
-    """The whole live view."""
+def render(watched: Watched, now_s: float, width: int = 120) -> RenderableType:
+    """The whole live view, in so many columns."""
     kinds = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("question", "satisfied", f"trend since the start (now: last {RECENT})", "what users want"):
-        kinds.add_column(title)
+    cells = max(_TREND_CELLS_LEAST, min(_TREND_CELLS, width - _OTHER_CELLS))
+    for title in ("satisfied", f"last {RECENT}", "since start", "what users want"):
+        kinds.add_column(title, no_wrap=True)
     for kind in KINDS:
         recent = recent_satisfaction(watched.answers, kind)
         style = {SHIFTED_KIND: "yellow", NEW_KIND: "cyan"}.get(kind, "")
-        kinds.add_row(kind, _percent(recent), trend(_liked(watched.answers, kind)), _WANTED[kind], style=style)
+        line_of_blocks = trend(_liked(watched.answers, kind), cells)
+        kinds.add_row(kind, _percent(recent), line_of_blocks, _WANTED[kind], style=style)
     facts = Table.grid(padding=(0, 3))
     facts.add_row(
         f"[b]{len(watched.answers)}[/b] of {watched.total} thumbs",
@@ -106,8 +113,13 @@ def render(watched: Watched, now_s: float) -> RenderableType:
         f"{watched.swaps} swaps",
         f"thumb to policy: {_seconds(watched.freshness_s)}",
     )
-    news = Text("\n".join(watched.happenings) or "nothing has changed yet", style="dim", overflow="ellipsis")
-    return Group(facts, Text(), kinds, Text(), Text(f"fine-tuning: {watched.finetuning}"), Text(), news)
+    news = Text(
+        "\n".join(watched.happenings) or "nothing has changed yet", style="dim", no_wrap=True, overflow="ellipsis"
+    )
+    now = Text(
+        f"fine-tuning: {watched.finetuning}" + (f"\nusers wait for {watched.waits_for}" if watched.waits_for else "")
+    )
+    return Group(facts, Text(), kinds, Text(), now, Text(), news)
 
 
 def line(watched: Watched, now_s: float) -> str:
@@ -116,7 +128,8 @@ def line(watched: Watched, now_s: float) -> str:
     return (
         f"{len(watched.answers)}/{watched.total} thumbs, {per_second(watched.answers, now_s):.0f}/s, "
         f"{len(watched.failures)} failed; version {watched.live or '-'}, {watched.swaps} swaps, "
-        f"fresh in {_seconds(watched.freshness_s)}; fine-tuning {watched.finetuning}; satisfied: {kinds}"
+        f"fresh in {_seconds(watched.freshness_s)}; fine-tuning {watched.finetuning}; "
+        f"{f'users wait for {watched.waits_for}; ' if watched.waits_for else ''}satisfied: {kinds}"
     )
 
 
@@ -154,6 +167,8 @@ def _learned(summary: Mapping[str, Any]) -> Table:
     table.add_row("versions that served", "", str(sum(summary["versions_served"].values())), served)
     table.add_row("requests failed", "", str(requests["failed"]), f"of {requests['total']}")
     table.add_row("thumb to changed policy", "", _seconds(fresh_s["p50"]), f"95 % within {_seconds(fresh_s['p95'])}")
+    for version in summary["trainings_cut_short"]:
+        table.add_row("training cut short by its time limit", "", f"version {version}", "weaker than it could be")
     table.add_row("the whole demo", "", _seconds(summary["duration_s"]), "")
     return table
 
@@ -208,7 +223,7 @@ class View:
         if not self._console.is_terminal:
             yield _Lines(self.say).training
             return
-        columns = (TextColumn("pre-training"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        columns = (TextColumn("pre-training"), BarColumn(bar_width=15), TextColumn("{task.description}"))
         with Progress(*columns, console=self._console) as progress:
             task = progress.add_task("", total=1.0)
             yield lambda fraction, words: progress.update(task, completed=fraction, description=words)
@@ -220,7 +235,7 @@ class View:
             yield _Lines(self.say).traffic
             return
         with Live(console=self._console, auto_refresh=False) as live:
-            yield lambda watched: live.update(render(watched, time.time()), refresh=True)
+            yield lambda watched: live.update(render(watched, time.time(), self._console.width), refresh=True)
 
     def results(self, summary: Mapping[str, Any]) -> None:
         self._console.print(results(summary))

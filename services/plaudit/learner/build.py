@@ -19,6 +19,7 @@ from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.pace import Pace
 from plaudit.learner.refresh import HeadMaker
 from plaudit.learner.status import STATUS, StatusFile
+from plaudit.learner.tracing import LearnerTrace
 from plaudit.learner.trials import TrialRules, Trials
 from plaudit.learner.versions import Versions
 from plaudit_models.gate import GateRules
@@ -56,6 +57,7 @@ def build_learner(
     maker, rules, limits = head_maker(settings), gate_rules(settings), content_limits(settings)
     versions = Versions(registry, runtime, limits)
     policy = settings.canary.of(registry.model)
+    trace = LearnerTrace() if tracing is None else LearnerTrace(tracing)
     trials = Trials(
         log=log,
         store=store,
@@ -83,6 +85,7 @@ def build_learner(
             canary_share=policy.share,
             metrics=metrics,
             clock=clock,
+            trace=trace,
         )
     pace = Pace(
         batch=settings.learner.batch,
@@ -107,7 +110,7 @@ def build_learner(
         finetuning=finetuning,
         metrics=metrics,
         status=StatusFile(work_dir / STATUS),
-        tracing=tracing,
+        trace=trace,
         clock=clock,
     )
 

@@ -76,7 +76,7 @@ class TrainingPlan:
     objective: Literal["likelihood", "target", "sampled"]
     temperature: float
     kl_weight: float
-    pessimism: float
+    pessimism: float = 0.0  # descriptions of before it was there have none
     samples: int
     clip: float
     sample_reuse: int

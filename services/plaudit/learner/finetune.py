@@ -42,6 +42,7 @@ from plaudit.learner.progress import Progress
 from plaudit.learner.rebuild import features_on
 from plaudit.learner.refresh import HeadMaker, share, write_card
 from plaudit.learner.rollouts import ACTOR, move
+from plaudit.learner.tracing import LearnerTrace
 from plaudit.learner.trials import Trials
 from plaudit.learner.versions import OpenVersion, Versions, allowed_mask
 from plaudit_models.bundle import MANIFEST, TRUNK_FILES, CorruptBundle, Manifest, read_manifest
@@ -78,6 +79,7 @@ class Tuning:
         started_at_s: when the job or the trial began, UTC seconds since the epoch.
         version: the version on trial; 0 if there is none.
         resumed_step: gradient step from which the job was last made to go on after it was killed.
+        traceparent: of the span that started the job; "" if that was not traced.
         outcomes: the latest ones, oldest first: run, outcome, why, version (if one was published), ended_at_s.
     """
 
@@ -88,6 +90,7 @@ class Tuning:
     started_at_s: float = 0.0
     version: int = 0
     resumed_step: int = 0
+    traceparent: str = ""
     outcomes: tuple[dict[str, Any], ...] = ()
 
     def to_bytes(self) -> bytes:
@@ -181,6 +184,7 @@ class Finetuning:
         canary_share: float,
         metrics: LearnerMetrics,
         clock: Callable[[], float] = time.time,
+        trace: LearnerTrace | None = None,
     ) -> None:
         self._jobs = jobs
         self._store = store
@@ -197,6 +201,7 @@ class Finetuning:
         self._canary_share = canary_share
         self._metrics = metrics
         self._clock = clock
+        self._trace = trace or LearnerTrace()
         self.load()
 
     def load(self) -> None:
@@ -278,19 +283,21 @@ class Finetuning:
             created_at_s=self._clock(),
             reason=reason,
         )
-        # Remembered before it is launched: a job must never run that nobody asks after.
-        self._remember(
-            replace(
-                self._tuning,
-                phase="training",
-                run=run,
-                last_snapshot=progress.last_number,
-                position=progress.last_number,
-                started_at_s=self._clock(),
-                resumed_step=0,
+        with self._trace.tuning(live, run) as started:
+            # Remembered before it is launched: a job must never run that nobody asks after.
+            self._remember(
+                replace(
+                    self._tuning,
+                    phase="training",
+                    run=run,
+                    last_snapshot=progress.last_number,
+                    position=progress.last_number,
+                    started_at_s=self._clock(),
+                    resumed_step=0,
+                    traceparent=started,
+                )
             )
-        )
-        self._jobs.launch(run_dir)
+            self._jobs.launch(run_dir)
         self._tell_kl(None)
         self._metrics.jobs.labels("started").inc()
         self._metrics.job_running.set(1)
@@ -418,9 +425,14 @@ class Finetuning:
 
     def _conclude(self, verdict: Verdict, report: GateReport, progress: Progress) -> None:
         """Publish with the evidence; then promote, or try out, or leave it. All may be done again after a crash."""
+        with self._trace.judged(self._tuning.traceparent, self._tuning.run, verdict):
+            self._publish_and_follow(verdict, report)
+
+    def _publish_and_follow(self, verdict: Verdict, report: GateReport) -> None:
         candidate = self._open_candidate()
         why = "; ".join(report.reasons)
         published = self._published() or self._publish(report)
+        self._trace.tuned(published.version)
         self._store.save(Changes(memory={served_key(published.version): candidate.state.to_bytes()}))
         if verdict == "promote":
             why += self._promote(published.version, f"passed the gate: {why}")
@@ -432,7 +444,8 @@ class Finetuning:
 
     def _publish(self, report: GateReport) -> Manifest:
         folder = self._run_dir / CANDIDATE
-        manifest = replace(read_manifest(folder), gate=report.to_dict())
+        made = read_manifest(folder)
+        manifest = replace(made, gate=report.to_dict(), data={**made.data, **self._trace.data()})
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         write_card(folder, manifest)
         return self._registry.publish(folder)

@@ -4,7 +4,7 @@
 Reads experiences up to the snapshot, trains, exports a version folder, builds its head on the experiences as the new
 trunk sees them. It writes to its run folder and nowhere else: judging and publishing what it made is the learner's
 business. Killed and launched again on the same folder, it goes on from its last checkpoint. Beside pretraining.py this
-is the only module of the learner that imports torch.
+is the only module of the learner that needs torch.
 """
 
 from __future__ import annotations
@@ -19,10 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from safetensors.numpy import load_file
-from safetensors.torch import load_file as load_tensors
-from safetensors.torch import save_file as save_tensors
 
 from plaudit.core.events import Content, Features
 from plaudit.core.experience import Experience
@@ -54,7 +51,15 @@ from plaudit_models.training.export import export_version, load_policy
 from plaudit_models.training.finetune import Finetuned, FinetuneProgress, FinetuneSettings, LoraSettings, finetune
 from plaudit_models.training.fusion import FusionPolicy
 from plaudit_models.training.objectives import SampledSettings
-from plaudit_models.training.reward import RewardModel, RewardSettings, fit_reward_model, rewards_on
+from plaudit_models.training.reward import (
+    RewardModel,
+    RewardSettings,
+    fit_reward_model,
+    load_reward_model,
+    rewards_on,
+    save_reward_model,
+)
+from plaudit_models.training.threads import use_threads
 
 _NICENESS: Final = 10
 """Serving comes first on the processors that both use."""
@@ -73,7 +78,7 @@ def run_job(run_dir: Path, store: ExperienceStore, runtime: ModelRuntime) -> Non
     """
     task = read_description(run_dir)
     plan = task.plan
-    torch.set_num_threads(plan.threads)
+    use_threads(plan.threads)
     parent = run_dir / PARENT
     before = read_manifest(parent)
     spec = before.spec
@@ -147,6 +152,7 @@ def _train(
         "objective": plan.objective,
         "steps": trained.steps,
         "duration_s": trained.duration_s,
+        "cut_short": trained.cut_short,
         "trained_weights": trained.trained_weights,
         "kl_to_parent_nats": trained.kl_to_parent,
         **judged,
@@ -158,14 +164,12 @@ def _reward_model(
 ) -> tuple[RewardModel, Mapping[str, Any]]:
     """Fitted, or as an earlier process of this run has left it in the run folder."""
     if (run_dir / REWARD_REPORT).exists():
-        model = RewardModel(parent)
-        model.load_state_dict(load_tensors(run_dir / REWARD_MODEL))
-        return model.requires_grad_(False), read_json(run_dir / REWARD_REPORT)
+        return load_reward_model(run_dir / REWARD_MODEL, parent), read_json(run_dir / REWARD_REPORT)
     settings = RewardSettings(
         replays_per_experience=plan.replays, max_duration_s=_REWARD_SHARE * plan.max_duration_s, seed=plan.seed
     )
     model, report = fit_reward_model(parent, learned.experiences, learned.opinions, settings=settings)
-    save_tensors(model.state_dict(), run_dir / REWARD_MODEL)
+    save_reward_model(model, run_dir / REWARD_MODEL)
     write_json(run_dir / REWARD_REPORT, report.to_dict())
     return model, report.to_dict()
 

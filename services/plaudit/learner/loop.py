@@ -21,7 +21,6 @@ import structlog
 from plaudit.core.errors import StoreMoved, Unavailable
 from plaudit.core.ports import EventLog, ExperienceStore, ModelRegistry, Standing
 from plaudit.core.rollout import Rollout
-from plaudit.core.tracing import Tracing
 from plaudit.learner.at_hand import Contexts
 from plaudit.learner.comparing import Comparing
 from plaudit.learner.divergence import Divergence
@@ -68,7 +67,7 @@ class Learner:
         finetuning: starts and judges fine-tuning jobs; None: there are none.
         metrics: where to count.
         status: where to say how things stand.
-        tracing: of joins and refreshes; None: they are not traced.
+        trace: of joins and refreshes; None: they are not traced.
         clock: UTC seconds since the epoch.
     """
 
@@ -87,7 +86,7 @@ class Learner:
         finetuning: Finetuning | None,
         metrics: LearnerMetrics,
         status: StatusFile | None = None,
-        tracing: Tracing | None = None,
+        trace: LearnerTrace | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -99,7 +98,7 @@ class Learner:
         self._clock = clock
         self._knowledge = Knowledge(store, rules)
         contexts = Contexts(store, versions, self._knowledge)
-        trace = LearnerTrace() if tracing is None else LearnerTrace(tracing)
+        trace = trace or LearnerTrace()
         self._reading = Reading(
             log, store, registry.model, limit=pace.poll_limit, metrics=metrics, clock=clock, trace=trace
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from plaudit_models.gate import Verdict
 
 _PHASES: Final = ("idle", "training", "gating", "canary")
 _SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -83,6 +85,9 @@ class LearnerMetrics:
         )
         self.gate_verdicts = counter("gate_verdicts_total", "Verdicts on fine-tuned versions.", "verdict")
         self.canary_verdicts = counter("canary_verdicts_total", "Ends of trials with a share of the users.", "verdict")
+        for verdicts in (self.gate_verdicts, self.canary_verdicts):  # from 0, so that the first one is an increase
+            for verdict in get_args(Verdict):
+                verdicts.labels(verdict)
         self.candidate_version = gauge("candidate_version", "The version on trial; 0 if none.")
         self.canary_e_value = gauge("canary_e_value", "Evidence in the trial under way, by claim.", "claim")
         for claim in ("gain", "harm", "errors", "latency"):

@@ -15,7 +15,6 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from plaudit.core.ports import ModelRegistry
 from plaudit.core.rollout import Change, Rollout, promote
@@ -35,6 +34,7 @@ from plaudit_models.training.pretrain import (
     pretrain,
     without_each,
 )
+from plaudit_models.training.threads import use_threads
 
 _GOLDEN_ROWS: Final = 16
 _ACTOR: Final = "pretrain"
@@ -86,7 +86,7 @@ def pretrain_and_publish(
         FloatingPointError: training diverged.
         ExportMismatch: the graphs do not do what torch does.
     """
-    torch.set_num_threads(threads)
+    use_threads(threads)
     tokenizer = tokenizer_for(folder, spec)
     train = load_data_folder(folder, spec, "train", tokenizer)
     validation = load_data_folder(folder, spec, "val", tokenizer)
@@ -127,6 +127,7 @@ def pretrain_and_publish(
             "steps": trained.steps,
             "duration_s": trained.duration_s,
             "stopped_early": trained.stopped_early,
+            "cut_short": trained.cut_short,
         },
     )
     with tempfile.TemporaryDirectory(prefix="plaudit-pretrain-") as scratch:

@@ -1,17 +1,22 @@
-"""The learner's spans: feedback is joined, the head is refreshed, a version comes of it.
+"""The learner's spans: feedback is joined, the head is refreshed or a job tunes the weights, a version comes of it.
 
 A refresh links to the feedback that this process has read since the last one, the latest of it if it is much; what
-other learners have read is linked to from their own joins alone. Knows nothing about how any of this is done.
+other learners have read is linked to from their own joins alone. A job takes long, perhaps longer than this learner:
+the span that starts it links to such feedback and to the refresh that made its parent, and is remembered with the job,
+so that the gate's span is below it and the version says where it comes from. Knows nothing about how any of this is
+done.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Final
 
-from plaudit.core.tracing import MOST_LINKS, TRACEPARENT, NoTracing, Tracing
+from plaudit.core.tracing import MOST_LINKS, TRACEPARENT, Attributes, NoTracing, Tracing
 from plaudit.learner.intake import Read
+from plaudit_models.bundle import Manifest
 
 NO_TRACING: Final[Tracing] = NoTracing()
 
@@ -24,12 +29,14 @@ class LearnerTrace:
     def __init__(self, tracing: Tracing = NO_TRACING) -> None:
         self._tracing = tracing
         self._unlearned: deque[str] = deque(maxlen=MOST_LINKS)
+        self._untuned: deque[str] = deque(maxlen=MOST_LINKS - 1)
 
     def joined(self, batch: Read, began_ns: int) -> None:
         """A batch was joined and saved; ``began_ns`` on the clock of ``time.time_ns``."""
         said = [feedback.traceparent for feedback in batch.feedback.values() if feedback.traceparent]
         decided = [decision.traceparent for decision in batch.decisions.values()]
         self._unlearned.extend(said)
+        self._untuned.extend(said)
         attributes = {"plaudit.feedback": len(batch.feedback), "plaudit.decisions": len(batch.decisions)}
         self._tracing.record("join", began_ns, links=[*said, *decided], attributes=attributes)
 
@@ -40,6 +47,23 @@ class LearnerTrace:
     def published(self, version: int) -> None:
         """The refresh has made a version."""
         self._unlearned.clear()
+        self._tracing.note({"plaudit.version": version})
+
+    @contextmanager
+    def tuning(self, live: Manifest, run: str) -> Iterator[str]:
+        """Around the start of a job from ``live``; gives the traceparent to remember it by, "" if it is not traced."""
+        links = [str(live.data.get(TRACEPARENT, "")), *self._untuned]
+        attributes: Attributes = {"plaudit.parent": live.version, "plaudit.run": run}
+        with self._tracing.span("start fine-tuning", links=links, attributes=attributes):
+            yield self._tracing.present()
+        self._untuned.clear()
+
+    def judged(self, started: str, run: str, verdict: str) -> AbstractContextManager[object]:
+        """Around what follows from a verdict on a job's candidate; ``started`` is what :meth:`tuning` gave."""
+        return self._tracing.span("gate", parent=started, attributes={"plaudit.run": run, "plaudit.verdict": verdict})
+
+    def tuned(self, version: int) -> None:
+        """The candidate has been published as this version."""
         self._tracing.note({"plaudit.version": version})
 
     def data(self) -> dict[str, str]:

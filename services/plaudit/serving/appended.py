@@ -6,6 +6,7 @@ answered. Shows itself as a collector of prometheus_client, as any of its own hi
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -47,7 +48,7 @@ class Observed:
             self.fold()
 
     def fold(self) -> tuple[list[int], float]:
-        """Put what waits into its buckets; gives ``[k + 1]`` values per bucket, the last one without end, and the sum."""
+        """Put what waits into its buckets; gives ``[k + 1]`` how many each has, the last without end, and the sum."""
         with self._lock:
             n = len(self._waiting)
             if n:
@@ -80,7 +81,7 @@ class AppendedHistogram(Collector):
         self._text = text
         self._labels = tuple(labels)
         self._bounds = np.array(bounds, np.float64)
-        self._ends = [floatToGoString(bound) for bound in (*bounds, float("inf"))]
+        self._ends = [str(floatToGoString(bound)) for bound in (*bounds, math.inf)]  # type: ignore[no-untyped-call]
         self._counter = counter
         self._lock = threading.Lock()
         self._series: dict[tuple[str, ...], Observed] = {}

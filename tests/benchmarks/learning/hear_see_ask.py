@@ -283,4 +283,4 @@ def _judged(
 ) -> Mapping[int, Satisfaction]:
     test: Pool = collect("test", seed)
     examples = evaluation_examples(test, per_kind=per_kind, seed=seed, kinds=(*LABELLED_KINDS, new_kind))
-    return judge(registry, compose.model_runtime(settings), sorted(versions), examples)
+    return judge(registry.folder, compose.model_runtime(settings), sorted(versions), examples)

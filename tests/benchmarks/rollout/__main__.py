@@ -14,7 +14,7 @@ if __name__ == "__main__":
     sys.exit(
         main(
             "rollout",
-            ["trials", "real_trial", "rollback", "metrics", "scrape", "console"],
+            ["trials", "real_trial", "rollback", "shadow", "metrics", "scrape", "console"],
             argparse.ArgumentParser(description="How soon a bad version is gone, and what watching costs."),
         )
     )

@@ -54,7 +54,7 @@ def run(*, quick: bool) -> list[Measure]:
     pairs = 10 if quick else PAIRS
     rng = random.Random(0)
     on_us, off_us = [], []
-    with _everything_on(CLIENT_CORE), tempfile.TemporaryDirectory() as folder, _served(Path(folder)) as served:
+    with on_core(CLIENT_CORE), tempfile.TemporaryDirectory() as folder, _served(Path(folder)) as served:
         served.send(2_000 if not quick else 100)
         for _ in range(pairs):
             for on in rng.sample([True, False], 2):
@@ -153,14 +153,14 @@ def _served(folder: Path) -> Iterator[_Served]:
             assert process.stdout is not None
             address = json.loads(process.stdout.readline())["address"]
             with grpc.insecure_channel(address) as channel:
-                yield _Served(process, channel.unary_unary(METHOD), [_request(seed) for seed in range(20)])
+                yield _Served(process, channel.unary_unary(METHOD), [a_request(seed) for seed in range(20)])
         finally:
             process.terminate()
 
 
 @contextmanager
-def _everything_on(core: str) -> Iterator[None]:
-    """Of this process, so that the client is not where the service is."""
+def on_core(core: str) -> Iterator[None]:
+    """This process is there, so that the client is not where the service is."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {int(core)})
     try:
@@ -169,7 +169,7 @@ def _everything_on(core: str) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _request(seed: int) -> bytes:
+def a_request(seed: int) -> bytes:
     content = contents_to_wire(tiny_content(seed))
     return prediction_pb2.PredictRequest(content=content, user_id=f"user {seed}").SerializeToString()
 

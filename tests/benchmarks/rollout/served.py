@@ -2,8 +2,8 @@
 
 python -m benchmarks.rollout.served CONFIG
 
-For each line "on" or "off" on standard input it prints the processor time that the process has used so far, ns, and from
-then on counts, or counts nothing. What is switched are methods of classes, so that whoever holds a metric need not know.
+For each line "on" or "off" on standard input it prints the processor time that the process has used so far, ns, and
+from then on counts, or counts nothing. What is switched are methods of classes: whoever holds a metric need not know.
 """
 
 from __future__ import annotations

@@ -1,0 +1,49 @@
+"""The folder that everything of a demo is in: cleared of an earlier demo, and one demo's at a time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from plaudit.adapters.seats import locked
+from plaudit.core.errors import ConfigError
+
+MARKER: Final = ".plaudit-demo"
+"""Says that the folder is a demo's, and may be cleared; locked while a demo runs, however that ends."""
+
+
+@contextmanager
+def demo_folder(folder: Path) -> Iterator[None]:
+    """Make or clear the folder, and have it for as long as this lasts.
+
+    Raises:
+        ConfigError: it holds something that is no demo's, another demo runs in it, or it cannot be made.
+    """
+    try:
+        lock = _take(folder)
+    except OSError as error:
+        raise ConfigError(f"data_dir: {folder} cannot be used ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _take(folder: Path) -> int:
+    """The lock on the folder, which is then empty but for the marker."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():
+        raise ConfigError(f"data_dir: {folder} is not empty and not an earlier demo's; name another --data-dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = locked(folder / MARKER)
+    if lock is None:
+        raise ConfigError(f"data_dir: another demo is running in {folder}; wait for it, or name another --data-dir")
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != MARKER:
+            entry.unlink()
+    return lock

@@ -1,0 +1,77 @@
+"""When users ask, on a clock that the test turns."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from plaudit.demo.pace import BEHIND_THUMBS, JOB_THUMBS, Pace, what_to_wait_for
+
+
+class Clock:
+    """Time passes only while somebody sleeps, and then at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 100.0
+        real_sleep = asyncio.sleep
+
+        async def sleep(duration_s: float) -> None:
+            self.now_s += duration_s
+            await real_sleep(0)
+
+        monkeypatch.setattr("plaudit.demo.pace.asyncio.sleep", sleep)
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+async def test_requests_are_due_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    pace, due_s = Pace(0.5, clock), []
+    for number in range(4):
+        await pace.turn(number)
+        due_s.append(clock())
+    assert due_s == [100.0, 100.5, 101.0, 101.5]
+
+
+async def test_nobody_asks_while_held_and_then_all_go_on_as_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    pace = Pace(0.5, clock)
+    await pace.turn(0)
+    pace.hold(True)
+    waiting = asyncio.create_task(pace.turn(1))
+    for _ in range(5):
+        await asyncio.sleep(0.0)
+    assert not waiting.done()
+    clock.now_s += 60.0
+    pace.hold(True)  # told again and again
+    pace.hold(False)
+    pace.hold(False)
+    await waiting
+    assert clock() == 160.5
+    await pace.turn(2)
+    assert clock() == 161.0
+
+
+@pytest.mark.parametrize(
+    ("phase", "taken_in", "thumbs", "wait"),
+    [
+        ("idle", 5_000, 5_000, ""),
+        ("training", 4_000 + JOB_THUMBS - 1, 4_000 + JOB_THUMBS - 1, ""),
+        ("training", 4_000 + JOB_THUMBS, 4_000 + JOB_THUMBS, "fine-tuning job"),
+        ("gating", 4_000 + JOB_THUMBS, 4_000 + JOB_THUMBS, ""),
+        ("idle", 5_000, 5_000 + BEHIND_THUMBS - 1, ""),
+        ("idle", 5_000, 5_000 + BEHIND_THUMBS, "learner"),
+    ],
+)
+def test_users_wait_for_who_is_slow(phase: str, taken_in: int, thumbs: int, wait: str) -> None:
+    status: dict[str, Any] = {"feedback": taken_in, "finetune": {"phase": phase, "snapshot": 4_000}}
+    assert wait in what_to_wait_for(status, thumbs)
+    assert bool(wait) == bool(what_to_wait_for(status, thumbs))
+
+
+def test_users_do_not_wait_for_a_learner_that_has_said_nothing_or_never_fine_tunes() -> None:
+    assert what_to_wait_for({}, 10_000) == ""
+    assert what_to_wait_for({"feedback": 10_000, "finetune": None}, 10_000) == ""
