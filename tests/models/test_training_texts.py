@@ -35,6 +35,7 @@ from plaudit_models.training.export import (
 from plaudit_models.training.finetune import FinetuneSettings, LoraSettings, finetune
 from plaudit_models.training.fusion import FusionConfig, FusionPolicy
 from plaudit_models.training.pretrain import Pretrained, PretrainSettings, evaluate, pretrain
+from plaudit_models.training.threads import use_threads
 
 THINGS, ASKING = 12, 4
 """Token ids: 1…12 are things, 13…16 words around them. An action is a pair of things, and its name their tokens."""
@@ -111,6 +112,7 @@ def test_a_policy_that_scores_no_text_is_what_it_was() -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> Pretrained:
+    use_threads(1)
     return pretrain(
         asked(KNOWN, 2000, 0), asked(KNOWN, 256, 1), config=CONFIG, settings=STEPS, action_texts=names_of(KNOWN)
     )
