@@ -50,12 +50,12 @@ def vectors_of(folder: Path) -> np.ndarray:
 
 
 def head_of(folder: Path, *, trunk_digest: str | None = None) -> CandidateHead:
-    """One that has heard praise of the second of three candidates."""
+    """One that has heard praise of the second of three candidates, and the contrary of the others."""
     manifest = read_manifest(folder)
     space = CandidateSpace(trunk_digest or manifest.trunk_digest, manifest.files[CANDIDATE].sha256, 8, 16)
     embedding, vectors = np.full(8, 0.5, np.float32), vectors_of(folder)
     seen = CandidateList(embedding, vectors, vectors @ embedding)
-    heard = evidence_of_list(space, seen, np.array([0.0, 1.0, 0.0]), np.array([False, True, False]), 1.0)
+    heard = evidence_of_list(space, seen, np.array([0.0, 1.0, 0.0]), np.ones(3, np.bool_), 1.0)
     return CandidateHead(HeadSettings(), empty_candidate_state(space).add([heard] * 50))
 
 

@@ -34,7 +34,8 @@ from plaudit_models.training.export import (
 )
 from plaudit_models.training.finetune import FinetuneSettings, LoraSettings, finetune
 from plaudit_models.training.fusion import FusionConfig, FusionPolicy
-from plaudit_models.training.pretrain import Pretrained, PretrainSettings, pretrain
+from plaudit_models.training.pretrain import Pretrained, PretrainSettings, evaluate, pretrain
+from plaudit_models.training.threads import use_threads
 
 THINGS, ASKING = 12, 4
 """Token ids: 1…12 are things, 13…16 words around them. An action is a pair of things, and its name their tokens."""
@@ -111,6 +112,7 @@ def test_a_policy_that_scores_no_text_is_what_it_was() -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> Pretrained:
+    use_threads(1)
     return pretrain(
         asked(KNOWN, 2000, 0), asked(KNOWN, 256, 1), config=CONFIG, settings=STEPS, action_texts=names_of(KNOWN)
     )
@@ -136,6 +138,15 @@ def test_it_tells_apart_what_it_has_never_been_asked_for(trained: Pretrained) ->
     worded = asked(UNSEEN, 64, 5, spec_of(UNSEEN))
     wordings = np.stack([worded.pools["text"][worded.action == i][0] for i in range(len(UNSEEN))])
     assert accuracy(trained.model, UNSEEN, wordings) > 0.6
+
+
+def test_accuracy_by_name_is_that_of_candidates_with_the_actions_names(trained: Pretrained) -> None:
+    data = asked(KNOWN, 512, 2)
+    found = evaluate(trained.model, data, by_name=True)
+    assert found.overall == pytest.approx(accuracy(trained.model, KNOWN, names_of(KNOWN)))
+    plain = FusionPolicy(spec_of(KNOWN, scores_text=False), CONFIG)
+    with pytest.raises(ValueError, match="scores no text"):
+        evaluate(plain, data, by_name=True)
 
 
 def test_a_policy_that_scores_text_needs_the_names_of_its_actions() -> None:

@@ -21,6 +21,8 @@ from plaudit_models.preprocess import action_texts, tokenize_all
 from plaudit_models.spec import ModelSpec, TextModality
 from plaudit_models.training.fusion import FusionConfig, FusionPolicy
 from plaudit_models.training.pretrain import PretrainSettings, pretrain
+from plaudit_models.training.threads import use_threads
+from programs import CANNOT_BE_HAD
 
 DATA: Final = Path(__file__).parents[3] / "shared/data/intents/banking77.csv"
 UNSEEN: Final = 15
@@ -29,7 +31,7 @@ STEPS: Final = 300
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not DATA.exists(), reason="shared/data does not lie beside the repository"),
+    pytest.mark.skipif(not DATA.exists(), reason=f"{CANNOT_BE_HAD}shared/data beside the repository"),
 ]
 
 
@@ -38,6 +40,7 @@ def name_of(intent: str) -> str:
 
 
 def test_intents_that_were_never_trained_are_found_by_their_text(tmp_path: Path) -> None:
+    use_threads(1)
     with DATA.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     rng = np.random.default_rng(0)

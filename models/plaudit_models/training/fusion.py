@@ -113,9 +113,16 @@ class FusionPolicy(nn.Module):
         Raises:
             ValueError: the model scores no text.
         """
+        return self._scorer()(self.encode(self.spec.candidate_modality[0], texts))
+
+    def action_vectors(self) -> Tensor:
+        """The same of the actions' names, ``[a, d]``."""
+        return self.text_vectors(self._scorer().action_texts)
+
+    def _scorer(self) -> TextScorer:
         if self.text_scorer is None:
             raise ValueError(f"{self.spec.name!r} scores no text; its spec must say scores_text = true")
-        return self.text_scorer(self.encode(self.spec.candidate_modality[0], texts))
+        return self.text_scorer
 
     def forward(self, *content_and_present: Tensor) -> tuple[Tensor, Tensor]:
         """One input per modality in spec order, then ``present`` ``[b, m]``; returns embedding and base_logits."""

@@ -215,11 +215,14 @@ def pretrain(
     return Pretrained(model.eval(), best, step, time.monotonic() - start_s, stopped_early, cut_short)
 
 
-def evaluate(model: FusionPolicy, data: LabelledData, *, without: str | None = None) -> Accuracy:
+def evaluate(model: FusionPolicy, data: LabelledData, *, without: str | None = None, by_name: bool = False) -> Accuracy:
     """Accuracy of the greedy policy on ``data``, if wanted with one modality withheld from every row.
 
+    Args:
+        by_name: actions are scored as candidates are, by their names.
+
     Raises:
-        ValueError: ``without`` is not a modality of the model.
+        ValueError: ``without`` is not a modality of the model, or it scores no text.
     """
     index = torch.from_numpy(data.index).clone()
     if without is not None:
@@ -232,8 +235,11 @@ def evaluate(model: FusionPolicy, data: LabelledData, *, without: str | None = N
     pools = prepare_pools(model, data.pools)
     right = []
     with torch.no_grad():
+        names = model.action_vectors() if by_name else None
         for rows in torch.arange(len(data)).split(_EVALUATION_ROWS):
-            _, logits = model.fuse(encode_rows(model, pools, index[rows]), (index[rows] >= 0).float())
+            embedding, logits = model.fuse(encode_rows(model, pools, index[rows]), (index[rows] >= 0).float())
+            if names is not None:
+                logits = embedding @ names.T
             right.append(logits.argmax(dim=1).numpy() == data.action[rows.numpy()])
     hits = np.concatenate(right)
     groups = np.array(data.group)

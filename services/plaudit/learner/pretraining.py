@@ -122,6 +122,7 @@ def pretrain_and_publish(
             "split": split,
             "accuracy": asdict(accuracy),
             "without": {name: asdict(each) for name, each in without.items()},
+            **({"by_name": asdict(evaluate(trained.model, judged, by_name=True))} if spec.scores_text else {}),
             "validation": asdict(trained.validation),
             "steps": trained.steps,
             "duration_s": trained.duration_s,
