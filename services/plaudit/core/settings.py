@@ -234,8 +234,8 @@ class FinetuneSettings(_Section):
     """Their scale: an update counts alpha / rank times."""
     objective: Literal["likelihood", "target", "sampled"] = "likelihood"
     """What a job descends: the likelihood of what users said; or, by a reward model which it trains first, the distance
-    to the best policy near what is served, π ∝ π_served·exp(q / policy.beta), or what is expected of answers sampled from
-    the policy (clipped, relative to each other), for action sets too large to enumerate."""
+    to the best policy near what is served, π ∝ π_served·exp(q / policy.beta) (`target`), or what is expected of answers
+    sampled from the policy (`sampled`; clipped, relative to each other), for action sets too large to enumerate."""
     kl_weight: Annotated[float, Field(ge=0.0)] | None = None
     """Price of a nat of divergence from the version it starts from; None: 0.04 where answers are sampled, else 0."""
     pessimism: Annotated[float, Field(ge=0.0)] = 0.0
