@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from benchmarks.measure import Curve, Measure
 from plaudit.core.settings import Settings
@@ -251,7 +251,12 @@ def _step_s(objective: str, actions: int, repeats: int = 12) -> float:
     embedding = torch.randn(BATCH, EMBEDDING)
     made: Objective
     if objective == "target":
-        made = Target(lambda rows: policy.action_head(embedding[rows]).detach(), rewards, temperature=plan.temperature)
+
+        def known(rows: Tensor) -> Tensor:
+            logits: Tensor = policy.action_head(embedding[rows])
+            return logits.detach()
+
+        made = Target(known, known, rewards, temperature=plan.temperature)
     else:
         made = Sampled(experiences, rewards, SampledSettings(), Generator().manual_seed(0))
     logits = torch.randn(BATCH, actions, requires_grad=True)
