@@ -276,7 +276,7 @@ def test_harm_on_one_kind_of_input_ends_a_trial_that_looks_equal_over_all(make_w
 
 
 def test_a_candidate_that_is_better_over_all_but_worse_for_one_group_is_withdrawn(make_world: MakeWorld) -> None:
-    """A fifth of the users speak German and hate it, the others love it; what they send is of one kind."""
+    """It answers fish, which the fifth of the users who speak German hate; what they send is of one kind."""
     world = on_trial_world(make_world, share=0.5)
     learner = world.learner()
     learner.step()
@@ -285,9 +285,7 @@ def test_a_candidate_that_is_better_over_all_but_worse_for_one_group_is_withdraw
         for turn in range(40):
             german = turn % 5 == 0
             decision = world.decide(seed=turn % 20, user_group="de-DE" if german else "en-US")
-            candidate = decision.version == 2
-            up = not candidate if german else candidate or world.rng.random() < 0.2
-            world.log.append([decision, world.say(decision, world.thumb(up))])
+            world.log.append([decision, world.say(decision, world.thumb(likes_fish(decision) != german))])
         world.settle(learner)
         learner.step()
         trial = learner._trials.trial
@@ -295,7 +293,7 @@ def test_a_candidate_that_is_better_over_all_but_worse_for_one_group_is_withdraw
     ended = until_over(learner, world)
     assert gained  # without groups it would have been promoted
     assert (ended["verdict"], world.registry.rollout().live) == ("reject", 1)
-    assert ended["why"].startswith("with user group de-DE, users satisfied: 0.0% of ")
+    assert ended["why"].startswith("with user group de-DE, users satisfied: ")
     proofs = {each["name"]: each["proof"] for each in ended["slices"]}
     assert proofs == {
         "audio + image + question + sensor": pytest.approx(40),
