@@ -61,8 +61,8 @@ def build_head(settings: HeadSettings, state: RewardState) -> onnx.ModelProto:
 
     believed = graph.add("Clip", q, graph.constant(settings.reward_low), one)
     spread = graph.add("Sqrt", variance)
-    sure = graph.add("Mul", graph.add("Sub", one, unsure), graph.constant(settings.benefit_of_doubt))
-    doubt = graph.add("Mul", spread, sure)
+    sure = graph.add("Sub", one, unsure)
+    doubt = graph.add("Mul", spread, graph.add("Mul", sure, graph.constant(settings.benefit_of_doubt)))
     at_best = graph.add("Clip", graph.add("Add", believed, doubt), zero, one)
     content = graph.sum_rows(graph.add("Mul", base, at_best))
     best = graph.add("ReduceMax", believed, graph.constant([1]), keepdims=1)
@@ -71,6 +71,12 @@ def build_head(settings: HeadSettings, state: RewardState) -> onnx.ModelProto:
     optimism = graph.add("Mul", optimism, graph.add("Mul", room, room))
     optimistic = graph.add("Add", believed, optimism)
     urge = graph.add("Mul", graph.add("Mul", known, optimistic), graph.constant(1.0 / settings.temperature))
+    if settings.caution:  # most heads are without, and answer without it
+        worth = graph.sum_rows(graph.add("Mul", base, believed))
+        worth = graph.add("Clip", graph.add("Div", worth, graph.sum_rows(graph.add("Mul", base, base))), zero, one)
+        half_sure = graph.add("Mul", graph.add("Mul", sure, unsure), graph.constant(4.0 * settings.caution))
+        dearer = graph.add("Add", one, graph.add("Mul", half_sure, graph.add("Mul", worth, worth)))
+        urge = graph.add("Div", urge, dearer)
     graph.add("Add", reference, urge, output=SCORES)
     return graph.model(space.embedding_size, space.n_actions)
 

@@ -14,12 +14,18 @@ Preference Optimization, 2023, eq. 4). Here, with P the base probabilities, q an
     q̂(x, k)      = clip(q(x, k), reward_low, 1)
     content(x)   = Σ_k P_k·clip(q̂(x, k) + τ c(x) σ(x, k), 0, 1)   what the base policy may well be worth
     room(x)      = 1 − max(content(x), max_k q̂(x, k))    the least that x has to gain
-    score(x, k)  = log π_ref(x, k) + g(x)·(q̂(x, k) + κ·σ(x, k)·room(x)²) / β
+    agree(x)     = clip(Σ_k P_k q̂(x, k) / Σ_k P_k², 0, 1)   the base policy's worth, of what it makes of itself
+    β(x)         = β·(1 + ν·4c(x)(1 − c(x))·agree(x)²)   the price of a nat of divergence
+    score(x, k)  = log π_ref(x, k) + g(x)·(q̂(x, k) + κ·σ(x, k)·room(x)²) / β(x)
 
 Where nothing is known of x, the policy is the base policy exactly. Optimism (κσ) is spent in proportion to what can be
 gained, so a context whose users are content, or may be for all that a few thumbs say, is not explored, and one whose
 answer they surely dislike is explored until an answer pleases. The square spends it early: where nothing pleases it
 costs nothing, and where an answer pleases fairly well a doubtful one is not worth the try.
+
+Divergence is dearer (ν) where the base policy is half sure and users are as content as it expects. There it shares its
+answers out among users who want different things, and going over to the likelier answer for good gains few and turns
+the others out. Where it is sure or knows nothing (c near 1 or 0), or users disagree with it, the price is β.
 """
 
 from __future__ import annotations
@@ -64,6 +70,7 @@ class HeadSettings:
             before other answers are explored, so that a run of wrong thumbs does not set off a search.
         reference_mix: η in [0, 1), how far the anchor is loosened towards uniform where feedback knows better. Without
             it an action the base model thinks impossible could never win.
+        caution: ν ≥ 0, how many times dearer divergence is where the base policy is half sure and users agree with it.
         reward_low: ≤ 0, the lowest expected reward believed. Below 0 because dislike of an action elsewhere is a hint
             here; bounded because it is no more than a hint.
         prior: of the reward model.
@@ -73,6 +80,7 @@ class HeadSettings:
     optimism: float = 3.0
     benefit_of_doubt: float = 0.7
     reference_mix: float = 0.1
+    caution: float = 0.0
     reward_low: float = -0.2
     prior: RewardPrior = field(default_factory=RewardPrior)
 
@@ -82,11 +90,12 @@ class HeadSettings:
             and self.optimism >= 0.0
             and self.benefit_of_doubt >= 0.0
             and 0.0 <= self.reference_mix < 1.0
+            and self.caution >= 0.0
             and self.reward_low <= 0.0
         ):
             raise ValueError(
-                f"{self}: needs temperature > 0, optimism ≥ 0, benefit_of_doubt ≥ 0, 0 ≤ reference_mix < 1 and "
-                f"reward_low ≤ 0"
+                f"{self}: needs temperature > 0, optimism ≥ 0, benefit_of_doubt ≥ 0, 0 ≤ reference_mix < 1, "
+                f"caution ≥ 0 and reward_low ≤ 0"
             )
 
 
@@ -152,7 +161,10 @@ def improved(
     content = (base * at_best).sum(axis=1, keepdims=True)
     room = 1.0 - np.maximum(content, believed.max(axis=1, keepdims=True))
     optimistic = believed + settings.optimism * spread * np.square(room)
-    scores: Float64 = reference + known * optimistic / settings.temperature
+    worth = (base * believed).sum(axis=1, keepdims=True) / np.square(base).sum(axis=1, keepdims=True)
+    half_sure = 4.0 * sure * (1.0 - sure)
+    price = settings.temperature * (1.0 + settings.caution * half_sure * np.square(np.clip(worth, 0.0, 1.0)))
+    scores: Float64 = reference + known * optimistic / price
     return scores
 
 

@@ -61,7 +61,9 @@ def test_graph_agrees_with_numpy(embedding_features: int, n_events: int, spread:
 
 def test_graph_agrees_with_numpy_under_other_settings() -> None:
     space = FeatureSpace("trunk", n_actions=19, embedding_size=24, embedding_features=64)
-    settings = HeadSettings(temperature=0.2, optimism=0.5, benefit_of_doubt=0.3, reference_mix=0.3, reward_low=0.0)
+    settings = HeadSettings(
+        temperature=0.2, optimism=0.5, benefit_of_doubt=0.3, reference_mix=0.3, caution=3.0, reward_low=0.0
+    )
     embedding, base_logits = contexts(7, 16, spread=4.0)
     scores = run(build_head(settings, learned(space, 500)).SerializeToString(), embedding, base_logits)
     expected = head_scores(settings, learned(space, 500), embedding, base_logits)

@@ -59,13 +59,15 @@ def test_one_thumb_down_where_the_base_policy_is_sure_by_hand() -> None:
     H(P)/ln 2 = 0.721928, c = 0.278072; with τ = 1:
     content = 0.8·(0.298507 + 0.278072·0.791748) + 0.2·(0.2 + 0.278072·1.296148) = 0.414936 + 0.112085 = 0.527021.
     room = 0.472979, room² = 0.223709; q̂ + σ·room² = [0.475629, 0.489960].
-    scores: ln π_ref + 0.501493·[0.475629, 0.489960]/0.05 = [4.537871, 3.341823].
+    4c(1 − c) = 0.802992, agree = (0.8·0.298507 + 0.2·0.2)/(0.64 + 0.04) = 0.410008; with ν = 2:
+    β(x) = 0.05·(1 + 2·0.802992·0.410008²) = 0.0634988.
+    scores: ln π_ref + 0.501493·[0.475629, 0.489960]/0.0634988 = [3.523742, 2.297137].
     """
     context = np.log(np.array([[0.8, 0.2]]))
     state = thumbs(empty_state(space_of(2)), context, action=0, reward=0.0)
-    settings = HeadSettings(temperature=0.05, optimism=1.0, benefit_of_doubt=1.0, prior=FLAT)
+    settings = HeadSettings(temperature=0.05, optimism=1.0, benefit_of_doubt=1.0, caution=2.0, prior=FLAT)
     scores = head_scores(settings, state, np.zeros((1, 1)), context)
-    np.testing.assert_allclose(scores, [[4.537871, 3.341823]], atol=1e-4)
+    np.testing.assert_allclose(scores, [[3.523742, 2.297137]], atol=1e-4)
 
 
 def test_without_feedback_the_policy_is_the_base_policy() -> None:
@@ -104,6 +106,35 @@ def test_content_users_and_other_contexts_are_not_explored() -> None:
 def test_one_wrong_thumb_does_not_turn_a_good_answer_out() -> None:
     state = thumbs(empty_state(space_of(4)), logits_of(0), action=0, reward=0.0)
     assert serve(state, logits_of(0))[0] > 0.95
+
+
+def test_doubts_that_users_share_are_left_as_they_are() -> None:
+    """The base policy thinks that six in ten want 0 here and three want 1, and pleases wherever it is sure."""
+    state, doubtful = empty_state(space_of(4)), np.log(np.array([[0.6, 0.3, 0.05, 0.05]]))
+    for context in (0, 1, 2, 3):
+        state = thumbs(state, logits_of(context), action=context, reward=1.0, times=100)
+    cautious = HeadSettings(caution=8.0)
+    assert serve(state, doubtful, HeadSettings(caution=0.0))[1] < 0.02
+    assert serve(state, doubtful, cautious)[1] > 0.2
+    assert serve(state, np.log(np.array([[0.9, 0.04, 0.03, 0.03]])), cautious)[0] > 0.95
+
+
+def test_doubts_that_users_do_not_share_are_no_dearer() -> None:
+    """Action 0 pleases nobody any more, whatever the base policy thinks of it, and 2 does in its place."""
+    state, doubtful = empty_state(space_of(4)), np.log(np.array([[0.9, 0.08, 0.01, 0.01]]))
+    state = thumbs(state, doubtful, action=0, reward=0.0, times=30)
+    state = thumbs(state, doubtful, action=2, reward=1.0, times=30)
+    served = serve(state, doubtful, HeadSettings(caution=8.0))
+    assert served[2] > 0.99
+    np.testing.assert_allclose(served, serve(state, doubtful, HeadSettings(caution=0.0)), atol=0.01)
+
+
+def test_where_the_base_policy_knows_nothing_caution_changes_nothing() -> None:
+    state = thumbs(empty_state(space_of(4)), np.zeros((1, 4)), action=1, reward=1.0, times=3)
+    scores = [
+        head_scores(HeadSettings(caution=caution), state, np.zeros((1, 1)), np.zeros((1, 4))) for caution in (0.0, 8.0)
+    ]
+    np.testing.assert_allclose(scores[0], scores[1])
 
 
 def test_a_step_is_as_long_as_the_divergence_allows() -> None:
@@ -163,6 +194,7 @@ def test_a_step_needs_contexts_and_a_floor() -> None:
         ("optimism", -1.0),
         ("benefit_of_doubt", -1.0),
         ("reference_mix", 1.0),
+        ("caution", -1.0),
         ("reward_low", 0.1),
     ],
 )

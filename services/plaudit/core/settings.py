@@ -171,6 +171,8 @@ class PolicySettings(_Section):
     """How many posterior standard deviations a sure base policy is given before other answers are tried."""
     reference_mix: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """How far the base policy is loosened towards uniform where feedback knows better."""
+    caution: Annotated[float, Field(ge=0.0)] = 0.0
+    """How many times dearer leaving the base policy is where it is half sure and users agree with it, at most."""
     reward_low: Annotated[float, Field(le=0.0)] = -0.2
     """The lowest predicted reward that is believed."""
     exclusivity: Share = 0.1

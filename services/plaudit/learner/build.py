@@ -123,6 +123,7 @@ def head_maker(settings: Settings) -> HeadMaker:
             optimism=policy.optimism,
             benefit_of_doubt=policy.benefit_of_doubt,
             reference_mix=policy.reference_mix,
+            caution=policy.caution,
             reward_low=policy.reward_low,
             prior=RewardPrior(
                 precision=policy.prior_precision,
