@@ -145,7 +145,7 @@ class Canary:
     Attributes:
         n, total: experiences counted and their reward, of live and of the candidate.
         weighed: Σ w² and Σ w²·r of them; ``weighed_by_draw`` with the w of the draw alone.
-        moments: n, Σ d and Σ d² of them.
+        moments: n, Σ d and Σ d² of them; ``moments_by_draw`` with d of the draw alone.
     """
 
     rules: CanaryRules
@@ -157,6 +157,7 @@ class Canary:
     weighed: tuple[float, float] = (0.0, 0.0)
     moments: tuple[int, float, float] = (0, 0.0, 0.0)
     weighed_by_draw: tuple[float, float] = (0.0, 0.0)
+    moments_by_draw: tuple[int, float, float] = (0, 0.0, 0.0)
 
     def update(
         self,
@@ -199,11 +200,8 @@ class Canary:
             tally=tally,
             n=(self.n[0] + new_n[0], self.n[1] + new_n[1]),
             total=(self.total[0] + new_total[0], self.total[1] + new_total[1]),
-            moments=(
-                self.moments[0] + len(values),
-                self.moments[1] + float(values.sum()),
-                self.moments[2] + float(np.square(values).sum()),
-            ),
+            moments=_plus(self.moments, values),
+            moments_by_draw=_plus(self.moments_by_draw, drawn),
             weighed=weighed,
             weighed_by_draw=weighed_by_draw,
         )
@@ -218,12 +216,16 @@ class Canary:
 
     @property
     def suspected(self) -> bool:
-        """Whether harm is likely though not proven: the mean of d is below −margin by more than 1.5 standard errors.
+        """Whether harm is likely though not proven: the mean of either d is below −margin by more than 1.5 standard
+        errors.
 
         It is looked at as if the largest d there can be had come once more: while the candidate has hardly served, d
         is live's alone, and hardly scatters.
         """
-        n, total, squares = self.moments
+        return self._suspects(self.moments) or self._suspects(self.moments_by_draw)
+
+    def _suspects(self, moments: tuple[int, float, float]) -> bool:
+        n, total, squares = moments
         if n == 0:
             return False
         n, total, squares = n + 1, total + self.rules.bound, squares + self.rules.bound**2
@@ -252,8 +254,14 @@ class Canary:
             "total": list(self.total),
             "weighed": list(self.weighed),
             "moments": list(self.moments),
+            "moments_by_draw": list(self.moments_by_draw),
             "weighed_by_draw": list(self.weighed_by_draw),
         }
+
+
+def _plus(moments: tuple[int, float, float], values: Float64) -> tuple[int, float, float]:
+    n, total, squares = moments
+    return n + len(values), total + float(values.sum()), squares + float(np.square(values).sum())
 
 
 def _differences(
@@ -299,6 +307,7 @@ def canary_from_dict(raw: Mapping[str, Any]) -> Canary:
     weighed = raw.get("weighed", (0.0, 0.0))  # not there in older evidence; any guess made beforehand is as valid
     moments = raw.get("moments", (0, 0.0, 0.0))  # nor are these; they are then of what came since
     by_draw = raw.get("weighed_by_draw", (0.0, 0.0))  # likewise
+    drawn = raw.get("moments_by_draw", (0, 0.0, 0.0))
     return Canary(
         rules=CanaryRules(**raw["rules"]),
         gain=_halves_from_dict(raw["gain"]),
@@ -309,4 +318,5 @@ def canary_from_dict(raw: Mapping[str, Any]) -> Canary:
         weighed=(weighed[0], weighed[1]),
         moments=(moments[0], moments[1], moments[2]),
         weighed_by_draw=(by_draw[0], by_draw[1]),
+        moments_by_draw=(drawn[0], drawn[1], drawn[2]),
     )

@@ -151,7 +151,7 @@ def test_a_suspicion_by_hand() -> None:
     assert canary_from_dict(enough.to_dict()).suspected
     assert not enough.update(np.ones(10), np.ones(10, bool), ["u"] * 10, n_users=1).suspected
     older = enough.to_dict()
-    del older["moments"]
+    del older["moments"], older["moments_by_draw"]
     assert not canary_from_dict(older).suspected
 
 
@@ -205,3 +205,13 @@ def test_a_trial_that_was_saved_when_there_was_one_bettor_goes_on() -> None:
     assert resumed.gain.e_value(0) == pytest.approx(before.gain.e_value(0))
     assert resumed.loss.e_value(0) == pytest.approx(before.loss.e_value(0))
     assert resumed.update(np.ones(1), np.array([True]), ["eve"]).n == (20, 21)
+
+
+def test_a_version_that_is_judged_whatever_it_answers_is_suspected_too() -> None:
+    """Both would have answered alike, so its answers say nothing; the draw does."""
+    part = np.arange(40) % 2 == 0
+    alike = Chances(np.ones(40), np.ones(40))
+    users = [f"user {i}" for i in range(40)]
+    after = new_canary(CanaryRules(share=0.5)).update(1.0 - part, part, users, chances=alike)
+    assert after.moments == (40, 0.0, 0.0)
+    assert after.suspected
