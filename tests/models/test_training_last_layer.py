@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from plaudit_models.training.last_layer import DIRECTIONS, LastLayer
 
@@ -68,3 +71,12 @@ def test_it_is_kept_with_the_weights_of_a_model():
     again.load_state_dict(layer.state_dict())
     actions = torch.tensor([[0, 1]]).expand(3, 2)
     assert torch.equal(again.variance(torch.eye(3), actions), layer.variance(torch.eye(3), actions))
+
+
+def test_it_can_be_written_where_not_all_directions_are_kept(tmp_path: Path) -> None:
+    layer, again = LastLayer(DIRECTIONS + 8, 2, 0.5), LastLayer(DIRECTIONS + 8, 2, 0.5)
+    rows = torch.arange(DIRECTIONS + 8)
+    layer.fit(torch.eye(DIRECTIONS + 8), rows, rows % 2, torch.ones(len(rows), dtype=torch.float64))
+    save_file(layer.state_dict(), tmp_path / "layer.safetensors")
+    again.load_state_dict(load_file(tmp_path / "layer.safetensors"))
+    assert torch.equal(again.basis, layer.basis)

@@ -38,7 +38,7 @@ class LastLayer(nn.Module):
         directions = min(features, DIRECTIONS)
         self.scale = scale
         self.register_buffer("prior_variance", torch.tensor(scale**2))
-        self.register_buffer("basis", torch.eye(features)[:, :directions])
+        self.register_buffer("basis", torch.eye(features, directions))
         self.register_buffer("covariance", scale**2 * torch.eye(directions).repeat(actions, 1, 1))
         self.prior_variance: Tensor
         self.basis: Tensor
