@@ -19,6 +19,7 @@ from plaudit.client import AsyncClient
 from plaudit.core.ports import ModelRegistry
 from plaudit.core.settings import Settings
 from plaudit.demo.drive import drive
+from plaudit.demo.pace import Pace
 from plaudit.demo.report import Answer, Failure
 from plaudit.demo.services import DemoFailed, services, toml
 from plaudit.demo.task import SPEC, Kind, collect
@@ -77,20 +78,18 @@ def serve_stream(
     config = folder / "plaudit.toml"
     config.write_text(toml({"data_dir": str(folder / "data"), "model": SPEC.to_dict(), **sections}), encoding="utf-8")
     watched = Watched(total=thumbs, started_s=time.time())
-    asyncio.run(_drive(config, folder / "services.log", watched, new_kind, seed))
+    asyncio.run(_drive(config, settings.data_dir, folder / "services.log", watched, new_kind, seed))
     jobs = compose.job_launcher(settings, SPEC.name)
     for run_dir in (compose.learner_dir(settings, SPEC.name) / "runs").glob("*"):
         jobs.cancel(run_dir)
     return Served(registry, settings, watched.answers, watched.failures, time.time() - watched.started_s)
 
 
-async def _drive(config: Path, log: Path, watched: Watched, new_kind: Kind, seed: int) -> None:
+async def _drive(config: Path, data_dir: Path, log: Path, watched: Watched, new_kind: Kind, seed: int) -> None:
     requests = traffic(await asyncio.to_thread(collect, "traffic", seed), seed=seed, new_kind=new_kind)
-    async with services(config, log, lambda _: None) as (target, ended), AsyncClient(target) as client:
+    async with services(config, data_dir, log, lambda _: None) as (target, ended), AsyncClient(target) as client:
         watched.started_s = time.time()
-        driving = asyncio.create_task(
-            drive(client, requests, watched, duration_s=watched.total / RATE, id_prefix="benchmark-")
-        )
+        driving = asyncio.create_task(drive(client, requests, watched, pace=Pace(1.0 / RATE), id_prefix="benchmark-"))
         await asyncio.wait([driving, ended], return_when=asyncio.FIRST_COMPLETED)
         if not driving.done():
             driving.cancel()
