@@ -80,7 +80,7 @@ class Sizes:
 
 FULL: Final = Sizes(
     train_blocks=640,
-    epochs=4,
+    epochs=3,
     thumbs={NEW_KIND: 5_000, HARD_KIND: 10_000},
     grpc_thumbs=4_000,
     every=Settings().finetune.every,
@@ -130,7 +130,10 @@ def run(shuffles: int, quick: bool) -> list[Measure]:
     sizes = QUICK if quick else FULL
     with tempfile.TemporaryDirectory(prefix="plaudit-hear-see-ask-") as folder:
         first, labelled = pretrained(Path(folder), sizes)
-        sections = {**SECTIONS, "finetune": {"every": sizes.every, "rehearsal": str(labelled), "seed": 0}}
+        sections = {
+            **SECTIONS,
+            "finetune": {"objective": "target", "every": sizes.every, "rehearsal": str(labelled), "seed": 0},
+        }
         with ProcessPoolExecutor(len(sizes.thumbs), mp_context=get_context("spawn")) as pool:
             streams = {
                 kind: pool.submit(
