@@ -64,18 +64,8 @@ def export_trunk(model: FusionPolicy, path: Path) -> None:
     model.eval()
     spec = model.spec
     example = tuple(torch.from_numpy(array) for array in _blank_inputs(spec, batch=2).values())
-    with _quiet_exporter():
-        program = torch.onnx.export(
-            model,
-            example,
-            dynamic_shapes=(tuple({0: torch.export.Dim.DYNAMIC} for _ in example),),
-            opset_version=OPSET,
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-        )
-    assert program is not None
-    proto = program.model_proto
+    dynamic = (tuple({0: torch.export.Dim.DYNAMIC} for _ in example),)
+    proto = _exported(model, example, dynamic)
     _name_by_contract(proto, "trunk", (*spec.modalities, PRESENT), (EMBEDDING, BASE_LOGITS), "b")
     onnx.checker.check_model(proto, full_check=True)
     path.write_bytes(proto.SerializeToString())
@@ -85,21 +75,27 @@ def export_candidate_graph(model: FusionPolicy, path: Path) -> None:
     """Write the part of ``model`` that reads texts of candidates as a graph; any number of them. Takes a second."""
     texts = _CandidateGraph(model).eval()
     _, modality = model.spec.candidate_modality
+    example = (torch.zeros((2, modality.max_tokens), dtype=torch.int64),)
+    proto = _exported(texts, example, ({0: torch.export.Dim.DYNAMIC},))
+    _name_by_contract(proto, "candidate", (TOKENS,), (VECTORS,), "k")
+    onnx.checker.check_model(proto, full_check=True)
+    path.write_bytes(proto.SerializeToString())
+
+
+def _exported(module: nn.Module, example: tuple[Tensor, ...], dynamic_shapes: tuple[Any, ...]) -> onnx.ModelProto:
     with _quiet_exporter():
         program = torch.onnx.export(
-            texts,
-            (torch.zeros((2, modality.max_tokens), dtype=torch.int64),),
-            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+            module,
+            example,
+            dynamic_shapes=dynamic_shapes,
             opset_version=OPSET,
             dynamo=True,
             optimize=False,
             verbose=False,
         )
     assert program is not None
-    proto = program.model_proto
-    _name_by_contract(proto, "candidate", (TOKENS,), (VECTORS,), "k")
-    onnx.checker.check_model(proto, full_check=True)
-    path.write_bytes(proto.SerializeToString())
+    proto: onnx.ModelProto = program.model_proto
+    return proto
 
 
 class _CandidateGraph(nn.Module):

@@ -446,27 +446,25 @@ class SqlStore:
             }
 
     def contents(self, prediction_ids: Sequence[str]) -> Mapping[str, Mapping[str, Content]]:
-        columns = (_DECISIONS.c.prediction_id, _DECISIONS.c.payload)
-        with self._reading() as connection:
-            return {
-                row.prediction_id: _decision(row.payload).content
-                for ids in _chunks(prediction_ids)
-                for row in connection.execute(select(*columns).where(_DECISIONS.c.prediction_id.in_(ids)))
-            }
+        return {decision.prediction_id: decision.content for decision in self._decisions(prediction_ids)}
 
     def candidates(self, prediction_ids: Sequence[str]) -> Mapping[str, Sequence[Candidate]]:
-        columns = (_DECISIONS.c.prediction_id, _DECISIONS.c.payload)
-        with self._reading() as connection:
-            return {
-                row.prediction_id: _decision(row.payload).candidates
-                for ids in _chunks(prediction_ids)
-                for row in connection.execute(select(*columns).where(_DECISIONS.c.prediction_id.in_(ids)))
-            }
+        return {decision.prediction_id: decision.candidates for decision in self._decisions(prediction_ids)}
 
     def close(self) -> None:
         self._engine.dispose()
 
     # --- how ---------------------------------------------------------------------------------------------------------
+
+    def _decisions(self, prediction_ids: Sequence[str]) -> list[Decision]:
+        with self._reading() as connection:
+            return [
+                _decision(row.payload)
+                for ids in _chunks(prediction_ids)
+                for row in connection.execute(
+                    select(_DECISIONS.c.payload).where(_DECISIONS.c.prediction_id.in_(ids)),
+                )
+            ]
 
     def _prepare(self) -> None:
         """Make the tables, or see that they are ours."""
