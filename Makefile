@@ -35,25 +35,25 @@ test-slow: $(INSTALLED) programs ## The tests that take longer than about ten se
 	$(BIN)/pytest -m slow
 
 programs: $(INSTALLED) ## What tests need and .venv lacks: Chromium, Prometheus, kcat, Triton's and KServe's clients; into .cache
-	@tests/tools/fetch-debian.sh chromium .cache/debian/chromium
-	@tests/tools/fetch-debian.sh prometheus .cache/debian/prometheus
-	@tests/tools/fetch-inference-clients.sh $(BIN)/uv .cache/clients
-	@tests/tools/fetch-debian.sh kcat .cache/debian/kcat
+	@tests/support/tools/fetch-debian.sh chromium .cache/debian/chromium
+	@tests/support/tools/fetch-debian.sh prometheus .cache/debian/prometheus
+	@tests/support/tools/fetch-inference-clients.sh $(BIN)/uv .cache/clients
+	@tests/support/tools/fetch-debian.sh kcat .cache/debian/kcat
 
 bench-serving: $(INSTALLED) ## Serving beside the raw ONNX Runtime rate; CHECK=1 fails short of a goal, QUICK=1, ONLY="rates soak"
-	PYTHONPATH=tests $(BIN)/python -m benchmarks.serving $(if $(QUICK),--quick) $(ONLY)
+	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.serving $(if $(QUICK),--quick) $(ONLY)
 
 bench-gpu: $(INSTALLED) ## The serving benchmark's models on an NVIDIA GPU beside the processor; needs the extra gpu
-	PYTHONPATH=tests $(BIN)/python -m benchmarks.gpu
+	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.gpu
 
 bench-learning: $(INSTALLED) ## The learner beside its peers; CHECK=1 fails short of a goal, QUICK=1, ONLY="shift gate"
-	PYTHONPATH=tests $(BIN)/python -m benchmarks.learning $(if $(QUICK),--quick) $(ONLY)
+	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.learning $(if $(QUICK),--quick) $(ONLY)
 
-bench-rollout: $(INSTALLED) programs ## Trials, rollback, the cost of metrics, the console; CHECK=1, QUICK=1, ONLY="trials rollback"
-	PYTHONPATH=tests $(BIN)/python -m benchmarks.rollout $(if $(QUICK),--quick) $(ONLY)
+bench-rollout: $(INSTALLED) programs ## Experiments, rollback, the cost of metrics, the console; CHECK=1, QUICK=1, ONLY="experiments rollback"
+	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.rollout $(if $(QUICK),--quick) $(ONLY)
 
 bench-feedback: $(INSTALLED) ## Feedback: acknowledged, joined, through an outage of the broker; CHECK=1, QUICK=1, ONLY="acks join"
-	PYTHONPATH=tests $(BIN)/python -m benchmarks.feedback $(if $(QUICK),--quick) $(ONLY)
+	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.feedback $(if $(QUICK),--quick) $(ONLY)
 
 test-faults: $(INSTALLED) ## Kill -9, pauses and slow connections under load, and then count; CHECK=1, ROUNDS=20, SEED=1, ONLY="broker-killed"
 	PYTHONPATH=tests $(BIN)/python -m faults $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) $(ONLY)
@@ -76,14 +76,14 @@ proto: $(INSTALLED) ## Generate services/plaudit/v1 and services/plaudit/inferen
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=services/plaudit --pyi_out=services/plaudit $(INFERENCE)
 
 bench-console: $(INSTALLED) programs ## First paint and size of the console's page in Chromium; fails later than 1 s
-	PYTHONPATH=tests $(BIN)/python -m benchmarks.console $(URL)
+	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.console $(URL)
 
 dashboards: ## Write deploy/grafana/*.json from deploy/grafana/dashboards.py
 	$(PYTHON) deploy/grafana/dashboards.py
 
 clean: ## Remove caches and build products; leaves .venv and data alone
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find services models tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find services models tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml requirements/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from kafka_broker import kafka, kafka_server
-from postgres_server import PostgresServer, postgres_server
-from programs import CANNOT_BE_HAD
+from support.kafka_broker import kafka, kafka_server
+from support.postgres_server import PostgresServer, postgres_server
+from support.programs import CANNOT_BE_HAD
 
 __all__ = ["kafka", "kafka_server"]
 
@@ -18,7 +18,8 @@ __all__ = ["kafka", "kafka_server"]
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     """Where CI=true a skip is a failure. But for tests marked ``gpu``: CI has no GPU. And but for programs that cannot
-    be had on the machine, as grpcurl without Go: their tests say so (tests/programs.py), and pytest lists them."""
+    be had on the machine, as grpcurl without Go: their tests say so (tests/support/programs.py), and pytest lists
+    them."""
     report = yield
     excused = item.get_closest_marker("gpu") is not None or CANNOT_BE_HAD in str(report.longrepr)
     if report.skipped and os.environ.get("CI") == "true" and not excused:

@@ -18,7 +18,7 @@ SOURCES = {"plaudit": ROOT / "services/plaudit", "plaudit_models": ROOT / "model
 
 COMPOSITION_ROOTS = ("plaudit.compose", "plaudit.cli", "plaudit.demo", "plaudit.__main__")
 """The only places that put services together."""
-PROCESS_OF_ITS_OWN = "plaudit.learner.job"
+PROCESS_OF_ITS_OWN = "plaudit.learner.finetuning.job"
 """A fine-tuning job, told by its run folder alone what to do: it chooses its adapters in its own ``main``."""
 
 GENERATED = ("plaudit.v1", "plaudit.inference")
@@ -141,7 +141,7 @@ def _loaded_by(statement: str, modules: list[str]) -> list[str]:
     ("statement", "unwanted"),
     [
         ("import plaudit.serving.server", ["torch", "onnx", "plaudit.learner"]),
-        ("import plaudit.learner.build", ["torch", "plaudit.serving"]),
+        ("import plaudit.compose.build", ["torch", "plaudit.serving"]),
         ("import plaudit.console.app", ["torch", "onnxruntime", "sqlalchemy", "plaudit.serving", "plaudit.learner"]),
         ("import plaudit.client", ["numpy", "pydantic", "typer", "rich", "plaudit.core.settings"]),
         ("import plaudit.cli.app", ["torch", "onnxruntime", "numpy", "sqlalchemy"]),

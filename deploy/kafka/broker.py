@@ -445,7 +445,7 @@ def _until_told_to_stop(cluster: Cluster) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description="Apache Kafka on this machine, for tests and trials.")
+    parser = argparse.ArgumentParser(description="Apache Kafka on this machine, for tests and experiments.")
     commands = parser.add_subparsers(required=True)
     for name, action, about in (
         ("start", _start, "run brokers until told to stop"),

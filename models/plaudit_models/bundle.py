@@ -4,14 +4,14 @@ Knows the folder format and nothing about where folders are kept (the registry) 
 
     trunk.onnx                content → embedding, base_logits
     head.onnx                 embedding, base_logits → scores
-    candidate.onnx            texts of candidates → vectors (only of models that score text)
-    candidate_head.safetensors
-                              what was learned about candidates (only where something was)
+    candidate.onnx            texts of dynamic actions → vectors (only of models that score text)
+    dynamic_head.safetensors
+                              what was learned about dynamic actions (only where something was)
     weights.safetensors       the torch weights the trunk was exported from (absent for imported models)
     tokenizer.json            for text modalities
     trunk_golden.safetensors  recorded trunk inputs and the outputs they must give
     head_golden.safetensors   the scores the head must give for the trunk's golden outputs
-    candidate_golden.safetensors
+    text_scorer_golden.safetensors
                               recorded texts and the vectors that they must give
     manifest.json             digests of all of the above, and where the version came from
     card.md                   the same for people
@@ -36,7 +36,7 @@ WEIGHTS: Final = "weights.safetensors"
 TOKENIZER: Final = "tokenizer.json"
 TRUNK_GOLDEN: Final = "trunk_golden.safetensors"
 HEAD_GOLDEN: Final = "head_golden.safetensors"
-CANDIDATE_GOLDEN: Final = "candidate_golden.safetensors"
+CANDIDATE_GOLDEN: Final = "text_scorer_golden.safetensors"
 MANIFEST: Final = "manifest.json"
 CARD: Final = "card.md"
 TRUNK_FILES: Final = (TRUNK, WEIGHTS, TOKENIZER, TRUNK_GOLDEN, CANDIDATE, CANDIDATE_GOLDEN)

@@ -236,7 +236,7 @@ def action_texts(spec: ModelSpec, tokenizer: Tokenizer) -> Ids:
         LookupError: the spec has no text modality, or several.
     """
     texts = [_SEPARATORS.sub(" ", action).strip() for action in spec.actions]
-    return tokenize_all(texts, spec.candidate_modality[1], tokenizer)
+    return tokenize_all(texts, spec.dynamic_action_modality[1], tokenizer)
 
 
 def check_tensor(

@@ -4,7 +4,7 @@ Knows nothing about files, transports or torch. A spec is written by an ML engin
 ``plaudit.toml`` and travels inside every version's manifest.
 
 Notation:
-    b: batch size, m: number of modalities, a: number of actions, d: embedding size, k: number of candidates
+    b: batch size, m: number of modalities, a: number of actions, d: embedding size, k: number of dynamic actions
 
 Trunk graph (``trunk.onnx``), content → embedding and base logits:
     inputs, one per modality under the modality's name, in spec order:
@@ -18,9 +18,9 @@ Trunk graph (``trunk.onnx``), content → embedding and base logits:
 Head graph (``head.onnx``), embedding and base logits → action scores:
     inputs ``embedding`` and ``base_logits`` as above;
     output ``scores`` float32 ``[b, a]``, unnormalised log-probabilities.
-Candidate graph (``candidate.onnx``), only of a model that scores text; texts of candidates → what scores them:
-    input ``tokens`` int64 ``[k, max_tokens]``, as those of the text modality;
-    output ``vectors`` float32 ``[k, d]``: the base logits of the candidates are ``embedding · vectorsᵀ``.
+Dynamic action graph (``candidate.onnx``), only of a model that scores text; texts of dynamic actions → what scores
+    them: input ``tokens`` int64 ``[k, max_tokens]``, as those of the text modality;
+    output ``vectors`` float32 ``[k, d]``: the base logits of the dynamic actions are ``embedding · vectorsᵀ``.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class ModelSpec:
 
     ``actions`` is the action set in index order: action i of every ``[.., a]`` array is ``actions[i]``. ``outputs`` are
     the native ones of a graph that was imported; a graph of our own has none but the contract's. ``scores_text`` adds
-    the candidate graph, so that a request may list candidates of its own; it takes exactly one text modality.
+    the candidate graph, so that a request may list dynamic actions of its own; it takes exactly one text modality.
     """
 
     name: str
@@ -174,8 +174,10 @@ class ModelSpec:
         return any(-1 in modality.shape for modality in self.modalities.values())
 
     @property
-    def candidate_modality(self) -> tuple[str, TextModality]:
-        """Name and kind of the modality whose texts candidates are like. Raises LookupError if there is not one."""
+    def dynamic_action_modality(self) -> tuple[str, TextModality]:
+        """Name and kind of the modality whose texts dynamic actions are like. Raises LookupError if there is not
+        one.
+        """
         texts = [(name, each) for name, each in self.modalities.items() if isinstance(each, TextModality)]
         if len(texts) != 1:
             raise LookupError(f"{self.name!r} has {len(texts)} text modalities, not one")
@@ -203,7 +205,7 @@ class ModelSpec:
             if its.required and not modality.required:
                 return f"modality {name!r} may not be left out"
         if self.scores_text and not other.scores_text:
-            return "it scores no candidates by their text"
+            return "it scores no dynamic actions by their text"
         return ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -303,17 +305,17 @@ def _problems(spec: ModelSpec) -> list[str]:
     if spec.embedding_size <= 0:
         problems.append(f"model.embedding_size: {spec.embedding_size} must be positive")
     if spec.scores_text:
-        problems += _candidate_problems(spec)
+        problems += _text_scorer_problems(spec)
     return problems
 
 
-def _candidate_problems(spec: ModelSpec) -> list[str]:
+def _text_scorer_problems(spec: ModelSpec) -> list[str]:
     texts = [name for name, modality in spec.modalities.items() if isinstance(modality, TextModality)]
     problems = []
     if len(texts) != 1:
         problems.append(
-            f"model.scores_text: true needs exactly one text modality, whose encoder reads the candidates; there are "
-            f"{texts}"
+            f"model.scores_text: true needs exactly one text modality, whose encoder reads the dynamic actions; "
+            f"there are {texts}"
         )
     if spec.outputs:
         problems.append("model.scores_text: true, but a graph that was imported has nothing that scores text")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plaudit.adapters.kafka_assignor import share_out
+from plaudit.adapters.log.kafka.assignor import share_out
 
 
 def _settle(owned: dict[str, set[int]], count: int) -> tuple[dict[str, set[int]], int]:

@@ -15,15 +15,15 @@ import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.net.compat import KafkaNetClient
 
-from builders import a_decision, some_feedback
-from kafka_broker import Cluster, Kafka, need_broker
-from plaudit.adapters.kafka_cluster import KafkaConnection, TopicPlan, _patient, find_topics
-from plaudit.adapters.kafka_log import KafkaLog
-from plaudit.adapters.seats import Seat
+from plaudit.adapters.log.kafka.cluster import KafkaConnection, TopicPlan, _patient, find_topics
+from plaudit.adapters.log.kafka.log import KafkaLog
+from plaudit.adapters.log.process_slot import ProcessSlot
 from plaudit.core.errors import InvalidInput, LogUnavailable
 from plaudit.core.events import DeadLetter, Decision, Feedback, TextContent, Topic
-from plaudit.core.ports import EventReader, Poison, Positions, Record
+from plaudit.core.ports.log import EventReader, Positions, Record, UnreadableRecord
 from plaudit.core.wire import encode_event
+from support.builders import a_decision, some_feedback
+from support.kafka_broker import Cluster, Kafka, need_broker
 
 pytestmark = pytest.mark.kafka
 
@@ -62,7 +62,7 @@ def feedback_ids(records: Sequence[Record]) -> list[str]:
 
 
 def problems(records: Sequence[Record]) -> list[str]:
-    return [record.event.problem for record in records if isinstance(record.event, Poison)]
+    return [record.event.problem for record in records if isinstance(record.event, UnreadableRecord)]
 
 
 def positions(records: Sequence[Record]) -> Callable[[], Positions]:
@@ -90,7 +90,7 @@ def test_topics_are_made_as_the_settings_say(kafka: Kafka) -> None:
         Topic.FEEDBACK: 3,
         Topic.DEAD_LETTER: 1,
         Topic.VERSIONS: 1,
-        Topic.TRIALS: 1,
+        Topic.EXPERIMENTS: 1,
     }
     assert found[Topic.FEEDBACK].configs["retention.ms"] == "100000"
     assert found[Topic.DEAD_LETTER].configs["retention.ms"] == "-1"
@@ -183,7 +183,7 @@ def test_a_record_of_50_mb_is_poison_and_its_dead_letter_fits(kafka: Kafka) -> N
         log.append([some_feedback("p", feedback_id="f2")])
         before, poisoned, after = read_all(log)
         assert feedback_ids([before, after]) == ["f1", "f2"]
-        assert isinstance(poisoned.event, Poison)
+        assert isinstance(poisoned.event, UnreadableRecord)
         assert poisoned.event.payload == payload
         log.append([DeadLetter(poisoned.topic, poisoned.position, poisoned.event.problem, payload, 1.0)])
         (letter,) = (record.event for record in read_all(log, [Topic.DEAD_LETTER]))
@@ -400,7 +400,7 @@ def test_readers_of_a_group_share_and_hand_over(kafka: Kafka) -> None:
 
 def test_who_takes_a_readers_seat_goes_on_in_its_place_at_once(kafka: Kafka, tmp_path: Path) -> None:
     """Though the one before is, for all that the brokers know, still there: killed a moment ago, or stuck."""
-    seat = Seat(tmp_path)
+    seat = ProcessSlot(tmp_path)
     with contextlib.closing(kafka.log(seat=seat)) as log:
         log.append([some_feedback("p", feedback_id=f"f{number}") for number in range(4)])
         before = log.reader("g", BOTH, dict)
@@ -413,7 +413,7 @@ def test_who_takes_a_readers_seat_goes_on_in_its_place_at_once(kafka: Kafka, tmp
 def test_a_reader_with_a_seat_leaves_the_group_when_it_is_closed(
     kafka: Kafka, admin: KafkaAdminClient, tmp_path: Path
 ) -> None:
-    with contextlib.closing(kafka.log(seat=Seat(tmp_path))) as log:
+    with contextlib.closing(kafka.log(seat=ProcessSlot(tmp_path))) as log:
         log.append([some_feedback("p", feedback_id="f")])
         reader = log.reader("g", BOTH, dict)
         read(reader, 1)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from builders import a_decision, some_feedback
-from kafka_broker import ROOT, Cluster, Kafka, broker, need_broker
 from plaudit.core.events import Topic
 from plaudit.core.wire import encode_event
+from support.builders import a_decision, some_feedback
+from support.kafka_broker import ROOT, Cluster, Kafka, broker, need_broker
 
 pytestmark = pytest.mark.kafka
 

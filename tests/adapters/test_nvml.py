@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from deployment import deployed
 from plaudit import compose
-from plaudit.adapters.nvml import gpus
+from plaudit.adapters.runtime.nvml import gpus
 from plaudit.core.settings import load_settings
+from support.deployment import deployed
 
 
 class Lost(Exception):

@@ -11,8 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from plaudit.adapters.onnx_import import CannotImport, ImportOptions, import_onnx
-from plaudit.adapters.onnx_runtime import OnnxRuntime
+from plaudit.adapters.runtime.importer import CannotImport, ImportOptions, import_onnx
+from plaudit.adapters.runtime.onnx import OnnxRuntime
 from plaudit_models.bundle import CARD
 from plaudit_models.preprocess import Batch
 from plaudit_models.spec import OutputSpec, TensorModality

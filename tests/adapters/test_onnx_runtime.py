@@ -13,8 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 from safetensors.numpy import load_file, save_file
 
-from builders import run_graph, tiny_bundle, tiny_content, tiny_head_refresh, tiny_spec, trunk_inputs
-from plaudit.adapters.onnx_runtime import OnnxRuntime
+from plaudit.adapters.runtime.onnx import OnnxRuntime
 from plaudit_models.bundle import (
     HEAD,
     HEAD_GOLDEN,
@@ -28,6 +27,7 @@ from plaudit_models.bundle import (
     verify,
 )
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING, SCORES, TensorModality
+from support.builders import run_graph, tiny_bundle, tiny_content, tiny_head_refresh, tiny_spec, trunk_inputs
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -16,8 +17,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from builders import golden_inputs, run_graph, tiny_bundle, tiny_spec
-from plaudit.adapters.onnx_session import (
+from plaudit.adapters.runtime.session import (
     CPU,
     CUDA,
     TENSORRT,
@@ -30,6 +30,7 @@ from plaudit.adapters.onnx_session import (
 from plaudit.core.errors import ConfigError
 from plaudit_models.bundle import TRUNK
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING
+from support.builders import golden_inputs, run_graph, tiny_bundle, tiny_spec
 
 ON_CPU = [(CPU, {})]
 
@@ -243,7 +244,9 @@ def test_a_gpu_gives_what_the_processor_gives(trunk, cuda_graphs):
 @needs_gpu
 def test_the_benchmark_of_a_gpu_measures_every_model_and_batch(tmp_path):
     command = [sys.executable, "-m", "benchmarks.gpu", "--seconds", "0.05", "--out", str(tmp_path / "out.json")]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], check=False, timeout=250)
+    root = Path(__file__).parents[2]
+    env = {**os.environ, "PYTHONPATH": f"{root / 'tests'}:{root}"}
+    done = subprocess.run(command, cwd=root, env=env, check=False, timeout=250)
     assert done.returncode == 0
     measured = json.loads((tmp_path / "out.json").read_text())
     assert list(measured) == ["small", "base"]

@@ -19,13 +19,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from builders import NOW_S, a_decision, some_feedback
-from kafka_broker import Cluster, Kafka, need_broker
-from plaudit.adapters.spooled_log import SpooledLog
-from plaudit.adapters.sqlite_log import SqliteLog
+from plaudit.adapters.log.spooled import SpooledLog
+from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.core.errors import InvalidInput, LogUnavailable
 from plaudit.core.events import DeadLetter, Event, Feedback, TextContent, Topic
-from plaudit.core.ports import Appended
+from plaudit.core.ports.log import Appended
+from support.builders import NOW_S, a_decision, some_feedback
+from support.kafka_broker import Cluster, Kafka, need_broker
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 60.0
@@ -197,7 +197,7 @@ def test_what_was_spooled_survives_kill_9_and_goes_first_after_a_restart(inner: 
         f"""
         import os, signal, sys
         from pathlib import Path
-        from builders import some_feedback
+        from support.builders import some_feedback
         from test_spooled_log import Moody, spooled
         inner = Moody(Path({str(inner._path)!r}))
         inner.away = True

@@ -15,16 +15,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
-import builders
-from deployment import PLAUDIT, Service, deployed
 from plaudit import compose
 from plaudit.client import Client, ClientError
 from plaudit.core.events import Content, EncodedContent, TensorContent, TextContent
-from plaudit.core.rollout import on_trial
+from plaudit.core.rollout import in_experiment
 from plaudit.core.settings import load_settings
+from plaudit_models.bandit.head import IR_VERSION, OPSET
 from plaudit_models.bundle import HEAD, HEAD_GOLDEN, TRUNK_GOLDEN, read_manifest, seal
-from plaudit_models.head import IR_VERSION, OPSET
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING, SCORES
+from support import builders
+from support.deployment import PLAUDIT, Service, deployed
 
 
 @dataclass
@@ -60,17 +60,17 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
         up.kill()
 
 
-def test_a_trial_from_the_shell(shop: Shop) -> None:
-    assert "no version is on trial" in shop.run("canary").stdout
+def test_a_experiment_from_the_shell(shop: Shop) -> None:
+    assert "no version is in an experiment" in shop.run("canary").stdout
     nothing = shop.run("canary", "stop")
-    assert (nothing.returncode, "no version is on trial" in nothing.stderr) == (1, True)
+    assert (nothing.returncode, "no version is in an experiment" in nothing.stderr) == (1, True)
     nothing = shop.run("canary", "promote")
-    assert (nothing.returncode, "no version is on trial" in nothing.stderr) == (1, True)
+    assert (nothing.returncode, "no version is in an experiment" in nothing.stderr) == (1, True)
 
     began = shop.json("canary", "start", "2", "--reason", "let us see")
     assert (began["candidate"], began["candidate_share"], began["reason"]) == (2, 0.25, "let us see")
     again = shop.run("canary", "start", "2")
-    assert "version: 2 is on trial already; stop that trial first (plaudit canary stop)" in again.stderr
+    assert "version: 2 is in an experiment already; stop that experiment first (plaudit canary stop)" in again.stderr
 
     registry = compose.model_registry(load_settings(shop.config))
     rollout = registry.rollout()
@@ -78,23 +78,23 @@ def test_a_trial_from_the_shell(shop: Shop) -> None:
         content = {"question": "which animal is it"}
         for user in [f"user {number}" for number in range(20)]:
             answer = client.predict(content, user_id=user)
-            assert (answer.version == 2) == on_trial(rollout, user)
+            assert (answer.version == 2) == in_experiment(rollout, user)
             client.thumbs_up(answer)
-    trial: dict[str, Any] | None = None
-    while trial is None or trial["n"] < 10 or trial["answers"]["live"]["answered"] == 0:
-        trial = shop.json("canary")["trial"]
+    experiment: dict[str, Any] | None = None
+    while experiment is None or experiment["n"] < 10 or experiment["answers"]["live"]["answered"] == 0:
+        experiment = shop.json("canary")["experiment"]
     shown = shop.run("canary").stdout
-    assert "version 2 is on trial with 25% of the users" in shown
-    assert "trial of version 2 with 25% of the users: under way" in shown
+    assert "version 2 is in an experiment with 25% of the users" in shown
+    assert "experiment of version 2 with 25% of the users: under way" in shown
     assert "for more failures" in shown
-    assert "trial of version 2" in shop.run("versions", "show", "2").stdout
+    assert "experiment of version 2" in shop.run("versions", "show", "2").stdout
 
     promoted = shop.json("canary", "promote")
     assert (promoted["live"], promoted["candidate"]) == (2, None)
     shown = ""
-    while "ended the trial" not in shown:
+    while "ended the experiment" not in shown:
         shown = shop.run("versions", "show", "2").stdout
-    assert "trial of version 2 with 25% of the users: promote" in shown
+    assert "experiment of version 2 with 25% of the users: promote" in shown
 
 
 def brittle_bundle(folder: Path) -> None:

@@ -14,10 +14,10 @@ import grpc
 import numpy as np
 import pytest
 
-import builders
 from plaudit.cli import main
 from plaudit.v1 import feedback_pb2
-from recording_server import Recorder, recording_server
+from support import builders
+from support.recording_server import Recorder, recording_server
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def test_predict_allows_all_actions_unless_told(shell, server):
 def test_predict_sends_candidates(shell, server):
     given = ("--candidate", "block=block a card", "--candidate", "pin=change = PIN")
     assert shell("predict", "--content", "question=hi", *given).code == 0
-    sent = [(each.id, each.text) for each in server.received[0].candidates]
+    sent = [(each.id, each.text) for each in server.received[0].dynamic_actions]
     assert sent == [("block", "block a card"), ("pin", "change = PIN")]
 
 

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builders import a_decision, some_feedback
-from plaudit.adapters.sql_store import SqlStore, sqlite_url
-from plaudit.adapters.sqlite_log import SqliteLog
+from plaudit.adapters.log.sqlite import SqliteLog
+from plaudit.adapters.store.sql import SqlStore, sqlite_url
 from plaudit.cli import main
 from plaudit.core.events import DeadLetter, Decision, Features, Thumb
 from plaudit.core.experience import FeedbackState
-from plaudit.core.ports import Arrivals, Kept
+from plaudit.core.ports.store import IngestBatch, StoredFeedback
 from plaudit.core.wire import encode_event
+from support.builders import a_decision, some_feedback
 
 CONFIG = """
 [model]
@@ -146,7 +146,7 @@ def test_what_can_be_read_and_not_used_is_left(shell: Shell, data_dir: Path, eve
 def test_orphans_are_listed(shell: Shell, data_dir: Path) -> None:
     store = SqlStore(sqlite_url(data_dir / "experiences.sqlite"))
     orphan = some_feedback("gone", feedback_id="f1", user_id="ada", time_s=1.0)
-    store.take_in(Arrivals(feedback=[Kept(orphan, FeedbackState.WAITING)], arrived=[orphan], waiting=1))
+    store.take_in(IngestBatch(feedback=[StoredFeedback(orphan, FeedbackState.WAITING)], arrived=[orphan], waiting=1))
     store.close()
     code, out, _ = shell("orphans", "--json")
     assert code == 0

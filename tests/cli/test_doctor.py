@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-import builders
 from plaudit import compose
 from plaudit.cli.doctor import examine
 from plaudit.cli.findings import Finding, State
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import Settings, load_settings
-from postgres_server import PASSWORD
-from recording_server import recording_server
+from support import builders
+from support.postgres_server import PASSWORD
+from support.recording_server import recording_server
 
 FREE = {"serving": {"port": 0, "metrics_port": 0}, "learner": {"metrics_port": 0}}
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from kafka import KafkaAdminClient
 
-import builders
-from kafka_broker import Cluster, Kafka, need_broker
 from plaudit import compose
 from plaudit.cli.doctor import examine
 from plaudit.cli.findings import Finding, State
 from plaudit.core.errors import ConfigError
 from plaudit.core.events import Topic
 from plaudit.core.settings import Settings, load_settings
+from support import builders
+from support.kafka_broker import Cluster, Kafka, need_broker
 
 pytestmark = pytest.mark.kafka
 
@@ -128,8 +128,8 @@ def test_nobody_there(tmp_path: Path) -> None:
 def test_a_missing_library_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    monkeypatch.delitem(sys.modules, "plaudit.adapters.kafka_log", raising=False)
-    monkeypatch.delitem(sys.modules, "plaudit.adapters.kafka_cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "plaudit.adapters.log.kafka.log", raising=False)
+    monkeypatch.delitem(sys.modules, "plaudit.adapters.log.kafka.cluster", raising=False)
     monkeypatch.setitem(sys.modules, "kafka", None)
     with pytest.raises(ConfigError, match=r"pip install 'plaudit\[kafka\]'"):
         compose.event_log(settings_for(Kafka("127.0.0.1:9"), tmp_path))

@@ -13,8 +13,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from deployment import PLAUDIT, Service
 from plaudit.client import Client, tensor
+from support.deployment import PLAUDIT, Service
 
 
 @pytest.fixture

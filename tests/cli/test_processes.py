@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-import builders
-from deployment import PLAUDIT, Service, deployed
 from plaudit import compose
 from plaudit.client import Client, tensor
 from plaudit.core.events import Topic
 from plaudit.core.settings import load_settings
+from support import builders
+from support.deployment import PLAUDIT, Service, deployed
 
 ONLY_SERVE = """
 import sys
@@ -193,7 +193,9 @@ def test_several_processes_share_the_port_and_one_that_is_killed_is_started_agai
 
 
 def test_processes_that_are_killed_while_scraped_and_reporting_leave_the_page_and_the_log_whole(config, start):
-    """Kill -9 of one of two, three times, right after both have reported on a trial; the page is read all along."""
+    """Kill -9 of one of two, three times, right after both have reported on an experiment; the page is read all
+    along.
+    """
     builders.tiny_bundle(config.parent / "second", seed=9)
     compose.model_registry(load_settings(config)).publish(config.parent / "second")
     service = start(*PLAUDIT, "serve", "--config", str(config), "--json", "--processes", "2")
@@ -252,14 +254,15 @@ def test_a_console_that_is_killed_leaves_nothing_behind_and_disturbs_nobody(conf
 
 
 class _Reports:
-    """Reads what services report of a trial, and asks them things meanwhile, so that there is something to report.
+    """Reads what services report of an experiment, and asks them things meanwhile, so that there is something to
+    report.
 
     Attributes:
         numbers: of the reports of each replica, in the order of the log.
     """
 
     def __init__(self, log: Any, target: str) -> None:
-        self._reader = log.reader("test", [Topic.TRIALS], start=dict)
+        self._reader = log.reader("test", [Topic.EXPERIMENTS], start=dict)
         self._target = target
         self.numbers: dict[str, list[int]] = {}
 

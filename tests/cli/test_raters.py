@@ -12,11 +12,11 @@ import pytest
 
 from plaudit.cli import main
 from plaudit.compose import experience_store
-from plaudit.core.ports import Changes, ExperienceStore
+from plaudit.core.ports.store import ExperienceStore, LeaderCommit
 from plaudit.core.settings import Settings
-from plaudit.learner.knowledge import RATERS
-from plaudit.learner.orders import unheeded
-from plaudit_models.raters import Raters
+from plaudit.learner.online.rater_commands import unheeded
+from plaudit.learner.state import RATERS
+from plaudit_models.evaluation.raters import Raters
 
 Shell = Callable[..., str]
 
@@ -44,7 +44,7 @@ def store(tmp_path: Path) -> Iterator[ExperienceStore]:
     _, raters = Raters().admit(["ada"] * 3 + ["mallory"] * 2, cap=0.5)
     raters, _ = raters.hear(["ada"], np.array([1.0]), np.array([1.0]), np.array([1.0]))
     store.lead()
-    store.save(Changes(memory={RATERS: raters.set_standing("mallory", "quarantined").to_bytes()}))
+    store.save(LeaderCommit(memory={RATERS: raters.set_trust_level("mallory", "quarantined").to_bytes()}))
     yield store
     store.close()
 
@@ -52,8 +52,8 @@ def store(tmp_path: Path) -> Iterator[ExperienceStore]:
 def test_the_list_says_who_counts_for_what(shell: Shell, store: ExperienceStore) -> None:
     """Ada agrees with what is beyond doubt: (1 + 0.8·4)/(1 + 4) = 0.84, reliability 0.92."""
     ada, mallory = json.loads(shell("list", "--json"))[::-1]
-    assert (ada["user"], ada["n"], ada["standing"]) == ("ada", 1, "heard")
-    assert (mallory["user"], mallory["standing"]) == ("mallory", "quarantined")
+    assert (ada["user"], ada["n"], ada["trust_level"]) == ("ada", 1, "heard")
+    assert (mallory["user"], mallory["trust_level"]) == ("mallory", "quarantined")
     assert ada["reliability"] == pytest.approx(0.92)
     assert [row["user"] for row in json.loads(shell("list", "--quarantined", "--json"))] == ["mallory"]
     table = shell("list")
@@ -63,9 +63,9 @@ def test_the_list_says_who_counts_for_what(shell: Shell, store: ExperienceStore)
 
 def test_orders_wait_for_the_learner(shell: Shell, store: ExperienceStore) -> None:
     assert "mallory: trusted, as soon as the learner looks" in shell("release", "mallory")
-    assert json.loads(shell("quarantine", "ada", "--json")) == {"user": "ada", "standing": "quarantined"}
+    assert json.loads(shell("quarantine", "ada", "--json")) == {"user": "ada", "trust_level": "quarantined"}
     assert unheeded(store).todo == {"mallory": "trusted", "ada": "quarantined"}
-    store.save(Changes(memory=unheeded(store).heeded))
+    store.save(LeaderCommit(memory=unheeded(store).heeded))
     assert unheeded(store).todo == {}
     shell("quarantine", "mallory")
     assert unheeded(store).todo == {"mallory": "quarantined"}

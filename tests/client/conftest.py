@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from plaudit.client import AsyncClient, Client
-from recording_server import Recorder, recording_server
+from support.recording_server import Recorder, recording_server
 
 Call = Callable[..., Any]
 """``call("predict", {...}, user_id="ada")``: one method of the client under test; streams come back as lists."""

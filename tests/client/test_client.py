@@ -52,30 +52,30 @@ def test_no_allowed_action_is_refused_before_it_would_mean_all(call, server):
 
 
 def test_candidates_are_sent_in_their_order(call, server):
-    call("predict", {"text": "hi"}, candidates={"b": "block a card", "a": "change a PIN"})
-    sent = [(each.id, each.text) for each in server.received[0].candidates]
+    call("predict", {"text": "hi"}, dynamic_actions={"b": "block a card", "a": "change a PIN"})
+    sent = [(each.id, each.text) for each in server.received[0].dynamic_actions]
     assert sent == [("b", "block a card"), ("a", "change a PIN")]
 
 
 @pytest.mark.parametrize(
-    ("candidates", "complaint"),
+    ("dynamic_actions", "complaint"),
     [
         ({}, "{} lists nothing to pick"),
         (["a", "b"], "list is no mapping; give the text of each by its id"),
         ({"a": 3}, "'a': 3 is not an id and its text"),
     ],
 )
-def test_candidates_that_cannot_be_sent(call, server, candidates, complaint):
+def test_candidates_that_cannot_be_sent(call, server, dynamic_actions, complaint):
     with pytest.raises(ClientError, match=complaint) as refused:
-        call("predict", {"text": "hi"}, candidates=candidates)
-    assert refused.value.field == "candidates"
+        call("predict", {"text": "hi"}, dynamic_actions=dynamic_actions)
+    assert refused.value.field == "dynamic_actions"
     assert server.received == []
 
 
 @pytest.mark.parametrize(
     ("message", "field"),
     [
-        ("candidates[3].text: '' is blank", "candidates[3].text"),
+        ("dynamic_actions[3].text: '' is blank", "dynamic_actions[3].text"),
         ("allowed_actions[0]: 'x' is not an action", "allowed_actions[0]"),
         ('content["a"]: is empty', 'content["a"]'),
         ("everything: went wrong", "everything"),

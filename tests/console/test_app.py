@@ -15,8 +15,7 @@ from typing import Any
 import grpc
 import pytest
 
-import builders
-from plaudit.adapters.directory_registry import DirectoryCatalog
+from plaudit.adapters.registry.directory import DirectoryCatalog
 from plaudit.client import AsyncClient
 from plaudit.console.app import application, finite
 from plaudit.console.judged import Judged
@@ -25,7 +24,8 @@ from plaudit.console.server import open_port, serve
 from plaudit.core.errors import ConfigError
 from plaudit.core.rollout import Change, promote
 from plaudit.v1 import content_pb2, feedback_pb2, model_pb2
-from recording_server import Recorder, recording_server
+from support import builders
+from support.recording_server import Recorder, recording_server
 
 
 class Samples:

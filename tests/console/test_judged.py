@@ -8,9 +8,9 @@ import pytest
 
 from plaudit.console import judged
 from plaudit.console.judged import Judged, last_number
-from plaudit.core.experience import Experience, Judgement, Served
+from plaudit.core.experience import DecisionHeader, Experience, Label
 
-SERVED = Served("p", 1.0, "ada", 1, "cat", 0.5, ("cat", "dog"), False, ("image",))
+SERVED = DecisionHeader("p", 1.0, "ada", 1, "cat", 0.5, ("cat", "dog"), False, ("image",))
 
 
 class Experiences:
@@ -32,7 +32,7 @@ class Experiences:
 
 
 def _experience(number: int, reward: float | None) -> Experience:
-    return Experience(number, SERVED, None if reward is None else Judgement({"cat": reward}, 1.0))
+    return Experience(number, SERVED, None if reward is None else Label({"cat": reward}, 1.0))
 
 
 class Clock:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from builders import NOW_S, tiny_bundle, tiny_head_refresh, tiny_spec
-from plaudit.adapters.directory_registry import DirectoryRegistry
+from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.console.families import families
 from plaudit.console.loop import changes, view, went_live_s
 from plaudit.console.ports import Learning
 from plaudit.console.satisfaction import Rewarded
 from plaudit.core.rollout import Change, Rollout, end_canary, pin, promote, refresh, revert, start_canary
+from support.builders import NOW_S, tiny_bundle, tiny_head_refresh, tiny_spec
 
 
 class Latest:
@@ -36,7 +36,7 @@ def _change(time_s: float) -> Change:
 
 @pytest.fixture
 def registry(tmp_path: Path) -> DirectoryRegistry:
-    """Version 1, its refresh 2, and 3 on a trunk of its own; 2 is live, 3 on trial."""
+    """Version 1, its refresh 2, and 3 on a trunk of its own; 2 is live, 3 in an experiment."""
     registry = DirectoryRegistry(tmp_path / "registry", tiny_spec().name)
     tiny_bundle(tmp_path / "a")
     registry.publish(tmp_path / "a")
@@ -99,10 +99,10 @@ def test_a_plain_refresh_is_no_change_and_a_revert_is_one():
     third = refresh(second, 3, _change(3.0))
     back = revert(third, _change(4.0))
     pinned = pin(back, 1, _change(5.0))
-    trial = start_canary(replace(pinned, pinned=False), 4, 0.1, _change(6.0))
-    over = end_canary(trial, _change(7.0))
-    ledger = [first, second, third, back, pinned, trial, over]
-    assert changes(ledger) == [first, back, pinned, trial, over]
+    experiment = start_canary(replace(pinned, pinned=False), 4, 0.1, _change(6.0))
+    over = end_canary(experiment, _change(7.0))
+    ledger = [first, second, third, back, pinned, experiment, over]
+    assert changes(ledger) == [first, back, pinned, experiment, over]
     assert went_live_s(ledger) == {1: 4.0, 2: 2.0, 3: 3.0}
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-import builders
-from deployment import PLAUDIT, Service, deployed
 from plaudit import compose
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import load_settings
 from plaudit_models.spec import ModelSpec, TextModality
-from programs import chromium
+from support import builders
+from support.deployment import PLAUDIT, Service, deployed
+from support.programs import chromium
 
 pytestmark = pytest.mark.browser
 

@@ -18,13 +18,13 @@ from pathlib import Path
 import pytest
 from kafka import KafkaProducer
 
-from builders import NOW_S, a_decision, some_feedback
-from kafka_broker import Kafka
-from plaudit.adapters.spooled_log import SpooledLog
-from plaudit.adapters.sqlite_log import SqliteLog
+from plaudit.adapters.log.spooled import SpooledLog
+from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.core.errors import LogUnavailable
 from plaudit.core.events import DeadLetter, Decision, Event, Feedback, RolloutChanged, Thumb, Topic
-from plaudit.core.ports import EventLog, EventReader, Poison, Record
+from plaudit.core.ports.log import EventLog, EventReader, Record, UnreadableRecord
+from support.builders import NOW_S, a_decision, some_feedback
+from support.kafka_broker import Kafka
 
 ALL_TOPICS = tuple(Topic)
 ROOT = Path(__file__).parents[2]
@@ -69,7 +69,7 @@ def sqlite_adapter(folder: Path) -> Adapter:
     return Adapter(
         open=lambda: SqliteLog(path),
         open_source=f"SqliteLog(Path({str(path)!r}))",
-        imports="from plaudit.adapters.sqlite_log import SqliteLog",
+        imports="from plaudit.adapters.log.sqlite import SqliteLog",
         write_raw=write_raw,
         looks_up=True,
     )
@@ -84,7 +84,7 @@ def _spooled(request: pytest.FixtureRequest) -> Adapter:
         inner,
         open=lambda: SpooledLog(inner.open(), spool, **limits),
         open_source=f"SpooledLog({inner.open_source}, Path({str(spool)!r}), **{limits!r})",
-        imports=f"{inner.imports}; from plaudit.adapters.spooled_log import SpooledLog",
+        imports=f"{inner.imports}; from plaudit.adapters.log.spooled import SpooledLog",
     )
 
 
@@ -135,7 +135,11 @@ def of(topic: Topic, records: Sequence[Record]) -> list[Record]:
 def ids(records: Sequence[Record]) -> list[str]:
     """Feedback ids of feedback records, prediction ids of decisions."""
     events = [record.event for record in records]
-    return [e.feedback_id if isinstance(e, Feedback) else e.prediction_id for e in events if not isinstance(e, Poison)]  # type: ignore[union-attr]
+    return [
+        e.feedback_id if isinstance(e, Feedback) else e.prediction_id
+        for e in events
+        if not isinstance(e, UnreadableRecord)
+    ]  # type: ignore[union-attr]
 
 
 def spawn(adapter: Adapter, body: str) -> subprocess.Popen[str]:
@@ -144,7 +148,7 @@ def spawn(adapter: Adapter, body: str) -> subprocess.Popen[str]:
         [
             "import sys, resource",
             "from pathlib import Path",
-            "from builders import a_decision, some_feedback",
+            "from support.builders import a_decision, some_feedback",
             "from plaudit.core.errors import LogUnavailable",
             adapter.imports,
             f"log = {adapter.open_source}",
@@ -311,7 +315,7 @@ def test_poison_is_handed_on_and_does_not_stop_the_reader(adapter: Adapter, log:
     log.append([a_decision("p2")])
     records = read_all(log)
     (poison,) = (record.event for record in of(Topic.FEEDBACK, records))
-    assert isinstance(poison, Poison)
+    assert isinstance(poison, UnreadableRecord)
     assert poison.payload == b"\xff\xff not protobuf"
     assert Topic.FEEDBACK in poison.problem
     assert ids(of(Topic.DECISIONS, records)) == ["p1", "p2"]

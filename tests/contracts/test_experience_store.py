@@ -13,21 +13,30 @@ import numpy as np
 import pytest
 from sqlalchemy import create_engine, text
 
-from builders import NOW_S, a_decision, some_feedback, tiny_content
-from plaudit.adapters.sql_store import SqlStore, sqlite_url
+from plaudit.adapters.store.sql import SqlStore, sqlite_url
 from plaudit.core.errors import ConfigError, StoreMoved, StoreUnavailable, WrongStore
-from plaudit.core.events import Candidate, Decision, EncodedContent, Features, Feedback
-from plaudit.core.experience import Experience, FeedbackState, Judgement, served
-from plaudit.core.ports import Arrivals, Changes, ExperienceStore, Fate, History, Judged, Kept, Standing
-from postgres_server import PASSWORD, PostgresServer
+from plaudit.core.events import Decision, DynamicAction, EncodedContent, Features, Feedback
+from plaudit.core.experience import Experience, FeedbackState, Label, header_of
+from plaudit.core.ports.store import (
+    ExperienceStore,
+    FeedbackStatus,
+    IngestBatch,
+    IntakeStats,
+    LabelUpdate,
+    LeaderCommit,
+    PredictionHistory,
+    StoredFeedback,
+)
+from support.builders import NOW_S, a_decision, some_feedback, tiny_content
+from support.postgres_server import PASSWORD, PostgresServer
 
 ADAPTERS: dict[str, Callable[[Path, pytest.FixtureRequest], str]] = {
     "sqlite": lambda folder, request: sqlite_url(folder / "learner.db"),
     "postgres": lambda folder, request: request.getfixturevalue("postgres").create_database(),
 }
 TRUNK = "f1" * 32
-GOOD = Judgement({"cat": 1.0}, 1.0)
-BAD = Judgement({"cat": 0.0}, 1.0)
+GOOD = Label({"cat": 1.0}, 1.0)
+BAD = Label({"cat": 0.0}, 1.0)
 
 
 @pytest.fixture(params=sorted(ADAPTERS))
@@ -59,27 +68,27 @@ def store(open_store: Callable[[], ExperienceStore]) -> ExperienceStore:
 def make_experiences(store: ExperienceStore, n: int) -> list[Experience]:
     """The experiences 1 … n, about p1 … pn."""
     decisions = [a_decision(f"p{i + 1}") for i in range(n)]
-    store.take_in(Arrivals(decisions=decisions, judged=[Judged(d.prediction_id, GOOD) for d in decisions]))
-    return [Experience(i + 1, served(decision), GOOD) for i, decision in enumerate(decisions)]
+    store.take_in(IngestBatch(decisions=decisions, judged=[LabelUpdate(d.prediction_id, GOOD) for d in decisions]))
+    return [Experience(i + 1, header_of(decision), GOOD) for i, decision in enumerate(decisions)]
 
 
 def between_candidates(prediction_id: str) -> Decision:
-    """A decision between three candidates."""
-    candidates = (Candidate("a", "one"), Candidate("b", "two"), Candidate("c — é", 'the "third"\n\0'))
+    """A decision between three dynamic actions."""
+    dynamic_actions = (DynamicAction("a", "one"), DynamicAction("b", "two"), DynamicAction("c — é", 'the "third"\n\0'))
     features = Features(TRUNK, np.ones(8, np.float32), np.array([0.5, -1.0, 2.0], np.float32))
-    return a_decision(prediction_id, action="b", candidates=candidates, features=features)
+    return a_decision(prediction_id, action="b", dynamic_actions=dynamic_actions, features=features)
 
 
-def judge_again(store: ExperienceStore, prediction_id: str, judgement: Judgement | None) -> None:
+def judge_again(store: ExperienceStore, prediction_id: str, label: Label | None) -> None:
     before = store.histories([prediction_id])[prediction_id].experience
-    store.take_in(Arrivals(judged=[Judged(prediction_id, judgement, before)]))
+    store.take_in(IngestBatch(judged=[LabelUpdate(prediction_id, label, before)]))
 
 
 def test_a_fresh_store_knows_nothing(store: ExperienceStore) -> None:
     assert store.positions() == {}
-    assert store.standing() == Standing()
+    assert store.intake_stats() == IntakeStats()
     assert store.recall("anything") is None
-    assert store.histories(["p"]) == {"p": History(None, [], None)}
+    assert store.histories(["p"]) == {"p": PredictionHistory(None, [], None)}
     assert store.experiences() == []
     assert store.revisions(10, 10) == []
 
@@ -90,24 +99,24 @@ def test_everything_saved_is_there_after_reopening(
     decision = a_decision(
         "p1", allowed_actions=("cat", "dog"), greedy=True, user_group="premium", content=tiny_content()
     )
-    kept = Kept(some_feedback("p1", feedback_id="f1"), FeedbackState.DISCARDED, "no reason")
-    judgement = Judgement({"cat": 0.5}, 0.25, "dog")
+    kept = StoredFeedback(some_feedback("p1", feedback_id="f1"), FeedbackState.DISCARDED, "no reason")
+    label = Label({"cat": 0.5}, 0.25, "dog")
     store.take_in(
-        Arrivals(
+        IngestBatch(
             positions={"0": "7"},
             decisions=[decision],
             feedback=[kept],
-            judged=[Judged("p1", judgement)],
+            judged=[LabelUpdate("p1", label)],
             arrived=[kept.feedback],
             waiting=2,
             outcomes={"decision": 1, "feedback": 3},
         )
     )
-    store.save(Changes(probabilities={1: (0.1, 0.9, 0.0, 0.0)}, memory={"a": b"1", "b": b"2"}))
+    store.save(LeaderCommit(probabilities={1: (0.1, 0.9, 0.0, 0.0)}, memory={"a": b"1", "b": b"2"}))
     other = open_store()
-    experience = Experience(1, served(decision), judgement, (0.1, 0.9, 0.0, 0.0))
+    experience = Experience(1, header_of(decision), label, (0.1, 0.9, 0.0, 0.0))
     assert other.positions() == {"0": "7"}
-    assert other.standing() == Standing(
+    assert other.intake_stats() == IntakeStats(
         batches=1,
         last_number=1,
         feedback=1,
@@ -119,8 +128,8 @@ def test_everything_saved_is_there_after_reopening(
     )
     assert other.recall("a") == b"1"
     assert other.histories(["p1", "p2"]) == {
-        "p1": History(served(decision), [kept], experience),
-        "p2": History(None, [], None),
+        "p1": PredictionHistory(header_of(decision), [kept], experience),
+        "p2": PredictionHistory(None, [], None),
     }
     assert other.feedback(["f1", "f2"]) == {"f1": kept}
     assert other.experiences() == [experience]
@@ -129,26 +138,26 @@ def test_everything_saved_is_there_after_reopening(
 def test_candidates_stay_with_their_decision(store: ExperienceStore) -> None:
     """Their ids wherever the decision goes, their texts when asked for; features have a logit for each."""
     decision, plain = between_candidates("p1"), a_decision("p2")
-    store.take_in(Arrivals(decisions=[decision, plain], judged=[Judged("p1", Judgement({"b": 1.0}, 1.0))]))
-    assert store.candidates(["p1", "p2", "p3"]) == {"p1": decision.candidates, "p2": ()}
-    assert store.experiences()[0].served == served(decision)
-    assert store.experiences()[0].served.candidates == ("a", "b", "c — é")
+    store.take_in(IngestBatch(decisions=[decision, plain], judged=[LabelUpdate("p1", Label({"b": 1.0}, 1.0))]))
+    assert store.dynamic_actions(["p1", "p2", "p3"]) == {"p1": decision.dynamic_actions, "p2": ()}
+    assert store.experiences()[0].decision == header_of(decision)
+    assert store.experiences()[0].decision.dynamic_actions == ("a", "b", "c — é")
     assert store.experiences()[0].reward == 1.0
-    assert [placed.candidates for _, placed in store.silent(0, NOW_S + 1, 10)] == [("a", "b", "c — é"), ()]
+    assert [placed.dynamic_actions for _, placed in store.silent(0, NOW_S + 1, 10)] == [("a", "b", "c — é"), ()]
     assert decision.features is not None
     kept = store.features(["p1"], TRUNK)["p1"]
     np.testing.assert_array_equal(kept.base_logits, decision.features.base_logits)
     assert store.forget(NOW_S + 1e6, learned=1, limit=10) == 2
-    assert store.candidates(["p1"]) == {}
+    assert store.dynamic_actions(["p1"]) == {}
 
 
 def test_what_is_taken_in_adds_up(store: ExperienceStore) -> None:
     def feedback(id_: str, time_s: float) -> Feedback:
         return some_feedback(id_, feedback_id=id_, time_s=time_s)
 
-    store.take_in(Arrivals(arrived=[feedback("late", NOW_S + 9)], waiting=1, outcomes={"feedback": 1}))
-    store.take_in(Arrivals(arrived=[feedback("early", NOW_S)], waiting=-1, outcomes={"feedback": 1, "poison": 2}))
-    assert store.standing() == Standing(
+    store.take_in(IngestBatch(arrived=[feedback("late", NOW_S + 9)], waiting=1, outcomes={"feedback": 1}))
+    store.take_in(IngestBatch(arrived=[feedback("early", NOW_S)], waiting=-1, outcomes={"feedback": 1, "poison": 2}))
+    assert store.intake_stats() == IntakeStats(
         batches=2,
         feedback=2,
         last_feedback_id="early",
@@ -159,7 +168,7 @@ def test_what_is_taken_in_adds_up(store: ExperienceStore) -> None:
 
 def test_content_comes_back_as_it_was_sent(store: ExperienceStore) -> None:
     content = tiny_content(3)
-    store.take_in(Arrivals(decisions=[a_decision("p1", content=content), a_decision("p2", content={})]))
+    store.take_in(IngestBatch(decisions=[a_decision("p1", content=content), a_decision("p2", content={})]))
     found = store.contents(["p1", "p2", "p3"])
     assert found.keys() == {"p1", "p2"}
     assert found["p2"] == {}
@@ -172,8 +181,8 @@ def test_features_are_kept_per_trunk(store: ExperienceStore) -> None:
     """Those of the decision under the trunk that served, others under theirs."""
     decision = a_decision("p1")
     other = Features("aa" * 32, np.ones(3, np.float32), np.zeros(2, np.float32))
-    store.take_in(Arrivals(decisions=[decision]))
-    store.save(Changes(features={"p1": other}))
+    store.take_in(IngestBatch(decisions=[decision]))
+    store.save(LeaderCommit(features={"p1": other}))
     assert decision.features is not None
     np.testing.assert_array_equal(store.features(["p1"], TRUNK)["p1"].embedding, decision.features.embedding)
     np.testing.assert_array_equal(store.features(["p1"], TRUNK)["p1"].base_logits, decision.features.base_logits)
@@ -182,34 +191,34 @@ def test_features_are_kept_per_trunk(store: ExperienceStore) -> None:
 
 
 def test_a_decision_without_features_has_none(store: ExperienceStore) -> None:
-    store.take_in(Arrivals(decisions=[a_decision("p1", features=None)]))
+    store.take_in(IngestBatch(decisions=[a_decision("p1", features=None)]))
     assert store.features(["p1"], TRUNK) == {}
 
 
 def test_experiences_are_numbered_on_and_come_in_ranges(store: ExperienceStore) -> None:
     experiences = make_experiences(store, 2)
     decisions = [a_decision("q1"), a_decision("q2")]
-    store.take_in(Arrivals(decisions=decisions, judged=[Judged("q2", BAD)]))
-    store.take_in(Arrivals(judged=[Judged("q1", GOOD)]))
-    experiences += [Experience(3, served(decisions[1]), BAD), Experience(4, served(decisions[0]), GOOD)]
+    store.take_in(IngestBatch(decisions=decisions, judged=[LabelUpdate("q2", BAD)]))
+    store.take_in(IngestBatch(judged=[LabelUpdate("q1", GOOD)]))
+    experiences += [Experience(3, header_of(decisions[1]), BAD), Experience(4, header_of(decisions[0]), GOOD)]
     assert store.experiences() == experiences
     assert store.experiences(after=1, up_to=3) == experiences[1:3]
     assert store.experiences(after=1, limit=1) == experiences[1:2]
-    assert store.standing().last_number == 4
+    assert store.intake_stats().last_number == 4
 
 
 def test_a_changed_judgement_is_a_revision_until_it_is_resolved(store: ExperienceStore) -> None:
     """Histories have what is said now; experiences are as the leader knows them."""
     first, second = make_experiences(store, 2)
     judge_again(store, "p1", BAD)
-    assert store.histories(["p1"])["p1"].experience == Experience(1, first.served, BAD)
+    assert store.histories(["p1"])["p1"].experience == Experience(1, first.decision, BAD)
     assert store.experiences() == [first, second]
     (revision,) = store.revisions(2, 10)
-    assert (revision.experience, revision.judgement) == (first, BAD)
+    assert (revision.experience, revision.label) == (first, BAD)
     assert store.revisions(0, 10) == []
-    store.save(Changes(resolved=[revision]))
+    store.save(LeaderCommit(resolved=[revision]))
     assert store.revisions(2, 10) == []
-    assert store.experiences() == [Experience(1, first.served, BAD), second]
+    assert store.experiences() == [Experience(1, first.decision, BAD), second]
 
 
 def test_a_judgement_that_changes_while_its_revision_is_learned_is_a_revision_again(store: ExperienceStore) -> None:
@@ -217,24 +226,24 @@ def test_a_judgement_that_changes_while_its_revision_is_learned_is_a_revision_ag
     judge_again(store, "p1", BAD)
     (learned,) = store.revisions(1, 10)
     judge_again(store, "p1", None)
-    store.save(Changes(resolved=[learned]))
+    store.save(LeaderCommit(resolved=[learned]))
     (again,) = store.revisions(1, 10)
-    assert (again.experience, again.judgement) == (Experience(1, first.served, BAD), None)
-    store.save(Changes(resolved=[again]))
+    assert (again.experience, again.label) == (Experience(1, first.decision, BAD), None)
+    store.save(LeaderCommit(resolved=[again]))
     assert store.revisions(1, 10) == []
-    assert store.experiences() == [Experience(1, first.served, None)]
+    assert store.experiences() == [Experience(1, first.decision, None)]
 
 
 def test_experiences_are_set_aside_and_stay_so_when_judged_again(store: ExperienceStore) -> None:
     make_experiences(store, 3)
-    store.save(Changes(set_aside=[2, 3]))
+    store.save(LeaderCommit(excluded=[2, 3]))
     judge_again(store, "p2", BAD)
-    assert [e.set_aside for e in store.experiences()] == [False, True, True]
+    assert [e.excluded for e in store.experiences()] == [False, True, True]
 
 
 def test_the_experiences_of_one_user(store: ExperienceStore) -> None:
     decisions = [a_decision(f"p{i}", user_id=user) for i, user in enumerate(["ada", "bob", "ada", ""])]
-    store.take_in(Arrivals(decisions=decisions, judged=[Judged(d.prediction_id, GOOD) for d in decisions]))
+    store.take_in(IngestBatch(decisions=decisions, judged=[LabelUpdate(d.prediction_id, GOOD) for d in decisions]))
     assert [e.number for e in store.experiences(user_id="ada")] == [1, 3]
     assert [e.number for e in store.experiences(user_id="ada", up_to=2)] == [1]
     assert [e.number for e in store.experiences(user_id="")] == [4]
@@ -244,29 +253,29 @@ def test_the_experiences_of_one_user(store: ExperienceStore) -> None:
 def test_what_was_silent_becomes_an_experience(store: ExperienceStore) -> None:
     make_experiences(store, 1)
     decision = a_decision("quiet")
-    store.take_in(Arrivals(decisions=[decision]))
-    store.save(Changes(silent=[Judged("quiet", BAD)]))
-    assert store.experiences(after=1) == [Experience(2, served(decision), BAD)]
+    store.take_in(IngestBatch(decisions=[decision]))
+    store.save(LeaderCommit(silent=[LabelUpdate("quiet", BAD)]))
+    assert store.experiences(after=1) == [Experience(2, header_of(decision), BAD)]
 
 
 def test_silence_and_feedback_do_not_both_judge(store: ExperienceStore) -> None:
     """Whoever comes second is told to look again."""
-    store.take_in(Arrivals(decisions=[a_decision("p1"), a_decision("p2")]))
-    store.save(Changes(silent=[Judged("p1", BAD)]))
+    store.take_in(IngestBatch(decisions=[a_decision("p1"), a_decision("p2")]))
+    store.save(LeaderCommit(silent=[LabelUpdate("p1", BAD)]))
     with pytest.raises(StoreMoved):
-        store.take_in(Arrivals(judged=[Judged("p1", GOOD)]))
-    store.take_in(Arrivals(judged=[Judged("p2", GOOD)]))
+        store.take_in(IngestBatch(judged=[LabelUpdate("p1", GOOD)]))
+    store.take_in(IngestBatch(judged=[LabelUpdate("p2", GOOD)]))
     with pytest.raises(StoreMoved):
-        store.save(Changes(silent=[Judged("p2", BAD)]))
-    assert [e.judgement for e in store.experiences()] == [BAD, GOOD]
+        store.save(LeaderCommit(silent=[LabelUpdate("p2", BAD)]))
+    assert [e.label for e in store.experiences()] == [BAD, GOOD]
 
 
 def test_orphans_are_the_feedback_that_waits_oldest_first(store: ExperienceStore) -> None:
-    def kept(name: str, time_s: float, state: FeedbackState) -> Kept:
-        return Kept(some_feedback(name, feedback_id=name, time_s=time_s), state)
+    def kept(name: str, time_s: float, state: FeedbackState) -> StoredFeedback:
+        return StoredFeedback(some_feedback(name, feedback_id=name, time_s=time_s), state)
 
     store.take_in(
-        Arrivals(
+        IngestBatch(
             feedback=[
                 kept("late", NOW_S + 2, FeedbackState.WAITING),
                 kept("early", NOW_S + 1, FeedbackState.WAITING),
@@ -280,7 +289,7 @@ def test_orphans_are_the_feedback_that_waits_oldest_first(store: ExperienceStore
 
 def test_silent_lists_decisions_up_to_the_first_that_is_too_young(store: ExperienceStore) -> None:
     times = {"p1": NOW_S, "p2": NOW_S + 1, "p3": NOW_S + 9, "p4": NOW_S + 2}
-    store.take_in(Arrivals(decisions=[a_decision(id_, time_s=time_s) for id_, time_s in times.items()]))
+    store.take_in(IngestBatch(decisions=[a_decision(id_, time_s=time_s) for id_, time_s in times.items()]))
     found = store.silent(0, NOW_S + 5, 10)
     assert [decision.prediction_id for _, decision in found] == ["p1", "p2"]
     assert [decision.prediction_id for _, decision in store.silent(found[0][0], NOW_S + 5, 10)] == ["p2"]
@@ -288,8 +297,8 @@ def test_silent_lists_decisions_up_to_the_first_that_is_too_young(store: Experie
 
 
 def test_memory_can_be_replaced_and_forgotten(store: ExperienceStore) -> None:
-    store.save(Changes(memory={"a": b"1", "b": b"2"}))
-    store.save(Changes(memory={"a": b"3", "b": None}))
+    store.save(LeaderCommit(memory={"a": b"1", "b": b"2"}))
+    store.save(LeaderCommit(memory={"a": b"3", "b": None}))
     assert (store.recall("a"), store.recall("b")) == (b"3", None)
 
 
@@ -297,15 +306,15 @@ def test_the_fate_of_feedback(store: ExperienceStore) -> None:
     """It carries the number of the batch in which it became what it is."""
     states = {"waits": FeedbackState.WAITING, "bad": FeedbackState.DISCARDED, "good": FeedbackState.JOINED}
     feedback = {id_: some_feedback("p1", feedback_id=id_, time_s=NOW_S) for id_ in states}
-    store.take_in(Arrivals(feedback=[Kept(feedback[id_], state, "why") for id_, state in states.items()]))
+    store.take_in(IngestBatch(feedback=[StoredFeedback(feedback[id_], state, "why") for id_, state in states.items()]))
     assert {id_: store.fate(id_) for id_ in ("waits", "bad", "good")} == {
-        id_: Fate(state, NOW_S, "why", batch=1) for id_, state in states.items()
+        id_: FeedbackStatus(state, NOW_S, "why", batch=1) for id_, state in states.items()
     }
-    joined = Kept(feedback["waits"], FeedbackState.JOINED)
-    store.take_in(Arrivals(decisions=[a_decision("p1")], feedback=[joined], judged=[Judged("p1", GOOD)]))
-    assert store.fate("waits") == Fate(FeedbackState.JOINED, NOW_S, "", batch=2)
-    store.save(Changes(set_aside=[1]))
-    assert store.fate("waits") == Fate(FeedbackState.JOINED, NOW_S, "", batch=2, set_aside=True)
+    joined = StoredFeedback(feedback["waits"], FeedbackState.JOINED)
+    store.take_in(IngestBatch(decisions=[a_decision("p1")], feedback=[joined], judged=[LabelUpdate("p1", GOOD)]))
+    assert store.fate("waits") == FeedbackStatus(FeedbackState.JOINED, NOW_S, "", batch=2)
+    store.save(LeaderCommit(excluded=[1]))
+    assert store.fate("waits") == FeedbackStatus(FeedbackState.JOINED, NOW_S, "", batch=2, excluded=True)
     assert store.fate("never") is None
 
 
@@ -318,20 +327,20 @@ def test_anybody_leaves_notes_and_the_leader_finds_them(
     other = open_store()
     other.leave("note", b"1")
     other.leave("note", b"2")
-    store.save(Changes(memory={"a": b"1"}))
+    store.save(LeaderCommit(memory={"a": b"1"}))
     assert store.recall("note") == b"2"
 
 
 def test_a_save_that_fails_changes_nothing(store: ExperienceStore) -> None:
     """The second decision of that id cannot be saved, so nothing that came with it is."""
-    store.take_in(Arrivals(positions={"0": "1"}, decisions=[a_decision("p1")]))
+    store.take_in(IngestBatch(positions={"0": "1"}, decisions=[a_decision("p1")]))
     twice = [a_decision("p2"), a_decision("p1")]
     with pytest.raises(StoreMoved):
-        store.take_in(Arrivals(since={"0": "1"}, positions={"0": "2"}, decisions=twice, waiting=5))
+        store.take_in(IngestBatch(since={"0": "1"}, positions={"0": "2"}, decisions=twice, waiting=5))
     assert store.positions() == {"0": "1"}
-    assert store.standing().waiting == 0
-    assert store.histories(["p2"])["p2"].served is None
-    store.take_in(Arrivals(since={"0": "1"}, positions={"0": "2"}, decisions=twice[:1]))
+    assert store.intake_stats().waiting == 0
+    assert store.histories(["p2"])["p2"].decision is None
+    store.take_in(IngestBatch(since={"0": "1"}, positions={"0": "2"}, decisions=twice[:1]))
     assert store.positions() == {"0": "2"}
 
 
@@ -340,28 +349,28 @@ def test_a_partition_is_taken_in_by_one_after_the_other(
 ) -> None:
     """Two readers of one partition: the slower one finds that it moved. Other partitions are nothing to it."""
     other = open_store()
-    store.take_in(Arrivals(positions={"0": "5"}))
-    other.take_in(Arrivals(positions={"1": "3"}))
-    other.take_in(Arrivals(since={"0": "5"}, positions={"0": "8"}))
+    store.take_in(IngestBatch(positions={"0": "5"}))
+    other.take_in(IngestBatch(positions={"1": "3"}))
+    other.take_in(IngestBatch(since={"0": "5"}, positions={"0": "8"}))
     for since in ({"0": "5"}, {}):
         with pytest.raises(StoreMoved):
-            store.take_in(Arrivals(since=since, positions={"0": "6", "1": "9"}, decisions=[a_decision("p")]))
+            store.take_in(IngestBatch(since=since, positions={"0": "6", "1": "9"}, decisions=[a_decision("p")]))
     assert store.positions() == {"0": "8", "1": "3"}
-    assert store.histories(["p"])["p"].served is None
+    assert store.histories(["p"])["p"].decision is None
 
 
 def test_only_the_leader_saves(store: ExperienceStore, open_store: Callable[[], ExperienceStore]) -> None:
     other = open_store()
     with pytest.raises(StoreMoved):
-        other.save(Changes(memory={"a": b"1"}))
+        other.save(LeaderCommit(memory={"a": b"1"}))
     assert other.lead()
-    other.save(Changes(memory={"a": b"2"}))
-    for save in (lambda: store.save(Changes(memory={"a": b"3"})), lambda: store.forget(NOW_S, 0, 1)):
+    other.save(LeaderCommit(memory={"a": b"2"}))
+    for save in (lambda: store.save(LeaderCommit(memory={"a": b"3"})), lambda: store.forget(NOW_S, 0, 1)):
         with pytest.raises(StoreMoved):
             save()
     assert store.recall("a") == b"2"
-    store.take_in(Arrivals(waiting=1))
-    assert other.standing().waiting == 1
+    store.take_in(IngestBatch(waiting=1))
+    assert other.intake_stats().waiting == 1
 
 
 def test_a_leader_is_not_replaced_while_it_is_heard_of(postgres: PostgresServer) -> None:
@@ -369,7 +378,7 @@ def test_a_leader_is_not_replaced_while_it_is_heard_of(postgres: PostgresServer)
     first, second = SqlStore(url, lease_s=3600.0), SqlStore(url, lease_s=3600.0)
     assert first.lead()
     assert not second.lead()
-    first.save(Changes(memory={"a": b"1"}))
+    first.save(LeaderCommit(memory={"a": b"1"}))
     assert first.lead()
     first.close()
     second.close()
@@ -381,7 +390,7 @@ def test_on_sqlite_whoever_was_replaced_is_told_what_to_do(tmp_path: Path) -> No
     assert first.lead()
     assert second.lead()
     with pytest.raises(StoreMoved):
-        first.save(Changes())
+        first.save(LeaderCommit())
     first._asked_s = -1e9  # as when it asks again after its lease
     with pytest.raises(StoreMoved, match=r"set store\.url"):
         first.lead()
@@ -395,32 +404,36 @@ def test_on_sqlite_whoever_was_replaced_is_told_what_to_do(tmp_path: Path) -> No
 def test_old_predictions_leave_with_all_that_belongs_to_them(store: ExperienceStore) -> None:
     old, young = a_decision("old", time_s=NOW_S - 10), a_decision("young", time_s=NOW_S)
     about = [
-        Kept(some_feedback(d.prediction_id, feedback_id=d.prediction_id), FeedbackState.JOINED) for d in (old, young)
+        StoredFeedback(some_feedback(d.prediction_id, feedback_id=d.prediction_id), FeedbackState.JOINED)
+        for d in (old, young)
     ]
-    orphan = Kept(some_feedback("gone", feedback_id="orphan", time_s=NOW_S - 10), FeedbackState.WAITING)
+    orphan = StoredFeedback(some_feedback("gone", feedback_id="orphan", time_s=NOW_S - 10), FeedbackState.WAITING)
     store.take_in(
-        Arrivals(
+        IngestBatch(
             decisions=[old, young],
             feedback=[*about, orphan],
-            judged=[Judged("old", GOOD), Judged("young", GOOD)],
+            judged=[LabelUpdate("old", GOOD), LabelUpdate("young", GOOD)],
             waiting=1,
         )
     )
     assert store.forget(NOW_S - 5, 2, 10) == 2
-    assert store.histories(["old", "gone"]) == {"old": History(None, [], None), "gone": History(None, [], None)}
+    assert store.histories(["old", "gone"]) == {
+        "old": PredictionHistory(None, [], None),
+        "gone": PredictionHistory(None, [], None),
+    }
     assert store.features(["old"], TRUNK) == {}
     assert store.contents(["old"]) == {}
     assert [e.number for e in store.experiences()] == [2]
     assert store.histories(["young"])["young"].feedback == [about[1]]
-    assert store.standing().waiting == 0
-    assert store.standing().last_number == 2
+    assert store.intake_stats().waiting == 0
+    assert store.intake_stats().last_number == 2
     assert store.forget(NOW_S - 5, 2, 10) == 0
 
 
 def test_predictions_leave_a_few_at_a_time_the_oldest_first(store: ExperienceStore) -> None:
-    store.take_in(Arrivals(decisions=[a_decision(f"p{i}", time_s=NOW_S - i) for i in range(5)]))
+    store.take_in(IngestBatch(decisions=[a_decision(f"p{i}", time_s=NOW_S - i) for i in range(5)]))
     assert store.forget(NOW_S, 0, 3) == 3
-    assert [id_ for id_ in ("p1", "p2", "p3", "p4") if store.histories([id_])[id_].served] == ["p1"]
+    assert [id_ for id_ in ("p1", "p2", "p3", "p4") if store.histories([id_])[id_].decision] == ["p1"]
 
 
 def test_what_is_not_learned_yet_stays(store: ExperienceStore) -> None:
@@ -436,12 +449,14 @@ def test_what_is_not_learned_yet_stays(store: ExperienceStore) -> None:
 def test_more_ids_than_one_query_takes(store: ExperienceStore) -> None:
     ids = [f"p{n}" for n in range(1_203)]
     store.take_in(
-        Arrivals(decisions=[a_decision(id_, content={}) for id_ in ids], judged=[Judged(id_, GOOD) for id_ in ids])
+        IngestBatch(
+            decisions=[a_decision(id_, content={}) for id_ in ids], judged=[LabelUpdate(id_, GOOD) for id_ in ids]
+        )
     )
-    assert all(history.served is not None for history in store.histories(ids).values())
+    assert all(history.decision is not None for history in store.histories(ids).values())
     assert len(store.features(ids, TRUNK)) == len(ids)
-    store.save(Changes(set_aside=range(1, 1_204)))
-    assert all(e.set_aside for e in store.experiences())
+    store.save(LeaderCommit(excluded=range(1, 1_204)))
+    assert all(e.excluded for e in store.experiences())
     assert store.forget(NOW_S + 1e6, len(ids), len(ids)) == len(ids)
 
 
@@ -449,7 +464,7 @@ def test_tables_of_another_version_are_refused(url: str, open_store: Callable[[]
     open_store().close()
     engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
     with engine.begin() as connection:
-        connection.execute(text("UPDATE standing SET schema = 99"))
+        connection.execute(text("UPDATE intake_stats SET schema = 99"))
     engine.dispose()
     with pytest.raises(WrongStore, match=r"version 99, this Plaudit has 3; move it away"):
         open_store()
@@ -466,9 +481,9 @@ def test_tables_from_before_there_were_user_groups_are_given_the_column(
         connection.execute(text("ALTER TABLE decisions DROP COLUMN user_group"))
     engine.dispose()
     store = open_store()
-    store.take_in(Arrivals(decisions=[a_decision("p2", user_group="de-DE")], judged=[Judged("p2", GOOD)]))
+    store.take_in(IngestBatch(decisions=[a_decision("p2", user_group="de-DE")], judged=[LabelUpdate("p2", GOOD)]))
     assert store.experiences()[0] == before
-    assert [e.served.user_group for e in open_store().experiences()] == ["", "de-DE"]
+    assert [e.decision.user_group for e in open_store().experiences()] == ["", "de-DE"]
 
 
 def test_who_does_not_know_user_groups_can_write_to_the_same_tables(
@@ -483,7 +498,7 @@ def test_who_does_not_know_user_groups_can_write_to_the_same_tables(
         some = known.replace("prediction_id", "'p2'", 1)
         connection.execute(text(f"INSERT INTO decisions ({known}) SELECT {some} FROM decisions"))
     engine.dispose()
-    served = store.histories(["p2"])["p2"].served
+    served = store.histories(["p2"])["p2"].decision
     assert served is not None
     assert served.user_group == ""
 
@@ -495,18 +510,18 @@ def test_tables_from_before_there_were_candidates_are_given_the_column(
     store = open_store()
     assert store.lead()
     make_experiences(store, 2)
-    store.save(Changes(memory={"a": b"1"}))
+    store.save(LeaderCommit(memory={"a": b"1"}))
     store.close()
     engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
     with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE decisions DROP COLUMN candidates"))
+        connection.execute(text("ALTER TABLE decisions DROP COLUMN dynamic_actions"))
     engine.dispose()
     for store in (open_store(), open_store()):
-        assert [e.served.candidates for e in store.experiences()] == [(), ()]
-        assert store.candidates(["p1"]) == {"p1": ()}
+        assert [e.decision.dynamic_actions for e in store.experiences()] == [(), ()]
+        assert store.dynamic_actions(["p1"]) == {"p1": ()}
         assert store.recall("a") == b"1"
-    store.take_in(Arrivals(decisions=[between_candidates("p3")]))
-    assert store.histories(["p3"])["p3"].served == served(between_candidates("p3"))
+    store.take_in(IngestBatch(decisions=[between_candidates("p3")]))
+    assert store.histories(["p3"])["p3"].decision == header_of(between_candidates("p3"))
 
 
 def test_tables_from_before_there_were_versions_are_refused(tmp_path: Path) -> None:
@@ -546,22 +561,22 @@ def test_a_wrong_password_is_named_and_not_shown(postgres: PostgresServer) -> No
 def test_a_server_that_goes_away_and_returns(own_postgres: PostgresServer) -> None:
     store = SqlStore(own_postgres.create_database())
     assert store.lead()
-    store.take_in(Arrivals(decisions=[a_decision("p1")]))
+    store.take_in(IngestBatch(decisions=[a_decision("p1")]))
     own_postgres.stop()
-    for use in (lambda: store.take_in(Arrivals(waiting=1)), store.standing, lambda: store.save(Changes())):
+    for use in (lambda: store.take_in(IngestBatch(waiting=1)), store.intake_stats, lambda: store.save(LeaderCommit())):
         with pytest.raises(StoreUnavailable):
             use()
     own_postgres.start()
-    store.take_in(Arrivals(waiting=1))
-    store.save(Changes(memory={"a": b"1"}))
-    assert store.standing().waiting == 1
-    assert store.histories(["p1"])["p1"].served is not None
+    store.take_in(IngestBatch(waiting=1))
+    store.save(LeaderCommit(memory={"a": b"1"}))
+    assert store.intake_stats().waiting == 1
+    assert store.histories(["p1"])["p1"].decision is not None
     store.close()
 
 
 def test_stores_opened_at_once_agree_on_the_tables(postgres: PostgresServer) -> None:
     url = postgres.create_database()
-    script = "import sys; from plaudit.adapters.sql_store import SqlStore; SqlStore(sys.argv[1]).close()"
+    script = "import sys; from plaudit.adapters.store.sql import SqlStore; SqlStore(sys.argv[1]).close()"
     children = [subprocess.Popen([sys.executable, "-c", script, url]) for _ in range(4)]
     assert [child.wait() for child in children] == [0] * 4
 
@@ -572,17 +587,17 @@ def test_whoever_is_killed_while_saving_leaves_nothing_behind(
     """Killed inside the transaction, with the lock held: others go on at once, and see nothing of it."""
     script = textwrap.dedent("""
         import os, signal, sys
-        from builders import a_decision
-        from plaudit.adapters import sql_store
-        from plaudit.core.ports import Arrivals
+        from support.builders import a_decision
+        from plaudit.adapters.store import sql as sql_store
+        from plaudit.core.ports.store import IngestBatch
         def die(*arguments):
             os.kill(os.getpid(), signal.SIGKILL)
         store = sql_store.SqlStore(sys.argv[1])
         store._judge = die
-        store.take_in(Arrivals(positions={"0": "9"}, decisions=[a_decision("p1")]))
+        store.take_in(IngestBatch(positions={"0": "9"}, decisions=[a_decision("p1")]))
     """)
     path = ":".join(str(Path(__file__).parents[2] / part) for part in ("tests", "services", "models"))
     child = subprocess.run([sys.executable, "-c", script, url], env={"PYTHONPATH": path}, check=False)
     assert child.returncode == -signal.SIGKILL
-    store.take_in(Arrivals(positions={"0": "1"}, decisions=[a_decision("p1")]))
+    store.take_in(IngestBatch(positions={"0": "1"}, decisions=[a_decision("p1")]))
     assert open_store().positions() == {"0": "1"}

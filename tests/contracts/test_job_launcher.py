@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from plaudit.adapters.inline_jobs import InlineJobs
-from plaudit.adapters.subprocess_jobs import SubprocessJobs
-from plaudit.core.ports import JobLauncher, JobState, JobStatus
-from plaudit.core.runs import ERROR, JOB, LOG, PROGRESS, RESULT, last_progress, read_json, write_json
+from plaudit.adapters.jobs.inline import InlineJobs
+from plaudit.adapters.jobs.subprocess import SubprocessJobs
+from plaudit.core.job_run import ERROR, JOB, LOG, PROGRESS, RESULT, last_progress, read_json, write_json
+from plaudit.core.ports.jobs import JobLauncher, JobState, JobStatus
 
 PROGRAM = textwrap.dedent("""
     import json, os, pathlib, signal, sys
@@ -131,7 +131,7 @@ def test_a_job_outlives_its_launcher_and_is_found_again(tmp_path: Path) -> None:
     launch = textwrap.dedent(f"""
         import os
         from pathlib import Path
-        from plaudit.adapters.subprocess_jobs import SubprocessJobs
+        from plaudit.adapters.jobs.subprocess import SubprocessJobs
         SubprocessJobs({COMMAND!r}).launch(Path({str(run_dir)!r}))
         os._exit(0)
         """)

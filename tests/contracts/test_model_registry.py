@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from builders import tiny_bundle, tiny_head_refresh, tiny_spec
-from plaudit.adapters.directory_registry import DirectoryRegistry
+from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.core.errors import InvalidInput, RolloutMoved, UnknownVersion
-from plaudit.core.ports import ModelRegistry
+from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.rollout import Change, Rollout, confirm, promote, refresh
 from plaudit_models.bundle import CARD, MANIFEST, TRUNK, CorruptBundle, verify
+from support.builders import tiny_bundle, tiny_head_refresh, tiny_spec
 
 ROOT = Path(__file__).parents[2]
 CHANGE = Change(actor="test", time_s=1_700_000_000.0, reason="because")
@@ -43,7 +43,7 @@ def _directory(folder: Path) -> Adapter:
     return Adapter(
         open=lambda: DirectoryRegistry(folder / "registry", "tiny"),
         open_source=f"DirectoryRegistry(Path({str(folder / 'registry')!r}), 'tiny')",
-        imports="from plaudit.adapters.directory_registry import DirectoryRegistry",
+        imports="from plaudit.adapters.registry.directory import DirectoryRegistry",
     )
 
 
@@ -412,7 +412,7 @@ def test_directory_what_an_older_version_does_not_say_has_its_default(tmp_path: 
     registry.set_rollout(promote(registry.rollout(), registry.publish(folder).version, CHANGE))
     file = tmp_path / "registry" / "tiny" / "rollout.json"
     raw = json.loads(file.read_text())
-    del raw["shadow"], raw["trial"]
+    del raw["shadow"], raw["experiment"]
     file.write_text(json.dumps(raw))
     assert registry.rollout() == next(iter(registry.ledger()))
 

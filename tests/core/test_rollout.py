@@ -6,13 +6,19 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from plaudit.core.errors import AlreadyLive, NoPreviousVersion, NoTrial, TrialUnderWay, VersionPinned
+from plaudit.core.errors import (
+    ExperimentActive,
+    NoActiveExperiment,
+    NoPreviousVersion,
+    VersionAlreadyLive,
+    VersionPinned,
+)
 from plaudit.core.rollout import (
     Change,
     Rollout,
     confirm,
     end_canary,
-    on_trial,
+    in_experiment,
     pin,
     promote,
     refresh,
@@ -190,57 +196,57 @@ TestRollouts = Rollouts.TestCase
 # --- the canary ------------------------------------------------------------------------------------------------------
 
 
-def test_a_trial_is_sticky_and_has_its_share():
-    trial = start_canary(Rollout("m", live=1), 2, 0.25, CHANGE)
+def test_a_experiment_is_sticky_and_has_its_share():
+    experiment = start_canary(Rollout("m", live=1), 2, 0.25, CHANGE)
     users = [f"user {i}" for i in range(4000)]
-    chosen = [on_trial(trial, user) for user in users]
-    assert chosen == [on_trial(trial, user) for user in users]
+    chosen = [in_experiment(experiment, user) for user in users]
+    assert chosen == [in_experiment(experiment, user) for user in users]
     assert 0.22 < sum(chosen) / len(users) < 0.28
-    assert chosen != [on_trial(start_canary(Rollout("m", live=1), 3, 0.25, CHANGE), user) for user in users]
+    assert chosen != [in_experiment(start_canary(Rollout("m", live=1), 3, 0.25, CHANGE), user) for user in users]
 
 
-def test_nobody_in_particular_is_never_on_trial():
-    assert not on_trial(start_canary(Rollout("m", live=1), 2, 0.999, CHANGE), "")
+def test_nobody_in_particular_is_never_on_experiment():
+    assert not in_experiment(start_canary(Rollout("m", live=1), 2, 0.999, CHANGE), "")
 
 
-def test_a_refresh_leaves_the_trial_alone_and_a_promotion_ends_it():
-    trial = start_canary(Rollout("m", live=1, gated=1), 2, 0.25, CHANGE)
-    refreshed = refresh(trial, 3, CHANGE)
+def test_a_refresh_leaves_the_experiment_alone_and_a_promotion_ends_it():
+    experiment = start_canary(Rollout("m", live=1, gated=1), 2, 0.25, CHANGE)
+    refreshed = refresh(experiment, 3, CHANGE)
     assert (refreshed.live, refreshed.candidate, refreshed.candidate_share) == (3, 2, 0.25)
     for ended in (promote(refreshed, 2, CHANGE), end_canary(refreshed, CHANGE), pin(refreshed, 3, CHANGE)):
         assert (ended.candidate, ended.candidate_share) == (None, 0.0)
-        assert not on_trial(ended, "user 1")
+        assert not in_experiment(ended, "user 1")
 
 
-def test_no_trial_beside_a_pinned_version():
+def test_no_experiment_beside_a_pinned_version():
     with pytest.raises(VersionPinned):
         start_canary(Rollout("m", live=1, pinned=True), 2, 0.25, CHANGE)
 
 
-def test_one_trial_at_a_time_and_never_of_the_live_version() -> None:
+def test_one_experiment_at_a_time_and_never_of_the_live_version() -> None:
     live = promote(EMPTY, 1, CHANGE)
-    with pytest.raises(AlreadyLive, match="version: 1 is live"):
+    with pytest.raises(VersionAlreadyLive, match="version: 1 is live"):
         start_canary(live, 1, 0.1, CHANGE)
     trying = start_canary(live, 2, 0.1, CHANGE)
-    assert (trying.candidate, trying.trial, trying.shadow) == (2, 2, False)
-    assert refresh(trying, 4, CHANGE).trial == 2
+    assert (trying.candidate, trying.experiment, trying.shadow) == (2, 2, False)
+    assert refresh(trying, 4, CHANGE).experiment == 2
     for version in (2, 3):
-        with pytest.raises(TrialUnderWay, match="2 is on trial already; stop that trial first"):
+        with pytest.raises(ExperimentActive, match="2 is in an experiment already; stop that experiment first"):
             start_canary(trying, version, 0.1, CHANGE)
-    with pytest.raises(NoTrial, match="version 3 is not on trial; version 2 is"):
+    with pytest.raises(NoActiveExperiment, match="version 3 is not in an experiment; version 2 is"):
         end_canary(trying, CHANGE, version=3)
     ended = end_canary(trying, CHANGE, version=2)
-    assert (ended.candidate, ended.candidate_share, ended.trial) == (None, 0.0, 0)
-    with pytest.raises(NoTrial, match="no version is on trial"):
+    assert (ended.candidate, ended.candidate_share, ended.experiment) == (None, 0.0, 0)
+    with pytest.raises(NoActiveExperiment, match="no version is in an experiment"):
         end_canary(ended, CHANGE)
 
 
-def test_in_the_shadow_nobody_is_on_trial_and_a_pinned_version_may_have_one() -> None:
+def test_in_the_shadow_nobody_is_on_experiment_and_a_pinned_version_may_have_one() -> None:
     pinned = pin(promote(EMPTY, 1, CHANGE), 1, CHANGE)
     with pytest.raises(VersionPinned):
         start_canary(pinned, 2, 0.5, CHANGE)
     shadow = start_canary(pinned, 2, 1.0, CHANGE, shadow=True)
-    assert not any(on_trial(shadow, f"user {i}") for i in range(100))
+    assert not any(in_experiment(shadow, f"user {i}") for i in range(100))
 
 
 def test_what_is_no_rollout_is_named() -> None:

@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from builders import a_decision
 from plaudit.core.errors import InvalidInput
 from plaudit.core.events import (
     Answers,
-    Candidate,
     Content,
     Correction,
     DeadLetter,
     Decision,
+    DynamicAction,
     EncodedContent,
     Event,
+    ExperimentReport,
     Features,
     Feedback,
     Implicit,
@@ -36,7 +36,6 @@ from plaudit.core.events import (
     TextContent,
     Thumb,
     Topic,
-    TrialReport,
     topic_of,
 )
 from plaudit.core.wire import (
@@ -49,6 +48,7 @@ from plaudit.core.wire import (
     tensor_to_wire,
 )
 from plaudit.v1 import content_pb2, events_pb2, feedback_pb2
+from support.builders import a_decision
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
@@ -104,7 +104,7 @@ def between_candidates(draw: st.DrawFn) -> Decision:
         action=draw(st.sampled_from(ids)),
         allowed_actions=(),
         features=draw(features),
-        candidates=tuple(Candidate(each, draw(texts)) for each in ids),
+        dynamic_actions=tuple(DynamicAction(each, draw(texts)) for each in ids),
     )
 
 
@@ -126,16 +126,16 @@ rollouts = st.builds(
     reason=texts,
     actor=texts,
     shadow=st.booleans(),
-    trial=st.integers(0, 2**40),
+    experiment=st.integers(0, 2**40),
 )
 counts = st.integers(0, 2**40)
 answers = st.builds(Answers, failed=counts, latencies=st.lists(counts, max_size=5).map(tuple))
-trial_reports = st.builds(
-    TrialReport,
+experiment_reports = st.builds(
+    ExperimentReport,
     replica=names,
     number=counts,
     model=texts,
-    trial=counts,
+    experiment=counts,
     version=counts,
     time_s=times_s,
     live=answers,
@@ -156,7 +156,7 @@ trial_reports = st.builds(
     problem=texts,
 )
 events: st.SearchStrategy[Event] = st.one_of(
-    decisions, between_candidates(), feedbacks, dead_letters, rollouts, trial_reports
+    decisions, between_candidates(), feedbacks, dead_letters, rollouts, experiment_reports
 )
 
 
@@ -220,9 +220,9 @@ def test_a_decision_without_a_propensity_is_unreadable(propensity: float) -> Non
 @pytest.mark.parametrize(
     ("ids", "action", "problem"),
     [
-        (["a", "b"], "c", "action: 'c' is not one of the 2 candidates"),
-        (["a", "a"], "a", "candidates: lists an id twice"),
-        (["a", "b", "c"], "a", r"features\.base_logits: has 2 values for 3 candidates"),
+        (["a", "b"], "c", "action: 'c' is not one of the 2 dynamic actions"),
+        (["a", "a"], "a", "dynamic_actions: lists an id twice"),
+        (["a", "b", "c"], "a", r"features\.base_logits: has 2 values for 3 dynamic actions"),
     ],
 )
 def test_a_decision_that_contradicts_its_candidates_is_unreadable(ids: list[str], action: str, problem: str) -> None:
@@ -231,16 +231,16 @@ def test_a_decision_that_contradicts_its_candidates_is_unreadable(ids: list[str]
         a_decision("p1"),
         action=action,
         features=features,
-        candidates=tuple(Candidate(each, f"text of {each}") for each in ids),
+        dynamic_actions=tuple(DynamicAction(each, f"text of {each}") for each in ids),
     )
     with pytest.raises(UnreadableEvent, match=problem):
         decode_event(Topic.DECISIONS, encode_event(decision))
 
 
 def test_a_report_with_a_negative_count_is_unreadable() -> None:
-    message = events_pb2.TrialEvent(replica="r", live=events_pb2.Answers(latencies=[1, -1]))
+    message = events_pb2.ExperimentEvent(replica="r", live=events_pb2.Answers(latencies=[1, -1]))
     with pytest.raises(UnreadableEvent, match="live: holds a negative count"):
-        decode_event(Topic.TRIALS, message.SerializeToString())
+        decode_event(Topic.EXPERIMENTS, message.SerializeToString())
 
 
 def test_features_of_broken_length_are_unreadable() -> None:

@@ -18,13 +18,13 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-import builders
-from deployment import PLAUDIT, Service, deployed
 from plaudit import compose
 from plaudit.client import Client, ClientError, audio, image, tensor
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import load_settings
-from programs import prometheus, promtool
+from support import builders
+from support.deployment import PLAUDIT, Service, deployed
+from support.programs import prometheus, promtool
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy/prometheus"

@@ -22,11 +22,11 @@ import numpy as np
 from benchmarks.measure import Measure
 from faults.load import Users
 from faults.world import World
-from loop_recount import everything, recount
 from plaudit.core.events import Feedback
-from plaudit.learner.knowledge import REWARD_STATE
 from plaudit.learner.progress import KEY, Progress, progress_from_bytes
-from plaudit_models.reward_model import state_from_bytes
+from plaudit.learner.state import REWARD_STATE
+from plaudit_models.bandit.reward_model import state_from_bytes
+from support.loop_recount import everything, recount
 
 RECOVERY_S: Final = 10.0
 GIVE_UP_S: Final = 120.0
@@ -220,7 +220,7 @@ def _all_learned(world: World) -> None:
 
     def nothing_is_left() -> bool:
         learned = _progress(world).last_number
-        return learned == world.store.standing().last_number and not world.store.revisions(learned, 1)
+        return learned == world.store.trust_level().last_number and not world.store.revisions(learned, 1)
 
     _wait(world, nothing_is_left, "the leader has not learned all that was taken in")
 
@@ -245,7 +245,7 @@ def _count(world: World, users: Users, outcome: Outcome) -> None:
     learned = _progress(world).experiences
     outcome.lost = len((users.acknowledged - set(feedback)) | world.not_taken_in(users.acknowledged))
     outcome.repeated = sum(count - 1 for count in Counter(feedback).values())
-    outcome.orphans = world.store.standing().waiting
+    outcome.orphans = world.store.trust_level().waiting
     outcome.twice = max(0, learned - experiences)
     outcome.missing = max(0, experiences - learned)
     outcome.same_sums = all(

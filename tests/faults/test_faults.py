@@ -11,7 +11,7 @@ import pytest
 from faults.proxy import Proxy
 from faults.rounds import run
 from faults.world import free_port
-from kafka_broker import need_broker
+from support.kafka_broker import need_broker
 
 
 def test_the_proxy_passes_on_both_ways_and_closes() -> None:

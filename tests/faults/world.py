@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.feedback.deployed import on_kafka
-from deployment import PLAUDIT, Service
 from faults.proxy import Proxy
-from kafka_broker import Cluster
 from plaudit import compose
-from plaudit.core.ports import EventLog, ExperienceStore, JobState
+from plaudit.core.ports.jobs import JobState
+from plaudit.core.ports.log import EventLog
+from plaudit.core.ports.store import ExperienceStore
 from plaudit.core.settings import Settings, load_settings
-from plaudit.learner.finetune import KEY, Tuning, tuning_from_bytes
+from plaudit.learner.finetuning.scheduler import KEY, Tuning, tuning_from_bytes
+from support.deployment import PLAUDIT, Service
+from support.kafka_broker import Cluster
 
 MODEL: Final = "tiny"
 ACTIONS: Final = ("cat", "dog", "fish", "bird")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from plaudit.core.events import Features
-from plaudit.core.experience import Judgement
-from plaudit.learner.evidence import evidence_of
-from plaudit_models.features import FeatureSpace
-from plaudit_models.reward_model import empty_state
+from plaudit.core.experience import Label
+from plaudit.learner.features.evidence import evidence_of
+from plaudit_models.bandit.features import FeatureSpace
+from plaudit_models.bandit.reward_model import empty_state
 
 SPACE = FeatureSpace("trunk", n_actions=2, embedding_size=1, exclusivity=0.1)
 INDEX = {"cat": 0, "dog": 1}
@@ -16,14 +16,14 @@ ROW = Features("trunk", np.zeros(1, np.float32), np.zeros(2, np.float32))
 
 
 def test_a_judgement_speaks_of_the_actions_it_names() -> None:
-    evidence = evidence_of(SPACE, [(ROW, Judgement({"dog": 0.75}, 0.5))], INDEX)
+    evidence = evidence_of(SPACE, [(ROW, Label({"dog": 0.75}, 0.5))], INDEX)
     np.testing.assert_array_equal(evidence.known_mask, [[False, True]])
     np.testing.assert_array_equal(evidence.rewards, [[0.0, 0.75]])
     np.testing.assert_allclose(evidence.action_weights(), [[0.5 * 0.1 * 0.75, 0.5]])
 
 
 def test_an_action_that_left_the_action_set_teaches_nothing() -> None:
-    evidence = evidence_of(SPACE, [(ROW, Judgement({"cow": 1.0}, 1.0))], INDEX)
+    evidence = evidence_of(SPACE, [(ROW, Label({"cow": 1.0}, 1.0))], INDEX)
     state = empty_state(SPACE).add(evidence)
     assert not state.gram.any()
     assert not state.target.any()

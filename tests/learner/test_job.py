@@ -13,37 +13,38 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from builders import NOW_S, a_decision, some_feedback
-from plaudit.adapters.directory_registry import DirectoryRegistry
-from plaudit.adapters.onnx_runtime import OnnxRuntime
-from plaudit.adapters.sql_store import SqlStore, sqlite_url
-from plaudit.adapters.subprocess_jobs import SubprocessJobs
-from plaudit.core.events import Candidate, Content, Correction, Feedback, Preference, TextContent, Thumb
-from plaudit.core.experience import Experience, served
-from plaudit.core.ports import Arrivals, JobState, Judged
-from plaudit.core.runs import CANDIDATE, JOB, PROGRESS, RESULT, last_progress, read_json, was_killed
+from plaudit.adapters.jobs.subprocess import SubprocessJobs
+from plaudit.adapters.registry.directory import DirectoryRegistry
+from plaudit.adapters.runtime.onnx import OnnxRuntime
+from plaudit.adapters.store.sql import SqlStore, sqlite_url
+from plaudit.compose.build import content_limits, head_maker, training_plan
+from plaudit.core.events import Content, Correction, DynamicAction, Feedback, Preference, TextContent, Thumb
+from plaudit.core.experience import Experience, header_of
+from plaudit.core.job_run import CANDIDATE, JOB, PROGRESS, RESULT, last_progress, read_json, was_killed
+from plaudit.core.ports.jobs import JobState
+from plaudit.core.ports.store import IngestBatch, LabelUpdate
 from plaudit.core.settings import Settings
-from plaudit.learner.build import content_limits, head_maker, training_plan
-from plaudit.learner.description import (
+from plaudit.learner.features.evidence import evidence_of
+from plaudit.learner.finetuning.job import run_job
+from plaudit.learner.finetuning.job_spec import (
     FEATURES,
     STATE,
-    JobDescription,
+    JobSpec,
     checkpoint_step,
-    read_description,
     read_features,
+    read_job_spec,
 )
-from plaudit.learner.evidence import evidence_of
-from plaudit.learner.finetune import prepare_run
-from plaudit.learner.job import run_job
-from plaudit.learner.join import join
-from plaudit.learner.lessons import lessons, training_data
-from plaudit.learner.pretraining import pretrain_and_publish
+from plaudit.learner.finetuning.pretraining import pretrain_and_publish
+from plaudit.learner.finetuning.scheduler import prepare_run
+from plaudit.learner.finetuning.training_data import lessons, training_data
+from plaudit.learner.ingest.join import join
 from plaudit.learner.progress import Progress
+from plaudit_models.bandit.reward_model import empty_state, state_from_bytes
 from plaudit_models.bundle import MANIFEST, TOKENIZER, WEIGHTS, verify
 from plaudit_models.preprocess import Limits, read_tokenizer, train_tokenizer
-from plaudit_models.reward_model import empty_state, state_from_bytes
 from plaudit_models.spec import ModelSpec, TextModality
 from plaudit_models.training.checkpoint import Checkpoint
+from support.builders import NOW_S, a_decision, some_feedback
 
 SPEC = ModelSpec(name="pets", modalities={"text": TextModality(max_tokens=4)}, actions=("cat", "dog"), embedding_size=8)
 SNAPSHOT = 40
@@ -98,8 +99,8 @@ class Workplace:
             elif self._content and number % 10 == 5:
                 said = some_feedback(f"p{number}", Preference("dog", "cat"))
             decisions.append(decision)
-            judged.append(Judged(decision.prediction_id, join(served(decision), [said], SPEC.actions)))
-        self.store.take_in(Arrivals(decisions=decisions, judged=judged))
+            judged.append(LabelUpdate(decision.prediction_id, join(header_of(decision), [said], SPEC.actions)))
+        self.store.take_in(IngestBatch(decisions=decisions, judged=judged))
 
     def run_dir(self, name: str = "run", **finetune: Any) -> Path:
         settings = Settings(
@@ -166,7 +167,7 @@ def test_the_head_stands_on_the_experiences_as_the_new_trunk_sees_them(workplace
     features = read_features(run_dir / FEATURES, manifest.trunk_digest)
     state = state_from_bytes((run_dir / STATE).read_bytes())
     experiences = workplace.store.experiences(up_to=SNAPSHOT)
-    judged = [(features[e.served.prediction_id], e.judgement) for e in experiences if e.judgement is not None]
+    judged = [(features[e.decision.prediction_id], e.label) for e in experiences if e.label is not None]
     expected = empty_state(state.space).add(evidence_of(state.space, judged, {"cat": 0, "dog": 1}))
     np.testing.assert_allclose(state.gram, expected.gram, atol=1e-4)
     assert state.space.trunk_digest == manifest.trunk_digest
@@ -180,9 +181,9 @@ def test_progress_was_reported(run_dir: Path) -> None:
 def test_equal_content_is_decoded_and_kept_once(workplace: Workplace, run_dir: Path) -> None:
     tokenizer = read_tokenizer(workplace.registry.folder(1) / TOKENIZER)
     learned = workplace.store.experiences(up_to=SNAPSHOT)
-    made = training_data(learned, workplace.store, SPEC, tokenizer, read_description(run_dir))
+    made = training_data(learned, workplace.store, SPEC, tokenizer, read_job_spec(run_dir))
     data = made.experiences
-    assert len(data) == len(made.used) == len(made.opinions) == SNAPSHOT
+    assert len(data) == len(made.used) == len(made.feedback_targets) == SNAPSHOT
     assert len(data.pools["text"]) == 1
     assert data.reward[:2].tolist() == [1.0, 0.0]
     assert (data.correction >= 0).sum() == SNAPSHOT // 10
@@ -191,7 +192,7 @@ def test_equal_content_is_decoded_and_kept_once(workplace: Workplace, run_dir: P
 def test_content_that_cannot_be_decoded_is_left_out(workplace: Workplace, run_dir: Path) -> None:
     tokenizer = read_tokenizer(workplace.registry.folder(1) / TOKENIZER)
     learned = workplace.store.experiences(up_to=SNAPSHOT)
-    narrow = replace(read_description(run_dir), limits=Limits(max_text_bytes=3))
+    narrow = replace(read_job_spec(run_dir), limits=Limits(max_text_bytes=3))
     made = training_data(learned, workplace.store, SPEC, tokenizer, narrow)
     assert (len(made.experiences), made.used) == (0, [])
 
@@ -211,10 +212,10 @@ def test_the_manifest_says_what_it_learned_from_and_how_stale_that_is(run_dir: P
 def test_what_is_too_stale_is_left_out(workplace: Workplace) -> None:
     run_dir = workplace.run_dir("stale", max_versions_behind=1)
     tokenizer = read_tokenizer(workplace.registry.folder(1) / TOKENIZER)
-    task = read_description(run_dir)
+    task = read_job_spec(run_dir)
     made = lessons(workplace.store, SPEC, tokenizer, task, version=2)
     assert (made.facts["trained_on"], made.facts["too_stale"], made.facts["versions_behind_max"]) == (20, 20, 1)
-    assert {experience.served.version for experience in made.used} == {1}
+    assert {experience.decision.version for experience in made.used} == {1}
     with pytest.raises(
         ValueError, match=r"finetune.max_versions_behind: 1 leaves out all of 40.*was served 9 versions"
     ):
@@ -224,18 +225,21 @@ def test_what_is_too_stale_is_left_out(workplace: Workplace) -> None:
 def test_answers_that_were_picked_from_candidates_are_left_out_and_counted(tmp_path: Path) -> None:
     """Even where their ids are those of actions."""
     store = SqlStore(sqlite_url(tmp_path / "learner.db"))
-    candidates = (Candidate("cat", "a cat"), Candidate("dog", "a dog"))
+    dynamic_actions = (DynamicAction("cat", "a cat"), DynamicAction("dog", "a dog"))
     content: dict[str, Content] = {"text": TextContent("it says buzz")}
     decisions = [
-        a_decision(f"p{i}", action="dog", content=content, features=None, candidates=candidates if i < 3 else ())
+        a_decision(
+            f"p{i}", action="dog", content=content, features=None, dynamic_actions=dynamic_actions if i < 3 else ()
+        )
         for i in range(5)
     ]
     judged = [
-        Judged(d.prediction_id, join(served(d), [some_feedback(d.prediction_id)], SPEC.actions)) for d in decisions
+        LabelUpdate(d.prediction_id, join(header_of(d), [some_feedback(d.prediction_id)], SPEC.actions))
+        for d in decisions
     ]
-    store.take_in(Arrivals(decisions=decisions, judged=judged))
+    store.take_in(IngestBatch(decisions=decisions, judged=judged))
     settings = Settings()
-    task = JobDescription(
+    task = JobSpec(
         snapshot=5,
         created_at_s=NOW_S,
         reason="a test wants it",
@@ -245,9 +249,9 @@ def test_answers_that_were_picked_from_candidates_are_left_out_and_counted(tmp_p
     )
     tokenizer = train_tokenizer(["it says buzz"], vocabulary_size=300)
     made = lessons(store, SPEC, tokenizer, task, version=1)
-    assert [e.served.prediction_id for e in made.used] == ["p3", "p4"]
+    assert [e.decision.prediction_id for e in made.used] == ["p3", "p4"]
     assert (made.facts["trained_on"], made.facts["with_candidates"]) == (2, 3)
-    with pytest.raises(ValueError, match="nor those picked from candidates"):
+    with pytest.raises(ValueError, match="nor those picked from dynamic actions"):
         lessons(store, SPEC, tokenizer, replace(task, snapshot=3), version=1)
     store.close()
 
@@ -259,14 +263,14 @@ def test_what_was_said_of_other_answers_than_the_one_served_is_learned_too(workp
     spec = replace(SPEC, actions=("cat", "dog", "cow"))
     decision = a_decision("p1", model=SPEC.name, action="cow", content={"text": TextContent("it says buzz")})
     decision = replace(decision, allowed_actions=("cow", "dog"))
-    judgement = join(served(decision), [some_feedback("p1", Preference("dog", "cat"))], spec.actions)
-    experience = Experience(number=1, served=served(decision), judgement=judgement)
-    made = training_data([experience], workplace.store, spec, tokenizer, read_description(run_dir))
-    assert (made.experiences.weight.tolist(), made.opinions.preferred.tolist()) == ([0.0], [1])
-    assert made.opinions.rejected.tolist() == [0]
+    label = join(header_of(decision), [some_feedback("p1", Preference("dog", "cat"))], spec.actions)
+    experience = Experience(number=1, decision=header_of(decision), label=label)
+    made = training_data([experience], workplace.store, spec, tokenizer, read_job_spec(run_dir))
+    assert (made.experiences.weight.tolist(), made.feedback_targets.preferred.tolist()) == ([0.0], [1])
+    assert made.feedback_targets.rejected.tolist() == [0]
     assert made.experiences.allowed_mask is not None
     assert made.experiences.allowed_mask.tolist() == [[False, True, True]]
-    assert training_data([experience], workplace.store, SPEC, tokenizer, read_description(run_dir)).used == []
+    assert training_data([experience], workplace.store, SPEC, tokenizer, read_job_spec(run_dir)).used == []
 
 
 def test_low_rank_updates_are_merged_into_a_version_like_any_other(workplace: Workplace) -> None:
@@ -313,7 +317,7 @@ def test_all_thumbs_down_are_an_opinion(tmp_path: Path, objective: str) -> None:
 
 def test_no_thumbs_are_nothing_to_train_on(workplace: Workplace) -> None:
     run_dir = workplace.run_dir("none")
-    nothing = replace(read_description(run_dir), snapshot=0)
+    nothing = replace(read_job_spec(run_dir), snapshot=0)
     with pytest.raises(ValueError, match="none of 0 experiences can be trained on"):
         lessons(workplace.store, SPEC, None, nothing, version=1)
 

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builders import a_decision, some_feedback
 from plaudit.core.events import (
     Correction,
     Feedback,
@@ -20,13 +19,16 @@ from plaudit.core.events import (
     Signal,
     Thumb,
 )
-from plaudit.core.experience import Judgement, Served, served
-from plaudit.learner.join import IMPLICIT_REWARDS, IMPLICIT_WEIGHT, join, refusal, silence
+from plaudit.core.experience import DecisionHeader, Label, header_of
+from plaudit.learner.ingest.join import IMPLICIT_REWARDS, IMPLICIT_WEIGHT, join, refusal, silence
+from support.builders import a_decision, some_feedback
 
 ACTIONS = ("cat", "dog", "bird", "fish")
-BETWEEN = Served("p", 0.0, "ada", 1, "b", 0.5, (), greedy=False, modalities=(), candidates=("a", "b", "cat"))
-"""A decision between candidates, of which one is called what an action is."""
-DECISION = served(a_decision("p", action="cat"))
+BETWEEN = DecisionHeader(
+    "p", 0.0, "ada", 1, "b", 0.5, (), greedy=False, modalities=(), dynamic_actions=("a", "b", "cat")
+)
+"""A decision between dynamic actions, of which one is called what an action is."""
+DECISION = header_of(a_decision("p", action="cat"))
 
 
 def said(*signals: tuple[str, Signal]) -> list[Feedback]:
@@ -40,19 +42,19 @@ def said(*signals: tuple[str, Signal]) -> list[Feedback]:
 @pytest.mark.parametrize(
     ("signal", "expected"),
     [
-        (Thumb(up=True), Judgement({"cat": 1.0}, 1.0)),
-        (Thumb(up=False), Judgement({"cat": 0.0}, 1.0)),
-        (Rating(0.25), Judgement({"cat": 0.25}, 1.0)),
-        (Correction("dog"), Judgement({"cat": 0.0, "dog": 1.0, "bird": 0.0, "fish": 0.0}, 1.0, "dog")),
-        (Correction("cat"), Judgement({"cat": 1.0, "dog": 0.0, "bird": 0.0, "fish": 0.0}, 1.0, "cat")),
-        (Preference("dog", "cat"), Judgement({"cat": 0.25, "dog": 0.75}, 1.0)),
+        (Thumb(up=True), Label({"cat": 1.0}, 1.0)),
+        (Thumb(up=False), Label({"cat": 0.0}, 1.0)),
+        (Rating(0.25), Label({"cat": 0.25}, 1.0)),
+        (Correction("dog"), Label({"cat": 0.0, "dog": 1.0, "bird": 0.0, "fish": 0.0}, 1.0, "dog")),
+        (Correction("cat"), Label({"cat": 1.0, "dog": 0.0, "bird": 0.0, "fish": 0.0}, 1.0, "cat")),
+        (Preference("dog", "cat"), Label({"cat": 0.25, "dog": 0.75}, 1.0)),
         (
             Implicit(ImplicitKind.REPHRASED),
-            Judgement({"cat": IMPLICIT_REWARDS[ImplicitKind.REPHRASED]}, IMPLICIT_WEIGHT),
+            Label({"cat": IMPLICIT_REWARDS[ImplicitKind.REPHRASED]}, IMPLICIT_WEIGHT),
         ),
     ],
 )
-def test_one_signal(signal: Signal, expected: Judgement) -> None:
+def test_one_signal(signal: Signal, expected: Label) -> None:
     assert join(DECISION, said(("ada", signal)), ACTIONS) == expected
 
 
@@ -61,25 +63,25 @@ def test_nothing_said_is_nothing_learned() -> None:
 
 
 def test_silence_speaks_of_the_served_action_and_weighs_little() -> None:
-    judgement = silence(DECISION, 0.6)
-    assert judgement.rewards == {"cat": 0.6}
-    assert judgement.weight < IMPLICIT_WEIGHT
+    label = silence(DECISION, 0.6)
+    assert label.rewards == {"cat": 0.6}
+    assert label.weight < IMPLICIT_WEIGHT
 
 
 def test_the_last_word_of_a_user_counts() -> None:
     changed_mind = said(("ada", Thumb(up=False)), ("ada", Rating(0.5)), ("ada", Thumb(up=True)))
-    assert join(DECISION, changed_mind, ACTIONS) == Judgement({"cat": 1.0}, 1.0)
+    assert join(DECISION, changed_mind, ACTIONS) == Label({"cat": 1.0}, 1.0)
 
 
 def test_what_a_user_says_outweighs_what_the_user_does_later() -> None:
     interrupted = said(("ada", Thumb(up=True)), ("ada", Implicit(ImplicitKind.INTERRUPTED)))
-    assert join(DECISION, interrupted, ACTIONS) == Judgement({"cat": 1.0}, 1.0)
+    assert join(DECISION, interrupted, ACTIONS) == Label({"cat": 1.0}, 1.0)
 
 
 def test_users_are_averaged() -> None:
     """Three thumbs up and one down: 3/4."""
     four = said(*((user, Thumb(up=user != "dan")) for user in ("ada", "bob", "cy", "dan")))
-    assert join(DECISION, four, ACTIONS) == Judgement({"cat": 0.75}, 1.0)
+    assert join(DECISION, four, ACTIONS) == Label({"cat": 0.75}, 1.0)
 
 
 def test_users_are_averaged_per_action_and_by_weight() -> None:
@@ -93,14 +95,14 @@ def test_users_are_averaged_per_action_and_by_weight() -> None:
         ("cy", Preference("dog", "bird")),
         ("dan", Implicit(ImplicitKind.ACCEPTED)),
     )
-    assert join(DECISION, four, ACTIONS) == Judgement(
+    assert join(DECISION, four, ACTIONS) == Label(
         {"cat": pytest.approx(1.225 / 2.25), "dog": 0.875, "bird": 0.125, "fish": 0.0}, pytest.approx(3.25 / 4), "dog"
     )
 
 
 def test_users_who_correct_differently_agree_on_no_correction() -> None:
-    judgement = join(DECISION, said(("ada", Correction("dog")), ("bob", Correction("bird"))), ACTIONS)
-    assert judgement == Judgement({"cat": 0.0, "dog": 0.5, "bird": 0.5, "fish": 0.0}, 1.0, None)
+    label = join(DECISION, said(("ada", Correction("dog")), ("bob", Correction("bird"))), ACTIONS)
+    assert label == Label({"cat": 0.0, "dog": 0.5, "bird": 0.5, "fish": 0.0}, 1.0, None)
 
 
 def test_a_retraction_takes_back_all_of_its_users_earlier_signals() -> None:
@@ -110,13 +112,13 @@ def test_a_retraction_takes_back_all_of_its_users_earlier_signals() -> None:
 
 def test_after_a_retraction_a_user_may_speak_again() -> None:
     again = said(("ada", Thumb(up=True)), ("ada", Retract()), ("ada", Thumb(up=False)))
-    assert join(DECISION, again, ACTIONS) == Judgement({"cat": 0.0}, 1.0)
+    assert join(DECISION, again, ACTIONS) == Label({"cat": 0.0}, 1.0)
 
 
 def test_a_named_retraction_takes_back_exactly_that_signal() -> None:
     """Of two signals the later is taken back, so the earlier one stands."""
     two = said(("ada", Thumb(up=True)), ("ada", Thumb(up=False)), ("ada", Retract("f1")))
-    assert join(DECISION, two, ACTIONS) == Judgement({"cat": 1.0}, 1.0)
+    assert join(DECISION, two, ACTIONS) == Label({"cat": 1.0}, 1.0)
 
 
 def test_nobody_takes_back_what_others_said() -> None:
@@ -137,7 +139,7 @@ def test_what_cannot_be_learned_from_is_refused_with_a_reason(signal: Signal, pr
 
 
 def test_a_thumb_on_an_action_that_is_gone_is_refused() -> None:
-    gone = served(a_decision("p", action="cow"))
+    gone = header_of(a_decision("p", action="cow"))
     assert refusal(gone, said(("ada", Thumb(up=True)))[0], ACTIONS) is not None
     assert refusal(DECISION, said(("ada", Thumb(up=True)))[0], ACTIONS) is None
 
@@ -163,26 +165,27 @@ def test_the_order_of_delivery_does_not_matter(both: tuple[Sequence[Feedback], S
 
 @given(st.lists(st.tuples(st.sampled_from(["ada", "bob", "cy"]), signals), max_size=8).map(lambda s: said(*s)))
 def test_a_judgement_stays_in_bounds(feedback: Sequence[Feedback]) -> None:
-    judgement = join(DECISION, feedback, ACTIONS)
-    if judgement is not None:
-        assert all(0.0 <= reward <= 1.0 for reward in judgement.rewards.values())
-        assert 0.0 < judgement.weight <= 1.0
-        assert judgement.rewards
+    label = join(DECISION, feedback, ACTIONS)
+    if label is not None:
+        assert all(0.0 <= reward <= 1.0 for reward in label.rewards.values())
+        assert 0.0 < label.weight <= 1.0
+        assert label.rewards
 
 
-# --- decisions between candidates ------------------------------------------------------------------------------------
+# --- decisions between dynamic actions
+# ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("signal", "expected"),
     [
-        (Thumb(up=True), Judgement({"b": 1.0}, 1.0)),
-        (Rating(0.25), Judgement({"b": 0.25}, 1.0)),
-        (Correction("cat"), Judgement({"a": 0.0, "b": 0.0, "cat": 1.0}, 1.0, "cat")),
-        (Preference("a", "b"), Judgement({"a": 0.75, "b": 0.25}, 1.0)),
+        (Thumb(up=True), Label({"b": 1.0}, 1.0)),
+        (Rating(0.25), Label({"b": 0.25}, 1.0)),
+        (Correction("cat"), Label({"a": 0.0, "b": 0.0, "cat": 1.0}, 1.0, "cat")),
+        (Preference("a", "b"), Label({"a": 0.75, "b": 0.25}, 1.0)),
     ],
 )
-def test_what_is_said_of_candidates_is_of_these_alone(signal: Signal, expected: Judgement) -> None:
+def test_what_is_said_of_candidates_is_of_these_alone(signal: Signal, expected: Label) -> None:
     assert join(BETWEEN, said(("ada", signal)), ACTIONS) == expected
     assert refusal(BETWEEN, said(("ada", signal))[0], ACTIONS) is None
 
@@ -190,7 +193,7 @@ def test_what_is_said_of_candidates_is_of_these_alone(signal: Signal, expected: 
 def test_an_action_that_was_no_candidate_is_refused() -> None:
     for signal, field in ((Correction("dog"), "correction"), (Preference("a", "dog"), "preference.rejected")):
         problem = refusal(BETWEEN, said(("ada", signal))[0], ACTIONS)
-        assert problem == f"{field}: 'dog' is not one of the 3 candidates of the request"
+        assert problem == f"{field}: 'dog' is not one of the 3 dynamic actions of the request"
 
 
 def test_silence_is_about_the_candidate_that_was_picked() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plaudit.adapters.directory_registry import DirectoryRegistry
-from plaudit.learner.pretraining import Published, golden_inputs, pretrain_and_publish, steps_of
+from plaudit.adapters.registry.directory import DirectoryRegistry
+from plaudit.learner.finetuning.pretraining import Published, golden_inputs, pretrain_and_publish, steps_of
 from plaudit_models.bundle import TOKENIZER, verify
 from plaudit_models.dataset import InvalidData, LabelledData
 from plaudit_models.spec import PRESENT, ModelSpec, TensorModality, TextModality

@@ -1,4 +1,4 @@
-"""Fixtures of the loop tests; the world itself is in tests/loop_world.py."""
+"""Fixtures of the loop tests; the world itself is in tests/support/loop_world.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loop_world import World
+from support.loop_world import World
 
 
 @pytest.fixture

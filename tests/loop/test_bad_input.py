@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from loop_recount import recount
-from loop_world import SPEC, World, assert_same_sums
 from plaudit.core.events import DeadLetter, Decision, EncodedContent, Thumb, Topic
 from plaudit.core.wire import decode_event, encode_event
 from plaudit.learner.loop import Learner
 from plaudit.v1 import events_pb2
-from postgres_server import PostgresServer
+from support.loop_recount import recount
+from support.loop_world import SPEC, World, assert_same_sums
+from support.postgres_server import PostgresServer
 
 MakeWorld = Callable[..., World]
 
@@ -126,7 +126,7 @@ def test_a_store_that_goes_away_in_the_middle_of_a_step(
 FULL_DISK = textwrap.dedent("""
     import os, resource, sys
     from pathlib import Path
-    from loop_world import World
+    from support.loop_world import World
 
     def limit(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))

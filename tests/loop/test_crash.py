@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from loop_recount import recount
-from loop_world import SPEC, World, assert_same_sums, candidate_that_prefers
 from plaudit.core.events import Decision, Retract, Thumb
+from support.loop_recount import recount
+from support.loop_world import SPEC, World, assert_same_sums, candidate_that_prefers
 
 MakeWorld = Callable[..., World]
 
@@ -25,10 +25,10 @@ MakeWorld = Callable[..., World]
 LEARNER = textwrap.dedent("""
     import os, signal, sys
     from pathlib import Path
-    from loop_world import World
-    from plaudit.adapters.sqlite_log import SqliteReader
-    from plaudit.adapters.sql_store import SqlStore
-    from plaudit.adapters.directory_registry import DirectoryRegistry
+    from support.loop_world import World
+    from plaudit.adapters.log.sqlite import SqliteReader
+    from plaudit.adapters.store.sql import SqlStore
+    from plaudit.adapters.registry.directory import DirectoryRegistry
 
     PLACES = {
         "before the save": (SqlStore, "save", False),
@@ -119,20 +119,20 @@ CANARY = {
     "gate": {"min_events": 50, "max_events": 1, "alpha": 1e-9},
     "canary": {"share": 0.5},
 }
-TRIAL = textwrap.dedent("""
+EXPERIMENT = textwrap.dedent("""
     import os, signal, sys
     from pathlib import Path
-    from loop_world import World
-    from plaudit.adapters.sql_store import SqlStore
-    from plaudit.core.trials import PRESENT
+    from support.loop_world import World
+    from plaudit.adapters.store.sql import SqlStore
+    from plaudit.core.experiments import PRESENT
 
     save = SqlStore.save
     def deadly(store, changes):
-        of_trial = changes.memory.get(PRESENT) is not None
-        if of_trial and sys.argv[2] == "before":
+        of_experiment = changes.memory.get(PRESENT) is not None
+        if of_experiment and sys.argv[2] == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         save(store, changes)
-        if of_trial:
+        if of_experiment:
             os.kill(os.getpid(), signal.SIGKILL)
     SqlStore.save = deadly
     world = World(Path(sys.argv[1]), settings=%r)
@@ -141,7 +141,7 @@ TRIAL = textwrap.dedent("""
 
 
 @pytest.mark.parametrize("killed", ["before", "after"])
-def test_killed_in_the_middle_of_a_trial_the_next_learner_counts_on(tmp_path: Path, killed: str) -> None:
+def test_killed_in_the_middle_of_a_experiment_the_next_learner_counts_on(tmp_path: Path, killed: str) -> None:
     """As many experiences count for and against the candidate as with a learner that is left alone."""
     counted = []
     for name in ("killed", "left alone"):
@@ -155,7 +155,7 @@ def test_killed_in_the_middle_of_a_trial_the_next_learner_counts_on(tmp_path: Pa
         learner.close()
         world.traffic(50, lambda decision: decision.action == "fish")
         if name == "killed":
-            assert run(TRIAL, str(world.folder), killed) == -signal.SIGKILL
+            assert run(EXPERIMENT, str(world.folder), killed) == -signal.SIGKILL
         last = world.learner()
         world.settle(last)
         last.step()

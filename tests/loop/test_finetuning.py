@@ -20,20 +20,20 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from safetensors.numpy import save_file
 
-from builders import NOW_S, tiny_bundle
-from loop_world import SPEC, World, assert_same_sums, candidate_that_prefers
-from plaudit.adapters.inline_jobs import InlineJobs
-from plaudit.adapters.otel_tracing import OtelTracing
-from plaudit.adapters.subprocess_jobs import SubprocessJobs
+from plaudit.adapters.jobs.inline import InlineJobs
+from plaudit.adapters.jobs.subprocess import SubprocessJobs
+from plaudit.adapters.tracing.otel import OtelTracing
 from plaudit.core.errors import StoreUnavailable
 from plaudit.core.events import Decision
-from plaudit.core.ports import JobLauncher, JobState, JobStatus
+from plaudit.core.job_run import CANDIDATE, RESULT, write_json
+from plaudit.core.ports.jobs import JobLauncher, JobState, JobStatus
 from plaudit.core.rollout import Change, pin
-from plaudit.core.runs import CANDIDATE, RESULT, write_json
-from plaudit.learner.description import CHECKPOINT, STATE, read_description
+from plaudit.learner.finetuning.job_spec import CHECKPOINT, STATE, read_job_spec
 from plaudit.learner.loop import Learner
-from plaudit_models.reward_model import empty_state
+from plaudit_models.bandit.reward_model import empty_state
 from plaudit_models.spec import OutputSpec
+from support.builders import NOW_S, tiny_bundle
+from support.loop_world import SPEC, World, assert_same_sums, candidate_that_prefers
 
 MakeWorld = Callable[..., World]
 
@@ -169,7 +169,7 @@ def test_a_candidate_that_is_the_same_is_given_up_for_lack_of_evidence(make_worl
     world = tuning_world(make_world, lambda run_dir: None, max_events=120)
 
     def same_as_live(run_dir: Path) -> None:
-        task = read_description(run_dir)
+        task = read_job_spec(run_dir)
         made = tiny_bundle(run_dir / CANDIDATE, seed=0, kind="finetuned", parent=1, data=task.data)
         (run_dir / STATE).write_bytes(empty_state(task.maker.space(made)).to_bytes())
         write_json(run_dir / RESULT, {})
@@ -433,7 +433,7 @@ def test_all_that_was_learned_is_there_on_the_promoted_trunk(make_world: MakeWor
     fresh.step()
     assert_same_sums(fresh.reward_state, state)
     features = world.store.features(
-        [e.served.prediction_id for e in world.store.experiences()], state.space.trunk_digest
+        [e.decision.prediction_id for e in world.store.experiences()], state.space.trunk_digest
     )
     assert len(features) == fresh.progress.experiences
 
@@ -457,8 +457,8 @@ def test_what_the_gate_cannot_tell_users_can(make_world: MakeWorld) -> None:
     assert learner.reward_state.weight.sum() == pytest.approx(learner.progress.experiences)
 
 
-def test_a_trial_does_not_keep_the_learner_from_waiting(make_world: MakeWorld) -> None:
-    """The gate gave up with experiences left; nothing is left to do in the trial until there are new ones."""
+def test_a_experiment_does_not_keep_the_learner_from_waiting(make_world: MakeWorld) -> None:
+    """The gate gave up with experiences left; nothing is left to do in the experiment until there are new ones."""
     world = tuning_world(make_world, candidate_that_prefers("fish"), {"share": 0.5}, max_events=1, alpha=1e-9)
     learner = world.learner()
     for _ in range(8):
@@ -476,7 +476,7 @@ def test_a_candidate_that_users_like_less_is_withdrawn(make_world: MakeWorld) ->
     assert (world.registry.rollout().live, world.registry.rollout().candidate) == (1, None)
 
 
-def test_a_trial_without_proof_ends(make_world: MakeWorld) -> None:
+def test_a_experiment_without_proof_ends(make_world: MakeWorld) -> None:
     world = tuning_world(
         make_world, candidate_that_prefers("fish"), {"share": 0.5, "max_events": 30}, max_events=1, alpha=1e-9
     )
@@ -485,7 +485,7 @@ def test_a_trial_without_proof_ends(make_world: MakeWorld) -> None:
     assert (world.registry.rollout().live, world.registry.rollout().candidate) == (1, None)
 
 
-def test_a_trial_goes_on_after_the_learner_was_started_again(make_world: MakeWorld) -> None:
+def test_a_experiment_goes_on_after_the_learner_was_started_again(make_world: MakeWorld) -> None:
     world = tuning_world(make_world, candidate_that_prefers("fish"), {"share": 0.5}, max_events=1, alpha=1e-9)
     learner = world.learner()
     for _ in range(8):
@@ -498,7 +498,7 @@ def test_a_trial_goes_on_after_the_learner_was_started_again(make_world: MakeWor
     assert world.learner().report()["finetune"]["canary"] == before["canary"]
 
 
-def test_an_operator_ends_a_trial(make_world: MakeWorld) -> None:
+def test_an_operator_ends_a_experiment(make_world: MakeWorld) -> None:
     world = tuning_world(make_world, candidate_that_prefers("fish"), {"share": 0.5}, max_events=1, alpha=1e-9)
     learner = world.learner()
     for _ in range(8):
@@ -509,4 +509,4 @@ def test_an_operator_ends_a_trial(make_world: MakeWorld) -> None:
     learner.step()
     outcome = learner.report()["finetune"]["outcomes"][0]
     assert (outcome["outcome"], outcome["version"]) == ("insufficient", 2)
-    assert "ada ended the trial: enough" in outcome["why"]
+    assert "ada ended the experiment: enough" in outcome["why"]

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from loop_recount import recount
-from loop_world import SPEC, World, assert_same_sums
 from plaudit.core.events import Correction, Implicit, ImplicitKind, Rating, Retract, Thumb
 from plaudit.learner.loop import Learner
+from support.loop_recount import recount
+from support.loop_world import SPEC, World, assert_same_sums
 
 MakeWorld = Callable[..., World]
 DAY_S = 86_400.0
@@ -18,7 +18,7 @@ DAY_S = 86_400.0
 
 def judged(world: World) -> dict[str, float | None]:
     """Reward of the served action by prediction id."""
-    return {e.served.prediction_id: e.reward for e in world.store.experiences()}
+    return {e.decision.prediction_id: e.reward for e in world.store.experiences()}
 
 
 def settle(world: World, learner: Learner) -> None:
@@ -59,11 +59,11 @@ def test_a_clock_that_is_ahead_does_not_hold_others_up(make_world: MakeWorld) ->
     world.now_s += 31.5 * DAY_S
     settle(world, learner)
     histories = world.store.histories([tomorrow.prediction_id, today.prediction_id])
-    assert [history.served is not None for history in histories.values()] == [True, False]
+    assert [history.decision is not None for history in histories.values()] == [True, False]
 
 
 def test_the_last_word_counts_whenever_it_comes(make_world: MakeWorld) -> None:
-    """Every signal in a batch of its own: the judgement follows, and what was learned follows the judgement."""
+    """Every signal in a batch of its own: the label follows, and what was learned follows the label."""
     world = make_world()
     learner = world.learner()
     decision = world.decide(user_id="ada")

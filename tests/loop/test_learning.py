@@ -11,15 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from builders import NOW_S
-from loop_recount import recount
-from loop_world import SPEC, World, assert_same_sums
 from plaudit.core.errors import StoreUnavailable
 from plaudit.core.events import Correction, Decision, Event, Feedback, Preference, Retract, Thumb, Topic
 from plaudit.core.experience import FeedbackState
 from plaudit.core.rollout import Change, pin, unpin
-from plaudit.learner.join import SILENCE_WEIGHT
-from plaudit_models.reward_model import empty_state
+from plaudit.learner.ingest.join import SILENCE_WEIGHT
+from plaudit_models.bandit.reward_model import empty_state
+from support.builders import NOW_S
+from support.loop_recount import recount
+from support.loop_world import SPEC, World, assert_same_sums
 
 MakeWorld = Callable[..., World]
 
@@ -59,7 +59,7 @@ def test_the_manifest_says_what_the_version_has_learned_from(make_world: MakeWor
         "positions": {"0": "2"},
         "batches": 1,
         "experiences": 1,
-        "candidate_experiences": 0,
+        "dynamic_experiences": 0,
         "last_experience": 1,
         "raters": 1,
         "feedback": 1,
@@ -261,7 +261,7 @@ def test_one_user_is_learned_from_up_to_the_cap(make_world: MakeWorld) -> None:
     world.log.append(decisions)
     world.log.append([world.say(decision, Thumb(up=True)) for decision in decisions])
     world.settle(learner)
-    learned = [e.served.user_id for e in world.store.experiences() if not e.set_aside]
+    learned = [e.decision.user_id for e in world.store.experiences() if not e.excluded]
     assert learned.count("loud") == 10
     assert len(learned) == 60
     assert learner.progress.experiences == 60
@@ -398,8 +398,8 @@ def test_any_order_and_number_of_deliveries_comes_to_the_same(
         assert second.reward_state is not None
         assert_same_sums(first.reward_state, second.reward_state)
         assert first.progress.experiences == second.progress.experiences
-        judgements = {e.served.prediction_id: e.judgement for e in world.store.experiences() if e.judgement}
-        assert judgements == {e.served.prediction_id: e.judgement for e in other.store.experiences() if e.judgement}
+        judgements = {e.decision.prediction_id: e.label for e in world.store.experiences() if e.label}
+        assert judgements == {e.decision.prediction_id: e.label for e in other.store.experiences() if e.label}
     finally:
         world.close()
         other.close()

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 from prometheus_client import CollectorRegistry
 
-from loop_world import World, candidate_that_prefers
 from plaudit.core.events import Decision
-from plaudit.core.experience import Experience, Judgement, Served
+from plaudit.core.experience import DecisionHeader, Experience, Label
 from plaudit.learner.metrics import LearnerMetrics
-from plaudit.learner.satisfaction import SHOWN_AFTER_S, SHOWN_AT_MOST, SatisfactionByVersion
-from plaudit_models.intervals import wilson
+from plaudit.learner.online.satisfaction import SHOWN_AFTER_S, SHOWN_AT_MOST, SatisfactionByVersion
+from plaudit_models.evaluation.intervals import wilson
+from support.loop_world import World, candidate_that_prefers
 
 MakeWorld = Callable[..., World]
 
@@ -29,9 +29,9 @@ def shown_versions(registry: CollectorRegistry) -> set[str]:
     return {s.labels["version"] for family in registry.collect() for s in family.samples if "version" in s.labels}
 
 
-def judged(version: int, reward: float, *, set_aside: bool = False) -> Experience:
-    served = Served("p", 1.0, "ada", version, "cat", 0.5, (), False, ())
-    return Experience(1, served, Judgement({"cat": reward}, 1.0), set_aside=set_aside)
+def judged(version: int, reward: float, *, excluded: bool = False) -> Experience:
+    served = DecisionHeader("p", 1.0, "ada", version, "cat", 0.5, (), False, ())
+    return Experience(1, served, Label({"cat": reward}, 1.0), excluded=excluded)
 
 
 # --- satisfaction by version -----------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ def test_each_version_has_its_mean_and_its_interval():
 
 def test_what_was_set_aside_is_not_what_users_think():
     registry = CollectorRegistry()
-    SatisfactionByVersion(LearnerMetrics(registry)).hear([judged(1, 1.0), judged(1, 0.0, set_aside=True)], 0.0)
+    SatisfactionByVersion(LearnerMetrics(registry)).hear([judged(1, 1.0), judged(1, 0.0, excluded=True)], 0.0)
     assert metric(registry, "version_satisfaction", version="1") == 1.0
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 import structlog
 
-from loop_world import SPEC, World, assert_same_sums
 from plaudit.core.events import Decision, Feedback, Thumb
-from plaudit.learner.evidence import evidence_of
+from plaudit.learner.features.evidence import evidence_of
 from plaudit.learner.loop import Learner
-from plaudit.learner.orders import known_raters, order, pseudonym
-from plaudit_models.reward_model import RewardState, empty_state
+from plaudit.learner.online.rater_commands import known_raters, order, user_hash
+from plaudit_models.bandit.reward_model import RewardState, empty_state
+from support.loop_world import SPEC, World, assert_same_sums
 
 MakeWorld = Callable[..., World]
 
@@ -33,15 +33,15 @@ def learned_sums(world: World, learner: Learner) -> RewardState:
     """Counted anew from the experiences that are not set aside."""
     assert learner.reward_state is not None
     space = learner.reward_state.space
-    kept = [e for e in world.store.experiences() if not e.set_aside and e.judgement is not None]
-    found = world.store.features([e.served.prediction_id for e in kept], space.trunk_digest)
-    judged = [(found[e.served.prediction_id], e.judgement) for e in kept]
+    kept = [e for e in world.store.experiences() if not e.excluded and e.label is not None]
+    found = world.store.features([e.decision.prediction_id for e in kept], space.trunk_digest)
+    judged = [(found[e.decision.prediction_id], e.label) for e in kept]
     index = {action: i for i, action in enumerate(SPEC.actions)}
     return empty_state(space).add(evidence_of(space, judged, index))  # type: ignore[arg-type]
 
 
 def of_mallory(world: World) -> list[bool]:
-    return [e.set_aside for e in world.store.experiences(user_id="mallory")]
+    return [e.excluded for e in world.store.experiences(user_id="mallory")]
 
 
 def attacked(make_world: MakeWorld) -> tuple[World, Learner]:
@@ -60,10 +60,10 @@ def test_who_says_the_opposite_is_quarantined_and_all_of_it_forgotten(make_world
     assert [user for user, rater in raters.users.items() if rater.standing == "quarantined"] == ["mallory"]
     assert len(of_mallory(world)) > 60
     assert all(of_mallory(world))
-    assert learner.progress.experiences == sum(not e.set_aside for e in world.store.experiences())
+    assert learner.progress.experiences == sum(not e.excluded for e in world.store.experiences())
     assert_same_sums(learner.reward_state, learned_sums(world, learner))
     (said,) = [line for line in logs if line["event"] == "rater quarantined"]
-    assert said["rater"] == pseudonym("mallory")
+    assert said["rater"] == user_hash("mallory")
     assert "mallory" not in str(logs)
 
 
@@ -99,8 +99,8 @@ def test_people_quarantine_whom_they_like(make_world: MakeWorld) -> None:
     order(world.store, "user 3", "trusted")
     order(world.store, "user 3", "quarantined")
     learner.step()
-    assert all(e.set_aside for e in world.store.experiences(user_id="user 3"))
-    assert not any(e.set_aside for e in world.store.experiences(user_id="user 4"))
+    assert all(e.excluded for e in world.store.experiences(user_id="user 3"))
+    assert not any(e.excluded for e in world.store.experiences(user_id="user 4"))
     assert_same_sums(learner.reward_state, learned_sums(world, learner))
     changes = learner.progress.changes
     learner.step()
@@ -115,7 +115,7 @@ def test_a_user_who_floods_counts_for_five_equal_shares(make_world: MakeWorld) -
     world.log.append(decisions)
     world.log.append([world.say(decision, Thumb(up=True)) for decision in decisions])
     world.settle(learner)
-    learned = [e for e in world.store.experiences(user_id="loud") if not e.set_aside]
+    learned = [e for e in world.store.experiences(user_id="loud") if not e.excluded]
     assert len(learned) == int(300 * 5 / 31)
     assert known_raters(world.store)["loud"].floods
 

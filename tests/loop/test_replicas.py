@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from kafka_broker import Kafka
-from loop_recount import recount
-from loop_world import SPEC, World, assert_same_sums
-from partitioned_log import PartitionedLog
 from plaudit.core.errors import StoreMoved
 from plaudit.core.events import Decision, Retract, Thumb
 from plaudit.learner.loop import Learner
-from postgres_server import PostgresServer
+from support.kafka_broker import Kafka
+from support.loop_recount import recount
+from support.loop_world import SPEC, World, assert_same_sums
+from support.partitioned_log import PartitionedLog
+from support.postgres_server import PostgresServer
 
 PARTITIONS = 4
 SETTINGS = {"learner": {"batch": 8, "max_wait_s": 0.001, "poll_limit": 16}, "finetune": {"enabled": False}}
@@ -151,11 +151,11 @@ class Interrupted:
 LEARNER = textwrap.dedent("""
     import os, signal, sys, threading
     from pathlib import Path
-    from kafka_broker import Kafka
-    from loop_world import World
-    from partitioned_log import PartitionedLog, PartitionedReader
-    from plaudit.adapters.directory_registry import DirectoryRegistry
-    from plaudit.adapters.sql_store import SqlStore
+    from support.kafka_broker import Kafka
+    from support.loop_world import World
+    from support.partitioned_log import PartitionedLog, PartitionedReader
+    from plaudit.adapters.registry.directory import DirectoryRegistry
+    from plaudit.adapters.store.sql import SqlStore
 
     PLACES = {
         "before taking in": (SqlStore, "take_in", False),

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from builders import NOW_S
-from loop_world import World, assert_same_sums
 from plaudit.core.events import Decision, Thumb
 from plaudit.core.rollout import Change, rollback
-from plaudit.learner.evidence import evidence_of
-from plaudit_models.reward_model import RewardState, empty_state
+from plaudit.learner.features.evidence import evidence_of
+from plaudit_models.bandit.reward_model import RewardState, empty_state
+from support.builders import NOW_S
+from support.loop_world import World, assert_same_sums
 
 MakeWorld = Callable[..., World]
 
@@ -24,10 +24,10 @@ def recount_on(world: World, version: int, state: RewardState) -> RewardState:
     """Sums over all thumbs at what the version's trunk makes of their content."""
     judged = []
     for experience in world.store.experiences():
-        id_ = experience.served.prediction_id
-        assert experience.judgement is not None
+        id_ = experience.decision.prediction_id
+        assert experience.label is not None
         _, features = world.policy(version, world.store.contents([id_])[id_])
-        judged.append((features, experience.judgement))
+        judged.append((features, experience.label))
     index = {action: i for i, action in enumerate(world.registry.manifest(version).spec.actions)}
     return empty_state(state.space).add(evidence_of(state.space, judged, index))
 
@@ -73,7 +73,7 @@ def test_feedback_on_answers_of_the_old_trunk_is_learned_on_the_new_one(make_wor
     world.settle(learner)
     assert learner.progress.experiences == 10
     assert_stands_on(world, other, learner.reward_state)
-    noted = {e.served.prediction_id: e.probabilities for e in world.store.experiences()}
+    noted = {e.decision.prediction_id: e.probabilities for e in world.store.experiences()}
     for decision in (*early, *late):
         assert noted[decision.prediction_id] == pytest.approx(world.policy(1, decision.content)[0].tolist(), abs=1e-5)
 

@@ -24,8 +24,8 @@ from obp.ope.estimators import (  # type: ignore[import-not-found]
 
 from benchmarks.learning.bandit_log import CAMPAIGNS, read_campaign
 from benchmarks.learning.ope import CLIP, LOGGED_BY, inputs, sample_inputs
-from plaudit_models.features import Float64
-from plaudit_models.ope import Int64, LoggedRounds
+from plaudit_models.bandit.features import Float64
+from plaudit_models.evaluation.ope import Int64, LoggedRounds
 
 OUT: Final = Path(__file__).parent / "data/obp_reference.json"
 SAMPLE: Final = 400

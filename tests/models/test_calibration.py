@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from plaudit_models.calibration import errors_by_uncertainty, reliability
+from plaudit_models.evaluation.calibration import errors_by_uncertainty, reliability
 
 
 def test_reliability_by_hand() -> None:

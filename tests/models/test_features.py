@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from plaudit_models.features import (
+from plaudit_models.bandit.features import (
     FeatureMismatch,
     FeatureSpace,
     directions,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from plaudit_models.confidence import log_gains, log_total
-from plaudit_models.gate import (
+from plaudit_models.evaluation.e_process import log_gains, log_total
+from plaudit_models.evaluation.gate import (
     Comparison,
     Differences,
     GateRules,
@@ -18,7 +18,7 @@ from plaudit_models.gate import (
     judge,
     new_comparison,
 )
-from plaudit_models.ope import Float64, LoggedRounds
+from plaudit_models.evaluation.ope import Float64, LoggedRounds
 
 RULES = GateRules()
 N_KINDS = 10
@@ -356,7 +356,7 @@ def test_all_thumbs_down_prove_neither_gain_nor_harm_between_equals() -> None:
 def test_what_live_never_answers_counts_as_worst_for_gain_and_as_best_for_harm() -> None:
     """Action 1 was never offered (p = 0), so nothing is known of it: q̂ = 0.9 is not believed either way.
 
-    Candidate [0, 1], live [1, 0] with reward 1 for action 0 at p = 1: low = 0 − 1, high = 1 − 1.
+    Dynamic action [0, 1], live [1, 0] with reward 1 for action 0 at p = 1: low = 0 − 1, high = 1 − 1.
     """
     log = LoggedRounds(np.array([1.0]), np.array([0]), np.array([1.0]))
     live = np.array([[1.0, 0.0]])

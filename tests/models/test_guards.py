@@ -1,4 +1,4 @@
-"""The guards of a trial on failures and late answers."""
+"""The guards of an experiment on failures and late answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from plaudit_models.guards import BUCKETS, Arm, GuardRules, bucket, guards_from_dict, new_guards, upper_s
+from plaudit_models.evaluation.guards import BUCKETS, Arm, GuardRules, bucket, guards_from_dict, new_guards, upper_s
 
 
 def took(*durations_s: float, failed: int = 0) -> Arm:

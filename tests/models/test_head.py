@@ -9,10 +9,10 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from plaudit_models.features import FeatureSpace, Float64, Floats, features
-from plaudit_models.head import IR_VERSION, build_head, write_initial_head
-from plaudit_models.improvement import HeadSettings, head_scores
-from plaudit_models.reward_model import RewardState, empty_state, evidence_of_actions
+from plaudit_models.bandit.features import FeatureSpace, Float64, Floats, features
+from plaudit_models.bandit.head import IR_VERSION, build_head, write_initial_head
+from plaudit_models.bandit.improvement import HeadSettings, head_scores
+from plaudit_models.bandit.reward_model import RewardState, empty_state, evidence_of_actions
 
 
 def run(graph: bytes, embedding: Floats, base_logits: Floats) -> Float64:

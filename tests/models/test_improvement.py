@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from plaudit_models.features import FeatureSpace, Float64, base_probabilities, features
-from plaudit_models.improvement import NEAR, HeadSettings, bounded_step, head_scores
-from plaudit_models.policy import divergence, probabilities
-from plaudit_models.reward_model import RewardPrior, RewardState, empty_state, evidence_of_actions
+from plaudit_models.bandit.features import FeatureSpace, Float64, base_probabilities, features
+from plaudit_models.bandit.improvement import NEAR, HeadSettings, bounded_step, head_scores
+from plaudit_models.bandit.policy import divergence, probabilities
+from plaudit_models.bandit.reward_model import RewardPrior, RewardState, empty_state, evidence_of_actions
 
 FLOOR = 0.02
 FLAT = RewardPrior(precision=1.0, own_precision=1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plaudit_models.intervals import wilson
+from plaudit_models.evaluation.intervals import wilson
 
 
 def test_wilsons_interval_of_8_in_10():

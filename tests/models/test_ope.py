@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from plaudit_models.ope import (
+from plaudit_models.evaluation.ope import (
     LoggedRounds,
     dm,
     dr,

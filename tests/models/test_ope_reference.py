@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.learning.bandit_log import CAMPAIGNS, FOLDER
 from benchmarks.learning.ope import LOGGED_BY, estimates, inputs, sample_inputs
-from programs import CANNOT_BE_HAD
+from support.programs import CANNOT_BE_HAD
 
 RAW: Final[dict[str, Any]] = json.loads((Path(__file__).parent / "data/obp_reference.json").read_text(encoding="utf-8"))
 WHOLE_LOGS: Final = [(c, by) for c in CAMPAIGNS for by in LOGGED_BY]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit_models.raters import Raters, UserTally, capped_weights, fair_cap, raters_from_bytes
+from plaudit_models.evaluation.raters import Raters, UserTally, capped_weights, fair_cap, raters_from_bytes
 
 
 def test_weights_by_hand() -> None:
@@ -107,18 +107,18 @@ def test_wealth_by_hand() -> None:
 def test_who_always_says_the_opposite_is_quarantined_after_fourteen() -> None:
     """1.64¹⁴ = 1017 ≥ 1000 > 1.64¹³."""
     raters = hear(crowd(), "mallory", [False] * 13)
-    assert raters["mallory"].standing == "heard"
+    assert raters["mallory"].trust_level == "heard"
     raters, caught = raters.hear(["mallory"], np.array([0.0]), np.array([0.9]), np.array([1.0]))
     assert caught == ("mallory",)
-    assert raters["mallory"].standing == "quarantined"
+    assert raters["mallory"].trust_level == "quarantined"
     admitted, raters = raters.admit(["mallory", "user 1"], cap=1.0)
     assert admitted.tolist() == [False, True]
 
 
 def test_who_flips_is_found_as_soon_as_who_never_was_honest() -> None:
     raters = hear(crowd(), "eve", [True] * 500)
-    assert hear(raters, "eve", [False] * 13)["eve"].standing == "heard"
-    assert hear(raters, "eve", [False] * 14)["eve"].standing == "quarantined"
+    assert hear(raters, "eve", [False] * 13)["eve"].trust_level == "heard"
+    assert hear(raters, "eve", [False] * 14)["eve"].trust_level == "quarantined"
 
 
 def test_thumbs_at_random_and_wrong_ones_now_and_then_are_borne() -> None:
@@ -128,14 +128,14 @@ def test_thumbs_at_random_and_wrong_ones_now_and_then_are_borne() -> None:
     for i in range(100):
         raters = hear(raters, f"random {i}", (rng.random(300) < 0.5).tolist())
         raters = hear(raters, f"honest {i}", (rng.random(300) < 0.9).tolist())
-        caught += raters[f"random {i}"].standing == "quarantined"
-        assert raters[f"honest {i}"].standing == "heard"
+        caught += raters[f"random {i}"].trust_level == "quarantined"
+        assert raters[f"honest {i}"].trust_level == "heard"
     assert caught <= 10
 
 
 def test_where_nothing_is_known_nobody_is_suspected() -> None:
     rater = hear(crowd(), "a", [False] * 1_000, known=0.0)["a"]
-    assert (rater.standing, rater.reliability) == ("heard", pytest.approx(0.9))
+    assert (rater.trust_level, rater.reliability) == ("heard", pytest.approx(0.9))
 
 
 def test_if_everybody_disagrees_it_is_not_the_users() -> None:
@@ -143,8 +143,8 @@ def test_if_everybody_disagrees_it_is_not_the_users() -> None:
     raters = Raters()
     for i in range(50):
         raters = hear(raters, f"user {i}", [False] * 30)
-    assert sum(rater.standing == "quarantined" for rater in raters.users.values()) == 10
-    assert hear(hear(Raters(), "a", [True] * 50), "b", [False] * 50)["b"].standing == "heard"
+    assert sum(rater.trust_level == "quarantined" for rater in raters.users.values()) == 10
+    assert hear(hear(Raters(), "a", [True] * 50), "b", [False] * 50)["b"].trust_level == "heard"
 
 
 def test_a_million_thumbs_count_for_a_share() -> None:
@@ -163,22 +163,22 @@ def test_all_thumbs_down_from_everybody_is_an_opinion() -> None:
     raters = crowd()
     for i in range(20):
         raters = hear(raters, f"user {i}", [False] * 50, expected=0.05)
-    assert all(rater.standing == "heard" for rater in raters.users.values())
+    assert all(rater.trust_level == "heard" for rater in raters.users.values())
 
 
 def test_events_without_a_user_are_never_quarantined() -> None:
-    assert hear(crowd(), "", [False] * 100)[""].standing == "heard"
+    assert hear(crowd(), "", [False] * 100)[""].trust_level == "heard"
 
 
 def test_people_decide() -> None:
     raters = hear(crowd(), "eve", [False] * 20)
-    assert raters["eve"].standing == "quarantined"
-    trusted = hear(raters.set_standing("eve", "trusted"), "eve", [False] * 100)
-    assert trusted["eve"].standing == "trusted"
+    assert raters["eve"].trust_level == "quarantined"
+    trusted = hear(raters.set_trust_level("eve", "trusted"), "eve", [False] * 100)
+    assert trusted["eve"].trust_level == "trusted"
     assert trusted.admit(["eve"], cap=1.0)[0].all()
-    forgiven = raters.set_standing("eve", "heard")
-    assert (forgiven["eve"].standing, forgiven["eve"].log_wealth) == ("heard", 0.0)
-    assert not raters.set_standing("user 1", "quarantined").admit(["user 1"], cap=1.0)[0].any()
+    forgiven = raters.set_trust_level("eve", "heard")
+    assert (forgiven["eve"].trust_level, forgiven["eve"].log_wealth) == ("heard", 0.0)
+    assert not raters.set_trust_level("user 1", "quarantined").admit(["user 1"], cap=1.0)[0].any()
     assert "eve" not in raters.without("eve").users
 
 
@@ -190,12 +190,12 @@ def test_raters_travel_as_json() -> None:
 
 
 def test_only_the_latest_are_remembered_besides_those_in_quarantine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("plaudit_models.raters.MAX_RATERS", 25)
+    monkeypatch.setattr("plaudit_models.evaluation.raters.MAX_RATERS", 25)
     raters = hear(crowd(), "eve", [False] * 14)
     for i in range(30):
         raters = hear(raters, f"new {i}", [True])
     assert len(raters.users) == 25
-    assert raters["eve"].standing == "quarantined"
+    assert raters["eve"].trust_level == "quarantined"
     assert "new 29" in raters.users
     assert "user 0" not in raters.users
 

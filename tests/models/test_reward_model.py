@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plaudit_models.features import FeatureMismatch, FeatureSpace
-from plaudit_models.reward_model import (
+from plaudit_models.bandit.features import FeatureMismatch, FeatureSpace
+from plaudit_models.bandit.reward_model import (
     CorruptState,
     Evidence,
     InvalidEvidence,

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from builders import tiny_spec
 from plaudit_models.spec import AudioModality, ImageModality, ModelSpec, TensorModality, TextModality
 from plaudit_models.training.fusion import FusionConfig, FusionPolicy, LogMel
+from support.builders import tiny_spec
 
 CONFIG = FusionConfig(vocabulary_size=50, width=16, layers=1, attention_heads=2)
 ACTIONS = ("left", "right", "stop")

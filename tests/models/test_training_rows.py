@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from builders import tiny_spec
 from plaudit_models.spec import AudioModality, ImageModality, TensorModality, TextModality
 from plaudit_models.training.augment import augment, augment_log_mel, drop_tokens
 from plaudit_models.training.fusion import FusionConfig, FusionPolicy
 from plaudit_models.training.rows import drop_modalities, encode_all, encode_rows, prepare_pools
+from support.builders import tiny_spec
 
 SPEC = tiny_spec()
 INDEX = torch.tensor([[0, 1, 2, 1], [2, 1, 0, -1], [0, -1, 2, 0]])

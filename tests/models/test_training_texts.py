@@ -27,7 +27,7 @@ from plaudit_models.spec import (
 from plaudit_models.training.experiences import Experiences
 from plaudit_models.training.export import (
     ExportMismatch,
-    check_candidate_parity,
+    check_text_scorer_parity,
     export_version,
     load_policy,
     trunk_state,
@@ -94,7 +94,7 @@ def test_scores_text_travels_in_the_spec_and_asks_for_one_text_modality() -> Non
             spec_from_dict({**raw, "modalities": modalities})
     with pytest.raises(InvalidSpec, match=r"model\.scores_text: 'yes' is neither true nor false"):
         spec_from_dict({**raw, "modalities": {"text": {"kind": "text"}}, "scores_text": "yes"})
-    assert spec_of(KNOWN).difference(spec_of(KNOWN, scores_text=False)) == "it scores no candidates by their text"
+    assert spec_of(KNOWN).difference(spec_of(KNOWN, scores_text=False)) == "it scores no dynamic actions by their text"
     assert spec_of(KNOWN, scores_text=False).difference(spec_of(KNOWN)) == ""
 
 
@@ -189,13 +189,13 @@ def test_the_candidate_graph_does_what_torch_does_and_is_sealed_with_its_proof(
     assert [(i.name, i.shape, i.type) for i in session.get_inputs()] == [(TOKENS, ["k", 4], "tensor(int64)")]
     assert [(o.name, o.shape) for o in session.get_outputs()] == [(VECTORS, ["k", 32])]
     for k in (1, 3, 28):
-        assert check_candidate_parity(trained.model, version / CANDIDATE, names_of(KNOWN[:k])).shape == (k, 32)
+        assert check_text_scorer_parity(trained.model, version / CANDIDATE, names_of(KNOWN[:k])).shape == (k, 32)
     recorded = load_file(version / CANDIDATE_GOLDEN)
     assert set(recorded) == {TOKENS, VECTORS}
     assert (recorded[TOKENS][:, None] == golden()["text"][None]).all(axis=2).any(axis=0).all()
     other = FusionPolicy(SPEC, CONFIG)
     with pytest.raises(ExportMismatch, match="vectors differs from torch by"):
-        check_candidate_parity(other, version / CANDIDATE, names_of(KNOWN[:2]))
+        check_text_scorer_parity(other, version / CANDIDATE, names_of(KNOWN[:2]))
 
 
 def test_neither_graph_holds_weights_that_it_does_not_read(trained: Pretrained, version: Path) -> None:
@@ -241,4 +241,4 @@ def test_fine_tuning_keeps_what_the_scorer_knows(
     assert accuracy(tuned, UNSEEN, names_of(UNSEEN)) > 0.5
     export_version(tuned, tmp_path, manifest(), golden(), parent_trunk=version / TRUNK)
     verify(tmp_path)
-    assert check_candidate_parity(tuned, tmp_path / CANDIDATE, names_of(KNOWN)).shape == (28, 32)
+    assert check_text_scorer_parity(tuned, tmp_path / CANDIDATE, names_of(KNOWN)).shape == (28, 32)

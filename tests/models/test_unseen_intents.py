@@ -22,7 +22,7 @@ from plaudit_models.spec import ModelSpec, TextModality
 from plaudit_models.training.fusion import FusionConfig, FusionPolicy
 from plaudit_models.training.pretrain import PretrainSettings, pretrain
 from plaudit_models.training.threads import use_threads
-from programs import CANNOT_BE_HAD
+from support.programs import CANNOT_BE_HAD
 
 DATA: Final = Path(__file__).parents[3] / "shared/data/intents/banking77.csv"
 UNSEEN: Final = 15
@@ -76,14 +76,14 @@ def test_intents_that_were_never_trained_are_found_by_their_text(tmp_path: Path)
 
 
 def accuracy(
-    model: FusionPolicy, tokenizer: Tokenizer, asked: Sequence[tuple[str, int]], candidates: Sequence[str]
+    model: FusionPolicy, tokenizer: Tokenizer, asked: Sequence[tuple[str, int]], dynamic_actions: Sequence[str]
 ) -> float:
     def tokens(texts: Sequence[str]) -> torch.Tensor:
-        ids: npt.NDArray[np.int64] = tokenize_all(texts, model.spec.candidate_modality[1], tokenizer)
+        ids: npt.NDArray[np.int64] = tokenize_all(texts, model.spec.dynamic_action_modality[1], tokenizer)
         return torch.from_numpy(ids)
 
     with torch.no_grad():
         text = tokens([question for question, _ in asked])
         embedding, _ = model.fuse({"text": model.encode("text", text)}, torch.ones(len(asked), 1))
-        best = (embedding @ model.text_vectors(tokens(candidates)).T).argmax(dim=1).numpy()
+        best = (embedding @ model.text_vectors(tokens(dynamic_actions)).T).argmax(dim=1).numpy()
     return float((best == np.array([label for _, label in asked])).mean())

@@ -12,16 +12,16 @@ import grpc
 import pytest
 from prometheus_client import CollectorRegistry
 
-from builders import tiny_bundle, tiny_head_refresh, tiny_spec
-from plaudit.adapters.directory_registry import DirectoryRegistry
-from plaudit.adapters.onnx_runtime import OnnxRuntime
-from plaudit.adapters.sqlite_log import SqliteLog
-from plaudit.core.ports import ModelRuntime
+from plaudit.adapters.log.sqlite import SqliteLog
+from plaudit.adapters.registry.directory import DirectoryRegistry
+from plaudit.adapters.runtime.onnx import OnnxRuntime
+from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.settings import ServingSettings
-from plaudit.serving.metrics import ServingMetrics
 from plaudit.serving.server import InferenceServer
-from serving_harness import KEY, Registries, Running, Serve, go_live
+from plaudit.serving.telemetry.metrics import ServingMetrics
+from support.builders import tiny_bundle, tiny_head_refresh, tiny_spec
+from support.serving_harness import KEY, Registries, Running, Serve, go_live
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ async def serve(
             "ids": settings.pop("ids", ids),
             "metrics": settings.pop("metrics", metrics),
             "fates": settings.pop("fates", None),
-            "trials": settings.pop("trials", None),
+            "experiments": settings.pop("experiments", None),
             "seed": 0,
         }
         defaults = {"port": 0, "metrics_port": 0, "watch_interval_s": 0.01, "drain_s": 5.0}

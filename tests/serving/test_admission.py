@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plaudit.core.errors import InvalidInput, Overloaded
-from plaudit.serving.admission import Admission
+from plaudit.serving.engine.admission import Admission
 
 
 def test_who_finds_no_place_is_refused_at_once_and_takes_none():

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plaudit.core.errors import Draining, Expired
-from plaudit.serving.batcher import Batcher, Caller, Gone
+from plaudit.serving.engine.batcher import Batcher, Caller, ClientGone
 
 
 class Gate:
@@ -181,7 +181,7 @@ def test_who_left_or_expired_in_the_queue_is_not_computed():
         gate.open(2)
         assert (stays.outcome(), in_time.outcome()) == (6, 10)
         assert isinstance(expired.outcome(), Expired)
-        assert isinstance(left.outcome(), Gone)
+        assert isinstance(left.outcome(), ClientGone)
     assert gate.batches == [[1], [3, 5]]
 
 
@@ -193,7 +193,7 @@ def test_a_batch_of_none_but_leavers_is_not_run():
         (left,) = users.ask(2)
         left.leave()
         gate.open()
-        assert isinstance(left.outcome(), Gone)
+        assert isinstance(left.outcome(), ClientGone)
     assert gate.batches == [[1]]
 
 
@@ -280,7 +280,7 @@ def test_no_answer_crosses_requests(steps, max_batch, workers):
     assert all(len(batch) <= max_batch for batch in gate.batches)
     batch_of = {item: batch for batch in gate.batches for item in batch}
     for item, outcome in outcomes:
-        if isinstance(outcome, Gone):
+        if isinstance(outcome, ClientGone):
             assert item in left
             assert item not in batch_of
         elif isinstance(outcome, ValueError):

@@ -10,8 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from builders import NOW_S, tiny_head_refresh
-from plaudit.adapters.sqlite_log import SqliteLog
+from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.core.errors import LogUnavailable, StoreUnavailable
 from plaudit.core.events import (
     Correction,
@@ -24,10 +23,12 @@ from plaudit.core.events import (
     Thumb,
 )
 from plaudit.core.experience import FeedbackState
-from plaudit.core.ports import Appended, Fate
+from plaudit.core.ports.log import Appended
+from plaudit.core.ports.store import FeedbackStatus
 from plaudit.core.prediction_id import PredictionIds, SignedPrediction
 from plaudit.v1 import feedback_pb2
-from serving_harness import a_thumb, feedback, go_live, refusal
+from support.builders import NOW_S, tiny_head_refresh
+from support.serving_harness import a_thumb, feedback, go_live, refusal
 
 ACCEPTED = feedback_pb2.FEEDBACK_STATUS_ACCEPTED
 DUPLICATE = feedback_pb2.FEEDBACK_STATUS_DUPLICATE
@@ -243,10 +244,10 @@ class Told:
     """What the learners make of feedback, as the test says."""
 
     def __init__(self) -> None:
-        self.fates: dict[str, Fate] = {}
+        self.fates: dict[str, FeedbackStatus] = {}
         self.problem: Exception | None = None
 
-    def fate(self, model: str, feedback_id: str) -> Fate | None:
+    def fate(self, model: str, feedback_id: str) -> FeedbackStatus | None:
         if self.problem is not None:
             raise self.problem
         return self.fates.get(feedback_id)
@@ -264,12 +265,12 @@ async def test_a_receipt_says_what_the_learner_made_of_it(serve, registry, ids, 
     assert (await receipt()).state == feedback_pb2.RECEIPT_STATE_RECORDED
     for fate, state, reason in (
         (
-            Fate(FeedbackState.WAITING, NOW_S, "", 1),
+            FeedbackStatus(FeedbackState.WAITING, NOW_S, "", 1),
             feedback_pb2.RECEIPT_STATE_RECORDED,
             "its decision has not arrived",
         ),
-        (Fate(FeedbackState.DISCARDED, NOW_S, "no", 1), feedback_pb2.RECEIPT_STATE_DISCARDED, "no"),
-        (Fate(FeedbackState.JOINED, NOW_S, "", 3), feedback_pb2.RECEIPT_STATE_JOINED, ""),
+        (FeedbackStatus(FeedbackState.DISCARDED, NOW_S, "no", 1), feedback_pb2.RECEIPT_STATE_DISCARDED, "no"),
+        (FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3), feedback_pb2.RECEIPT_STATE_JOINED, ""),
     ):
         told.fates["f1"] = fate
         found = await receipt()
@@ -288,7 +289,7 @@ async def test_a_receipt_says_what_the_learner_made_of_it(serve, registry, ids, 
     go_live(registry, refresh(4))
     found = await receipt()
     assert (found.state, found.used_in_version) == (feedback_pb2.RECEIPT_STATE_LIVE, with_it)
-    told.fates["f1"] = Fate(FeedbackState.JOINED, NOW_S, "", 3, set_aside=True)
+    told.fates["f1"] = FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3, excluded=True)
     found = await receipt()
     assert (found.state, found.reason[:9]) == (feedback_pb2.RECEIPT_STATE_DISCARDED, "set aside")
 
@@ -297,7 +298,7 @@ async def test_a_receipt_of_what_only_the_learner_remembers(serve):
     """A log need not find old feedback by its id; the learner's store does."""
     told = Told()
     running = await serve(fates=told)
-    told.fates["old"] = Fate(FeedbackState.JOINED, NOW_S, "", 3)
+    told.fates["old"] = FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3)
     found = await running.feedback.GetReceipt(feedback_pb2.GetReceiptRequest(feedback_id="old"))
     assert (found.state, found.recorded_at.seconds) == (feedback_pb2.RECEIPT_STATE_JOINED, int(NOW_S))
 

@@ -19,18 +19,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from builders import tiny_bundle, tiny_content, tiny_spec
-from plaudit.adapters.directory_registry import DirectoryCatalog, DirectoryRegistry
-from plaudit.adapters.onnx_runtime import OnnxRuntime
-from plaudit.adapters.sqlite_log import SqliteLog
+from plaudit.adapters.log.sqlite import SqliteLog
+from plaudit.adapters.registry.directory import DirectoryCatalog, DirectoryRegistry
+from plaudit.adapters.runtime.onnx import OnnxRuntime
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.settings import ServingSettings
 from plaudit.core.wire import contents_to_wire
 from plaudit.inference import open_inference_pb2 as oip
-from plaudit.serving.metrics import ServingMetrics
 from plaudit.serving.server import InferenceServer
+from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.v1 import feedback_pb2, model_pb2, prediction_pb2
-from serving_harness import KEY, go_live
+from support.builders import tiny_bundle, tiny_content, tiny_spec
+from support.serving_harness import KEY, go_live
 
 SERVICES: Final = [
     prediction_pb2.DESCRIPTOR.services_by_name["PredictionService"],

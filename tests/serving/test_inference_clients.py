@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto, FileDescriptorProto, FileDescriptorSet
 
-import programs
 from plaudit.inference import open_inference_pb2 as pb
-from plaudit.serving.inference_servicer import SERVICE
-from serving_harness import Running, decisions, until
+from plaudit.serving.grpc.open_inference.servicer import SERVICE
+from support import programs
+from support.serving_harness import Running, decisions, until
 
 SCRIPTS = Path(__file__).parents[1] / "oip"
 
@@ -144,7 +144,7 @@ async def test_perf_analyzer(serve, options):
     """Its own numbers, and those it asked the server for. What it makes up are zeros: random bits hold NaN."""
     analyzer = programs.perf_analyzer()
     running = await serve()
-    measured = ["--concurrency-range", "2", "--measurement-interval", "200", "--max-trials", "3"]
+    measured = ["--concurrency-range", "2", "--measurement-interval", "200", "--max-experiments", "3"]
     told = await output_of(
         *(analyzer.path, "-m", "tiny", "-i", "grpc", "-u", address(running), "--input-data", "zero"),
         *(*measured, "--stability-percentage", "999", *options),

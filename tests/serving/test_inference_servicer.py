@@ -12,15 +12,15 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from onnx import TensorProto, helper, numpy_helper
 
-from builders import png, tiny_bundle, tiny_content, tiny_spec, trunk_inputs
-from plaudit.adapters.directory_registry import DirectoryRegistry
-from plaudit.adapters.onnx_import import ImportOptions, import_onnx
+from plaudit.adapters.registry.directory import DirectoryRegistry
+from plaudit.adapters.runtime.importer import ImportOptions, import_onnx
 from plaudit.core.events import Role
 from plaudit.core.rollout import start_canary
 from plaudit.core.wire import contents_to_wire
 from plaudit.inference import open_inference_pb2 as pb
-from plaudit.serving.inference_servicer import SERVICE
-from serving_harness import CHANGE, Running, a_thumb, decisions, go_live, refusal, until
+from plaudit.serving.grpc.open_inference.servicer import SERVICE
+from support.builders import png, tiny_bundle, tiny_content, tiny_spec, trunk_inputs
+from support.serving_harness import CHANGE, Running, a_thumb, decisions, go_live, refusal, until
 
 SENSOR = np.array([[1, 2, 3, 4], [4, 3, 2, 1]], np.float32)
 

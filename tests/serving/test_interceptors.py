@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from plaudit.core import errors
-from plaudit.serving.interceptors import STATUSES, status_of
+from plaudit.serving.grpc.interceptors import STATUSES, status_of
 
 
 def every_error() -> list[type[errors.PlauditError]]:

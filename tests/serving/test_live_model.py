@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from prometheus_client import CollectorRegistry
 
-from builders import tiny_bundle, tiny_spec
 from plaudit.core.errors import NoLiveModel, UnknownVersion, UnprovenVersion
 from plaudit.core.events import Role
-from plaudit.core.rollout import Rollout, end_canary, on_trial, promote, rollback, start_canary
-from plaudit.serving.live_model import LiveModel
-from plaudit.serving.metrics import ServingMetrics
+from plaudit.core.rollout import Rollout, end_canary, in_experiment, promote, rollback, start_canary
+from plaudit.serving.models.live_model import LiveModel
+from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit_models.bundle import HEAD, TRUNK, CorruptBundle
-from serving_harness import CHANGE, go_live
+from support.builders import tiny_bundle, tiny_spec
+from support.serving_harness import CHANGE, go_live
 
 
 @dataclass
@@ -294,7 +294,7 @@ class Following(RuleBasedStateMachine):
         self.live = LiveModel(
             self.world, self.world, ServingMetrics(CollectorRegistry()), max_batch=1, clock=self.clock
         )
-        self.served = False
+        self.decision = False
 
     @rule(number=NUMBERS)
     def promote(self, number: int) -> None:
@@ -342,8 +342,8 @@ class Following(RuleBasedStateMachine):
 
     @invariant()
     def what_serves_goes_on(self) -> None:
-        assert not self.served or self.live.current is not None
-        self.served = self.live.current is not None
+        assert not self.decision or self.live.current is not None
+        self.decision = self.live.current is not None
 
     @invariant()
     def few_are_kept(self) -> None:
@@ -365,7 +365,7 @@ def test_a_candidate_serves_its_share_of_the_users_and_nobody_else(registry, liv
     parts = Counter()
     for user in (f"user {i}" for i in range(200)):
         model, role = live.serving_for(user)
-        assert (model.manifest.version == candidate) == (role is Role.CANDIDATE) == on_trial(live.rollout, user)
+        assert (model.manifest.version == candidate) == (role is Role.CANDIDATE) == in_experiment(live.rollout, user)
         parts[role] += 1
     assert min(parts[Role.LIVE], parts[Role.CANDIDATE]) > 50
     registry.set_rollout(end_canary(registry.rollout(), CHANGE))

@@ -13,7 +13,7 @@ from plaudit.core.events import RolloutChanged, Topic
 from plaudit.core.rollout import pin
 from plaudit.v1 import model_pb2
 from plaudit_models.bundle import HEAD
-from serving_harness import CHANGE, Running, events, go_live, refusal
+from support.serving_harness import CHANGE, Running, events, go_live, refusal
 
 
 def damage(registry: Any, number: int) -> None:

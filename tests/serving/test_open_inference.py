@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builders import png, tiny_spec
 from plaudit.core.errors import InvalidInput
 from plaudit.core.events import EncodedContent, Role, TensorContent, TextContent
 from plaudit.inference import open_inference_pb2 as pb
-from plaudit.serving.open_inference import (
+from plaudit.serving.grpc.open_inference.converters import (
     DTYPES,
     Contract,
     rows_request,
@@ -24,8 +23,9 @@ from plaudit.serving.open_inference import (
     user_of,
     version_of,
 )
-from plaudit.serving.predictor import Answered, RowsAnswer
+from plaudit.serving.use_cases.predict import Answered, RowsAnswer
 from plaudit_models.spec import ModelSpec, OutputSpec, TensorModality
+from support.builders import png, tiny_spec
 
 MAX_ROWS = 8
 

@@ -16,12 +16,12 @@ from google.rpc.error_details_pb2 import RetryInfo
 from grpc_status import rpc_status
 from PIL import Image
 
-from builders import png, tiny_content, tiny_head_refresh, wav
-from plaudit.adapters.directory_registry import DirectoryRegistry
+from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.core.events import Role
 from plaudit.core.wire import contents_to_wire
 from plaudit.v1 import content_pb2, prediction_pb2, prediction_pb2_grpc
-from serving_harness import StuckRuntime, a_request, decisions, go_live, refusal, until
+from support.builders import png, tiny_content, tiny_head_refresh, wav
+from support.serving_harness import StuckRuntime, a_request, decisions, go_live, refusal, until
 
 ACTIONS = ("cat", "dog", "bird", "fish")
 
@@ -266,7 +266,7 @@ async def test_no_version_is_live(serve, tmp_path):
 
 
 async def test_too_many_modalities_to_explain(serve, monkeypatch):
-    monkeypatch.setattr("plaudit.serving.predictor.MAX_EXPLAINED_MODALITIES", 3)
+    monkeypatch.setattr("plaudit.serving.use_cases.predict.MAX_EXPLAINED_MODALITIES", 3)
     running = await serve()
     code, details = await refusal(running.predict(explain=True))
     assert code is grpc.StatusCode.INVALID_ARGUMENT

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import structlog
 
-from builders import tiny_content
 from plaudit.cli.services import log_to_stderr
 from plaudit.core.wire import contents_to_wire
 from plaudit.v1 import prediction_pb2
-from serving_harness import a_thumb, refusal, until
+from support.builders import tiny_content
+from support.serving_harness import a_thumb, refusal, until
 
 TEXT = "what does Ada Lovelace ask"
 USER = "ada.lovelace@example.org"

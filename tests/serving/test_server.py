@@ -20,16 +20,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from builders import run_graph, tiny_bundle, tiny_content, tiny_head_refresh, tiny_spec, trunk_inputs
-from plaudit.adapters.directory_registry import DirectoryRegistry
+from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.core.errors import ConfigError
 from plaudit.core.prediction_id import SignedPrediction
-from plaudit.serving.metrics import ServingMetrics
+from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.v1 import feedback_pb2, feedback_pb2_grpc, prediction_pb2
+from plaudit_models.bandit.policy import probabilities
 from plaudit_models.bundle import HEAD, TRUNK, read_manifest
-from plaudit_models.policy import probabilities
 from plaudit_models.spec import SCORES
-from serving_harness import StuckRuntime, a_request, a_thumb, decisions, feedback, go_live
+from support.builders import run_graph, tiny_bundle, tiny_content, tiny_head_refresh, tiny_spec, trunk_inputs
+from support.serving_harness import StuckRuntime, a_request, a_thumb, decisions, feedback, go_live
 
 ROOT = Path(__file__).parents[2]
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -230,12 +230,12 @@ PROGRAM = """
 import sys, threading
 from pathlib import Path
 from prometheus_client import CollectorRegistry
-from plaudit.adapters.directory_registry import DirectoryCatalog
-from plaudit.adapters.onnx_runtime import OnnxRuntime
-from plaudit.adapters.sqlite_log import SqliteLog
+from plaudit.adapters.registry.directory import DirectoryCatalog
+from plaudit.adapters.runtime.onnx import OnnxRuntime
+from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.settings import ServingSettings
-from plaudit.serving.metrics import ServingMetrics
+from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.serving.server import InferenceServer
 
 def main():
@@ -299,7 +299,7 @@ async def test_kill_9_loses_no_acknowledged_feedback_and_a_whole_server_loads_no
 
 def test_importing_the_server_loads_nothing_of_the_learner():
     program = (
-        "import sys, plaudit.serving.server, plaudit.adapters.onnx_runtime; "
+        "import sys, plaudit.serving.server, plaudit.adapters.runtime.onnx; "
         "print([m for m in ('torch', 'sqlalchemy', 'onnx', 'sklearn', 'plaudit.learner') if m in sys.modules])"
     )
     path = os.pathsep.join([str(ROOT / "services"), str(ROOT / "models")])

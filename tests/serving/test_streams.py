@@ -13,8 +13,8 @@ import pytest
 
 from plaudit.core.errors import Draining, InvalidInput
 from plaudit.core.events import EncodedContent
-from plaudit.serving.ending import Ending
-from plaudit.serving.streams import Pieces, StreamedFormat, in_groups, in_order
+from plaudit.serving.engine.shutdown import ShutdownSignal
+from plaudit.serving.grpc.streams import Pieces, StreamedFormat, in_groups, in_order
 from plaudit_models.preprocess import Limits
 
 TIMEOUT_S = 30.0
@@ -72,7 +72,7 @@ def test_answers_come_in_the_order_of_the_requests_though_the_last_is_ready_firs
             put(lambda number=number: work(number))
 
     ready[2].set()  # the last is done first, and each lets the one before it end
-    assert list(in_order(read, pool, Ending(), Call(), limit=8)) == [0, 1, 2]
+    assert list(in_order(read, pool, ShutdownSignal(), Call(), limit=8)) == [0, 1, 2]
 
 
 def test_reading_waits_while_too_much_is_under_way(pool):
@@ -87,7 +87,7 @@ def test_reading_waits_while_too_much_is_under_way(pool):
             put(lambda number=number: go_on.wait(TIMEOUT_S) and number)
             put_so_far.append(number)
 
-    answers = in_order(read, pool, Ending(), Call(), limit=2)
+    answers = in_order(read, pool, ShutdownSignal(), Call(), limit=2)
     first = pool.submit(next, answers)
     assert full.wait(TIMEOUT_S)
     assert put_so_far == [0, 1]
@@ -101,7 +101,7 @@ def test_what_reading_raises_comes_after_the_answers_before_it(pool):
         put(lambda: 1)
         raise ValueError("bad request")
 
-    answers = in_order(read, pool, Ending(), Call(), limit=8)
+    answers = in_order(read, pool, ShutdownSignal(), Call(), limit=8)
     assert next(answers) == 1
     with pytest.raises(ValueError, match="bad request"):
         next(answers)
@@ -115,14 +115,14 @@ def test_what_work_raises_ends_the_stream(pool):
         put(lambda: 1)
         put(fail)
 
-    answers = in_order(read, pool, Ending(), Call(), limit=8)
+    answers = in_order(read, pool, ShutdownSignal(), Call(), limit=8)
     assert next(answers) == 1
     with pytest.raises(ValueError, match="bad work"):
         next(answers)
 
 
 def test_draining_answers_what_was_read_and_says_so(pool):
-    ending, requests = Ending(), Requests()
+    ending, requests = ShutdownSignal(), Requests()
 
     def read(put) -> None:
         for request in requests:
@@ -144,7 +144,7 @@ def test_a_call_that_is_over_ends_the_stream(pool):
         for request in requests:
             put(lambda request=request: request)
 
-    answers = in_order(read, pool, Ending(), call, limit=8)
+    answers = in_order(read, pool, ShutdownSignal(), call, limit=8)
     requests.send(1)
     assert next(answers) == 1
     call.end()
@@ -154,7 +154,7 @@ def test_a_call_that_is_over_ends_the_stream(pool):
 
 def test_a_group_is_what_came_while_the_last_one_was_worked_on():
     requests, call = Requests(), Call()
-    groups = in_groups(requests, Ending(), call, limit=3)
+    groups = in_groups(requests, ShutdownSignal(), call, limit=3)
     requests.send(1)
     assert next(groups) == [1]
     requests.send(2, 3, 4, 5, None)
@@ -165,7 +165,7 @@ def test_a_group_is_what_came_while_the_last_one_was_worked_on():
 
 def test_what_reading_fails_with_comes_after_the_groups_before_it():
     requests = Requests()
-    groups = in_groups(requests, Ending(), Call(), limit=3)
+    groups = in_groups(requests, ShutdownSignal(), Call(), limit=3)
     requests.send(1, ValueError("bad"))
     assert next(groups) == [1]
     with pytest.raises(ValueError, match="bad"):
@@ -173,7 +173,7 @@ def test_what_reading_fails_with_comes_after_the_groups_before_it():
 
 
 def test_draining_ends_groups_too():
-    requests, ending = Requests(), Ending()
+    requests, ending = Requests(), ShutdownSignal()
     groups = in_groups(requests, ending, Call(), limit=3)
     requests.send(1)
     assert next(groups) == [1]
@@ -184,7 +184,7 @@ def test_draining_ends_groups_too():
 
 
 def test_the_end_is_told_even_if_it_came_before():
-    ending, told = Ending(), []
+    ending, told = ShutdownSignal(), []
     ending.set()
     with ending.telling(lambda: told.append("now")):
         assert told == ["now"]

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from builders import tiny_head_refresh
 from plaudit.core.rollout import start_canary
-from plaudit.serving.metrics import ServingMetrics
-from plaudit.serving.version_metrics import EARLIER, SHOWN_AFTER_S, SHOWN_AT_MOST, VersionMetrics
+from plaudit.serving.telemetry.metrics import ServingMetrics
+from plaudit.serving.telemetry.version_metrics import EARLIER, SHOWN_AFTER_S, SHOWN_AT_MOST, VersionMetrics
 from plaudit.v1 import feedback_pb2
-from serving_harness import CHANGE, a_thumb, go_live, until
+from support.builders import tiny_head_refresh
+from support.serving_harness import CHANGE, a_thumb, go_live, until
 
 
 @dataclass
@@ -211,7 +211,7 @@ async def test_freshness_is_measured_when_a_version_first_serves(serve, registry
     assert running.metric(count, model="tiny") == 1
 
 
-async def test_a_trial_is_shown_while_it_lasts(serve, registry, tmp_path):
+async def test_a_experiment_is_shown_while_it_lasts(serve, registry, tmp_path):
     running = await serve()
     candidate = 2
     registry.set_rollout(start_canary(registry.rollout(), candidate, 0.25, CHANGE))

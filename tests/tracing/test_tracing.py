@@ -17,11 +17,8 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-import builders
-from deployment import PLAUDIT, Service, deployed
-from otlp_receiver import Received, Receiver, over_grpc, over_http
 from plaudit import compose
-from plaudit.adapters.otel_tracing import OtelTracing, otlp_tracing
+from plaudit.adapters.tracing.otel import OtelTracing, otlp_tracing
 from plaudit.cli import main
 from plaudit.client import AsyncClient, Client, ClientError
 from plaudit.client.feedback import thumbs_up
@@ -29,11 +26,14 @@ from plaudit.core.errors import ConfigError
 from plaudit.core.events import Thumb, Topic
 from plaudit.core.settings import Settings, load_settings
 from plaudit.core.wire import decode_event, encode_event
-from plaudit.serving.batcher import Batcher
-from plaudit.serving.decisions import DecisionRecorder
-from plaudit.serving.feedback import FeedbackRecorder
-from plaudit.serving.interceptors import Calls
-from plaudit.serving.predictor import Predictor
+from plaudit.serving.engine.batcher import Batcher
+from plaudit.serving.engine.decision_log import DecisionLog
+from plaudit.serving.grpc.interceptors import Calls
+from plaudit.serving.use_cases.feedback import FeedbackUseCase
+from plaudit.serving.use_cases.predict import PredictUseCase
+from support import builders
+from support.deployment import PLAUDIT, Service, deployed
+from support.otlp_receiver import Received, Receiver, over_grpc, over_http
 
 SECRET = "what does Ada Lovelace ask"
 USER = "ada.lovelace@example.org"
@@ -174,7 +174,7 @@ def test_without_tracing_nothing_of_it_is_used(tmp_path):
     server = compose.inference_server(settings, log, tracing=compose.tracing(settings, "plaudit-serve"))
     server.start()
     parts = [server._predictor, server._recorder, server._feedback, server._models.pick("").batcher]
-    assert [type(part) for part in parts] == [Predictor, DecisionRecorder, FeedbackRecorder, Batcher]
+    assert [type(part) for part in parts] == [PredictUseCase, DecisionLog, FeedbackUseCase, Batcher]
     assert type(server._calls_of(server._metrics)) is Calls
     assert server._recorder._log is log
     server.stop()
@@ -258,7 +258,7 @@ def test_what_cannot_be_set_is_named(monkeypatch, otel):
     otel(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_EXPORTER_OTLP_PROTOCOL="http/json")
     with pytest.raises(ConfigError, match=r"tracing\.protocol: 'http/json' is not one of grpc, http/protobuf"):
         compose.tracing(_settings(), "plaudit-serve")
-    monkeypatch.setitem(sys.modules, "plaudit.adapters.otel_tracing", None)
+    monkeypatch.setitem(sys.modules, "plaudit.adapters.tracing.otel", None)
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(ConfigError, match=r"pip install 'plaudit\[tracing\]'"):
         compose.tracing(_settings(endpoint="http://127.0.0.1:1"), "plaudit-serve")

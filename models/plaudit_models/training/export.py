@@ -28,6 +28,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from plaudit_models.bandit.head import IR_VERSION, OPSET, write_initial_head
 from plaudit_models.bundle import (
     CANDIDATE,
     CANDIDATE_GOLDEN,
@@ -39,7 +40,6 @@ from plaudit_models.bundle import (
     Manifest,
     seal,
 )
-from plaudit_models.head import IR_VERSION, OPSET, write_initial_head
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING, PRESENT, TOKENS, VECTORS, ModelSpec
 from plaudit_models.training.fusion import FusionConfig, FusionPolicy
 
@@ -71,10 +71,12 @@ def export_trunk(model: FusionPolicy, path: Path) -> None:
     path.write_bytes(proto.SerializeToString())
 
 
-def export_candidate_graph(model: FusionPolicy, path: Path) -> None:
-    """Write the part of ``model`` that reads texts of candidates as a graph; any number of them. Takes a second."""
-    texts = _CandidateGraph(model).eval()
-    _, modality = model.spec.candidate_modality
+def export_text_scorer(model: FusionPolicy, path: Path) -> None:
+    """Write the part of ``model`` that reads texts of dynamic actions as a graph; any number of them. Takes a
+    second.
+    """
+    texts = _TextScorerGraph(model).eval()
+    _, modality = model.spec.dynamic_action_modality
     example = (torch.zeros((2, modality.max_tokens), dtype=torch.int64),)
     proto = _exported(texts, example, ({0: torch.export.Dim.DYNAMIC},))
     _name_by_contract(proto, "candidate", (TOKENS,), (VECTORS,), "k")
@@ -98,12 +100,12 @@ def _exported(module: nn.Module, example: tuple[Tensor, ...], dynamic_shapes: tu
     return proto
 
 
-class _CandidateGraph(nn.Module):
+class _TextScorerGraph(nn.Module):
     """:meth:`FusionPolicy.text_vectors` as a module, ``[k, t] → [k, d]``; its weights have the policy's names."""
 
     def __init__(self, policy: FusionPolicy) -> None:
         super().__init__()
-        self._text = policy.spec.candidate_modality[0]
+        self._text = policy.spec.dynamic_action_modality[0]
         self.encoders = nn.ModuleDict({self._text: policy.encoders[self._text]})
         self.text_scorer = policy.text_scorer
 
@@ -112,9 +114,9 @@ class _CandidateGraph(nn.Module):
         return self.text_scorer(self.encoders[self._text](tokens))
 
 
-def candidate_state(model: FusionPolicy) -> dict[str, Tensor]:
+def dynamic_state(model: FusionPolicy) -> dict[str, Tensor]:
     """The weights that the candidate graph holds, by name."""
-    return _CandidateGraph(model).state_dict()
+    return _TextScorerGraph(model).state_dict()
 
 
 def trunk_state(model: FusionPolicy) -> dict[str, Tensor]:
@@ -206,25 +208,25 @@ def export_version(
     save_arrays(_run(head, outputs), folder / HEAD_GOLDEN)
     if model.text_scorer is not None:
         parent = None if parent_trunk is None else parent_trunk.with_name(CANDIDATE)
-        _write_candidate_graph(model, folder, golden_inputs, parent)
+        _write_text_scorer(model, folder, golden_inputs, parent)
     save_weights(model, folder / WEIGHTS)
     return seal(folder, manifest)
 
 
-def _write_candidate_graph(model: FusionPolicy, folder: Path, golden_inputs: Arrays, parent: Path | None) -> None:
+def _write_text_scorer(model: FusionPolicy, folder: Path, golden_inputs: Arrays, parent: Path | None) -> None:
     """With golden pairs: texts that users wrote, and names of actions."""
     assert model.text_scorer is not None
     graph = folder / CANDIDATE
     if parent is None:
-        export_candidate_graph(model, graph)
+        export_text_scorer(model, graph)
     else:
-        reexport_trunk(parent, candidate_state(model), graph)
-    written = golden_inputs[model.spec.candidate_modality[0]]
+        reexport_trunk(parent, dynamic_state(model), graph)
+    written = golden_inputs[model.spec.dynamic_action_modality[0]]
     texts = np.unique(np.concatenate([written, model.text_scorer.action_texts.numpy()[:_GOLDEN_TEXTS]]), axis=0)
-    save_arrays({TOKENS: texts, VECTORS: check_candidate_parity(model, graph, texts)}, folder / CANDIDATE_GOLDEN)
+    save_arrays({TOKENS: texts, VECTORS: check_text_scorer_parity(model, graph, texts)}, folder / CANDIDATE_GOLDEN)
 
 
-def check_candidate_parity(model: FusionPolicy, graph: Path, texts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+def check_text_scorer_parity(model: FusionPolicy, graph: Path, texts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """Run texts ``[k, t]`` through the candidate graph and through torch; returns the graph's vectors ``[k, d]``.
 
     Raises:

@@ -45,7 +45,7 @@ from plaudit_models.training.losses import action_nll, kl_to_reference
 from plaudit_models.training.objectives import Likelihood, Logits, Objective, Rewards, Sampled, SampledSettings, Target
 from plaudit_models.training.rows import Source, freeze_encoders
 from plaudit_models.training.schedule import Mean, blocks_for_ever, fraction_done, one_cycle, shuffled
-from plaudit_models.training.texts import TextCandidates
+from plaudit_models.training.texts import ActionTexts
 
 Served = Callable[[npt.NDArray[np.float32], npt.NDArray[np.float32]], npt.NDArray[np.floating[Any]]]
 """Embeddings ``[n, d]`` and base logits ``[n, a]`` → logits of the policy that is served, ``[n, a]``."""
@@ -184,7 +184,7 @@ def finetune(
     replay = Source(model, experiences.pools, experiences.index, settings.trained_encoders)
     anchor = Source(model, rehearsal.pools, rehearsal.index, settings.trained_encoders)
     label = torch.from_numpy(rehearsal.action)
-    texts = TextCandidates(model, rehearsal) if model.text_scorer is not None else None
+    texts = ActionTexts(model, rehearsal) if model.text_scorer is not None else None
     known = _known_logits(parent, replay, served) if settings.kl_weight > 0 or settings.target is not None else None
     latest = torch.arange(len(experiences))[-_KL_ROWS:]
     before = replay.still(latest)[1]

@@ -113,7 +113,7 @@ class FusionPolicy(nn.Module):
         Raises:
             ValueError: the model scores no text.
         """
-        return self._scorer()(self.encode(self.spec.candidate_modality[0], texts))
+        return self._scorer()(self.encode(self.spec.dynamic_action_modality[0], texts))
 
     def action_vectors(self) -> Tensor:
         """The same of the actions' names, ``[a, d]``."""
@@ -135,13 +135,13 @@ class FusionPolicy(nn.Module):
 
 
 class TextScorer(nn.Module):
-    """What the text encoder makes of candidates, ``[n, k, w]``, → vectors that the embedding is multiplied with.
+    """What the text encoder makes of dynamic actions, ``[n, k, w]``, → vectors that the embedding is multiplied with.
 
     vector = σ·W·g/‖g‖ with g = tokens·P + p, so that base logits e·vector are bounded whatever a text that training
     never met makes of g. Candidates are compared with each other alone, so there is no bias.
 
     Attributes:
-        action_texts: token ids of the model's actions, ``[a, t]``: the candidates that it is trained on.
+        action_texts: token ids of the model's actions, ``[a, t]``: the dynamic actions that it is trained on.
     """
 
     def __init__(self, spec: ModelSpec, config: FusionConfig) -> None:
@@ -150,7 +150,7 @@ class TextScorer(nn.Module):
         self.project = nn.Linear(config.tokens_per_modality * config.width, d)
         self.turn = nn.Linear(d, d, bias=False)
         self.log_scale = nn.Parameter(torch.zeros(()))
-        _, modality = spec.candidate_modality
+        _, modality = spec.dynamic_action_modality
         self.register_buffer("action_texts", torch.zeros(len(spec.actions), modality.max_tokens, dtype=torch.int64))
         self.action_texts: Tensor
 
@@ -308,9 +308,10 @@ def _mel_filters(sample_rate_hz: int, window: int, mel_bands: int) -> Tensor:
 class _TextEncoder(_Encoder):
     """Token embeddings and a convolution over neighbouring tokens, ``[b, t] → [b, k, w]``.
 
-    Words and neighbours count, positions do not, because training sees few wordings at few positions: in a trial that
-    only told the demo's kinds of question apart, learned positions gave 0.91 of unseen wordings right (0.94 at best),
-    none 0.96, as means of three seeds. New embeddings are small so that a token that training never met says little.
+    Words and neighbours count, positions do not, because training sees few wordings at few positions: in an experiment
+    that only told the demo's kinds of question apart, learned positions gave 0.91 of unseen wordings right (0.94 at
+    best), none 0.96, as means of three seeds. New embeddings are small so that a token that training never met says
+    little.
     """
 
     def __init__(self, config: FusionConfig) -> None:

@@ -32,7 +32,7 @@ from plaudit_models.training.fusion import FusionConfig, FusionPolicy
 from plaudit_models.training.losses import action_nll
 from plaudit_models.training.rows import drop_modalities, encode_rows, prepare_pools
 from plaudit_models.training.schedule import Mean, blocks, fraction_done, one_cycle
-from plaudit_models.training.texts import TextCandidates
+from plaudit_models.training.texts import ActionTexts
 
 _EVALUATION_ROWS = 1024
 
@@ -150,7 +150,7 @@ def pretrain(
         if action_texts is None:
             raise ValueError(f"action_texts: none given, but {train.spec.name!r} scores text")
         model.text_scorer.action_texts.copy_(torch.from_numpy(action_texts))
-        texts = TextCandidates(model, train)
+        texts = ActionTexts(model, train)
     generator = Generator().manual_seed(settings.seed)
     pools = prepare_pools(model, train.pools)
     labels = {name: torch.from_numpy(train.tower_labels[name]) for name in towers}
@@ -219,7 +219,7 @@ def evaluate(model: FusionPolicy, data: LabelledData, *, without: str | None = N
     """Accuracy of the greedy policy on ``data``, if wanted with one modality withheld from every row.
 
     Args:
-        by_name: actions are scored as candidates are, by their names.
+        by_name: actions are scored as dynamic actions are, by their names.
 
     Raises:
         ValueError: ``without`` is not a modality of the model, or it scores no text.

@@ -12,10 +12,10 @@ softmax cannot, that several answers are right, or none. How unsure u is, is the
 (:mod:`.last_layer`) with φ = (e, 1); moderated by it (MacKay 1992, "The Evidence Framework Applied to Classification
 Networks", equation 10), what nobody spoke of is neither as good nor as bad as it seems.
 
-Thumbs, ratings, corrections and preferences are terms of one likelihood (:mod:`plaudit_models.opinions`): opinions
-about single actions are Bernoulli in sigmoid(u), preferences Bradley-Terry in u_k − u_l. Slope s and intercept t are
-fitted on experiences that it was not trained on (Platt 1999, "Probabilistic Outputs for Support Vector Machines").
-How well calibrated it then is, and whether σ tells where it errs, is measured on others again.
+Thumbs, ratings, corrections and preferences are terms of one likelihood (:mod:`plaudit_models.feedback_targets`):
+opinions about single actions are Bernoulli in sigmoid(u), preferences Bradley-Terry in u_k − u_l. Slope s and
+intercept t are fitted on experiences that it was not trained on (Platt 1999, "Probabilistic Outputs for Support Vector
+Machines"). How well calibrated it then is, and whether σ tells where it errs, is measured on others again.
 
 Knows nothing about policies in training or logs.
 
@@ -38,8 +38,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
-from plaudit_models.calibration import errors_by_uncertainty, reliability
-from plaudit_models.opinions import NO_PAIR, Opinions
+from plaudit_models.evaluation.calibration import errors_by_uncertainty, reliability
+from plaudit_models.feedback_targets import NO_PAIR, FeedbackTargets
 from plaudit_models.spec import ModalityKind
 from plaudit_models.training.experiences import Experiences
 from plaudit_models.training.fusion import FusionPolicy
@@ -90,7 +90,7 @@ class RewardReport:
         intercept: t.
         held_out: experiences measured on; with none, what follows is empty or NaN.
         log_loss: of its predictions, in nats per experience; ``parent_log_loss`` that of the parent's beliefs.
-        calibration_error: expected calibration error (:mod:`plaudit_models.calibration`).
+        calibration_error: expected calibration error (:mod:`plaudit_models.evaluation.calibration`).
         predicted: mean prediction of each bin of the reliability curve.
         observed: mean reward of each bin.
         count: experiences of each bin.
@@ -203,27 +203,30 @@ def _with_one(embedding: Tensor) -> Tensor:
 
 
 def fit_reward_model(
-    policy: FusionPolicy, experiences: Experiences, opinions: Opinions, *, settings: RewardSettings
+    policy: FusionPolicy, experiences: Experiences, feedback_targets: FeedbackTargets, *, settings: RewardSettings
 ) -> tuple[RewardModel, RewardReport]:
     """Train on what users said, calibrate, and measure.
 
     Args:
         policy: where to start; it is left as it is.
         experiences: the content, and which action was served.
-        opinions: what users said, a row for each experience.
+        feedback_targets: what users said, a row for each experience.
 
     Raises:
         ValueError: the rows do not match, or there are none.
         FloatingPointError: the loss is no longer finite.
     """
-    if len(experiences) == 0 or len(experiences) != len(opinions):
-        raise ValueError(f"opinions: {len(opinions)} rows for {len(experiences)} experiences; need as many, 1 or more")
+    if len(experiences) == 0 or len(experiences) != len(feedback_targets):
+        raise ValueError(
+            f"feedback_targets: {len(feedback_targets)} rows for {len(experiences)} experiences; need as many, "
+            "1 or more"
+        )
     start_s = time.monotonic()
     model = RewardModel(policy, settings.noise)
     generator = Generator().manual_seed(settings.seed)
-    train, calibrate, measure = _split(experiences, opinions, generator)
+    train, calibrate, measure = _split(experiences, feedback_targets, generator)
     own = Source(model.trunk, experiences.pools, experiences.index, settings.trained_encoders)
-    reward = torch.from_numpy(opinions.reward)
+    reward = torch.from_numpy(feedback_targets.reward)
     action = torch.from_numpy(experiences.action)
 
     def served(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -236,9 +239,9 @@ def fit_reward_model(
         return odds[:, 0], moderated[:, 0], deviation[:, 0], reward[rows].gather(1, served_action)[:, 0]
 
     before, *_ = served(measure)
-    steps = _train(model, own, opinions, train, settings, generator, start_s)
+    steps = _train(model, own, feedback_targets, train, settings, generator, start_s)
     model.requires_grad_(False)
-    _observe(model, own.embeddings(), opinions, train)
+    _observe(model, own.embeddings(), feedback_targets, train)
     _, moderated, _, said = served(calibrate)
     slope, intercept = platt(moderated, said, noise=settings.noise)
     model.slope.fill_(slope)
@@ -331,25 +334,25 @@ def platt(log_odds: Tensor, reward: Tensor, *, noise: float) -> tuple[float, flo
     return slope, intercept
 
 
-def opinions_nll(log_odds: Tensor, opinions: Mapping[str, Tensor], *, noise: float) -> Tensor:
+def opinions_nll(log_odds: Tensor, feedback_targets: Mapping[str, Tensor], *, noise: float) -> Tensor:
     """−log likelihood of everything that is said about each row, in nats, ``[b]``.
 
     Args:
         log_odds: u ``[b, a]``.
-        opinions: fields of :class:`plaudit_models.opinions.Opinions`, ``[b]`` or ``[b, a]``.
+        feedback_targets: fields of :class:`plaudit_models.feedback_targets.FeedbackTargets`, ``[b]`` or ``[b, a]``.
     """
-    alone = (opinions["weight"] * opinion_nll(log_odds, opinions["reward"], noise=noise)).sum(dim=1)
+    alone = (feedback_targets["weight"] * opinion_nll(log_odds, feedback_targets["reward"], noise=noise)).sum(dim=1)
     preferred, rejected = (
-        log_odds.gather(1, opinions[name].clamp_min(0)[:, None])[:, 0] for name in ("preferred", "rejected")
+        log_odds.gather(1, feedback_targets[name].clamp_min(0)[:, None])[:, 0] for name in ("preferred", "rejected")
     )
-    pair = opinions["trust"] * preference_nll(preferred, rejected, opinions["share"], noise=noise)
-    return alone + torch.where(opinions["preferred"] != NO_PAIR, pair, 0.0)
+    pair = feedback_targets["trust"] * preference_nll(preferred, rejected, feedback_targets["share"], noise=noise)
+    return alone + torch.where(feedback_targets["preferred"] != NO_PAIR, pair, 0.0)
 
 
 def _train(
     model: RewardModel,
     own: Source,
-    opinions: Opinions,
+    feedback_targets: FeedbackTargets,
     train: Tensor,
     settings: RewardSettings,
     generator: Generator,
@@ -358,7 +361,7 @@ def _train(
     """Descend the likelihood; returns how many steps were taken."""
     weights = [*freeze_encoders(model.trunk, settings.trained_encoders), *model.verdict.parameters()]
     optimizer = torch.optim.AdamW(weights, weight_decay=settings.weight_decay, fused=True)
-    said = {name: torch.from_numpy(getattr(opinions, name)) for name in Opinions.__dataclass_fields__}
+    said = {name: torch.from_numpy(getattr(feedback_targets, name)) for name in FeedbackTargets.__dataclass_fields__}
     batches = shuffled(len(train), settings.replay_rows, generator)
     steps = math.ceil(settings.replays_per_experience * len(train) / settings.replay_rows)
     for step in range(steps):
@@ -379,7 +382,7 @@ def _train(
     return steps
 
 
-def _observe(model: RewardModel, embedding: Tensor, opinions: Opinions, rows: Tensor) -> None:
+def _observe(model: RewardModel, embedding: Tensor, feedback_targets: FeedbackTargets, rows: Tensor) -> None:
     """Make the model as sure as what users said outright allows, of those rows of ``embedding`` ``[n, d]``.
 
     What praise of one answer implies about others is no observation of them. A comparison is one of both, each taken
@@ -388,15 +391,18 @@ def _observe(model: RewardModel, embedding: Tensor, opinions: Opinions, rows: Te
     seen, actions, weights = [], [], []
     for some in rows.split(_CHUNK_ROWS):
         i = some.numpy()
-        trust = torch.from_numpy(np.where(opinions.spoken_mask[i], opinions.weight[i], 0.0))
+        trust = torch.from_numpy(np.where(feedback_targets.spoken_mask[i], feedback_targets.weight[i], 0.0))
         with torch.no_grad():
             odds = model.log_odds(embedding[some])
-        preferred, rejected = torch.from_numpy(opinions.preferred[i]), torch.from_numpy(opinions.rejected[i])
+        preferred, rejected = (
+            torch.from_numpy(feedback_targets.preferred[i]),
+            torch.from_numpy(feedback_targets.rejected[i]),
+        )
         pairs = (preferred != NO_PAIR).nonzero()[:, 0]
         apart = odds[pairs, preferred[pairs]] - odds[pairs, rejected[pairs]]
         for side in (preferred, rejected):
             odds[pairs, side[pairs]] = apart
-            trust[pairs, side[pairs]] = torch.from_numpy(opinions.trust[i])[pairs].to(trust.dtype)
+            trust[pairs, side[pairs]] = torch.from_numpy(feedback_targets.trust[i])[pairs].to(trust.dtype)
         row, action = trust.nonzero(as_tuple=True)
         information = opinion_information(odds[row, action], noise=model.noise)
         seen.append(some[row])
@@ -405,9 +411,11 @@ def _observe(model: RewardModel, embedding: Tensor, opinions: Opinions, rows: Te
     model.last_layer.fit(_with_one(embedding), torch.cat(seen), torch.cat(actions), torch.cat(weights))
 
 
-def _split(experiences: Experiences, opinions: Opinions, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+def _split(
+    experiences: Experiences, feedback_targets: FeedbackTargets, generator: Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     """Rows to train on, to calibrate with and to measure on. Held out are such as speak of the answer served."""
-    spoken = opinions.spoken_mask[np.arange(len(experiences)), experiences.action]
+    spoken = feedback_targets.spoken_mask[np.arange(len(experiences)), experiences.action]
     order = torch.randperm(len(experiences), generator=generator)
     speaking = order[torch.from_numpy(spoken)[order]]
     held = len(speaking) // _HELD_OUT

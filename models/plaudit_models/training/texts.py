@@ -16,7 +16,7 @@ from plaudit_models.training.fusion import FusionPolicy
 from plaudit_models.training.losses import action_nll
 
 
-class TextCandidates:
+class ActionTexts:
     """Args:
     model: that scores text, and knows the names of its actions.
     data: whose wordings stand for the actions that they are labelled with.
@@ -24,7 +24,7 @@ class TextCandidates:
 
     def __init__(self, model: FusionPolicy, data: LabelledData) -> None:
         assert model.text_scorer is not None
-        name, _ = data.spec.candidate_modality
+        name, _ = data.spec.dynamic_action_modality
         self._model = model
         self._names = model.text_scorer.action_texts
         self._wordings = torch.from_numpy(data.pools[name])

@@ -37,7 +37,7 @@ from plaudit.client import Client, feedback
 from plaudit.client.content import to_content
 from plaudit.client.errors import ClientError
 from plaudit.v1.content_pb2 import Content
-from plaudit_models import lineage
+from plaudit_models import version_card as lineage
 
 app = typer.Typer(
     name="plaudit",
@@ -256,7 +256,7 @@ def import_(
     """
     settings = read_settings(config, data_dir)
     with extra("learn"):
-        from plaudit.adapters.onnx_import import ImportOptions
+        from plaudit.adapters.runtime.importer import ImportOptions
         from plaudit.cli import importing
 
         options = ImportOptions(
@@ -398,7 +398,7 @@ def predict(
     your own: `plaudit predict --text "my card is gone" --candidate block="block a card" --candidate pin="change a PIN"`
     """
     parts = _named_content(content or [])
-    candidates = _candidates(candidate or [])
+    dynamic_actions = _candidates(candidate or [])
     by_kind = {kind: part for kind, part in (("image", image), ("audio", audio), ("text", text)) if part is not None}
     with client(read_settings(config, data_dir), target) as server:
         if by_kind:
@@ -409,7 +409,7 @@ def predict(
             parts,
             user_id=user,
             allowed_actions=allow or None,
-            candidates=candidates or None,
+            dynamic_actions=dynamic_actions or None,
             greedy=greedy,
             top_k=top_k,
             explain=explain,
@@ -520,7 +520,7 @@ def list_raters(
     with extra("learn"):
         from plaudit.cli.raters import heard_of
 
-        rows = [row for row in heard_of(settings, model) if not quarantined or row["standing"] == "quarantined"]
+        rows = [row for row in heard_of(settings, model) if not quarantined or row["trust_level"] == "quarantined"]
     output.print_json(rows) if as_json else output.print_raters(rows)
 
 
@@ -537,7 +537,7 @@ def release(
         from plaudit.cli.raters import order
 
         order(settings, model, user, "trusted")
-    output.print_standing(user, "trusted", as_json)
+    output.print_trust_level(user, "trusted", as_json)
 
 
 @raters.command()
@@ -553,7 +553,7 @@ def quarantine(
         from plaudit.cli.raters import order
 
         order(settings, model, user, "quarantined")
-    output.print_standing(user, "quarantined", as_json)
+    output.print_trust_level(user, "quarantined", as_json)
 
 
 # --- versions --------------------------------------------------------------------------------------------------------
@@ -732,15 +732,15 @@ def _named_content(named: list[str]) -> dict[str, Content]:
 
 def _candidates(given: list[str]) -> dict[str, str]:
     """``ID=TEXT`` → text by id; BadParameter where it cannot be read."""
-    candidates: dict[str, str] = {}
+    dynamic_actions: dict[str, str] = {}
     for item in given:
         id_, separator, text = item.partition("=")
         if not (id_ and separator):
             raise typer.BadParameter(f"{item!r} is not ID=TEXT", param_hint="--candidate")
-        if id_ in candidates:
+        if id_ in dynamic_actions:
             raise typer.BadParameter(f"the id {id_!r} is given twice", param_hint="--candidate")
-        candidates[id_] = text
-    return candidates
+        dynamic_actions[id_] = text
+    return dynamic_actions
 
 
 def _add(parts: dict[str, Content], name: str, part: Any, option: str) -> None:

@@ -29,7 +29,7 @@ def canary(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Show the trial that is under way: satisfaction, failures and latency of both arms, and the evidence so far.
+    """Show the experiment that is under way: satisfaction, failures and latency of both arms, and the evidence so far.
 
     Example: `plaudit canary`, `plaudit canary start 7 --share 0.1`, `plaudit canary stop`, `plaudit canary promote`
     """
@@ -40,17 +40,17 @@ def canary(
     with client(read_settings(config, data_dir), target) as server:
         rollout = _rollout(server, model)
         one = None if rollout.candidate is None else server.version(rollout.candidate, model=model)
-    trial = None if one is None else _present(one, rollout)
+    experiment = None if one is None else _present(one, rollout)
     if as_json:
-        output.print_json({"candidate": rollout.candidate, "generation": rollout.generation, "trial": trial})
+        output.print_json({"candidate": rollout.candidate, "generation": rollout.generation, "experiment": experiment})
         return
     output.print_rollout(rollout)
     if one is None:
-        output.out.print("no version is on trial")
-    elif trial is None:
-        output.out.print("no learner has said anything about the trial yet")
+        output.out.print("no version is in an experiment")
+    elif experiment is None:
+        output.out.print("no learner has said anything about the experiment yet")
     else:
-        output.print_trial(trial)
+        output.print_experiment(experiment)
 
 
 @app.command()
@@ -95,7 +95,7 @@ def stop(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """End the trial that is under way; the live version serves everybody again.
+    """End the experiment that is under way; the live version serves everybody again.
 
     Example: `plaudit canary stop --reason "complaints about sums"`
     """
@@ -113,7 +113,7 @@ def promote(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Make the version that is on trial live, without waiting for proof.
+    """Make the version that is in an experiment live, without waiting for proof.
 
     Example: `plaudit canary promote --reason "good enough for the ward"`
     """
@@ -122,15 +122,17 @@ def promote(
 
 
 def _promote(server: Client, model: str, reason: str, expect: int) -> Rollout:
-    """Compare and set: what goes live is still on trial then; head refreshes meanwhile do not matter."""
+    """Compare and set: what goes live is still in an experiment then; head refreshes meanwhile do not matter."""
     meant = now = _rollout(server, model)
     for attempt in range(_ATTEMPTS):
-        if now.candidate is None or (now.candidate, now.trial) != (meant.candidate, meant.trial):
-            raise Failed("no version is on trial" if meant.candidate is None else "the trial was ended meanwhile")
+        if now.candidate is None or (now.candidate, now.experiment) != (meant.candidate, meant.experiment):
+            raise Failed(
+                "no version is in an experiment" if meant.candidate is None else "the experiment was ended meanwhile"
+            )
         try:
             return server.promote(
                 now.candidate,
-                reason=reason or f"version {now.candidate} was promoted from its trial",
+                reason=reason or f"version {now.candidate} was promoted from its experiment",
                 expected_generation=expect or now.generation,
                 model=model,
             )
@@ -146,9 +148,9 @@ def _rollout(server: Client, model: str) -> Rollout:
 
 
 def _present(one: Version, rollout: Rollout) -> dict[str, Any] | None:
-    """What is known of the trial that is under way; that of an earlier one of the same version is not it."""
-    trial = one.trial
-    return None if trial is None or trial["generation"] != (rollout.trial or 0) else dict(trial)
+    """What is known of the experiment that is under way; that of an earlier one of the same version is not it."""
+    experiment = one.experiment
+    return None if experiment is None or experiment["generation"] != (rollout.experiment or 0) else dict(experiment)
 
 
 def _share(settings: Settings, model: str) -> float:

@@ -23,7 +23,7 @@ def list_(config: Config = None, data_dir: DataDir = None, as_json: Json = False
     settings = read_settings(config, data_dir)
     with extra("learn"):
         from plaudit import compose
-        from plaudit.learner.dead_letters import buried
+        from plaudit.learner.ingest.dead_letters import buried
     with contextlib.closing(compose.event_log(settings)) as log:
         rows = [
             {
@@ -52,7 +52,7 @@ def replay(
     settings = read_settings(config, data_dir)
     with extra("learn"):
         from plaudit import compose
-        from plaudit.learner import dead_letters
+        from plaudit.learner.ingest import dead_letters
     with contextlib.closing(compose.event_log(settings)) as log:
         found = {each.place: each for each in dead_letters.buried(log)}
         unknown = [place for place in places or () if place not in found]
@@ -90,5 +90,5 @@ def orphans(
             }
             for feedback in store.orphans(limit)
         ]
-        waiting = store.standing().waiting
+        waiting = store.intake_stats().waiting
     output.print_json({"waiting": waiting, "orphans": rows}) if as_json else output.print_orphans(waiting, rows)

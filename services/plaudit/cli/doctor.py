@@ -126,13 +126,13 @@ def _store(settings: Settings) -> Finding:
     mend = "see that the server runs, and that user, password and database in store.url are right"
     try:
         with contextlib.closing(compose.experience_store(settings, settings.spec().name)) as store:
-            standing = store.standing()
+            trust_level = store.intake_stats()
     except ConfigError as error:
         return Finding("experience store", State.BAD, str(error), "see [store] in the README")
     except PlauditError as error:
         return Finding("experience store", State.BAD, str(error), mend)
     return Finding(
-        "experience store", State.GOOD, f"{standing.last_number} experiences from {standing.feedback} signals"
+        "experience store", State.GOOD, f"{trust_level.last_number} experiences from {trust_level.feedback} signals"
     )
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from plaudit.adapters.kafka_cluster import TOGETHER, KafkaConnection, TopicFound, TopicPlan, count_records, find_topics
+from plaudit.adapters.log.kafka.cluster import (
+    TOGETHER,
+    KafkaConnection,
+    TopicFound,
+    TopicPlan,
+    count_records,
+    find_topics,
+)
 from plaudit.cli.findings import Finding, State
 from plaudit.core.errors import LogUnavailable
 from plaudit.core.events import Topic

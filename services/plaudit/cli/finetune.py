@@ -12,9 +12,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from plaudit import compose
 from plaudit.cli import output
 from plaudit.cli.failures import Failed
+from plaudit.compose.build import content_limits, head_maker, training_plan
 from plaudit.core.settings import Settings
-from plaudit.learner.build import content_limits, head_maker, training_plan
-from plaudit.learner.by_hand import FinetuningFailed, finetune_by_hand
+from plaudit.learner.finetuning.manual import FinetuningFailed, finetune_manually
 from plaudit_models.bundle import Manifest
 
 _LOOK_INTERVAL_S: Final = 0.2
@@ -40,7 +40,7 @@ def finetune(settings: Settings, model: str, reason: str) -> Manifest:
                 bar.update(task, completed=progress["fraction"], measured=measured)
 
         try:
-            manifest = finetune_by_hand(
+            manifest = finetune_manually(
                 compose.learner_dir(settings, model) / "runs" / f"by-hand-{started_s:.0f}",
                 jobs=compose.job_launcher(settings, model),
                 store=store,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from plaudit import compose
-from plaudit.adapters.onnx_import import CannotImport, ImportOptions, import_onnx
+from plaudit.adapters.runtime.importer import CannotImport, ImportOptions, import_onnx
 from plaudit.cli.failures import Failed
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import Settings

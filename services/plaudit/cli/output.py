@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from plaudit.client import Acknowledgement, Prediction, Receipt, Rollout, Version, Versions
-from plaudit_models import lineage
+from plaudit_models import version_card as lineage
 
 out = Console(soft_wrap=True, highlight=False, markup=False)
 """Results for people."""
@@ -59,11 +59,11 @@ def print_receipt(receipt: Receipt) -> None:
 
 def print_raters(rows: Sequence[Mapping[str, Any]]) -> None:
     _print_table(
-        ("user", "standing", "counted", "refused", "reliability"),
+        ("user", "trust_level", "counted", "refused", "reliability"),
         [
             (
                 row["user"] or "(without id)",
-                row["standing"] + (", floods" if row["floods"] else ""),
+                row["trust_level"] + (", floods" if row["floods"] else ""),
                 str(row["n"]),
                 str(row["refused"]),
                 f"{row['reliability']:.2f}",
@@ -73,11 +73,11 @@ def print_raters(rows: Sequence[Mapping[str, Any]]) -> None:
     )
 
 
-def print_standing(user: str, standing: str, as_json: bool) -> None:
+def print_trust_level(user: str, trust_level: str, as_json: bool) -> None:
     if as_json:
-        print_json({"user": user, "standing": standing})
+        print_json({"user": user, "trust_level": trust_level})
     else:
-        out.print(f"{user}: {standing}, as soon as the learner looks")
+        out.print(f"{user}: {trust_level}, as soon as the learner looks")
 
 
 def print_dead_letters(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -126,36 +126,37 @@ def print_versions(listed: Versions) -> None:
     print_rollout(listed.rollout)
 
 
-def print_trial(trial: Mapping[str, Any]) -> None:
-    """What is known of one trial."""
-    where = "requests, in the shadow" if trial["shadow"] else "users"
-    verdict = trial["verdict"] or "under way"
-    out.print(f"trial of version {trial['version']} with {trial['share']:.0%} of the {where}: {verdict}")
-    out.print(f"  begun by {trial['actor']} {_time(trial['started_at_s'])}")
-    if trial.get("ended_at_s") is not None:
-        out.print(f"  ended {_time(trial['ended_at_s'])}")
-    if not trial["shadow"] or trial["verdict"]:
-        out.print(f"  {trial['why']}")
-    arms = ("live",) if trial["shadow"] else ("live", "candidate")
+def print_experiment(experiment: Mapping[str, Any]) -> None:
+    """What is known of one experiment."""
+    where = "requests, in the shadow" if experiment["shadow"] else "users"
+    verdict = experiment["verdict"] or "under way"
+    out.print(f"experiment of version {experiment['version']} with {experiment['share']:.0%} of the {where}: {verdict}")
+    out.print(f"  begun by {experiment['actor']} {_time(experiment['started_at_s'])}")
+    if experiment.get("ended_at_s") is not None:
+        out.print(f"  ended {_time(experiment['ended_at_s'])}")
+    if not experiment["shadow"] or experiment["verdict"]:
+        out.print(f"  {experiment['why']}")
+    arms = ("live",) if experiment["shadow"] else ("live", "candidate")
     rows = [
         (
             arm,
-            str(trial["answers"][arm]["answered"]),
-            str(trial["answers"][arm]["failed"]),
-            _ms(trial["answers"][arm]["p50_s"]),
-            _ms(trial["answers"][arm]["p95_s"]),
-            str(trial["satisfaction"][arm]["n"]),
-            _percent(trial["satisfaction"][arm]["mean"]),
+            str(experiment["answers"][arm]["answered"]),
+            str(experiment["answers"][arm]["failed"]),
+            _ms(experiment["answers"][arm]["p50_s"]),
+            _ms(experiment["answers"][arm]["p95_s"]),
+            str(experiment["satisfaction"][arm]["n"]),
+            _percent(experiment["satisfaction"][arm]["mean"]),
         )
         for arm in arms
     ]
     _print_table(("arm", "answers", "failed", "median", "95 %", "judged", "satisfied"), rows, indent="  ")
-    if trial["shadow"]:
-        _print_shadowed(trial["shadowed"])
+    if experiment["shadow"]:
+        _print_shadowed(experiment["shadowed"])
         return
     out.print(
-        f"  evidence: {trial['e_value_gain']:.3g} for a gain, {trial['e_value_harm']:.3g} for harm, "
-        f"{trial['e_value_errors']:.3g} for more failures, {trial['e_value_latency']:.3g} for more late answers"
+        f"  evidence: {experiment['e_value_gain']:.3g} for a gain, {experiment['e_value_harm']:.3g} for harm, "
+        f"{experiment['e_value_errors']:.3g} for more failures, "
+        f"{experiment['e_value_latency']:.3g} for more late answers"
     )
     slices = [
         (
@@ -163,12 +164,12 @@ def print_trial(trial: Mapping[str, Any]) -> None:
             *(f"{_percent(each['satisfaction'][arm]['mean'])} of {each['satisfaction'][arm]['n']}" for arm in arms),
             f"{each['e_value_harm']:.3g}, {each['proof']:.3g} is proof{_suspicion(each)}",
         )
-        for each in trial["slices"]
+        for each in experiment["slices"]
     ]
     if slices:
         _print_table(("slice", *arms, "evidence for harm"), slices, indent="  ")
-    if trial.get("ungrouped"):
-        out.print(f"  {trial['ungrouped']} judged answers are of further user groups and count over all only")
+    if experiment.get("ungrouped"):
+        out.print(f"  {experiment['ungrouped']} judged answers are of further user groups and count over all only")
 
 
 def _suspicion(part: Mapping[str, Any]) -> str:
@@ -198,9 +199,9 @@ def print_version(version: Version) -> None:
             _print_table(table.header, table.rows, indent="  ")
         for remark in section.remarks:
             out.print(f"  {remark}")
-    if version.trial is not None:
-        out.print("\nOn trial")
-        print_trial(version.trial)
+    if version.experiment is not None:
+        out.print("\nOn experiment")
+        print_experiment(version.experiment)
 
 
 def print_differences(before: int, after: int, ancestry: Sequence[int], found: Sequence[lineage.Difference]) -> None:
@@ -225,7 +226,7 @@ def print_rollout(rollout: Rollout, as_json: bool = False) -> None:
     out.print(f"model {rollout.model}: {live}{pinned}{by}")
     if rollout.candidate is not None:
         where = "requests, in the shadow" if rollout.shadow else "users"
-        out.print(f"version {rollout.candidate} is on trial with {rollout.candidate_share:.0%} of the {where}")
+        out.print(f"version {rollout.candidate} is in an experiment with {rollout.candidate_share:.0%} of the {where}")
     out.print(f"generation {rollout.generation}")
 
 

@@ -12,7 +12,7 @@ from plaudit import compose
 from plaudit.cli import output
 from plaudit.cli.failures import Failed
 from plaudit.core.settings import Settings
-from plaudit.learner.pretraining import Published, pretrain_and_publish
+from plaudit.learner.finetuning.pretraining import Published, pretrain_and_publish
 from plaudit_models.dataset import InvalidData
 from plaudit_models.training.export import ExportMismatch
 from plaudit_models.training.pretrain import PretrainProgress

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from typing import Any
 
 from plaudit import compose
-from plaudit.core.ports import ExperienceStore
+from plaudit.core.ports.store import ExperienceStore
 from plaudit.core.settings import Settings
-from plaudit.learner import orders
-from plaudit_models.raters import Standing
+from plaudit.learner.online import rater_commands as orders
+from plaudit_models.evaluation.raters import TrustLevel
 
 
 def heard_of(settings: Settings, model: str) -> Sequence[Mapping[str, Any]]:
@@ -28,10 +28,10 @@ def heard_of(settings: Settings, model: str) -> Sequence[Mapping[str, Any]]:
     ]
 
 
-def order(settings: Settings, model: str, user: str, standing: Standing) -> None:
+def order(settings: Settings, model: str, user: str, trust_level: TrustLevel) -> None:
     """Let the user have this standing as soon as the learner looks. Raises ConfigError, StoreUnavailable."""
     with _store(settings, model) as store:
-        orders.order(store, user, standing)
+        orders.order(store, user, trust_level)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from plaudit.core.settings import Settings
 from plaudit.serving.server import cores
 
 if TYPE_CHECKING:
-    from plaudit.adapters.otel_tracing import OtelTracing
+    from plaudit.adapters.tracing.otel import OtelTracing
 
 _M_TRIM_THRESHOLD: Final = -1
 _M_ARENA_MAX: Final = -8

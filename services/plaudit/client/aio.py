@@ -217,7 +217,7 @@ class AsyncClient:
     async def stop_canary(
         self, number: int | None = None, *, timeout_s: float | None = None, **options: Unpack[ChangeOptions]
     ) -> Rollout:
-        """End the trial of a version, or whichever is under way; the live version serves everybody again."""
+        """End the experiment of a version, or whichever is under way; the live version serves everybody again."""
         return await self._invoke(calls.stop_canary(number, **options), timeout_s)
 
     # --- how it waits ------------------------------------------------------------------------------------------------

@@ -52,8 +52,8 @@ class PredictOptions(TypedDict, total=False):
     Attributes:
         user_id: who asks; opaque.
         allowed_actions: what may be picked; None allows all of the model's actions.
-        candidates: what may be picked instead of the model's actions, text by id; each is scored by its text, so it may
-            be new to the model. None: the model's actions. Only models that score text take them.
+        dynamic_actions: what may be picked instead of the model's actions, text by id; each is scored by its text, so
+            it may be new to the model. None: the model's actions. Only models that score text take them.
         greedy: pick the most probable action instead of sampling; such answers teach the model less.
         top_k: how many scores to return; 0 is all.
         explain: say what each modality contributed.
@@ -64,7 +64,7 @@ class PredictOptions(TypedDict, total=False):
 
     user_id: str
     allowed_actions: Sequence[str] | None
-    candidates: Mapping[str, str] | None
+    dynamic_actions: Mapping[str, str] | None
     greedy: bool
     top_k: int
     explain: bool
@@ -94,7 +94,7 @@ def predict(
     *,
     user_id: str = "",
     allowed_actions: Sequence[str] | None = None,
-    candidates: Mapping[str, str] | None = None,
+    dynamic_actions: Mapping[str, str] | None = None,
     greedy: bool = False,
     top_k: int = 0,
     explain: bool = False,
@@ -107,13 +107,17 @@ def predict(
         raise invalid("allowed_actions", f"{allowed_actions!r} is one string; give a list of actions")
     if allowed_actions is not None and not allowed_actions:
         raise invalid("allowed_actions", "[] allows no action; leave it out (None) to allow all of them")
-    if candidates is not None and not isinstance(candidates, Mapping):
-        raise invalid("candidates", f"{type(candidates).__name__} is no mapping; give the text of each by its id")
-    if candidates is not None and not candidates:
-        raise invalid("candidates", "{} lists nothing to pick; leave it out (None) to pick from the model's actions")
-    for id_, text in (candidates or {}).items():
+    if dynamic_actions is not None and not isinstance(dynamic_actions, Mapping):
+        raise invalid(
+            "dynamic_actions", f"{type(dynamic_actions).__name__} is no mapping; give the text of each by its id"
+        )
+    if dynamic_actions is not None and not dynamic_actions:
+        raise invalid(
+            "dynamic_actions", "{} lists nothing to pick; leave it out (None) to pick from the model's actions"
+        )
+    for id_, text in (dynamic_actions or {}).items():
         if not isinstance(id_, str) or not isinstance(text, str):
-            raise invalid("candidates", f"{id_!r}: {text!r} is not an id and its text, two strings")
+            raise invalid("dynamic_actions", f"{id_!r}: {text!r} is not an id and its text, two strings")
     request = prediction_pb2.PredictRequest(
         model=model,
         content={name: to_content(name, part) for name, part in content.items()},
@@ -123,7 +127,9 @@ def predict(
         top_k=top_k,
         explain=explain,
         request_id=request_id,
-        candidates=[prediction_pb2.Candidate(id=id_, text=text) for id_, text in (candidates or {}).items()],
+        dynamic_actions=[
+            prediction_pb2.DynamicAction(id=id_, text=text) for id_, text in (dynamic_actions or {}).items()
+        ],
         user_group=user_group,
     )
     return Call(
@@ -159,7 +165,7 @@ def version(number: int, model: str) -> Call[results.Version]:
         _MODEL + "GetVersion",
         request,
         model_pb2.GetVersionResponse,
-        lambda message: results.version(message.version, message.trial_json),
+        lambda message: results.version(message.version, message.experiment_json),
     )
 
 
@@ -232,7 +238,7 @@ def stop_canary(
     expected_generation: int = 0,
     model: str = "",
 ) -> Call[results.Rollout]:
-    """None stops whichever trial is under way."""
+    """None stops whichever experiment is under way."""
     request = model_pb2.StopCanaryRequest(
         model=model,
         version=number or 0,

@@ -102,7 +102,7 @@ class Version:
     Attributes:
         reason: why it was made, in one sentence.
         manifest: everything known about it: spec, digests, data range, metrics, gate evidence.
-        trial: how its latest trial stands or ended; None if there was none, or where versions are listed.
+        experiment: how its latest experiment stands or ended; None if there was none, or where versions are listed.
     """
 
     version: int
@@ -112,7 +112,7 @@ class Version:
     created_at_s: float | None
     reason: str
     manifest: Mapping[str, Any]
-    trial: Mapping[str, Any] | None = None
+    experiment: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +123,9 @@ class Rollout:
         generation: grows by one with every change.
         previous: what ``rollback`` returns to.
         gated: the last version that passed the gate.
-        candidate: the version on trial, serving ``candidate_share`` of the users.
+        candidate: the version in an experiment, serving ``candidate_share`` of the users.
         shadow: it serves nobody; it is computed behind that share of the requests, and logged.
-        trial: the generation with which the trial began.
+        experiment: the generation with which the experiment began.
     """
 
     model: str
@@ -140,7 +140,7 @@ class Rollout:
     reason: str
     actor: str
     shadow: bool = False
-    trial: int | None = None
+    experiment: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ def receipt(message: feedback_pb2.Receipt) -> Receipt:
     )
 
 
-def version(message: model_pb2.Version, trial_json: str = "") -> Version:
+def version(message: model_pb2.Version, experiment_json: str = "") -> Version:
     return Version(
         version=message.version,
         digest=message.digest,
@@ -195,7 +195,7 @@ def version(message: model_pb2.Version, trial_json: str = "") -> Version:
         created_at_s=_time_s(message, "created_at"),
         reason=message.reason,
         manifest=json.loads(message.manifest_json or "{}"),
-        trial=json.loads(trial_json) if trial_json else None,
+        experiment=json.loads(experiment_json) if experiment_json else None,
     )
 
 
@@ -213,7 +213,7 @@ def rollout(message: model_pb2.Rollout) -> Rollout:
         reason=message.reason,
         actor=message.actor,
         shadow=message.shadow,
-        trial=message.trial or None,
+        experiment=message.experiment or None,
     )
 
 

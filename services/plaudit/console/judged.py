@@ -9,7 +9,7 @@ from typing import Final
 
 from plaudit.console.satisfaction import Rewarded
 from plaudit.core.experience import Experience
-from plaudit.core.ports import ExperienceStore
+from plaudit.core.ports.store import ExperienceStore
 
 KEPT: Final = 5_000
 """Experiences shown, at most."""
@@ -45,7 +45,7 @@ class Judged:
                 self._read(self._store)
                 self._read_s = now_s
             rewarded = [
-                Rewarded(experience.served.version, experience.served.time_s, experience.reward)
+                Rewarded(experience.decision.version, experience.decision.time_s, experience.reward)
                 for experience in self._by_number.values()
                 if experience.reward is not None
             ]

@@ -14,7 +14,7 @@ from plaudit.console.families import families
 from plaudit.console.ports import Learning
 from plaudit.console.satisfaction import Mean, Rewarded, by_version, mean_of, over_time
 from plaudit.core.errors import UnknownVersion
-from plaudit.core.ports import ModelRegistry
+from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.rollout import Rollout
 from plaudit_models.bundle import CorruptBundle, Manifest
 

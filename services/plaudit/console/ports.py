@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from plaudit.console.judged import Judged
-from plaudit.core.ports import ModelCatalog
+from plaudit.core.ports.registry import ModelCatalog
 
 
 class Samples(Protocol):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from plaudit_models.intervals import wilson
+from plaudit_models.evaluation.intervals import wilson
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ PlauditError
 │   ├── NoPreviousVersion
 │   ├── StoreMoved              another learner was faster, or has taken over
 │   ├── WrongStore              an experience store of another version of Plaudit
-│   ├── TrialUnderWay           one candidate at a time
-│   ├── NoTrial                 there is nothing to stop or to show
-│   ├── AlreadyLive             what serves everybody cannot be tried out
-│   ├── OtherContract           another version takes or gives other things than the live one
+│   ├── ExperimentActive           one candidate at a time
+│   ├── NoActiveExperiment                 there is nothing to stop or to show
+│   ├── VersionAlreadyLive             what serves everybody cannot be tried out
+│   ├── IncompatibleContract           another version takes or gives other things than the live one
 │   └── VersionPinned
 ├── Overloaded              a bounded queue is full; try again later
 ├── Expired                 the deadline passed before the work began
@@ -135,29 +135,31 @@ class VersionPinned(Conflict):
         super().__init__(f"version {version} is pinned; unpin it first")
 
 
-class TrialUnderWay(Conflict):
-    """Another version is on trial already."""
+class ExperimentActive(Conflict):
+    """Another version is in an experiment already."""
 
     def __init__(self, version: int) -> None:
-        super().__init__(f"version: {version} is on trial already; stop that trial first (plaudit canary stop)")
+        super().__init__(
+            f"version: {version} is in an experiment already; stop that experiment first (plaudit canary stop)"
+        )
 
 
-class NoTrial(Conflict):
-    """No version is on trial, or not the one that was meant."""
+class NoActiveExperiment(Conflict):
+    """No version is in an experiment, or not the one that was meant."""
 
     def __init__(self, meant: int, found: int) -> None:
-        which = f"version {meant} is not on trial" if meant else "no version is on trial"
+        which = f"version {meant} is not in an experiment" if meant else "no version is in an experiment"
         super().__init__(f"version: {which}" + (f"; version {found} is" if found and meant else ""))
 
 
-class AlreadyLive(Conflict):
-    """A version that is live cannot go on trial beside itself."""
+class VersionAlreadyLive(Conflict):
+    """A version that is live cannot go in an experiment beside itself."""
 
     def __init__(self, version: int) -> None:
         super().__init__(f"version: {version} is live; it serves everybody, there is nothing to try out")
 
 
-class OtherContract(Conflict):
+class IncompatibleContract(Conflict):
     """A version takes or gives something else than the live one, so clients of the one would fail with the other."""
 
     def __init__(self, version: int, live: int, difference: str) -> None:

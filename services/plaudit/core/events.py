@@ -3,7 +3,7 @@
 Knows nothing about protobuf (see wire.py) or where events are kept (see ports.py).
 
 Notation:
-    d: embedding size, a: number of actions, k: number of candidates
+    d: embedding size, a: number of actions, k: number of dynamic actions
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Features:
     Attributes:
         trunk_digest: which trunk; features of different trunks must not be mixed.
         embedding: float32 ``[d]``.
-        base_logits: float32 ``[a]``; of a decision between candidates ``[k]``, in their order.
+        base_logits: float32 ``[a]``; of a decision between dynamic actions ``[k]``, in their order.
     """
 
     trunk_digest: str
@@ -63,7 +63,7 @@ class Features:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class DynamicAction:
     """Something that one request may be answered with: ``id`` is what the answer calls it, ``text`` what scores it."""
 
     id: str
@@ -81,9 +81,9 @@ class Decision:
         features: absent only for models whose trunk gives none.
         content: as sent; empty if the server is told not to keep it.
         traceparent: W3C trace context of the call it was made in; "" if that was not traced.
-        candidates: what the request listed to pick from; empty means the model's actions. Where they are listed,
+        dynamic_actions: what the request listed to pick from; empty means the model's actions. Where they are listed,
             ``action`` is the id of one of them, and ``features.base_logits`` is ``[k]``.
-        user_group: a label that the user belongs to (see :mod:`plaudit.core.groups`); "" if none was given.
+        user_group: a label that the user belongs to (see :mod:`plaudit.core.user_groups`); "" if none was given.
     """
 
     prediction_id: str
@@ -101,7 +101,7 @@ class Decision:
     features: Features | None = None
     content: Mapping[str, Content] = field(default_factory=dict)
     traceparent: str = ""
-    candidates: tuple[Candidate, ...] = ()
+    dynamic_actions: tuple[DynamicAction, ...] = ()
     user_group: str = ""
 
 
@@ -198,16 +198,16 @@ class RolloutChanged:
     reason: str
     actor: str
     shadow: bool = False
-    trial: int = 0
+    experiment: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """How one arm of a trial has answered.
+    """How one arm of an experiment has answered.
 
     Attributes:
         failed: requests without an answer: errors of ours and deadlines that passed, not requests that were wrong.
-        latencies: answers by duration; see :mod:`plaudit_models.guards` for the buckets.
+        latencies: answers by duration; see :mod:`plaudit_models.evaluation.guards` for the buckets.
     """
 
     failed: int = 0
@@ -240,14 +240,14 @@ class ShadowAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class TrialReport:
-    """What one inference service has seen of a trial since its last report.
+class ExperimentReport:
+    """What one inference service has seen of an experiment since its last report.
 
     Attributes:
-        replica: which service; drawn anew whenever it begins to see a trial.
+        replica: which service; drawn anew whenever it begins to see an experiment.
         number: of this report, counted by the replica from 1.
-        trial: the generation of the rollout with which the trial began.
-        version: the one on trial.
+        experiment: the generation of the rollout with which the experiment began.
+        version: the one in an experiment.
         live, candidate: answers to users who were drawn for one or the other.
         shadows: what was computed in the shadow.
         dropped: what was not, because there was no time for it.
@@ -257,7 +257,7 @@ class TrialReport:
     replica: str
     number: int
     model: str
-    trial: int
+    experiment: int
     version: int
     time_s: float
     live: Answers = Answers()
@@ -267,7 +267,7 @@ class TrialReport:
     problem: str = ""
 
 
-Event = Decision | Feedback | DeadLetter | RolloutChanged | TrialReport
+Event = Decision | Feedback | DeadLetter | RolloutChanged | ExperimentReport
 
 
 class Topic(StrEnum):
@@ -275,7 +275,7 @@ class Topic(StrEnum):
     FEEDBACK = "plaudit.feedback"
     DEAD_LETTER = "plaudit.dead-letter"
     VERSIONS = "plaudit.versions"
-    TRIALS = "plaudit.trials"
+    EXPERIMENTS = "plaudit.experiments"
 
 
 def topic_of(event: Event) -> Topic:
@@ -288,8 +288,8 @@ def topic_of(event: Event) -> Topic:
             return Topic.DEAD_LETTER
         case RolloutChanged():
             return Topic.VERSIONS
-        case TrialReport():
-            return Topic.TRIALS
+        case ExperimentReport():
+            return Topic.EXPERIMENTS
 
 
 def key_of(event: Event) -> str:
@@ -299,7 +299,7 @@ def key_of(event: Event) -> str:
             return event.prediction_id
         case DeadLetter():
             return event.source_position
-        case RolloutChanged() | TrialReport():
+        case RolloutChanged() | ExperimentReport():
             return event.model
 
 
@@ -314,5 +314,5 @@ def event_id_of(event: Event) -> str:
             return f"{event.source_topic}:{event.source_position}"
         case RolloutChanged():
             return f"{event.model}:{event.generation}"
-        case TrialReport():
+        case ExperimentReport():
             return f"{event.replica}:{event.number}"

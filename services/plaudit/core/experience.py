@@ -13,12 +13,12 @@ from plaudit.core.events import Decision
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class DecisionHeader:
     """A decision without its content and features. Fields as in :class:`plaudit.core.events.Decision`.
 
     Attributes:
         modalities: names of the modalities that were given, sorted.
-        candidates: ids of what the request listed to pick from, in its order; empty means the model's actions.
+        dynamic_actions: ids of what the request listed to pick from, in its order; empty means the model's actions.
     """
 
     prediction_id: str
@@ -31,11 +31,11 @@ class Served:
     greedy: bool
     modalities: tuple[str, ...]
     user_group: str = ""
-    candidates: tuple[str, ...] = ()
+    dynamic_actions: tuple[str, ...] = ()
 
 
-def served(decision: Decision) -> Served:
-    return Served(
+def header_of(decision: Decision) -> DecisionHeader:
+    return DecisionHeader(
         prediction_id=decision.prediction_id,
         time_s=decision.time_s,
         user_id=decision.user_id,
@@ -46,12 +46,12 @@ def served(decision: Decision) -> Served:
         greedy=decision.greedy,
         modalities=tuple(sorted(decision.content)),
         user_group=decision.user_group,
-        candidates=tuple(candidate.id for candidate in decision.candidates),
+        dynamic_actions=tuple(candidate.id for candidate in decision.dynamic_actions),
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class Label:
     """What all users together say about one decision.
 
     Attributes:
@@ -71,22 +71,22 @@ class Experience:
 
     Attributes:
         number: from 1 in the order in which decisions were first judged; it never changes.
-        judgement: None once everything said was taken back.
+        label: None once everything said was taken back.
         probabilities: with which the version that served would have picked each action, in the order of its action
-            set or of the candidates; None if that version was gone before anybody spoke.
-        set_aside: kept, but not learned from: what was learned from it did harm, or its user has had his share.
+            set or of the dynamic actions; None if that version was gone before anybody spoke.
+        excluded: kept, but not learned from: what was learned from it did harm, or its user has had his share.
     """
 
     number: int
-    served: Served
-    judgement: Judgement | None
+    decision: DecisionHeader
+    label: Label | None
     probabilities: tuple[float, ...] | None = None
-    set_aside: bool = False
+    excluded: bool = False
 
     @property
     def reward(self) -> float | None:
         """Reward of the action that was served; None if nothing was said about it."""
-        return None if self.judgement is None else self.judgement.rewards.get(self.served.action)
+        return None if self.label is None else self.label.rewards.get(self.decision.action)
 
 
 class FeedbackState(StrEnum):

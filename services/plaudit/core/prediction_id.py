@@ -34,7 +34,7 @@ class SignedPrediction:
 
     Attributes:
         time_s: UTC seconds since the epoch.
-        of_candidates: ``action`` is the id of one of the request's own candidates.
+        dynamic: ``action`` is the id of one of the request's own dynamic actions.
     """
 
     time_s: float
@@ -42,7 +42,7 @@ class SignedPrediction:
     version: int
     action: str
     propensity: float
-    of_candidates: bool = False
+    dynamic: bool = False
 
 
 class PredictionIds:
@@ -62,7 +62,7 @@ class PredictionIds:
     def sign(self, prediction: SignedPrediction) -> str:
         model = prediction.model.encode()
         header = _HEADER.pack(
-            _OF_CANDIDATE if prediction.of_candidates else _OF_ACTION,
+            _OF_CANDIDATE if prediction.dynamic else _OF_ACTION,
             round(prediction.time_s * 1e6),
             secrets.token_bytes(8),
             prediction.version,
@@ -88,7 +88,7 @@ class PredictionIds:
             version=version,
             action=names[model_length:].decode(),
             propensity=propensity,
-            of_candidates=form == _OF_CANDIDATE,
+            dynamic=form == _OF_CANDIDATE,
         )
         age_s = now_s - prediction.time_s
         if age_s > self._window_s:

@@ -10,9 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
-from plaudit.core.errors import AlreadyLive, NoPreviousVersion, NoTrial, TrialUnderWay, VersionPinned
+from plaudit.core.errors import (
+    ExperimentActive,
+    NoActiveExperiment,
+    NoPreviousVersion,
+    VersionAlreadyLive,
+    VersionPinned,
+)
 
-_NO_TRIAL: Final[Any] = {"candidate": None, "candidate_share": 0.0, "shadow": False, "trial": 0}
+_NO_EXPERIMENT: Final[Any] = {"candidate": None, "candidate_share": 0.0, "shadow": False, "experiment": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +29,9 @@ class Rollout:
     live: the version that serves.
     previous: what rollback returns to.
     gated: the last version that passed the gate (or was put there by a person); head refreshes are compared with it.
-    candidate: the version on trial, serving ``candidate_share`` of the users.
+    candidate: the version in an experiment, serving ``candidate_share`` of the users.
     shadow: the candidate serves nobody; it is computed behind ``candidate_share`` of the requests, and logged.
-    trial: the generation with which the trial began; 0 if there is none.
+    experiment: the generation with which the experiment began; 0 if there is none.
     pinned: nothing but an unpin or another pin may change what is live.
     changed_at_s: UTC seconds since the epoch.
     reason: why, in one sentence.
@@ -40,7 +46,7 @@ class Rollout:
     candidate: int | None = None
     candidate_share: float = 0.0
     shadow: bool = False
-    trial: int = 0
+    experiment: int = 0
     pinned: bool = False
     changed_at_s: float = 0.0
     reason: str = ""
@@ -74,13 +80,13 @@ class Change:
 
 
 def promote(rollout: Rollout, version: int, change: Change) -> Rollout:
-    """Make ``version`` live and the new gated version; a trial that is under way ends.
+    """Make ``version`` live and the new gated version; an experiment that is under way ends.
 
     Raises:
         VersionPinned: another version is pinned.
     """
     moved = _go_live(rollout, version, change)
-    return replace(moved, gated=version, **_NO_TRIAL)
+    return replace(moved, gated=version, **_NO_EXPERIMENT)
 
 
 def start_canary(rollout: Rollout, version: int, share: float, change: Change, *, shadow: bool = False) -> Rollout:
@@ -91,37 +97,38 @@ def start_canary(rollout: Rollout, version: int, share: float, change: Change, *
 
     Raises:
         VersionPinned: a version is pinned, and this one would serve.
-        TrialUnderWay: another trial is under way, or this one.
-        AlreadyLive: it serves everybody.
+        ExperimentActive: another experiment is under way, or this one.
+        VersionAlreadyLive: it serves everybody.
     """
     if rollout.pinned and rollout.live is not None and not shadow:
         raise VersionPinned(rollout.live)
     if rollout.candidate is not None:
-        raise TrialUnderWay(rollout.candidate)
+        raise ExperimentActive(rollout.candidate)
     if rollout.live == version:
-        raise AlreadyLive(version)
+        raise VersionAlreadyLive(version)
     began = rollout.generation + 1
-    return _next(rollout, change, candidate=version, candidate_share=share, shadow=shadow, trial=began)
+    return _next(rollout, change, candidate=version, candidate_share=share, shadow=shadow, experiment=began)
 
 
 def end_canary(rollout: Rollout, change: Change, *, version: int = 0) -> Rollout:
     """What is live serves everybody again.
 
     Args:
-        version: the candidate that is meant; 0: whichever is on trial.
+        version: the candidate that is meant; 0: whichever is in an experiment.
 
     Raises:
-        NoTrial: it is not on trial.
+        NoActiveExperiment: it is not in an experiment.
     """
     if rollout.candidate is None or version not in (0, rollout.candidate):
-        raise NoTrial(version, rollout.candidate or 0)
-    return _next(rollout, change, **_NO_TRIAL)
+        raise NoActiveExperiment(version, rollout.candidate or 0)
+    return _next(rollout, change, **_NO_EXPERIMENT)
 
 
-def on_trial(rollout: Rollout, user_id: str) -> bool:
-    """Whether the candidate serves this user: the same answer for the whole trial, another draw for the next candidate.
+def in_experiment(rollout: Rollout, user_id: str) -> bool:
+    """Whether the candidate serves this user: the same answer for the whole experiment, another draw for the next
+    candidate.
 
-    Nobody in particular (an empty id) is never on trial: it may be many.
+    Nobody in particular (an empty id) is never in an experiment: it may be many.
     """
     if rollout.candidate is None or rollout.shadow or not user_id:
         return False
@@ -169,7 +176,7 @@ def rollback(rollout: Rollout, change: Change) -> Rollout:
 
 def pin(rollout: Rollout, version: int, change: Change) -> Rollout:
     """Make ``version`` live and keep it, whatever was pinned before."""
-    unpinned = replace(rollout, pinned=False, **_NO_TRIAL)
+    unpinned = replace(rollout, pinned=False, **_NO_EXPERIMENT)
     if rollout.live == version:
         return _next(unpinned, change, pinned=True)
     return replace(promote(unpinned, version, change), pinned=True)

@@ -282,15 +282,15 @@ class GateSettings(_Section):
 
 
 class CanaryPolicy(_Section):
-    """How candidates of a model are tried out."""
+    """How dynamic actions of a model are tried out."""
 
     share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of the users, the same ones throughout, that a fine-tuned version serves which the gate could neither prove
     better nor worse; 0: it is never tried on users, unless `plaudit canary start` does it."""
     max_events: Count = 5_000
-    """Experiences after which a trial ends without proof, and live goes on serving everybody."""
+    """Experiences after which an experiment ends without proof, and live goes on serving everybody."""
     promote: bool = True
-    """Make a candidate live that has proven better; otherwise its trial goes on until somebody ends it."""
+    """Make a candidate live that has proven better; otherwise its experiment goes on until somebody ends it."""
     error_margin: Share = 0.01
     """How many more of the candidate's answers may fail than of live's, as a share of all, before it is withdrawn."""
     slow_factor: Annotated[float, Field(ge=1.0)] = 2.0
@@ -300,8 +300,8 @@ class CanaryPolicy(_Section):
 
 
 class CanarySettings(CanaryPolicy):
-    """[canary] Trials: versions beside live, with a share of the users. [canary.models.NAME] has what is different for
-    one model."""
+    """[canary] Experiments: versions beside live, with a share of the users. [canary.models.NAME] has what is different
+    for one model."""
 
     models: dict[str, CanaryPolicy] = Field(default_factory=dict)
     """By model name, any of the settings above that are different for it."""

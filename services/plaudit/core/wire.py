@@ -13,13 +13,14 @@ from google.protobuf.message import DecodeError
 from plaudit.core.errors import InvalidInput
 from plaudit.core.events import (
     Answers,
-    Candidate,
     Content,
     Correction,
     DeadLetter,
     Decision,
+    DynamicAction,
     EncodedContent,
     Event,
+    ExperimentReport,
     Features,
     Feedback,
     Implicit,
@@ -35,7 +36,6 @@ from plaudit.core.events import (
     TextContent,
     Thumb,
     Topic,
-    TrialReport,
 )
 from plaudit.v1 import content_pb2, events_pb2, feedback_pb2, prediction_pb2
 
@@ -168,7 +168,7 @@ _EVENT_TYPES: Final = {
     Topic.FEEDBACK: events_pb2.FeedbackEvent.DESCRIPTOR.full_name,
     Topic.DEAD_LETTER: events_pb2.DeadLetterEvent.DESCRIPTOR.full_name,
     Topic.VERSIONS: events_pb2.RolloutEvent.DESCRIPTOR.full_name,
-    Topic.TRIALS: events_pb2.TrialEvent.DESCRIPTOR.full_name,
+    Topic.EXPERIMENTS: events_pb2.ExperimentEvent.DESCRIPTOR.full_name,
 }
 
 
@@ -218,10 +218,10 @@ def encode_event(event: Event) -> bytes:
                 reason=event.reason,
                 actor=event.actor,
                 shadow=event.shadow,
-                trial=event.trial,
+                experiment=event.experiment,
             ).SerializeToString()
-        case TrialReport():
-            return _trial_to_wire(event).SerializeToString()
+        case ExperimentReport():
+            return _experiment_to_wire(event).SerializeToString()
 
 
 def decode_event(topic: Topic, payload: bytes) -> Event:
@@ -247,8 +247,8 @@ def decode_event(topic: Topic, payload: bytes) -> Event:
                 )
             case Topic.VERSIONS:
                 return _rollout_from_wire(events_pb2.RolloutEvent.FromString(payload))
-            case Topic.TRIALS:
-                return _trial_from_wire(events_pb2.TrialEvent.FromString(payload))
+            case Topic.EXPERIMENTS:
+                return _experiment_from_wire(events_pb2.ExperimentEvent.FromString(payload))
     except (DecodeError, InvalidInput) as error:
         raise UnreadableEvent(f"not a readable record of {topic}: {error}") from error
 
@@ -269,7 +269,7 @@ def _decision_to_wire(decision: Decision) -> events_pb2.DecisionEvent:
         request_id=decision.request_id,
         content=contents_to_wire(decision.content),
         traceparent=decision.traceparent,
-        candidates=candidates_to_wire(decision.candidates),
+        dynamic_actions=dynamic_actions_to_wire(decision.dynamic_actions),
         user_group=decision.user_group,
     )
     if decision.features is not None:
@@ -291,9 +291,9 @@ def _decision_from_wire(message: events_pb2.DecisionEvent) -> Decision:
             embedding=_floats(message.features.embedding, "features.embedding"),
             base_logits=_floats(message.features.base_logits, "features.base_logits"),
         )
-    candidates = candidates_from_wire(message.candidates)
-    if candidates:
-        _check_candidates(candidates, message.action, features)
+    dynamic_actions = dynamic_actions_from_wire(message.dynamic_actions)
+    if dynamic_actions:
+        _check_dynamic_actions(dynamic_actions, message.action, features)
     return Decision(
         prediction_id=message.prediction_id,
         model=message.model,
@@ -310,20 +310,20 @@ def _decision_from_wire(message: events_pb2.DecisionEvent) -> Decision:
         features=features,
         content=contents_from_wire(message.content),
         traceparent=message.traceparent,
-        candidates=candidates,
+        dynamic_actions=dynamic_actions,
         user_group=message.user_group,
     )
 
 
-def _check_candidates(candidates: tuple[Candidate, ...], action: str, features: Features | None) -> None:
-    ids = {candidate.id for candidate in candidates}
-    if len(ids) != len(candidates):
-        raise InvalidInput("candidates", "lists an id twice")
+def _check_dynamic_actions(dynamic_actions: tuple[DynamicAction, ...], action: str, features: Features | None) -> None:
+    ids = {candidate.id for candidate in dynamic_actions}
+    if len(ids) != len(dynamic_actions):
+        raise InvalidInput("dynamic_actions", "lists an id twice")
     if action not in ids:
-        raise InvalidInput("action", f"{action[:80]!r} is not one of the {len(ids)} candidates")
-    if features is not None and len(features.base_logits) != len(candidates):
+        raise InvalidInput("action", f"{action[:80]!r} is not one of the {len(ids)} dynamic actions")
+    if features is not None and len(features.base_logits) != len(dynamic_actions):
         raise InvalidInput(
-            "features.base_logits", f"has {len(features.base_logits)} values for {len(candidates)} candidates"
+            "features.base_logits", f"has {len(features.base_logits)} values for {len(dynamic_actions)} dynamic actions"
         )
 
 
@@ -356,16 +356,16 @@ def _rollout_from_wire(message: events_pb2.RolloutEvent) -> RolloutChanged:
         reason=message.reason,
         actor=message.actor,
         shadow=message.shadow,
-        trial=message.trial,
+        experiment=message.experiment,
     )
 
 
-def _trial_to_wire(report: TrialReport) -> events_pb2.TrialEvent:
-    return events_pb2.TrialEvent(
+def _experiment_to_wire(report: ExperimentReport) -> events_pb2.ExperimentEvent:
+    return events_pb2.ExperimentEvent(
         replica=report.replica,
         number=report.number,
         model=report.model,
-        trial=report.trial,
+        experiment=report.experiment,
         version=report.version,
         time_us=_to_us(report.time_s),
         live=_answers_to_wire(report.live),
@@ -386,14 +386,14 @@ def _trial_to_wire(report: TrialReport) -> events_pb2.TrialEvent:
     )
 
 
-def _trial_from_wire(message: events_pb2.TrialEvent) -> TrialReport:
+def _experiment_from_wire(message: events_pb2.ExperimentEvent) -> ExperimentReport:
     if not message.replica:
         raise InvalidInput("replica", "is empty")
-    return TrialReport(
+    return ExperimentReport(
         replica=message.replica,
         number=message.number,
         model=message.model,
-        trial=message.trial,
+        experiment=message.experiment,
         version=message.version,
         time_s=message.time_us / 1e6,
         live=_answers_from_wire(message.live, "live"),
@@ -424,12 +424,12 @@ def _answers_from_wire(message: events_pb2.Answers, field: str) -> Answers:
     return Answers(message.failed, tuple(message.latencies))
 
 
-def candidates_to_wire(candidates: Iterable[Candidate]) -> list[prediction_pb2.Candidate]:
-    return [prediction_pb2.Candidate(id=each.id, text=each.text) for each in candidates]
+def dynamic_actions_to_wire(dynamic_actions: Iterable[DynamicAction]) -> list[prediction_pb2.DynamicAction]:
+    return [prediction_pb2.DynamicAction(id=each.id, text=each.text) for each in dynamic_actions]
 
 
-def candidates_from_wire(messages: Iterable[prediction_pb2.Candidate]) -> tuple[Candidate, ...]:
-    return tuple(Candidate(message.id, message.text) for message in messages)
+def dynamic_actions_from_wire(messages: Iterable[prediction_pb2.DynamicAction]) -> tuple[DynamicAction, ...]:
+    return tuple(DynamicAction(message.id, message.text) for message in messages)
 
 
 def contents_to_wire(content: Mapping[str, Content]) -> dict[str, content_pb2.Content]:

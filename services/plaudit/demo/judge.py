@@ -15,11 +15,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.core.ports import ModelRuntime, ServableModel
+from plaudit.core.ports.runtime import ModelRuntime, ServableModel
 from plaudit.demo.report import Satisfaction, expected_satisfaction
 from plaudit.demo.task import SPEC, Example
 from plaudit.demo.users import likes_matrix
-from plaudit_models.policy import probabilities
+from plaudit_models.bandit.policy import probabilities
 from plaudit_models.preprocess import assemble, decode
 
 PER_KIND: Final = 600

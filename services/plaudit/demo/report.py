@@ -45,7 +45,7 @@ class Answer:
         liked: whether the user liked the answer; the thumb is wrong now and then.
         thumb_up: the thumb given.
         acknowledged_s: when the thumb was durable.
-        by_candidate: a version on trial answered.
+        by_candidate: a version in an experiment answered.
     """
 
     number: int

@@ -19,22 +19,22 @@ from rich.console import Console
 from plaudit import compose
 from plaudit.cli.options import CONSOLE_PORT
 from plaudit.client import AsyncClient
-from plaudit.core.ports import ModelRegistry
+from plaudit.core.job_run import read_json
+from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.rollout import Rollout
-from plaudit.core.runs import read_json
 from plaudit.core.settings import Settings, load_settings
 from plaudit.demo import MODEL, plot
 from plaudit.demo.drive import drive, follow
 from plaudit.demo.folder import demo_folder
 from plaudit.demo.judge import PER_KIND, judge
-from plaudit.demo.kept import KeptVersions
+from plaudit.demo.kept_versions import KeptVersions
 from plaudit.demo.pace import Pace, what_to_wait_for
 from plaudit.demo.report import Learned, Observed, first_answers, freshness_s, summarise, timeline
 from plaudit.demo.services import DemoFailed, require_free_port, services, toml
 from plaudit.demo.task import SPEC, collect, evaluation_examples, write_data_folder
 from plaudit.demo.users import traffic
 from plaudit.demo.view import View, Watched, finetuning_words, outcome_words
-from plaudit.learner.pretraining import pretrain_and_publish
+from plaudit.learner.finetuning.pretraining import pretrain_and_publish
 from plaudit.learner.status import STATUS
 from plaudit_models.training.pretrain import PretrainProgress
 

@@ -109,7 +109,7 @@ def render(watched: Watched, now_s: float, width: int = 120) -> RenderableType:
     )
     facts.add_row(
         f"version [b]{watched.live or '-'}[/b] serves",
-        f"on trial: {watched.candidate or '-'}",
+        f"in an experiment: {watched.candidate or '-'}",
         f"{watched.swaps} swaps",
         f"thumb to policy: {_seconds(watched.freshness_s)}",
     )
@@ -189,7 +189,7 @@ def finetuning_words(report: Mapping[str, Any]) -> str:
         case {"phase": "gating", "gate": gate}:
             return f"candidate at the gate: {gate['n']} experiences, evidence {gate['e_value_gain']:.3g} for a gain"
         case {"phase": "canary", "canary": canary}:
-            return f"version {canary['version']} on trial: {canary['n']} experiences, {canary['why']}"
+            return f"version {canary['version']} in an experiment: {canary['n']} experiences, {canary['why']}"
         case {"phase": "idle"}:
             return "waiting for more experiences"
         case _:

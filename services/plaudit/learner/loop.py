@@ -1,8 +1,8 @@
 """The learner: takes in what the log says; where it leads, learns, refreshes the head, and takes back what does harm.
 
 One step, top to bottom: read (reading.py) → learn (learning.py) → act on the running comparison (comparing.py) →
-refresh the head if due (refreshing.py) → trials (trials.py) → fine-tuning (finetune.py). Any number of learners read;
-the store lets one of them lead, and when that one is gone another begins from what was saved.
+refresh the head if due (refreshing.py) → experiments (experiments.py) → fine-tuning (finetune.py). Any number of
+learners read; the store lets one of them lead, and when that one is gone another begins from what was saved.
 
 Imports no torch; fine-tuning happens in a job of its own.
 """
@@ -19,29 +19,31 @@ from typing import Any, Final
 import structlog
 
 from plaudit.core.errors import StoreMoved, Unavailable
-from plaudit.core.ports import EventLog, ExperienceStore, ModelRegistry, Standing
+from plaudit.core.ports.log import EventLog
+from plaudit.core.ports.registry import ModelRegistry
+from plaudit.core.ports.store import ExperienceStore, IntakeStats
 from plaudit.core.rollout import Rollout
-from plaudit.learner.at_hand import Contexts
-from plaudit.learner.comparing import Comparing
-from plaudit.learner.divergence import Divergence
-from plaudit.learner.finetune import Finetuning
-from plaudit.learner.knowledge import Knowledge
-from plaudit.learner.learning import Learning
+from plaudit.learner.evaluation.experiment_runner import ExperimentRunner
+from plaudit.learner.evaluation.running_comparison import RunningComparison
+from plaudit.learner.features.head_builder import HeadBuilder
+from plaudit.learner.features.policies import PolicyCache
+from plaudit.learner.finetuning.scheduler import Finetuning
+from plaudit.learner.ingest.consumer import Reading
 from plaudit.learner.metrics import LearnerMetrics
-from plaudit.learner.pace import Pace
+from plaudit.learner.online.contexts import Contexts
+from plaudit.learner.online.policy_shift import PolicyShift
+from plaudit.learner.online.refresh import HeadRefresher
+from plaudit.learner.online.revert import RefreshGuard
+from plaudit.learner.online.update import Learning
 from plaudit.learner.progress import Progress
-from plaudit.learner.reading import Reading
-from plaudit.learner.refresh import HeadMaker
-from plaudit.learner.refreshing import Refreshing
-from plaudit.learner.running import Running
+from plaudit.learner.schedule import Pace
+from plaudit.learner.state import LearnerState
 from plaudit.learner.status import StatusFile
 from plaudit.learner.tracing import LearnerTrace
-from plaudit.learner.trials import Trials
-from plaudit.learner.versions import Versions
+from plaudit_models.bandit.dynamic_actions import DynamicActionState
+from plaudit_models.bandit.reward_model import RewardState
 from plaudit_models.bundle import Manifest
-from plaudit_models.candidates import CandidateState
-from plaudit_models.gate import GateRules
-from plaudit_models.reward_model import RewardState
+from plaudit_models.evaluation.gate import GateRules
 
 _IDLE_S: Final = 0.2
 _BACKOFF_S: Final = 1.0
@@ -64,7 +66,7 @@ class Learner:
         rules: of the running comparison.
         pace: when it does what.
         work_dir: for folders in the making; best on the registry's file system.
-        trials: watches candidates that are tried out.
+        experiments: watches dynamic actions that are tried out.
         finetuning: starts and judges fine-tuning jobs; None: there are none.
         metrics: where to count.
         status: where to say how things stand.
@@ -78,12 +80,12 @@ class Learner:
         log: EventLog,
         store: ExperienceStore,
         registry: ModelRegistry,
-        versions: Versions,
-        maker: HeadMaker,
+        versions: PolicyCache,
+        maker: HeadBuilder,
         rules: GateRules,
         pace: Pace,
         work_dir: Path,
-        trials: Trials,
+        experiments: ExperimentRunner,
         finetuning: Finetuning | None,
         metrics: LearnerMetrics,
         status: StatusFile | None = None,
@@ -92,12 +94,12 @@ class Learner:
     ) -> None:
         self._store = store
         self._registry = registry
-        self._trials = trials
+        self._experiments = experiments
         self._finetuning = finetuning
         self._metrics = metrics
         self._status = status
         self._clock = clock
-        self._knowledge = Knowledge(store, rules)
+        self._knowledge = LearnerState(store, rules)
         contexts = Contexts(store, versions, self._knowledge)
         trace = trace or LearnerTrace()
         self._reading = Reading(
@@ -118,7 +120,7 @@ class Learner:
             retention_s=pace.retention_s,
             clock=clock,
         )
-        self._comparing = Comparing(
+        self._comparing = RefreshGuard(
             knowledge=self._knowledge,
             store=store,
             registry=registry,
@@ -127,7 +129,7 @@ class Learner:
             metrics=metrics,
             clock=clock,
         )
-        self._refreshing = Refreshing(
+        self._refreshing = HeadRefresher(
             knowledge=self._knowledge,
             contexts=contexts,
             store=store,
@@ -141,7 +143,7 @@ class Learner:
             clock=clock,
             trace=trace,
         )
-        self._divergence = Divergence(
+        self._divergence = PolicyShift(
             model=registry.model,
             contexts=contexts,
             store=store,
@@ -191,7 +193,7 @@ class Learner:
     def close(self) -> None:
         """Let go of the log. A fine-tuning job goes on, and is found again by the next leader."""
         self._reading.close()
-        self._trials.close()
+        self._experiments.close()
 
     # --- what is remembered ------------------------------------------------------------------------------------------
 
@@ -211,7 +213,7 @@ class Learner:
             self._knowledge.load()
             self._contexts.clear()
             self._refreshing.load()
-            self._trials.load()
+            self._experiments.load()
             if self._finetuning is not None:
                 self._finetuning.load()
             _log.info("leads", experiences=self._knowledge.progress.experiences)
@@ -230,29 +232,29 @@ class Learner:
 
     def report(self) -> dict[str, Any]:
         """How things stand, JSON-ready."""
-        rollout, progress, standing = self._rollout, self._knowledge.progress, self._store.standing()
+        rollout, progress, intake_stats = self._rollout, self._knowledge.progress, self._store.intake_stats()
         return {
             "time_s": self._clock(),
             "live": None if rollout is None else rollout.live,
             "gated": None if rollout is None else rollout.gated,
             "pinned": rollout is not None and rollout.pinned,
             "experiences": progress.experiences,
-            "candidate_experiences": progress.candidate_experiences,
-            "unlearned": standing.last_number - progress.last_number,
-            "feedback": standing.feedback,
-            "waiting": standing.waiting,
-            "discarded": standing.discarded,
+            "dynamic_experiences": progress.dynamic_experiences,
+            "unlearned": intake_stats.last_number - progress.last_number,
+            "feedback": intake_stats.feedback,
+            "waiting": intake_stats.waiting,
+            "discarded": intake_stats.discarded,
             "pending": progress.pending,
             "satisfaction_recent": self._learning.satisfaction,
             "comparison": self._knowledge.running.comparison.report().to_dict(),
-            "canary": self._trials.report(),
+            "canary": self._experiments.report(),
             "finetune": None if self._finetuning is None else self._finetuning.report(),
         }
 
     @property
     def busy(self) -> bool:
         """Whether there is more to do without anything new in the log."""
-        return self._behind or self._trials.busy or (self._finetuning is not None and self._finetuning.busy)
+        return self._behind or self._experiments.busy or (self._finetuning is not None and self._finetuning.busy)
 
     @property
     def leading(self) -> bool:
@@ -260,9 +262,9 @@ class Learner:
         return self._leading
 
     @property
-    def standing(self) -> Standing:
+    def intake_stats(self) -> IntakeStats:
         """What all learners of the store have taken in."""
-        return self._store.standing()
+        return self._store.intake_stats()
 
     @property
     def progress(self) -> Progress:
@@ -275,12 +277,12 @@ class Learner:
         return self._knowledge.reward
 
     @property
-    def candidate_state(self) -> CandidateState | None:
-        """What was learned of candidates; None while what serves cannot score any."""
-        return self._knowledge.candidates
+    def dynamic_state(self) -> DynamicActionState | None:
+        """What was learned of dynamic actions; None while what serves cannot score any."""
+        return self._knowledge.dynamic_actions
 
     @property
-    def running(self) -> Running:
+    def running(self) -> RunningComparison:
         """The running comparison."""
         return self._knowledge.running
 
@@ -307,7 +309,7 @@ class Learner:
             self._refreshing.step(self._live, self._rollout, caught_up=not self._behind)
             self._follow()
         if self._live is not None and self._rollout is not None:
-            self._trials.step(self._rollout, self._knowledge.progress)
+            self._experiments.step(self._rollout, self._knowledge.progress)
             self._follow()
         if self._finetuning is not None and self._live is not None:
             self._finetuning.step(self._live, self._knowledge.progress)

@@ -6,7 +6,7 @@ from typing import Final, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from plaudit_models.gate import Verdict
+from plaudit_models.evaluation.gate import Verdict
 
 _PHASES: Final = ("idle", "training", "gating", "canary")
 _SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -30,11 +30,11 @@ class LearnerMetrics:
         self.waiting = gauge("orphans", "Feedback whose decision has not arrived.")
         self.discarded = gauge("discarded", "Feedback that cannot be learned from.")
         self.experiences = gauge("experiences", "Decisions with feedback that are learned from.")
-        self.candidate_experiences = gauge(
-            "candidate_experiences", "Of these, those whose answer was picked from candidates of the request."
+        self.dynamic_experiences = gauge(
+            "dynamic_experiences", "Of these, those whose answer was picked from dynamic actions of the request."
         )
         self.joined_share = gauge("joined_ratio", "Share of all feedback that was joined with its decision.")
-        self.set_aside = counter("set_aside_total", "Experiences set aside, by why.", "why")
+        self.excluded = counter("set_aside_total", "Experiences set aside, by why.", "why")
         self.quarantines = counter("quarantines_total", "Users who went into quarantine because they say the opposite.")
         self.leader = gauge("leader", "1 while this learner leads: it learns, and the others read.")
         self.forgotten = counter("forgotten_total", "Predictions and feedback that left the store by retention.")
@@ -87,18 +87,20 @@ class LearnerMetrics:
             "finetune_phase", "1 for the phase that fine-tuning is in: idle, training, gating or canary.", "phase"
         )
         self.gate_verdicts = counter("gate_verdicts_total", "Verdicts on fine-tuned versions.", "verdict")
-        self.canary_verdicts = counter("canary_verdicts_total", "Ends of trials with a share of the users.", "verdict")
+        self.canary_verdicts = counter(
+            "canary_verdicts_total", "Ends of experiments with a share of the users.", "verdict"
+        )
         for verdicts in (self.gate_verdicts, self.canary_verdicts):  # from 0, so that the first one is an increase
             for verdict in get_args(Verdict):
                 verdicts.labels(verdict)
-        self.candidate_version = gauge("candidate_version", "The version on trial; 0 if none.")
-        self.canary_e_value = gauge("canary_e_value", "Evidence in the trial under way, by claim.", "claim")
+        self.candidate_version = gauge("candidate_version", "The version in an experiment; 0 if none.")
+        self.canary_e_value = gauge("canary_e_value", "Evidence in the experiment under way, by claim.", "claim")
         for claim in ("gain", "harm", "errors", "latency"):
             self.canary_e_value.labels(claim).set(1.0)
-        self.canary_n = gauge("canary_experiences", "Experiences that the trial under way has counted.")
+        self.canary_n = gauge("canary_experiences", "Experiences that the experiment under way has counted.")
         self.gate_n = gauge("gate_experiences", "Experiences that the gate has counted for the present candidate.")
         self.gate_left_out = counter(
-            "gate_left_out_total", "Experiences that the gate left out: their answer was picked from candidates."
+            "gate_left_out_total", "Experiences that the gate left out: their answer was picked from dynamic actions."
         )
         self.gate_e_value = gauge("gate_e_value", "Evidence on the candidate at the gate, by claim.", "claim")
         self.gate_gain = gauge(

@@ -15,7 +15,7 @@ class Progress:
     batches: how many batches were taken in when there was last nothing left to learn.
     last_number: number of the last experience that is learned.
     experiences: how many are learned from now.
-    candidate_experiences: how many of them were picked from candidates of the request.
+    dynamic_experiences: how many of them were picked from dynamic actions of the request.
     changes: experiences ever added, changed, taken back or set aside.
     refreshed: ``changes`` at the last head refresh.
     feedback: signals taken in then.
@@ -35,7 +35,7 @@ class Progress:
     last_feedback_time_s: float = 0.0
     silence_place: int = 0
     n_users: int = 0
-    candidate_experiences: int = 0
+    dynamic_experiences: int = 0
 
     @property
     def pending(self) -> int:
@@ -47,7 +47,7 @@ class Progress:
         return {
             "batches": self.batches,
             "experiences": self.experiences,
-            "candidate_experiences": self.candidate_experiences,
+            "dynamic_experiences": self.dynamic_experiences,
             "last_experience": self.last_number,
             "raters": self.n_users,
             "feedback": self.feedback,

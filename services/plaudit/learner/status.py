@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from plaudit.core.runs import write_json
+from plaudit.core.job_run import write_json
 
 STATUS: Final = "learner-status.json"
 

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Final
 
 from plaudit.core.tracing import MOST_LINKS, TRACEPARENT, Attributes, NoTracing, Tracing
-from plaudit.learner.intake import Read
+from plaudit.learner.ingest.batch import Read
 from plaudit_models.bundle import Manifest
 
 NO_TRACING: Final[Tracing] = NoTracing()

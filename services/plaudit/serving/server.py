@@ -19,23 +19,23 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from plaudit.core.errors import ConfigError
-from plaudit.core.ports import EventLog, Fates, ModelCatalog, ModelRuntime, TrialRecords
+from plaudit.core.ports.log import EventLog
+from plaudit.core.ports.registry import ModelCatalog
+from plaudit.core.ports.runtime import ModelRuntime
+from plaudit.core.ports.store import ExperimentReports, FeedbackStatuses
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.settings import ServingSettings
 from plaudit.core.tracing import Tracing
 from plaudit.inference import open_inference_pb2
-from plaudit.serving.catalog import ServedModels
-from plaudit.serving.decisions import DecisionRecorder
-from plaudit.serving.ending import Ending
-from plaudit.serving.feedback import FeedbackRecorder
-from plaudit.serving.inference_servicer import InferenceServicer
-from plaudit.serving.interceptors import Calls
-from plaudit.serving.metrics import ServingMetrics
-from plaudit.serving.models import Versions
-from plaudit.serving.predictor import Predictor
-from plaudit.serving.request_log import LoggedLog
-from plaudit.serving.servicers import FeedbackServicer, ModelServicer, PredictionServicer
-from plaudit.serving.tracing import (
+from plaudit.serving.engine.decision_log import DecisionLog
+from plaudit.serving.engine.shutdown import ShutdownSignal
+from plaudit.serving.grpc.interceptors import Calls
+from plaudit.serving.grpc.open_inference.servicer import InferenceServicer
+from plaudit.serving.grpc.servicers import FeedbackServicer, ModelServicer, PredictionServicer
+from plaudit.serving.models.served_models import ServedModels
+from plaudit.serving.telemetry.metrics import ServingMetrics
+from plaudit.serving.telemetry.request_log import LoggedLog
+from plaudit.serving.traced import (
     TracedCalls,
     TracedFeedback,
     TracedLog,
@@ -43,6 +43,9 @@ from plaudit.serving.tracing import (
     TracedPredictor,
     TracedRecorder,
 )
+from plaudit.serving.use_cases.feedback import FeedbackUseCase
+from plaudit.serving.use_cases.predict import PredictUseCase
+from plaudit.serving.use_cases.rollouts import RolloutService
 from plaudit.v1 import feedback_pb2, feedback_pb2_grpc, model_pb2, model_pb2_grpc, prediction_pb2, prediction_pb2_grpc
 from plaudit_models.preprocess import Limits
 
@@ -55,7 +58,7 @@ _NEED_MODELS: Final = ("", _PREDICTION, _INFERENCE)
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 _REPORT_INTERVAL_S: Final = 1.0
-"""How often a trial that is under way is reported on."""
+"""How often an experiment that is under way is reported on."""
 _WATCH_NICENESS: Final = 10
 """Loading and proving a version must not slow the requests down that are answered meanwhile."""
 
@@ -76,7 +79,7 @@ class InferenceServer:
         settings: see the README.
         metrics: of this server alone.
         fates: what learners make of feedback, for receipts; None: they say what log and registry know.
-        trials: what learners make of trials; None: nothing is shown of them.
+        experiments: what learners make of experiments; None: nothing is shown of them.
         seed: of the sampling of actions; None is fresh entropy.
         share_port: other processes listen on the port too.
         tracing: of calls, batches and swaps; None: nothing is traced, and no code of it is passed.
@@ -91,8 +94,8 @@ class InferenceServer:
         settings: ServingSettings,
         metrics: ServingMetrics,
         *,
-        fates: Fates | None = None,
-        trials: TrialRecords | None = None,
+        fates: FeedbackStatuses | None = None,
+        experiments: ExperimentReports | None = None,
         seed: int | None = None,
         share_port: bool = False,
         tracing: Tracing | None = None,
@@ -105,7 +108,7 @@ class InferenceServer:
         self._calls_of = traced.calls
         self._share_port = share_port
         self._metrics = metrics
-        self._ending = Ending()
+        self._ending = ShutdownSignal()
         self._stopping = threading.Lock()
         self._watch = threading.Thread(target=self._follow, name="watch", daemon=True)
         self._calls = ThreadPoolExecutor(settings.max_calls, thread_name_prefix="call")
@@ -138,8 +141,8 @@ class InferenceServer:
             decoders=default_workers(settings.processes),
         )
         self._feedback = traced.feedback(self._models, log, ids, metrics, fates=fates)
-        self._versions = Versions(
-            self._models, self._recorder, watch_interval_s=settings.watch_interval_s, trials=trials
+        self._versions = RolloutService(
+            self._models, self._recorder, watch_interval_s=settings.watch_interval_s, experiments=experiments
         )
         self._health = health.HealthServicer()
         self._ready = False
@@ -268,10 +271,10 @@ class InferenceServer:
                 logger.exception("watch_failed")
 
     def _report(self) -> None:
-        """Tell what was seen of trials since the last time."""
+        """Tell what was seen of experiments since the last time."""
         self._reported_s = time.monotonic()
         for served in self._models.all():
-            for report in served.live.trial_reports(time.time()):
+            for report in served.live.experiment_reports(time.time()):
                 self._recorder.record(report)
 
     def _look(self) -> None:
@@ -289,16 +292,16 @@ class _Parts:
     """What the server is made of: with spans or without."""
 
     calls: Callable[..., Calls]
-    predictor: Callable[..., Predictor]
-    recorder: Callable[..., DecisionRecorder]
-    feedback: Callable[..., FeedbackRecorder]
+    predictor: Callable[..., PredictUseCase]
+    recorder: Callable[..., DecisionLog]
+    feedback: Callable[..., FeedbackUseCase]
     pool: Callable[..., ThreadPoolExecutor]
     log: Callable[[EventLog], EventLog]
 
 
 def _traced(tracing: Tracing | None) -> _Parts:
     if tracing is None:
-        return _Parts(Calls, Predictor, DecisionRecorder, FeedbackRecorder, ThreadPoolExecutor, lambda log: log)
+        return _Parts(Calls, PredictUseCase, DecisionLog, FeedbackUseCase, ThreadPoolExecutor, lambda log: log)
     return _Parts(
         calls=partial(TracedCalls, tracing=tracing),
         predictor=partial(TracedPredictor, tracing=tracing),

@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class DecisionEvent(_message.Message):
-    __slots__ = ("prediction_id", "model", "time_us", "user_id", "version", "version_digest", "role", "action", "propensity", "allowed_actions", "greedy", "request_id", "features", "content", "traceparent", "candidates", "user_group")
+    __slots__ = ("prediction_id", "model", "time_us", "user_id", "version", "version_digest", "role", "action", "propensity", "allowed_actions", "greedy", "request_id", "features", "content", "traceparent", "dynamic_actions", "user_group")
     class ContentEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -33,7 +33,7 @@ class DecisionEvent(_message.Message):
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
-    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    DYNAMIC_ACTIONS_FIELD_NUMBER: _ClassVar[int]
     USER_GROUP_FIELD_NUMBER: _ClassVar[int]
     prediction_id: str
     model: str
@@ -50,9 +50,9 @@ class DecisionEvent(_message.Message):
     features: Features
     content: _containers.MessageMap[str, _content_pb2.Content]
     traceparent: str
-    candidates: _containers.RepeatedCompositeFieldContainer[_prediction_pb2.Candidate]
+    dynamic_actions: _containers.RepeatedCompositeFieldContainer[_prediction_pb2.DynamicAction]
     user_group: str
-    def __init__(self, prediction_id: _Optional[str] = ..., model: _Optional[str] = ..., time_us: _Optional[int] = ..., user_id: _Optional[str] = ..., version: _Optional[int] = ..., version_digest: _Optional[str] = ..., role: _Optional[_Union[_prediction_pb2.Role, str]] = ..., action: _Optional[str] = ..., propensity: _Optional[float] = ..., allowed_actions: _Optional[_Iterable[str]] = ..., greedy: bool = ..., request_id: _Optional[str] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., content: _Optional[_Mapping[str, _content_pb2.Content]] = ..., traceparent: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[_prediction_pb2.Candidate, _Mapping]]] = ..., user_group: _Optional[str] = ...) -> None: ...
+    def __init__(self, prediction_id: _Optional[str] = ..., model: _Optional[str] = ..., time_us: _Optional[int] = ..., user_id: _Optional[str] = ..., version: _Optional[int] = ..., version_digest: _Optional[str] = ..., role: _Optional[_Union[_prediction_pb2.Role, str]] = ..., action: _Optional[str] = ..., propensity: _Optional[float] = ..., allowed_actions: _Optional[_Iterable[str]] = ..., greedy: bool = ..., request_id: _Optional[str] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., content: _Optional[_Mapping[str, _content_pb2.Content]] = ..., traceparent: _Optional[str] = ..., dynamic_actions: _Optional[_Iterable[_Union[_prediction_pb2.DynamicAction, _Mapping]]] = ..., user_group: _Optional[str] = ...) -> None: ...
 
 class Features(_message.Message):
     __slots__ = ("trunk_digest", "embedding", "base_logits")
@@ -105,7 +105,7 @@ class DeadLetterEvent(_message.Message):
     def __init__(self, source_topic: _Optional[str] = ..., source_position: _Optional[str] = ..., reason: _Optional[str] = ..., payload: _Optional[bytes] = ..., time_us: _Optional[int] = ...) -> None: ...
 
 class RolloutEvent(_message.Message):
-    __slots__ = ("model", "generation", "live", "previous", "gated", "candidate", "candidate_share", "pinned", "time_us", "reason", "actor", "shadow", "trial")
+    __slots__ = ("model", "generation", "live", "previous", "gated", "candidate", "candidate_share", "pinned", "time_us", "reason", "actor", "shadow", "experiment")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     LIVE_FIELD_NUMBER: _ClassVar[int]
@@ -118,7 +118,7 @@ class RolloutEvent(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     ACTOR_FIELD_NUMBER: _ClassVar[int]
     SHADOW_FIELD_NUMBER: _ClassVar[int]
-    TRIAL_FIELD_NUMBER: _ClassVar[int]
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     model: str
     generation: int
     live: int
@@ -131,15 +131,15 @@ class RolloutEvent(_message.Message):
     reason: str
     actor: str
     shadow: bool
-    trial: int
-    def __init__(self, model: _Optional[str] = ..., generation: _Optional[int] = ..., live: _Optional[int] = ..., previous: _Optional[int] = ..., gated: _Optional[int] = ..., candidate: _Optional[int] = ..., candidate_share: _Optional[float] = ..., pinned: bool = ..., time_us: _Optional[int] = ..., reason: _Optional[str] = ..., actor: _Optional[str] = ..., shadow: bool = ..., trial: _Optional[int] = ...) -> None: ...
+    experiment: int
+    def __init__(self, model: _Optional[str] = ..., generation: _Optional[int] = ..., live: _Optional[int] = ..., previous: _Optional[int] = ..., gated: _Optional[int] = ..., candidate: _Optional[int] = ..., candidate_share: _Optional[float] = ..., pinned: bool = ..., time_us: _Optional[int] = ..., reason: _Optional[str] = ..., actor: _Optional[str] = ..., shadow: bool = ..., experiment: _Optional[int] = ...) -> None: ...
 
-class TrialEvent(_message.Message):
-    __slots__ = ("replica", "number", "model", "trial", "version", "time_us", "live", "candidate", "shadows", "dropped", "problem")
+class ExperimentEvent(_message.Message):
+    __slots__ = ("replica", "number", "model", "experiment", "version", "time_us", "live", "candidate", "shadows", "dropped", "problem")
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
-    TRIAL_FIELD_NUMBER: _ClassVar[int]
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TIME_US_FIELD_NUMBER: _ClassVar[int]
     LIVE_FIELD_NUMBER: _ClassVar[int]
@@ -150,7 +150,7 @@ class TrialEvent(_message.Message):
     replica: str
     number: int
     model: str
-    trial: int
+    experiment: int
     version: int
     time_us: int
     live: Answers
@@ -158,7 +158,7 @@ class TrialEvent(_message.Message):
     shadows: _containers.RepeatedCompositeFieldContainer[ShadowAnswer]
     dropped: int
     problem: str
-    def __init__(self, replica: _Optional[str] = ..., number: _Optional[int] = ..., model: _Optional[str] = ..., trial: _Optional[int] = ..., version: _Optional[int] = ..., time_us: _Optional[int] = ..., live: _Optional[_Union[Answers, _Mapping]] = ..., candidate: _Optional[_Union[Answers, _Mapping]] = ..., shadows: _Optional[_Iterable[_Union[ShadowAnswer, _Mapping]]] = ..., dropped: _Optional[int] = ..., problem: _Optional[str] = ...) -> None: ...
+    def __init__(self, replica: _Optional[str] = ..., number: _Optional[int] = ..., model: _Optional[str] = ..., experiment: _Optional[int] = ..., version: _Optional[int] = ..., time_us: _Optional[int] = ..., live: _Optional[_Union[Answers, _Mapping]] = ..., candidate: _Optional[_Union[Answers, _Mapping]] = ..., shadows: _Optional[_Iterable[_Union[ShadowAnswer, _Mapping]]] = ..., dropped: _Optional[int] = ..., problem: _Optional[str] = ...) -> None: ...
 
 class Answers(_message.Message):
     __slots__ = ("failed", "latencies")

@@ -42,7 +42,7 @@ class Version(_message.Message):
     def __init__(self, version: _Optional[int] = ..., digest: _Optional[str] = ..., parent: _Optional[int] = ..., kind: _Optional[_Union[VersionKind, str]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ..., manifest_json: _Optional[str] = ...) -> None: ...
 
 class Rollout(_message.Message):
-    __slots__ = ("model", "generation", "live", "previous", "gated", "candidate", "candidate_share", "pinned", "changed_at", "reason", "actor", "shadow", "trial")
+    __slots__ = ("model", "generation", "live", "previous", "gated", "candidate", "candidate_share", "pinned", "changed_at", "reason", "actor", "shadow", "experiment")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     LIVE_FIELD_NUMBER: _ClassVar[int]
@@ -55,7 +55,7 @@ class Rollout(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     ACTOR_FIELD_NUMBER: _ClassVar[int]
     SHADOW_FIELD_NUMBER: _ClassVar[int]
-    TRIAL_FIELD_NUMBER: _ClassVar[int]
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     model: str
     generation: int
     live: int
@@ -68,8 +68,8 @@ class Rollout(_message.Message):
     reason: str
     actor: str
     shadow: bool
-    trial: int
-    def __init__(self, model: _Optional[str] = ..., generation: _Optional[int] = ..., live: _Optional[int] = ..., previous: _Optional[int] = ..., gated: _Optional[int] = ..., candidate: _Optional[int] = ..., candidate_share: _Optional[float] = ..., pinned: bool = ..., changed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ..., actor: _Optional[str] = ..., shadow: bool = ..., trial: _Optional[int] = ...) -> None: ...
+    experiment: int
+    def __init__(self, model: _Optional[str] = ..., generation: _Optional[int] = ..., live: _Optional[int] = ..., previous: _Optional[int] = ..., gated: _Optional[int] = ..., candidate: _Optional[int] = ..., candidate_share: _Optional[float] = ..., pinned: bool = ..., changed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ..., actor: _Optional[str] = ..., shadow: bool = ..., experiment: _Optional[int] = ...) -> None: ...
 
 class ListVersionsRequest(_message.Message):
     __slots__ = ("model",)
@@ -94,12 +94,12 @@ class GetVersionRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class GetVersionResponse(_message.Message):
-    __slots__ = ("version", "trial_json")
+    __slots__ = ("version", "experiment_json")
     VERSION_FIELD_NUMBER: _ClassVar[int]
-    TRIAL_JSON_FIELD_NUMBER: _ClassVar[int]
+    EXPERIMENT_JSON_FIELD_NUMBER: _ClassVar[int]
     version: Version
-    trial_json: str
-    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., trial_json: _Optional[str] = ...) -> None: ...
+    experiment_json: str
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., experiment_json: _Optional[str] = ...) -> None: ...
 
 class PromoteRequest(_message.Message):
     __slots__ = ("model", "version", "expected_generation", "actor", "reason")

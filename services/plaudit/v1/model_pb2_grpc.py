@@ -30,7 +30,7 @@ class ModelServiceStub(object):
 
     Promote, Rollback, Pin, StartCanary and StopCanary need the admin token as metadata `authorization: Bearer TOKEN` where one is configured.
     Errors: NOT_FOUND an unknown model or version; FAILED_PRECONDITION the change is not possible in the present state (no
-    previous version, a pinned one, a version that fails its proof or has other modalities, a trial that is under way or
+    previous version, a pinned one, a version that fails its proof or has other modalities, an experiment that is under way or
     is not); ABORTED somebody else changed the state meanwhile, look and
     try again; UNAUTHENTICATED / PERMISSION_DENIED a missing / wrong admin token.
     """
@@ -88,7 +88,7 @@ class ModelServiceServicer(object):
 
     Promote, Rollback, Pin, StartCanary and StopCanary need the admin token as metadata `authorization: Bearer TOKEN` where one is configured.
     Errors: NOT_FOUND an unknown model or version; FAILED_PRECONDITION the change is not possible in the present state (no
-    previous version, a pinned one, a version that fails its proof or has other modalities, a trial that is under way or
+    previous version, a pinned one, a version that fails its proof or has other modalities, an experiment that is under way or
     is not); ABORTED somebody else changed the state meanwhile, look and
     try again; UNAUTHENTICATED / PERMISSION_DENIED a missing / wrong admin token.
     """
@@ -136,7 +136,7 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StopCanary(self, request, context):
-        """End a trial: the live version serves everybody again. To end it the other way, promote the candidate.
+        """End an experiment: the live version serves everybody again. To end it the other way, promote the candidate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -205,7 +205,7 @@ class ModelService(object):
 
     Promote, Rollback, Pin, StartCanary and StopCanary need the admin token as metadata `authorization: Bearer TOKEN` where one is configured.
     Errors: NOT_FOUND an unknown model or version; FAILED_PRECONDITION the change is not possible in the present state (no
-    previous version, a pinned one, a version that fails its proof or has other modalities, a trial that is under way or
+    previous version, a pinned one, a version that fails its proof or has other modalities, an experiment that is under way or
     is not); ABORTED somebody else changed the state meanwhile, look and
     try again; UNAUTHENTICATED / PERMISSION_DENIED a missing / wrong admin token.
     """

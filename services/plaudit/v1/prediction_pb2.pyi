@@ -18,7 +18,7 @@ ROLE_LIVE: Role
 ROLE_CANDIDATE: Role
 
 class PredictRequest(_message.Message):
-    __slots__ = ("model", "content", "user_id", "allowed_actions", "greedy", "top_k", "explain", "request_id", "candidates", "user_group")
+    __slots__ = ("model", "content", "user_id", "allowed_actions", "greedy", "top_k", "explain", "request_id", "dynamic_actions", "user_group")
     class ContentEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -34,7 +34,7 @@ class PredictRequest(_message.Message):
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
-    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    DYNAMIC_ACTIONS_FIELD_NUMBER: _ClassVar[int]
     USER_GROUP_FIELD_NUMBER: _ClassVar[int]
     model: str
     content: _containers.MessageMap[str, _content_pb2.Content]
@@ -44,11 +44,11 @@ class PredictRequest(_message.Message):
     top_k: int
     explain: bool
     request_id: str
-    candidates: _containers.RepeatedCompositeFieldContainer[Candidate]
+    dynamic_actions: _containers.RepeatedCompositeFieldContainer[DynamicAction]
     user_group: str
-    def __init__(self, model: _Optional[str] = ..., content: _Optional[_Mapping[str, _content_pb2.Content]] = ..., user_id: _Optional[str] = ..., allowed_actions: _Optional[_Iterable[str]] = ..., greedy: bool = ..., top_k: _Optional[int] = ..., explain: bool = ..., request_id: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., user_group: _Optional[str] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., content: _Optional[_Mapping[str, _content_pb2.Content]] = ..., user_id: _Optional[str] = ..., allowed_actions: _Optional[_Iterable[str]] = ..., greedy: bool = ..., top_k: _Optional[int] = ..., explain: bool = ..., request_id: _Optional[str] = ..., dynamic_actions: _Optional[_Iterable[_Union[DynamicAction, _Mapping]]] = ..., user_group: _Optional[str] = ...) -> None: ...
 
-class Candidate(_message.Message):
+class DynamicAction(_message.Message):
     __slots__ = ("id", "text")
     ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]

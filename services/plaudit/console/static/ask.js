@@ -62,7 +62,7 @@ function show(answer) {
   $("answer").replaceChildren(h("section", { "aria-label": "Answer" },
     h("p", { class: "said" }, answer.action),
     h("p", { class: "soft" }, `picked with probability ${percent(answer.propensity, 1)} by version ${answer.version}`,
-      answer.role === "candidate" ? h("span", { class: "tag candidate" }, "on trial") : null,
+      answer.role === "candidate" ? h("span", { class: "tag candidate" }, "in an experiment") : null,
       answer.action !== likeliest ? ` – it tried something: ${likeliest} is likelier` : null),
     h("div", { class: "row" }, up, down, right, correct),
     h("h3", {}, "Likeliest answers"),

@@ -42,7 +42,7 @@ function facts({ rollout, learner, lately, now_s }) {
   const fact = (name, value, more) => h("div", {}, h("dt", {}, name), h("dd", {}, value, more ? h("small", {}, more) : null));
   const rows = [fact("Serves", rollout.live ? `version ${rollout.live}` : "nothing",
     rollout.changed_at_s ? `since ${when(rollout.changed_at_s, now_s)}` : null)];
-  if (rollout.candidate) rows.push(fact("On trial", `version ${rollout.candidate}`, `for ${percent(rollout.candidate_share)} of the users`));
+  if (rollout.candidate) rows.push(fact("On experiment", `version ${rollout.candidate}`, `for ${percent(rollout.candidate_share)} of the users`));
   if (rollout.gated) rows.push(fact("Last through the gate", `version ${rollout.gated}`));
   if (lately) rows.push(fact("Satisfied lately", percent(lately.mean), `of the latest ${plural(lately.n, "judged answer")}`));
   if (!learner) return rows;
@@ -63,15 +63,15 @@ function learning(learner, now_s) {
   return [
     h("p", { class: silent_s > 10 ? "problem" : "soft" }, silent_s > 10 ? `Last heard of ${ago(silent_s)}.` : "It runs."),
     h("p", {}, tuning(learner.finetune, now_s)),
-    learner.canary && learner.finetune?.phase !== "canary" ? h("p", {}, trial(learner.canary, now_s)) : null,
+    learner.canary && learner.finetune?.phase !== "canary" ? h("p", {}, experiment(learner.canary, now_s)) : null,
     compared("Head refreshes compared with the last version through the gate", learner.comparison),
     learner.finetune?.gate ? compared("The fine-tuned candidate at the gate", learner.finetune.gate) : null,
   ];
 }
 
-function trial(canary, now_s) {
+function experiment(canary, now_s) {
   const since = `since ${when(canary.started_at_s, now_s)}, by ${canary.actor}`;
-  if (!canary.shadow) return `Version ${canary.version} is on trial with ${percent(canary.share)} of the users, ${since}: ${canary.why}.`;
+  if (!canary.shadow) return `Version ${canary.version} is in an experiment with ${percent(canary.share)} of the users, ${since}: ${canary.why}.`;
   const { n, failed, agreement } = canary.shadowed;
   const agrees = agreement === null ? "" : `, ${percent(agreement)} agree with what was shown`;
   return `Version ${canary.version} is in the shadow, ${since}: ${plural(n, "answer")}, ${failed} failed${agrees}.`;
@@ -82,7 +82,7 @@ function tuning(finetune, now_s) {
   switch (finetune?.phase) {
     case "training": return `Fine-tuning on ${plural(finetune.snapshot, "experience")}: ${percent(finetune.progress.fraction ?? 0)} done${since}.`;
     case "gating": return `A fine-tuned candidate is at the gate${since}.`;
-    case "canary": return `Version ${finetune.canary.version} is on trial: ${plural(finetune.canary.n, "experience")}${since}; ${finetune.canary.why}.`;
+    case "canary": return `Version ${finetune.canary.version} is in an experiment: ${plural(finetune.canary.n, "experience")}${since}; ${finetune.canary.why}.`;
     case "idle": return finetune.off ? `Fine-tuning is off: ${finetune.off}.` : "No fine-tuning job runs; the next one starts when there is enough new experience.";
     default: return "Fine-tuning is off.";
   }
@@ -137,7 +137,7 @@ function versionItem(version, now_s) {
     h("summary", {},
       h("span", { class: "name" }, `Version ${version.version}`),
       h("span", { class: "soft" }, KINDS[version.kind]),
-      h("span", {}, version.roles.map((role) => h("span", { class: `tag ${role}` }, role === "candidate" ? "on trial" : role)), verdict),
+      h("span", {}, version.roles.map((role) => h("span", { class: `tag ${role}` }, role === "candidate" ? "in an experiment" : role)), verdict),
       liked ? h("span", { class: "liked" }, `${percent(liked.mean)} liked, ${percent(liked.low)} – ${percent(liked.high)} (${liked.n})`) : null,
     ),
     h("div", { class: "inside" },
@@ -157,7 +157,7 @@ const fact = (name, value) => h("tr", {}, h("th", { scope: "row" }, name), h("td
 
 function described(rollout) {
   const parts = [rollout.live ? `version ${rollout.live} serves` : "nothing serves"];
-  if (rollout.candidate) parts.push(`version ${rollout.candidate} is on trial with ${percent(rollout.candidate_share)} of the users`);
+  if (rollout.candidate) parts.push(`version ${rollout.candidate} is in an experiment with ${percent(rollout.candidate_share)} of the users`);
   if (rollout.pinned) parts.push("pinned");
   return parts.join(", ");
 }

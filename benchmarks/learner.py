@@ -1,0 +1,104 @@
+"""How many events a learner takes in and learns per second, and whether its memory stays flat while it does.
+
+A log of decisions, each with a thumb, is written with the embedded log; then a learner reads it to the end, and its
+resident memory is noted on the way. Usage: learner.py [EVENTS] [sqlite | postgres]
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+
+from plaudit.cli.services import collect_garbage_seldom
+from plaudit.core.events import Decision, Feedback, TextContent, Thumb
+from plaudit.learner.loop import Learner
+from support.loop_world import SPEC, World
+from support.postgres_server import postgres_server
+
+CHUNK = 20_000
+LOOK_EVERY = 100_000
+
+
+def main(events: int, kind: str) -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(
+            Path(folder),
+            settings={"finetune": {"enabled": False}, "learner": {"batch": 4096}, "store": {"retention_s": 3e6}},
+        )
+        world.first_version()
+        if kind == "postgres":
+            with postgres_server() as server:
+                world.store_url = server.create_database()
+                print(json.dumps({"store": kind, **measure(world, events)}))
+        else:
+            print(json.dumps({"store": kind, **measure(world, events)}))
+        world.close()
+
+
+def measure(world: World, events: int) -> dict[str, Any]:
+    learner = world.learner()
+    collect_garbage_seldom()  # as in `plaudit learn`
+    spent_s, taken_in, resident = 0.0, 0, {}
+    for chunk in traffic(world, events):
+        world.log.append(chunk)
+        started_s = time.perf_counter()
+        taken_in += len(chunk)
+        while learner.progress.experiences < taken_in // 2:
+            learner.step()
+        spent_s += time.perf_counter() - started_s
+        if taken_in % LOOK_EVERY == 0:
+            resident[taken_in] = resident_mib()
+    check(learner, events)
+    return {"events": events, "events_per_s": round(events / spent_s), "resident_mib": resident}
+
+
+def traffic(world: World, events: int) -> Iterator[list[Decision | Feedback]]:
+    """Decisions of 1,000 users, each followed by its thumb; five seconds apart, so that retention sets in."""
+    templates = [world.decide(seed) for seed in range(20)]
+    rng = np.random.default_rng(0)
+    number = 0
+    for _ in range(events // CHUNK):
+        chunk: list[Decision | Feedback] = []
+        for _ in range(CHUNK // 2):
+            number += 1
+            world.now_s += 5.0
+            like = templates[number % len(templates)]
+            decision = Decision(
+                prediction_id=f"prediction-{number}",
+                model=SPEC.name,
+                time_s=world.now_s,
+                user_id=f"user {number % 1000}",
+                version=like.version,
+                version_digest=like.version_digest,
+                role=like.role,
+                action=like.action,
+                propensity=like.propensity,
+                features=like.features,
+                content={"question": TextContent(f"what is number {number}?")},
+            )
+            chunk += [decision, world.say(decision, Thumb(up=bool(rng.random() < 0.6)))]
+        yield chunk
+
+
+def check(learner: Learner, events: int) -> None:
+    if (learner.progress.experiences, learner.trust_level.waiting) != (events // 2, 0):
+        sys.exit(f"{learner.progress.experiences} experiences of {events} events")
+
+
+def resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return round(pages * 4096 / 2**20, 1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100_000, sys.argv[2] if len(sys.argv) > 2 else "sqlite")

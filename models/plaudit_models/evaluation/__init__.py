@@ -1,0 +1,1 @@
+"""Statistics: off-policy evaluation, e-processes, gate, experiments, calibration, raters."""

@@ -1,0 +1,1 @@
+"""Launchers of fine-tuning jobs."""

@@ -1,0 +1,395 @@
+"""EventReader on Kafka: a member of a consumer group that starts where it is told to.
+
+The group only shares the partitions out. Where reading continues is what ``start`` says, so that it is saved together
+with what was learned; the group's committed offsets are for people and their lag tools. Partition ``3`` of the port is
+partition 3 of every topic read, and its cursor has, by topic, the offset that comes next and the id of the topic that
+it is an offset of: a topic that was made anew counts from zero, and its records are others.
+
+What the log lost before it was read (retention, a topic made anew) is never passed over in silence: a poison record
+stands in its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import structlog
+from kafka import KafkaConsumer, TopicPartition
+from kafka.consumer.subscription_state import ConsumerRebalanceListener
+from kafka.errors import KafkaError
+from kafka.structs import MemberState, OffsetAndMetadata
+
+from plaudit.adapters.log.kafka.assignor import CopartitionedAssignor
+from plaudit.adapters.log.kafka.cluster import KafkaConnection, TopicPlan, ensure_topics, milliseconds
+from plaudit.core.errors import LogUnavailable
+from plaudit.core.events import Event, Topic
+from plaudit.core.ports.log import Cursor, Positions, Record, UnreadableRecord
+from plaudit.core.wire import UnreadableEvent, decode_event, event_type
+
+EVENT_TYPE: Final = "event-type"
+"""Header that names the protobuf message of a record."""
+
+_SESSION_S: Final = 6.0
+"""After this long without a heartbeat a reader's partitions go to others."""
+_HEARTBEAT_S: Final = 1.0
+_FETCH_WAIT_S: Final = 0.1
+_METADATA_S: Final = 5.0
+"""How often the topics are looked at: one that was deleted and is there again is noticed by nothing else."""
+_CLOSE_S: Final = 5.0
+_STEP_S: Final = 0.05
+"""How long kafka-python is waited for at once: what it is given meanwhile must be placed before it can be read."""
+_GAP: Final = 10**18
+
+_log = structlog.get_logger("plaudit.kafka")
+
+
+class KafkaReader:
+    """See :class:`plaudit.core.ports.log.EventReader`. Connects when first used; then it is one thread's.
+
+    Args:
+        start: asked where newly assigned partitions continue; None: where the group committed.
+        name: of this reader in its group. Whoever joins by the same name takes its place, at once and with its
+            partitions; without one, what a reader had that was killed waits until its session is over.
+
+    Raises:
+        LogUnavailable: by what polls and asks; what was polled is given again to a reader made anew.
+        ValueError: ``start`` gives a cursor that is not of this adapter.
+    """
+
+    def __init__(
+        self,
+        connection: KafkaConnection,
+        plan: TopicPlan,
+        group: str,
+        topics: Sequence[Topic],
+        start: Callable[[], Positions] | None,
+        name: str | None = None,
+    ) -> None:
+        self._connection = connection
+        self._plan = plan
+        self._group = f"{plan.topic_prefix}{group}"
+        # Decisions before their feedback, where both are there.
+        self._topics = {plan.name(topic): topic for topic in sorted(topics, key=list(Topic).index)}
+        self._start = start
+        self._name = name
+        self._assignor = CopartitionedAssignor()
+        self._membership = _Membership(self._assignor)
+        self._consumer: KafkaConsumer | None = None
+        self._order = {name: place for place, name in enumerate(self._topics)}
+        self._places: dict[int, dict[str, _Place]] = {}
+        self._ready: list[Record] = []
+        self._committing: Any = None
+
+    def poll(self, limit: int, timeout_s: float) -> Sequence[Record]:
+        consumer = self._connect()
+        deadline = time.monotonic() + timeout_s
+        with self._connection.errors():
+            while True:
+                wait_s = min(_STEP_S, max(0.0, deadline - time.monotonic()))
+                records = self._take(consumer, limit, wait_s)
+                if records or time.monotonic() >= deadline:
+                    break
+            # What was taken must be returned, whatever goes wrong with more.
+            with contextlib.suppress(KafkaError):
+                while records and len(records) < limit and (more := self._take(consumer, limit - len(records), 0.0)):
+                    records += more
+        return records
+
+    def commit(self, positions: Positions) -> None:
+        """Of partitions that are this reader's; in the background, for it is only for people."""
+        if self._consumer is None:
+            return
+        offsets = {
+            TopicPartition(name, int(partition)): OffsetAndMetadata(place.offset, "", -1)
+            for partition, cursor in positions.items()
+            if int(partition) in self._places
+            for name, place in _from_cursor(cursor).items()
+            if name in self._topics
+        }
+        if offsets:
+            with self._connection.errors():
+                self._committing = self._consumer.commit_async(offsets)
+
+    def lag(self) -> int:
+        """Joins the group first, if it has not yet."""
+        consumer = self._connect()
+        with self._connection.errors():
+            self._join(consumer)
+            places = {
+                TopicPartition(name, partition): place.offset
+                for partition, topics in self._places.items()
+                for name, place in topics.items()
+                if name in self._topics
+            }
+            assigned = [place for place in places if place in consumer.assignment()]
+            ends = (
+                consumer.end_offsets(assigned, timeout_ms=milliseconds(self._connection.timeout_s)) if assigned else {}
+            )
+        return sum(max(0, end - places[place]) for place, end in ends.items())
+
+    def close(self) -> None:
+        """Leaves the group, so that others go on at once."""
+        if self._consumer is None:
+            return
+        if self._committing is not None:
+            deadline = time.monotonic() + _CLOSE_S
+            while not self._committing.is_done and time.monotonic() < deadline:
+                time.sleep(_STEP_S / 10)
+        # Members with a name never leave in kafka-python, and their partitions would wait for a session's end.
+        self._consumer._coordinator.is_dynamic_member = lambda: True
+        self._consumer.close(autocommit=False, timeout_ms=milliseconds(_CLOSE_S))
+        self._consumer = None
+
+    # --- the group ---------------------------------------------------------------------------------------------------
+
+    def _connect(self) -> KafkaConsumer:
+        if self._consumer is None:
+            ensure_topics(self._connection, self._plan)
+            with self._connection.errors():
+                consumer = self._connection.build(
+                    KafkaConsumer,
+                    group_id=self._group,
+                    group_instance_id=self._name,
+                    partition_assignment_strategy=[self._assignor],
+                    enable_auto_commit=False,
+                    allow_auto_create_topics=False,
+                    auto_offset_reset="earliest",
+                    fetch_max_wait_ms=milliseconds(_FETCH_WAIT_S),
+                    session_timeout_ms=milliseconds(_SESSION_S),
+                    heartbeat_interval_ms=milliseconds(_HEARTBEAT_S),
+                    metadata_max_age_ms=milliseconds(_METADATA_S),
+                )
+                self._membership.pause = consumer.pause
+                consumer.subscribe(list(self._topics), listener=self._membership)
+                for name in self._topics:
+                    consumer.partitions_for_topic(name)  # known before joining: whom the group elects shares them out
+            self._consumer = consumer
+        return self._consumer
+
+    def _join(self, consumer: KafkaConsumer) -> None:
+        """Poll, without reading, until the group has said what is ours."""
+        deadline = time.monotonic() + self._connection.timeout_s
+        while consumer.group_metadata().state != MemberState.STABLE:
+            if time.monotonic() > deadline:
+                raise LogUnavailable(
+                    f"Kafka at {self._connection.bootstrap_servers}: group {self._group} does not take this reader in "
+                    f"within {self._connection.timeout_s:g} s"
+                )
+            # Partitions are paused until placed, so this gives no records.
+            consumer.poll(timeout_ms=milliseconds(_STEP_S))
+        self._place(consumer)
+
+    def _place(self, consumer: KafkaConsumer) -> None:
+        """Put the partitions that have just become ours where they continue."""
+        added, gone = self._membership.changes()
+        for each in gone:
+            self._places.pop(each.partition, None)
+        if added:
+            try:
+                self._put(consumer, added)
+            except BaseException:
+                self._membership.repeat(added)
+                raise
+
+    def _put(self, consumer: KafkaConsumer, added: set[TopicPartition]) -> None:
+        timeout_ms = milliseconds(self._connection.timeout_s)
+        wanted = self._wanted(consumer, added)
+        first = consumer.beginning_offsets(list(added), timeout_ms=timeout_ms)
+        end = consumer.end_offsets(list(added), timeout_ms=timeout_ms)
+        assigned = consumer.assignment()
+        moved = []
+        for each in sorted(added & assigned):
+            here = _Place(self._topic_id(consumer, each.topic), first[each])
+            before = wanted.get(each)
+            if before is None:
+                place = here
+            elif before.topic_id != here.topic_id or before.offset > end[each]:
+                place, problem = here, _made_anew(each, before, end[each])
+                moved.append((each, f"{before.topic_id}:{before.offset}", problem))
+            elif before.offset < here.offset:
+                place, problem = here, _lost(each, before.offset, here.offset)
+                moved.append((each, f"{before.offset}-{here.offset - 1}", problem))
+            else:
+                place = before
+            self._places.setdefault(each.partition, {})[each.topic] = place
+            consumer.seek(each, place.offset)
+            consumer.resume(each)
+        self._ready += [self._notice(*each) for each in moved]
+
+    def _wanted(self, consumer: KafkaConsumer, added: Iterable[TopicPartition]) -> dict[TopicPartition, _Place]:
+        """Where those partitions continue that were read before."""
+        if self._start is None:
+            committed = {
+                each: consumer.committed(each, timeout_ms=milliseconds(self._connection.timeout_s)) for each in added
+            }
+            return {
+                each: _Place(self._topic_id(consumer, each.topic), offset)
+                for each, offset in committed.items()
+                if offset is not None
+            }
+        wanted = {}
+        positions = self._start()
+        for partition in {each.partition for each in added}:
+            cursor = positions.get(str(partition))
+            for name, place in {} if cursor is None else _from_cursor(cursor).items():
+                wanted[TopicPartition(name, partition)] = place
+                # Kept, for the cursors to come, if it is of a topic that this reader does not read.
+                self._places.setdefault(partition, {}).setdefault(name, place)
+        return wanted
+
+    def _topic_id(self, consumer: KafkaConsumer, name: str) -> str:
+        """kafka-python knows it, but has no public way to ask."""
+        return str(consumer._cluster.topic_id(name))
+
+    # --- records -----------------------------------------------------------------------------------------------------
+
+    def _take(self, consumer: KafkaConsumer, limit: int, wait_s: float) -> list[Record]:
+        self._place(consumer)
+        if not self._ready:
+            fetched = consumer.poll(timeout_ms=milliseconds(wait_s), max_records=limit)
+            anew = self._topics_made_anew(consumer)
+            for each in sorted(fetched.keys() - anew, key=lambda each: (self._order[each.topic], each.partition)):
+                if each.topic in self._places.get(each.partition, {}):  # else it was taken from us meanwhile
+                    self._ready += self._records(each, fetched[each])
+        records, self._ready = self._ready[:limit], self._ready[limit:]
+        return records
+
+    def _records(self, each: TopicPartition, fetched: Iterable[Any]) -> list[Record]:
+        """What was fetched of one partition; what is missing before or between as poison."""
+        topic, partition = self._topics[each.topic], str(each.partition)
+        places = self._places[each.partition]
+        topic_id, expected = places[each.topic]
+        before, after = _around(places, each.topic)
+        records = []
+        for message in fetched:
+            offset = message.offset
+            if offset != expected:
+                places[each.topic] = _Place(topic_id, offset)
+                records.append(self._notice(each, f"{expected}-{offset - 1}", _lost(each, expected, offset)))
+            expected = offset + 1
+            cursor = f"{before}{expected}{after}"
+            records.append(Record(topic, f"{partition}:{offset}", partition, cursor, _event(topic, message)))
+        places[each.topic] = _Place(topic_id, expected)
+        return records
+
+    def _topics_made_anew(self, consumer: KafkaConsumer) -> set[TopicPartition]:
+        """Partitions of topics that were made anew while they were read: they are put at their beginning."""
+        known = {name: self._topic_id(consumer, name) for name in self._topics}
+        anew = {
+            TopicPartition(name, partition): places[name]
+            for partition, places in self._places.items()
+            for name, topic_id in known.items()
+            if name in places and topic_id != "None" and places[name].topic_id != topic_id
+        }
+        for each, place in anew.items():
+            self._places[each.partition][each.topic] = _Place(known[each.topic], 0)
+            self._ready.append(self._notice(each, f"{place.topic_id}:{place.offset}", _made_anew(each, place)))
+            consumer.seek(each, 0)
+        return set(anew)
+
+    def _notice(self, each: TopicPartition, where: str, problem: str) -> Record:
+        """A poison record in place of records that will never come; it is logged too."""
+        _log.error("records lost", partition=f"{each.topic}-{each.partition}", problem=problem)
+        partition = str(each.partition)
+        cursor = _to_cursor(self._places[each.partition])
+        return Record(
+            self._topics[each.topic], f"{partition}:{where}", partition, cursor, UnreadableRecord(b"", problem)
+        )
+
+
+class _Place(NamedTuple):
+    """Which offset comes next, in which incarnation of the topic."""
+
+    topic_id: str
+    offset: int
+
+
+class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Hears, on kafka-python's own thread, which partitions come and go; :meth:`changes` tells the reader's thread.
+
+    What comes is paused at once: nothing of it may be read before the reader has put it where it continues.
+    """
+
+    def __init__(self, assignor: CopartitionedAssignor) -> None:
+        self.pause: Callable[..., None] = lambda *_: None
+        self._assignor = assignor
+        self._lock = threading.Lock()
+        self._added: set[TopicPartition] = set()
+        self._gone: set[TopicPartition] = set()
+
+    def changes(self) -> tuple[set[TopicPartition], set[TopicPartition]]:
+        """What came and what went since it was last asked; what went and came back is in both."""
+        with self._lock:
+            added, gone = self._added, self._gone
+            self._added, self._gone = set(), set()
+        return added, gone
+
+    def repeat(self, added: set[TopicPartition]) -> None:
+        """Tell of them again."""
+        with self._lock:
+            self._added |= added
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        self.pause(*assigned)
+        with self._lock:
+            self._added |= set(assigned)
+
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        with self._lock:
+            self._added -= set(revoked)
+            self._gone |= set(revoked)
+
+    def on_partitions_lost(self, lost: Iterable[TopicPartition]) -> None:
+        self._assignor.forget()
+        self.on_partitions_revoked(lost)
+
+
+def _event(topic: Topic, message: Any) -> Event | UnreadableRecord:
+    payload: bytes = message.value or b""
+    for header, value in message.headers:
+        said = (value or b"").decode(errors="replace")
+        if header == EVENT_TYPE and said != event_type(topic):
+            return UnreadableRecord(payload, f"{topic} holds {event_type(topic)}; this record says that it is {said}")
+    try:
+        return decode_event(topic, payload)
+    except UnreadableEvent as error:
+        return UnreadableRecord(payload, str(error))
+
+
+def _lost(each: TopicPartition, expected: int, found: int) -> str:
+    where = f"{each.topic}-{each.partition}"
+    if found < expected:
+        return f"{where} was cut back: it was read up to offset {expected}, and goes on at {found}"
+    return f"{where}: offsets {expected} to {found - 1} had left the log before they were read"
+
+
+def _made_anew(each: TopicPartition, before: _Place, end: int | None = None) -> str:
+    ends = "" if end is None else f", and ends at {end}"
+    return (
+        f"{each.topic}-{each.partition} is not the log it was: topic {before.topic_id} was read up to offset "
+        f"{before.offset}; the topic was made anew or cut back{ends}; it is read from its beginning"
+    )
+
+
+def _to_cursor(places: Mapping[str, _Place]) -> Cursor:
+    return json.dumps(places)
+
+
+def _around(places: Mapping[str, _Place], name: str) -> tuple[str, str]:
+    """A cursor in two halves, with the offset of the topic ``name`` left out between them."""
+    before, after = _to_cursor({**places, name: _Place(places[name].topic_id, _GAP)}).split(str(_GAP))
+    return before, after
+
+
+def _from_cursor(cursor: Cursor) -> dict[str, _Place]:
+    try:
+        return {
+            str(name): _Place(str(topic_id), int(offset)) for name, (topic_id, offset) in json.loads(cursor).items()
+        }
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"cursor {cursor!r} is not one of a Kafka log") from error

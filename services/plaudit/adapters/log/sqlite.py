@@ -1,0 +1,292 @@
+"""EventLog in one SQLite file: the embedded default, shared by the processes of one machine.
+
+One table holds all topics in one total order: one partition, whose cursor is one integer. SQLite has one writer at a
+time and gives ids in commit order: whoever follows ``id > cursor`` misses nothing. Knows nothing
+about what events mean.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from plaudit.core.errors import LogUnavailable
+from plaudit.core.events import Event, Topic, event_id_of, key_of, topic_of
+from plaudit.core.ports.log import Appended, Cursor, Positions, Record, UnreadableRecord
+from plaudit.core.wire import UnreadableEvent, decode_event, encode_event
+
+PARTITION: Final = "0"
+"""The name of the only one there is."""
+
+_BUSY_TIMEOUT_S: Final = 10.0
+_POLL_INTERVAL_S: Final = 0.01
+
+_SCHEMA: Final = """
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS events (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    topic TEXT NOT NULL,
+    event_id TEXT NOT NULL,
+    key TEXT NOT NULL,
+    time_s REAL NOT NULL,
+    payload BLOB NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS events_once ON events (topic, event_id);
+CREATE INDEX IF NOT EXISTS events_seldom ON events (id) WHERE topic NOT IN ('plaudit.decisions', 'plaudit.feedback');
+CREATE TABLE IF NOT EXISTS cursors (reader TEXT PRIMARY KEY, position INTEGER NOT NULL) WITHOUT ROWID;
+COMMIT;
+"""
+_INSERT: Final = """
+INSERT INTO events (topic, event_id, key, time_s, payload) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (topic, event_id) DO NOTHING
+"""
+
+_INSERT_AGAIN: Final = "INSERT OR REPLACE INTO events (topic, event_id, key, time_s, payload) VALUES (?, ?, ?, ?, ?)"
+
+_Row = tuple[str, str, str, float, bytes]
+
+_OFTEN: Final = (Topic.DECISIONS, Topic.FEEDBACK)
+_SELDOM: Final = ("INDEXED BY events_seldom", "AND topic NOT IN ('plaudit.decisions', 'plaudit.feedback')")
+"""For readers of none of these: how they find their few records without passing over all others."""
+
+
+class SqliteLog:
+    """See :class:`plaudit.core.ports.log.EventLog`.
+
+    Appends that arrive while another is being committed share the next transaction, so one disk flush serves them all.
+    Every caller waits for its own commit: no more can be waiting than there are callers.
+
+    Args:
+        path: the file; made if it is not there, in a folder that is.
+        synchronous: FULL survives power loss, NORMAL only the death of a process.
+        limit_bytes: an append that would make what the file holds larger fails; None: the disk is the limit.
+
+    Raises:
+        LogUnavailable: the file cannot be opened, written, or is no SQLite file.
+    """
+
+    def __init__(
+        self, path: Path, synchronous: Literal["FULL", "NORMAL"] = "FULL", limit_bytes: int | None = None
+    ) -> None:
+        self._path = path
+        self._synchronous = synchronous
+        self._waiting: deque[_Append] = deque()
+        self._write_lock = threading.Lock()
+        with _log_errors(path):
+            self._connection = _connect(path, synchronous)
+            self._connection.executescript(_SCHEMA)
+            if limit_bytes is not None:
+                page_bytes = self._connection.execute("PRAGMA page_size").fetchone()[0]
+                self._connection.execute(f"PRAGMA max_page_count = {limit_bytes // page_bytes}")
+
+    def append(self, events: Sequence[Event]) -> Sequence[Appended]:
+        mine = _Append([_row(event) for event in events])
+        self._waiting.append(mine)
+        with self._write_lock:
+            # Whoever held the lock before us may have committed ours with its own.
+            if not mine.done:
+                self._commit([self._waiting.popleft() for _ in range(len(self._waiting))])
+        if mine.problem is not None:
+            raise LogUnavailable(mine.problem)
+        return mine.appended
+
+    def replay(self, events: Sequence[Event]) -> None:
+        """What is there already moves to the end."""
+        with _log_errors(self._path), self._write_lock, _transaction(self._connection):
+            self._connection.executemany(_INSERT_AGAIN, [_row(event) for event in events])
+
+    def reader(self, group: str, topics: Sequence[Topic], start: Callable[[], Positions] | None = None) -> SqliteReader:
+        return SqliteReader(self._path, self._synchronous, group, topics, None if start is None else start())
+
+    def feedback_recorded(self, feedback_id: str) -> float | None:
+        with _log_errors(self._path), self._write_lock:
+            row = self._connection.execute(
+                "SELECT time_s FROM events WHERE topic = ? AND event_id = ?", (Topic.FEEDBACK, feedback_id)
+            ).fetchone()
+        return None if row is None else float(row[0])
+
+    def remove(self, through: Cursor) -> None:
+        """Take out the record of this cursor and all before it."""
+        with _log_errors(self._path), self._write_lock:
+            self._connection.execute("DELETE FROM events WHERE id <= ?", (_position({PARTITION: through}),))
+
+    def count(self) -> int:
+        """How many events there are."""
+        return int(self._one("SELECT count(*) FROM events"))
+
+    def oldest_s(self) -> float | None:
+        """When the first event says it was, UTC seconds; None if there are none."""
+        return self._one("SELECT (SELECT time_s FROM events ORDER BY id LIMIT 1)")  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        with self._write_lock:
+            self._connection.close()
+
+    def _one(self, query: str) -> Any:
+        with _log_errors(self._path), self._write_lock:
+            return self._connection.execute(query).fetchone()[0]
+
+    def _commit(self, group: Sequence[_Append]) -> None:
+        """One transaction for the whole group; all of it succeeds or none does."""
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            appended = [
+                [Appended(duplicate=self._connection.execute(_INSERT, row).rowcount == 0) for row in each.rows]
+                for each in group
+            ]
+            self._connection.execute("COMMIT")
+        except BaseException as error:
+            for each in group:
+                each.fail(f"{self._path}: {error}")
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            if not isinstance(error, sqlite3.Error):
+                raise
+        else:
+            for each, outcome in zip(group, appended, strict=True):
+                each.succeed(outcome)
+
+
+class SqliteReader:
+    """See :class:`plaudit.core.ports.log.EventReader`. Has a connection of its own, so it never waits for a writer.
+
+    Raises:
+        LogUnavailable: the file cannot be read.
+        ValueError: ``start`` holds a cursor that is not of this adapter.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        synchronous: Literal["FULL", "NORMAL"],
+        group: str,
+        topics: Sequence[Topic],
+        start: Positions | None,
+    ) -> None:
+        self._path = path
+        self._group = group
+        self._topics = list(topics)
+        self._topics_marks = ", ".join("?" for _ in topics)
+        self._by, self._but = ("", "") if set(topics) & set(_OFTEN) else _SELDOM
+        with _log_errors(path):
+            self._connection = _connect(path, synchronous)
+            self._position = self._committed() if start is None else _position(start)
+
+    def poll(self, limit: int, timeout_s: float) -> Sequence[Record]:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            with _log_errors(self._path):
+                records = self._next(limit)
+            if records or time.monotonic() >= deadline:
+                return records
+            time.sleep(min(_POLL_INTERVAL_S, max(0.0, deadline - time.monotonic())))
+
+    def commit(self, positions: Positions) -> None:
+        with _log_errors(self._path):
+            self._connection.execute(
+                "INSERT INTO cursors (reader, position) VALUES (?, ?) "
+                "ON CONFLICT (reader) DO UPDATE SET position = excluded.position",
+                (self._group, _position(positions)),
+            )
+
+    def lag(self) -> int:
+        with _log_errors(self._path):
+            count = self._connection.execute(
+                f"SELECT count(*) FROM events {self._by} WHERE id > ? {self._but} AND topic IN ({self._topics_marks})",
+                (self._position, *self._topics),
+            ).fetchone()
+        return int(count[0])
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _next(self, limit: int) -> list[Record]:
+        last = self._connection.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0]
+        if last <= self._position:
+            return []
+        rows = self._connection.execute(
+            f"SELECT id, topic, payload FROM events {self._by} WHERE id > ? AND id <= ? {self._but} "
+            f"AND topic IN ({self._topics_marks}) ORDER BY id LIMIT ?",
+            (self._position, last, *self._topics, limit),
+        ).fetchall()
+        # What lies before `last` and is not in `rows` is of other topics: never look at it again.
+        self._position = rows[-1][0] if len(rows) == limit else last
+        return [
+            Record(Topic(topic), str(id_), PARTITION, str(id_), _event(Topic(topic), payload))
+            for id_, topic, payload in rows
+        ]
+
+    def _committed(self) -> int:
+        row = self._connection.execute("SELECT position FROM cursors WHERE reader = ?", (self._group,)).fetchone()
+        return 0 if row is None else int(row[0])
+
+
+class _Append:
+    """One caller's rows on their way into the file."""
+
+    def __init__(self, rows: Sequence[_Row]) -> None:
+        self.rows = rows
+        self.done = False
+        self.appended: Sequence[Appended] = ()
+        self.problem: str | None = None
+
+    def succeed(self, appended: Sequence[Appended]) -> None:
+        self.appended, self.done = appended, True
+
+    def fail(self, problem: str) -> None:
+        self.problem, self.done = problem, True
+
+
+def _connect(path: Path, synchronous: str) -> sqlite3.Connection:
+    """A connection in autocommit mode. Threads may share it: its users hold a lock, or are one thread."""
+    connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+@contextmanager
+def _log_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise LogUnavailable(f"{path}: {error}") from error
+
+
+def _row(event: Event) -> _Row:
+    return topic_of(event), event_id_of(event), key_of(event), event.time_s, encode_event(event)
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def _event(topic: Topic, payload: bytes) -> Event | UnreadableRecord:
+    try:
+        return decode_event(topic, payload)
+    except UnreadableEvent as error:
+        return UnreadableRecord(payload, str(error))
+
+
+def _position(positions: Positions) -> int:
+    cursor = positions.get(PARTITION, "0")
+    if not cursor.isdecimal():
+        raise ValueError(f"cursor {cursor!r} is not one of a SQLite log")
+    return int(cursor)

@@ -1,0 +1,1 @@
+"""Model runtimes, and what brings foreign models into them."""

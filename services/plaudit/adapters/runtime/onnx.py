@@ -1,0 +1,336 @@
+"""ModelRuntime on ONNX Runtime: version folders as proven sessions. Knows nothing about requests or rollouts.
+
+Notation:
+    b: batch size, d: embedding size, a: number of actions, k: number of dynamic actions
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+from weakref import WeakValueDictionary
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+
+from plaudit.adapters.runtime.session import CPU, Arrays, Device, Graph, choose_providers, return_free_memory
+from plaudit.core.ports.runtime import TrunkOutputs
+from plaudit_models.bandit.dynamic_actions import DYNAMIC_ACTION_HEAD, DynamicActionHead, dynamic_action_head_from_bytes
+from plaudit_models.bandit.reward_model import CorruptState
+from plaudit_models.bundle import (
+    CANDIDATE,
+    CANDIDATE_GOLDEN,
+    HEAD,
+    HEAD_GOLDEN,
+    TOKENIZER,
+    TRUNK,
+    TRUNK_GOLDEN,
+    CorruptBundle,
+    FileDigest,
+    Manifest,
+    digest_file,
+    verify,
+)
+from plaudit_models.preprocess import assemble, blank, input_dtype, read_tokenizer, tokenize_all
+from plaudit_models.spec import (
+    BASE_LOGITS,
+    EMBEDDING,
+    PRESENT,
+    SCORES,
+    TOKENS,
+    VECTORS,
+    ModelSpec,
+    TextModality,
+)
+
+Float = npt.NDArray[np.float32]
+
+ABSOLUTE_TOLERANCE: Final = 1e-4
+RELATIVE_TOLERANCE: Final = 1e-3
+"""How far golden outputs may be from the recorded ones: other processors and batch sizes round differently."""
+
+_ONNX_DTYPES: Final = {"float64": "double", "float32": "float"}
+"""ONNX Runtime's names of dtypes where they are not numpy's."""
+_REMEMBERED_FILES: Final = 10_000
+
+
+class OnnxRuntime:
+    """See :class:`plaudit.core.ports.runtime.ModelRuntime`.
+
+    Args:
+        device: ``auto`` takes CUDA where there is any.
+        threads: threads that one evaluation may use.
+        gpu_mem_limit_bytes, cuda_graphs, tensorrt_dir: see :func:`plaudit.adapters.runtime.session.choose_providers`.
+
+    Raises:
+        ConfigError: something was asked for that is not there.
+    """
+
+    def __init__(
+        self,
+        device: Device = "auto",
+        threads: int = 1,
+        *,
+        gpu_mem_limit_bytes: int | None = None,
+        cuda_graphs: bool = False,
+        tensorrt_dir: Path | None = None,
+    ) -> None:
+        providers = choose_providers(
+            device, gpu_mem_limit_bytes=gpu_mem_limit_bytes, cuda_graphs=cuda_graphs, tensorrt_dir=tensorrt_dir
+        )
+        self._open = partial(Graph, providers=providers, threads=threads, cuda_graphs=cuda_graphs)
+        # Texts of dynamic actions are short and what is made of them is kept, so they do not queue for a GPU.
+        self._open_small = partial(Graph, providers=[(CPU, {})], threads=threads)
+        self._lock = threading.Lock()
+        self._trunks: WeakValueDictionary[tuple[str | None, ...], _Trunk] = WeakValueDictionary()
+        self._texts: WeakValueDictionary[tuple[str, ...], _Texts] = WeakValueDictionary()
+        self._digests: dict[tuple[int, int, int, int], FileDigest] = {}
+
+    def load(self, folder: Path) -> OnnxModel:
+        with self._lock:  # two callers that load the same trunk at once end with one
+            manifest = verify(folder, self._digest)
+            for name in (TRUNK, HEAD, TRUNK_GOLDEN, HEAD_GOLDEN):
+                if name not in manifest.files:
+                    raise CorruptBundle(f"{folder}: the manifest seals no {name}")
+            trunk = self._trunk(folder, manifest)
+            head = self._open(folder / HEAD)
+            _check_contract(head, {EMBEDDING: _row(manifest.spec.embedding_size), BASE_LOGITS: _actions(manifest.spec)})
+            _prove(head, trunk.golden_outputs, _arrays(folder / HEAD_GOLDEN), [SCORES])
+            dynamic_actions = self._candidates(folder, manifest, trunk) if manifest.spec.scores_text else None
+            return OnnxModel(manifest, trunk, head, dynamic_actions)
+
+    def _candidates(self, folder: Path, manifest: Manifest, trunk: _Trunk) -> _TextScorer:
+        for name in (CANDIDATE, CANDIDATE_GOLDEN):
+            if name not in manifest.files:
+                raise CorruptBundle(f"{folder}: the model scores text, but the manifest seals no {name}")
+        assert trunk.tokenizer is not None  # a spec that scores text has a text modality
+        key = tuple(manifest.files[name].sha256 for name in (CANDIDATE, CANDIDATE_GOLDEN))
+        texts = self._texts.get(key)
+        if texts is None:
+            graph = self._open_small(folder / CANDIDATE)
+            _, modality = manifest.spec.dynamic_action_modality
+            _check_contract(graph, {TOKENS: ("tensor(int64)", list(modality.shape))})
+            texts = self._texts[key] = _Texts(graph, _arrays(folder / CANDIDATE_GOLDEN))
+        head = _dynamic_head(folder, manifest) if DYNAMIC_ACTION_HEAD in manifest.files else None
+        dynamic_actions = _TextScorer(texts, head, trunk.tokenizer, manifest.spec)
+        dynamic_actions.prove(f"{DYNAMIC_ACTION_HEAD} in {folder}", trunk.golden_outputs[EMBEDDING])
+        return dynamic_actions
+
+    def _trunk(self, folder: Path, manifest: Manifest) -> _Trunk:
+        sealed = (manifest.files.get(name) for name in (TRUNK, TRUNK_GOLDEN, TOKENIZER))
+        key = tuple(None if file is None else file.sha256 for file in sealed)
+        trunk = self._trunks.get(key)
+        if trunk is None:
+            trunk = _Trunk(self._open(folder / TRUNK), _tokenizer(folder, manifest), _arrays(folder / TRUNK_GOLDEN))
+            self._trunks[key] = trunk
+            return_free_memory()
+        _check_contract(trunk.graph, _trunk_inputs(manifest.spec))
+        return trunk
+
+    def _digest(self, path: Path) -> FileDigest:
+        """A file that was digested before and has not been written to since is not read again."""
+        status = path.stat()
+        key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if key not in self._digests:
+            if len(self._digests) >= _REMEMBERED_FILES:
+                self._digests.clear()
+            self._digests[key] = digest_file(path)
+        return self._digests[key]
+
+
+class OnnxModel:
+    """See :class:`plaudit.core.ports.runtime.ServableModel`."""
+
+    def __init__(
+        self, manifest: Manifest, trunk: _Trunk, head: Graph, dynamic_actions: _TextScorer | None = None
+    ) -> None:
+        self.manifest = manifest
+        self.digest = manifest.digest
+        self.tokenizer = trunk.tokenizer
+        self._trunk = trunk
+        self._head = head
+        self._candidates = dynamic_actions
+        self._warm_heads: set[int] = set()
+
+    def trunk(self, inputs: Arrays, outputs: Sequence[str] = ()) -> TrunkOutputs:
+        embedding, base_logits, *native = self._trunk.graph.run([EMBEDDING, BASE_LOGITS, *outputs], inputs)
+        return TrunkOutputs(embedding, base_logits, dict(zip(outputs, native, strict=True)))
+
+    def head(self, embedding: Float, base_logits: Float) -> Float:
+        return self._head.run([SCORES], {EMBEDDING: embedding, BASE_LOGITS: base_logits})[0]
+
+    def action_vectors(self, texts: Sequence[str]) -> Float:
+        return self._scorer().vectors(texts)
+
+    def dynamic_scores(self, embedding: Float, vectors: Float, base_logits: Float) -> npt.NDArray[np.floating]:
+        return self._scorer().scores(embedding, vectors, base_logits)
+
+    def _scorer(self) -> _TextScorer:
+        if self._candidates is None:
+            raise ValueError(f"version {self.manifest.version} of {self.manifest.spec.name!r} scores no text")
+        return self._candidates
+
+    def warm(self, batch_sizes: Sequence[int], again: bool = False) -> None:
+        spec = self.manifest.spec
+        for size in batch_sizes:
+            if again or size not in self._trunk.warm:
+                self.trunk(assemble(spec, [blank(spec)] * size))
+                self._trunk.warm.add(size)
+            if again or size not in self._warm_heads:
+                self.head(
+                    np.zeros((size, spec.embedding_size), np.float32), np.zeros((size, len(spec.actions)), np.float32)
+                )
+                self._warm_heads.add(size)
+
+
+class _Trunk:
+    """A proven trunk and its tokenizer, shared by the versions that have them in common.
+
+    Args:
+        golden: recorded inputs and outputs.
+
+    Attributes:
+        golden_outputs: the recorded features that heads are proven on.
+        warm: batch sizes that were run.
+    """
+
+    def __init__(self, graph: Graph, tokenizer: Tokenizer | None, golden: Arrays) -> None:
+        self.graph = graph
+        self.tokenizer = tokenizer
+        self.warm: set[int] = set()
+        outputs = {EMBEDDING, BASE_LOGITS}
+        inputs = {name: array for name, array in golden.items() if name not in outputs}
+        _prove(self.graph, inputs, golden, [EMBEDDING, BASE_LOGITS])
+        self.golden_outputs = {name: golden[name] for name in outputs}
+
+
+class _Texts:
+    """A proven candidate graph, shared by the versions that have it in common."""
+
+    def __init__(self, graph: Graph, golden: Arrays) -> None:
+        self.graph = graph
+        _prove(graph, {name: array for name, array in golden.items() if name != VECTORS}, golden, [VECTORS])
+        self.golden_vectors: Float = golden[VECTORS]
+
+
+class _TextScorer:
+    """How one version scores dynamic actions. Without a head of its own their scores are their base logits."""
+
+    def __init__(self, texts: _Texts, head: DynamicActionHead | None, tokenizer: Tokenizer, spec: ModelSpec) -> None:
+        self._texts = texts
+        self._head = head
+        self._tokenizer = tokenizer
+        _, self._modality = spec.dynamic_action_modality
+
+    def vectors(self, texts: Sequence[str]) -> Float:
+        return self._texts.graph.run([VECTORS], {TOKENS: tokenize_all(texts, self._modality, self._tokenizer)})[0]
+
+    def scores(self, embedding: Float, vectors: Float, base_logits: Float) -> npt.NDArray[np.floating]:
+        return base_logits if self._head is None else self._head.scores(embedding, vectors, base_logits)
+
+    def prove(self, where: str, embeddings: Float) -> None:
+        """Golden contexts and texts must be of one size, and give scores that are finite."""
+        vectors = self._texts.golden_vectors
+        if vectors.shape[1:] != embeddings.shape[1:]:
+            raise CorruptBundle(f"{where}: vectors are {vectors.shape[1:]}, the embedding is {embeddings.shape[1:]}")
+        for embedding in embeddings:
+            scores = self.scores(embedding, vectors, vectors @ embedding)
+            if scores.shape != (len(vectors),) or not np.isfinite(scores).all():
+                raise CorruptBundle(f"{where}: its scores of the golden texts are not {len(vectors)} finite numbers")
+
+
+def _dynamic_head(folder: Path, manifest: Manifest) -> DynamicActionHead:
+    where = f"{DYNAMIC_ACTION_HEAD} in {folder}"
+    try:
+        head = dynamic_action_head_from_bytes((folder / DYNAMIC_ACTION_HEAD).read_bytes())
+    except (CorruptState, OSError) as error:
+        raise CorruptBundle(f"{where}: {error}") from error
+    space = head.state.space
+    learned_on, own = (
+        (space.trunk_digest, space.candidate_digest),
+        (manifest.trunk_digest, manifest.files[CANDIDATE].sha256),
+    )
+    if learned_on != own:
+        raise CorruptBundle(f"{where}: was learned on another trunk or candidate graph than those beside it")
+    return head
+
+
+def _trunk_inputs(spec: ModelSpec) -> dict[str, tuple[str, list[int]]]:
+    inputs = {
+        name: (_onnx_dtype(input_dtype(modality)), list(modality.shape)) for name, modality in spec.modalities.items()
+    }
+    return inputs if spec.all_required else inputs | {PRESENT: _row(len(spec.modalities))}
+
+
+def _onnx_dtype(dtype: np.dtype[Any]) -> str:
+    return f"tensor({_ONNX_DTYPES.get(dtype.name, dtype.name)})"
+
+
+def _row(size: int) -> tuple[str, list[int]]:
+    return "tensor(float)", [size]
+
+
+def _actions(spec: ModelSpec) -> tuple[str, list[int]]:
+    return _row(len(spec.actions))
+
+
+def _check_contract(graph: Graph, expected: Mapping[str, tuple[str, list[int]]]) -> None:
+    """Inputs as the spec says, each with a batch axis of any length in front."""
+    found = graph.inputs()
+    where = f"{graph.path.name} in {graph.path.parent}"
+    if found.keys() != expected.keys():
+        raise CorruptBundle(f"{where}: takes the inputs {sorted(found)}, the spec says {sorted(expected)}")
+    for name, (dtype, shape) in expected.items():
+        found_dtype, found_shape = found[name]
+        lengths = [length if isinstance(length, int) else -1 for length in found_shape]
+        if found_dtype != dtype or lengths != [-1, *shape]:
+            raise CorruptBundle(
+                f"{where}: input {name} is {found_dtype} {found_shape}, the spec says {dtype} [any, {str(shape)[1:]}"
+            )
+
+
+def _prove(graph: Graph, inputs: Arrays, expected: Arrays, outputs: Sequence[str]) -> None:
+    """The recorded inputs must give the recorded outputs, whatever rows they are computed with."""
+    where = f"{graph.path.name} in {graph.path.parent}"
+    missing = [name for name in (*graph.inputs(), *outputs) if name not in {*inputs, *expected}]
+    if missing:
+        raise CorruptBundle(f"{where}: its golden file lacks {missing}")
+    for rows in (slice(None), slice(0, 1)):
+        try:
+            found = graph.run(outputs, {name: array[rows] for name, array in inputs.items()})
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            raise CorruptBundle(f"{where}: cannot run its golden inputs: {error}") from error
+        for name, array in zip(outputs, found, strict=True):
+            wanted = expected[name][rows]
+            if len(wanted) == 0 or array.shape != wanted.shape:
+                raise CorruptBundle(f"{where}: {name} has the shape {array.shape}, golden is {wanted.shape}")
+            if not np.isfinite(array).all():
+                raise CorruptBundle(f"{where}: {name} is not finite on its golden inputs")
+            if not np.allclose(array, wanted, rtol=RELATIVE_TOLERANCE, atol=ABSOLUTE_TOLERANCE):
+                worst = float(np.abs(array - wanted).max())
+                raise CorruptBundle(f"{where}: {name} differs from its golden output by {worst:.2g}")
+
+
+def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    try:
+        arrays: dict[str, npt.NDArray[Any]] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CorruptBundle(f"{path.name} in {path.parent}: {error}") from error
+    return arrays
+
+
+def _tokenizer(folder: Path, manifest: Manifest) -> Tokenizer | None:
+    if TOKENIZER not in manifest.files:
+        if any(isinstance(modality, TextModality) for modality in manifest.spec.modalities.values()):
+            raise CorruptBundle(f"{folder}: the spec has a text modality, but there is no {TOKENIZER}")
+        return None
+    try:
+        return read_tokenizer(folder / TOKENIZER)
+    except ValueError as error:
+        raise CorruptBundle(str(error)) from error

@@ -1,0 +1,207 @@
+"""Settings and ports → a learner. Which adapters are behind the ports is the composition root's choice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+
+from plaudit.core.ports.jobs import JobLauncher
+from plaudit.core.ports.log import EventLog
+from plaudit.core.ports.registry import ModelRegistry
+from plaudit.core.ports.runtime import ModelRuntime
+from plaudit.core.ports.store import ExperienceStore
+from plaudit.core.settings import CanaryPolicy, Settings
+from plaudit.core.tracing import Tracing
+from plaudit.learner.evaluation.experiment_runner import ExperimentRules, ExperimentRunner
+from plaudit.learner.features.head_builder import HeadBuilder
+from plaudit.learner.features.policies import PolicyCache
+from plaudit.learner.finetuning.job_spec import TrainingPlan
+from plaudit.learner.finetuning.scheduler import Finetuning
+from plaudit.learner.loop import Learner
+from plaudit.learner.metrics import LearnerMetrics
+from plaudit.learner.schedule import Pace
+from plaudit.learner.status import STATUS, StatusFile
+from plaudit.learner.tracing import LearnerTrace
+from plaudit_models.bandit.improvement import HeadSettings
+from plaudit_models.bandit.reward_model import RewardPrior
+from plaudit_models.evaluation.gate import GateRules
+from plaudit_models.preprocess import Limits
+
+_KL_WEIGHT: Final = {"likelihood": 0.0, "target": 0.0, "sampled": 0.04}
+"""β by objective. The likelihood is held by rehearsal alone, the target stays near the parent by itself, and sampled
+answers may go as far as Shao et al. (2024, section 4.2) let them."""
+
+
+def build_learner(
+    settings: Settings,
+    *,
+    log: EventLog,
+    store: ExperienceStore,
+    registry: ModelRegistry,
+    runtime: ModelRuntime,
+    jobs: JobLauncher,
+    work_dir: Path,
+    metrics_registry: CollectorRegistry,
+    tracing: Tracing | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Learner:
+    """A learner ready to run.
+
+    Args:
+        work_dir: made if it is not there; best on the registry's file system. Run folders of jobs and the status file
+            are in it.
+        clock: UTC seconds since the epoch.
+    """
+    work_dir.mkdir(parents=True, exist_ok=True)
+    metrics = LearnerMetrics(metrics_registry)
+    maker, rules, limits = head_maker(settings), gate_rules(settings), content_limits(settings)
+    versions = PolicyCache(registry, runtime, limits)
+    policy = settings.canary.of(registry.model)
+    trace = LearnerTrace() if tracing is None else LearnerTrace(tracing)
+    experiments = ExperimentRunner(
+        log=log,
+        store=store,
+        registry=registry,
+        versions=versions,
+        rules=experiment_rules(settings, policy),
+        metrics=metrics,
+        clock=clock,
+    )
+    finetuning = None
+    if settings.finetune.enabled:
+        finetuning = Finetuning(
+            jobs=jobs,
+            store=store,
+            registry=registry,
+            versions=versions,
+            maker=maker,
+            runs_dir=work_dir / "runs",
+            every=settings.finetune.every,
+            plan=training_plan(settings),
+            limits=limits,
+            rules=rules,
+            max_events=settings.gate.max_events,
+            experiments=experiments,
+            canary_share=policy.share,
+            metrics=metrics,
+            clock=clock,
+            trace=trace,
+        )
+    pace = Pace(
+        batch=settings.learner.batch,
+        max_wait_s=settings.learner.max_wait_s,
+        poll_limit=settings.learner.poll_limit,
+        silence_reward=settings.learner.silence_reward,
+        silence_after_s=settings.learner.silence_after_s,
+        user_cap=settings.learner.user_cap,
+        versions_kept=settings.learner.dead_versions_kept,
+        retention_s=settings.store.retention_s,
+    )
+    return Learner(
+        log=log,
+        store=store,
+        registry=registry,
+        versions=versions,
+        maker=maker,
+        rules=rules,
+        pace=pace,
+        work_dir=work_dir,
+        experiments=experiments,
+        finetuning=finetuning,
+        metrics=metrics,
+        status=StatusFile(work_dir / STATUS),
+        trace=trace,
+        clock=clock,
+    )
+
+
+def head_maker(settings: Settings) -> HeadBuilder:
+    policy = settings.policy
+    return HeadBuilder(
+        settings=HeadSettings(
+            temperature=policy.beta,
+            optimism=policy.optimism,
+            benefit_of_doubt=policy.benefit_of_doubt,
+            reference_mix=policy.reference_mix,
+            caution=policy.caution,
+            reward_low=policy.reward_low,
+            prior=RewardPrior(
+                precision=policy.prior_precision,
+                own_precision=policy.base_precision,
+                embedding_precision=policy.embedding_precision,
+            ),
+        ),
+        floor=policy.floor,
+        max_kl=policy.max_kl,
+        embedding_features=policy.embedding_features,
+        exclusivity=policy.exclusivity,
+    )
+
+
+def gate_rules(settings: Settings) -> GateRules:
+    gate = settings.gate
+    return GateRules(
+        alpha=gate.alpha,
+        margin=gate.margin,
+        slice_margin=gate.slice_margin,
+        min_events=gate.min_events,
+        user_cap=gate.user_cap,
+    )
+
+
+def experiment_rules(settings: Settings, policy: CanaryPolicy) -> ExperimentRules:
+    """What counts as proof is the gate's; the rest is ``policy``, the model's own."""
+    gate = settings.gate
+    return ExperimentRules(
+        alpha=gate.alpha,
+        margin=gate.margin,
+        slice_margin=gate.slice_margin,
+        min_events=gate.min_events,
+        max_events=policy.max_events,
+        user_cap=gate.user_cap,
+        error_margin=policy.error_margin,
+        slow_factor=policy.slow_factor,
+        slow_margin=policy.slow_margin,
+        promotes=policy.promote,
+    )
+
+
+def content_limits(settings: Settings) -> Limits:
+    """The server's own: what it served can be learned from."""
+    serving = settings.serving
+    return Limits(
+        max_image_bytes=serving.max_image_bytes,
+        max_image_pixels=serving.max_image_pixels,
+        max_audio_bytes=serving.max_audio_bytes,
+        max_audio_duration_s=serving.max_audio_duration_s,
+        max_text_bytes=serving.max_text_bytes,
+    )
+
+
+def training_plan(settings: Settings) -> TrainingPlan:
+    finetune = settings.finetune
+    return TrainingPlan(
+        replays=finetune.steps_per_event,
+        learning_rate=finetune.learning_rate,
+        max_duration_s=finetune.max_duration_s,
+        method=finetune.method,
+        lora_rank=finetune.lora_rank,
+        lora_alpha=finetune.lora_alpha,
+        objective=finetune.objective,
+        temperature=settings.policy.beta,
+        kl_weight=_KL_WEIGHT[finetune.objective] if finetune.kl_weight is None else finetune.kl_weight,
+        pessimism=finetune.pessimism,
+        samples=finetune.samples,
+        clip=finetune.clip,
+        sample_reuse=finetune.sample_reuse,
+        max_experiences=finetune.max_experiences,
+        max_versions_behind=finetune.max_versions_behind,
+        checkpoint_steps=finetune.checkpoint_steps,
+        rehearsal=None if finetune.rehearsal is None else str(finetune.rehearsal.resolve()),
+        threads=finetune.threads,
+        seed=finetune.seed,
+    )

@@ -1,0 +1,1 @@
+"""Comparison of versions on logged experiences."""

@@ -1,0 +1,1 @@
+"""Features, evidence and policies of logged experiences."""

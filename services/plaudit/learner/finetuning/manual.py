@@ -1,0 +1,83 @@
+"""One fine-tuning job because a person wants it: trained, published, and left for people to promote.
+
+It goes past the gate, since it is trained on all experiences and nothing is left to judge it on. It only reads the
+store, so a learner may run meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from plaudit.core.errors import NoLiveModel
+from plaudit.core.job_run import CANDIDATE, last_progress
+from plaudit.core.ports.jobs import JobLauncher, JobState
+from plaudit.core.ports.registry import ModelRegistry
+from plaudit.core.ports.store import ExperienceStore
+from plaudit.learner import progress as progresses
+from plaudit.learner.features.head_builder import HeadBuilder
+from plaudit.learner.finetuning.job_spec import TrainingPlan
+from plaudit.learner.finetuning.scheduler import cannot_train, prepare_run
+from plaudit.learner.progress import progress_from_bytes
+from plaudit_models.bundle import Manifest
+from plaudit_models.preprocess import Limits
+
+
+class FinetuningFailed(Exception):
+    """The job made no candidate; the message says why."""
+
+
+def finetune_manually(
+    run_dir: Path,
+    *,
+    jobs: JobLauncher,
+    store: ExperienceStore,
+    registry: ModelRegistry,
+    maker: HeadBuilder,
+    plan: TrainingPlan,
+    limits: Limits,
+    now_s: float,
+    reason: str,
+    wait: Callable[[], None],
+    on_progress: Callable[[Mapping[str, Any]], None] = lambda progress: None,
+) -> Manifest:
+    """Train from the live version on every experience so far and publish the result.
+
+    Args:
+        run_dir: gets the run; must not be in use.
+        wait: called between two looks at the job.
+        on_progress: gets the job's latest report, a FinetuneProgress as a mapping; empty before the first.
+
+    Raises:
+        NoLiveModel: there is nothing to start from.
+        FinetuningFailed: the job failed, or cannot start from what is live.
+    """
+    version = registry.rollout().live
+    if version is None:
+        raise NoLiveModel(registry.model)
+    live = registry.manifest(version)
+    if not live.trainable:
+        raise FinetuningFailed(cannot_train(live))
+    prepare_run(
+        run_dir,
+        registry,
+        live,
+        progress_from_bytes(store.recall(progresses.KEY)),
+        plan=plan,
+        maker=maker,
+        limits=limits,
+        created_at_s=now_s,
+        reason=reason,
+    )
+    jobs.launch(run_dir)
+    try:
+        while (status := jobs.status(run_dir)).state == JobState.RUNNING:
+            on_progress(last_progress(run_dir))
+            wait()
+    except BaseException:
+        jobs.cancel(run_dir)
+        raise
+    if status.state == JobState.FAILED:
+        raise FinetuningFailed(status.error)
+    return registry.publish(run_dir / CANDIDATE)

@@ -1,0 +1,162 @@
+"""From a labelled data folder to a published version. Knows neither terminals nor where versions are kept.
+
+Notation:
+    n: rows, m: number of modalities
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from plaudit.core.ports.registry import ModelRegistry
+from plaudit.core.rollout import Change, Rollout, promote
+from plaudit.learner.features.head_builder import write_card
+from plaudit_models.bundle import TOKENIZER, Manifest
+from plaudit_models.dataset import LabelledData, load_data_folder, splits_of, tokenizer_for
+from plaudit_models.preprocess import action_texts, assemble
+from plaudit_models.spec import ModelSpec
+from plaudit_models.training.export import export_version
+from plaudit_models.training.fusion import FusionConfig
+from plaudit_models.training.pretrain import (
+    Accuracy,
+    Pretrained,
+    PretrainProgress,
+    PretrainSettings,
+    evaluate,
+    pretrain,
+    without_each,
+)
+from plaudit_models.training.threads import use_threads
+
+_GOLDEN_ROWS: Final = 16
+_ACTOR: Final = "pretrain"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What pre-training gave.
+
+    Attributes:
+        manifest: of the version, with its number.
+        accuracy: on the test split, or on the validation split where there is no test split.
+        without: the same with each modality withheld in turn.
+        live: whether the version serves: it does where none served before.
+    """
+
+    manifest: Manifest
+    training: Pretrained
+    accuracy: Accuracy
+    without: dict[str, Accuracy]
+    live: bool
+
+
+def steps_of(rows: int, *, epochs: int, batch: int) -> int:
+    """Gradient steps in ``epochs`` passes over ``rows``."""
+    return epochs * math.ceil(rows / batch)
+
+
+def pretrain_and_publish(
+    folder: Path,
+    spec: ModelSpec,
+    registry: ModelRegistry,
+    *,
+    now_s: float,
+    floor: float,
+    max_duration_s: float,
+    max_epochs: int,
+    batch: int,
+    learning_rate: float,
+    patience: int,
+    threads: int,
+    seed: int,
+    on_progress: Callable[[PretrainProgress], None] = lambda progress: None,
+) -> Published:
+    """Train on ``folder``, export, prove the graphs against torch, publish; promote if nothing is live.
+
+    Raises:
+        InvalidData: the folder is wrong; says where.
+        FloatingPointError: training diverged.
+        ExportMismatch: the graphs do not do what torch does.
+    """
+    use_threads(threads)
+    tokenizer = tokenizer_for(folder, spec)
+    train = load_data_folder(folder, spec, "train", tokenizer)
+    validation = load_data_folder(folder, spec, "val", tokenizer)
+    trained = pretrain(
+        train,
+        validation,
+        config=FusionConfig(vocabulary_size=tokenizer.get_vocab_size() if tokenizer else 1),
+        settings=PretrainSettings(
+            max_duration_s=max_duration_s,
+            max_steps=steps_of(len(train), epochs=max_epochs, batch=batch),
+            batch_rows=batch,
+            learning_rate=learning_rate,
+            patience=patience,
+            seed=seed,
+        ),
+        action_texts=action_texts(spec, tokenizer) if spec.scores_text and tokenizer is not None else None,
+        on_progress=on_progress,
+    )
+    if "test" in splits_of(folder, spec):
+        judged, split = load_data_folder(folder, spec, "test", tokenizer), "test"
+    else:
+        judged, split = validation, "val"
+    accuracy, without = evaluate(trained.model, judged), without_each(trained.model, judged)
+    manifest = Manifest(
+        spec=spec,
+        kind="pretrained",
+        created_at_s=now_s,
+        files={},
+        floor=floor,
+        reason=f"pre-trained on {len(train)} labelled rows of {folder.name}",
+        data={"folder": str(folder.resolve()), "rows": {"train": len(train), "val": len(validation)}},
+        metrics={
+            "split": split,
+            "accuracy": asdict(accuracy),
+            "without": {name: asdict(each) for name, each in without.items()},
+            **({"by_name": asdict(evaluate(trained.model, judged, by_name=True))} if spec.scores_text else {}),
+            "validation": asdict(trained.validation),
+            "steps": trained.steps,
+            "duration_s": trained.duration_s,
+            "stopped_early": trained.stopped_early,
+            "cut_short": trained.cut_short,
+        },
+    )
+    with tempfile.TemporaryDirectory(prefix="plaudit-pretrain-") as scratch:
+        if tokenizer is not None:
+            tokenizer.save(str(Path(scratch) / TOKENIZER))
+        sealed = export_version(trained.model, Path(scratch), manifest, golden_inputs(validation))
+        write_card(Path(scratch), sealed)
+        published = registry.publish(Path(scratch))
+    live = _promote_if_none_is(registry, registry.rollout(), published, now_s)
+    return Published(published, trained, accuracy, without, live)
+
+
+def golden_inputs(data: LabelledData) -> dict[str, npt.NDArray[Any]]:
+    """Up to 16 rows spread over ``data`` as trunk inputs, ``present`` included."""
+    rows = np.unique(np.linspace(0, len(data) - 1, _GOLDEN_ROWS).round().astype(int))
+    contents = [
+        {
+            name: data.pools[name][item]
+            for name, item in zip(data.spec.modalities, data.index[row], strict=True)
+            if item >= 0
+        }
+        for row in rows
+    ]
+    return assemble(data.spec, contents)
+
+
+def _promote_if_none_is(registry: ModelRegistry, rollout: Rollout, manifest: Manifest, now_s: float) -> bool:
+    if rollout.live is not None:
+        return False
+    change = Change(actor=_ACTOR, time_s=now_s, reason="the first version")
+    registry.set_rollout(promote(rollout, manifest.version, change))
+    return True

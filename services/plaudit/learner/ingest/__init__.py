@@ -1,0 +1,1 @@
+"""Records of the log joined and saved; every learner does this."""

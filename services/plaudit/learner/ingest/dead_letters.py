@@ -1,0 +1,75 @@
+"""Records that could not be used: which there are, whether they can be used by now, and back with them if so.
+
+A record that is replayed is read again like any other: what the learner has had of it meanwhile counts once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from plaudit.core.events import DeadLetter, Decision, Feedback, Topic
+from plaudit.core.ports.log import EventLog
+from plaudit.core.wire import UnreadableEvent, decode_event
+from plaudit.learner.ingest.batch import unusable
+
+_GROUP: Final = "plaudit-dead-letters"
+_LIMIT: Final = 1_000
+_WAIT_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Buried:
+    """Attributes:
+    event: what the record says; None if that cannot be read.
+    problem: why it cannot be used by this Plaudit; "" if it can.
+    """
+
+    letter: DeadLetter
+    event: Decision | Feedback | None
+    problem: str
+
+    @property
+    def place(self) -> str:
+        """Where the record stood: its topic and its position there."""
+        return f"{self.letter.source_topic}:{self.letter.source_position}"
+
+
+def buried(log: EventLog) -> Sequence[Buried]:
+    """Every dead letter, oldest first.
+
+    Raises:
+        LogUnavailable: the log cannot be read.
+    """
+    reader = log.reader(_GROUP, [Topic.DEAD_LETTER], start=dict)
+    letters: list[DeadLetter] = []
+    while reader.lag():
+        for record in reader.poll(_LIMIT, _WAIT_S):
+            if isinstance(record.event, DeadLetter):
+                letters.append(record.event)
+    reader.close()
+    once = {(letter.source_topic, letter.source_position): letter for letter in letters}
+    return [_examined(letter) for letter in sorted(once.values(), key=lambda letter: letter.time_s)]
+
+
+def replay(log: EventLog, wanted: Sequence[Buried]) -> Sequence[Buried]:
+    """Put those that can be used back into their topics; returns them.
+
+    Raises:
+        LogUnavailable: nothing, or not all, was put back; doing it again is safe.
+    """
+    usable = [each for each in wanted if not each.problem]
+    log.replay([each.event for each in usable if each.event is not None])
+    return usable
+
+
+def _examined(letter: DeadLetter) -> Buried:
+    if letter.source_topic not in (Topic.DECISIONS, Topic.FEEDBACK):
+        return Buried(letter, None, f"{letter.source_topic} is not a topic that learners read")
+    try:
+        event = decode_event(Topic(letter.source_topic), letter.payload)
+    except UnreadableEvent as error:
+        return Buried(letter, None, str(error))
+    assert isinstance(event, Decision | Feedback)
+    return Buried(letter, event, unusable(event) or "")

@@ -1,0 +1,138 @@
+"""The join: one decision and everything users said about it → at most one label. Pure, and the only place with
+these rules.
+
+- The result depends on the *set* of feedback alone, never on the order or number of its deliveries: signals are put in
+  order by when the server received them, then by id.
+- A user's last explicit signal (thumb, rating, correction, preference) is that user's verdict. Where there is none, the
+  last implicit one is: what people do is weaker evidence than what they say, whichever came later.
+- Several users: their verdicts are averaged per action.
+- A retraction removes what its own user said before; with an id, exactly that, whenever it arrives.
+- Nothing said is nothing learned, except where silence is given a reward.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from plaudit.core.events import Correction, Feedback, Implicit, ImplicitKind, Preference, Rating, Retract, Thumb
+from plaudit.core.experience import DecisionHeader, Label
+from plaudit_models.bandit.reward_model import PREFERRED_REWARD, REJECTED_REWARD
+
+EXPLICIT_WEIGHT: Final = 1.0
+IMPLICIT_WEIGHT: Final = 0.25
+SILENCE_WEIGHT: Final = 0.1
+IMPLICIT_REWARDS: Final[Mapping[ImplicitKind, float]] = {
+    # People ask again after a wrong answer, but also after a right one that they want more of.
+    ImplicitKind.REPHRASED: 0.1,
+    # People interrupt a wrong answer, but also a right one that they have heard enough of.
+    ImplicitKind.INTERRUPTED: 0.3,
+    ImplicitKind.ACCEPTED: 0.9,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """What one user says."""
+
+    rewards: Mapping[str, float]
+    weight: float
+    correction: str | None = None
+
+
+def join(decision: DecisionHeader, feedback: Sequence[Feedback], actions: Sequence[str]) -> Label | None:
+    """What the users together say about the decision; None if nothing is left that says anything.
+
+    Args:
+        feedback: everything ever received about it, in any order; each id once; none that :func:`refusal` refuses.
+        actions: the model's; where the decision was between dynamic actions, these are what is spoken of instead.
+    """
+    actions = decision.dynamic_actions or actions
+    verdicts = [
+        _verdict(decision, said[-1], actions) for said in (_explicit_first(s) for s in _by_user(feedback).values())
+    ]
+    if not verdicts:
+        return None
+    total = sum(v.weight for v in verdicts)
+    rewards = {}
+    for action in actions:
+        speaking = [v for v in verdicts if action in v.rewards]
+        if speaking:
+            weight = sum(v.weight for v in speaking)
+            rewards[action] = sum(v.weight * v.rewards[action] for v in speaking) / weight
+    corrections = {v.correction for v in verdicts if v.correction is not None}
+    return Label(
+        rewards=rewards,
+        weight=total / len(verdicts),
+        correction=corrections.pop() if len(corrections) == 1 else None,
+    )
+
+
+def silence(decision: DecisionHeader, reward: float) -> Label:
+    """The label of a decision that nobody said anything about."""
+    return Label(rewards={decision.action: reward}, weight=SILENCE_WEIGHT)
+
+
+def refusal(decision: DecisionHeader, feedback: Feedback, actions: Sequence[str]) -> str | None:
+    """Why a piece of feedback cannot be learned from, in one sentence; None if it can.
+
+    ``actions`` as in :func:`join`.
+    """
+    match feedback.signal:
+        case Correction(action):
+            named = [("correction", action)]
+        case Preference(preferred, rejected):
+            if preferred == rejected:
+                return f"preference: {preferred!r} cannot be better than itself"
+            named = [("preference.preferred", preferred), ("preference.rejected", rejected)]
+        case Thumb() | Rating() | Implicit():
+            named = [("action", decision.action)]
+        case Retract():
+            named = []
+    for field, action in named:
+        if decision.dynamic_actions and action not in decision.dynamic_actions:
+            return (
+                f"{field}: {action!r} is not one of the {len(decision.dynamic_actions)} dynamic actions of the request"
+            )
+        if not decision.dynamic_actions and action not in actions:
+            return f"{field}: {action!r} is not, or no longer, in the action set"
+    return None
+
+
+def _by_user(feedback: Iterable[Feedback]) -> Mapping[str, Sequence[Feedback]]:
+    """Signals that stand, per user, oldest first."""
+    ordered = sorted(feedback, key=lambda f: (f.time_s, f.feedback_id))
+    taken_back = {
+        (f.user_id, f.signal.feedback_id) for f in ordered if isinstance(f.signal, Retract) and f.signal.feedback_id
+    }
+    intake_stats: dict[str, list[Feedback]] = defaultdict(list)
+    for f in ordered:
+        if isinstance(f.signal, Retract):
+            if not f.signal.feedback_id:
+                intake_stats.pop(f.user_id, None)
+        elif (f.user_id, f.feedback_id) not in taken_back:
+            intake_stats[f.user_id].append(f)
+    return intake_stats
+
+
+def _explicit_first(said: Sequence[Feedback]) -> Sequence[Feedback]:
+    explicit = [f for f in said if not isinstance(f.signal, Implicit)]
+    return explicit or said
+
+
+def _verdict(decision: DecisionHeader, feedback: Feedback, actions: Sequence[str]) -> _Verdict:
+    match feedback.signal:
+        case Thumb(up):
+            return _Verdict({decision.action: float(up)}, EXPLICIT_WEIGHT)
+        case Rating(value):
+            return _Verdict({decision.action: value}, EXPLICIT_WEIGHT)
+        case Correction(right):
+            return _Verdict({action: float(action == right) for action in actions}, EXPLICIT_WEIGHT, correction=right)
+        case Preference(preferred, rejected):
+            return _Verdict({preferred: PREFERRED_REWARD, rejected: REJECTED_REWARD}, EXPLICIT_WEIGHT)
+        case Implicit(kind):
+            return _Verdict({decision.action: IMPLICIT_REWARDS[kind]}, IMPLICIT_WEIGHT)
+        case Retract():
+            raise ValueError("a retraction is no verdict")

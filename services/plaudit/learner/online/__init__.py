@@ -1,0 +1,1 @@
+"""The online learner: updates in seconds."""

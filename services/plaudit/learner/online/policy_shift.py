@@ -1,0 +1,104 @@
+"""How far the policy that serves has moved, measured after every swap, whoever made it.
+
+KL(π ‖ π'), the mean over the latest contexts, of the live version from
+    reference   the policy it is anchored to: its own trunk's base policy
+    previous    the version that served before it, each on its own trunk
+all as they are served, floor included and with every action allowed, so that it is finite. Contexts that were answered
+with one of their own dynamic_actions are left out: what was listed once is no action of the policy. Refreshes are
+bounded before they serve (plaudit_models.bandit.improvement); this is what they, and everything else, came to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import structlog
+
+from plaudit.core.errors import UnknownVersion
+from plaudit.core.events import Features
+from plaudit.core.ports.store import ExperienceStore
+from plaudit.learner.features.features import features_on
+from plaudit.learner.features.policies import LoadedPolicy, PolicyCache
+from plaudit.learner.metrics import LearnerMetrics
+from plaudit.learner.online.contexts import RECENT_CONTEXTS, Contexts
+from plaudit.learner.state import LearnerState
+from plaudit_models.bandit.policy import Float64, divergence
+from plaudit_models.bundle import Manifest
+
+_log = structlog.get_logger("plaudit.learner")
+
+REFERENCE: Final = "reference"
+PREVIOUS: Final = "previous"
+
+
+class PolicyShift:
+    """Args:
+    model: the metrics' label.
+    contexts: what it is measured on where both versions have one trunk.
+    store, versions, knowledge, metrics: as the learner's.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        contexts: Contexts,
+        store: ExperienceStore,
+        versions: PolicyCache,
+        knowledge: LearnerState,
+        metrics: LearnerMetrics,
+    ) -> None:
+        self._model = model
+        self._contexts = contexts
+        self._store = store
+        self._versions = versions
+        self._knowledge = knowledge
+        self._metrics = metrics
+        self._measured = 0
+
+    def measure(self, live: Manifest) -> None:
+        """Once for each version that goes live, as soon as there is a context to measure it on."""
+        if live.version == self._measured:
+            return
+        rows = self._contexts.on(live)
+        if not rows:
+            return
+        before, self._measured = self._measured, live.version
+        version = self._versions.version(live.version)
+        now = _served(version, rows)
+        self._tell(REFERENCE, divergence(now, version.base_probabilities(rows)))
+        if before == 0:
+            return  # nothing is known to have served before it
+        try:
+            previous = self._versions.version(before)
+        except UnknownVersion:
+            return
+        if previous.manifest.trunk_digest == live.trunk_digest:
+            self._tell(PREVIOUS, divergence(now, _served(previous, rows)))
+        elif previous.manifest.spec.actions == live.spec.actions:
+            self._across_trunks(version, previous)
+
+    def _across_trunks(self, version: LoadedPolicy, previous: LoadedPolicy) -> None:
+        """The latest experiences, as each of the two trunks sees them; those without content one of them cannot see."""
+        last = self._knowledge.progress.last_number
+        latest = self._store.experiences(after=max(0, last - RECENT_CONTEXTS), up_to=last)
+        latest = [e for e in latest if not e.decision.dynamic_actions]
+        seen = [features_on(each, self._store, latest, self._store.save) for each in (version, previous)]
+        both = [id_ for id_ in seen[0] if id_ in seen[1]]
+        if both:
+            now, before = (
+                _served(each, [rows[id_] for id_ in both]) for each, rows in zip((version, previous), seen, strict=True)
+            )
+            self._tell(PREVIOUS, divergence(now, before))
+
+    def _tell(self, against: str, kl: Float64) -> None:
+        mean = float(kl.mean())
+        self._metrics.policy_kl.labels(self._model, against).set(mean)
+        _log.info("policy moved", version=self._measured, against=against, kl_nats=round(mean, 4), contexts=len(kl))
+
+
+def _served(version: LoadedPolicy, rows: Sequence[Features]) -> Float64:
+    """With every action allowed, ``[b, a]``."""
+    return version.probabilities(rows, np.ones((len(rows), len(version.manifest.spec.actions)), np.bool_))

@@ -1,0 +1,117 @@
+"""What follows from the running comparison: refreshes that do harm are taken back, one that is better becomes gated.
+
+Knows nothing about how the comparison is made (running.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import structlog
+
+from plaudit.core.ports.registry import ModelRegistry
+from plaudit.core.ports.store import ExperienceStore, LeaderCommit
+from plaudit.core.rollout import Change as RolloutChange
+from plaudit.core.rollout import Rollout, confirm, revert
+from plaudit.learner.evaluation.running_comparison import RunningComparison
+from plaudit.learner.features.features import lists_of, said_of
+from plaudit.learner.features.policies import PolicyCache
+from plaudit.learner.features.rollout_updates import ACTOR, move
+from plaudit.learner.metrics import LearnerMetrics
+from plaudit.learner.state import LearnerState
+from plaudit_models.bundle import Manifest
+from plaudit_models.evaluation.gate import GateRules, new_comparison
+
+_log = structlog.get_logger("plaudit.learner")
+
+
+class RefreshGuard:
+    """Args:
+    knowledge: holds the comparison.
+    store, registry, rules, metrics, clock: as the learner's.
+    """
+
+    def __init__(
+        self,
+        *,
+        knowledge: LearnerState,
+        store: ExperienceStore,
+        registry: ModelRegistry,
+        versions: PolicyCache,
+        rules: GateRules,
+        metrics: LearnerMetrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._knowledge = knowledge
+        self._store = store
+        self._registry = registry
+        self._versions = versions
+        self._rules = rules
+        self._metrics = metrics
+        self._clock = clock
+
+    def follow(self, rollout: Rollout) -> None:
+        """Compare with the gated version of this rollout, from the beginning if that was another one so far."""
+        gated = rollout.gated or 0
+        if gated != self._knowledge.running.gated:
+            self._restart(gated, after_version=gated)
+
+    def act(self, live: Manifest, rollout: Rollout) -> None:
+        """Take the refreshes back on evidence of harm; make the latest the gated version on evidence of gain."""
+        comparison = self._knowledge.running.comparison
+        finding = comparison.finding()
+        if finding == "none" or rollout.pinned:
+            return
+        gated = self._knowledge.running.gated
+        reasons = "; ".join(comparison.report().reasons)
+        if finding == "harm":
+            self._revert(live, gated, f"refreshes since version {gated} did harm: {reasons}")
+        else:
+            self._confirm(live, gated, f"refreshes since version {gated} did better: {reasons}")
+
+    def _revert(self, live: Manifest, gated: int, reason: str) -> None:
+        """Serving first; then set aside what was learned since the gated version, or the next refresh does it again."""
+        change = RolloutChange(ACTOR, self._clock(), reason)
+        moved = move(self._registry, lambda r: revert(r, change) if r.gated == gated != r.live else None)
+        learned, progress = self._knowledge.learned, self._knowledge.progress
+        assert learned is not None
+        learned_by_gated = int(self._registry.manifest(gated).data.get("last_experience", 0))
+        since = self._store.experiences(after=learned_by_gated, up_to=progress.last_number)
+        harmful = [e for e in since if e.label is not None and not e.excluded]
+        found = self._store.features([e.decision.prediction_id for e in harmful], learned.reward.space.trunk_digest)
+        between = [e for e in harmful if e.decision.dynamic_actions]
+        listed = lists_of(self._versions.version(live.version), self._store, between, found) if between else {}
+        index = {action: i for i, action in enumerate(live.spec.actions)}
+        self._knowledge.save(
+            LeaderCommit(excluded=[e.number for e in since]),
+            learned=learned.subtract(said_of(harmful, found, listed), index),
+            progress=replace(
+                progress,
+                experiences=progress.experiences - len(harmful),
+                dynamic_experiences=progress.dynamic_experiences
+                - sum(bool(e.decision.dynamic_actions) for e in harmful),
+                refreshed=progress.changes,
+            ),
+            running=RunningComparison(gated, max(self._registry.versions()), new_comparison(self._rules)),
+        )
+        self._metrics.excluded.labels("harm").inc(len(harmful))
+        if moved is not None:
+            self._metrics.reverts.inc()
+        _log.warning("reverted", to_version=gated, excluded=len(harmful), reason=reason)
+
+    def _confirm(self, live: Manifest, gated: int, reason: str) -> None:
+        change = RolloutChange(ACTOR, self._clock(), reason)
+        moved = move(
+            self._registry,
+            lambda r: confirm(r, change) if r.gated == gated and r.live == live.version != gated else None,
+        )
+        if moved is None or moved.gated is None:
+            self._restart(gated, after_version=max(self._registry.versions()))
+            return
+        self._restart(moved.gated, after_version=moved.gated)
+        self._metrics.confirms.inc()
+        _log.info("confirmed", version=moved.gated, reason=reason)
+
+    def _restart(self, gated: int, *, after_version: int) -> None:
+        self._knowledge.save(running=RunningComparison(gated, after_version, new_comparison(self._rules)))

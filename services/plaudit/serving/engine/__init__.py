@@ -1,0 +1,1 @@
+"""The path of a batch: admission, decoding, evaluation, the decision log."""

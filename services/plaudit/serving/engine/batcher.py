@@ -1,0 +1,185 @@
+"""Joins concurrent callers into one call of something that takes a list. Knows nothing about what the items are.
+
+Greedy: as soon as a worker is free, it gets whatever waits; there is no timer, so an idle server adds no delay and a
+busy one finds its batches full. How many may wait is decided where callers are let in (admission.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Final, Generic, TypeVar
+
+from plaudit.core.errors import Draining, Expired
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+Run = Callable[[Sequence[Item]], Sequence[Result | Exception]]
+"""Items → results, one each and in their order. A result that is an exception is the outcome of its item alone; an
+exception that is raised fails the batch and no other."""
+
+
+class ClientGone(Exception):
+    """The caller left before its batch began; nobody waits for this outcome."""
+
+
+def _always() -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who waits for an answer.
+
+    Attributes:
+        deadline_s: on the clock of ``time.monotonic``; what is not begun by then is not computed.
+        waits: False once the caller has left.
+        takes: asked once, before an answer becomes a fact that is logged: False if the caller has left, and if True,
+            too late for him to leave.
+    """
+
+    deadline_s: float = math.inf
+    waits: Callable[[], bool] = _always
+    takes: Callable[[], bool] = _always
+
+
+NO_DEADLINE: Final = Caller()
+
+
+class _Waiting(Generic[Item, Result]):
+    """One item on its way; a lock is the cheapest thing a thread can wait for."""
+
+    __slots__ = ("_answered", "_outcome", "caller", "item")
+
+    def __init__(self, item: Item, caller: Caller) -> None:
+        self.item = item
+        self.caller = caller
+        self._answered = threading.Lock()
+        self._answered.acquire()
+
+    def answer(self, outcome: Result | Exception) -> None:
+        self._outcome = outcome
+        self._answered.release()
+
+    def outcome(self) -> Result | Exception:
+        self._answered.acquire()
+        return self._outcome
+
+
+class Batcher(Generic[Item, Result]):
+    """Callers on threads of their own; batches on one worker thread for each of ``runs``.
+
+    A caller that has left, or whose deadline has passed, is never computed. Whatever happens to one caller, the others
+    of its batch get their answers.
+
+    Args:
+        runs: what computes a batch, one for each worker; each is only ever called by its own.
+        name: what the workers' threads are called.
+        max_batch: the most items of one call; asked before each.
+    """
+
+    def __init__(self, runs: Sequence[Run[Item, Result]], *, name: str, max_batch: Callable[[], int]) -> None:
+        self._name = name
+        self._max_batch = max_batch
+        self._queue: SimpleQueue[list[_Waiting[Item, Result]] | None] = SimpleQueue()
+        self._workers = [
+            threading.Thread(target=self._work, args=(run,), name=f"{name}-{number}", daemon=True)
+            for number, run in enumerate(runs)
+        ]
+        self._closing = threading.Lock()
+        self._closed = False
+        self._taken = 0
+
+    def start(self) -> None:
+        for worker in self._workers:
+            worker.start()
+
+    def close(self) -> None:
+        """Refuse new items, compute those that wait, end the threads."""
+        with self._closing:
+            self._closed = True
+            for _ in self._workers:
+                self._queue.put(None)
+        for worker in self._workers:
+            worker.join()
+
+    @property
+    def taken(self) -> int:
+        """Items that were ever taken in."""
+        return self._taken
+
+    def waiting(self) -> int:
+        """Callers whose items no worker has taken up."""
+        return self._queue.qsize()
+
+    def submit(self, items: Sequence[Item], caller: Caller = NO_DEADLINE) -> list[Result | Exception]:
+        """The outcome of each item, in their order. Blocks until all are there.
+
+        An outcome is an exception where ``run`` gave or raised one, where the deadline passed before the batch began
+        (Expired), and where the caller had left (Gone).
+
+        Raises:
+            Draining: the batcher is closed.
+        """
+        waiting = [_Waiting[Item, Result](item, caller) for item in items]
+        with self._closing:
+            if self._closed:
+                raise Draining
+            self._queue.put(waiting)
+            self._taken += len(waiting)
+        return [each.outcome() for each in waiting]
+
+    def ask(self, item: Item, caller: Caller = NO_DEADLINE) -> Result:
+        """The result for one item; raises what :meth:`submit` would give or raise."""
+        (outcome,) = self.submit((item,), caller)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def _work(self, run: Run[Item, Result]) -> None:
+        """What does not fit into a batch is the beginning of this worker's next one."""
+        batch: list[_Waiting[Item, Result]] = []
+        while True:
+            if not batch:
+                group = self._queue.get()
+                if group is None:
+                    return
+                batch = group
+            max_batch = self._max_batch()
+            with contextlib.suppress(Empty):
+                while len(batch) < max_batch:
+                    following = self._queue.get_nowait()
+                    if following is None:
+                        self._queue.put(None)
+                        break
+                    batch = batch + following
+            self._compute(run, batch[:max_batch])
+            batch = batch[max_batch:]
+
+    def _compute(self, run: Run[Item, Result], batch: Sequence[_Waiting[Item, Result]]) -> None:
+        now_s = time.monotonic()
+        due = []
+        for waiting in batch:
+            if waiting.caller.deadline_s <= now_s:
+                waiting.answer(Expired())
+            elif not waiting.caller.waits():
+                waiting.answer(ClientGone())
+            else:
+                due.append(waiting)
+        if not due:
+            return
+        outcomes: Sequence[Result | Exception]
+        try:
+            outcomes = run([waiting.item for waiting in due])
+            if len(outcomes) != len(due):
+                raise RuntimeError(f"{self._name} gave {len(outcomes)} results for {len(due)} items")
+        except Exception as error:
+            outcomes = [error] * len(due)
+        for waiting, outcome in zip(due, outcomes, strict=True):
+            waiting.answer(outcome)

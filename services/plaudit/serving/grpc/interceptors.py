@@ -1,0 +1,184 @@
+"""What every call of ours has in common: errors become statuses, calls are counted and timed.
+
+The table here is the only place where a class of error meets a gRPC status.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, NoReturn
+
+import grpc
+import structlog
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
+
+from plaudit.core import errors
+from plaudit.core.errors import InvalidInput
+from plaudit.serving.engine.batcher import ClientGone
+from plaudit.serving.telemetry.metrics import ServingMetrics
+from plaudit.serving.telemetry.request_log import ids_of, log_refusal
+
+STATUSES: Final[Mapping[type[errors.PlauditError], grpc.StatusCode]] = {
+    errors.InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.Conflict: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.RolloutMoved: grpc.StatusCode.ABORTED,
+    errors.StoreMoved: grpc.StatusCode.ABORTED,
+    errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Expired: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.Unauthorized: grpc.StatusCode.UNAUTHENTICATED,
+    errors.WrongToken: grpc.StatusCode.PERMISSION_DENIED,
+    errors.UnprovenVersion: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ConfigError: grpc.StatusCode.FAILED_PRECONDITION,
+}
+"""The nearest class an error is of decides."""
+
+_OURS: Final = {"/plaudit.v1.": "", "/inference.": "inference."}
+"""Prefixes of the methods that are wrapped, and what stands for them in metrics."""
+_RETRY_S: Final = 0.05
+"""When a caller who found the queue full may try again: a full queue is worked off in about that time."""
+
+logger = structlog.get_logger(__name__)
+
+
+def status_of(error: Exception, method: str, request: Any = None) -> tuple[grpc.StatusCode, str]:
+    """Status and text for the caller. What was not raised on purpose is logged in full and told as a reference only.
+
+    Args:
+        request: the message, for its ids; None if there is none.
+    """
+    for cls in type(error).__mro__:
+        if cls in STATUSES:
+            return STATUSES[cls], str(error)
+    reference = uuid.uuid4().hex
+    logger.error("internal_error", method=method, reference=reference, **ids_of(request), exc_info=error)
+    return grpc.StatusCode.INTERNAL, f"internal error; the server's log tells more under the reference {reference}"
+
+
+class Calls(grpc.ServerInterceptor):
+    """Wraps every method of our services; leaves health and reflection alone.
+
+    Args:
+        log_refusals: write a line for each call that is refused.
+    """
+
+    def __init__(self, metrics: ServingMetrics, *, log_refusals: bool = False) -> None:
+        self._metrics = metrics
+        self._log_refusals = log_refusals
+        self._wrapped: dict[str, Any] = {}
+
+    def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Any], handler_call_details: grpc.HandlerCallDetails
+    ) -> Any:
+        method = handler_call_details.method
+        wrapped = self._wrapped.get(method)
+        if wrapped is not None:
+            return wrapped
+        handler = continuation(handler_call_details)
+        if handler is None:
+            return None
+        for prefix, stands_for in _OURS.items():
+            if method.startswith(prefix):
+                self._wrapped[method] = self._wrap(handler, stands_for + method.removeprefix(prefix))
+                return self._wrapped[method]
+        return handler
+
+    def _wrap(self, handler: Any, method: str) -> Any:
+        """Requests are read in here, so that bytes that are no message are an error like any other."""
+        read = reader_of(handler.request_deserializer)
+        write = {"response_serializer": handler.response_serializer}
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, read, method), **write)
+        if handler.unary_stream:
+
+            def answer_one(raw: bytes, context: Any) -> Iterator[Any]:
+                return handler.unary_stream(read(raw), context)  # type: ignore[no-any-return]
+
+            return grpc.unary_stream_rpc_method_handler(self._stream(answer_one, method), **write)
+
+        def answer_many(raws: Iterator[bytes], context: Any) -> Iterator[Any]:
+            return handler.stream_stream(map(read, raws), context)  # type: ignore[no-any-return]
+
+        return grpc.stream_stream_rpc_method_handler(self._stream(answer_many, method), **write)
+
+    def _unary(self, behaviour: Callable[..., Any], read: Callable[[bytes], Any], method: str) -> Callable[..., Any]:
+        ok = self._metrics.requests.labels(method, "OK")
+        seconds = self._metrics.request_seconds.labels(method)
+
+        def call(raw: bytes, context: Any) -> Any:
+            started_s = time.perf_counter()
+            request = None
+            try:
+                request = read(raw)
+                answer = behaviour(request, context)
+            except Exception as error:
+                self._abort(error, method, context, request)
+            else:
+                ok.inc()
+                return answer
+            finally:
+                seconds.observe(time.perf_counter() - started_s)
+
+        return call
+
+    def _stream(self, behaviour: Callable[..., Iterator[Any]], method: str) -> Callable[..., Iterator[Any]]:
+        def call(request: Any, context: Any) -> Iterator[Any]:
+            started_s = time.perf_counter()
+            try:
+                yield from behaviour(request, context)
+            except Exception as error:
+                self._abort(error, method, context)
+            except GeneratorExit:
+                self._metrics.requests.labels(method, "CANCELLED").inc()
+                raise
+            else:
+                self._metrics.requests.labels(method, "OK").inc()
+            finally:
+                self._metrics.request_seconds.labels(method).observe(time.perf_counter() - started_s)
+
+        return call
+
+    def _abort(self, error: Exception, method: str, context: Any, request: Any = None) -> NoReturn:
+        if isinstance(error, ClientGone) or not context.is_active():
+            self._metrics.requests.labels(method, "CANCELLED").inc()
+            context.abort(grpc.StatusCode.CANCELLED, "the caller has left")
+        code, text = status_of(error, method, request)
+        if self._log_refusals:
+            log_refusal(method, code.name, error, request)
+        self._metrics.requests.labels(method, code.name).inc()
+        if isinstance(error, errors.Overloaded):
+            context.abort_with_status(_retry_later(code, text))
+        context.abort(code, text)
+        raise AssertionError("abort raises")
+
+
+def reader_of(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    """Bytes → message, raising InvalidInput; for methods that take bytes, the bytes."""
+    if deserialize is None:
+        return lambda raw: raw
+
+    def read(raw: bytes) -> Any:
+        try:
+            return deserialize(raw)
+        except DecodeError as error:
+            raise InvalidInput(
+                "request", f"its {len(raw)} bytes are not the message of this method ({error})"
+            ) from error
+
+    return read
+
+
+def _retry_later(code: grpc.StatusCode, text: str) -> Any:
+    """A status with a hint that clients and proxies understand: ``google.rpc.RetryInfo``."""
+    status = Status(code=code.value[0], message=text)
+    delay = Duration()
+    delay.FromNanoseconds(round(_RETRY_S * 1e9))
+    status.details.add().Pack(RetryInfo(retry_delay=delay))
+    return rpc_status.to_status(status)

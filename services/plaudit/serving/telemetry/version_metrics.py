@@ -1,0 +1,158 @@
+"""What is counted for each version, and for how long it is shown: versions come and go, their series with them.
+
+A version that was let go is shown a little longer, so that Prometheus sees the end of it; then its series leave. So a
+scrape stays as large as it is, however many versions there have been. Knows nothing about what is measured when.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Final
+from weakref import WeakKeyDictionary
+
+from prometheus_client import CollectorRegistry, Counter
+
+from plaudit.core.ports.runtime import ServableModel
+from plaudit.serving.telemetry.buffered_histogram import BufferedHistogram, Observed
+
+SHOWN_AFTER_S: Final = 60.0
+"""How long a version that was let go is still shown: several scrapes."""
+SHOWN_AT_MOST: Final = 20
+"""Versions of one model that were let go and are still shown; more of them, and the oldest leave sooner."""
+EARLIER: Final = "earlier"
+"""Stands for every version that is not shown, where feedback speaks of it."""
+
+_FAST_S: Final = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.5, 10.0)
+_BATCH: Final = (1, 2, 4, 8, 16, 32, 64, 128)
+_LABELS: Final = ("model", "version")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Counted:
+    """One version's own: no label is looked up where they are used."""
+
+    explored: Counter
+    failures: Counter
+    prediction_seconds: Observed
+    decode_seconds: Observed
+    queue_seconds: Observed
+    batch_requests: Observed
+    inference_seconds: Observed
+
+    def answered(self, took_s: float, explored: bool) -> None:
+        """One prediction was decided."""
+        if explored:
+            self.explored.inc()
+        self.prediction_seconds.observe(took_s)
+
+
+class VersionMetrics:
+    """Safe to use from several threads.
+
+    Args:
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, registry: CollectorRegistry, clock: Callable[[], float] = time.monotonic) -> None:
+        def counter(name: str, text: str, *more: str) -> Counter:
+            return Counter(f"plaudit_serving_{name}_total", text, (*_LABELS, *more), registry=registry)
+
+        def histogram(
+            name: str, text: str, bounds: tuple[float, ...], counted: tuple[str, str] | None = None
+        ) -> BufferedHistogram:
+            return BufferedHistogram(f"plaudit_serving_{name}", text, _LABELS, bounds, registry, counter=counted)
+
+        self._clock = clock
+        self._explored = counter("explored", "Of these, answers drawn although another one was more probable.")
+        self._failures = counter("prediction_failures", "Requests that a version failed on.")
+        self._prediction_seconds = histogram(
+            "prediction_seconds",
+            "From a request for a prediction until it was decided.",
+            _FAST_S,
+            ("plaudit_serving_predictions", "Answers decided, each row of a request counted."),
+        )
+        self._decode_seconds = histogram("decode_seconds", "Decoding of one request's content.", _FAST_S)
+        self._queue_seconds = histogram("queue_seconds", "From a decoded request until its batch began.", _FAST_S)
+        self._batch_requests = histogram("batch_requests", "Requests of a version that shared one batch.", _BATCH)
+        self._inference_seconds = histogram("inference_seconds", "Trunk, head and policy of one batch.", _FAST_S)
+        self._feedback = counter(
+            "feedback",
+            "Feedback by kind of signal and what became of it: accepted, duplicate or refused.",
+            "kind",
+            "status",
+        )
+        self._by_version: tuple[Counter | BufferedHistogram, ...] = (
+            self._explored,
+            self._failures,
+            self._prediction_seconds,
+            self._decode_seconds,
+            self._queue_seconds,
+            self._batch_requests,
+            self._inference_seconds,
+        )
+        self._lock = threading.Lock()
+        self._counted: WeakKeyDictionary[ServableModel, Counted] = WeakKeyDictionary()
+        self._shown: dict[tuple[str, str], float | None] = {}
+        """When each was let go; None: it is loaded."""
+        self._heard: dict[tuple[str, str, str, str], Counter] = {}
+
+    def of(self, model: ServableModel) -> Counted:
+        """What is counted for this version."""
+        return self._counted.get(model) or self._make(model)
+
+    def heard(self, model: str, version: int | None, kind: str, status: str) -> Counter:
+        """Counts feedback.
+
+        Args:
+            model: "" if the prediction is not one of ours.
+            version: that the feedback speaks of; None likewise.
+        """
+        label = "" if version is None else str(version)
+        if version is not None and (model, label) not in self._shown:
+            label = EARLIER
+        key = (model, label, kind, status)
+        child = self._heard.get(key)
+        if child is None:
+            with self._lock:
+                child = self._heard[key] = self._feedback.labels(*key)
+        return child
+
+    def keep(self, model: str, loaded: Collection[int]) -> None:
+        """Show the versions that are loaded, and for a while those that no longer are."""
+        names = {str(version) for version in loaded}
+        now_s = self._clock()
+        with self._lock:
+            for version in names:
+                self._shown[model, version] = None
+            gone: list[tuple[float, tuple[str, str]]] = []
+            for key, since_s in self._shown.items():
+                if key[0] == model and key[1] not in names:
+                    gone.append((now_s if since_s is None else since_s, key))
+            gone.sort(key=lambda each: (each[0], int(each[1][1])))
+            for place, (since_s, key) in enumerate(reversed(gone)):
+                if place < SHOWN_AT_MOST and now_s - since_s < SHOWN_AFTER_S:
+                    self._shown[key] = since_s
+                else:
+                    self._drop(*key)
+
+    def _make(self, model: ServableModel) -> Counted:
+        manifest = model.manifest
+        key = (manifest.spec.name, str(manifest.version))
+        with self._lock:
+            counted = self._counted.get(model)
+            if counted is None:
+                self._shown.setdefault(key, None)
+                counted = self._counted[model] = Counted(*(metric.labels(*key) for metric in self._by_version))  # type: ignore[arg-type]
+        return counted
+
+    def _drop(self, model: str, version: str) -> None:
+        """Who still holds what was counted for it counts on, and nobody sees."""
+        del self._shown[model, version]
+        for metric in self._by_version:
+            metric.remove(model, version)
+        for key in [key for key in self._heard if key[:2] == (model, version)]:
+            del self._heard[key]
+            self._feedback.remove(*key)

@@ -1,0 +1,238 @@
+"""The use case of versions: list them, and change which one serves. Knows no transport.
+
+A change is a compare-and-set on the registry. The version it makes live is loaded and proven here first, so a version
+that fails its proof is refused before anybody is told to serve it, and once the call returns this server serves it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+import structlog
+
+from plaudit.core.errors import (
+    IncompatibleContract,
+    InvalidInput,
+    PlauditError,
+    RegistryUnavailable,
+    RolloutMoved,
+    UnknownVersion,
+    UnprovenVersion,
+)
+from plaudit.core.events import RolloutChanged
+from plaudit.core.ports.store import ExperimentReports
+from plaudit.core.rollout import Change, Rollout, end_canary, pin, promote, rollback, start_canary, unpin
+from plaudit.serving.engine.batcher import NO_DEADLINE, Caller
+from plaudit.serving.engine.decision_log import DecisionLog
+from plaudit.serving.engine.shutdown import ShutdownSignal
+from plaudit.serving.models.live_model import LiveModel
+from plaudit.serving.models.served_models import ServedModels
+from plaudit_models.bundle import CorruptBundle, Manifest
+
+_ATTEMPTS: Final = 10
+
+logger = structlog.get_logger(__name__)
+
+
+class RolloutService:
+    """Args:
+    recorder: where changes of the rollout are told.
+    watch_interval_s: how often watchers look for a change.
+    experiments: what learners make of experiments; None: nothing is known of them.
+    clock: UTC seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        models: ServedModels,
+        recorder: DecisionLog,
+        *,
+        watch_interval_s: float,
+        experiments: ExperimentReports | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._models = models
+        self._recorder = recorder
+        self._watch_interval_s = watch_interval_s
+        self._experiments = experiments
+        self._clock = clock
+
+    def all(self, model: str) -> tuple[Sequence[Manifest], Rollout]:
+        """Every version whose manifest can be read, oldest first, and the present rollout. Raises UnknownModel."""
+        return _all(self._models.pick(model).live)
+
+    def one(self, model: str, version: int) -> Manifest:
+        """Raises UnknownModel, UnknownVersion, UnprovenVersion (its manifest is damaged)."""
+        return _one(self._models.pick(model).live, version)
+
+    def experiment(self, model: str, version: int) -> Mapping[str, Any] | None:
+        """How the latest experiment of a version stands or ended; None if nothing is known. Raises UnknownModel."""
+        name = self._models.pick(model).live.name
+        try:
+            return None if self._experiments is None else self._experiments.experiment(name, version)
+        except PlauditError as error:  # whatever is wrong with the store, what the manifest says can be shown
+            logger.warning("experiment_unknown", model=name, version=version, problem=str(error))
+            return None
+
+    def start_canary(
+        self, model: str, version: int, share: float, shadow: bool, expected: int, actor: str, reason: str
+    ) -> Rollout:
+        """Try ``version`` out beside the live one.
+
+        Args:
+            share: of the users that it serves, in (0, 1); in the shadow, of the requests, in (0, 1].
+            shadow: show its answers to nobody.
+            expected: as for :meth:`promote`.
+
+        Raises:
+            ExperimentActive, VersionAlreadyLive, IncompatibleContract: nothing changed.
+            Exception: what :meth:`promote` raises.
+        """
+        _check_number(version)
+        if not (0.0 < share < 1.0 or (shadow and share == 1.0)):
+            raise InvalidInput("share", f"{share:g} is not in (0, {'1]' if shadow else '1)'}")
+        where = f"behind {share:.0%} of the requests" if shadow else f"with {share:.0%} of the users"
+        reason = reason or f"version {version} is tried out {where}"
+        return self._change(
+            model, expected, actor, reason, lambda now, how: start_canary(now, version, share, how, shadow=shadow)
+        )
+
+    def stop_canary(self, model: str, version: int, expected: int, actor: str, reason: str) -> Rollout:
+        """End an experiment; live serves everybody again.
+
+        Args:
+            version: whose experiment is meant; 0: whichever is under way.
+
+        Raises:
+            NoActiveExperiment: it is not in an experiment; nothing changed.
+            Exception: what :meth:`promote` raises.
+        """
+        if version < 0:
+            raise InvalidInput("version", f"{version} is not a version; 0 means whichever is in an experiment")
+        return self._change(
+            model,
+            expected,
+            actor,
+            reason or "the experiment was stopped",
+            lambda now, how: end_canary(now, how, version=version),
+        )
+
+    def promote(self, model: str, version: int, expected: int, actor: str, reason: str) -> Rollout:
+        """Make ``version`` live.
+
+        Args:
+            expected: the generation this was decided on; 0: whatever it is.
+
+        Raises:
+            InvalidInput, UnknownModel, UnknownVersion, UnprovenVersion, IncompatibleContract, VersionPinned,
+                RolloutMoved: nothing changed.
+        """
+        _check_number(version)
+        reason = reason or f"version {version} was promoted"
+        return self._change(model, expected, actor, reason, lambda now, how: promote(now, version, how))
+
+    def rollback(self, model: str, expected: int, actor: str, reason: str) -> Rollout:
+        """Make the previous version live. Raises as :meth:`promote` does, and NoPreviousVersion."""
+        return self._change(model, expected, actor, reason or "rolled back", rollback)
+
+    def pin(self, model: str, version: int, expected: int, actor: str, reason: str) -> Rollout:
+        """Make ``version`` live and keep it; 0 unpins. Raises as :meth:`promote` does."""
+        if version < 0:
+            raise InvalidInput("version", f"{version} is not a version; versions count from 1, and 0 unpins")
+        if version == 0:
+            return self._change(model, expected, actor, reason or "unpinned", unpin)
+        reason = reason or f"version {version} was pinned"
+        return self._change(model, expected, actor, reason, lambda now, how: pin(now, version, how))
+
+    def watch(self, model: str, ending: ShutdownSignal, caller: Caller = NO_DEADLINE) -> Iterator[Rollout]:
+        """The present rollout at once, then every change, until the server ends or the caller leaves.
+
+        Raises:
+            UnknownModel: there is none of that name.
+        """
+        live = self._models.pick(model).live
+        seen = live.registry.rollout()
+        yield seen
+        while not ending.is_set() and caller.waits():
+            if live.rollout.generation > seen.generation:
+                for rollout in live.registry.ledger():
+                    if rollout.generation > seen.generation:
+                        seen = rollout
+                        yield rollout
+            ending.wait(self._watch_interval_s)
+
+    def _change(
+        self, model: str, expected: int, actor: str, reason: str, transition: Callable[[Rollout, Change], Rollout]
+    ) -> Rollout:
+        live = self._models.pick(model).live
+        change = Change(actor=actor or "operator", time_s=self._clock(), reason=reason)
+        rollout = _apply(live, expected, change, transition)
+        facts = asdict(rollout)
+        facts["time_s"] = facts.pop("changed_at_s")
+        self._recorder.record(RolloutChanged(**facts))
+        logger.info("rollout_changed", **facts)
+        return rollout
+
+
+def _check_number(version: int) -> None:
+    if version < 1:
+        raise InvalidInput("version", f"{version} is not a version; versions count from 1")
+
+
+def _check_contract(live: LiveModel, before: Rollout, after: Rollout) -> None:
+    """What is to serve must take what the live version takes, or its clients would fail."""
+    if before.live is None:
+        return
+    present = live.current
+    ours = _one(live, before.live) if present is None else present.manifest
+    for version in {after.live, after.candidate} - {before.live, before.previous, before.gated, None}:
+        assert version is not None
+        difference = ours.spec.difference(_one(live, version).spec)
+        if difference:
+            raise IncompatibleContract(version, before.live, difference)
+
+
+def _all(live: LiveModel) -> tuple[Sequence[Manifest], Rollout]:
+    manifests = []
+    for version in live.registry.versions():
+        try:
+            manifests.append(live.registry.manifest(version))
+        except UnknownVersion:
+            continue  # pruned since it was listed
+        except CorruptBundle as error:
+            logger.error("manifest_unreadable", model=live.name, version=version, problem=str(error))
+    return manifests, live.registry.rollout()
+
+
+def _one(live: LiveModel, version: int) -> Manifest:
+    try:
+        return live.registry.manifest(version)
+    except CorruptBundle as error:
+        raise UnprovenVersion(version, str(error)) from error
+
+
+def _apply(live: LiveModel, expected: int, change: Change, transition: Callable[[Rollout, Change], Rollout]) -> Rollout:
+    """Where any generation will do, a change that somebody else overtook is made again on the new one."""
+    for _ in range(_ATTEMPTS):
+        present = live.registry.rollout()
+        if present.generation < live.rollout.generation:
+            raise RegistryUnavailable(
+                f"it is at generation {present.generation} and was at {live.rollout.generation}; put it back as it was"
+            )
+        if expected not in (0, present.generation):
+            break
+        rollout = transition(present, change)
+        _check_contract(live, present, rollout)
+        for version in (rollout.live, rollout.candidate):
+            if version is not None and version not in (present.live, present.candidate):
+                live.prepare(version)
+        try:
+            live.registry.set_rollout(rollout)
+        except RolloutMoved:
+            continue
+        live.step()
+        return rollout
+    raise RolloutMoved(expected or present.generation, live.registry.rollout().generation)

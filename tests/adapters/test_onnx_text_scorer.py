@@ -1,0 +1,161 @@
+"""The candidate graph in the ONNX runtime: what it computes, what it shares, and every way in which its proof fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from plaudit.adapters.runtime.onnx import OnnxRuntime
+from plaudit_models.bandit.dynamic_actions import (
+    DYNAMIC_ACTION_HEAD,
+    ActionList,
+    DynamicActionHead,
+    DynamicActionSpace,
+    empty_dynamic_action_state,
+    evidence_of_list,
+)
+from plaudit_models.bandit.improvement import HeadSettings
+from plaudit_models.bundle import CANDIDATE, CANDIDATE_GOLDEN, HEAD_GOLDEN, TRUNK, CorruptBundle, read_manifest, seal
+from plaudit_models.preprocess import tokenize_all
+from plaudit_models.spec import TOKENS, VECTORS
+from support.builders import run_graph, tiny_bundle, tiny_head_refresh, tiny_spec, tiny_tokenizer
+
+TEXTS = ["which animal", "small", "zebra"]
+
+
+@pytest.fixture
+def runtime() -> OnnxRuntime:
+    return OnnxRuntime("cpu")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny_bundle(tmp_path / "v1", spec=tiny_spec(scores_text=True))
+    return tmp_path / "v1"
+
+
+def reseal(folder: Path) -> None:
+    """Make the manifest agree with the files again, so that only the proof by running can find fault."""
+    seal(folder, read_manifest(folder))
+
+
+def vectors_of(folder: Path) -> np.ndarray:
+    tokens = tokenize_all(TEXTS, read_manifest(folder).spec.dynamic_action_modality[1], tiny_tokenizer())
+    return run_graph(folder / CANDIDATE, {TOKENS: tokens})[VECTORS]
+
+
+def head_of(folder: Path, *, trunk_digest: str | None = None) -> DynamicActionHead:
+    """One that has heard praise of the second of three dynamic actions, and the contrary of the others."""
+    manifest = read_manifest(folder)
+    space = DynamicActionSpace(trunk_digest or manifest.trunk_digest, manifest.files[CANDIDATE].sha256, 8, 16)
+    embedding, vectors = np.full(8, 0.5, np.float32), vectors_of(folder)
+    seen = ActionList(embedding, vectors, vectors @ embedding)
+    heard = evidence_of_list(space, seen, np.array([0.0, 1.0, 0.0]), np.ones(3, np.bool_), 1.0)
+    return DynamicActionHead(HeadSettings(), empty_dynamic_action_state(space).add([heard] * 50))
+
+
+def test_vectors_are_the_graphs_and_scores_the_base_logits(runtime: OnnxRuntime, folder: Path) -> None:
+    model = runtime.load(folder)
+    vectors = model.action_vectors(TEXTS)
+    np.testing.assert_allclose(vectors, vectors_of(folder), rtol=1e-6)
+    embedding = np.linspace(-1, 1, 8, dtype=np.float32)
+    base_logits = vectors @ embedding
+    np.testing.assert_array_equal(model.dynamic_scores(embedding, vectors, base_logits), base_logits)
+
+
+def test_what_was_learned_about_candidates_is_served(runtime: OnnxRuntime, folder: Path, tmp_path: Path) -> None:
+    tiny_head_refresh(tmp_path / "v2", folder, prefer="dog")
+    head = head_of(folder)
+    (tmp_path / "v2" / DYNAMIC_ACTION_HEAD).write_bytes(head.to_bytes())
+    reseal(tmp_path / "v2")
+    model = runtime.load(tmp_path / "v2")
+    embedding, vectors = np.full(8, 0.5, np.float32), vectors_of(folder)
+    scores = model.dynamic_scores(embedding, vectors, vectors @ embedding)
+    np.testing.assert_allclose(scores, head.scores(embedding, vectors, vectors @ embedding), rtol=1e-9)
+    assert scores[1] - scores[0] > (vectors @ embedding)[1] - (vectors @ embedding)[0]
+
+
+def test_versions_with_the_same_candidate_graph_share_it(runtime: OnnxRuntime, folder: Path, tmp_path: Path) -> None:
+    tiny_head_refresh(tmp_path / "v2", folder, prefer="dog")
+    tiny_bundle(tmp_path / "other", spec=tiny_spec(scores_text=True), seed=7)
+    first, refreshed, other = (runtime.load(path) for path in (folder, tmp_path / "v2", tmp_path / "other"))
+    assert first._candidates._texts is refreshed._candidates._texts
+    assert first._candidates._texts is not other._candidates._texts
+    del first, refreshed, other
+    assert len(runtime._texts) == 0
+
+
+def test_a_version_without_a_candidate_graph_loads_as_ever(runtime: OnnxRuntime, tmp_path: Path) -> None:
+    manifest = tiny_bundle(tmp_path / "old")
+    assert "scores_text" not in manifest.to_json()
+    assert not any(name.startswith("candidate") for name in manifest.files)
+    model = runtime.load(tmp_path / "old")
+    with pytest.raises(ValueError, match="version 0 of 'tiny' scores no text"):
+        model.action_vectors(TEXTS)
+
+
+def nudge(folder: Path) -> None:
+    arrays = {name: array.copy() for name, array in load_file(folder / CANDIDATE_GOLDEN).items()}
+    arrays[VECTORS][0, 0] += 0.1
+    save_file(arrays, folder / CANDIDATE_GOLDEN)
+
+
+def narrower(folder: Path) -> None:
+    """A graph that is right by its own golden file, but of another size than the embedding."""
+    graph = onnx.load(folder / CANDIDATE)
+    (table,) = [i for i in graph.graph.initializer if i.name == "w/words"]
+    table.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(table)[:, :5].copy(), table.name))
+    graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 5
+    onnx.save(graph, folder / CANDIDATE)
+    tokens = {TOKENS: load_file(folder / CANDIDATE_GOLDEN)[TOKENS]}
+    save_file(tokens | run_graph(folder / CANDIDATE, tokens), folder / CANDIDATE_GOLDEN)
+
+
+def other_tokens(folder: Path) -> None:
+    graph = onnx.load(folder / CANDIDATE)
+    graph.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 9
+    onnx.save(graph, folder / CANDIDATE)
+
+
+def foreign_head(folder: Path) -> None:
+    (folder / DYNAMIC_ACTION_HEAD).write_bytes(head_of(folder, trunk_digest="another").to_bytes())
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (nudge, "candidate.onnx .*: vectors differs from its golden output by 0.1"),
+        (narrower, r"vectors are \(5,\), the embedding is \(8,\)"),
+        (other_tokens, r"input tokens is tensor\(int64\) \['k', 9\]"),
+        (foreign_head, "dynamic_head.safetensors .* was learned on another trunk or candidate graph"),
+        (lambda folder: (folder / DYNAMIC_ACTION_HEAD).write_bytes(b"no head"), "dynamic_head.safetensors in "),
+        (lambda folder: (folder / CANDIDATE).write_bytes(b"no graph"), "candidate.onnx .*cannot load"),
+        (lambda folder: (folder / CANDIDATE).unlink(), "scores text, but the manifest seals no candidate.onnx"),
+        (lambda folder: (folder / CANDIDATE_GOLDEN).unlink(), "the manifest seals no text_scorer_golden.safetensors"),
+    ],
+)
+def test_what_fails_the_proof(
+    runtime: OnnxRuntime, folder: Path, change: Callable[[Path], None], complaint: str
+) -> None:
+    change(folder)
+    reseal(folder)
+    with pytest.raises(CorruptBundle, match=complaint):
+        runtime.load(folder)
+    assert {TRUNK, HEAD_GOLDEN} < set(read_manifest(folder).files)
+
+
+@pytest.mark.parametrize("name", [CANDIDATE, CANDIDATE_GOLDEN, DYNAMIC_ACTION_HEAD])
+def test_one_changed_byte(runtime: OnnxRuntime, folder: Path, name: str) -> None:
+    (folder / DYNAMIC_ACTION_HEAD).write_bytes(head_of(folder).to_bytes())
+    reseal(folder)
+    runtime.load(folder)
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(bytes(data))
+    with pytest.raises(CorruptBundle, match=f"{name} in .* is not the sealed"):
+        runtime.load(folder)

@@ -1,0 +1,206 @@
+"""Two policies with different action sets on the same experiences, by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from plaudit.core.errors import UnknownVersion
+from plaudit.core.events import Features
+from plaudit.core.experience import DecisionHeader, Experience, Label
+from plaudit.learner.evaluation.off_policy import (
+    Compared,
+    Policy,
+    can_answer,
+    compare,
+    compare_lists,
+    counts_as_proof,
+    logged_policies,
+    slice_of,
+    speaks_plainly,
+)
+from plaudit_models.evaluation.gate import Comparison, GateRules, differences, new_comparison
+from plaudit_models.evaluation.ope import LoggedRounds
+from plaudit_models.spec import ModelSpec
+from support.builders import NOW_S, tiny_spec
+
+SPEC = replace(tiny_spec(), actions=("cat", "dog", "fish"))
+RULES = GateRules(min_events=1)
+
+
+def an_experience(action: str = "cat", *, version: int = 1, reward: float = 1.0, **fields: Any) -> Experience:
+    served = DecisionHeader("p", NOW_S, "ada", version, action, 0.5, (), False, ("text",))
+    return Experience(1, served, Label({action: reward}, 1.0), (0.5, 0.25, 0.25), **fields)
+
+
+def compared(experience: Experience) -> Compared:
+    return Compared(experience, Features("t", np.zeros(4, np.float32), np.array([3.0, 0.0, 0.0], np.float32)))
+
+
+@dataclass
+class Registry:
+    specs: Mapping[int, ModelSpec]
+
+    def manifest(self, version: int) -> Any:
+        if version not in self.specs:
+            raise UnknownVersion(version, list(self.specs))
+        return _Manifest(self.specs[version])
+
+
+@dataclass
+class _Manifest:
+    spec: ModelSpec
+
+
+def test_columns_move_to_where_their_action_is() -> None:
+    policy = Policy(("cat", "dog"), np.array([[0.7, 0.3]]))
+    np.testing.assert_array_equal(policy.onto(["dog", "fish", "cat"]), [[0.3, 0.0, 0.7]])
+    np.testing.assert_array_equal(policy.onto(["dog", "fish", "cat"], missing=0.5), [[0.3, 0.5, 0.7]])
+
+
+def test_logged_policies_of_versions_with_different_actions_and_of_one_that_is_gone() -> None:
+    other = replace(SPEC, actions=("bird", "cat", "dog"))
+    rows = [compared(an_experience(version=v)) for v in (1, 2, 3)]
+    logged = logged_policies(rows, Registry({1: SPEC, 2: other}), SPEC.actions)  # type: ignore[arg-type]
+    assert list(logged.actions) == ["cat", "dog", "fish", "bird"]
+    np.testing.assert_array_equal(
+        logged.values, [[0.5, 0.25, 0.25, 0.0], [0.25, 0.25, 0.0, 0.5], [0.5, 0.25, 0.25, 0.0]]
+    )
+
+
+def test_a_candidate_with_a_new_action_is_given_no_credit_for_it() -> None:
+    """It always says bird, which was never offered; live said cat, p = ½, and was right.
+
+    Low: bird is worth 0 at worst. Live's upper value: 1 − q̂ = ½ for all, so ½·½ + ¼·½ + ¼·½ = ½ and the outcome is
+    1 − (½ + 1·(0 − ½)) = 1. So low = −1. High: bird is worth 1 at best, live at least ½ + 1·(1 − ½) = 1, so 0.
+    """
+    logged = Policy(SPEC.actions, np.array([[0.5, 0.25, 0.25]]))
+    after = compare(
+        new_comparison(RULES),
+        [compared(an_experience())],
+        SPEC,
+        candidate=Policy(("bird",), np.array([[1.0]])),
+        baseline=logged,
+        logged=logged,
+        q_hat=Policy(("bird",), np.array([[0.9]])),
+        n_users=1,
+    )
+    assert after.report().gain == pytest.approx((-1.0 + 0.0) / 2)
+
+
+def test_a_candidate_without_the_answer_that_was_given_is_judged_all_the_same() -> None:
+    """It never says cat, which was wrong: live is worth ½ + 1·(0 − ½) = 0, the candidate the ½ that q̂ says."""
+    logged = Policy(SPEC.actions, np.array([[0.5, 0.25, 0.25]]))
+    after = compare(
+        new_comparison(RULES),
+        [compared(an_experience(reward=0.0))],
+        SPEC,
+        candidate=Policy(("dog", "fish"), np.array([[0.5, 0.5]])),
+        baseline=logged,
+        logged=logged,
+        q_hat=Policy(("dog", "fish"), np.array([[0.5, 0.5]])),
+        n_users=1,
+    )
+    assert after.report().gain == pytest.approx(0.5)
+
+
+def test_a_decision_counts_in_the_slice_of_its_input_and_in_that_of_its_users_group() -> None:
+    policy = Policy(SPEC.actions, np.array([[0.5, 0.25, 0.25]] * 3))
+    row = an_experience()
+    rows = [
+        replace(row, decision=replace(row.decision, user_id=user, user_group=label))
+        for user, label in (("ada", "premium"), ("bob", ""), ("eve", "premium"))
+    ]
+    after = compare(
+        new_comparison(RULES),
+        [compared(each) for each in rows],
+        SPEC,
+        candidate=policy,
+        baseline=policy,
+        logged=policy,
+        q_hat=policy,
+        n_users=3,
+    )
+    counted = {part.name: part.n for part in after.report().slices}
+    assert counted == {"text: cat": 3, "user group premium": 2}
+
+
+def test_what_counts() -> None:
+    assert speaks_plainly(an_experience())
+    assert counts_as_proof(an_experience())
+    implicit = replace(an_experience(), label=Label({"cat": 1.0}, 0.25))
+    about_another = replace(an_experience(), label=Label({"dog": 1.0}, 1.0))
+    for experience in (implicit, about_another, replace(an_experience(), label=None)):
+        assert not speaks_plainly(experience)
+        assert not counts_as_proof(experience)
+    greedy = replace(an_experience(), decision=replace(an_experience().decision, greedy=True))
+    assert not counts_as_proof(greedy)
+    assert not counts_as_proof(replace(an_experience(), probabilities=None))
+
+
+def test_a_request_that_allows_none_of_a_policys_actions() -> None:
+    served = an_experience().decision
+    assert can_answer(served, SPEC)
+    assert can_answer(replace(served, allowed_actions=("bird", "dog")), SPEC)
+    assert not can_answer(replace(served, allowed_actions=("bird",)), SPEC)
+
+
+# --- answers that were picked from dynamic actions
+# ------------------------------------------------------------------------
+
+
+def picked(ids: tuple[str, ...], action: str, reward: float, probabilities: tuple[float, ...]) -> Compared:
+    served = DecisionHeader(
+        "p", NOW_S, "ada", 1, action, probabilities[ids.index(action)], (), False, ("text",), dynamic_actions=ids
+    )
+    experience = Experience(1, served, Label({action: reward}, 1.0), probabilities)
+    return Compared(experience, Features("t", np.zeros(4, np.float32), np.zeros(len(ids), np.float32)))
+
+
+ROWS = [
+    picked(("a", "b"), "b", 1.0, (0.25, 0.75)),
+    picked(("b", "a", "c", "d"), "a", 0.0, (0.1, 0.4, 0.3, 0.2)),
+    picked(("x",), "x", 1.0, (1.0,)),
+]
+BASELINE = [[0.9, 0.1], [0.7, 0.1, 0.1, 0.1], [1.0]]
+Q_HAT = [[0.2, 0.9], [0.6, 0.3, 0.5, 0.1], [0.8]]
+
+
+def listed_together(rows: list[int]) -> Comparison:
+    own = [ROWS[i].experience.probabilities or () for i in rows]
+    return compare_lists(
+        new_comparison(RULES),
+        [ROWS[i] for i in rows],
+        SPEC,
+        candidate=own,
+        baseline=[BASELINE[i] for i in rows],
+        logged=own,
+        q_hat=[Q_HAT[i] for i in rows],
+        n_users=1,
+    )
+
+
+def test_each_answer_is_compared_over_its_own_candidates() -> None:
+    """As if every list were compared alone, with nothing behind its last candidate."""
+    alone = []
+    for row, baseline, q_hat in zip(ROWS, BASELINE, Q_HAT, strict=True):
+        served, own = row.experience.decision, np.array([row.experience.probabilities])
+        log = LoggedRounds(
+            np.array([row.experience.reward]),
+            np.array([served.dynamic_actions.index(served.action)]),
+            np.array([served.propensity]),
+        )
+        seen = differences(log, own, np.array([baseline]), np.array([q_hat]), logging_probs=own, rules=RULES)
+        alone.append(float(seen.low[0] + seen.high[0]) / 2.0)
+    assert listed_together([0, 1, 2]).gain_sum == pytest.approx(sum(alone))
+    assert alone[0] > 0.0 > alone[1]  # right more often than the baseline, and wrong more often
+    assert alone[2] == 0.0  # there was nothing to choose
+    assert listed_together([1, 0, 2]).gain_sum == pytest.approx(sum(alone))
+
+
+def test_all_that_was_picked_from_candidates_of_one_kind_of_input_is_one_slice() -> None:
+    assert {slice_of(row, SPEC) for row in ROWS} == {"text: one of its dynamic actions"}

@@ -1,0 +1,101 @@
+"""The decision recorder: everything durable in time, nothing waited for, what is dropped is counted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from plaudit.core.errors import LogUnavailable
+from plaudit.core.events import Event
+from plaudit.core.ports.log import Appended
+from plaudit.serving.engine.decision_log import DecisionLog
+from support.builders import a_decision
+from support.serving_harness import decisions
+
+
+class MovableLog:
+    """A log that is away until :meth:`come_back`.
+
+    Attributes:
+        tried: set once somebody has tried to append in vain.
+    """
+
+    def __init__(self) -> None:
+        self.appended: list[Event] = []
+        self.tried = threading.Event()
+        self._there = threading.Event()
+
+    def append(self, events: Sequence[Event]) -> Sequence[Appended]:
+        if not self._there.is_set():
+            self.tried.set()
+            raise LogUnavailable("the disk is full")
+        self.appended += events
+        return [Appended(duplicate=False)] * len(events)
+
+    def come_back(self) -> None:
+        self._there.set()
+
+
+class BrokenLog(MovableLog):
+    def append(self, events: Sequence[Event]) -> Sequence[Appended]:
+        raise ValueError("a bug")
+
+
+@pytest.fixture
+def counted(metrics):
+    def count(name: str) -> float:
+        return metrics.registry.get_sample_value(f"plaudit_serving_decisions_{name}_total")
+
+    return count
+
+
+def test_everything_is_logged_in_order_at_close(log, metrics, counted):
+    recorder = DecisionLog(log, metrics, queue_limit=1000)
+    recorder.start()
+    made = [a_decision() for _ in range(600)]
+    for decision in made:
+        recorder.record(decision)
+    recorder.close(timeout_s=30)
+    assert [d.prediction_id for d in decisions(log)] == [d.prediction_id for d in made]
+    assert (counted("logged"), counted("dropped")) == (600, 0)
+
+
+def test_what_does_not_fit_is_dropped_and_counted(metrics, counted):
+    recorder = DecisionLog(MovableLog(), metrics, queue_limit=3)
+    for _ in range(5):
+        recorder.record(a_decision())  # nobody empties the queue: it was not started
+    assert recorder.waiting() == 3
+    assert counted("dropped") == 2
+
+
+def test_it_tries_again_until_the_log_is_back(metrics, counted):
+    log = MovableLog()
+    recorder = DecisionLog(log, metrics, queue_limit=100)
+    recorder.start()
+    made = [a_decision() for _ in range(3)]
+    for decision in made:
+        recorder.record(decision)
+    assert log.tried.wait(30)
+    log.come_back()
+    recorder.close(timeout_s=30)
+    assert log.appended == made
+    assert (counted("logged"), counted("dropped")) == (3, 0)
+
+
+def test_a_log_that_stays_away_does_not_hold_up_the_shutdown(metrics, counted):
+    recorder = DecisionLog(MovableLog(), metrics, queue_limit=1000)
+    recorder.start()
+    for _ in range(600):
+        recorder.record(a_decision())
+    recorder.close(timeout_s=0)
+    assert (counted("logged"), counted("dropped")) == (0, 600)
+
+
+def test_an_unexpected_error_costs_its_batch_and_not_the_thread(metrics, counted):
+    recorder = DecisionLog(BrokenLog(), metrics, queue_limit=1000)
+    recorder.start()
+    recorder.record(a_decision())
+    recorder.close(timeout_s=30)
+    assert counted("dropped") == 1

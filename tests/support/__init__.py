@@ -1,0 +1,1 @@
+"""What tests, fault suite and benchmarks share: builders, harnesses, brokers."""

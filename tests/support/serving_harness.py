@@ -1,0 +1,140 @@
+"""What tests of the inference service share: a server that runs, requests for it, and what its log holds."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+
+from plaudit.core.events import Decision, Event, Feedback, Topic
+from plaudit.core.ports.log import EventLog
+from plaudit.core.ports.registry import ModelRegistry
+from plaudit.core.rollout import Change, promote
+from plaudit.core.wire import contents_to_wire
+from plaudit.serving.server import InferenceServer
+from plaudit.serving.telemetry.metrics import ServingMetrics
+from plaudit.v1 import feedback_pb2, feedback_pb2_grpc, model_pb2_grpc, prediction_pb2, prediction_pb2_grpc
+from support.builders import tiny_content
+
+KEY = b"k" * 32
+CHANGE = Change(actor="test", time_s=1_700_000_000.0, reason="because")
+
+
+@dataclass
+class Running:
+    """A server that runs, and stubs for it."""
+
+    server: InferenceServer
+    channel: grpc.aio.Channel
+    registry: ModelRegistry
+    log: EventLog
+    metrics: ServingMetrics
+
+    def __post_init__(self) -> None:
+        self.predictions = prediction_pb2_grpc.PredictionServiceStub(self.channel)
+        self.feedback = feedback_pb2_grpc.FeedbackServiceStub(self.channel)
+        self.models = model_pb2_grpc.ModelServiceStub(self.channel)
+
+    async def predict(self, seed: int = 0, **fields: Any) -> prediction_pb2.PredictResponse:
+        return await self.predictions.Predict(a_request(seed, **fields))
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum over all series that have these labels; 0 if there is none."""
+        return sum(
+            sample.value
+            for family in self.metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+
+Serve = Callable[..., Awaitable[Running]]
+
+
+def a_request(seed: int = 0, **fields: Any) -> prediction_pb2.PredictRequest:
+    fields.setdefault("content", contents_to_wire(tiny_content(seed)))
+    return prediction_pb2.PredictRequest(**fields)
+
+
+def a_thumb(prediction_id: str, feedback_id: str, **fields: Any) -> feedback_pb2.SendFeedbackRequest:
+    fields = fields or {"thumb": feedback_pb2.THUMB_UP}
+    return feedback_pb2.SendFeedbackRequest(
+        prediction_id=prediction_id, feedback_id=feedback_id, user_id="ada", **fields
+    )
+
+
+def events(log: EventLog, topic: Topic) -> Sequence[Event]:
+    """Everything the log holds of a topic."""
+    reader = log.reader("test", [topic], dict)
+    found = []
+    while records := reader.poll(1000, 0.0):
+        found += [record.event for record in records]
+    reader.close()
+    return found
+
+
+def decisions(log: EventLog) -> Sequence[Decision]:
+    return [event for event in events(log, Topic.DECISIONS) if isinstance(event, Decision)]
+
+
+def feedback(log: EventLog) -> Sequence[Feedback]:
+    return [event for event in events(log, Topic.FEEDBACK) if isinstance(event, Feedback)]
+
+
+def go_live(registry: ModelRegistry, version: int) -> None:
+    registry.set_rollout(promote(registry.rollout(), version, CHANGE))
+
+
+async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call
+    return refused.value.code(), refused.value.details()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Returns once the condition holds; the test's own timeout ends waiting in vain."""
+    while not condition():  # noqa: ASYNC110  # nothing tells us when
+        await asyncio.sleep(0.001)  # without a pause it would keep the interpreter from the threads it waits for
+
+
+class Registries:
+    """A catalog of these registries."""
+
+    def __init__(self, *registries: ModelRegistry) -> None:
+        self._registries = {registry.model: registry for registry in registries}
+
+    def models(self) -> Sequence[str]:
+        return list(self._registries)
+
+    def registry(self, model: str) -> ModelRegistry:
+        return self._registries[model]
+
+
+class StuckRuntime:
+    """A runtime whose trunk waits for :attr:`go_on`, once :attr:`stuck` is set, and counts rows."""
+
+    def __init__(self, runtime: Any) -> None:
+        self.runtime = runtime
+        self.stuck = False
+        self.entered = threading.Event()
+        self.go_on = threading.Event()
+        self.rows = 0
+
+    def load(self, folder: Any) -> Any:
+        model = self.runtime.load(folder)
+        trunk = model.trunk
+
+        def stuck_trunk(inputs: Any, outputs: Any = ()) -> Any:
+            if self.stuck:
+                self.rows += len(inputs["present"])
+                self.entered.set()
+                assert self.go_on.wait(30)
+            return trunk(inputs, outputs)
+
+        model.trunk = stuck_trunk
+        return model
