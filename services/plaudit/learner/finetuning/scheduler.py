@@ -27,7 +27,6 @@ from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import ExperienceStore, LeaderCommit
 from plaudit.core.rollout import Change as RolloutChange
 from plaudit.core.rollout import Rollout, promote, start_canary
-from plaudit.learner.evaluation.experiment_runner import ExperimentRunner
 from plaudit.learner.evaluation.off_policy import (
     Compared,
     Policy,
@@ -41,6 +40,7 @@ from plaudit.learner.features.features import features_on
 from plaudit.learner.features.head_builder import HeadBuilder, share, write_card
 from plaudit.learner.features.policies import LoadedPolicy, PolicyCache, allowed_mask
 from plaudit.learner.features.rollout_updates import ACTOR, move
+from plaudit.learner.finetuning.experiment_runner import ExperimentRunner
 from plaudit.learner.finetuning.job_spec import (
     CHECKPOINT,
     FEATURES,
