@@ -10,7 +10,7 @@ import pytest
 from plaudit.adapters.jobs.inline import InlineJobs
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.adapters.store.sql import SqlStore, sqlite_url
-from plaudit.compose.build import content_limits, head_maker, training_plan
+from plaudit.compose.build import training_plan
 from plaudit.core.errors import NoLiveModel
 from plaudit.core.job_run import CANDIDATE, PROGRESS, RESULT, write_json
 from plaudit.core.ports.store import LeaderCommit
@@ -47,9 +47,7 @@ class World:
             jobs=jobs,
             store=self.store,
             registry=self.registry,
-            maker=head_maker(settings),
             plan=training_plan(settings),
-            limits=content_limits(settings),
             now_s=2.0,
             reason="before the audit",
             wait=lambda: pytest.fail("an inline job is never running"),

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from plaudit import compose
 from plaudit.cli import output
 from plaudit.cli.failures import Failed
-from plaudit.compose.build import content_limits, head_maker, training_plan
+from plaudit.compose.build import training_plan
 from plaudit.core.settings import Settings
 from plaudit.learner.finetuning.manual import FinetuningFailed, finetune_manually
 from plaudit_models.bundle import Manifest
@@ -45,9 +45,7 @@ def finetune(settings: Settings, model: str, reason: str) -> Manifest:
                 jobs=compose.job_launcher(settings, model),
                 store=store,
                 registry=compose.registry_of(settings, model),
-                maker=head_maker(settings),
                 plan=training_plan(settings),
-                limits=content_limits(settings),
                 now_s=started_s,
                 reason=reason or "by hand",
                 wait=lambda: time.sleep(_LOOK_INTERVAL_S),

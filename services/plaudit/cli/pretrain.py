@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from plaudit import compose
 from plaudit.cli import output
 from plaudit.cli.failures import Failed
+from plaudit.compose.build import pretrain_config
 from plaudit.core.settings import Settings
 from plaudit.learner.finetuning.pretraining import Published, pretrain_and_publish
 from plaudit_models.dataset import InvalidData
@@ -20,7 +21,7 @@ from plaudit_models.training.pretrain import PretrainProgress
 
 def pretrain(settings: Settings, folder: Path) -> Published:
     """Raises Failed or ConfigError with a sentence for the user."""
-    spec, registry, options = settings.spec(), compose.model_registry(settings), settings.pretrain
+    spec, registry = settings.spec(), compose.model_registry(settings)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -50,13 +51,8 @@ def pretrain(settings: Settings, folder: Path) -> Published:
                 registry,
                 now_s=time.time(),
                 floor=settings.policy.floor,
-                max_duration_s=options.max_duration_s,
-                max_epochs=options.max_epochs,
-                batch=options.batch,
-                learning_rate=options.learning_rate,
-                patience=options.patience,
-                threads=options.threads,
-                seed=options.seed,
+                config=pretrain_config(settings),
+                threads=settings.pretrain.threads,
                 on_progress=show,
             )
         except (InvalidData, ExportMismatch, FloatingPointError) as error:

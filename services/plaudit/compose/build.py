@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry
 
@@ -21,7 +22,7 @@ from plaudit.learner.features.head_builder import HeadBuilder
 from plaudit.learner.features.policies import PolicyCache
 from plaudit.learner.finetuning.experiment_runner import ExperimentRunner
 from plaudit.learner.finetuning.job_spec import TrainingPlan
-from plaudit.learner.finetuning.scheduler import Finetuning
+from plaudit.learner.finetuning.scheduler import FinetuningContext, FinetuningRules, FinetuningScheduler
 from plaudit.learner.loop import Learner
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.schedule import Pace
@@ -31,6 +32,9 @@ from plaudit_models.bandit.improvement import HeadSettings
 from plaudit_models.bandit.reward_model import RewardPrior
 from plaudit_models.evaluation.gate import GateRules
 from plaudit_models.preprocess import Limits
+from plaudit_models.training.config import FinetuneConfig, LoraConfig, PretrainConfig, SamplingConfig
+
+_T = TypeVar("_T")
 
 _KL_WEIGHT: Final = {"likelihood": 0.0, "target": 0.0, "sampled": 0.04}
 """β by objective. The likelihood is held by rehearsal alone, the target stays near the parent by itself, and sampled
@@ -74,23 +78,26 @@ def build_learner(
     )
     finetuning = None
     if settings.finetune.enabled:
-        finetuning = Finetuning(
-            jobs=jobs,
-            store=store,
-            registry=registry,
-            versions=versions,
-            maker=maker,
-            runs_dir=work_dir / "runs",
-            every=settings.finetune.every,
+        rules_of_jobs = FinetuningRules(
+            job_interval=settings.finetune.every,
             plan=training_plan(settings),
-            limits=limits,
-            rules=rules,
-            max_events=settings.gate.max_events,
-            experiments=experiments,
+            gate=rules,
+            max_gate_events=settings.gate.max_events,
             canary_share=policy.share,
-            metrics=metrics,
-            clock=clock,
-            trace=trace,
+        )
+        finetuning = FinetuningScheduler(
+            FinetuningContext(
+                rules=rules_of_jobs,
+                jobs=jobs,
+                store=store,
+                registry=registry,
+                policies=versions,
+                experiments=experiments,
+                runs_dir=work_dir / "runs",
+                metrics=metrics,
+                clock=clock,
+                trace=trace,
+            )
         )
     pace = Pace(
         batch=settings.learner.batch,
@@ -184,25 +191,33 @@ def content_limits(settings: Settings) -> Limits:
 
 
 def training_plan(settings: Settings) -> TrainingPlan:
-    finetune = settings.finetune
-    return TrainingPlan(
-        replays=finetune.steps_per_event,
-        learning_rate=finetune.learning_rate,
-        max_duration_s=finetune.max_duration_s,
-        method=finetune.method,
-        lora_rank=finetune.lora_rank,
-        lora_alpha=finetune.lora_alpha,
-        objective=finetune.objective,
-        temperature=settings.policy.beta,
-        kl_weight=_KL_WEIGHT[finetune.objective] if finetune.kl_weight is None else finetune.kl_weight,
-        pessimism=finetune.pessimism,
-        samples=finetune.samples,
-        clip=finetune.clip,
-        sample_reuse=finetune.sample_reuse,
-        max_experiences=finetune.max_experiences,
-        max_versions_behind=finetune.max_versions_behind,
-        checkpoint_steps=finetune.checkpoint_steps,
-        rehearsal=None if finetune.rehearsal is None else str(finetune.rehearsal.resolve()),
-        threads=finetune.threads,
-        seed=finetune.seed,
+    section = settings.finetune
+    config = from_section(
+        FinetuneConfig,
+        section,
+        replays_per_experience=section.steps_per_event,
+        kl_weight=_KL_WEIGHT[section.objective] if section.kl_weight is None else section.kl_weight,
+        target=settings.policy.beta if section.objective == "target" else None,
+        sampling=from_section(SamplingConfig, section) if section.objective == "sampled" else None,
+        lora=LoraConfig(rank=section.lora_rank, alpha=section.lora_alpha) if section.method == "lora" else None,
     )
+    return from_section(
+        TrainingPlan,
+        section,
+        finetune=config,
+        head_builder=head_maker(settings),
+        limits=content_limits(settings),
+        rehearsal=None if section.rehearsal is None else str(section.rehearsal.resolve()),
+    )
+
+
+def pretrain_config(settings: Settings) -> PretrainConfig:
+    return from_section(PretrainConfig, settings.pretrain)
+
+
+def from_section(kind: type[_T], section: object, **others: object) -> _T:
+    """A dataclass with the section's settings of the same names, and ``others``: each setting is named in two
+    places.
+    """
+    shared = {each.name: getattr(section, each.name) for each in fields(kind) if hasattr(section, each.name)}  # type: ignore[arg-type]
+    return kind(**shared | others)

@@ -19,6 +19,7 @@ from rich.console import Console
 from plaudit import compose
 from plaudit.cli.options import CONSOLE_PORT
 from plaudit.client import AsyncClient
+from plaudit.compose.build import pretrain_config
 from plaudit.core.job_run import read_json
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.rollout import Rollout
@@ -160,24 +161,20 @@ def _pretrain(labelled: Path, settings: Settings, registry: ModelRegistry, view:
             words = f"step {progress.step} of {progress.steps}, loss {progress.loss:.2f}{validated}"
             show(progress.fraction, f"{words}, {progress.left_s:.0f} s left")
 
-        options = settings.pretrain
         published = pretrain_and_publish(
             labelled,
             settings.spec(),
             registry,
             now_s=time.time(),
             floor=settings.policy.floor,
-            max_duration_s=options.max_duration_s,
-            max_epochs=options.max_epochs,
-            batch=options.batch,
-            learning_rate=options.learning_rate,
-            patience=options.patience,
-            threads=options.threads,
-            seed=options.seed,
+            config=pretrain_config(settings),
+            threads=settings.pretrain.threads,
             on_progress=report,
         )
     if published.training.cut_short:
-        view.say(f"pre-training was cut short after {options.max_duration_s:.0f} s; version 1 is weaker for it")
+        view.say(
+            f"pre-training was cut short after {settings.pretrain.max_duration_s:.0f} s; version 1 is weaker for it"
+        )
     found = ", ".join(f"{kind} {share:.1%}" for kind, share in published.accuracy.by_group.items())
     view.say(f"version {published.manifest.version} is live; right on unseen writers, voices and wordings: {found}")
     for name, withheld in published.without.items():

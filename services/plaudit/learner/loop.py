@@ -27,7 +27,7 @@ from plaudit.learner.evaluation.running_comparison import RunningComparison
 from plaudit.learner.features.head_builder import HeadBuilder
 from plaudit.learner.features.policies import PolicyCache
 from plaudit.learner.finetuning.experiment_runner import ExperimentRunner
-from plaudit.learner.finetuning.scheduler import Finetuning
+from plaudit.learner.finetuning.scheduler import FinetuningScheduler
 from plaudit.learner.ingest.consumer import Reading
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.online.contexts import Contexts
@@ -86,7 +86,7 @@ class Learner:
         pace: Pace,
         work_dir: Path,
         experiments: ExperimentRunner,
-        finetuning: Finetuning | None,
+        finetuning: FinetuningScheduler | None,
         metrics: LearnerMetrics,
         status: StatusFile | None = None,
         trace: LearnerTrace | None = None,

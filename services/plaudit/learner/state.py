@@ -26,6 +26,11 @@ DYNAMIC_ACTION_STATE: Final = "candidate-state"
 RATERS: Final = "raters"
 
 
+def served_key(version: int) -> str:
+    """Key of the evidence that a version's head was built from."""
+    return f"served/{version}"
+
+
 class LearnerState:
     """Attributes:
     reward: None before any version was live.

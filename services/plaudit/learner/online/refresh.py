@@ -18,10 +18,9 @@ from plaudit.core.rollout import Change as RolloutChange
 from plaudit.core.rollout import Rollout, refresh
 from plaudit.learner.features.head_builder import HeadBuilder, publish_refresh
 from plaudit.learner.features.rollout_updates import ACTOR, move
-from plaudit.learner.finetuning.scheduler import served_key
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.online.contexts import Contexts
-from plaudit.learner.state import LearnerState
+from plaudit.learner.state import LearnerState, served_key
 from plaudit.learner.tracing import LearnerTrace
 from plaudit_models.bandit.dynamic_actions import (
     DYNAMIC_ACTION_HEAD,
