@@ -1,4 +1,4 @@
-"""The body of plaudit raters: reads whom the learner has heard of, and leaves orders about them."""
+"""The body of plaudit raters: reads whom the learner has heard of, and saves commands about them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from plaudit import compose
 from plaudit.core.ports.store import ExperienceStore
 from plaudit.core.settings import Settings
-from plaudit.learner.online import rater_commands as orders
+from plaudit.learner.state import LearnerState
 from plaudit_models.evaluation.raters import TrustLevel
 
 
@@ -21,7 +21,7 @@ def heard_of(settings: Settings, model: str) -> Sequence[Mapping[str, Any]]:
         model: its name; "" for the one that the [model] table describes.
     """
     with _store(settings, model) as store:
-        users = orders.known_raters(store).users
+        users = LearnerState(store).raters.users
     return [
         {"user": user, "reliability": rater.reliability, "floods": rater.floods, **asdict(rater)}
         for user, rater in users.items()
@@ -31,7 +31,7 @@ def heard_of(settings: Settings, model: str) -> Sequence[Mapping[str, Any]]:
 def order(settings: Settings, model: str, user: str, trust_level: TrustLevel) -> None:
     """Let the user have this standing as soon as the learner looks. Raises ConfigError, StoreUnavailable."""
     with _store(settings, model) as store:
-        orders.order(store, user, trust_level)
+        store.put_command(user, trust_level)
 
 
 @contextmanager

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from plaudit.adapters.log.kafka.cluster import KafkaConnection, TopicPlan
-    from plaudit.adapters.store.feedback_status import StoreFeedbackStatuses
+    from plaudit.adapters.store.feedback_status import OpenStores
     from plaudit.adapters.tracing.otel import OtelTracing
     from plaudit.client import AsyncClient
     from plaudit.console.ports import Learnings, Samples
@@ -248,16 +248,16 @@ def experience_store(settings: Settings, model: str) -> ExperienceStore:
     return SqlStore(store_url(settings, model))
 
 
-def feedback_statuses(settings: Settings) -> StoreFeedbackStatuses:
-    """What the learners make of feedback and experiments; nothing is made where no learner has run yet."""
-    from plaudit.adapters.store.feedback_status import StoreFeedbackStatuses
+def status_readers(settings: Settings) -> OpenStores:
+    """Status readers of every model; no store is made where no learner has run yet."""
+    from plaudit.adapters.store.feedback_status import OpenStores
 
     def open_store(model: str) -> ExperienceStore | None:
         if settings.store.url is None and not _store_file(settings, model).exists():
             return None
         return experience_store(settings, model)
 
-    return StoreFeedbackStatuses(open_store)
+    return OpenStores(open_store)
 
 
 def job_launcher(settings: Settings, model: str) -> JobLauncher:
@@ -325,7 +325,6 @@ def inference_server(
         for gpu in gpus():
             metrics.gpu_memory.labels(gpu.name).set(gpu.memory_bytes)
             metrics.gpu_memory_used.labels(gpu.name).set_function(gpu.used_bytes)
-    fates = feedback_statuses(settings)
     return InferenceServer(
         model_catalog(settings),
         log,
@@ -333,8 +332,7 @@ def inference_server(
         PredictionIds(key, settings.serving.feedback_window_s),
         settings.serving,
         metrics,
-        fates=fates,
-        experiments=fates,
+        statuses=status_readers(settings),
         share_port=share_port,
         tracing=tracing,
     )

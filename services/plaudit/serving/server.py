@@ -22,7 +22,7 @@ from plaudit.core.errors import ConfigError
 from plaudit.core.ports.log import EventLog
 from plaudit.core.ports.registry import ModelCatalog
 from plaudit.core.ports.runtime import ModelRuntime
-from plaudit.core.ports.store import ExperimentReports, FeedbackStatuses
+from plaudit.core.ports.store import StatusReaders
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.settings import ServingSettings
 from plaudit.core.tracing import Tracing
@@ -78,8 +78,8 @@ class InferenceServer:
         ids: signs and checks prediction ids.
         settings: see the README.
         metrics: of this server alone.
-        fates: what learners make of feedback, for receipts; None: they say what log and registry know.
-        experiments: what learners make of experiments; None: nothing is shown of them.
+        statuses: what the learners made of feedback and of experiments; None: receipts say what log and registry know,
+            and nothing is shown of experiments.
         seed: of the sampling of actions; None is fresh entropy.
         share_port: other processes listen on the port too.
         tracing: of calls, batches and swaps; None: nothing is traced, and no code of it is passed.
@@ -94,8 +94,7 @@ class InferenceServer:
         settings: ServingSettings,
         metrics: ServingMetrics,
         *,
-        fates: FeedbackStatuses | None = None,
-        experiments: ExperimentReports | None = None,
+        statuses: StatusReaders | None = None,
         seed: int | None = None,
         share_port: bool = False,
         tracing: Tracing | None = None,
@@ -140,9 +139,9 @@ class InferenceServer:
             store_content=settings.store_content,
             decoders=default_workers(settings.processes),
         )
-        self._feedback = traced.feedback(self._models, log, ids, metrics, fates=fates)
+        self._feedback = traced.feedback(self._models, log, ids, metrics, statuses=statuses)
         self._versions = RolloutService(
-            self._models, self._recorder, watch_interval_s=settings.watch_interval_s, experiments=experiments
+            self._models, self._recorder, watch_interval_s=settings.watch_interval_s, statuses=statuses
         )
         self._health = health.HealthServicer()
         self._ready = False

@@ -16,7 +16,7 @@ from plaudit.core.events import Correction, Feedback, Preference, Retract, Signa
 from plaudit.core.experience import FeedbackState
 from plaudit.core.ports.log import Appended, EventLog
 from plaudit.core.ports.registry import ModelRegistry
-from plaudit.core.ports.store import FeedbackStatus, FeedbackStatuses
+from plaudit.core.ports.store import FeedbackStatus, StatusReaders
 from plaudit.core.prediction_id import PredictionIds, SignedPrediction
 from plaudit.serving.engine.admission import Admission
 from plaudit.serving.engine.batcher import NO_DEADLINE, Batcher, Caller
@@ -72,7 +72,7 @@ class FeedbackUseCase:
     """Runs on its callers' threads; one thread appends for all of them.
 
     Args:
-        fates: what the learners made of feedback; None: receipts say what log and registry know.
+        statuses: what the learners made of feedback; None: receipts say what log and registry know.
         clock: UTC seconds since the epoch.
     """
 
@@ -83,14 +83,14 @@ class FeedbackUseCase:
         ids: PredictionIds,
         metrics: ServingMetrics,
         *,
-        fates: FeedbackStatuses | None = None,
+        statuses: StatusReaders | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._models = models
         self._log = log
         self._ids = ids
         self._metrics = metrics
-        self._fates = fates
+        self._statuses = statuses
         self._clock = clock
         self._admission = Admission("the queue of feedback", _QUEUE_LIMIT)
         self._writer: Batcher[FeedbackRequest, Appended] = Batcher(
@@ -187,13 +187,14 @@ class FeedbackUseCase:
         if recorded_at_s is None:
             raise UnknownFeedback(feedback_id)
         recorded = Receipt(feedback_id, ReceiptState.RECORDED, recorded_at_s)
-        if len(served) != 1 or self._fates is not None:
+        if len(served) != 1 or self._statuses is not None:
             return recorded  # no learner has read it, or we cannot tell which model's would
         return _learned(recorded, served[0].live.registry, "last_feedback_time_s", recorded_at_s)
 
     def _fate(self, model: str, feedback_id: str) -> FeedbackStatus | None:
         try:
-            return None if self._fates is None else self._fates.fate(model, feedback_id)
+            reader = None if self._statuses is None else self._statuses(model)
+            return None if reader is None else reader.feedback_status(feedback_id)
         except PlauditError as problem:
             logger.warning("receipts cannot say what the learner made of feedback", problem=str(problem))
             return None
