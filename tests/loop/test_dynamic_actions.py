@@ -16,15 +16,14 @@ import pytest
 from plaudit.adapters.runtime.onnx import OnnxRuntime
 from plaudit.core.events import Correction, Decision, DynamicAction, Feedback, Preference, Retract, Thumb
 from plaudit.core.experience import FeedbackState
-from plaudit.core.job_run import CANDIDATE as CANDIDATE_FOLDER
 from plaudit.core.job_run import RESULT, write_json
+from plaudit.core.job_run import TEXT_SCORER as CANDIDATE_FOLDER
 from plaudit.learner.evaluation.propensities import propensities_of
 from plaudit.learner.features.policies import PolicyCache
 from plaudit.learner.finetuning.job_spec import STATE, read_job_spec
 from plaudit.learner.loop import Learner
 from plaudit.learner.online.rater_commands import order
 from plaudit_models.bandit.dynamic_actions import (
-    DYNAMIC_ACTION_HEAD,
     ActionList,
     DynamicActionState,
     dynamic_action_head_from_bytes,
@@ -32,7 +31,7 @@ from plaudit_models.bandit.dynamic_actions import (
     evidence_of_list,
 )
 from plaudit_models.bandit.reward_model import empty_state
-from plaudit_models.bundle import CANDIDATE
+from plaudit_models.bundle import DYNAMIC_HEAD, TEXT_SCORER
 from plaudit_models.preprocess import Limits
 from support.builders import tiny_spec
 from support.loop_dynamic_actions import (
@@ -126,7 +125,7 @@ def test_thumbs_make_the_answers_better_among_candidates_that_were_never_listed(
     assert world.satisfaction_between(live, likes) > before + 0.3
     manifest = world.registry.manifest(live)
     assert manifest.kind == "head"
-    assert {CANDIDATE, DYNAMIC_ACTION_HEAD} <= manifest.files.keys()
+    assert {TEXT_SCORER, DYNAMIC_HEAD} <= manifest.files.keys()
     assert manifest.data["dynamic_experiences"] == manifest.data["experiences"] == 384
     assert learner.report()["dynamic_experiences"] == 384
     assert world.metric("plaudit_learner_dynamic_experiences") == 384
@@ -218,7 +217,7 @@ def test_a_refresh_for_actions_carries_the_candidate_head_over(world: DynamicAct
     assert live is not None
     assert live > first
     heads = [
-        dynamic_action_head_from_bytes((world.registry.folder(version) / DYNAMIC_ACTION_HEAD).read_bytes())
+        dynamic_action_head_from_bytes((world.registry.folder(version) / DYNAMIC_HEAD).read_bytes())
         for version in (first, live)
     ]
     assert_same(heads[1].state, heads[0].state)
@@ -279,7 +278,7 @@ def test_a_version_that_scores_no_text_knows_nothing_of_candidates(world: Dynami
     assert learner.dynamic_state is None
     live = world.registry.rollout().live
     assert live is not None
-    assert DYNAMIC_ACTION_HEAD not in world.registry.manifest(live).files
+    assert DYNAMIC_HEAD not in world.registry.manifest(live).files
     world.promote(1)
     world.settle(learner)
     assert_same(

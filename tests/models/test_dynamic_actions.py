@@ -197,7 +197,7 @@ def test_towards_goes_a_share_of_the_way() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [{"trunk_digest": "new"}, {"candidate_digest": "new"}, {"pair_features": 4}, {"exclusivity": 0.0}]
+    "other", [{"trunk_digest": "new"}, {"text_scorer_digest": "new"}, {"pair_features": 4}, {"exclusivity": 0.0}]
 )
 def test_other_spaces_are_refused(other: dict[str, object]) -> None:
     elsewhere = replace(SPACE, **other)  # type: ignore[arg-type]

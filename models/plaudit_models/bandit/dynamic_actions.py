@@ -57,11 +57,6 @@ from plaudit_models.bandit.reward_model import (
     whole_of,
 )
 
-DYNAMIC_ACTION_HEAD: Final = "dynamic_head.safetensors"
-"""File of a version folder that holds a :class:`DynamicActionHead`; absent while nothing was said about
-dynamic actions.
-"""
-
 LEAST_FADE: Final = 0.3
 """Pair features count for at least this share where the base model is sure."""
 
@@ -70,6 +65,8 @@ _TARGET: Final = "target"
 _WEIGHT: Final = "weight"
 _SPACE: Final = "space"
 _SETTINGS: Final = "settings"
+_FORMER_TEXT_SCORER_DIGEST: Final = "candidate_digest"
+"""Key of ``text_scorer_digest`` in files written before 0.1.0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +75,7 @@ class DynamicActionSpace:
 
     Attributes:
         trunk_digest: of the trunk that made the embeddings.
-        candidate_digest: of the graph that made the vectors.
+        text_scorer_digest: of the graph that made the vectors.
         embedding_size: d.
         pair_features: m, even; 0 leaves them out.
         exclusivity: ρ in [0, 1], how much praise of one candidate speaks against all others of its list together, as a
@@ -86,7 +83,7 @@ class DynamicActionSpace:
     """
 
     trunk_digest: str
-    candidate_digest: str
+    text_scorer_digest: str
     embedding_size: int
     pair_features: int = 64
     exclusivity: float = 0.0
@@ -426,7 +423,10 @@ def _metadata(state: DynamicActionState) -> dict[str, str]:
 def _read(raw: bytes) -> tuple[DynamicActionState, dict[str, str]]:
     try:
         tensors, metadata = load_with_metadata(raw)
-        space = DynamicActionSpace(**json.loads(metadata[_SPACE]))
+        fields = json.loads(metadata[_SPACE])
+        if _FORMER_TEXT_SCORER_DIGEST in fields:
+            fields["text_scorer_digest"] = fields.pop(_FORMER_TEXT_SCORER_DIGEST)
+        space = DynamicActionSpace(**fields)
         half, target, weight = tensors[_GRAM], tensors[_TARGET], tensors[_WEIGHT]
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CorruptState(f"not a candidate state: {type(error).__name__}: {error}") from error

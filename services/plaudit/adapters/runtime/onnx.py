@@ -21,13 +21,14 @@ from tokenizers import Tokenizer
 
 from plaudit.adapters.runtime.session import CPU, Arrays, Device, Graph, choose_providers, return_free_memory
 from plaudit.core.ports.runtime import TrunkOutputs
-from plaudit_models.bandit.dynamic_actions import DYNAMIC_ACTION_HEAD, DynamicActionHead, dynamic_action_head_from_bytes
+from plaudit_models.bandit.dynamic_actions import DynamicActionHead, dynamic_action_head_from_bytes
 from plaudit_models.bandit.reward_model import CorruptState
 from plaudit_models.bundle import (
-    CANDIDATE,
-    CANDIDATE_GOLDEN,
+    DYNAMIC_HEAD,
     HEAD,
     HEAD_GOLDEN,
+    TEXT_SCORER,
+    TEXT_SCORER_GOLDEN,
     TOKENIZER,
     TRUNK,
     TRUNK_GOLDEN,
@@ -106,20 +107,20 @@ class OnnxRuntime:
             return OnnxModel(manifest, trunk, head, dynamic_actions)
 
     def _candidates(self, folder: Path, manifest: Manifest, trunk: _Trunk) -> _TextScorer:
-        for name in (CANDIDATE, CANDIDATE_GOLDEN):
-            if name not in manifest.files:
+        for name in (TEXT_SCORER, TEXT_SCORER_GOLDEN):
+            if not manifest.has(name):
                 raise CorruptBundle(f"{folder}: the model scores text, but the manifest seals no {name}")
         assert trunk.tokenizer is not None  # a spec that scores text has a text modality
-        key = tuple(manifest.files[name].sha256 for name in (CANDIDATE, CANDIDATE_GOLDEN))
+        key = tuple(manifest.sha256(name) for name in (TEXT_SCORER, TEXT_SCORER_GOLDEN))
         texts = self._texts.get(key)
         if texts is None:
-            graph = self._open_small(folder / CANDIDATE)
+            graph = self._open_small(folder / manifest.stored_name(TEXT_SCORER))
             _, modality = manifest.spec.dynamic_action_modality
             _check_contract(graph, {TOKENS: ("tensor(int64)", list(modality.shape))})
-            texts = self._texts[key] = _Texts(graph, _arrays(folder / CANDIDATE_GOLDEN))
-        head = _dynamic_head(folder, manifest) if DYNAMIC_ACTION_HEAD in manifest.files else None
+            texts = self._texts[key] = _Texts(graph, _arrays(folder / manifest.stored_name(TEXT_SCORER_GOLDEN)))
+        head = _dynamic_head(folder, manifest) if manifest.has(DYNAMIC_HEAD) else None
         dynamic_actions = _TextScorer(texts, head, trunk.tokenizer, manifest.spec)
-        dynamic_actions.prove(f"{DYNAMIC_ACTION_HEAD} in {folder}", trunk.golden_outputs[EMBEDDING])
+        dynamic_actions.prove(f"{DYNAMIC_HEAD} in {folder}", trunk.golden_outputs[EMBEDDING])
         return dynamic_actions
 
     def _trunk(self, folder: Path, manifest: Manifest) -> _Trunk:
@@ -211,7 +212,7 @@ class _Trunk:
 
 
 class _Texts:
-    """A proven candidate graph, shared by the versions that have it in common."""
+    """A proven text scorer, shared by the versions that have it in common."""
 
     def __init__(self, graph: Graph, golden: Arrays) -> None:
         self.graph = graph
@@ -246,18 +247,18 @@ class _TextScorer:
 
 
 def _dynamic_head(folder: Path, manifest: Manifest) -> DynamicActionHead:
-    where = f"{DYNAMIC_ACTION_HEAD} in {folder}"
+    where = f"{DYNAMIC_HEAD} in {folder}"
     try:
-        head = dynamic_action_head_from_bytes((folder / DYNAMIC_ACTION_HEAD).read_bytes())
+        head = dynamic_action_head_from_bytes((folder / manifest.stored_name(DYNAMIC_HEAD)).read_bytes())
     except (CorruptState, OSError) as error:
         raise CorruptBundle(f"{where}: {error}") from error
     space = head.state.space
     learned_on, own = (
-        (space.trunk_digest, space.candidate_digest),
-        (manifest.trunk_digest, manifest.files[CANDIDATE].sha256),
+        (space.trunk_digest, space.text_scorer_digest),
+        (manifest.trunk_digest, manifest.sha256(TEXT_SCORER)),
     )
     if learned_on != own:
-        raise CorruptBundle(f"{where}: was learned on another trunk or candidate graph than those beside it")
+        raise CorruptBundle(f"{where}: was learned on another trunk or text scorer than those beside it")
     return head
 
 
