@@ -89,12 +89,12 @@ def test_what_was_learned_about_candidates_is_served(runtime: OnnxRuntime, folde
     assert scores[1] - scores[0] > (vectors @ embedding)[1] - (vectors @ embedding)[0]
 
 
-def test_versions_with_the_same_candidate_graph_share_it(runtime: OnnxRuntime, folder: Path, tmp_path: Path) -> None:
+def test_versions_with_the_same_text_scorer_share_it(runtime: OnnxRuntime, folder: Path, tmp_path: Path) -> None:
     tiny_head_refresh(tmp_path / "v2", folder, prefer="dog")
     tiny_bundle(tmp_path / "other", spec=tiny_spec(scores_text=True), seed=7)
     first, refreshed, other = (runtime.load(path) for path in (folder, tmp_path / "v2", tmp_path / "other"))
-    assert first._candidates._texts is refreshed._candidates._texts
-    assert first._candidates._texts is not other._candidates._texts
+    assert first._text_scorer._texts is refreshed._candidates._texts
+    assert first._text_scorer._texts is not other._candidates._texts
     del first, refreshed, other
     assert len(runtime._texts) == 0
 

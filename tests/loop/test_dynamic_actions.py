@@ -16,8 +16,8 @@ import pytest
 from plaudit.adapters.runtime.onnx import OnnxRuntime
 from plaudit.core.events import Correction, Decision, DynamicAction, Feedback, Preference, Retract, Thumb
 from plaudit.core.experience import FeedbackState
+from plaudit.core.job_run import CANDIDATE as CANDIDATE_FOLDER
 from plaudit.core.job_run import RESULT, write_json
-from plaudit.core.job_run import TEXT_SCORER as CANDIDATE_FOLDER
 from plaudit.learner.evaluation.propensities import propensities_of
 from plaudit.learner.features.policies import PolicyCache
 from plaudit.learner.finetuning.job_spec import STATE, read_job_spec
@@ -107,7 +107,7 @@ def thumbs(decisions: Sequence[Decision], up: bool = True) -> list[tuple[Decisio
 # --- learning --------------------------------------------------------------------------------------------------------
 
 
-def test_thumbs_make_the_answers_better_among_candidates_that_were_never_listed(world: DynamicActionWorld) -> None:
+def test_thumbs_make_the_answers_better_among_dynamic_actions_that_were_never_listed(world: DynamicActionWorld) -> None:
     """What users like depends on content and text: with some contents one word, with the others another."""
     topic = {seed: bool(world.over(1, [DynamicAction("a", "it")], seed)[1].embedding[0] > 0) for seed in range(20)}
     assert 4 <= sum(topic.values()) <= 16
@@ -132,7 +132,7 @@ def test_thumbs_make_the_answers_better_among_candidates_that_were_never_listed(
     assert learner.running.comparison.tally.seen > 0
 
 
-def test_candidates_and_actions_are_learned_apart(world: DynamicActionWorld) -> None:
+def test_dynamic_and_fixed_actions_are_learned_apart(world: DynamicActionWorld) -> None:
     learner = world.learner()
     world.traffic_between(20, likes_loud)
     world.settle(learner)
@@ -166,7 +166,7 @@ def test_sums_equal_a_recount_after_changed_minds_and_retractions(world: Dynamic
     assert_same(learner.dynamic_state, recounted(world, learner, []))
 
 
-def test_corrections_and_preferences_name_candidates(world: DynamicActionWorld) -> None:
+def test_corrections_and_preferences_name_dynamic_actions(world: DynamicActionWorld) -> None:
     learner = world.learner()
     right, better = some_decisions(world, 2)
     ids = [each.id for each in right.dynamic_actions]
@@ -178,7 +178,7 @@ def test_corrections_and_preferences_name_candidates(world: DynamicActionWorld) 
     )
 
 
-def test_an_action_of_the_model_is_no_candidate(world: DynamicActionWorld) -> None:
+def test_an_action_of_the_model_is_no_dynamic_action(world: DynamicActionWorld) -> None:
     learner = world.learner()
     (decision,) = some_decisions(world, 1)
     wrong = world.say(decision, Correction("cat"))
@@ -203,7 +203,7 @@ def test_what_a_user_in_quarantine_said_is_forgotten(world: DynamicActionWorld) 
 # --- versions --------------------------------------------------------------------------------------------------------
 
 
-def test_a_refresh_for_actions_carries_the_candidate_head_over(world: DynamicActionWorld) -> None:
+def test_a_refresh_of_fixed_actions_carries_the_dynamic_head_over(world: DynamicActionWorld) -> None:
     """Also where the learner was started anew since, and remembers no list."""
     learner = world.learner()
     world.traffic_between(20, likes_loud)
@@ -223,7 +223,7 @@ def test_a_refresh_for_actions_carries_the_candidate_head_over(world: DynamicAct
     assert_same(heads[1].state, heads[0].state)
 
 
-def test_one_refresh_moves_answers_between_candidates_no_further_than_allowed(tmp_path: Path) -> None:
+def test_one_refresh_moves_answers_between_dynamic_actions_no_further_than_allowed(tmp_path: Path) -> None:
     world = DynamicActionWorld(
         tmp_path,
         settings={
@@ -264,7 +264,7 @@ def test_on_another_trunk_texts_are_scored_anew(world: DynamicActionWorld) -> No
     assert_same(learner.dynamic_state, recounted(world, learner, [], version=other))
 
 
-def test_a_version_that_scores_no_text_knows_nothing_of_candidates(world: DynamicActionWorld) -> None:
+def test_a_version_that_scores_no_text_knows_nothing_of_dynamic_actions(world: DynamicActionWorld) -> None:
     """What is still said of dynamic actions meanwhile is kept, and learned when a version can score them again."""
     learner = world.learner()
     decisions = some_decisions(world, 6)
@@ -318,7 +318,7 @@ def test_texts_are_what_is_learned_from_not_ids(world: DynamicActionWorld) -> No
 # ------------------------------------------------------------------------------------------
 
 
-def test_the_running_comparison_takes_refreshes_back_that_harm_answers_between_candidates(tmp_path: Path) -> None:
+def test_the_running_comparison_takes_refreshes_back_that_harm_answers_between_dynamic_actions(tmp_path: Path) -> None:
     """Users turn round, and no refresh follows: what the last one has learned to say, they like no more.
 
     It explores much, so that a few hundred thumbs are proof.
@@ -352,7 +352,9 @@ def test_the_running_comparison_takes_refreshes_back_that_harm_answers_between_c
     world.close()
 
 
-def test_each_answer_of_a_experiment_has_its_chance_among_its_own_candidates(world: DynamicActionWorld) -> None:
+def test_each_answer_of_an_experiment_has_its_propensity_among_its_own_dynamic_actions(
+    world: DynamicActionWorld,
+) -> None:
     other, without = world.publish(seed=9), world.publish(seed=5, spec=tiny_spec())
     decisions = some_decisions(world, 5)
     plain = world.decide()
@@ -372,7 +374,7 @@ def test_each_answer_of_a_experiment_has_its_chance_among_its_own_candidates(wor
     assert not np.isnan(cannot.candidate[5])
 
 
-def test_the_gate_of_fine_tuned_versions_leaves_answers_between_candidates_out(tmp_path: Path) -> None:
+def test_the_gate_of_fine_tuned_versions_leaves_answers_between_dynamic_actions_out(tmp_path: Path) -> None:
     """It counts them, judges on the others, and no job is started for dynamic actions alone."""
 
     def another_trunk(run_dir: Path) -> None:

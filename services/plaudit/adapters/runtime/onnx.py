@@ -103,10 +103,10 @@ class OnnxRuntime:
             head = self._open(folder / HEAD)
             _check_contract(head, {EMBEDDING: _row(manifest.spec.embedding_size), BASE_LOGITS: _actions(manifest.spec)})
             _prove(head, trunk.golden_outputs, _arrays(folder / HEAD_GOLDEN), [SCORES])
-            dynamic_actions = self._candidates(folder, manifest, trunk) if manifest.spec.scores_text else None
-            return OnnxModel(manifest, trunk, head, dynamic_actions)
+            text_scorer = self._text_scorer(folder, manifest, trunk) if manifest.spec.scores_text else None
+            return OnnxModel(manifest, trunk, head, text_scorer)
 
-    def _candidates(self, folder: Path, manifest: Manifest, trunk: _Trunk) -> _TextScorer:
+    def _text_scorer(self, folder: Path, manifest: Manifest, trunk: _Trunk) -> _TextScorer:
         for name in (TEXT_SCORER, TEXT_SCORER_GOLDEN):
             if not manifest.has(name):
                 raise CorruptBundle(f"{folder}: the model scores text, but the manifest seals no {name}")
@@ -119,9 +119,9 @@ class OnnxRuntime:
             _check_contract(graph, {TOKENS: ("tensor(int64)", list(modality.shape))})
             texts = self._texts[key] = _Texts(graph, _arrays(folder / manifest.stored_name(TEXT_SCORER_GOLDEN)))
         head = _dynamic_head(folder, manifest) if manifest.has(DYNAMIC_HEAD) else None
-        dynamic_actions = _TextScorer(texts, head, trunk.tokenizer, manifest.spec)
-        dynamic_actions.prove(f"{DYNAMIC_HEAD} in {folder}", trunk.golden_outputs[EMBEDDING])
-        return dynamic_actions
+        text_scorer = _TextScorer(texts, head, trunk.tokenizer, manifest.spec)
+        text_scorer.prove(f"{DYNAMIC_HEAD} in {folder}", trunk.golden_outputs[EMBEDDING])
+        return text_scorer
 
     def _trunk(self, folder: Path, manifest: Manifest) -> _Trunk:
         sealed = (manifest.files.get(name) for name in (TRUNK, TRUNK_GOLDEN, TOKENIZER))
@@ -148,15 +148,13 @@ class OnnxRuntime:
 class OnnxModel:
     """See :class:`plaudit.core.ports.runtime.ServableModel`."""
 
-    def __init__(
-        self, manifest: Manifest, trunk: _Trunk, head: Graph, dynamic_actions: _TextScorer | None = None
-    ) -> None:
+    def __init__(self, manifest: Manifest, trunk: _Trunk, head: Graph, text_scorer: _TextScorer | None = None) -> None:
         self.manifest = manifest
         self.digest = manifest.digest
         self.tokenizer = trunk.tokenizer
         self._trunk = trunk
         self._head = head
-        self._candidates = dynamic_actions
+        self._text_scorer = text_scorer
         self._warm_heads: set[int] = set()
 
     def trunk(self, inputs: Arrays, outputs: Sequence[str] = ()) -> TrunkOutputs:
@@ -173,9 +171,9 @@ class OnnxModel:
         return self._scorer().scores(embedding, vectors, base_logits)
 
     def _scorer(self) -> _TextScorer:
-        if self._candidates is None:
+        if self._text_scorer is None:
             raise ValueError(f"version {self.manifest.version} of {self.manifest.spec.name!r} scores no text")
-        return self._candidates
+        return self._text_scorer
 
     def warm(self, batch_sizes: Sequence[int], again: bool = False) -> None:
         spec = self.manifest.spec
