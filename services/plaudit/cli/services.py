@@ -21,9 +21,9 @@ from plaudit.cli import exposition
 from plaudit.cli import up as supervisor
 from plaudit.cli.exposition import LabelledRegistry, Pages
 from plaudit.cli.options import address, async_client
+from plaudit.core.cores import available_cores
 from plaudit.core.errors import ConfigError
 from plaudit.core.settings import Settings
-from plaudit.serving.server import cores
 
 if TYPE_CHECKING:
     from plaudit.adapters.tracing.otel import OtelTracing
@@ -71,7 +71,7 @@ def _keep_little_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library has no such knob
         library = ctypes.CDLL(None)
-        library.mallopt(_M_ARENA_MAX, cores())
+        library.mallopt(_M_ARENA_MAX, available_cores())
         library.mallopt(_M_TRIM_THRESHOLD, _KEPT_FREE_BYTES)
 
 

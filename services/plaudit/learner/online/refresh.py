@@ -16,8 +16,8 @@ from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import ExperienceStore, LeaderCommit
 from plaudit.core.rollout import Change as RolloutChange
 from plaudit.core.rollout import Rollout, refresh
+from plaudit.core.rollout_updates import LEARNER, update_rollout
 from plaudit.learner.features.head_builder import HeadBuilder, publish_refresh
-from plaudit.learner.features.rollout_updates import ACTOR, move
 from plaudit.learner.finetuning.scheduler import served_key
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.online.contexts import Contexts
@@ -136,9 +136,9 @@ class HeadRefresher:
             progress=replace(progress, refreshed=refreshed),
         )
         self._trace.published(published.version)
-        change = RolloutChange(ACTOR, self._clock(), published.reason)
+        change = RolloutChange(LEARNER, self._clock(), published.reason)
         version = published.version
-        moved = move(
+        moved = update_rollout(
             self._registry, lambda r: refresh(r, version, change) if r.live == live.version and not r.pinned else None
         )
         self._metrics.refreshes.labels("live" if moved is not None else "overtaken").inc()

@@ -19,9 +19,9 @@ import numpy as np
 
 from plaudit.core.errors import InvalidInput
 from plaudit.core.events import DynamicAction
+from plaudit.core.limits import MAX_ID_CHARACTERS
 from plaudit.core.ports.runtime import ServableModel
 from plaudit.serving.telemetry.metrics import ServingMetrics
-from plaudit.serving.use_cases.feedback import MAX_ID_CHARACTERS
 from plaudit_models.bandit.policy import Float32
 from plaudit_models.bundle import TEXT_SCORER, TOKENIZER, Manifest
 from plaudit_models.spec import ModelSpec
