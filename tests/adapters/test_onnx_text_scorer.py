@@ -77,7 +77,7 @@ def test_vectors_are_the_graphs_and_scores_the_base_logits(runtime: OnnxRuntime,
     np.testing.assert_array_equal(model.dynamic_scores(embedding, vectors, base_logits), base_logits)
 
 
-def test_what_was_learned_about_candidates_is_served(runtime: OnnxRuntime, folder: Path, tmp_path: Path) -> None:
+def test_what_was_learned_about_dynamic_actions_is_served(runtime: OnnxRuntime, folder: Path, tmp_path: Path) -> None:
     tiny_head_refresh(tmp_path / "v2", folder, prefer="dog")
     head = head_of(folder)
     (tmp_path / "v2" / DYNAMIC_HEAD).write_bytes(head.to_bytes())
@@ -93,16 +93,16 @@ def test_versions_with_the_same_text_scorer_share_it(runtime: OnnxRuntime, folde
     tiny_head_refresh(tmp_path / "v2", folder, prefer="dog")
     tiny_bundle(tmp_path / "other", spec=tiny_spec(scores_text=True), seed=7)
     first, refreshed, other = (runtime.load(path) for path in (folder, tmp_path / "v2", tmp_path / "other"))
-    assert first._text_scorer._texts is refreshed._candidates._texts
-    assert first._text_scorer._texts is not other._candidates._texts
+    assert first._text_scorer._texts is refreshed._text_scorer._texts
+    assert first._text_scorer._texts is not other._text_scorer._texts
     del first, refreshed, other
     assert len(runtime._texts) == 0
 
 
-def test_a_version_without_a_candidate_graph_loads_as_ever(runtime: OnnxRuntime, tmp_path: Path) -> None:
+def test_a_version_without_a_text_scorer_loads_as_ever(runtime: OnnxRuntime, tmp_path: Path) -> None:
     manifest = tiny_bundle(tmp_path / "old")
     assert "scores_text" not in manifest.to_json()
-    assert not any(name.startswith("candidate") for name in manifest.files)
+    assert not any(manifest.has(name) for name in (TEXT_SCORER, TEXT_SCORER_GOLDEN, DYNAMIC_HEAD))
     model = runtime.load(tmp_path / "old")
     with pytest.raises(ValueError, match="version 0 of 'tiny' scores no text"):
         model.action_vectors(TEXTS)
