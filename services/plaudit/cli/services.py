@@ -24,9 +24,9 @@ from plaudit.cli.options import address, async_client
 from plaudit.compose.log import learner_log, serving_log
 from plaudit.compose.store import experience_store
 from plaudit.compose.tracing import service_tracing
+from plaudit.core.cores import available_cores
 from plaudit.core.errors import ConfigError
 from plaudit.core.settings import Settings
-from plaudit.serving.server import cores
 
 if TYPE_CHECKING:
     from plaudit.adapters.tracing.otel import OtelTracing
@@ -77,7 +77,7 @@ def _keep_little_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library has no such knob
         library = ctypes.CDLL(None)
-        library.mallopt(_M_ARENA_MAX, cores())
+        library.mallopt(_M_ARENA_MAX, available_cores())
         library.mallopt(_M_TRIM_THRESHOLD, _KEPT_FREE_BYTES)
 
 
