@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from plaudit import compose
 from plaudit.cli import output
-from plaudit.cli.failures import Failed
+from plaudit.cli.failures import CommandFailed
 from plaudit.compose.build import content_limits, head_maker, training_plan
 from plaudit.core.settings import Settings
 from plaudit.learner.finetuning.manual import FinetuningFailed, finetune_manually
@@ -21,7 +21,7 @@ _LOOK_INTERVAL_S: Final = 0.2
 
 
 def finetune(settings: Settings, model: str, reason: str) -> Manifest:
-    """Raises Failed, or another error with a sentence for the user."""
+    """Raises CommandFailed, or another error with a sentence for the user."""
     started_s = time.time()
     bar = Progress(
         TextColumn("{task.description}"),
@@ -54,6 +54,6 @@ def finetune(settings: Settings, model: str, reason: str) -> Manifest:
                 on_progress=show,
             )
         except FinetuningFailed as error:
-            raise Failed(str(error)) from error
+            raise CommandFailed(str(error)) from error
         bar.update(task, description="published", completed=1.0)
     return manifest

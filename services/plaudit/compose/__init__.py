@@ -16,11 +16,10 @@ Layout of the data directory:
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from plaudit import demo
 from plaudit.adapters.log.process_slot import ProcessSlot
 from plaudit.adapters.log.spooled import SpooledLog
 from plaudit.adapters.log.sqlite import SqliteLog
@@ -381,27 +380,23 @@ def learnings(settings: Settings) -> Learnings:
     return Learnings(learning)
 
 
-def console(settings: Settings, client: AsyncClient, learnings: Learnings) -> Starlette:
-    """The console's application. Raises ConfigError."""
+def console(settings: Settings, client: AsyncClient, learnings: Learnings, samples: Mapping[str, Samples]) -> Starlette:
+    """Application of the console.
+
+    Args:
+        samples: examples to try, by model.
+
+    Raises:
+        ConfigError: a setting is wrong.
+    """
     from plaudit.console.app import application
     from plaudit.console.ports import Sources
 
     host = settings.console.host
     return application(
         client,
-        Sources(model_catalog(settings), learnings, _samples(settings)),
+        Sources(model_catalog(settings), learnings, samples),
         # Other names come from sites that had theirs resolved to us. Where all addresses are listened on, so are names.
         hosts=["*"] if host in ("0.0.0.0", "::") else sorted({host, "127.0.0.1", "localhost", "::1", "[::1]"}),
         max_body_bytes=2 * settings.serving.max_message_bytes,
     )
-
-
-def _samples(settings: Settings) -> dict[str, Samples]:
-    """For the demo's model, where the demo's extra is installed."""
-    if not settings.model or settings.spec().name != demo.MODEL:
-        return {}
-    try:
-        from plaudit.demo.samples import DemoSamples
-    except ModuleNotFoundError:
-        return {}
-    return {demo.MODEL: DemoSamples()}
