@@ -76,7 +76,7 @@ def _diverge(run_dir: Path) -> None:
     raise FloatingPointError("the loss is nan")
 
 
-def test_the_candidate_is_published_and_waits_to_be_promoted(tmp_path):
+def test_the_candidate_is_published_and_waits_to_be_promoted(tmp_path: Path) -> None:
     world = World(tmp_path)
     published = world.finetune(InlineJobs(_train))
     assert (published.version, published.kind) == (2, "finetuned")
@@ -84,14 +84,14 @@ def test_the_candidate_is_published_and_waits_to_be_promoted(tmp_path):
     assert world.registry.rollout().live == 1
 
 
-def test_an_imported_graph_cannot_be_trained(tmp_path):
+def test_an_imported_graph_cannot_be_trained(tmp_path: Path) -> None:
     world = _imported(tmp_path)
     with pytest.raises(FinetuningFailed, match="version 2 is an imported graph without weights"):
         world.finetune(InlineJobs(_train))
     assert list(world.registry.versions()) == [1, 2]
 
 
-def test_the_job_starts_from_live_sees_all_experiences_and_rehearses_the_pre_training(tmp_path):
+def test_the_job_starts_from_live_sees_all_experiences_and_rehearses_the_pre_training(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.finetune(InlineJobs(_train))
     task = read_job_spec(world.run_dir)
@@ -100,13 +100,13 @@ def test_the_job_starts_from_live_sees_all_experiences_and_rehearses_the_pre_tra
     assert read_manifest(world.run_dir / PARENT).version == 1
 
 
-def test_a_job_that_fails_publishes_nothing_and_says_why(tmp_path):
+def test_a_job_that_fails_publishes_nothing_and_says_why(tmp_path: Path) -> None:
     world = World(tmp_path)
     with pytest.raises(FinetuningFailed, match="the loss is nan"):
         world.finetune(InlineJobs(_diverge))
     assert list(world.registry.versions()) == [1]
 
 
-def test_without_a_live_version_there_is_nothing_to_start_from(tmp_path):
+def test_without_a_live_version_there_is_nothing_to_start_from(tmp_path: Path) -> None:
     with pytest.raises(NoLiveModel):
         World(tmp_path, live=False).finetune(InlineJobs(_train))

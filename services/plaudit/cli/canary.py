@@ -11,11 +11,12 @@ from plaudit.cli import output
 from plaudit.cli.failures import CommandFailed
 from plaudit.cli.options import RolloutOptions, ServedModelOptions, called_alone, expand_options
 from plaudit.client import Client, ClientError, Rollout, Version
+from plaudit.core.errors import RolloutMoved
+from plaudit.core.rollout_updates import compare_and_set
 from plaudit.core.settings import Settings
 
 _SHARE: Final = 0.1
 """Share of the users where neither the command nor the settings name one."""
-_ATTEMPTS: Final = 5
 
 app = typer.Typer(no_args_is_help=False)
 
@@ -92,9 +93,10 @@ def promote(options: RolloutOptions) -> None:
 
 
 def _promote(client: Client, options: RolloutOptions) -> Rollout:
-    """Compare and set: what goes live is still in the experiment then; head refreshes meanwhile do not matter."""
-    asked = now = _rollout(client, options.model)
-    for attempt in range(_ATTEMPTS):
+    """Compare-and-set: the version that goes live is still in the same experiment; head refreshes do not matter."""
+    asked = _rollout(client, options.model)
+
+    def write(now: Rollout) -> Rollout:
         if now.candidate is None or (now.candidate, now.experiment) != (asked.candidate, asked.experiment):
             raise CommandFailed(
                 "no version is in an experiment" if asked.candidate is None else "the experiment was ended meanwhile"
@@ -107,10 +109,11 @@ def _promote(client: Client, options: RolloutOptions) -> Rollout:
                 model=options.model,
             )
         except ClientError as error:
-            if error.code is not grpc.StatusCode.ABORTED or options.expect or attempt == _ATTEMPTS - 1:
+            if error.code is not grpc.StatusCode.ABORTED or options.expect:
                 raise
-        now = _rollout(client, options.model)
-    raise AssertionError("the last attempt raises")
+            raise RolloutMoved(now.generation, _rollout(client, options.model).generation) from error
+
+    return compare_and_set(lambda: _rollout(client, options.model), write)
 
 
 def _rollout(client: Client, model: str) -> Rollout:

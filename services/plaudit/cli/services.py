@@ -20,9 +20,9 @@ from plaudit import compose, demo
 from plaudit.cli import supervisor
 from plaudit.cli.exposition import LabelledRegistry, MetricsPages, serve_metrics
 from plaudit.cli.options import address, async_client
+from plaudit.core.cores import available_cores
 from plaudit.core.errors import ConfigError
 from plaudit.core.settings import Settings
-from plaudit.serving.server import cores
 
 if TYPE_CHECKING:
     from plaudit.adapters.tracing.otel import OtelTracing
@@ -73,7 +73,7 @@ def _limit_free_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt
         library = ctypes.CDLL(None)
-        library.mallopt(_M_ARENA_MAX, cores())
+        library.mallopt(_M_ARENA_MAX, available_cores())
         library.mallopt(_M_TRIM_THRESHOLD, _MAX_FREE_BYTES)
 
 

@@ -16,9 +16,10 @@ from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.core.ports.store import ExperienceStore
 from plaudit.core.settings import CanaryPolicy, Settings
 from plaudit.core.tracing import Tracing
-from plaudit.learner.evaluation.experiment_runner import ExperimentRules, ExperimentRunner
+from plaudit.learner.evaluation.experiment import ExperimentRules
 from plaudit.learner.features.head_builder import HeadBuilder
 from plaudit.learner.features.policies import PolicyCache
+from plaudit.learner.finetuning.experiment_runner import ExperimentRunner
 from plaudit.learner.finetuning.job_spec import TrainingPlan
 from plaudit.learner.finetuning.scheduler import Finetuning
 from plaudit.learner.loop import Learner
