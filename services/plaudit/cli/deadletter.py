@@ -24,9 +24,9 @@ def list_letters(common: CommonOptions) -> None:
     """
     settings = common.settings()
     with needs_extra("learn"):
-        from plaudit import compose
+        from plaudit.compose.log import event_log
         from plaudit.learner.ingest.dead_letters import buried
-    with contextlib.closing(compose.event_log(settings)) as log:
+    with contextlib.closing(event_log(settings)) as log:
         rows = [
             {
                 "place": each.place,
@@ -53,9 +53,9 @@ def replay(
     """
     settings = common.settings()
     with needs_extra("learn"):
-        from plaudit import compose
+        from plaudit.compose.log import event_log
         from plaudit.learner.ingest import dead_letters
-    with contextlib.closing(compose.event_log(settings)) as log:
+    with contextlib.closing(event_log(settings)) as log:
         found = {each.place: each for each in dead_letters.buried(log)}
         unknown = [place for place in places or () if place not in found]
         if unknown:
@@ -79,8 +79,9 @@ def orphans(
     """
     settings = options.settings()
     with needs_extra("learn"):
-        from plaudit import compose
-    with contextlib.closing(compose.experience_store(settings, compose.model_named(settings, options.model))) as store:
+        from plaudit.compose.registry import resolve_model
+        from plaudit.compose.store import experience_store
+    with contextlib.closing(experience_store(settings, resolve_model(settings, options.model))) as store:
         rows: list[dict[str, Any]] = [
             {
                 "feedback_id": feedback.feedback_id,

@@ -103,10 +103,10 @@ def finetune(
     """
     settings = options.settings()
     with needs_extra("learn"):
-        from plaudit import compose
         from plaudit.cli import finetune as body
+        from plaudit.compose.registry import resolve_model
 
-        manifest = body.finetune(settings, compose.model_named(settings, options.model), reason)
+        manifest = body.finetune(settings, resolve_model(settings, options.model), reason)
     if options.as_json:
         output.print_json(json.loads(manifest.to_json()))
     else:

@@ -34,10 +34,10 @@ def list_raters(
     """
     settings = options.settings()
     with needs_extra("learn"):
-        from plaudit import compose
+        from plaudit.compose.store import experience_store
         from plaudit.learner.online import rater_commands
 
-        with contextlib.closing(compose.experience_store(settings, options.model or settings.spec().name)) as store:
+        with contextlib.closing(experience_store(settings, options.model or settings.spec().name)) as store:
             users = rater_commands.known_raters(store).users
     rows = [
         {"user": user, "reliability": rater.reliability, "floods": rater.floods, **asdict(rater)}
@@ -71,10 +71,10 @@ def _set_trust_level(user: str, trust_level: TrustLevel, options: ModelOptions) 
     """Leave a command for the learner, which applies it before its next batch."""
     settings = options.settings()
     with needs_extra("learn"):
-        from plaudit import compose
+        from plaudit.compose.store import experience_store
         from plaudit.learner.online import rater_commands
 
-        with contextlib.closing(compose.experience_store(settings, options.model or settings.spec().name)) as store:
+        with contextlib.closing(experience_store(settings, options.model or settings.spec().name)) as store:
             rater_commands.order(store, user, trust_level)
     if options.as_json:
         output.print_json({"user": user, "trust_level": trust_level})

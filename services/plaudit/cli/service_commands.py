@@ -66,11 +66,10 @@ def up(console_port: ConsolePort = None, *, common: CommonOptions) -> None:
     Example: `plaudit up --config plaudit.toml --console-port 8004`, and a page to look at besides
     """
     with needs_extra("learn"):
-        from plaudit import compose
+        from plaudit.compose.registry import known_models
     settings = common.settings({"console": {"port": console_port}})
-    compose.data_dir(settings)
     services = [supervisor.Service("serve", _plaudit("serve", common), restart=False)]
-    for number, model in enumerate(compose.models(settings)):
+    for number, model in enumerate(known_models(settings)):
         port = settings.learner.metrics_port + number if settings.learner.metrics_port else 0
         command = [*_plaudit("learn", common), "--model", model, "--metrics-port", str(port)]
         services.append(supervisor.Service("learn" if number == 0 else f"learn-{model}", command, restart=True))
@@ -132,11 +131,11 @@ def learn(
     """
     settings = common.settings({"learner": {"host": host, "metrics_port": metrics_port}})
     with needs_extra("learn"):
-        from plaudit import compose
         from plaudit.cli import services
+        from plaudit.compose.registry import resolve_model
 
         services.log_to_stderr()
-        asyncio.run(services.learn(settings, compose.model_named(settings, model), _reporter("learn", common)))
+        asyncio.run(services.learn(settings, resolve_model(settings, model), _reporter("learn", common)))
 
 
 @app.command()
