@@ -24,6 +24,7 @@ from plaudit.core.ports.log import EventLog, EventReader, Positions
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import ExperienceStore, ExperimentSummary, LeaderCommit
 from plaudit.core.rollout import Change, Rollout, end_canary, promote
+from plaudit.core.rollout_updates import LEARNER, update_rollout
 from plaudit.learner.evaluation.experiment import (
     Experiment,
     ExperimentRules,
@@ -33,7 +34,6 @@ from plaudit.learner.evaluation.experiment import (
 )
 from plaudit.learner.evaluation.propensities import propensities_of
 from plaudit.learner.features.policies import PolicyCache
-from plaudit.learner.features.rollout_updates import ACTOR, move
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.progress import Progress
 from plaudit.learner.state import LearnerState
@@ -204,11 +204,11 @@ class ExperimentRunner:
         """Change the rollout as the verdict says, then forget the experiment. May be done again after a crash."""
         why, version = experiment.why, experiment.version
         if experiment.verdict == "promote":
-            change = Change(ACTOR, self._clock(), f"version {version} passed the canary: {why}")
+            change = Change(LEARNER, self._clock(), f"version {version} passed the canary: {why}")
             if not self._move(experiment, lambda r: None if r.pinned else promote(r, version, change)):
                 why += "; not made live, because a version is pinned"
         else:
-            change = Change(ACTOR, self._clock(), f"version {version} is withdrawn: {why}")
+            change = Change(LEARNER, self._clock(), f"version {version} is withdrawn: {why}")
             self._move(experiment, lambda r: end_canary(r, change))
         assert experiment.verdict is not None
         self._end(experiment, experiment.verdict, why)
@@ -225,7 +225,7 @@ class ExperimentRunner:
             refused = after is None
             return after
 
-        move(self._registry, change)
+        update_rollout(self._registry, change)
         return not refused
 
     def _ended_by_others(self, experiment: Experiment) -> None:
