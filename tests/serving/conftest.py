@@ -17,6 +17,7 @@ from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.adapters.runtime.onnx import OnnxRuntime
 from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.core.prediction_id import PredictionIds
+from plaudit.compose import content_limits, server_config
 from plaudit.core.settings import ServingSettings
 from plaudit.serving.server import InferenceServer
 from plaudit.serving.telemetry.metrics import ServingMetrics
@@ -85,7 +86,8 @@ async def serve(
             "seed": 0,
         }
         defaults = {"port": 0, "metrics_port": 0, "watch_interval_s": 0.01, "drain_s": 5.0}
-        server = InferenceServer(**parts, settings=ServingSettings(**(defaults | settings)))
+        serving = ServingSettings(**(defaults | settings))
+        server = InferenceServer(**parts, config=server_config(serving), limits=content_limits(serving))
         server.start()
         channel = grpc.aio.insecure_channel(
             f"127.0.0.1:{server.port}", options=[("grpc.max_send_message_length", 2**26)]

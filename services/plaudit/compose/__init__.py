@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from plaudit import demo
 from plaudit.adapters.log.process_slot import ProcessSlot
@@ -26,6 +27,7 @@ from plaudit.adapters.log.spooled import SpooledLog
 from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.adapters.registry.directory import DirectoryCatalog
 from plaudit.adapters.runtime.nvml import gpus
+from plaudit.core.cores import available_cores
 from plaudit.core.errors import ConfigError
 from plaudit.core.ports.jobs import JobLauncher
 from plaudit.core.ports.log import EventLog
@@ -33,8 +35,9 @@ from plaudit.core.ports.registry import ModelCatalog, ModelRegistry
 from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.core.ports.store import ExperienceStore
 from plaudit.core.prediction_id import PredictionIds, load_or_create_key
-from plaudit.core.settings import Settings
-from plaudit.core.tracing import Tracing
+from plaudit.core.settings import ServingSettings, Settings
+from plaudit.core.tracing import NO_TRACING, Tracing
+from plaudit_models.preprocess import Limits
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -46,7 +49,7 @@ if TYPE_CHECKING:
     from plaudit.client import AsyncClient
     from plaudit.console.ports import Learnings, Samples
     from plaudit.learner.loop import Learner
-    from plaudit.serving.server import InferenceServer
+    from plaudit.serving.server import InferenceServer, ServerConfig
 
 _AROUND_CONTENT_BYTES: Final = 1024 * 1024
 """What a decision's record has besides the content of the request, at the most: features, names, ids."""
@@ -331,13 +334,34 @@ def inference_server(
         log,
         model_runtime(settings),
         PredictionIds(key, settings.serving.feedback_window_s),
-        settings.serving,
+        server_config(settings.serving),
+        content_limits(settings.serving),
         metrics,
         fates=fates,
         experiments=fates,
         share_port=share_port,
-        tracing=tracing,
+        tracing=tracing or NO_TRACING,
     )
+
+
+def server_config(serving: ServingSettings) -> ServerConfig:
+    """The settings of the inference service as plain values."""
+    from plaudit.serving.server import ServerConfig
+
+    cores = available_cores()
+    token = serving.admin_token
+    derived: dict[str, Any] = {
+        "workers": serving.workers or max(1, cores // (serving.threads * serving.processes)),
+        "max_decoding": max(1, cores // serving.processes),
+        "admin_token": None if token is None else token.get_secret_value(),
+    }
+    same = {each.name: getattr(serving, each.name) for each in fields(ServerConfig) if each.name not in derived}
+    return ServerConfig(**same, **derived)
+
+
+def content_limits(serving: ServingSettings) -> Limits:
+    """Sizes beyond which content is refused."""
+    return Limits(**{each.name: getattr(serving, each.name) for each in fields(Limits)})
 
 
 def learner(
