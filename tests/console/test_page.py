@@ -7,11 +7,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from plaudit import compose
+from plaudit.compose.registry import model_registry
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import load_settings
 from plaudit_models.spec import ModelSpec, TextModality
@@ -106,7 +107,8 @@ def test_content_of_every_kind_is_answered_explained_and_learned_from(opened: Op
 
     with page.expect_request("**/predict") as sent:
         page.get_by_role("button", name="Ask").click()
-    content = sent.value.post_data_json["content"]
+    asked: Any = sent.value.post_data_json
+    content = asked["content"]
     assert {name: list(part) for name, part in content.items()} == {
         "image": ["image"],
         "audio": ["audio"],
@@ -174,7 +176,7 @@ def test_the_keyboard_does_it_all(opened: Open) -> None:
     expect(page.locator("#versions details").last).to_contain_text("made by a test")
 
 
-def _tab_to(page: Page, target) -> None:
+def _tab_to(page: Page, target: Locator) -> None:
     for _ in range(80):
         if target.evaluate("element => element === document.activeElement"):
             return
@@ -203,7 +205,7 @@ def test_another_model_is_there_to_choose_with_inputs_of_its_own(
     opened: Open, page_url: str, config: Path, tmp_path: Path
 ) -> None:
     spec = ModelSpec("zoo", {"name": TextModality()}, ("bear", "lion"), embedding_size=8)
-    registry = compose.registry_of(load_settings(config), spec.name)
+    registry = model_registry(load_settings(config), spec.name)
     builders.tiny_bundle(tmp_path / "zoo", spec=spec)
     registry.publish(tmp_path / "zoo")
     registry.set_rollout(promote(registry.rollout(), 1, Change("ada", 1.0, "opened")))

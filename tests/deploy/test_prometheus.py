@@ -18,8 +18,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from plaudit import compose
 from plaudit.client import Client, ClientError, audio, image, tensor
+from plaudit.compose.registry import model_registry
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import load_settings
 from support import builders
@@ -100,7 +100,8 @@ def test_the_dashboards_are_what_their_source_says(tmp_path: Path) -> None:
 
 def _get(url: str) -> str:
     with urllib.request.urlopen(url, timeout=30) as answer:
-        return answer.read().decode()
+        page: bytes = answer.read()
+        return page.decode()
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,11 @@ def _traffic(target: str) -> None:
     """Some of everything: kinds of content, kinds of feedback, and what is refused."""
     with Client(target) as client:
         for seed in range(12):
-            content = {"image": image(builders.png(seed)), "audio": audio(builders.wav(seed)), "question": "which?"}
+            content: dict[str, Any] = {
+                "image": image(builders.png(seed)),
+                "audio": audio(builders.wav(seed)),
+                "question": "which?",
+            }
             answer = client.predict(content, user_id=f"user {seed}")
             client.thumbs_up(answer) if seed % 2 else client.thumbs_down(answer)
             client.correct(answer, "cat")
@@ -243,7 +248,7 @@ def test_a_version_that_fails_its_proof_and_a_service_that_is_gone_raise_alarms(
     _traffic(deployment.target)
     assert asked.firing() & {"PlauditServingDown", "PlauditVersionFailsProof"} == set()
 
-    registry = compose.model_registry(load_settings(deployment.config))
+    registry = model_registry(load_settings(deployment.config))
     builders.tiny_bundle(tmp_path / "made", seed=5)
     damaged = registry.publish(tmp_path / "made").version
     graph = registry.folder(damaged) / "trunk.onnx"

@@ -22,10 +22,10 @@ from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.rollout import start_canary
 from plaudit.core.wire import contents_to_wire
-from plaudit.serving.engine.dynamic_actions import ActionVectors
+from plaudit.serving.engine.dynamic_actions import TextVectors
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.v1 import feedback_pb2, prediction_pb2
-from plaudit_models.bundle import CANDIDATE
+from plaudit_models.bundle import TEXT_SCORER
 from plaudit_models.preprocess import tokenize_all
 from plaudit_models.spec import TOKENS, VECTORS
 from support.builders import run_graph, tiny_bundle, tiny_content, tiny_head_refresh, tiny_spec
@@ -93,7 +93,7 @@ async def test_candidates_are_scored_by_their_texts_and_logged_with_them(
     folder, spec = registry.folder(1), registry.manifest(1).spec
     tokenizer = running.server._models.pick("").live.serving().tokenizer
     tokens = tokenize_all(list(TEXTS.values()), spec.dynamic_action_modality[1], tokenizer)
-    vectors = run_graph(folder / CANDIDATE, {TOKENS: tokens})[VECTORS]
+    vectors = run_graph(folder / TEXT_SCORER, {TOKENS: tokens})[VECTORS]
     base_logits = vectors @ decision.features.embedding
     np.testing.assert_allclose(decision.features.base_logits, base_logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose([scores[id_] for id_ in TEXTS], policy(base_logits, 0.2), rtol=1e-4)
@@ -242,7 +242,7 @@ def test_as_many_vectors_are_kept_as_may_be(
     runtime: ModelRuntime, registry: DirectoryRegistry, metrics: ServingMetrics
 ) -> None:
     model = runtime.load(registry.folder(1))
-    vectors = ActionVectors(metrics, kept_texts=2)
+    vectors = TextVectors(metrics, cached_texts=2)
     a, b, c = (DynamicAction(text, text) for text in "abc")
 
     def computed(*dynamic_actions: DynamicAction) -> float:

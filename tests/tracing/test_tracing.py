@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,19 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from plaudit import compose
 from plaudit.adapters.tracing.otel import OtelTracing, otlp_tracing
 from plaudit.cli import main
 from plaudit.client import AsyncClient, Client, ClientError
 from plaudit.client.feedback import thumbs_up
+from plaudit.compose.log import serving_log
+from plaudit.compose.serving import inference_server
+from plaudit.compose.tracing import service_tracing
 from plaudit.core.errors import ConfigError
 from plaudit.core.events import Thumb, Topic
 from plaudit.core.settings import Settings, load_settings
+from plaudit.core.tracing import NO_TRACING, Attributes, NoTracing
 from plaudit.core.wire import decode_event, encode_event
-from plaudit.serving.engine.batcher import Batcher
-from plaudit.serving.engine.decision_log import DecisionLog
-from plaudit.serving.grpc.interceptors import Calls
-from plaudit.serving.use_cases.feedback import FeedbackUseCase
-from plaudit.serving.use_cases.predict import PredictUseCase
+from plaudit.serving.grpc.interceptors import CallInterceptor
 from support import builders
 from support.deployment import PLAUDIT, Service, deployed
 from support.otlp_receiver import Received, Receiver, over_grpc, over_http
@@ -67,8 +67,8 @@ def recorded() -> Recorded:
 def server(tmp_path: Path, recorded: Recorded) -> Iterator[Any]:
     """A server whose spans stay in memory, without processes."""
     settings = load_settings(deployed(tmp_path))
-    log = compose.serving_log(settings)
-    running = compose.inference_server(settings, log, tracing=OtelTracing(recorded.provider))
+    log = serving_log(settings)
+    running = inference_server(settings, log, tracing=OtelTracing(recorded.provider))
     running.start()
     yield running
     running.stop()
@@ -170,27 +170,44 @@ async def test_a_batch_links_to_every_request_that_it_answers(server: Any, recor
     assert (len(linked), set(linked)) == (30, waits)
 
 
-def test_without_tracing_nothing_of_it_is_used(tmp_path: Path) -> None:
-    """Not a flag that is looked at on the way, but other parts."""
+def test_without_tracing_a_request_only_passes_two_empty_spans(tmp_path: Path) -> None:
+    """No interceptor, nothing around appends and batches; what is left traces nothing and collects no attributes."""
     settings = load_settings(deployed(tmp_path))
-    log = compose.serving_log(settings)
-    server = compose.inference_server(settings, log, tracing=compose.tracing(settings, "plaudit-serve"))
+    log = serving_log(settings)
+    server = inference_server(settings, log, tracing=service_tracing(settings, "plaudit-serve"))
+    assert [type(each) for each in server._interceptors()] == [CallInterceptor]
+    assert server._decision_log._append == server._feedback._append == log.append
+    for part in (server, server._predict, server._feedback, server._models):
+        assert part._tracing is NO_TRACING
+    spans: list[str] = []
+
+    class Watched(NoTracing):
+        def span(self, name: str, **given: Any) -> AbstractContextManager[object]:
+            spans.append(name)
+            assert not given
+            return super().span(name)
+
+        def note(self, attributes: Attributes) -> None:
+            raise AssertionError(attributes)
+
+    server._predict._tracing = server._feedback._tracing = server._models._tracing = Watched()
     server.start()
-    parts = [server._predictor, server._recorder, server._feedback, server._models.pick("").batcher]
-    assert [type(part) for part in parts] == [PredictUseCase, DecisionLog, FeedbackUseCase, Batcher]
-    assert type(server._calls_of(server._metrics)) is Calls
-    assert server._recorder._log is log
+    with Client(f"127.0.0.1:{server.port}") as client:
+        client.thumbs_up(client.predict({"question": SECRET}, user_id=USER))
     server.stop()
     log.close()
+    assert spans == ["decode", "wait for the model"]
 
 
 def test_without_tracing_its_library_is_not_even_loaded(tmp_path: Path) -> None:
     config = deployed(tmp_path)
     program = (
-        "import sys\nfrom plaudit import compose\nfrom plaudit.core.settings import load_settings\n"
+        "import sys\nfrom plaudit.compose.log import serving_log\n"
+        "from plaudit.compose.serving import inference_server\n"
+        "from plaudit.compose.tracing import service_tracing\nfrom plaudit.core.settings import load_settings\n"
         f"from pathlib import Path\nsettings = load_settings(Path({str(config)!r}))\n"
-        "log = compose.serving_log(settings)\n"
-        "server = compose.inference_server(settings, log, tracing=compose.tracing(settings, 'x'))\n"
+        "log = serving_log(settings)\n"
+        "server = inference_server(settings, log, tracing=service_tracing(settings, 'x'))\n"
         "import plaudit.client\nprint([name for name in sys.modules if name.startswith('opentelemetry')])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
@@ -214,9 +231,9 @@ def _settings(**fields: Any) -> Settings:
 
 
 def test_tracing_is_off_unless_somebody_asks_for_it(otel: Callable[..., None]) -> None:
-    assert compose.tracing(_settings(), "plaudit-serve") is None
+    assert service_tracing(_settings(), "plaudit-serve") is None
     otel(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_SDK_DISABLED="true")
-    assert compose.tracing(_settings(), "plaudit-serve") is None
+    assert service_tracing(_settings(), "plaudit-serve") is None
 
 
 @pytest.mark.parametrize("collector", [over_grpc, over_http])
@@ -229,7 +246,7 @@ def test_spans_reach_a_collector_over_grpc_and_http(collector: Any, how: str, ot
         else:
             otel(OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint, OTEL_EXPORTER_OTLP_PROTOCOL=protocol)
             settings = _settings()
-        tracing = compose.tracing(settings, "plaudit-serve")
+        tracing = service_tracing(settings, "plaudit-serve")
         with tracing.span("done", attributes={"plaudit.version": 3}):
             pass
         tracing.close()
@@ -260,11 +277,11 @@ def test_a_share_of_none_keeps_what_a_caller_wants_kept_alone() -> None:
 def test_what_cannot_be_set_is_named(monkeypatch: pytest.MonkeyPatch, otel: Callable[..., None]) -> None:
     otel(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_EXPORTER_OTLP_PROTOCOL="http/json")
     with pytest.raises(ConfigError, match=r"tracing\.protocol: 'http/json' is not one of grpc, http/protobuf"):
-        compose.tracing(_settings(), "plaudit-serve")
+        service_tracing(_settings(), "plaudit-serve")
     monkeypatch.setitem(sys.modules, "plaudit.adapters.tracing.otel", None)
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(ConfigError, match=r"pip install 'plaudit\[tracing\]'"):
-        compose.tracing(_settings(endpoint="http://127.0.0.1:1"), "plaudit-serve")
+        service_tracing(_settings(endpoint="http://127.0.0.1:1"), "plaudit-serve")
 
 
 @pytest.mark.parametrize("traceparent", ["", "nonsense", f"00-{'0' * 32}-{'2' * 16}-01"])

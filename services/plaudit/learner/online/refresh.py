@@ -24,14 +24,13 @@ from plaudit.learner.online.contexts import Contexts
 from plaudit.learner.state import LearnerState
 from plaudit.learner.tracing import LearnerTrace
 from plaudit_models.bandit.dynamic_actions import (
-    DYNAMIC_ACTION_HEAD,
     DynamicActionState,
     dynamic_action_head_from_bytes,
     empty_dynamic_action_state,
 )
 from plaudit_models.bandit.improvement import Step
 from plaudit_models.bandit.reward_model import RewardState, empty_state, state_from_bytes
-from plaudit_models.bundle import Manifest
+from plaudit_models.bundle import DYNAMIC_HEAD, Manifest
 
 _log = structlog.get_logger("plaudit.learner")
 
@@ -173,10 +172,10 @@ class HeadRefresher:
     def _served_dynamic_actions(self, live: Manifest) -> DynamicActionState | None:
         """What live's candidate head was built from; None if it has none that evidence can be added to."""
         latest = self._knowledge.dynamic_actions
-        if latest is None or DYNAMIC_ACTION_HEAD not in live.files:
+        if latest is None or not live.has(DYNAMIC_HEAD):
             return None
         served = dynamic_action_head_from_bytes(
-            (self._registry.folder(live.version) / DYNAMIC_ACTION_HEAD).read_bytes()
+            (self._registry.folder(live.version) / live.stored_name(DYNAMIC_HEAD)).read_bytes()
         ).state
         return served if served.space == latest.space else None
 

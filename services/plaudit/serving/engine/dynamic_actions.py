@@ -25,7 +25,7 @@ from plaudit.core.ports.runtime import ServableModel
 from plaudit.serving.engine.action_sets import Scores, all_allowed
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit_models.bandit.policy import Bool, Float32
-from plaudit_models.bundle import CANDIDATE, TOKENIZER, Manifest
+from plaudit_models.bundle import TEXT_SCORER, TOKENIZER, Manifest
 from plaudit_models.spec import ModelSpec
 
 MAX_DYNAMIC_ACTIONS: Final = 256
@@ -141,4 +141,4 @@ class TextVectors:
 def _key(text: str, manifest: Manifest) -> _Key:
     """A text is read by a tokenizer and a graph; versions that share both share its vector."""
     digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-    return manifest.files[CANDIDATE].sha256, manifest.files[TOKENIZER].sha256, digest
+    return manifest.sha256(TEXT_SCORER), manifest.files[TOKENIZER].sha256, digest
