@@ -9,9 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import numpy.typing as npt
 import pytest
 
-from plaudit.core.events import Decision, Event, Feedback, Topic
+from plaudit.core.events import (
+    Content,
+    Decision,
+    EncodedContent,
+    Event,
+    Features,
+    Feedback,
+    TensorContent,
+    TextContent,
+    Topic,
+)
 from plaudit.core.ports.log import EventLog, UnreadableRecord
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.rollout import Change, promote
@@ -85,6 +96,26 @@ def decisions(log: EventLog) -> Sequence[Decision]:
 
 def feedback(log: EventLog) -> Sequence[Feedback]:
     return [event for event in events(log, Topic.FEEDBACK) if isinstance(event, Feedback)]
+
+
+def array_of(content: Content) -> npt.NDArray[Any]:
+    assert isinstance(content, TensorContent)
+    return content.array
+
+
+def text_of(content: Content) -> str:
+    assert isinstance(content, TextContent)
+    return content.text
+
+
+def data_of(content: Content) -> bytes:
+    assert isinstance(content, EncodedContent)
+    return content.data
+
+
+def features_of(decision: Decision) -> Features:
+    assert decision.features is not None
+    return decision.features
 
 
 def go_live(registry: ModelRegistry, version: int) -> None:
