@@ -311,7 +311,7 @@ async def test_a_receipt_says_what_the_learner_made_of_it(
     assert (found.state, found.used_in_version) == (feedback_pb2.RECEIPT_STATE_LIVE, with_it)
     told.statuses["f1"] = FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3, excluded=True)
     found = await receipt()
-    assert (found.state, found.reason[:9]) == (feedback_pb2.RECEIPT_STATE_DISCARDED, "set aside")
+    assert (found.state, found.reason[:9]) == (feedback_pb2.RECEIPT_STATE_DISCARDED, "excluded:")
 
 
 async def test_a_receipt_of_what_only_the_learner_remembers(serve: Serve) -> None:
