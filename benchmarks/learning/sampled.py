@@ -22,7 +22,7 @@ import torch
 from torch import Generator, Tensor
 
 from benchmarks.measure import Curve, Measure
-from plaudit.compose.build import head_maker, training_plan
+from plaudit.compose.learner import head_builder, training_plan
 from plaudit.core.settings import Settings
 from plaudit_models.dataset import LabelledData
 from plaudit_models.feedback_targets import FeedbackTargets, feedback_targets
@@ -188,7 +188,7 @@ def thumbs(
 ) -> tuple[Experiences, FeedbackTargets]:
     """What the policy answered, floor included, and what users said."""
     asked = _draw(prototypes, sizes.thumbs, rng)
-    maker = head_maker(Settings())
+    maker = head_builder(Settings())
     probs = (1.0 - maker.floor) * _probabilities(parent, asked) + maker.floor / sizes.actions
     action = (probs.cumsum(axis=1) < rng.random((sizes.thumbs, 1))).sum(axis=1).clip(max=sizes.actions - 1)
     up = (action == asked.liked) ^ (rng.random(sizes.thumbs) < WRONG)
@@ -246,7 +246,7 @@ def _step_s(objective: str, actions: int, repeats: int = 12) -> float:
     )
     plan = training_plan(Settings())
     rewards = rewards_on(RewardModel(policy), experiences, pessimism=plan.pessimism)
-    embedding = torch.randn(BATCH, EMBEDDING)
+    embedding, reuse = torch.randn(BATCH, EMBEDDING), SamplingConfig().sample_reuse
     made: Objective
     if objective == "target":
 
@@ -261,10 +261,10 @@ def _step_s(objective: str, actions: int, repeats: int = 12) -> float:
     rows = torch.arange(BATCH)
 
     def some_steps() -> None:
-        for step in range(plan.sample_reuse):
-            made(logits, rows, fresh=step == 0).backward()  # type: ignore[no-untyped-call]
+        for step in range(reuse):
+            made(logits, rows, fresh=step == 0).backward()
 
-    return _processor_s(some_steps, repeats) / plan.sample_reuse
+    return _processor_s(some_steps, repeats) / reuse
 
 
 def _processor_s(call: Callable[[], object], repeats: int) -> float:

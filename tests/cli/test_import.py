@@ -43,7 +43,7 @@ def imported(graph: Path, data_dir: Path, *options: object) -> Any:
     return json.loads(done.stdout)
 
 
-def test_an_imported_model_serves_and_learns_without_a_model_table(graph, tmp_path):
+def test_an_imported_model_serves_and_learns_without_a_model_table(graph: Path, tmp_path: Path) -> None:
     (tmp_path / "actions.txt").write_text("red\ngreen\n\nblue\n")
     data_dir = tmp_path / "data"
     first = imported(graph, data_dir, "--name", "colours", "--actions", tmp_path / "actions.txt")
@@ -66,19 +66,21 @@ def test_an_imported_model_serves_and_learns_without_a_model_table(graph, tmp_pa
                 said = client.thumbs_up if prediction.action == "blue" else client.thumbs_down
                 assert not said(prediction).duplicate
             for rollout in client.watch_versions(model="colours"):
-                if rollout.live is not None and rollout.live > 1:
+                live = rollout.live
+                if live is not None and live > 1:
                     break
-            refreshed = client.version(rollout.live, model="colours")
+            assert live is not None
+            refreshed = client.version(live, model="colours")
             assert (refreshed.kind, refreshed.parent) == ("head", 1)
             serving = client.predict({"x": x}, model="colours")
-            assert serving.version >= rollout.live
+            assert serving.version >= live
             assert serving.scores["blue"] > 2 * before.scores["blue"]
         assert service.stop(signal.SIGTERM) == 0
     finally:
         service.kill()
 
 
-def test_a_second_version_goes_live_only_if_asked(graph, tmp_path):
+def test_a_second_version_goes_live_only_if_asked(graph: Path, tmp_path: Path) -> None:
     assert imported(graph, tmp_path, "--name", "m")["live"]
     assert not imported(graph, tmp_path, "--name", "m")["live"]
     third = imported(graph, tmp_path, "--name", "m", "--promote")
@@ -94,7 +96,7 @@ def test_a_second_version_goes_live_only_if_asked(graph, tmp_path):
         (("--name", "m", "--golden", "/no/such/file"), "golden: /no/such/file"),
     ],
 )
-def test_what_is_wrong_is_one_sentence(graph, tmp_path, options, problem):
+def test_what_is_wrong_is_one_sentence(graph: Path, tmp_path: Path, options: tuple[str, ...], problem: str) -> None:
     failed = plaudit("import", graph, "--data-dir", tmp_path / "data", *options)
     assert failed.returncode == 1
     assert problem in failed.stderr

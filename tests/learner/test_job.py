@@ -17,7 +17,7 @@ from plaudit.adapters.jobs.subprocess import SubprocessJobs
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.adapters.runtime.onnx import OnnxRuntime
 from plaudit.adapters.store.sql import SqlStore, sqlite_url
-from plaudit.compose.build import training_plan
+from plaudit.compose.learner import training_plan
 from plaudit.core.events import Content, Correction, DynamicAction, Feedback, Preference, TextContent, Thumb
 from plaudit.core.experience import Experience, header_of
 from plaudit.core.job_run import CANDIDATE, JOB, PROGRESS, RESULT, last_progress, read_json, was_killed

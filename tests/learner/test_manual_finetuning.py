@@ -10,13 +10,12 @@ import pytest
 from plaudit.adapters.jobs.inline import InlineJobs
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.adapters.store.sql import SqlStore, sqlite_url
-from plaudit.compose.build import training_plan
+from plaudit.compose.learner import training_plan
 from plaudit.core.errors import NoLiveModel
 from plaudit.core.job_run import CANDIDATE, PROGRESS, RESULT, write_json
 from plaudit.core.ports.store import LeaderCommit
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import Settings
-from plaudit.learner import progress as progresses
 from plaudit.learner.finetuning.job_spec import PARENT, read_job_spec
 from plaudit.learner.finetuning.manual import FinetuningFailed, finetune_manually
 from plaudit.learner.progress import Progress
@@ -38,7 +37,7 @@ class World:
         self.url = sqlite_url(folder / "experiences.sqlite")
         self.store = SqlStore(self.url)
         self.store.lead()
-        self.store.save(LeaderCommit(memory={progresses.KEY: Progress(last_number=5, experiences=5).to_bytes()}))
+        self.store.save(LeaderCommit(state={"progress": Progress(last_number=5, experiences=5).to_bytes()}))
 
     def finetune(self, jobs: InlineJobs) -> Manifest:
         settings = Settings()
@@ -74,7 +73,7 @@ def _diverge(run_dir: Path) -> None:
     raise FloatingPointError("the loss is nan")
 
 
-def test_the_candidate_is_published_and_waits_to_be_promoted(tmp_path):
+def test_the_candidate_is_published_and_waits_to_be_promoted(tmp_path: Path) -> None:
     world = World(tmp_path)
     published = world.finetune(InlineJobs(_train))
     assert (published.version, published.kind) == (2, "finetuned")
@@ -82,14 +81,14 @@ def test_the_candidate_is_published_and_waits_to_be_promoted(tmp_path):
     assert world.registry.rollout().live == 1
 
 
-def test_an_imported_graph_cannot_be_trained(tmp_path):
+def test_an_imported_graph_cannot_be_trained(tmp_path: Path) -> None:
     world = _imported(tmp_path)
     with pytest.raises(FinetuningFailed, match="version 2 is an imported graph without weights"):
         world.finetune(InlineJobs(_train))
     assert list(world.registry.versions()) == [1, 2]
 
 
-def test_the_job_starts_from_live_sees_all_experiences_and_rehearses_the_pre_training(tmp_path):
+def test_the_job_starts_from_live_sees_all_experiences_and_rehearses_the_pre_training(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.finetune(InlineJobs(_train))
     task = read_job_spec(world.run_dir)
@@ -98,13 +97,13 @@ def test_the_job_starts_from_live_sees_all_experiences_and_rehearses_the_pre_tra
     assert read_manifest(world.run_dir / PARENT).version == 1
 
 
-def test_a_job_that_fails_publishes_nothing_and_says_why(tmp_path):
+def test_a_job_that_fails_publishes_nothing_and_says_why(tmp_path: Path) -> None:
     world = World(tmp_path)
     with pytest.raises(FinetuningFailed, match="the loss is nan"):
         world.finetune(InlineJobs(_diverge))
     assert list(world.registry.versions()) == [1]
 
 
-def test_without_a_live_version_there_is_nothing_to_start_from(tmp_path):
+def test_without_a_live_version_there_is_nothing_to_start_from(tmp_path: Path) -> None:
     with pytest.raises(NoLiveModel):
         World(tmp_path, live=False).finetune(InlineJobs(_train))

@@ -36,7 +36,7 @@ def _pretrain(folder: Path, registry: DirectoryRegistry, *, max_epochs: int = 20
     return pretrain_and_publish(folder, SPEC, registry, now_s=1.0, floor=0.02, config=config, threads=1, **options)
 
 
-def test_the_first_version_goes_live_and_the_second_waits(tmp_path):
+def test_the_first_version_goes_live_and_the_second_waits(tmp_path: Path) -> None:
     registry = DirectoryRegistry(tmp_path / "registry", SPEC.name)
     reports: list[PretrainProgress] = []
     data = _write(tmp_path / "sounds", {"train": 64, "val": 8, "test": 8})
@@ -63,18 +63,18 @@ def test_the_first_version_goes_live_and_the_second_waits(tmp_path):
     assert (second.manifest.version, second.live, registry.rollout().live) == (2, False, 1)
 
 
-def test_a_folder_without_validation_rows_is_refused_before_training(tmp_path):
+def test_a_folder_without_validation_rows_is_refused_before_training(tmp_path: Path) -> None:
     registry = DirectoryRegistry(tmp_path / "registry", SPEC.name)
     with pytest.raises(InvalidData, match="no row has split 'val'"):
         _pretrain(_write(tmp_path / "sounds", {"train": 4}), registry)
     assert list(registry.versions()) == []
 
 
-def test_steps_round_up():
+def test_steps_round_up() -> None:
     assert PretrainConfig(max_epochs=3, batch=4).steps(rows=10) == 9
 
 
-def test_golden_inputs_keep_missing_modalities_missing():
+def test_golden_inputs_keep_missing_modalities_missing() -> None:
     spec = ModelSpec(
         name="two",
         modalities={"a": TensorModality(shape=(1,)), "b": TensorModality(shape=(1,))},

@@ -10,7 +10,6 @@ import torch
 
 from plaudit_models.dataset import LabelledData
 from plaudit_models.spec import ModelSpec, TensorModality, TextModality
-from plaudit_models.training import pretrain as training
 from plaudit_models.training.config import PretrainConfig
 from plaudit_models.training.fusion import FusionConfig
 from plaudit_models.training.pretrain import (
@@ -59,7 +58,7 @@ def trained() -> tuple[Pretrained, list[PretrainProgress]]:
     return result, reports
 
 
-def test_it_learns_and_says_how_it_went(trained):
+def test_it_learns_and_says_how_it_went(trained: tuple[Pretrained, list[PretrainProgress]]) -> None:
     result, reports = trained
     assert result.validation.overall > 0.95
     assert result.steps == 250
@@ -72,7 +71,9 @@ def test_it_learns_and_says_how_it_went(trained):
     assert max(r.validation_accuracy or 0.0 for r in reports) == result.validation.overall
 
 
-def test_accuracy_is_told_by_group_and_with_each_modality_withheld(trained):
+def test_accuracy_is_told_by_group_and_with_each_modality_withheld(
+    trained: tuple[Pretrained, list[PretrainProgress]],
+) -> None:
     model, data = trained[0].model, signs(512, 2)
     found = evaluate(model, data)
     assert min(found.by_group.values()) > 0.95
@@ -87,8 +88,8 @@ def test_accuracy_is_told_by_group_and_with_each_modality_withheld(trained):
         evaluate(model, data, without="top")
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not():
-    def weights(seed):
+def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
+    def weights(seed: int) -> dict[str, torch.Tensor]:
         config = PretrainConfig(max_steps=5, batch=32, seed=seed)
         return pretrain(signs(200, 0), signs(50, 1), fusion=CONFIG, config=config).model.state_dict()
 
@@ -97,7 +98,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not():
     assert not torch.equal(first["summary"], other["summary"])
 
 
-def test_it_stops_when_validation_no_longer_improves_and_keeps_the_best_weights():
+def test_it_stops_when_validation_no_longer_improves_and_keeps_the_best_weights() -> None:
     """With no learning rate nothing improves after the first of 20 validations, so a patience of 3 ends at the 4th."""
     config = PretrainConfig(max_steps=40, batch=32, validations=20, patience=3, learning_rate=0.0)
     result = pretrain(signs(64, 0), signs(50, 1), fusion=CONFIG, config=config)
@@ -107,7 +108,7 @@ def test_it_stops_when_validation_no_longer_improves_and_keeps_the_best_weights(
     assert evaluate(result.model, signs(50, 1)) == result.validation
 
 
-def test_the_time_limit_ends_it_and_is_reported():
+def test_the_time_limit_ends_it_and_is_reported() -> None:
     config = PretrainConfig(max_steps=100, max_duration_s=1e-9, batch=32)
     result = pretrain(signs(64, 0), signs(50, 1), fusion=CONFIG, config=config)
     assert result.steps <= 1
@@ -115,12 +116,12 @@ def test_the_time_limit_ends_it_and_is_reported():
     assert not result.stopped_early
 
 
-def test_a_time_limit_that_is_not_reached_has_no_say(monkeypatch):
+def test_a_time_limit_that_is_not_reached_has_no_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of any length give the same weights, as long as all are done within the limit."""
 
     def weights(step_s: float) -> dict[str, torch.Tensor]:
         passed = itertools.count(0.0, step_s)
-        monkeypatch.setattr(training.time, "monotonic", lambda: next(passed))
+        monkeypatch.setattr("plaudit_models.training.pretrain.time.monotonic", lambda: next(passed))
         config = PretrainConfig(max_steps=5, max_duration_s=60.0, batch=32)
         result = pretrain(signs(200, 0), signs(50, 1), fusion=CONFIG, config=config)
         assert result.steps == 5
@@ -130,7 +131,7 @@ def test_a_time_limit_that_is_not_reached_has_no_say(monkeypatch):
     assert all(torch.equal(quick[name], slow[name]) for name in quick)
 
 
-def test_a_diverging_run_says_so():
+def test_a_diverging_run_says_so() -> None:
     data = signs(64, 0)
     broken = {**data.pools, "left": np.full((20, 2), np.nan, np.float32)}
     data = LabelledData(SPEC, broken, data.index, data.action, {}, {}, data.group)

@@ -111,7 +111,8 @@ def test_batches_do_not_matter_and_it_survives_json() -> None:
     np.testing.assert_allclose(parts.gain.by_answer.log_wealth, whole.gain.by_answer.log_wealth)
     np.testing.assert_allclose(parts.gain.by_draw.log_wealth, whole.gain.by_draw.log_wealth)
     np.testing.assert_allclose(parts.weighed, whole.weighed)
-    assert (parts.n, parts.total) == (whole.n, pytest.approx(whole.total))
+    assert parts.n == whole.n
+    assert parts.total == pytest.approx(whole.total)
 
 
 def test_one_user_counts_for_no_more_than_the_cap() -> None:
@@ -131,7 +132,7 @@ def test_rewards_out_of_range_are_refused() -> None:
         new_two_arm_test(TwoArmTestRules(share=0.5)).update(np.array([1.5]), np.array([True]), ["ada"])
 
 
-def test_a_experiment_that_was_saved_before_weights_were_kept_goes_on():
+def test_a_experiment_that_was_saved_before_weights_were_kept_goes_on() -> None:
     """Its guess begins anew at ½, which is as valid a guess as any."""
     rules = TwoArmTestRules(share=0.5)
     saved = (

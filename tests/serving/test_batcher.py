@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plaudit.core.errors import Draining, Expired
-from plaudit.serving.engine.batcher import Batcher, Caller, ClientGone
+from plaudit.serving.engine.batcher import Batcher, results
+from plaudit.serving.engine.call_context import CallContext, ClientGone
 
 
 class Gate:
@@ -48,7 +49,7 @@ class Asking:
     def __init__(self, users: Users, items: Sequence[int], deadline_s: float) -> None:
         self._left = threading.Event()
         self._future = users.pool.submit(
-            users.batcher.submit, items, Caller(deadline_s, lambda: not self._left.is_set())
+            users.batcher.submit, items, CallContext(deadline_s, lambda: not self._left.is_set())
         )
 
     def leave(self) -> None:
@@ -75,9 +76,9 @@ class Users:
         return [self.ask_together([item], deadline_s) for item in items]
 
     def ask_together(self, items: Sequence[int], deadline_s: float = math.inf) -> Asking:
-        taken = self.batcher.taken
+        taken = self.batcher.submitted
         asking = Asking(self, items, deadline_s)
-        while self.batcher.taken < taken + len(items):
+        while self.batcher.submitted < taken + len(items):
             time.sleep(0)
         return asking
 
@@ -95,7 +96,7 @@ def batching(gate: Gate, *, max_batch: int = 8, workers: int = 1) -> Iterator[Us
         users.pool.shutdown()
 
 
-def test_a_batch_starts_at_once_and_the_next_takes_what_came_meanwhile():
+def test_a_batch_starts_at_once_and_the_next_takes_what_came_meanwhile() -> None:
     gate = Gate()
     with batching(gate) as users:
         first = users.ask(1)
@@ -106,7 +107,7 @@ def test_a_batch_starts_at_once_and_the_next_takes_what_came_meanwhile():
     assert gate.batches == [[1], [2, 3, 4]]
 
 
-def test_a_batch_has_at_most_max_batch_items():
+def test_a_batch_has_at_most_max_batch_items() -> None:
     gate = Gate()
     with batching(gate, max_batch=2) as users:
         users.ask(1)
@@ -117,7 +118,7 @@ def test_a_batch_has_at_most_max_batch_items():
     assert gate.batches == [[1], [2, 3], [4]]
 
 
-def test_the_items_of_one_caller_are_answered_together_and_in_order():
+def test_the_items_of_one_caller_are_answered_together_and_in_order() -> None:
     gate = Gate()
     with batching(gate, max_batch=2) as users:
         asking = users.ask_together([3, 1, -2, 5, 4])
@@ -127,7 +128,7 @@ def test_the_items_of_one_caller_are_answered_together_and_in_order():
     assert str(outcomes[2]) == "-2 is negative"
 
 
-def test_a_caller_with_many_items_fills_whole_batches():
+def test_a_caller_with_many_items_fills_whole_batches() -> None:
     gate = Gate()
     with batching(gate, max_batch=4) as users:
         asking = users.ask_together(range(6))
@@ -139,7 +140,7 @@ def test_a_caller_with_many_items_fills_whole_batches():
     assert gate.batches == [[0, 1, 2, 3], [4, 5, 9]]
 
 
-def test_several_workers_run_batches_at_once():
+def test_several_workers_run_batches_at_once() -> None:
     gate = Gate()
     with batching(gate, workers=2) as users:
         first = users.ask(1)
@@ -151,7 +152,7 @@ def test_several_workers_run_batches_at_once():
 
 
 @pytest.mark.parametrize("leaver", [0, 1, 2])
-def test_one_of_three_leaves_while_the_model_runs_and_the_others_get_their_answers(leaver):
+def test_one_of_three_leaves_while_the_model_runs_and_the_others_get_their_answers(leaver: int) -> None:
     gate = Gate()
     with batching(gate) as users:
         warm = users.ask(0)
@@ -169,7 +170,7 @@ def test_one_of_three_leaves_while_the_model_runs_and_the_others_get_their_answe
     assert gate.batches == [[0], [1, 2, 3], [5]]
 
 
-def test_who_left_or_expired_in_the_queue_is_not_computed():
+def test_who_left_or_expired_in_the_queue_is_not_computed() -> None:
     gate = Gate()
     with batching(gate) as users:
         users.ask(1)
@@ -185,7 +186,7 @@ def test_who_left_or_expired_in_the_queue_is_not_computed():
     assert gate.batches == [[1], [3, 5]]
 
 
-def test_a_batch_of_none_but_leavers_is_not_run():
+def test_a_batch_of_none_but_leavers_is_not_run() -> None:
     gate = Gate()
     with batching(gate) as users:
         users.ask(1)
@@ -197,7 +198,7 @@ def test_a_batch_of_none_but_leavers_is_not_run():
     assert gate.batches == [[1]]
 
 
-def test_a_failing_batch_fails_alone():
+def test_a_failing_batch_fails_alone() -> None:
     gate = Gate()
     gate.broken = {2}
     with batching(gate) as users:
@@ -212,23 +213,23 @@ def test_a_failing_batch_fails_alone():
         assert after.outcome() == 6
 
 
-def test_a_wrong_number_of_results_is_a_failure_and_no_mix_up():
+def test_a_wrong_number_of_results_is_a_failure_and_no_mix_up() -> None:
     batcher: Batcher[int, int] = Batcher([lambda items: [1]], name="short", max_batch=lambda: 8)
     batcher.start()
     assert [str(outcome) for outcome in batcher.submit([1, 2])] == ["short gave 1 results for 2 items"] * 2
     batcher.close()
 
 
-def test_one_item_is_answered_or_its_failure_raised():
+def test_one_item_is_answered_or_its_failure_raised() -> None:
     batcher: Batcher[int, int] = Batcher([lambda items: [2 * items[0]]], name="b", max_batch=lambda: 1)
     batcher.start()
-    assert batcher.ask(2) == 4
+    assert results(batcher.submit([2])) == [4]
     with pytest.raises(Expired):
-        batcher.ask(2, Caller(deadline_s=time.monotonic()))
+        results(batcher.submit([2], CallContext(deadline_s=time.monotonic())))
     batcher.close()
 
 
-def test_closing_computes_what_waits_and_refuses_what_comes():
+def test_closing_computes_what_waits_and_refuses_what_comes() -> None:
     gate = Gate()
     with batching(gate, workers=2) as users:
         asking = users.ask(1, 2, 3)
@@ -250,7 +251,7 @@ STEPS = st.lists(
 
 @settings(deadline=None, max_examples=100)
 @given(steps=STEPS, max_batch=st.integers(1, 5), workers=st.integers(1, 3))
-def test_no_answer_crosses_requests(steps, max_batch, workers):
+def test_no_answer_crosses_requests(steps: list[tuple[str, int]], max_batch: int, workers: int) -> None:
     """Whatever the interleaving of arrivals, departures, batches and failures: every caller that stays gets twice its
     own items, or the failure of its own batch; no item is computed twice."""
     gate = Gate()

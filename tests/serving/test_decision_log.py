@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
+from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.core.errors import LogUnavailable
 from plaudit.core.events import Event
 from plaudit.core.ports.log import Appended
 from plaudit.serving.engine.decision_log import DecisionLog
+from plaudit.serving.telemetry.metrics import ServingMetrics
 from support.builders import a_decision
 from support.serving_harness import decisions
+
+Counted = Callable[[str], float | None]
+"""Value of a counter of decisions by the last word of its name."""
 
 
 class MovableLog:
@@ -43,16 +48,20 @@ class BrokenLog(MovableLog):
         raise ValueError("a bug")
 
 
+def decision_log(log: MovableLog, metrics: ServingMetrics, *, queue_limit: int) -> DecisionLog:
+    return DecisionLog(log.append, metrics, queue_limit=queue_limit)
+
+
 @pytest.fixture
-def counted(metrics):
-    def count(name: str) -> float:
+def counted(metrics: ServingMetrics) -> Counted:
+    def count(name: str) -> float | None:
         return metrics.registry.get_sample_value(f"plaudit_serving_decisions_{name}_total")
 
     return count
 
 
-def test_everything_is_logged_in_order_at_close(log, metrics, counted):
-    recorder = DecisionLog(log, metrics, queue_limit=1000)
+def test_everything_is_logged_in_order_at_close(log: SqliteLog, metrics: ServingMetrics, counted: Counted) -> None:
+    recorder = DecisionLog(log.append, metrics, queue_limit=1000)
     recorder.start()
     made = [a_decision() for _ in range(600)]
     for decision in made:
@@ -62,17 +71,17 @@ def test_everything_is_logged_in_order_at_close(log, metrics, counted):
     assert (counted("logged"), counted("dropped")) == (600, 0)
 
 
-def test_what_does_not_fit_is_dropped_and_counted(metrics, counted):
-    recorder = DecisionLog(MovableLog(), metrics, queue_limit=3)
+def test_what_does_not_fit_is_dropped_and_counted(metrics: ServingMetrics, counted: Counted) -> None:
+    recorder = decision_log(MovableLog(), metrics, queue_limit=3)
     for _ in range(5):
         recorder.record(a_decision())  # nobody empties the queue: it was not started
     assert recorder.waiting() == 3
     assert counted("dropped") == 2
 
 
-def test_it_tries_again_until_the_log_is_back(metrics, counted):
+def test_it_tries_again_until_the_log_is_back(metrics: ServingMetrics, counted: Counted) -> None:
     log = MovableLog()
-    recorder = DecisionLog(log, metrics, queue_limit=100)
+    recorder = decision_log(log, metrics, queue_limit=100)
     recorder.start()
     made = [a_decision() for _ in range(3)]
     for decision in made:
@@ -84,8 +93,8 @@ def test_it_tries_again_until_the_log_is_back(metrics, counted):
     assert (counted("logged"), counted("dropped")) == (3, 0)
 
 
-def test_a_log_that_stays_away_does_not_hold_up_the_shutdown(metrics, counted):
-    recorder = DecisionLog(MovableLog(), metrics, queue_limit=1000)
+def test_a_log_that_stays_away_does_not_hold_up_the_shutdown(metrics: ServingMetrics, counted: Counted) -> None:
+    recorder = decision_log(MovableLog(), metrics, queue_limit=1000)
     recorder.start()
     for _ in range(600):
         recorder.record(a_decision())
@@ -93,8 +102,8 @@ def test_a_log_that_stays_away_does_not_hold_up_the_shutdown(metrics, counted):
     assert (counted("logged"), counted("dropped")) == (0, 600)
 
 
-def test_an_unexpected_error_costs_its_batch_and_not_the_thread(metrics, counted):
-    recorder = DecisionLog(BrokenLog(), metrics, queue_limit=1000)
+def test_an_unexpected_error_costs_its_batch_and_not_the_thread(metrics: ServingMetrics, counted: Counted) -> None:
+    recorder = decision_log(BrokenLog(), metrics, queue_limit=1000)
     recorder.start()
     recorder.record(a_decision())
     recorder.close(timeout_s=30)

@@ -12,15 +12,18 @@ import grpc
 import numpy as np
 import pytest
 
+from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.core.errors import StoreUnavailable
 from plaudit.core.events import ExperimentReport, Role, Topic
+from plaudit.core.ports.runtime import ModelRuntime
+from plaudit.core.ports.store import ExperimentSummary
 from plaudit.core.rollout import in_experiment, start_canary
 from plaudit.serving.models.experiment_reporter import divergence
 from plaudit.v1 import model_pb2
 from plaudit_models.bundle import HEAD
 from plaudit_models.spec import ImageModality, ModelSpec
 from support.builders import tiny_bundle
-from support.serving_harness import CHANGE, Running, StuckRuntime, decisions, events, refusal, until
+from support.serving_harness import CHANGE, Running, Serve, StuckRuntime, decisions, events, refusal, until
 
 
 def damage(registry: Any, number: int) -> None:
@@ -33,16 +36,19 @@ def damage(registry: Any, number: int) -> None:
 
 async def promote(running: Running, version: int, **fields: Any) -> model_pb2.Rollout:
     request = model_pb2.PromoteRequest(version=version, **fields)
-    return (await running.models.Promote(request)).rollout
+    answer: model_pb2.PromoteResponse = await running.models.Promote(request)
+    return answer.rollout
 
 
 async def start(running: Running, version: int, share: float = 0.5, **fields: Any) -> model_pb2.Rollout:
     request = model_pb2.StartCanaryRequest(version=version, share=share, **fields)
-    return (await running.models.StartCanary(request)).rollout
+    answer: model_pb2.StartCanaryResponse = await running.models.StartCanary(request)
+    return answer.rollout
 
 
 async def stop(running: Running, **fields: Any) -> model_pb2.Rollout:
-    return (await running.models.StopCanary(model_pb2.StopCanaryRequest(**fields))).rollout
+    answer: model_pb2.StopCanaryResponse = await running.models.StopCanary(model_pb2.StopCanaryRequest(**fields))
+    return answer.rollout
 
 
 def users_of(running: Running, *, candidate: bool, n: int = 5) -> list[str]:
@@ -59,7 +65,7 @@ async def reports(running: Running) -> list[ExperimentReport]:
 # --- people ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_canary_serves_its_users_when_the_call_returns_and_nobody_once_it_is_stopped(serve):
+async def test_a_canary_serves_its_users_when_the_call_returns_and_nobody_once_it_is_stopped(serve: Serve) -> None:
     running = await serve(watch_interval_s=60)
     rollout = await start(running, 3, 0.5, actor="ada", reason="new")
     assert (rollout.live, rollout.candidate, rollout.candidate_share, rollout.experiment) == (1, 3, 0.5, 2)
@@ -71,7 +77,7 @@ async def test_a_canary_serves_its_users_when_the_call_returns_and_nobody_once_i
     assert {(await running.predict(user_id=user)).version for user in inside} == {1}
 
 
-async def test_what_cannot_go_on_experiment(serve, registry, tmp_path):
+async def test_what_cannot_go_on_experiment(serve: Serve, registry: DirectoryRegistry, tmp_path: Path) -> None:
     running = await serve()
     tiny_bundle(tmp_path / "other", spec=ModelSpec("tiny", {"scan": ImageModality(8, 8, 1)}, ("cat", "dog"), 8))
     registry.publish(tmp_path / "other")
@@ -84,7 +90,7 @@ async def test_what_cannot_go_on_experiment(serve, registry, tmp_path):
         ({"version": 3, "share": 1.5, "shadow": True}, grpc.StatusCode.INVALID_ARGUMENT, "share: 1.5 is not in (0, 1]"),
         ({"version": 1}, grpc.StatusCode.FAILED_PRECONDITION, "version: 1 is live"),
         ({"version": 2}, grpc.StatusCode.FAILED_PRECONDITION, "version 2 failed its proof: head.onnx"),
-        ({"version": 4}, grpc.StatusCode.FAILED_PRECONDITION, "version: 4 is not what version 1 is to its clients"),
+        ({"version": 4}, grpc.StatusCode.FAILED_PRECONDITION, "version: 4 is incompatible with clients of version 1"),
         ({"version": 3, "expected_generation": 7}, grpc.StatusCode.ABORTED, "generation 1, not 7"),
         ({"version": 3, "model": "x"}, grpc.StatusCode.NOT_FOUND, "model: 'x'"),
     ):
@@ -94,7 +100,7 @@ async def test_what_cannot_go_on_experiment(serve, registry, tmp_path):
     assert (await running.predict()).version == 1
 
 
-async def test_two_operators_cannot_both_begin_or_end_a_experiment(serve):
+async def test_two_operators_cannot_both_begin_or_end_a_experiment(serve: Serve) -> None:
     running = await serve()
     outcomes = await asyncio.gather(*(start(running, version) for version in (2, 3)), return_exceptions=True)
     (lost,) = [each for each in outcomes if isinstance(each, grpc.aio.AioRpcError)]
@@ -110,7 +116,7 @@ async def test_two_operators_cannot_both_begin_or_end_a_experiment(serve):
     assert (code, "no version is in an experiment" in details) == (grpc.StatusCode.FAILED_PRECONDITION, True)
 
 
-async def test_two_operators_promoting_on_the_same_generation(serve, registry):
+async def test_two_operators_promoting_on_the_same_generation(serve: Serve, registry: DirectoryRegistry) -> None:
     """Compare and set: one of them wins, the other is told to look again, and the ledger has one change."""
     running = await serve()
     outcomes = await asyncio.gather(
@@ -122,7 +128,9 @@ async def test_two_operators_promoting_on_the_same_generation(serve, registry):
     assert (await running.predict()).version == registry.rollout().live
 
 
-async def test_a_version_with_other_modalities_is_not_promoted(serve, registry, tmp_path):
+async def test_a_version_with_other_modalities_is_not_promoted(
+    serve: Serve, registry: DirectoryRegistry, tmp_path: Path
+) -> None:
     running = await serve()
     spec = registry.manifest(1).spec
     modalities = {name: modality for name, modality in spec.modalities.items() if name != "sensor"}
@@ -136,7 +144,9 @@ async def test_a_version_with_other_modalities_is_not_promoted(serve, registry, 
     assert (await running.predict()).version == 1
 
 
-async def test_a_registry_that_vanishes_under_the_server(serve, registry, tmp_path):
+async def test_a_registry_that_vanishes_under_the_server(
+    serve: Serve, registry: DirectoryRegistry, tmp_path: Path
+) -> None:
     """Live keeps serving, every change is refused with what is wrong, and all is well once the folder is back."""
     running = await serve()
     await promote(running, 3)
@@ -151,7 +161,7 @@ async def test_a_registry_that_vanishes_under_the_server(serve, registry, tmp_pa
     ):
         code, details = await refusal(call)
         assert code is grpc.StatusCode.UNAVAILABLE, details
-        assert "the registry is away" in details
+        assert "the registry is unavailable" in details
         assert "put it back" in details
     assert (await running.predict()).version == 3
     (tmp_path / "elsewhere").rename(tmp_path / "registry")
@@ -159,7 +169,7 @@ async def test_a_registry_that_vanishes_under_the_server(serve, registry, tmp_pa
     assert (await running.predict()).version == 1
 
 
-async def test_experiments_need_the_admin_token_where_there_is_one(serve):
+async def test_experiments_need_the_admin_token_where_there_is_one(serve: Serve) -> None:
     running = await serve(admin_token="sesame")
     for call in (start(running, 3), stop(running)):
         code, _ = await refusal(call)
@@ -172,18 +182,19 @@ class Records:
     def __init__(self, known: Mapping[int, Mapping[str, Any]] | None) -> None:
         self.known = known
 
-    def experiment(self, model: str, version: int) -> Mapping[str, Any] | None:
+    def experiment_summary(self, version: int) -> ExperimentSummary | None:
         if self.known is None:
             raise StoreUnavailable("gone")
-        return self.known.get(version)
+        details = self.known.get(version)
+        return None if details is None else ExperimentSummary(1, version, details)
 
 
-async def test_a_version_is_shown_with_its_experiment_as_far_as_it_is_known(serve):
-    running = await serve(experiments=Records({2: {"verdict": "reject"}}))
+async def test_a_version_is_shown_with_its_experiment_as_far_as_it_is_known(serve: Serve) -> None:
+    running = await serve(statuses=lambda model: Records({2: {"verdict": "reject"}}))
     for version, known in ((2, {"verdict": "reject"}), (3, None)):
         found = await running.models.GetVersion(model_pb2.GetVersionRequest(version=version))
         assert (json.loads(found.experiment_json) if found.experiment_json else None) == known
-    away = await serve(experiments=Records(None))
+    away = await serve(statuses=lambda model: Records(None))
     found = await away.models.GetVersion(model_pb2.GetVersionRequest(version=2))
     assert (found.version.version, found.experiment_json) == (2, "")
 
@@ -206,7 +217,7 @@ class Broken:
         return model
 
 
-async def test_both_arms_are_counted_and_told_to_the_log(serve, runtime):
+async def test_both_arms_are_counted_and_told_to_the_log(serve: Serve, runtime: ModelRuntime) -> None:
     running = await serve(runtime=Broken(runtime, 3))
     await start(running, 3)
     for user in users_of(running, candidate=True, n=3):
@@ -225,13 +236,13 @@ async def test_both_arms_are_counted_and_told_to_the_log(serve, runtime):
     assert sum(each.candidate.failed for each in told) == 3
 
 
-async def test_without_a_experiment_nothing_is_told(serve):
+async def test_without_a_experiment_nothing_is_told(serve: Serve) -> None:
     running = await serve()
     await running.predict(user_id="ada")
     assert await reports(running) == []
 
 
-async def test_a_candidate_that_fails_its_proof_here_is_told(serve, registry):
+async def test_a_candidate_that_fails_its_proof_here_is_told(serve: Serve, registry: DirectoryRegistry) -> None:
     running = await serve()
     damage(registry, 3)
     registry.set_rollout(start_canary(registry.rollout(), 3, 0.5, CHANGE))
@@ -257,7 +268,7 @@ async def shadowed(running: Running, n: int) -> None:
     await until(lambda: len(experiment._shadows) + experiment._dropped >= n)
 
 
-async def test_in_the_shadow_everybody_gets_live_answers_and_the_candidates_are_logged(serve):
+async def test_in_the_shadow_everybody_gets_live_answers_and_the_candidates_are_logged(serve: Serve) -> None:
     running = await serve()
     await start(running, 3, 1.0, shadow=True)
     answers = []
@@ -279,7 +290,7 @@ async def test_in_the_shadow_everybody_gets_live_answers_and_the_candidates_are_
     assert sum(each.live.answered for each in told) == 4
 
 
-async def test_a_version_that_fails_in_the_shadow_fails_nobody(serve, runtime):
+async def test_a_version_that_fails_in_the_shadow_fails_nobody(serve: Serve, runtime: ModelRuntime) -> None:
     running = await serve(runtime=Broken(runtime, 3))
     await start(running, 3, 1.0, shadow=True)
     assert (await running.predict(user_id="ada")).version == 1
@@ -288,7 +299,9 @@ async def test_a_version_that_fails_in_the_shadow_fails_nobody(serve, runtime):
     assert shadow.failure == "FloatingPointError: version 3 gave scores that are not finite"
 
 
-async def test_a_version_that_hangs_in_the_shadow_keeps_nobody_waiting_and_the_rest_is_dropped(serve, runtime):
+async def test_a_version_that_hangs_in_the_shadow_keeps_nobody_waiting_and_the_rest_is_dropped(
+    serve: Serve, runtime: ModelRuntime
+) -> None:
     """The candidate never answers; live goes on, and what cannot be computed is dropped and counted."""
     stuck = StuckRuntime(runtime)
 
@@ -311,7 +324,7 @@ async def test_a_version_that_hangs_in_the_shadow_keeps_nobody_waiting_and_the_r
     assert sum(each.dropped + len(each.shadows) for each in told) == 24
 
 
-async def test_a_share_of_the_requests_is_computed_in_the_shadow(serve, monkeypatch):
+async def test_a_share_of_the_requests_is_computed_in_the_shadow(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     running = await serve()
     draws = iter([0.1, 0.9, 0.29, 0.31])
     monkeypatch.setattr("plaudit.serving.models.experiment_reporter.random.random", lambda: next(draws))

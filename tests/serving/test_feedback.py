@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
 from plaudit.adapters.log.sqlite import SqliteLog
+from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.core.errors import LogUnavailable, StoreUnavailable
 from plaudit.core.events import (
     Correction,
@@ -28,14 +30,20 @@ from plaudit.core.ports.store import FeedbackStatus
 from plaudit.core.prediction_id import PredictionIds, SignedPrediction
 from plaudit.v1 import feedback_pb2
 from support.builders import NOW_S, tiny_head_refresh
-from support.serving_harness import a_thumb, feedback, go_live, refusal
+from support.serving_harness import Serve, a_thumb, feedback, go_live, refusal
 
 ACCEPTED = feedback_pb2.FEEDBACK_STATUS_ACCEPTED
 DUPLICATE = feedback_pb2.FEEDBACK_STATUS_DUPLICATE
 
 
 def signed(ids: PredictionIds, **fields: Any) -> str:
-    defaults = {"time_s": time.time(), "model": "tiny", "version": 1, "action": "cat", "propensity": 0.5}
+    defaults: dict[str, Any] = {
+        "time_s": time.time(),
+        "model": "tiny",
+        "version": 1,
+        "action": "cat",
+        "propensity": 0.5,
+    }
     return ids.sign(SignedPrediction(**(defaults | fields)))
 
 
@@ -55,7 +63,9 @@ def signed(ids: PredictionIds, **fields: Any) -> str:
         ({"retract": feedback_pb2.Retract()}, Retract()),
     ],
 )
-async def test_every_signal_is_in_the_log_when_it_is_answered(serve, log, fields, signal):
+async def test_every_signal_is_in_the_log_when_it_is_answered(
+    serve: Serve, log: SqliteLog, fields: dict[str, Any], signal: Any
+) -> None:
     running = await serve()
     prediction = await running.predict()
     before_s = time.time()
@@ -69,7 +79,7 @@ async def test_every_signal_is_in_the_log_when_it_is_answered(serve, log, fields
     assert running.metric("plaudit_serving_feedback_total", kind=kind, status="accepted") == 1
 
 
-async def test_the_same_id_again_records_nothing(serve, log, ids):
+async def test_the_same_id_again_records_nothing(serve: Serve, log: SqliteLog, ids: PredictionIds) -> None:
     running = await serve()
     first = await running.feedback.SendFeedback(a_thumb(signed(ids), "f1"))
     again = await running.feedback.SendFeedback(a_thumb(signed(ids), "f1", rating=0.2))
@@ -77,7 +87,9 @@ async def test_the_same_id_again_records_nothing(serve, log, ids):
     assert [found.signal for found in feedback(log)] == [Thumb(up=True)]
 
 
-async def test_feedback_on_a_prediction_that_was_never_logged_is_taken(serve, log, ids):
+async def test_feedback_on_a_prediction_that_was_never_logged_is_taken(
+    serve: Serve, log: SqliteLog, ids: PredictionIds
+) -> None:
     """The signature says that the prediction was made; whether its decision arrives is the learner's to see."""
     running = await serve()
     assert (await running.feedback.SendFeedback(a_thumb(signed(ids), "f1"))).status == ACCEPTED
@@ -89,19 +101,19 @@ def forged(ids: PredictionIds) -> str:
 
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
-WRONG = {
+WRONG: dict[str, tuple[Callable[[PredictionIds], feedback_pb2.SendFeedbackRequest], grpc.StatusCode, str]] = {
     "forged": (lambda ids: a_thumb(forged(ids), "f1"), INVALID, "was not signed by this service"),
     "foreign": (
         lambda ids: a_thumb(signed(PredictionIds(b"x" * 32, 3600.0)), "f1"),
         INVALID,
         "was not signed by this service",
     ),
-    "nonsense": (lambda ids: a_thumb("ünsinn", "f1"), INVALID, "prediction_id: 'ünsinn' is not one of ours"),
+    "nonsense": (lambda ids: a_thumb("ünsinn", "f1"), INVALID, "prediction_id: 'ünsinn' is not a prediction id"),
     "no prediction": (lambda ids: a_thumb("", "f1"), INVALID, "prediction_id: is empty"),
     "expired": (
         lambda ids: a_thumb(signed(ids, time_s=time.time() - 3700), "f1"),
         grpc.StatusCode.FAILED_PRECONDITION,
-        "s old; feedback is taken for 3600 s",
+        "s old; feedback is accepted for 3600 s",
     ),
     "another model": (lambda ids: a_thumb(signed(ids, model="other"), "f1"), INVALID, "is of the model 'other'"),
     "no id": (lambda ids: a_thumb(signed(ids), ""), INVALID, "feedback_id: is empty"),
@@ -142,7 +154,7 @@ WRONG = {
 }
 
 
-async def test_wrong_feedback_is_named_and_not_recorded(serve, log, ids):
+async def test_wrong_feedback_is_named_and_not_recorded(serve: Serve, log: SqliteLog, ids: PredictionIds) -> None:
     running = await serve()
     for make, code, complaint in WRONG.values():
         found, details = await refusal(running.feedback.SendFeedback(make(ids)))
@@ -151,7 +163,9 @@ async def test_wrong_feedback_is_named_and_not_recorded(serve, log, ids):
     assert running.metric("plaudit_serving_feedback_total", kind="preference", status="refused") == 2
 
 
-async def test_a_stream_answers_in_order_and_survives_wrong_requests(serve, log, ids):
+async def test_a_stream_answers_in_order_and_survives_wrong_requests(
+    serve: Serve, log: SqliteLog, ids: PredictionIds
+) -> None:
     running = await serve()
     requests = [a_thumb(signed(ids), f"f{i}") for i in range(100)]
     requests[10] = a_thumb("forged", "f10")
@@ -187,7 +201,7 @@ class AwayLog(CountingLog):
         raise LogUnavailable("the disk is full")
 
 
-async def test_what_comes_at_once_shares_a_disk_flush(serve, log, ids):
+async def test_what_comes_at_once_shares_a_disk_flush(serve: Serve, log: SqliteLog, ids: PredictionIds) -> None:
     counting = CountingLog(log)
     running = await serve(log=counting)
     answers = await asyncio.gather(*(running.feedback.SendFeedback(a_thumb(signed(ids), f"f{i}")) for i in range(100)))
@@ -197,11 +211,11 @@ async def test_what_comes_at_once_shares_a_disk_flush(serve, log, ids):
     assert times == sorted(times)
 
 
-async def test_a_log_that_is_away_is_no_lie(serve, log, ids):
+async def test_a_log_that_is_away_is_no_lie(serve: Serve, log: SqliteLog, ids: PredictionIds) -> None:
     running = await serve(log=AwayLog(log), drain_s=0.01)
     code, details = await refusal(running.feedback.SendFeedback(a_thumb(signed(ids), "f1")))
     assert code is grpc.StatusCode.UNAVAILABLE
-    assert "not known to be recorded; send it again" in details
+    assert "may not be recorded; send it again" in details
     assert (await running.predict()).action  # predictions go on
     (answer,) = [answer async for answer in running.feedback.StreamFeedback(iter([a_thumb(signed(ids), "f1")]))]
     assert answer.error.code == grpc.StatusCode.UNAVAILABLE.value[0]
@@ -210,7 +224,9 @@ async def test_a_log_that_is_away_is_no_lie(serve, log, ids):
 # --- receipts --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_receipt_follows_feedback_from_the_log_into_the_live_version(serve, registry, log, ids, tmp_path):
+async def test_a_receipt_follows_feedback_from_the_log_into_the_live_version(
+    serve: Serve, registry: DirectoryRegistry, log: SqliteLog, ids: PredictionIds, tmp_path: Path
+) -> None:
     running = await serve()
     await running.feedback.SendFeedback(a_thumb(signed(ids), "f1"))
     ask = feedback_pb2.GetReceiptRequest(feedback_id="f1")
@@ -244,23 +260,27 @@ class Told:
     """What the learners make of feedback, as the test says."""
 
     def __init__(self) -> None:
-        self.fates: dict[str, FeedbackStatus] = {}
+        self.statuses: dict[str, FeedbackStatus] = {}
         self.problem: Exception | None = None
 
-    def fate(self, model: str, feedback_id: str) -> FeedbackStatus | None:
+    def feedback_status(self, feedback_id: str) -> FeedbackStatus | None:
         if self.problem is not None:
             raise self.problem
-        return self.fates.get(feedback_id)
+        return self.statuses.get(feedback_id)
 
 
-async def test_a_receipt_says_what_the_learner_made_of_it(serve, registry, ids, tmp_path):
+async def test_a_receipt_says_what_the_learner_made_of_it(
+    serve: Serve, registry: DirectoryRegistry, ids: PredictionIds, tmp_path: Path
+) -> None:
     """Joined in the third batch, so learned by the first version that had taken in three."""
     told = Told()
-    running = await serve(fates=told)
+    running = await serve(statuses=lambda model: told)
     await running.feedback.SendFeedback(a_thumb(signed(ids), "f1"))
 
     async def receipt() -> feedback_pb2.Receipt:
-        return await running.feedback.GetReceipt(feedback_pb2.GetReceiptRequest(feedback_id="f1"))
+        request = feedback_pb2.GetReceiptRequest(feedback_id="f1")
+        answer: feedback_pb2.Receipt = await running.feedback.GetReceipt(request)
+        return answer
 
     assert (await receipt()).state == feedback_pb2.RECEIPT_STATE_RECORDED
     for fate, state, reason in (
@@ -272,7 +292,7 @@ async def test_a_receipt_says_what_the_learner_made_of_it(serve, registry, ids, 
         (FeedbackStatus(FeedbackState.DISCARDED, NOW_S, "no", 1), feedback_pb2.RECEIPT_STATE_DISCARDED, "no"),
         (FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3), feedback_pb2.RECEIPT_STATE_JOINED, ""),
     ):
-        told.fates["f1"] = fate
+        told.statuses["f1"] = fate
         found = await receipt()
         assert (found.state, found.reason, found.used_in_version) == (state, reason, 0)
 
@@ -289,24 +309,24 @@ async def test_a_receipt_says_what_the_learner_made_of_it(serve, registry, ids, 
     go_live(registry, refresh(4))
     found = await receipt()
     assert (found.state, found.used_in_version) == (feedback_pb2.RECEIPT_STATE_LIVE, with_it)
-    told.fates["f1"] = FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3, excluded=True)
+    told.statuses["f1"] = FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3, excluded=True)
     found = await receipt()
-    assert (found.state, found.reason[:9]) == (feedback_pb2.RECEIPT_STATE_DISCARDED, "set aside")
+    assert (found.state, found.reason[:9]) == (feedback_pb2.RECEIPT_STATE_DISCARDED, "excluded:")
 
 
-async def test_a_receipt_of_what_only_the_learner_remembers(serve):
+async def test_a_receipt_of_what_only_the_learner_remembers(serve: Serve) -> None:
     """A log need not find old feedback by its id; the learner's store does."""
     told = Told()
-    running = await serve(fates=told)
-    told.fates["old"] = FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3)
+    running = await serve(statuses=lambda model: told)
+    told.statuses["old"] = FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3)
     found = await running.feedback.GetReceipt(feedback_pb2.GetReceiptRequest(feedback_id="old"))
     assert (found.state, found.recorded_at.seconds) == (feedback_pb2.RECEIPT_STATE_JOINED, int(NOW_S))
 
 
-async def test_a_receipt_says_what_it_can_when_the_store_is_away(serve, ids):
+async def test_a_receipt_says_what_it_can_when_the_store_is_away(serve: Serve, ids: PredictionIds) -> None:
     told = Told()
     told.problem = StoreUnavailable("no route to host")
-    running = await serve(fates=told)
+    running = await serve(statuses=lambda model: told)
     await running.feedback.SendFeedback(a_thumb(signed(ids), "f1"))
     found = await running.feedback.GetReceipt(feedback_pb2.GetReceiptRequest(feedback_id="f1"))
     assert found.state == feedback_pb2.RECEIPT_STATE_RECORDED
@@ -315,7 +335,7 @@ async def test_a_receipt_says_what_it_can_when_the_store_is_away(serve, ids):
 @pytest.mark.parametrize(
     ("feedback_id", "code"), [("never", grpc.StatusCode.NOT_FOUND), ("", INVALID), ("x" * 129, INVALID)]
 )
-async def test_a_receipt_for_what_was_never_recorded(serve, feedback_id, code):
+async def test_a_receipt_for_what_was_never_recorded(serve: Serve, feedback_id: str, code: grpc.StatusCode) -> None:
     running = await serve()
     found, details = await refusal(running.feedback.GetReceipt(feedback_pb2.GetReceiptRequest(feedback_id=feedback_id)))
     assert found is code

@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry
 from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.adapters.registry.directory import DirectoryCatalog, DirectoryRegistry
 from plaudit.adapters.runtime.onnx import OnnxRuntime
+from plaudit.compose.serving import server_config
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.settings import ServingSettings
 from plaudit.core.wire import contents_to_wire
@@ -29,6 +30,7 @@ from plaudit.inference import open_inference_pb2 as oip
 from plaudit.serving.server import InferenceServer
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.v1 import feedback_pb2, model_pb2, prediction_pb2
+from plaudit_models.preprocess import Limits
 from support.builders import tiny_bundle, tiny_content, tiny_spec
 from support.serving_harness import KEY, go_live
 
@@ -58,7 +60,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceServer
         log,
         OnnxRuntime("cpu"),
         PredictionIds(KEY, 3600.0),
-        ServingSettings(port=0, metrics_port=0, watch_interval_s=0.01),
+        server_config(ServingSettings(port=0, metrics_port=0, watch_interval_s=0.01)),
+        Limits(),
         ServingMetrics(CollectorRegistry()),
     )
     server.start()
@@ -74,7 +77,7 @@ def channel(server: InferenceServer) -> Iterator[grpc.Channel]:
 
 
 @pytest.fixture(scope="module")
-def send(channel: grpc.Channel) -> Send:
+def send(channel: Any) -> Send:
     """Sends bytes and returns the status; streams get the message once, and are read to their first answer or end."""
 
     def send_one(method: MethodDescriptor, request: bytes) -> tuple[grpc.StatusCode, str]:
@@ -94,7 +97,7 @@ def send(channel: grpc.Channel) -> Send:
                 next(answers)
                 answers.cancel()
         except grpc.RpcError as error:
-            return error.code(), error.details()
+            return error.code(), error.details() or ""
         return grpc.StatusCode.OK, ""
 
     return send_one
@@ -172,6 +175,7 @@ def messages(draw: st.DrawFn, descriptor: Any, depth: int = 4) -> Message:
             getattr(message, field.name).extend(draw(st.lists(scalars(field), max_size=4)))
         else:
             setattr(message, field.name, draw(scalars(field)))
+    assert isinstance(message, Message)
     return message
 
 
@@ -212,7 +216,7 @@ LONG: Final = settings(FUZZ, max_examples=4000)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_bytes_that_are_no_message(send, method):
+def test_bytes_that_are_no_message(send: Send, method: MethodDescriptor) -> None:
     """A field whose length runs past the end: no protobuf message at all."""
     code, details = send(method, b"\x0a\xff\xff\xff\x7fabc")
     assert code is grpc.StatusCode.INVALID_ARGUMENT, details
@@ -222,19 +226,19 @@ def test_bytes_that_are_no_message(send, method):
 
 @FUZZ
 @given(method=st.sampled_from(METHODS), request=st.binary(max_size=200))
-def test_random_bytes(send, method, request):
+def test_random_bytes(send: Send, method: MethodDescriptor, request: bytes) -> None:
     checked(method, send(method, request))
 
 
 @FUZZ
 @given(call=CALLS)
-def test_random_messages(send, call):
+def test_random_messages(send: Send, call: tuple[MethodDescriptor, bytes]) -> None:
     checked(call[0], send(*call))
 
 
 @FUZZ
 @given(request=tensors())
-def test_tensors_that_are_nearly_right(send, request):
+def test_tensors_that_are_nearly_right(send: Send, request: oip.ModelInferRequest) -> None:
     method = next(method for method in METHODS if method.name == "ModelInfer")
     checked(method, send(method, request.SerializeToString()))
 
@@ -242,24 +246,24 @@ def test_tensors_that_are_nearly_right(send, request):
 @pytest.mark.slow
 @LONG
 @given(call=CALLS)
-def test_many_random_messages(send, call):
+def test_many_random_messages(send: Send, call: tuple[MethodDescriptor, bytes]) -> None:
     checked(call[0], send(*call))
 
 
 @pytest.mark.slow
 @LONG
 @given(request=tensors())
-def test_many_tensors_that_are_nearly_right(send, request):
+def test_many_tensors_that_are_nearly_right(send: Send, request: oip.ModelInferRequest) -> None:
     method = next(method for method in METHODS if method.name == "ModelInfer")
     checked(method, send(method, request.SerializeToString()))
 
 
-def test_it_still_answers(send):
+def test_it_still_answers(send: Send) -> None:
     still_answers(send)
 
 
 @pytest.mark.slow
-def test_its_memory_stays_flat(send):
+def test_its_memory_stays_flat(send: Send) -> None:
     """Refusals of every kind, after some that let allocators and caches settle."""
     bad = [
         (method, request)

@@ -14,18 +14,21 @@ from hypothesis import strategies as st
 from plaudit.core.errors import InvalidInput
 from plaudit.core.events import EncodedContent, Role, TensorContent, TextContent
 from plaudit.inference import open_inference_pb2 as pb
+from plaudit.serving.engine.action_sets import fixed_actions
+from plaudit.serving.engine.evaluator import Evaluation
 from plaudit.serving.grpc.open_inference.converters import (
     DTYPES,
     Contract,
-    rows_request,
+    prediction_request,
     streamed,
     streamed_error,
     user_of,
     version_of,
 )
-from plaudit.serving.use_cases.predict import Answered, RowsAnswer
+from plaudit.serving.use_cases.predict import Outcome, Prediction
 from plaudit_models.spec import ModelSpec, OutputSpec, TensorModality
 from support.builders import png, tiny_spec
+from support.serving_harness import array_of, text_of
 
 MAX_ROWS = 8
 
@@ -87,12 +90,12 @@ def wide(datatype: str) -> Contract:
 
 
 @pytest.mark.parametrize("datatype", DTYPES)
-def test_raw_contents_of_every_datatype(datatype):
+def test_raw_contents_of_every_datatype(datatype: str) -> None:
     expected = values(datatype)
     rows = wide(datatype).rows(a_message(("x", datatype, [2, 1, 2], expected.tobytes())), max_rows=MAX_ROWS)
     assert len(rows) == 2
     for row, wanted in zip(rows, expected, strict=True):
-        array = row["x"].array
+        array = array_of(row["x"])
         assert (array.dtype, array.shape) == (expected.dtype, (1, 2))
         np.testing.assert_array_equal(array, wanted)
 
@@ -113,23 +116,24 @@ def test_raw_contents_of_every_datatype(datatype):
         ("FP64", "fp64_contents"),
     ],
 )
-def test_typed_contents(datatype, field):
+def test_typed_contents(datatype: str, field: str) -> None:
     expected = values(datatype)
     message = pb.ModelInferRequest()
     tensor = message.inputs.add(name="x", datatype=datatype, shape=[2, 1, 2])
     getattr(tensor.contents, field).extend(expected.ravel().tolist())
     rows = wide(datatype).rows(message, max_rows=MAX_ROWS)
-    np.testing.assert_array_equal([row["x"].array for row in rows], expected)
-    assert rows[0]["x"].array.dtype == expected.dtype
+    np.testing.assert_array_equal([array_of(row["x"]) for row in rows], expected)
+    assert array_of(rows[0]["x"]).dtype == expected.dtype
 
 
-def test_raw_tensors_are_views_of_what_arrived():
+def test_raw_tensors_are_views_of_what_arrived() -> None:
     for n in (1, 3):
         rows = TINY.rows(a_message(sensor(np.ones((n, 4)))), max_rows=MAX_ROWS)
-        assert not any(row["sensor"].array.flags.owndata or row["sensor"].array.flags.writeable for row in rows)
+        flags = [array_of(row["sensor"]).flags for row in rows]
+        assert not any(each.owndata or each.writeable for each in flags)
 
 
-def test_bytes_are_what_their_modality_is():
+def test_bytes_are_what_their_modality_is() -> None:
     """An image, a sound, a text a row; raw or typed; of shape [n, 1] or [n]."""
     texts = ["wie groß?".encode(), b"which animal"]
     for shape in ([2, 1], [2]):
@@ -147,13 +151,13 @@ def test_bytes_are_what_their_modality_is():
         assert second["question"] == TextContent("which animal")
     typed = pb.ModelInferRequest()
     typed.inputs.add(name="question", datatype="BYTES", shape=[2, 1]).contents.bytes_contents.extend(texts)
-    assert [row["question"].text for row in TINY.rows(typed, max_rows=MAX_ROWS)] == ["wie groß?", "which animal"]
+    assert [text_of(row["question"]) for row in TINY.rows(typed, max_rows=MAX_ROWS)] == ["wie groß?", "which animal"]
 
 
-def test_free_lengths_are_the_request_s():
+def test_free_lengths_are_the_request_s() -> None:
     contract = tensors(x=TensorModality((-1, 2), dtype="float32", required=True))
     rows = contract.rows(a_message(("x", "FP32", [1, 3, 2], bytes(24))), max_rows=MAX_ROWS)
-    assert rows[0]["x"].array.shape == (3, 2)
+    assert array_of(rows[0]["x"]).shape == (3, 2)
     assert "should be [n, -1, 2]" in refusal(contract, a_message(("x", "FP32", [1, 0, 2], b"")))
 
 
@@ -182,12 +186,12 @@ def test_free_lengths_are_the_request_s():
         (a_message(("question", "BYTES", [1], raw([b"\xff\xfe"], "BYTES"))), ["is not UTF-8", "at byte 0"]),
     ],
 )
-def test_what_is_wrong_with_inputs_is_named(message, named):
+def test_what_is_wrong_with_inputs_is_named(message: pb.ModelInferRequest, named: list[str]) -> None:
     text = refusal(TINY, message)
     assert all(part in text for part in named), text
 
 
-def test_what_is_wrong_with_typed_contents_is_named():
+def test_what_is_wrong_with_typed_contents_is_named() -> None:
     message = pb.ModelInferRequest()
     tensor = message.inputs.add(name="sensor", datatype="FP32", shape=[1, 4])
     tensor.contents.fp32_contents.extend([1.0, 2.0])
@@ -205,7 +209,7 @@ def test_what_is_wrong_with_typed_contents_is_named():
     assert "holds values beyond INT8" in refusal(wide("INT8"), small)
 
 
-def test_shared_memory_is_refused_not_passed_over():
+def test_shared_memory_is_refused_not_passed_over() -> None:
     message = a_message(sensor())
     message.inputs[0].parameters["shared_memory_region"].string_param = "region"
     assert "shared memory is not served" in refusal(TINY, message)
@@ -222,7 +226,7 @@ def test_shared_memory_is_refused_not_passed_over():
         max_size=3,
     )
 )
-def test_whatever_comes_is_refused_or_fits(inputs):
+def test_whatever_comes_is_refused_or_fits(inputs: list[tuple[str, str, list[int], bytes]]) -> None:
     try:
         rows = TINY.rows(a_message(*inputs), max_rows=MAX_ROWS)
     except InvalidInput:
@@ -242,13 +246,13 @@ def request(**parameters: Any) -> Any:
     for name, value in parameters.items():
         kind = {str: "string_param", bool: "bool_param", int: "int64_param"}[type(value)]
         setattr(message.parameters[name], kind, value)
-    return rows_request(message, TINY.rows(message, max_rows=MAX_ROWS), TINY.choice(message.outputs), 7)
+    return prediction_request(message, TINY.rows(message, max_rows=MAX_ROWS), TINY.choice(message.outputs))
 
 
-def test_parameters_say_who_asks_and_what_may_be_picked():
+def test_parameters_say_who_asks_and_what_may_be_picked() -> None:
     plain = request()
     assert (plain.user_id, plain.allowed_actions, plain.greedy) == ("", (), False)
-    assert (plain.model, plain.version, plain.request_id, plain.outputs) == ("tiny", 7, "r1", ())
+    assert (plain.model, plain.request_id, plain.outputs) == ("tiny", "r1", ())
     asked = request(user_id="ada", allowed_actions="cat, dog", greedy=True, sequence_id=0)
     assert (asked.user_id, asked.allowed_actions, asked.greedy) == ("ada", ("cat", "dog"), True)
     assert (plain.user_group, request(user_group="premium").user_group) == ("", "premium")
@@ -260,7 +264,7 @@ def test_parameters_say_who_asks_and_what_may_be_picked():
     [
         ({"user_id": 7}, "parameters['user_id']: int64_param: 7 is not a string"),
         ({"user_group": 7}, "parameters['user_group']: int64_param: 7 is not a string"),
-        ({"user_group": "all of them"}, "parameters['user_group']: 'all of them' is no group"),
+        ({"user_group": "all of them"}, "parameters['user_group']: 'all of them' is not a group label"),
         ({"greedy": "yes"}, "parameters['greedy']: string_param: \"yes\" is not a bool"),
         ({"allowed_actions": True}, "parameters['allowed_actions']: bool_param: true is not a string"),
         ({"allowed_actions": '["cat"'}, "is not a JSON list"),
@@ -268,20 +272,20 @@ def test_parameters_say_who_asks_and_what_may_be_picked():
         ({"allowed_actions": "[" * 100_000}, "is not a JSON list"),
     ],
 )
-def test_what_is_wrong_with_parameters_is_named(parameters, named):
+def test_what_is_wrong_with_parameters_is_named(parameters: dict[str, Any], named: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         request(**parameters)
     assert named in str(refused.value)
 
 
-def test_versions_are_numbers():
+def test_versions_are_numbers() -> None:
     assert (version_of(""), version_of("12")) == (None, 12)
     for text in ("live", "-1", "1.0", "٣", "9" * 30):
         with pytest.raises(InvalidInput, match="model_version"):
             version_of(text)
 
 
-def test_the_user_is_known_before_the_version_is_picked():
+def test_the_user_is_known_before_the_version_is_picked() -> None:
     message = pb.ModelInferRequest()
     assert user_of(message) == ""
     message.parameters["user_id"].string_param = "ada"
@@ -295,19 +299,24 @@ def chosen(contract: Contract, *names: str) -> Any:
     return contract.choice([pb.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in names])
 
 
-def an_answer(contract_model: Any, rows: int = 2, native: Any = None, role: Role = Role.LIVE) -> RowsAnswer:
+def an_answer(contract_model: Any, rows: int = 2, native: Any = None, role: Role = Role.LIVE) -> Prediction:
     spec = contract_model.manifest.spec
-    return RowsAnswer(
+    return Prediction(
         contract_model,
         role,
+        fixed_actions(spec, ()),
         [
-            Answered(
-                prediction_id=f"prediction-{row}",
+            Outcome(
                 action=spec.actions[row % len(spec.actions)],
-                propensity=0.25 + row,
-                probabilities=np.linspace(row, 1.0, len(spec.actions)),
-                embedding=np.full(spec.embedding_size, row, np.float32),
-                native={name: values[row] for name, values in (native or {}).items()},
+                evaluation=Evaluation(
+                    embedding=np.full(spec.embedding_size, row, np.float32),
+                    base_logits=np.zeros(len(spec.actions), np.float32),
+                    probabilities=np.linspace(row, 1.0, len(spec.actions)),
+                    action=row % len(spec.actions),
+                    propensity=0.25 + row,
+                    native={name: values[row] for name, values in (native or {}).items()},
+                ),
+                prediction_id=f"prediction-{row}",
             )
             for row in range(rows)
         ],
@@ -331,7 +340,7 @@ def read(data: bytes) -> tuple[pb.ModelInferResponse, dict[str, Any]]:
     return response, found
 
 
-def test_all_outputs_of_several_rows():
+def test_all_outputs_of_several_rows() -> None:
     model = a_model(tiny_spec())
     response, found = read(chosen(TINY).response(an_answer(model), "r1"))
     assert (response.model_name, response.model_version, response.id) == ("tiny", "3", "r1")
@@ -340,14 +349,14 @@ def test_all_outputs_of_several_rows():
         "role": "live",
     }
     assert list(found) == ["probabilities", "embedding", "action", "propensity", "prediction_id"]
-    np.testing.assert_allclose(found["probabilities"], [[0, 1 / 3, 2 / 3, 1], [1, 1, 1, 1]], rtol=1e-6)
+    np.testing.assert_allclose(found["probabilities"], [[0.0, 1 / 3, 2 / 3, 1.0], [1.0, 1.0, 1.0, 1.0]], rtol=1e-6)
     np.testing.assert_array_equal(found["embedding"], [[0.0] * 8, [1.0] * 8])
     assert found["action"].tolist() == [[b"cat"], [b"dog"]]
     assert found["propensity"].tolist() == [[0.25], [1.25]]
     assert found["prediction_id"].tolist() == [[b"prediction-0"], [b"prediction-1"]]
 
 
-def test_a_prepared_response_is_used_only_where_it_fits():
+def test_a_prepared_response_is_used_only_where_it_fits() -> None:
     """The same choice of outputs for another number of rows, another role, another version."""
     choice = chosen(TINY, "action")
     for version, rows, role in ((3, 1, Role.LIVE), (3, 2, Role.LIVE), (3, 1, Role.CANDIDATE), (4, 1, Role.LIVE)):
@@ -361,12 +370,12 @@ def test_a_prepared_response_is_used_only_where_it_fits():
             assert len(found["action"]) == rows
 
 
-def test_outputs_come_in_the_order_they_were_asked_for():
+def test_outputs_come_in_the_order_they_were_asked_for() -> None:
     _, found = read(chosen(TINY, "propensity", "probabilities").response(an_answer(a_model(tiny_spec())), ""))
     assert list(found) == ["propensity", "probabilities"]
 
 
-def test_native_outputs_go_before_ours_of_the_same_name():
+def test_native_outputs_go_before_ours_of_the_same_name() -> None:
     """Numbers, strings, and a shape that only the answer tells; what numpy does not know is not offered."""
     outputs = {
         "scores": OutputSpec("float16", (2,)),
@@ -381,7 +390,7 @@ def test_native_outputs_go_before_ours_of_the_same_name():
         *("scores", "embedding", "words", "boxes"),
         *("probabilities", "action", "propensity", "prediction_id"),
     ]
-    native = {
+    native: dict[str, Any] = {
         "scores": np.array([[1, 2], [3, 4]], np.float16),
         "embedding": np.array([7, 8]),
         "words": np.array([["a", "ö"], ["", "d"]], object),
@@ -400,7 +409,7 @@ def test_native_outputs_go_before_ours_of_the_same_name():
         choice.response(an_answer(a_model(spec), native=native), "")
 
 
-def test_contents_longer_than_one_and_two_bytes_of_length():
+def test_contents_longer_than_one_and_two_bytes_of_length() -> None:
     spec = ModelSpec("m", {"x": TensorModality((1,))}, tuple(f"action {i}" for i in range(5000)), 40)
     _, found = read(chosen(Contract(a_model(spec))).response(an_answer(a_model(spec)), "r" * 300))
     assert found["probabilities"].shape == (2, 5000)
@@ -414,13 +423,13 @@ def test_contents_longer_than_one_and_two_bytes_of_length():
         (["action", "action"], ['outputs["action"]: is there twice']),
     ],
 )
-def test_what_is_wrong_with_outputs_is_named(names, named):
+def test_what_is_wrong_with_outputs_is_named(names: list[str], named: list[str]) -> None:
     with pytest.raises(InvalidInput) as refused:
         chosen(TINY, *names)
     assert all(part in str(refused.value) for part in named)
 
 
-def test_parameters_of_outputs_that_would_change_them_are_refused():
+def test_parameters_of_outputs_that_would_change_them_are_refused() -> None:
     output = pb.ModelInferRequest.InferRequestedOutputTensor(name="probabilities")
     output.parameters["classification"].int64_param = 3
     with pytest.raises(InvalidInput, match="classes are not sorted here"):
@@ -430,7 +439,7 @@ def test_parameters_of_outputs_that_would_change_them_are_refused():
 # --- streams ---------------------------------------------------------------------------------------------------------
 
 
-def test_streamed_responses_and_errors_are_messages():
+def test_streamed_responses_and_errors_are_messages() -> None:
     response = chosen(TINY).response(an_answer(a_model(tiny_spec())), "r1")
     plain = pb.ModelStreamInferResponse.FromString(streamed(response, marked_final=False))
     assert plain.error_message == ""

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,18 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.core.errors import ConfigError
-from plaudit.core.prediction_id import SignedPrediction
+from plaudit.core.ports.runtime import ModelRuntime
+from plaudit.core.prediction_id import PredictionIds, SignedPrediction
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.v1 import feedback_pb2, feedback_pb2_grpc, prediction_pb2
 from plaudit_models.bandit.policy import probabilities
 from plaudit_models.bundle import HEAD, TRUNK, read_manifest
 from plaudit_models.spec import SCORES
 from support.builders import run_graph, tiny_bundle, tiny_content, tiny_head_refresh, tiny_spec, trunk_inputs
-from support.serving_harness import StuckRuntime, a_request, a_thumb, decisions, feedback, go_live
+from support.serving_harness import Serve, StuckRuntime, a_request, a_thumb, decisions, feedback, go_live
 
 ROOT = Path(__file__).parents[2]
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -39,7 +42,9 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 # --- swaps -----------------------------------------------------------------------------------------------------------
 
 
-async def test_versions_change_under_load_without_one_failed_request(serve, registry, log, tmp_path):
+async def test_versions_change_under_load_without_one_failed_request(
+    serve: Serve, registry: DirectoryRegistry, log: SqliteLog, tmp_path: Path
+) -> None:
     """Eight clients ask all the time while heads and trunks are swapped, ten swaps in all: every answer comes, names a
     version that was live, with its digest, and is what that version alone would have answered."""
     folders = {"bird": tmp_path / "bird", "fish": tmp_path / "fish", "other": tmp_path / "other"}
@@ -55,6 +60,9 @@ async def test_versions_change_under_load_without_one_failed_request(serve, regi
     arrived = asyncio.Condition()
     done = False
 
+    def last_is_of(version: int) -> bool:
+        return bool(answers) and answers[-1].version == version
+
     async def client() -> None:
         while not done:
             answer = await running.predict(0, greedy=True)
@@ -66,9 +74,7 @@ async def test_versions_change_under_load_without_one_failed_request(serve, regi
     for number in (versions * 4)[:10]:
         go_live(registry, number)
         async with arrived:
-            await asyncio.wait_for(
-                arrived.wait_for(lambda wanted=number: answers and answers[-1].version == wanted), 30
-            )
+            await asyncio.wait_for(arrived.wait_for(partial(last_is_of, number)), 30)
     done = True
     await asyncio.gather(*clients)
 
@@ -94,7 +100,9 @@ def _probabilities(folder: Path) -> dict[str, float]:
     return dict(zip(tiny_spec().actions, policy[0].tolist(), strict=True))
 
 
-async def test_a_damaged_version_goes_live_in_the_registry_and_never_here(serve, registry, runtime):
+async def test_a_damaged_version_goes_live_in_the_registry_and_never_here(
+    serve: Serve, registry: DirectoryRegistry, runtime: ModelRuntime
+) -> None:
     running = await serve()
     head = registry.folder(3) / "head.onnx"
     head.chmod(0o644)
@@ -113,7 +121,7 @@ async def test_a_damaged_version_goes_live_in_the_registry_and_never_here(serve,
 # --- starting --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_port_that_is_taken(serve):
+async def test_a_port_that_is_taken(serve: Serve) -> None:
     first = await serve()
     with pytest.raises(ConfigError, match=rf"serving\.port: {first.server.port} cannot be opened on 127\.0\.0\.1"):
         await serve(port=first.server.port)
@@ -122,16 +130,19 @@ async def test_a_port_that_is_taken(serve):
     assert (await first.predict()).version == 1
 
 
-async def test_an_address_that_is_not_ours(serve):
+async def test_an_address_that_is_not_ours(serve: Serve) -> None:
     with pytest.raises(ConfigError, match=r"serving\.port: 0 cannot be opened on 192\.0\.2\.1"):
         await serve(host="192.0.2.1")
 
 
 async def check(health: Any, service: str) -> int:
-    return (await health.Check(health_pb2.HealthCheckRequest(service=service))).status
+    answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
+    return int(answer.status)
 
 
-async def test_health_follows_the_live_version_and_the_drain(serve, registry, tmp_path):
+async def test_health_follows_the_live_version_and_the_drain(
+    serve: Serve, registry: DirectoryRegistry, tmp_path: Path
+) -> None:
     empty = DirectoryRegistry(tmp_path / "late", "tiny")
     running = await serve(registries=[empty])
     health = health_pb2_grpc.HealthStub(running.channel)
@@ -152,7 +163,7 @@ async def test_health_follows_the_live_version_and_the_drain(serve, registry, tm
     await stopping
 
 
-async def test_reflection_lists_the_services(serve):
+async def test_reflection_lists_the_services(serve: Serve) -> None:
     running = await serve()
     stub = reflection_pb2_grpc.ServerReflectionStub(running.channel)
     request = reflection_pb2.ServerReflectionRequest(list_services="")
@@ -166,20 +177,21 @@ async def test_reflection_lists_the_services(serve):
     }
 
 
-async def test_metrics_are_served(serve):
+async def test_metrics_are_served(serve: Serve) -> None:
     running = await serve()
     await running.predict()
 
     def scrape() -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{running.server.metrics_port}/metrics", timeout=30) as page:
-            return page.read().decode()
+            text: bytes = page.read()
+            return text.decode()
 
     page = await asyncio.to_thread(scrape)
     assert 'plaudit_serving_requests_total{code="OK",method="PredictionService/Predict"} 1.0' in page
     assert 'plaudit_serving_live_version{model="tiny"} 1.0' in page
 
 
-async def test_two_servers_in_one_process_count_apart(serve, metrics):
+async def test_two_servers_in_one_process_count_apart(serve: Serve, metrics: ServingMetrics) -> None:
     first, second = await serve(), await serve(metrics=ServingMetrics(CollectorRegistry()))
     await first.predict()
     labels = {"method": "PredictionService/Predict", "code": "OK"}
@@ -190,14 +202,16 @@ async def test_two_servers_in_one_process_count_apart(serve, metrics):
 # --- stopping --------------------------------------------------------------------------------------------------------
 
 
-async def test_draining_finishes_what_is_under_way_and_refuses_what_comes(serve, runtime, log):
+async def test_draining_finishes_what_is_under_way_and_refuses_what_comes(
+    serve: Serve, runtime: ModelRuntime, log: SqliteLog
+) -> None:
     stuck = StuckRuntime(runtime)
     running = await serve(runtime=stuck, drain_s=30)
     stuck.stuck = True
     under_way = asyncio.create_task(running.predict(request_id="under way"))
     assert await asyncio.to_thread(stuck.entered.wait, 30)
     stopping = asyncio.create_task(asyncio.to_thread(running.server.stop))
-    await asyncio.to_thread(running.server._ending.wait, 30)
+    await asyncio.to_thread(running.server._shutdown.wait, 30)
     stuck.go_on.set()
     assert (await under_way).request_id == "under way"
     await stopping
@@ -207,7 +221,9 @@ async def test_draining_finishes_what_is_under_way_and_refuses_what_comes(serve,
     assert [decision.request_id for decision in decisions(log)] == ["under way"]
 
 
-async def test_draining_ends_open_streams_after_answering_what_they_sent(serve, ids, log):
+async def test_draining_ends_open_streams_after_answering_what_they_sent(
+    serve: Serve, ids: PredictionIds, log: SqliteLog
+) -> None:
     running = await serve(drain_s=30)
     signed = ids.sign(SignedPrediction(time.time(), "tiny", 1, "cat", 0.5))
     sent = running.feedback.StreamFeedback()
@@ -222,7 +238,7 @@ async def test_draining_ends_open_streams_after_answering_what_they_sent(serve, 
         with pytest.raises(grpc.aio.AioRpcError) as ended:
             await stream.read()
         assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert "shutting down" in ended.value.details()
+        assert "shutting down" in (ended.value.details() or "")
     assert len(feedback(log)) == 1
 
 
@@ -235,15 +251,17 @@ from plaudit.adapters.runtime.onnx import OnnxRuntime
 from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.settings import ServingSettings
+from plaudit.compose.serving import server_config
 from plaudit.serving.telemetry.metrics import ServingMetrics
+from plaudit_models.preprocess import Limits
 from plaudit.serving.server import InferenceServer
 
 def main():
     folder = Path(sys.argv[1])
     server = InferenceServer(
         DirectoryCatalog(folder / "registry"), SqliteLog(folder / "log.sqlite", "NORMAL"),
-        OnnxRuntime("cpu"), PredictionIds(b"k" * 32, 3600.0), ServingSettings(port=0, metrics_port=0),
-        ServingMetrics(CollectorRegistry()),
+        OnnxRuntime("cpu"), PredictionIds(b"k" * 32, 3600.0), server_config(ServingSettings(port=0, metrics_port=0)),
+        Limits(), ServingMetrics(CollectorRegistry()),
     )
     server.start()
     unwanted = [name for name in ("torch", "onnx", "sqlalchemy", "sklearn", "matplotlib") if name in sys.modules]
@@ -254,7 +272,9 @@ main()
 """
 
 
-async def test_kill_9_loses_no_acknowledged_feedback_and_a_whole_server_loads_no_torch(registry, log, ids, tmp_path):
+async def test_kill_9_loses_no_acknowledged_feedback_and_a_whole_server_loads_no_torch(
+    registry: DirectoryRegistry, log: SqliteLog, ids: PredictionIds, tmp_path: Path
+) -> None:
     path = os.pathsep.join([str(ROOT / "services"), str(ROOT / "models")])
     child = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -264,6 +284,7 @@ async def test_kill_9_loses_no_acknowledged_feedback_and_a_whole_server_loads_no
         stdout=asyncio.subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": path},
     )
+    assert child.stdout is not None
     try:
         while not (line := (await asyncio.wait_for(child.stdout.readline(), 60)).decode()).startswith("ready"):
             assert line, "the server ended"
@@ -288,7 +309,10 @@ async def test_kill_9_loses_no_acknowledged_feedback_and_a_whole_server_loads_no
             await asyncio.wait_for(enough.wait(), 60)
             child.send_signal(signal.SIGKILL)
             ends = await asyncio.gather(*clients, return_exceptions=True)
-            assert {end.code() for end in ends} == {grpc.StatusCode.UNAVAILABLE}
+            assert all(isinstance(end, grpc.aio.AioRpcError) for end in ends)
+            assert {end.code() for end in ends if isinstance(end, grpc.aio.AioRpcError)} == {
+                grpc.StatusCode.UNAVAILABLE
+            }
     finally:
         if child.returncode is None:
             child.kill()
@@ -297,7 +321,7 @@ async def test_kill_9_loses_no_acknowledged_feedback_and_a_whole_server_loads_no
     log.close()
 
 
-def test_importing_the_server_loads_nothing_of_the_learner():
+def test_importing_the_server_loads_nothing_of_the_learner() -> None:
     program = (
         "import sys, plaudit.serving.server, plaudit.adapters.runtime.onnx; "
         "print([m for m in ('torch', 'sqlalchemy', 'onnx', 'sklearn', 'plaudit.learner') if m in sys.modules])"

@@ -9,10 +9,12 @@ from typing import Any, Final
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from plaudit import compose
 from plaudit.cli import output
-from plaudit.cli.failures import Failed
-from plaudit.compose.build import training_plan
+from plaudit.cli.failures import CommandFailed
+from plaudit.compose.learner import job_launcher, training_plan
+from plaudit.compose.paths import learner_dir
+from plaudit.compose.registry import model_registry
+from plaudit.compose.store import experience_store
 from plaudit.core.settings import Settings
 from plaudit.learner.finetuning.manual import FinetuningFailed, finetune_manually
 from plaudit_models.bundle import Manifest
@@ -21,7 +23,7 @@ _LOOK_INTERVAL_S: Final = 0.2
 
 
 def finetune(settings: Settings, model: str, reason: str) -> Manifest:
-    """Raises Failed, or another error with a sentence for the user."""
+    """Raises CommandFailed, or another error with a sentence for the user."""
     started_s = time.time()
     bar = Progress(
         TextColumn("{task.description}"),
@@ -31,7 +33,7 @@ def finetune(settings: Settings, model: str, reason: str) -> Manifest:
         TextColumn("{task.fields[measured]}"),
         console=output.err,
     )
-    with bar, contextlib.closing(compose.experience_store(settings, model)) as store:
+    with bar, contextlib.closing(experience_store(settings, model)) as store:
         task = bar.add_task("fine-tuning", total=1.0, measured="")
 
         def show(progress: Mapping[str, Any]) -> None:
@@ -41,10 +43,10 @@ def finetune(settings: Settings, model: str, reason: str) -> Manifest:
 
         try:
             manifest = finetune_manually(
-                compose.learner_dir(settings, model) / "runs" / f"by-hand-{started_s:.0f}",
-                jobs=compose.job_launcher(settings, model),
+                learner_dir(settings, model) / "runs" / f"by-hand-{started_s:.0f}",
+                jobs=job_launcher(settings, model),
                 store=store,
-                registry=compose.registry_of(settings, model),
+                registry=model_registry(settings, model),
                 plan=training_plan(settings),
                 now_s=started_s,
                 reason=reason or "by hand",
@@ -52,6 +54,6 @@ def finetune(settings: Settings, model: str, reason: str) -> Manifest:
                 on_progress=show,
             )
         except FinetuningFailed as error:
-            raise Failed(str(error)) from error
+            raise CommandFailed(str(error)) from error
         bar.update(task, description="published", completed=1.0)
     return manifest

@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from plaudit import compose
 from plaudit.cli import output
-from plaudit.cli.failures import Failed
-from plaudit.compose.build import pretrain_config
+from plaudit.cli.failures import CommandFailed
+from plaudit.compose.learner import pretrain_config
+from plaudit.compose.registry import model_registry
 from plaudit.core.settings import Settings
 from plaudit.learner.finetuning.pretraining import Published, pretrain_and_publish
 from plaudit_models.dataset import InvalidData
@@ -20,8 +20,8 @@ from plaudit_models.training.pretrain import PretrainProgress
 
 
 def pretrain(settings: Settings, folder: Path) -> Published:
-    """Raises Failed or ConfigError with a sentence for the user."""
-    spec, registry = settings.spec(), compose.model_registry(settings)
+    """Raises CommandFailed or ConfigError with a sentence for the user."""
+    spec, registry = settings.spec(), model_registry(settings)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -56,7 +56,7 @@ def pretrain(settings: Settings, folder: Path) -> Published:
                 on_progress=show,
             )
         except (InvalidData, ExportMismatch, FloatingPointError) as error:
-            raise Failed(str(error)) from error
+            raise CommandFailed(str(error)) from error
         bar.update(task, description="published", completed=1.0)
     return published
 

@@ -28,9 +28,9 @@ from plaudit.learner.features.evidence import stack
 from plaudit.learner.features.features import features_on
 from plaudit.learner.features.policies import LoadedPolicy, PolicyCache, allowed_mask
 from plaudit.learner.finetuning.job_spec import FEATURES, STATE, read_features
-from plaudit.learner.finetuning.tuning_state import Gating
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.progress import Progress
+from plaudit.learner.tuning_state import Gating
 from plaudit_models.bandit.features import features
 from plaudit_models.bandit.reward_model import RewardPrior, RewardState, posterior, state_from_bytes
 from plaudit_models.evaluation.gate import Comparison, GateReport

@@ -15,9 +15,8 @@ from plaudit.core.job_run import CANDIDATE, last_progress
 from plaudit.core.ports.jobs import JobLauncher, JobState
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import ExperienceStore
-from plaudit.learner import progress as progresses
 from plaudit.learner.finetuning.job_spec import TrainingPlan, cannot_train, prepare_run
-from plaudit.learner.progress import progress_from_bytes
+from plaudit.learner.state import LearnerState
 from plaudit_models.bundle import Manifest
 
 
@@ -58,7 +57,7 @@ def finetune_manually(
         run_dir,
         registry,
         live,
-        progress_from_bytes(store.recall(progresses.KEY)),
+        LearnerState(store).progress,
         plan,
         now_s,
         reason,

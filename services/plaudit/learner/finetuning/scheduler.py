@@ -26,9 +26,9 @@ from plaudit.core.ports.jobs import JobLauncher, JobState
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import ExperienceStore, LeaderCommit
 from plaudit.core.rollout import Change, Rollout, promote, start_canary
+from plaudit.core.rollout_updates import LEARNER, update_rollout
 from plaudit.learner.features.head_builder import write_card
 from plaudit.learner.features.policies import PolicyCache
-from plaudit.learner.features.rollout_updates import ACTOR, move
 from plaudit.learner.finetuning.candidate_gate import Candidate, CandidateGate
 from plaudit.learner.finetuning.experiment_runner import ExperimentRunner
 from plaudit.learner.finetuning.job_spec import (
@@ -40,20 +40,18 @@ from plaudit.learner.finetuning.job_spec import (
     checkpoint_step,
     prepare_run,
 )
-from plaudit.learner.finetuning.tuning_state import (
-    KEY,
+from plaudit.learner.metrics import LearnerMetrics
+from plaudit.learner.progress import Progress
+from plaudit.learner.state import LearnerState
+from plaudit.learner.tracing import LearnerTrace
+from plaudit.learner.tuning_state import (
     Experimenting,
     Gating,
     Idle,
     Outcome,
     Training,
     TuningState,
-    tuning_state_from_bytes,
 )
-from plaudit.learner.metrics import LearnerMetrics
-from plaudit.learner.progress import Progress
-from plaudit.learner.state import served_key
-from plaudit.learner.tracing import LearnerTrace
 from plaudit_models.bundle import MANIFEST, CorruptBundle, Manifest, read_manifest
 from plaudit_models.evaluation.gate import GateReport, GateRules, Verdict, new_comparison
 
@@ -92,6 +90,7 @@ class FinetuningContext:
     rules: FinetuningRules
     jobs: JobLauncher
     store: ExperienceStore
+    state: LearnerState
     registry: ModelRegistry
     policies: PolicyCache
     experiments: ExperimentRunner
@@ -109,25 +108,27 @@ class FinetuningContext:
 
 
 class TuningJournal:
-    """State of fine-tuning, in memory and in the store the same."""
+    """Part of the learner's state that is fine-tuning's."""
 
     def __init__(self, context: FinetuningContext) -> None:
         self._context = context
-        self.state = tuning_state_from_bytes(context.store.recall(KEY))
         context.metrics.phase(self.state.phase.name)
 
-    def save(self, state: TuningState, changes: LeaderCommit | None = None) -> None:
-        """Save a new state together with ``changes``, in one transaction.
+    @property
+    def state(self) -> TuningState:
+        return self._context.state.tuning
+
+    def save(self, state: TuningState, commit: LeaderCommit | None = None) -> None:
+        """Save a new state together with ``commit``, in one transaction.
 
         Raises:
             StoreMoved, StoreUnavailable: nothing was saved, and nothing here has changed.
         """
-        self._context.store.save(replace(changes or LeaderCommit(), memory={KEY: state.to_bytes()}))
-        self.state = state
+        self._context.state.save(commit, tuning=state)
         self._context.metrics.phase(state.phase.name)
 
-    def save_phase(self, phase: Training | Gating | Experimenting, changes: LeaderCommit | None = None) -> None:
-        self.save(replace(self.state, phase=phase), changes)
+    def save_phase(self, phase: Training | Gating | Experimenting, commit: LeaderCommit | None = None) -> None:
+        self.save(replace(self.state, phase=phase), commit)
 
     def end(self, run: str, outcome: str, why: str, version: int | None) -> IdlePhase:
         """Save how a run ended, then remove what is large in its folder."""
@@ -298,7 +299,7 @@ class GatingPhase:
         context, run, why = self.context, self.gating.run, "; ".join(report.reasons)
         version = (self._published() or self._publish(report)).version
         context.trace.tuned(version)
-        context.store.save(LeaderCommit(memory={served_key(version): candidate.state.to_bytes()}))
+        context.state.save(served_heads={version: candidate.state})
         if verdict == "promote" and not self._promote(version, f"passed the gate: {why}"):
             why += "; not made live, because a version is pinned"
         context.metrics.gate_verdicts.labels(verdict).inc()
@@ -326,26 +327,26 @@ class GatingPhase:
         """Make the candidate live; False if a version is pinned."""
         if any(rollout.live == version for rollout in self.context.registry.ledger()):
             return True  # by a learner that died before it could save that
-        change = Change(ACTOR, self.context.clock(), why)
+        change = Change(LEARNER, self.context.clock(), why)
 
         def transition(rollout: Rollout) -> Rollout | None:
             return None if rollout.pinned else promote(rollout, version, change)
 
-        return move(self.context.registry, transition) is not None
+        return update_rollout(self.context.registry, transition) is not None
 
     def _begin_experiment(self, version: int) -> ExperimentPhase | None:
         """None if there are no experiments, another one is under way, or a version is pinned."""
         context, share = self.context, self.context.rules.canary_share
         if share == 0.0:
             return None
-        change = Change(ACTOR, context.clock(), f"version {version} is tried out with {share:.0%} of the users")
+        change = Change(LEARNER, context.clock(), f"version {version} is tried out with {share:.0%} of the users")
 
         def transition(rollout: Rollout) -> Rollout | None:
             if rollout.pinned or rollout.candidate is not None:
                 return None
             return start_canary(rollout, version, share, change)
 
-        move(context.registry, transition)
+        update_rollout(context.registry, transition)
         if context.registry.rollout().candidate != version:
             return None
         experimenting = Experimenting(run=self.gating.run, started_at_s=change.time_s, version=version)

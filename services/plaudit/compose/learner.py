@@ -1,4 +1,4 @@
-"""Settings and ports → a learner. Which adapters are behind the ports is the composition root's choice."""
+"""The learner of one model, and what its settings mean in the maths."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry
 
+from plaudit.adapters.jobs.subprocess import SubprocessJobs
+from plaudit.compose.paths import learner_dir
+from plaudit.compose.registry import model_registry
+from plaudit.compose.runtime import content_limits, model_runtime
+from plaudit.compose.store import store_url
 from plaudit.core.ports.jobs import JobLauncher
 from plaudit.core.ports.log import EventLog
 from plaudit.core.ports.registry import ModelRegistry
@@ -26,12 +31,12 @@ from plaudit.learner.finetuning.scheduler import FinetuningContext, FinetuningRu
 from plaudit.learner.loop import Learner
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.schedule import Pace
+from plaudit.learner.state import LearnerState
 from plaudit.learner.status import STATUS, StatusFile
 from plaudit.learner.tracing import LearnerTrace
 from plaudit_models.bandit.improvement import HeadSettings
 from plaudit_models.bandit.reward_model import RewardPrior
 from plaudit_models.evaluation.gate import GateRules
-from plaudit_models.preprocess import Limits
 from plaudit_models.training.config import FinetuneConfig, LoraConfig, PretrainConfig, SamplingConfig
 
 _T = TypeVar("_T")
@@ -39,6 +44,33 @@ _T = TypeVar("_T")
 _KL_WEIGHT: Final = {"likelihood": 0.0, "target": 0.0, "sampled": 0.04}
 """β by objective. The likelihood is held by rehearsal alone, the target stays near the parent by itself, and sampled
 answers may go as far as Shao et al. (2024, section 4.2) let them."""
+
+
+def open_learner(
+    settings: Settings,
+    model: str,
+    log: EventLog,
+    store: ExperienceStore,
+    metrics: CollectorRegistry,
+    tracing: Tracing | None = None,
+) -> Learner:
+    """A learner on the adapters that the settings name. Raises ConfigError."""
+    return build_learner(
+        settings,
+        log=log,
+        store=store,
+        registry=model_registry(settings, model),
+        runtime=model_runtime(settings),
+        jobs=job_launcher(settings, model),
+        work_dir=learner_dir(settings, model),
+        metrics_registry=metrics,
+        tracing=tracing,
+    )
+
+
+def job_launcher(settings: Settings, model: str) -> JobLauncher:
+    """Launcher of fine-tuning jobs. They are told the store's URL, with its password: a run folder holds no secrets."""
+    return SubprocessJobs(told=store_url(settings, model))
 
 
 def build_learner(
@@ -54,7 +86,7 @@ def build_learner(
     tracing: Tracing | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Learner:
-    """A learner ready to run.
+    """A learner on the given adapters, ready to run.
 
     Args:
         work_dir: made if it is not there; best on the registry's file system. Run folders of jobs and the status file
@@ -63,12 +95,14 @@ def build_learner(
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     metrics = LearnerMetrics(metrics_registry)
-    maker, rules, limits = head_maker(settings), gate_rules(settings), content_limits(settings)
+    maker, rules, limits = head_builder(settings), gate_rules(settings), content_limits(settings)
     versions = PolicyCache(registry, runtime, limits)
     policy = settings.canary.of(registry.model)
     trace = LearnerTrace() if tracing is None else LearnerTrace(tracing)
+    state = LearnerState(store, rules)
     experiments = ExperimentRunner(
         log=log,
+        state=state,
         store=store,
         registry=registry,
         versions=versions,
@@ -78,18 +112,18 @@ def build_learner(
     )
     finetuning = None
     if settings.finetune.enabled:
-        rules_of_jobs = FinetuningRules(
-            job_interval=settings.finetune.every,
-            plan=training_plan(settings),
-            gate=rules,
-            max_gate_events=settings.gate.max_events,
-            canary_share=policy.share,
-        )
         finetuning = FinetuningScheduler(
             FinetuningContext(
-                rules=rules_of_jobs,
+                rules=FinetuningRules(
+                    job_interval=settings.finetune.every,
+                    plan=training_plan(settings),
+                    gate=rules,
+                    max_gate_events=settings.gate.max_events,
+                    canary_share=policy.share,
+                ),
                 jobs=jobs,
                 store=store,
+                state=state,
                 registry=registry,
                 policies=versions,
                 experiments=experiments,
@@ -112,6 +146,7 @@ def build_learner(
     return Learner(
         log=log,
         store=store,
+        state=state,
         registry=registry,
         versions=versions,
         maker=maker,
@@ -127,7 +162,7 @@ def build_learner(
     )
 
 
-def head_maker(settings: Settings) -> HeadBuilder:
+def head_builder(settings: Settings) -> HeadBuilder:
     policy = settings.policy
     return HeadBuilder(
         settings=HeadSettings(
@@ -178,18 +213,6 @@ def experiment_rules(settings: Settings, policy: CanaryPolicy) -> ExperimentRule
     )
 
 
-def content_limits(settings: Settings) -> Limits:
-    """The server's own: what it served can be learned from."""
-    serving = settings.serving
-    return Limits(
-        max_image_bytes=serving.max_image_bytes,
-        max_image_pixels=serving.max_image_pixels,
-        max_audio_bytes=serving.max_audio_bytes,
-        max_audio_duration_s=serving.max_audio_duration_s,
-        max_text_bytes=serving.max_text_bytes,
-    )
-
-
 def training_plan(settings: Settings) -> TrainingPlan:
     section = settings.finetune
     config = from_section(
@@ -205,7 +228,7 @@ def training_plan(settings: Settings) -> TrainingPlan:
         TrainingPlan,
         section,
         finetune=config,
-        head_builder=head_maker(settings),
+        head_builder=head_builder(settings),
         limits=content_limits(settings),
         rehearsal=None if section.rehearsal is None else str(section.rehearsal.resolve()),
     )
@@ -216,8 +239,6 @@ def pretrain_config(settings: Settings) -> PretrainConfig:
 
 
 def from_section(kind: type[_T], section: object, **others: object) -> _T:
-    """A dataclass with the section's settings of the same names, and ``others``: each setting is named in two
-    places.
-    """
+    """A dataclass with the section's settings of the same names, and ``others``."""
     shared = {each.name: getattr(section, each.name) for each in fields(kind) if hasattr(section, each.name)}  # type: ignore[arg-type]
     return kind(**shared | others)

@@ -13,8 +13,6 @@ from typing import Any, ClassVar, Final
 
 from plaudit_models.evaluation.gate import Comparison, comparison_from_dict
 
-KEY: Final = "finetune"
-"""Key of the state among what the leader saves."""
 _MAX_OUTCOMES: Final = 20
 
 
@@ -129,10 +127,7 @@ class TuningState:
         return json.dumps(raw).encode()
 
 
-def tuning_state_from_bytes(saved: bytes | None) -> TuningState:
-    """State that was saved; that of before the first job if nothing was."""
-    if saved is None:
-        return TuningState()
+def tuning_state_from_bytes(saved: bytes) -> TuningState:
     raw = json.loads(saved)
     phase = raw["phase"]
     kind = _PHASES[phase.pop("name")]
