@@ -82,8 +82,7 @@ async def serve(
             "runtime": settings.pop("runtime", runtime),
             "ids": settings.pop("ids", ids),
             "metrics": settings.pop("metrics", metrics),
-            "fates": settings.pop("fates", None),
-            "experiments": settings.pop("experiments", None),
+            "statuses": settings.pop("statuses", None),
             "seed": 0,
         }
         defaults = {"port": 0, "metrics_port": 0, "watch_interval_s": 0.01, "drain_s": 5.0}

@@ -12,7 +12,7 @@ from plaudit.adapters.runtime.nvml import gpus
 from plaudit.compose.paths import data_dir
 from plaudit.compose.registry import model_catalog, model_registry
 from plaudit.compose.runtime import content_limits, model_runtime
-from plaudit.compose.store import feedback_statuses
+from plaudit.compose.store import status_readers
 from plaudit.core.cores import available_cores
 from plaudit.core.ports.log import EventLog
 from plaudit.core.prediction_id import PredictionIds, load_or_create_key
@@ -45,7 +45,6 @@ def inference_server(
         for gpu in gpus():
             metrics.gpu_memory.labels(gpu.name).set(gpu.memory_bytes)
             metrics.gpu_memory_used.labels(gpu.name).set_function(gpu.used_bytes)
-    statuses = feedback_statuses(settings)
     return InferenceServer(
         model_catalog(settings),
         log,
@@ -54,8 +53,7 @@ def inference_server(
         server_config(settings.serving),
         content_limits(settings),
         metrics,
-        fates=statuses,
-        experiments=statuses,
+        statuses=status_readers(settings),
         share_port=share_port,
         tracing=tracing or NO_TRACING,
     )

@@ -20,7 +20,7 @@ from plaudit.core.errors import ConfigError
 from plaudit.core.ports.log import EventLog
 from plaudit.core.ports.registry import ModelCatalog
 from plaudit.core.ports.runtime import ModelRuntime
-from plaudit.core.ports.store import ExperimentReports, FeedbackStatuses
+from plaudit.core.ports.store import StatusReaders
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.tracing import NO_TRACING, Tracing
 from plaudit.inference import open_inference_pb2
@@ -98,8 +98,8 @@ class InferenceServer:
         ids: signs and checks prediction ids.
         limits: sizes beyond which content is refused.
         metrics: of this server alone.
-        fates: what learners make of feedback, for receipts; None: they say what log and registry know.
-        experiments: what learners make of experiments; None: nothing is shown of them.
+        statuses: what the learners made of feedback and of experiments; None: receipts say what log and registry know,
+            and nothing is shown of experiments.
         seed: of the sampling of actions; None is fresh entropy.
         share_port: other processes listen on the port too.
         tracing: of calls, batches, appends and swaps.
@@ -115,8 +115,7 @@ class InferenceServer:
         limits: Limits,
         metrics: ServingMetrics,
         *,
-        fates: FeedbackStatuses | None = None,
-        experiments: ExperimentReports | None = None,
+        statuses: StatusReaders | None = None,
         seed: int | None = None,
         share_port: bool = False,
         tracing: Tracing = NO_TRACING,
@@ -158,10 +157,10 @@ class InferenceServer:
             tracing=tracing,
         )
         self._feedback = FeedbackUseCase(
-            self._models, append, log.feedback_recorded, ids, metrics, statuses=fates, tracing=tracing
+            self._models, append, log.feedback_recorded, ids, metrics, statuses=statuses, tracing=tracing
         )
         self._rollouts = RolloutService(
-            self._models, self._decision_log, watch_interval_s=config.watch_interval_s, experiments=experiments
+            self._models, self._decision_log, watch_interval_s=config.watch_interval_s, statuses=statuses
         )
         self._health = health.HealthServicer()
         self._ready = False

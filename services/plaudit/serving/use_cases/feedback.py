@@ -17,7 +17,7 @@ from plaudit.core.experience import FeedbackState
 from plaudit.core.limits import MAX_ID_CHARACTERS
 from plaudit.core.ports.log import Appended
 from plaudit.core.ports.registry import ModelRegistry
-from plaudit.core.ports.store import FeedbackStatus, FeedbackStatuses
+from plaudit.core.ports.store import FeedbackStatus, StatusReaders
 from plaudit.core.prediction_id import PredictionIds, SignedPrediction
 from plaudit.core.tracing import NO_TRACING, Tracing
 from plaudit.serving.engine.admission import Admission
@@ -88,7 +88,7 @@ class FeedbackUseCase:
         ids: PredictionIds,
         metrics: ServingMetrics,
         *,
-        statuses: FeedbackStatuses | None = None,
+        statuses: StatusReaders | None = None,
         tracing: Tracing = NO_TRACING,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -208,7 +208,8 @@ class FeedbackUseCase:
 
     def _status(self, model: str, feedback_id: str) -> FeedbackStatus | None:
         try:
-            return None if self._statuses is None else self._statuses.fate(model, feedback_id)
+            reader = None if self._statuses is None else self._statuses(model)
+            return None if reader is None else reader.feedback_status(feedback_id)
         except PlauditError as error:
             logger.warning("feedback_status_unknown", problem=str(error))
             return None

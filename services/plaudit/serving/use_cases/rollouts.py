@@ -23,7 +23,7 @@ from plaudit.core.errors import (
     UnprovenVersion,
 )
 from plaudit.core.events import RolloutChanged
-from plaudit.core.ports.store import ExperimentReports
+from plaudit.core.ports.store import StatusReaders
 from plaudit.core.rollout import Change, Rollout, end_canary, pin, promote, rollback, start_canary, unpin
 from plaudit.core.rollout_updates import MAX_ATTEMPTS, update_rollout
 from plaudit.serving.engine.call_context import NO_DEADLINE, CallContext
@@ -40,7 +40,7 @@ class RolloutService:
     """Args:
     decision_log: logs changes of the rollout.
     watch_interval_s: how often watchers poll for a change.
-    experiments: what learners make of experiments; None: nothing is known of them.
+    statuses: what the learners say of experiments; None: nothing is known of them.
     clock: UTC seconds since the epoch.
     """
 
@@ -50,13 +50,13 @@ class RolloutService:
         decision_log: DecisionLog,
         *,
         watch_interval_s: float,
-        experiments: ExperimentReports | None = None,
+        statuses: StatusReaders | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._models = models
         self._decision_log = decision_log
         self._watch_interval_s = watch_interval_s
-        self._experiments = experiments
+        self._statuses = statuses
         self._clock = clock
 
     def all(self, model: str) -> tuple[Sequence[Manifest], Rollout]:
@@ -71,7 +71,9 @@ class RolloutService:
         """State or result of the latest experiment of a version; None if nothing is known. Raises UnknownModel."""
         name = self._models.pick(model).live.name
         try:
-            return None if self._experiments is None else self._experiments.experiment(name, version)
+            reader = None if self._statuses is None else self._statuses(name)
+            summary = None if reader is None else reader.experiment_summary(version)
+            return None if summary is None else summary.details
         except PlauditError as error:  # whatever is wrong with the store, what the manifest says can be shown
             logger.warning("experiment_unknown", model=name, version=version, problem=str(error))
             return None
