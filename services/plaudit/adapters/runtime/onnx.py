@@ -221,7 +221,9 @@ class _TextGraph:
 class _TextScorer:
     """Scores of dynamic actions by one version; their base logits where it has no head for them."""
 
-    def __init__(self, texts: _TextGraph, head: DynamicActionHead | None, tokenizer: Tokenizer, spec: ModelSpec) -> None:
+    def __init__(
+        self, texts: _TextGraph, head: DynamicActionHead | None, tokenizer: Tokenizer, spec: ModelSpec
+    ) -> None:
         self._texts = texts
         self._head = head
         self._tokenizer = tokenizer
