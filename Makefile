@@ -2,7 +2,7 @@
 #   make PYTHON=python3.12 test      another interpreter
 #   UV_TORCH_BACKEND=cpu make demo   torch without CUDA
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kafka test programs dashboards bench-console test-slow bench-serving bench-gpu bench-learning bench-feedback bench-rollout test-faults check fmt proto clean
+.PHONY: help demo demo-kafka test programs dashboards bench-console test-slow bench-serving bench-gpu bench-learning bench-feedback bench-rollout test-faults check house fmt proto clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -64,6 +64,9 @@ check: $(INSTALLED) ## Lint, formatting, types, protos
 	$(BIN)/mypy
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
+
+house: $(INSTALLED) ## Figures of the source: rooms, imports, sizes; for judgement
+	$(BIN)/python tools/house.py
 
 fmt: $(INSTALLED) ## Format code and protos
 	$(BIN)/ruff check --fix

@@ -91,7 +91,7 @@ def traffic(world: World, events: int) -> Iterator[list[Decision | Feedback]]:
 
 
 def check(learner: Learner, events: int) -> None:
-    if (learner.progress.experiences, learner.trust_level.waiting) != (events // 2, 0):
+    if (learner.progress.experiences, learner.intake_stats.waiting) != (events // 2, 0):
         sys.exit(f"{learner.progress.experiences} experiences of {events} events")
 
 

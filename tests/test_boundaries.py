@@ -75,12 +75,12 @@ def _violations(package: str, forbidden: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize(("package", "forbidden"), FORBIDDEN)
-def test_imports_point_inward(package, forbidden):
+def test_imports_point_inward(package: str, forbidden: list[str]) -> None:
     assert list(_modules(package)), f"{package} has no modules"
     assert _violations(package, forbidden) == []
 
 
-def test_only_composition_roots_choose_adapters():
+def test_only_composition_roots_choose_adapters() -> None:
     places = (*COMPOSITION_ROOTS, PROCESS_OF_ITS_OWN, "plaudit.adapters")
     others = [
         violation
@@ -90,7 +90,7 @@ def test_only_composition_roots_choose_adapters():
     assert others == []
 
 
-def test_torch_lives_in_training_alone():
+def test_torch_lives_in_training_alone() -> None:
     others = [
         violation
         for violation in _violations("plaudit_models", ["torch"])
@@ -99,7 +99,7 @@ def test_torch_lives_in_training_alone():
     assert others == []
 
 
-def test_only_settings_reads_the_environment():
+def test_only_settings_reads_the_environment() -> None:
     """The command itself sets what numpy reads when it is loaded, which is before any settings are."""
     reads = [
         module
@@ -116,7 +116,7 @@ def _names(path: Path) -> set[str]:
     return {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)} | _imports(path, "")
 
 
-def test_source_roots_are_not_packages():
+def test_source_roots_are_not_packages() -> None:
     """``services.plaudit`` would be a second copy of every module."""
     python = [*ROOT.glob("services/**/*.py"), *ROOT.glob("models/**/*.py"), *ROOT.glob("tests/**/*.py")]
     spelled = [
@@ -141,15 +141,15 @@ def _loaded_by(statement: str, modules: list[str]) -> list[str]:
     ("statement", "unwanted"),
     [
         ("import plaudit.serving.server", ["torch", "onnx", "plaudit.learner"]),
-        ("import plaudit.compose.build", ["torch", "plaudit.serving"]),
+        ("import plaudit.compose.learner", ["torch", "plaudit.serving"]),
         ("import plaudit.console.app", ["torch", "onnxruntime", "sqlalchemy", "plaudit.serving", "plaudit.learner"]),
         ("import plaudit.client", ["numpy", "pydantic", "typer", "rich", "plaudit.core.settings"]),
         ("import plaudit.cli.app", ["torch", "onnxruntime", "numpy", "sqlalchemy"]),
     ],
 )
-def test_what_an_import_does_not_load(statement, unwanted):
+def test_what_an_import_does_not_load(statement: str, unwanted: list[str]) -> None:
     assert _loaded_by(statement, unwanted) == []
 
 
-def test_the_probe_sees_what_is_loaded():
+def test_the_probe_sees_what_is_loaded() -> None:
     assert _loaded_by("import numpy", ["numpy", "torch"]) == ["numpy"]

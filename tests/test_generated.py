@@ -30,13 +30,13 @@ def _protoc(protoc: list[str], out: Path, protos: list[Path]) -> None:
     subprocess.run([*protoc, f"--python_out={out}", f"--pyi_out={out}", *map(str, protos)], check=True)
 
 
-def test_no_file_is_missing_or_left_over(generated):
+def test_no_file_is_missing_or_left_over(generated: tuple[Path, Path]) -> None:
     checked_in, fresh = generated
     expected = {path.name for path in fresh.iterdir()} | {"__init__.py"}
     assert {path.name for path in checked_in.iterdir() if path.is_file()} == expected
 
 
-def test_every_file_is_current(generated):
+def test_every_file_is_current(generated: tuple[Path, Path]) -> None:
     checked_in, fresh = generated
     stale = [path.name for path in fresh.iterdir() if path.read_text() != (checked_in / path.name).read_text()]
     assert stale == [], "run `make proto` and commit the result"

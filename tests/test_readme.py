@@ -49,11 +49,11 @@ def _settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def test_every_setting_is_named(code_spans):
+def test_every_setting_is_named(code_spans: set[str]) -> None:
     assert sorted(set(_settings(Settings)) - code_spans) == []
 
 
-def test_every_setting_named_exists(code_spans):
+def test_every_setting_named_exists(code_spans: set[str]) -> None:
     tables = {name.partition(".")[0] for name in _settings(Settings) if "." in name}
     named = {span for span in code_spans if re.fullmatch(rf"({'|'.join(sorted(tables))})\.[a-z_]+", span)}
     assert sorted(named - set(_settings(Settings))) == []
@@ -75,15 +75,15 @@ def _metrics() -> set[str]:
     return found
 
 
-def test_there_are_metrics():
+def test_there_are_metrics() -> None:
     assert {name.split("_")[1] for name in _metrics()} == {"serving", "learner"}
 
 
-def test_every_metric_is_named(code_spans):
+def test_every_metric_is_named(code_spans: set[str]) -> None:
     assert sorted(_metrics() - code_spans) == []
 
 
-def test_every_metric_named_exists(readme):
+def test_every_metric_named_exists(readme: str) -> None:
     assert sorted(set(_METRIC.findall(readme)) - _metrics()) == []
 
 
@@ -94,18 +94,18 @@ def _commands() -> set[str]:
     return set(typer.main.get_group(app).commands)
 
 
-def test_every_command_is_named(readme):
+def test_every_command_is_named(readme: str) -> None:
     assert sorted(name for name in _commands() if not re.search(rf"\bplaudit {name}\b", readme)) == []
 
 
-def test_every_command_named_exists(readme, code_spans):
+def test_every_command_named_exists(readme: str, code_spans: set[str]) -> None:
     fenced = "\n".join(re.findall(r"^```.*?^```", readme, flags=re.DOTALL | re.MULTILINE))
     typed = re.findall(r"^(?:\$ )?plaudit ([a-z]+)", fenced, flags=re.MULTILINE)
     typed += [span.split()[1] for span in code_spans if re.match(r"plaudit [a-z]+", span)]
     assert sorted(set(typed) - _commands()) == []
 
 
-def test_every_make_target_named_exists(readme):
+def test_every_make_target_named_exists(readme: str) -> None:
     targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     assert {"demo", "test"} <= set(re.findall(r"\bmake ([a-z-]+)", readme)) & targets
     typed = re.findall(r"`make ([a-z-]+)`|^make ([a-z-]+)", readme, flags=re.MULTILINE)

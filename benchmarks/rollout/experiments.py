@@ -22,7 +22,7 @@ from benchmarks.measure import Measure
 from plaudit.core.events import Answers, ExperimentReport
 from plaudit.core.experience import DecisionHeader, Experience, Label
 from plaudit.core.rollout import Change, Rollout, in_experiment, promote, start_canary
-from plaudit.learner.evaluation.experiment_runner import Experiment, ExperimentRules, decide, heed, weigh
+from plaudit.learner.evaluation.experiment import Experiment, ExperimentRules, decide, heed, weigh
 from plaudit_models.bandit.features import Float64
 from plaudit_models.evaluation.guards import BUCKETS, bucket, new_guards
 from plaudit_models.evaluation.two_arm_test import Propensities, new_two_arm_test

@@ -4,9 +4,8 @@ Knows the folder format and nothing about where folders are kept (the registry) 
 
     trunk.onnx                content → embedding, base_logits
     head.onnx                 embedding, base_logits → scores
-    candidate.onnx            texts of dynamic actions → vectors (only of models that score text)
-    dynamic_head.safetensors
-                              what was learned about dynamic actions (only where something was)
+    text_scorer.onnx          texts of dynamic actions → vectors (only of models that score text)
+    dynamic_head.safetensors  what was learned about dynamic actions (only where something was)
     weights.safetensors       the torch weights the trunk was exported from (absent for imported models)
     tokenizer.json            for text modalities
     trunk_golden.safetensors  recorded trunk inputs and the outputs they must give
@@ -31,16 +30,24 @@ from plaudit_models.spec import ModelSpec, spec_from_dict
 FORMAT: Final = 1
 TRUNK: Final = "trunk.onnx"
 HEAD: Final = "head.onnx"
-CANDIDATE: Final = "candidate.onnx"
+TEXT_SCORER: Final = "text_scorer.onnx"
 WEIGHTS: Final = "weights.safetensors"
 TOKENIZER: Final = "tokenizer.json"
+DYNAMIC_HEAD: Final = "dynamic_head.safetensors"
 TRUNK_GOLDEN: Final = "trunk_golden.safetensors"
 HEAD_GOLDEN: Final = "head_golden.safetensors"
-CANDIDATE_GOLDEN: Final = "text_scorer_golden.safetensors"
+TEXT_SCORER_GOLDEN: Final = "text_scorer_golden.safetensors"
 MANIFEST: Final = "manifest.json"
 CARD: Final = "card.md"
-TRUNK_FILES: Final = (TRUNK, WEIGHTS, TOKENIZER, TRUNK_GOLDEN, CANDIDATE, CANDIDATE_GOLDEN)
+TRUNK_FILES: Final = (TRUNK, WEIGHTS, TOKENIZER, TRUNK_GOLDEN, TEXT_SCORER, TEXT_SCORER_GOLDEN)
 """Files that versions which differ in the head alone share."""
+
+FORMER_NAMES: Final[Mapping[str, str]] = {
+    TEXT_SCORER: "candidate.onnx",
+    TEXT_SCORER_GOLDEN: "candidate_golden.safetensors",
+    DYNAMIC_HEAD: "candidate_head.safetensors",
+}
+"""Names of files in versions from before 0.1.0. Such folders are sealed, so the names stay as they are."""
 
 VersionKind = Literal["pretrained", "head", "finetuned", "imported"]
 
@@ -89,6 +96,19 @@ class Manifest:
     def trunk_digest(self) -> str:
         """Identifies the feature space: features carry it, and only features with the same digest may be mixed."""
         return self.files[TRUNK].sha256
+
+    def stored_name(self, name: str) -> str:
+        """Name of a file in this version's own folder: ``name``, or the former one where the version is that old."""
+        former = FORMER_NAMES.get(name, name)
+        return former if former in self.files else name
+
+    def has(self, name: str) -> bool:
+        """Whether the version has the file of this (present) name."""
+        return self.stored_name(name) in self.files
+
+    def sha256(self, name: str) -> str:
+        """Digest of the file of this (present) name. Raises KeyError if the version has none."""
+        return self.files[self.stored_name(name)].sha256
 
     @property
     def trainable(self) -> bool:

@@ -18,7 +18,7 @@ Trunk graph (``trunk.onnx``), content → embedding and base logits:
 Head graph (``head.onnx``), embedding and base logits → action scores:
     inputs ``embedding`` and ``base_logits`` as above;
     output ``scores`` float32 ``[b, a]``, unnormalised log-probabilities.
-Dynamic action graph (``candidate.onnx``), only of a model that scores text; texts of dynamic actions → what scores
+Text scorer (``text_scorer.onnx``), only of a model that scores text; texts of dynamic actions → what scores
     them: input ``tokens`` int64 ``[k, max_tokens]``, as those of the text modality;
     output ``vectors`` float32 ``[k, d]``: the base logits of the dynamic actions are ``embedding · vectorsᵀ``.
 """
@@ -146,7 +146,7 @@ class ModelSpec:
 
     ``actions`` is the action set in index order: action i of every ``[.., a]`` array is ``actions[i]``. ``outputs`` are
     the native ones of a graph that was imported; a graph of our own has none but the contract's. ``scores_text`` adds
-    the candidate graph, so that a request may list dynamic actions of its own; it takes exactly one text modality.
+    the text scorer, so that a request may list dynamic actions of its own; it takes exactly one text modality.
     """
 
     name: str

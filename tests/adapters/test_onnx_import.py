@@ -64,7 +64,7 @@ def imported(path: Path, tmp_path: Path, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("external", [False, True])
-def test_a_graph_becomes_a_version_that_computes_the_same(tmp_path, external):
+def test_a_graph_becomes_a_version_that_computes_the_same(tmp_path: Path, external: bool) -> None:
     file = a_graph(tmp_path / "m.onnx", external=external)
     manifest, model = imported(file, tmp_path, actions=("a", "b", "c"), floor=0.1)
     assert (manifest.kind, manifest.floor, manifest.trainable) == ("imported", 0.1, False)
@@ -81,7 +81,7 @@ def test_a_graph_becomes_a_version_that_computes_the_same(tmp_path, external):
     model.warm([1, 2])
 
 
-def test_every_input_keeps_its_name_dtype_and_free_lengths(tmp_path):
+def test_every_input_keeps_its_name_dtype_and_free_lengths(tmp_path: Path) -> None:
     file = a_graph(
         tmp_path / "m.onnx",
         inputs={
@@ -116,7 +116,7 @@ def test_every_input_keeps_its_name_dtype_and_free_lengths(tmp_path):
     model.warm([1, 2])
 
 
-def test_an_embedding_can_be_named_and_inner_values_may_have_our_names(tmp_path):
+def test_an_embedding_can_be_named_and_inner_values_may_have_our_names(tmp_path: Path) -> None:
     file = a_graph(
         tmp_path / "m.onnx",
         nodes=[
@@ -133,7 +133,7 @@ def test_an_embedding_can_be_named_and_inner_values_may_have_our_names(tmp_path)
     np.testing.assert_allclose(base_logits, [[1.0, 2.0, 0.0]])
 
 
-def test_probabilities_become_log_probabilities(tmp_path):
+def test_probabilities_become_log_probabilities(tmp_path: Path) -> None:
     file = a_graph(
         tmp_path / "m.onnx",
         nodes=[
@@ -165,12 +165,14 @@ TWO = {"logits": (TensorProto.FLOAT, ["batch", 3]), "hidden": (TensorProto.FLOAT
         ({}, {"golden": {"x": np.full((2, 2), np.nan, np.float32)}}, "not finite"),
     ],
 )
-def test_what_cannot_be_served_is_told(tmp_path, graph, options, problem):
+def test_what_cannot_be_served_is_told(
+    tmp_path: Path, graph: dict[str, Any], options: dict[str, Any], problem: str
+) -> None:
     with pytest.raises(CannotImport, match=problem):
         imported(a_graph(tmp_path / "m.onnx", **graph), tmp_path, **options)
 
 
-def test_a_reserved_input_name(tmp_path):
+def test_a_reserved_input_name(tmp_path: Path) -> None:
     file = a_graph(
         tmp_path / "m.onnx",
         inputs={"present": (TensorProto.FLOAT, ["batch", 2])},
@@ -180,7 +182,7 @@ def test_a_reserved_input_name(tmp_path):
         imported(file, tmp_path)
 
 
-def test_rows_that_see_each_other_are_refused(tmp_path):
+def test_rows_that_see_each_other_are_refused(tmp_path: Path) -> None:
     file = a_graph(
         tmp_path / "m.onnx",
         nodes=[
@@ -193,7 +195,7 @@ def test_rows_that_see_each_other_are_refused(tmp_path):
         imported(file, tmp_path)
 
 
-def test_no_file_and_no_onnx(tmp_path):
+def test_no_file_and_no_onnx(tmp_path: Path) -> None:
     with pytest.raises(CannotImport, match=r"none\.onnx"):
         imported(tmp_path / "none.onnx", tmp_path)
     (tmp_path / "text.onnx").write_text("hello")
@@ -202,7 +204,7 @@ def test_no_file_and_no_onnx(tmp_path):
         imported(tmp_path / "text.onnx", tmp_path)
 
 
-def test_native_outputs_are_rows_too(tmp_path):
+def test_native_outputs_are_rows_too(tmp_path: Path) -> None:
     rows_together = [
         helper.make_node("MatMul", ["x", "W"], ["logits"]),
         helper.make_node("Flatten", ["x"], ["flat"], axis=0),
@@ -214,7 +216,7 @@ def test_native_outputs_are_rows_too(tmp_path):
         imported(file, tmp_path)
 
 
-def test_outputs_of_strings_are_left_out(tmp_path):
+def test_outputs_of_strings_are_left_out(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("MatMul", ["x", "W"], ["logits"]),
         helper.make_node("Cast", ["logits"], ["words"], to=TensorProto.STRING),
@@ -224,7 +226,7 @@ def test_outputs_of_strings_are_left_out(tmp_path):
     assert manifest.spec.outputs == {"logits": OutputSpec("float32", (3,))}
 
 
-def test_more_than_a_file_can_hold_is_refused_before_it_is_read(tmp_path):
+def test_more_than_a_file_can_hold_is_refused_before_it_is_read(tmp_path: Path) -> None:
     file = a_graph(tmp_path / "m.onnx", external=True)
     with (tmp_path / "m.onnx.data").open("r+b") as data:
         data.truncate(3_000_000_000)  # sparse: it takes no room
@@ -232,12 +234,12 @@ def test_more_than_a_file_can_hold_is_refused_before_it_is_read(tmp_path):
         imported(file, tmp_path)
 
 
-def test_a_card_says_where_it_came_from(tmp_path):
+def test_a_card_says_where_it_came_from(tmp_path: Path) -> None:
     imported(a_graph(tmp_path / "m.onnx"), tmp_path)
     assert "m.onnx was imported" in (tmp_path / "version" / CARD).read_text()
 
 
-def test_data_that_is_missing_is_named(tmp_path):
+def test_data_that_is_missing_is_named(tmp_path: Path) -> None:
     file = a_graph(tmp_path / "m.onnx", external=True)
     (tmp_path / "m.onnx.data").unlink()
     with pytest.raises(CannotImport, match=r"m\.onnx\.data"):

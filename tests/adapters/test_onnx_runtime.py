@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -46,7 +47,7 @@ def reseal(folder: Path) -> None:
     seal(folder, read_manifest(folder))
 
 
-def test_trunk_and_head_compute_what_the_graphs_do(runtime, folder):
+def test_trunk_and_head_compute_what_the_graphs_do(runtime: OnnxRuntime, folder: Path) -> None:
     model = runtime.load(folder)
     inputs = trunk_inputs(folder, [tiny_content(0), tiny_content(1), {"question": tiny_content(2)["question"]}])
     expected = run_graph(folder / TRUNK, inputs)
@@ -59,7 +60,7 @@ def test_trunk_and_head_compute_what_the_graphs_do(runtime, folder):
     assert model.tokenizer is not None
 
 
-def test_versions_with_the_same_trunk_share_it(runtime, folder, tmp_path):
+def test_versions_with_the_same_trunk_share_it(runtime: OnnxRuntime, folder: Path, tmp_path: Path) -> None:
     tiny_head_refresh(tmp_path / "v2", folder, prefer="dog")
     tiny_bundle(tmp_path / "other", seed=7)
     first, refreshed, other = (runtime.load(path) for path in (folder, tmp_path / "v2", tmp_path / "other"))
@@ -71,14 +72,16 @@ def test_versions_with_the_same_trunk_share_it(runtime, folder, tmp_path):
     np.testing.assert_array_equal(first.head(*features), [[0.0, 0.0, 0.0, 0.0]])
 
 
-def test_a_trunk_nobody_uses_is_released(runtime, folder):
+def test_a_trunk_nobody_uses_is_released(runtime: OnnxRuntime, folder: Path) -> None:
     model = runtime.load(folder)
     assert len(runtime._trunks) == 1
     del model
     assert len(runtime._trunks) == 0
 
 
-def test_warming_runs_each_batch_size_once_and_shares_the_trunks(runtime, folder, tmp_path):
+def test_warming_runs_each_batch_size_once_and_shares_the_trunks(
+    runtime: OnnxRuntime, folder: Path, tmp_path: Path
+) -> None:
     tiny_head_refresh(tmp_path / "v2", folder, prefer="dog")
     first, refreshed = runtime.load(folder), runtime.load(tmp_path / "v2")
     first.warm([1, 4])
@@ -88,7 +91,7 @@ def test_warming_runs_each_batch_size_once_and_shares_the_trunks(runtime, folder
 
 
 @pytest.mark.parametrize("name", [TRUNK, HEAD, TOKENIZER, TRUNK_GOLDEN, HEAD_GOLDEN, MANIFEST])
-def test_one_changed_byte_in_any_file(runtime, folder, name):
+def test_one_changed_byte_in_any_file(runtime: OnnxRuntime, folder: Path, name: str) -> None:
     data = bytearray((folder / name).read_bytes())
     data[len(data) // 2] ^= 1
     (folder / name).write_bytes(bytes(data))
@@ -96,7 +99,7 @@ def test_one_changed_byte_in_any_file(runtime, folder, name):
         runtime.load(folder)
 
 
-def test_a_file_changed_after_it_was_read_is_read_again(runtime, folder):
+def test_a_file_changed_after_it_was_read_is_read_again(runtime: OnnxRuntime, folder: Path) -> None:
     runtime.load(folder)
     with (folder / TOKENIZER).open("a") as file:
         file.write(" ")
@@ -104,7 +107,9 @@ def test_a_file_changed_after_it_was_read_is_read_again(runtime, folder):
         runtime.load(folder)
 
 
-def test_a_changed_trunk_is_found_though_the_same_trunk_is_already_loaded(runtime, folder, tmp_path):
+def test_a_changed_trunk_is_found_though_the_same_trunk_is_already_loaded(
+    runtime: OnnxRuntime, folder: Path, tmp_path: Path
+) -> None:
     kept = runtime.load(folder)
     tiny_head_refresh(tmp_path / "v2", folder, prefer="dog")
     data = bytearray((tmp_path / "v2" / TRUNK).read_bytes())
@@ -116,20 +121,20 @@ def test_a_changed_trunk_is_found_though_the_same_trunk_is_already_loaded(runtim
 
 
 @pytest.mark.parametrize("name", [TRUNK, HEAD, TRUNK_GOLDEN, HEAD_GOLDEN, TOKENIZER])
-def test_a_file_that_is_not_sealed(runtime, folder, name):
+def test_a_file_that_is_not_sealed(runtime: OnnxRuntime, folder: Path, name: str) -> None:
     (folder / name).unlink()
     reseal(folder)
     with pytest.raises(CorruptBundle, match=name):
         runtime.load(folder)
 
 
-def test_a_folder_that_is_not_there(runtime, tmp_path):
+def test_a_folder_that_is_not_there(runtime: OnnxRuntime, tmp_path: Path) -> None:
     with pytest.raises(CorruptBundle, match="manifest"):
         runtime.load(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("name", [TRUNK, HEAD])
-def test_a_file_that_is_no_graph(runtime, folder, name):
+def test_a_file_that_is_no_graph(runtime: OnnxRuntime, folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"not a graph")
     reseal(folder)
     with pytest.raises(CorruptBundle, match=f"{name} .*cannot load"):
@@ -170,20 +175,20 @@ def no_rows(folder: Path) -> None:
         (no_rows, "shape"),
     ],
 )
-def test_outputs_that_are_not_golden(runtime, folder, change, complaint):
+def test_outputs_that_are_not_golden(runtime: OnnxRuntime, folder: Path, change: Any, complaint: str) -> None:
     change(folder)
     reseal(folder)
     with pytest.raises(CorruptBundle, match=complaint):
         runtime.load(folder)
 
 
-def test_golden_outputs_within_tolerance_pass(runtime, folder):
+def test_golden_outputs_within_tolerance_pass(runtime: OnnxRuntime, folder: Path) -> None:
     nudge(TRUNK_GOLDEN, EMBEDDING, 5e-5)(folder)
     reseal(folder)
     runtime.load(folder)
 
 
-def test_inputs_that_are_not_the_specs(runtime, folder):
+def test_inputs_that_are_not_the_specs(runtime: OnnxRuntime, folder: Path) -> None:
     spec = tiny_spec()
     seal(
         folder,
@@ -196,7 +201,7 @@ def test_inputs_that_are_not_the_specs(runtime, folder):
 
 
 @pytest.mark.parametrize("batch", [3, None])
-def test_an_input_of_another_shape_or_a_fixed_batch(runtime, folder, batch):
+def test_an_input_of_another_shape_or_a_fixed_batch(runtime: OnnxRuntime, folder: Path, batch: int | None) -> None:
     """A head of a fixed batch of 3, and one whose embedding has 9 entries instead of 8."""
     first = batch or "b"
     graph = helper.make_graph(
@@ -214,7 +219,7 @@ def test_an_input_of_another_shape_or_a_fixed_batch(runtime, folder, batch):
         runtime.load(folder)
 
 
-def test_a_graph_that_mixes_the_rows_of_a_batch(runtime, folder):
+def test_a_graph_that_mixes_the_rows_of_a_batch(runtime: OnnxRuntime, folder: Path) -> None:
     """scores = base_logits − their mean over the batch: right for the golden batch, wrong for its first row alone."""
     graph = helper.make_graph(
         [
@@ -236,7 +241,7 @@ def test_a_graph_that_mixes_the_rows_of_a_batch(runtime, folder):
         runtime.load(folder)
 
 
-def test_outputs_that_are_not_finite(runtime, folder):
+def test_outputs_that_are_not_finite(runtime: OnnxRuntime, folder: Path) -> None:
     graph = helper.make_graph(
         [helper.make_node("Div", [BASE_LOGITS, "zero"], [SCORES])],
         "head",
@@ -254,6 +259,6 @@ def test_outputs_that_are_not_finite(runtime, folder):
         runtime.load(folder)
 
 
-def test_a_copy_elsewhere_is_as_good(runtime, folder, tmp_path):
+def test_a_copy_elsewhere_is_as_good(runtime: OnnxRuntime, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "copy")
     assert runtime.load(tmp_path / "copy").digest == runtime.load(folder).digest

@@ -61,7 +61,7 @@ def trunk(tmp_path: Path) -> Path:
 # --- providers -------------------------------------------------------------------------------------------------------
 
 
-def test_what_cuda_is_told():
+def test_what_cuda_is_told() -> None:
     (cuda, options), last = gpu_providers(None, cuda_graphs=False, tensorrt_dir=None)
     assert (cuda, last) == (CUDA, (CPU, {}))
     assert "gpu_mem_limit" not in options
@@ -70,14 +70,14 @@ def test_what_cuda_is_told():
     assert (options["gpu_mem_limit"], options["enable_cuda_graph"]) == ("1073741824", "1")
 
 
-def test_tensorrt_goes_first_and_keeps_its_engines():
+def test_tensorrt_goes_first_and_keeps_its_engines() -> None:
     (first, options), (second, _), (third, _) = gpu_providers(None, cuda_graphs=True, tensorrt_dir=Path("/engines"))
     assert (first, second, third) == (TENSORRT, CUDA, CPU)
     assert (options["trt_engine_cache_enable"], options["trt_engine_cache_path"]) == ("1", "/engines")
     assert options["trt_cuda_graph_enable"] == "1"
 
 
-def test_the_processor_when_asked_for():
+def test_the_processor_when_asked_for() -> None:
     assert choose_providers("cpu", gpu_mem_limit_bytes=1) == ON_CPU
 
 
@@ -85,7 +85,7 @@ def test_the_processor_when_asked_for():
     ("wanted", "setting"),
     [({"cuda_graphs": True}, "serving.cuda_graphs: true"), ({"tensorrt_dir": Path("/e")}, "serving.tensorrt: true")],
 )
-def test_what_needs_a_gpu_is_refused_on_the_processor(wanted, setting):
+def test_what_needs_a_gpu_is_refused_on_the_processor(wanted: dict[str, Any], setting: str) -> None:
     with pytest.raises(ConfigError, match=rf"{setting} was asked for, but serving\.device is 'cpu'"):
         choose_providers("cpu", **wanted)
 
@@ -98,7 +98,9 @@ def test_what_needs_a_gpu_is_refused_on_the_processor(wanted, setting):
         ("auto", {"tensorrt_dir": Path("/e")}, "serving.tensorrt: true"),
     ],
 )
-def test_what_is_asked_for_and_not_there_is_an_error(monkeypatch, device, wanted, setting):
+def test_what_is_asked_for_and_not_there_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, device: str, wanted: dict[str, Any], setting: str
+) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CPU])
     with pytest.raises(ConfigError, match=rf"{setting} was asked for, .*; install the extra `gpu`"):
         choose_providers(device, **wanted)
@@ -106,7 +108,7 @@ def test_what_is_asked_for_and_not_there_is_an_error(monkeypatch, device, wanted
 
 
 @pytest.mark.skipif(gpu_at_hand(), reason="here a session can use what is offered")
-def test_what_is_offered_but_does_not_work_is_not_there(monkeypatch):
+def test_what_is_offered_but_does_not_work_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with onnxruntime-gpu on a machine without a GPU: sessions then go on without it, and say so only to whoever
     asks them."""
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA, CPU])
@@ -120,12 +122,12 @@ def test_what_is_offered_but_does_not_work_is_not_there(monkeypatch):
 
 
 @pytest.mark.parametrize(("rows", "size"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (8, 8), (9, 16), (33, 64)])
-def test_batches_are_padded_to_a_power_of_two(rows, size):
+def test_batches_are_padded_to_a_power_of_two(rows: int, size: int) -> None:
     assert bucket(rows) == size
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_bound_buffers_give_what_unbound_ones_give(trunk, cuda_graphs):
+def test_bound_buffers_give_what_unbound_ones_give(trunk: Path, cuda_graphs: bool) -> None:
     graph = Graph(trunk, ON_CPU, 1, cuda_graphs=cuda_graphs, bind="cpu")
     found = []
     for rows in (1, 3, 8, 3, 5):
@@ -136,7 +138,7 @@ def test_bound_buffers_give_what_unbound_ones_give(trunk, cuda_graphs):
         np.testing.assert_allclose(embedding, expected[EMBEDDING], atol=1e-6)
 
 
-def test_threads_do_not_write_into_each_others_buffers(trunk):
+def test_threads_do_not_write_into_each_others_buffers(trunk: Path) -> None:
     graph = Graph(trunk, ON_CPU, 1, cuda_graphs=True, bind="cpu")
 
     def differs(seed: int) -> float:
@@ -148,7 +150,7 @@ def test_threads_do_not_write_into_each_others_buffers(trunk):
         assert max(pool.map(differs, range(8))) < 1e-6
 
 
-def test_every_dtype_can_be_bound(tmp_path):
+def test_every_dtype_can_be_bound(tmp_path: Path) -> None:
     kinds = {"bool": TensorProto.BOOL, "float16": TensorProto.FLOAT16, "float64": TensorProto.DOUBLE}
     kinds |= {"int64": TensorProto.INT64, "uint8": TensorProto.UINT8}
     path = save(
@@ -165,7 +167,7 @@ def test_every_dtype_can_be_bound(tmp_path):
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_free_lengths_are_run_without_buffers(tmp_path, cuda_graphs):
+def test_free_lengths_are_run_without_buffers(tmp_path: Path, cuda_graphs: bool) -> None:
     path = save(
         tmp_path,
         [helper.make_node("Neg", ["x"], ["y"])],
@@ -181,7 +183,7 @@ def test_free_lengths_are_run_without_buffers(tmp_path, cuda_graphs):
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def test_versions_that_are_gone_leave_no_memory_behind(tmp_path):
+def test_versions_that_are_gone_leave_no_memory_behind(tmp_path: Path) -> None:
     """Twelve of 16 MB each, two open at a time: in the end they take less than one more than the first two."""
     size = 2048
     weights = numpy_helper.from_array(np.random.default_rng(0).random((size, size), np.float32), "w")
@@ -224,7 +226,7 @@ def save(folder: Path, nodes: list[Any], inputs: dict[str, Any], outputs: dict[s
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_a_gpu_gives_what_the_processor_gives(trunk, cuda_graphs):
+def test_a_gpu_gives_what_the_processor_gives(trunk: Path, cuda_graphs: bool) -> None:
     providers = choose_providers("cuda", gpu_mem_limit_bytes=2**30, cuda_graphs=cuda_graphs)
     graph = Graph(trunk, providers, 1, cuda_graphs=cuda_graphs)
 
@@ -242,7 +244,7 @@ def test_a_gpu_gives_what_the_processor_gives(trunk, cuda_graphs):
 
 @pytest.mark.gpu
 @needs_gpu
-def test_the_benchmark_of_a_gpu_measures_every_model_and_batch(tmp_path):
+def test_the_benchmark_of_a_gpu_measures_every_model_and_batch(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--seconds", "0.05", "--out", str(tmp_path / "out.json")]
     root = Path(__file__).parents[2]
     env = {**os.environ, "PYTHONPATH": f"{root / 'tests'}:{root}"}
@@ -257,7 +259,7 @@ def test_the_benchmark_of_a_gpu_measures_every_model_and_batch(tmp_path):
 
 @pytest.mark.gpu
 @needs_gpu
-def test_tensorrt_gives_what_the_processor_gives(trunk, tmp_path):
+def test_tensorrt_gives_what_the_processor_gives(trunk: Path, tmp_path: Path) -> None:
     try:
         providers = choose_providers("cuda", tensorrt_dir=tmp_path)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""The candidate graph in the ONNX runtime: what it computes, what it shares, and every way in which its proof fails."""
+"""The text scorer in the ONNX runtime: what it computes, what it shares, and every way in which its proof fails."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from safetensors.numpy import load_file, save_file
 
 from plaudit.adapters.runtime.onnx import OnnxRuntime
 from plaudit_models.bandit.dynamic_actions import (
-    DYNAMIC_ACTION_HEAD,
     ActionList,
     DynamicActionHead,
     DynamicActionSpace,
@@ -20,7 +19,17 @@ from plaudit_models.bandit.dynamic_actions import (
     evidence_of_list,
 )
 from plaudit_models.bandit.improvement import HeadSettings
-from plaudit_models.bundle import CANDIDATE, CANDIDATE_GOLDEN, HEAD_GOLDEN, TRUNK, CorruptBundle, read_manifest, seal
+from plaudit_models.bandit.reward_model import load_with_metadata
+from plaudit_models.bundle import (
+    DYNAMIC_HEAD,
+    HEAD_GOLDEN,
+    TEXT_SCORER,
+    TEXT_SCORER_GOLDEN,
+    TRUNK,
+    CorruptBundle,
+    read_manifest,
+    seal,
+)
 from plaudit_models.preprocess import tokenize_all
 from plaudit_models.spec import TOKENS, VECTORS
 from support.builders import run_graph, tiny_bundle, tiny_head_refresh, tiny_spec, tiny_tokenizer
@@ -46,13 +55,13 @@ def reseal(folder: Path) -> None:
 
 def vectors_of(folder: Path) -> np.ndarray:
     tokens = tokenize_all(TEXTS, read_manifest(folder).spec.dynamic_action_modality[1], tiny_tokenizer())
-    return run_graph(folder / CANDIDATE, {TOKENS: tokens})[VECTORS]
+    return run_graph(folder / TEXT_SCORER, {TOKENS: tokens})[VECTORS]
 
 
 def head_of(folder: Path, *, trunk_digest: str | None = None) -> DynamicActionHead:
     """One that has heard praise of the second of three dynamic actions, and the contrary of the others."""
     manifest = read_manifest(folder)
-    space = DynamicActionSpace(trunk_digest or manifest.trunk_digest, manifest.files[CANDIDATE].sha256, 8, 16)
+    space = DynamicActionSpace(trunk_digest or manifest.trunk_digest, manifest.sha256(TEXT_SCORER), 8, 16)
     embedding, vectors = np.full(8, 0.5, np.float32), vectors_of(folder)
     seen = ActionList(embedding, vectors, vectors @ embedding)
     heard = evidence_of_list(space, seen, np.array([0.0, 1.0, 0.0]), np.ones(3, np.bool_), 1.0)
@@ -68,10 +77,10 @@ def test_vectors_are_the_graphs_and_scores_the_base_logits(runtime: OnnxRuntime,
     np.testing.assert_array_equal(model.dynamic_scores(embedding, vectors, base_logits), base_logits)
 
 
-def test_what_was_learned_about_candidates_is_served(runtime: OnnxRuntime, folder: Path, tmp_path: Path) -> None:
+def test_what_was_learned_about_dynamic_actions_is_served(runtime: OnnxRuntime, folder: Path, tmp_path: Path) -> None:
     tiny_head_refresh(tmp_path / "v2", folder, prefer="dog")
     head = head_of(folder)
-    (tmp_path / "v2" / DYNAMIC_ACTION_HEAD).write_bytes(head.to_bytes())
+    (tmp_path / "v2" / DYNAMIC_HEAD).write_bytes(head.to_bytes())
     reseal(tmp_path / "v2")
     model = runtime.load(tmp_path / "v2")
     embedding, vectors = np.full(8, 0.5, np.float32), vectors_of(folder)
@@ -80,63 +89,63 @@ def test_what_was_learned_about_candidates_is_served(runtime: OnnxRuntime, folde
     assert scores[1] - scores[0] > (vectors @ embedding)[1] - (vectors @ embedding)[0]
 
 
-def test_versions_with_the_same_candidate_graph_share_it(runtime: OnnxRuntime, folder: Path, tmp_path: Path) -> None:
+def test_versions_with_the_same_text_scorer_share_it(runtime: OnnxRuntime, folder: Path, tmp_path: Path) -> None:
     tiny_head_refresh(tmp_path / "v2", folder, prefer="dog")
     tiny_bundle(tmp_path / "other", spec=tiny_spec(scores_text=True), seed=7)
     first, refreshed, other = (runtime.load(path) for path in (folder, tmp_path / "v2", tmp_path / "other"))
-    assert first._candidates._texts is refreshed._candidates._texts
-    assert first._candidates._texts is not other._candidates._texts
+    assert first._text_scorer._texts is refreshed._text_scorer._texts
+    assert first._text_scorer._texts is not other._text_scorer._texts
     del first, refreshed, other
     assert len(runtime._texts) == 0
 
 
-def test_a_version_without_a_candidate_graph_loads_as_ever(runtime: OnnxRuntime, tmp_path: Path) -> None:
+def test_a_version_without_a_text_scorer_loads_as_ever(runtime: OnnxRuntime, tmp_path: Path) -> None:
     manifest = tiny_bundle(tmp_path / "old")
     assert "scores_text" not in manifest.to_json()
-    assert not any(name.startswith("candidate") for name in manifest.files)
+    assert not any(manifest.has(name) for name in (TEXT_SCORER, TEXT_SCORER_GOLDEN, DYNAMIC_HEAD))
     model = runtime.load(tmp_path / "old")
     with pytest.raises(ValueError, match="version 0 of 'tiny' scores no text"):
         model.action_vectors(TEXTS)
 
 
 def nudge(folder: Path) -> None:
-    arrays = {name: array.copy() for name, array in load_file(folder / CANDIDATE_GOLDEN).items()}
+    arrays = {name: array.copy() for name, array in load_file(folder / TEXT_SCORER_GOLDEN).items()}
     arrays[VECTORS][0, 0] += 0.1
-    save_file(arrays, folder / CANDIDATE_GOLDEN)
+    save_file(arrays, folder / TEXT_SCORER_GOLDEN)
 
 
 def narrower(folder: Path) -> None:
     """A graph that is right by its own golden file, but of another size than the embedding."""
-    graph = onnx.load(folder / CANDIDATE)
+    graph = onnx.load(folder / TEXT_SCORER)
     (table,) = [i for i in graph.graph.initializer if i.name == "w/words"]
     table.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(table)[:, :5].copy(), table.name))
     graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 5
-    onnx.save(graph, folder / CANDIDATE)
-    tokens = {TOKENS: load_file(folder / CANDIDATE_GOLDEN)[TOKENS]}
-    save_file(tokens | run_graph(folder / CANDIDATE, tokens), folder / CANDIDATE_GOLDEN)
+    onnx.save(graph, folder / TEXT_SCORER)
+    tokens = {TOKENS: load_file(folder / TEXT_SCORER_GOLDEN)[TOKENS]}
+    save_file(tokens | run_graph(folder / TEXT_SCORER, tokens), folder / TEXT_SCORER_GOLDEN)
 
 
 def other_tokens(folder: Path) -> None:
-    graph = onnx.load(folder / CANDIDATE)
+    graph = onnx.load(folder / TEXT_SCORER)
     graph.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 9
-    onnx.save(graph, folder / CANDIDATE)
+    onnx.save(graph, folder / TEXT_SCORER)
 
 
 def foreign_head(folder: Path) -> None:
-    (folder / DYNAMIC_ACTION_HEAD).write_bytes(head_of(folder, trunk_digest="another").to_bytes())
+    (folder / DYNAMIC_HEAD).write_bytes(head_of(folder, trunk_digest="another").to_bytes())
 
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (nudge, "candidate.onnx .*: vectors differs from its golden output by 0.1"),
+        (nudge, "text_scorer.onnx .*: vectors differs from its golden output by 0.1"),
         (narrower, r"vectors are \(5,\), the embedding is \(8,\)"),
         (other_tokens, r"input tokens is tensor\(int64\) \['k', 9\]"),
-        (foreign_head, "dynamic_head.safetensors .* was learned on another trunk or candidate graph"),
-        (lambda folder: (folder / DYNAMIC_ACTION_HEAD).write_bytes(b"no head"), "dynamic_head.safetensors in "),
-        (lambda folder: (folder / CANDIDATE).write_bytes(b"no graph"), "candidate.onnx .*cannot load"),
-        (lambda folder: (folder / CANDIDATE).unlink(), "scores text, but the manifest seals no candidate.onnx"),
-        (lambda folder: (folder / CANDIDATE_GOLDEN).unlink(), "the manifest seals no text_scorer_golden.safetensors"),
+        (foreign_head, "dynamic_head.safetensors .* was learned on another trunk or text scorer"),
+        (lambda folder: (folder / DYNAMIC_HEAD).write_bytes(b"no head"), "dynamic_head.safetensors in "),
+        (lambda folder: (folder / TEXT_SCORER).write_bytes(b"no graph"), "text_scorer.onnx .*cannot load"),
+        (lambda folder: (folder / TEXT_SCORER).unlink(), "scores text, but the manifest seals no text_scorer.onnx"),
+        (lambda folder: (folder / TEXT_SCORER_GOLDEN).unlink(), "the manifest seals no text_scorer_golden.safetensors"),
     ],
 )
 def test_what_fails_the_proof(
@@ -149,9 +158,9 @@ def test_what_fails_the_proof(
     assert {TRUNK, HEAD_GOLDEN} < set(read_manifest(folder).files)
 
 
-@pytest.mark.parametrize("name", [CANDIDATE, CANDIDATE_GOLDEN, DYNAMIC_ACTION_HEAD])
+@pytest.mark.parametrize("name", [TEXT_SCORER, TEXT_SCORER_GOLDEN, DYNAMIC_HEAD])
 def test_one_changed_byte(runtime: OnnxRuntime, folder: Path, name: str) -> None:
-    (folder / DYNAMIC_ACTION_HEAD).write_bytes(head_of(folder).to_bytes())
+    (folder / DYNAMIC_HEAD).write_bytes(head_of(folder).to_bytes())
     reseal(folder)
     runtime.load(folder)
     data = bytearray((folder / name).read_bytes())
@@ -159,3 +168,28 @@ def test_one_changed_byte(runtime: OnnxRuntime, folder: Path, name: str) -> None
     (folder / name).write_bytes(bytes(data))
     with pytest.raises(CorruptBundle, match=f"{name} in .* is not the sealed"):
         runtime.load(folder)
+
+
+def test_a_version_from_before_0_1_0(runtime: OnnxRuntime, folder: Path, tmp_path: Path) -> None:
+    """Files and metadata under their former names: read as they are sealed, and served like today's."""
+    (folder / DYNAMIC_HEAD).write_bytes(head_of(folder).to_bytes())
+    reseal(folder)
+    present = runtime.load(folder)
+    tensors, metadata = load_with_metadata((folder / DYNAMIC_HEAD).read_bytes())
+    metadata["space"] = metadata["space"].replace("text_scorer_digest", "candidate_digest")
+    save_file(tensors, folder / "candidate_head.safetensors", metadata)
+    (folder / DYNAMIC_HEAD).unlink()
+    (folder / TEXT_SCORER).rename(folder / "candidate.onnx")
+    (folder / TEXT_SCORER_GOLDEN).rename(folder / "candidate_golden.safetensors")
+    reseal(folder)
+    former = runtime.load(folder)
+    assert {"candidate.onnx", "candidate_golden.safetensors", "candidate_head.safetensors"} < set(former.manifest.files)
+    assert former.digest != present.digest
+    embedding, vectors = np.full(8, 0.5, np.float32), former.action_vectors(TEXTS)
+    np.testing.assert_array_equal(vectors, present.action_vectors(TEXTS))
+    scores = [model.dynamic_scores(embedding, vectors, vectors @ embedding) for model in (former, present)]
+    np.testing.assert_array_equal(*scores)
+    refreshed = tiny_head_refresh(tmp_path / "v2", folder, prefer=None)
+    assert {TEXT_SCORER, TEXT_SCORER_GOLDEN} < set(refreshed.files)
+    assert refreshed.sha256(TEXT_SCORER) == former.manifest.sha256(TEXT_SCORER)
+    runtime.load(tmp_path / "v2")

@@ -60,7 +60,7 @@ def shell(
     return run
 
 
-def test_predict_by_name_sends_text_images_and_tensors(shell, server, tmp_path):
+def test_predict_by_name_sends_text_images_and_tensors(shell: Shell, server: Recorder, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(builders.png())
     np.save(tmp_path / "radar.npy", np.ones((2, 3)))
     done = shell(
@@ -80,25 +80,25 @@ def test_predict_by_name_sends_text_images_and_tensors(shell, server, tmp_path):
     assert "prediction id: signed" in done.out
 
 
-def test_predict_allows_all_actions_unless_told(shell, server):
+def test_predict_allows_all_actions_unless_told(shell: Shell, server: Recorder) -> None:
     assert shell("predict", "--content", "question=hi").code == 0
     assert list(server.received[0].allowed_actions) == []
 
 
-def test_predict_sends_candidates(shell, server):
+def test_predict_sends_candidates(shell: Shell, server: Recorder) -> None:
     given = ("--candidate", "block=block a card", "--candidate", "pin=change = PIN")
     assert shell("predict", "--content", "question=hi", *given).code == 0
     sent = [(each.id, each.text) for each in server.received[0].dynamic_actions]
     assert sent == [("block", "block a card"), ("pin", "change = PIN")]
 
 
-def test_predict_as_json_is_one_object_on_stdout(shell):
+def test_predict_as_json_is_one_object_on_stdout(shell: Shell) -> None:
     done = shell("predict", "--content", "question=hi", "--json")
     assert json.loads(done.out)["scores"] == {"dog": 0.75, "cat": 0.25}
     assert done.err == ""
 
 
-def test_predict_finds_the_modality_of_the_models_only_image(shell, server, tmp_path):
+def test_predict_finds_the_modality_of_the_models_only_image(shell: Shell, server: Recorder, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(builders.png())
     assert shell("predict", "--image", "x.png").code == 0
     assert server.received[-1].content["photo"].image == builders.png()
@@ -120,7 +120,9 @@ def test_predict_finds_the_modality_of_the_models_only_image(shell, server, tmp_
         (["--speed", "9"], "--speed"),
     ],
 )
-def test_what_cannot_be_sent_is_named_and_exits_with_2(shell, server, tmp_path, arguments, said):
+def test_what_cannot_be_sent_is_named_and_exits_with_2(
+    shell: Shell, server: Recorder, tmp_path: Path, arguments: list[str], said: str
+) -> None:
     for name in ("noise.bin", "noise.npy", "x.wav"):
         (tmp_path / name).write_bytes(b"noise")
     done = shell("predict", *arguments)
@@ -142,7 +144,7 @@ def test_what_cannot_be_sent_is_named_and_exits_with_2(shell, server, tmp_path, 
         (["--retract-all"], "retract"),
     ],
 )
-def test_each_kind_of_feedback(shell, server, arguments, signal):
+def test_each_kind_of_feedback(shell: Shell, server: Recorder, arguments: list[str], signal: str) -> None:
     done = shell("feedback", "signed", *arguments, "--user", "ada", "--feedback-id", "f1", "--json")
     assert done.code == 0, done.err
     (request,) = server.received
@@ -151,7 +153,7 @@ def test_each_kind_of_feedback(shell, server, arguments, signal):
     assert json.loads(done.out) == {"feedback_id": "f1", "duplicate": False, "error": ""}
 
 
-def test_thumbs_are_not_mixed_up(shell, server):
+def test_thumbs_are_not_mixed_up(shell: Shell, server: Recorder) -> None:
     shell("feedback", "signed", "--down")
     assert server.received[0].thumb == feedback_pb2.THUMB_DOWN
 
@@ -165,14 +167,16 @@ def test_thumbs_are_not_mixed_up(shell, server):
         (["--rating", "1.5"], "--rating"),
     ],
 )
-def test_feedback_that_says_too_much_too_little_or_nonsense_exits_with_2(shell, server, arguments, said):
+def test_feedback_that_says_too_much_too_little_or_nonsense_exits_with_2(
+    shell: Shell, server: Recorder, arguments: list[str], said: str
+) -> None:
     done = shell("feedback", "signed", *arguments)
     assert done.code == 2
     assert said in _unwrapped(done.err)
     assert server.received == []
 
 
-def test_versions_as_a_table_and_as_json(shell):
+def test_versions_as_a_table_and_as_json(shell: Shell) -> None:
     table = shell("versions").out
     assert "because" in table
     assert "model pets: version 3 is live, pinned, set by ada" in table
@@ -180,7 +184,7 @@ def test_versions_as_a_table_and_as_json(shell):
     assert (listed["versions"][0]["version"], listed["rollout"]["live"]) == (1, 3)
 
 
-def test_one_version_shows_all_that_is_known(shell):
+def test_one_version_shows_all_that_is_known(shell: Shell) -> None:
     shown = shell("versions", "show", "2").out
     assert shown.startswith("version 2\n")
     assert "photo" in shown
@@ -188,7 +192,7 @@ def test_one_version_shows_all_that_is_known(shell):
     assert (one["version"], "modalities" in one["manifest"]["spec"]) == (2, True)
 
 
-def test_two_versions_show_what_differs_and_which_comes_from_which(shell, server):
+def test_two_versions_show_what_differs_and_which_comes_from_which(shell: Shell, server: Recorder) -> None:
     server.manifests = {1: {"floor": 0.02, "parent": None}, 3: {"floor": 0.05, "parent": 1}}
     shown = shell("versions", "diff", "1", "3").out
     assert "version 3 is not made from version 1" in shown  # as the list of versions does not say so
@@ -199,7 +203,7 @@ def test_two_versions_show_what_differs_and_which_comes_from_which(shell, server
     assert "version 1 is itself" in shell("versions", "diff", "1", "1").out
 
 
-def test_options_before_a_subcommand_are_not_lost_in_silence(shell):
+def test_options_before_a_subcommand_are_not_lost_in_silence(shell: Shell) -> None:
     done = shell("versions", "--json", "show", "2")
     assert (done.code, "put options behind 'show'" in _unwrapped(done.err)) == (2, True)
 
@@ -213,7 +217,9 @@ def test_options_before_a_subcommand_are_not_lost_in_silence(shell):
         (["unpin"], "PinRequest"),
     ],
 )
-def test_changes_carry_reason_and_admin_token(shell, server, monkeypatch, arguments, request_name):
+def test_changes_carry_reason_and_admin_token(
+    shell: Shell, server: Recorder, monkeypatch: pytest.MonkeyPatch, arguments: list[str], request_name: str
+) -> None:
     monkeypatch.setenv("PLAUDIT_SERVING__ADMIN_TOKEN", "sesame")
     done = shell(*arguments, "--reason", "it is better", "--json")
     (request,) = server.received
@@ -222,18 +228,18 @@ def test_changes_carry_reason_and_admin_token(shell, server, monkeypatch, argume
     assert json.loads(done.out)["generation"] == 7
 
 
-def test_a_receipt(shell):
+def test_a_receipt(shell: Shell) -> None:
     assert json.loads(shell("receipt", "f1", "--json").out)["used_in_version"] == 4
     assert "used" in shell("receipt", "f1").out
 
 
-def test_a_refusal_of_the_server_is_one_sentence_and_exits_with_1(shell, server):
+def test_a_refusal_of_the_server_is_one_sentence_and_exits_with_1(shell: Shell, server: Recorder) -> None:
     server.failures.append((grpc.StatusCode.NOT_FOUND, "version: 9 does not exist; there are 1 to 3"))
     done = shell("promote", "9")
     assert (done.code, done.err) == (1, "plaudit: version: 9 does not exist; there are 1 to 3\n")
 
 
-def test_no_server_is_said_with_its_address(shell):
+def test_no_server_is_said_with_its_address(shell: Shell) -> None:
     done = shell("versions", "--target", "127.0.0.1:1")
     assert done.code == 1
     assert "no server answers at 127.0.0.1:1" in done.err
@@ -249,20 +255,20 @@ def test_no_server_is_said_with_its_address(shell):
         (["juggle"], "juggle"),
     ],
 )
-def test_usage_and_settings_exit_with_2(shell, tmp_path, arguments, said):
+def test_usage_and_settings_exit_with_2(shell: Shell, tmp_path: Path, arguments: list[str], said: str) -> None:
     (tmp_path / "typo.toml").write_text("[serving]\nprot = 1\n")
     done = shell(*arguments)
     assert done.code == 2
     assert said in _unwrapped(done.err)
 
 
-def test_the_settings_file_in_this_folder_is_read(shell, tmp_path):
+def test_the_settings_file_in_this_folder_is_read(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "plaudit.toml").write_text("[serving]\nprot = 1\n")
     done = shell("versions")
     assert (done.code, done.err) == (2, "plaudit: plaudit.toml: serving.prot: unknown setting\n")
 
 
-def test_help_teaches_every_command_with_an_example(shell):
+def test_help_teaches_every_command_with_an_example(shell: Shell) -> None:
     from plaudit.cli.app import app
 
     names = [command.name or command.callback.__name__ for command in app.registered_commands]

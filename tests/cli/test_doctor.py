@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from plaudit import compose
 from plaudit.cli.doctor import examine
 from plaudit.cli.findings import Finding, State
+from plaudit.compose.registry import model_registry
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import Settings, load_settings
 from support import builders
-from support.postgres_server import PASSWORD
+from support.postgres_server import PASSWORD, PostgresServer
 from support.recording_server import recording_server
 
 FREE = {"serving": {"port": 0, "metrics_port": 0}, "learner": {"metrics_port": 0}}
@@ -31,13 +31,13 @@ def _findings(settings: Settings) -> dict[str, Finding]:
 
 
 def _publish(settings: Settings, tmp_path: Path) -> None:
-    registry = compose.model_registry(settings)
+    registry = model_registry(settings)
     builders.tiny_bundle(tmp_path / "made")
     registry.publish(tmp_path / "made")
     registry.set_rollout(promote(registry.rollout(), 1, Change("ada", 1.0, "")))
 
 
-def test_a_healthy_deployment_has_nothing_to_mend(tmp_path):
+def test_a_healthy_deployment_has_nothing_to_mend(tmp_path: Path) -> None:
     settings = _settings(tmp_path)
     _publish(settings, tmp_path)
     findings = _findings(settings)
@@ -46,10 +46,10 @@ def test_a_healthy_deployment_has_nothing_to_mend(tmp_path):
     assert "tiny: image (image), audio (audio)" in findings["model"].found
 
 
-def test_a_live_version_with_one_byte_changed_is_found(tmp_path):
+def test_a_live_version_with_one_byte_changed_is_found(tmp_path: Path) -> None:
     settings = _settings(tmp_path)
     _publish(settings, tmp_path)
-    head = compose.model_registry(settings).folder(1) / "head.onnx"
+    head = model_registry(settings).folder(1) / "head.onnx"
     head.chmod(0o644)
     raw = bytearray(head.read_bytes())
     raw[len(raw) // 2] ^= 1
@@ -61,12 +61,14 @@ def test_a_live_version_with_one_byte_changed_is_found(tmp_path):
     assert "rollback" in finding.mend
 
 
-def test_an_empty_registry_says_how_to_fill_it(tmp_path):
+def test_an_empty_registry_says_how_to_fill_it(tmp_path: Path) -> None:
     finding = _findings(_settings(tmp_path))["registry"]
     assert (finding.state, "plaudit pretrain" in finding.mend) == (State.NOTE, True)
 
 
-def test_a_store_with_experiences_is_good_and_a_wrong_password_is_named(tmp_path, postgres):
+def test_a_store_with_experiences_is_good_and_a_wrong_password_is_named(
+    tmp_path: Path, postgres: PostgresServer
+) -> None:
     url = postgres.create_database()
     finding = _findings(_settings(tmp_path, store={"url": url}))["experience store"]
     assert (finding.state, finding.found) == (State.GOOD, "0 experiences from 0 signals")
@@ -76,7 +78,7 @@ def test_a_store_with_experiences_is_good_and_a_wrong_password_is_named(tmp_path
     assert "secret" not in finding.found + finding.mend
 
 
-def test_a_data_dir_that_is_a_file_is_bad_and_not_looked_into(tmp_path):
+def test_a_data_dir_that_is_a_file_is_bad_and_not_looked_into(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     findings = _findings(_settings(tmp_path))
     assert findings["data_dir"].state is State.BAD
@@ -84,7 +86,7 @@ def test_a_data_dir_that_is_a_file_is_bad_and_not_looked_into(tmp_path):
     assert "registry" not in findings
 
 
-def test_a_log_that_is_no_database_is_bad(tmp_path):
+def test_a_log_that_is_no_database_is_bad(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/log.sqlite").write_bytes(b"not a database at all" * 100)
     finding = _findings(_settings(tmp_path))["event log"]
@@ -92,11 +94,11 @@ def test_a_log_that_is_no_database_is_bad(tmp_path):
     assert "log.sqlite" in finding.found
 
 
-def test_a_missing_model_table_is_bad(tmp_path):
+def test_a_missing_model_table_is_bad(tmp_path: Path) -> None:
     assert _findings(_settings(tmp_path, model={}))["model"].state is State.BAD
 
 
-def test_a_port_somebody_else_uses_is_bad(tmp_path):
+def test_a_port_somebody_else_uses_is_bad(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         findings = _findings(_settings(tmp_path, serving={"port": 0, "metrics_port": port}))
@@ -105,7 +107,7 @@ def test_a_port_somebody_else_uses_is_bad(tmp_path):
     assert f"127.0.0.1:{port}" in findings["serving.metrics_port"].found
 
 
-def test_the_consoles_port_is_looked_at_where_there_is_one(tmp_path):
+def test_the_consoles_port_is_looked_at_where_there_is_one(tmp_path: Path) -> None:
     assert "console.port" not in _findings(_settings(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -113,28 +115,28 @@ def test_the_consoles_port_is_looked_at_where_there_is_one(tmp_path):
     assert findings["console.port"].state is State.BAD
 
 
-def test_a_port_plaudit_already_serves_on_is_good(tmp_path):
+def test_a_port_plaudit_already_serves_on_is_good(tmp_path: Path) -> None:
     with recording_server() as server:
         port = int(server.target.rpartition(":")[2])
         finding = _findings(_settings(tmp_path, serving={"port": port, "metrics_port": 0}))["serving.port"]
     assert (finding.state, finding.found) == (State.GOOD, f"{port}: Plaudit is running there")
 
 
-def test_open_admin_calls_on_a_public_port_are_noted(tmp_path):
+def test_open_admin_calls_on_a_public_port_are_noted(tmp_path: Path) -> None:
     serving = {"host": "0.0.0.0", "port": 0, "metrics_port": 0}
     assert _findings(_settings(tmp_path, serving=serving))["admin token"].state is State.NOTE
     serving["admin_token"] = "sesame"
     assert _findings(_settings(tmp_path, serving=serving))["admin token"].state is State.GOOD
 
 
-def test_a_missing_extra_names_what_to_install(tmp_path, monkeypatch):
+def test_a_missing_extra_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else real(name))
     finding = _findings(_settings(tmp_path))["extra learn"]
     assert (finding.state, "plaudit[learn]" in finding.mend) == (State.NOTE, True)
 
 
-def test_cuda_that_is_not_there_is_bad(tmp_path):
+def test_cuda_that_is_not_there_is_bad(tmp_path: Path) -> None:
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():

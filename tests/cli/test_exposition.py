@@ -33,7 +33,7 @@ def page_of(n: int) -> str:
     return generate_latest(filled(CollectorRegistry(), n)).decode()
 
 
-def test_pages_become_one_that_loses_nothing():
+def test_pages_become_one_that_loses_nothing() -> None:
     one, two = page_of(3), page_of(5)
     merged = samples(merge({"0": one, "1": two}))
     expected = {
@@ -44,7 +44,7 @@ def test_pages_become_one_that_loses_nothing():
     assert merged == expected
 
 
-def test_every_family_is_described_once_and_stands_together():
+def test_every_family_is_described_once_and_stands_together() -> None:
     page = merge({"0": page_of(3), "1": page_of(5)})
     described = [line for line in page.splitlines() if line.startswith("# TYPE")]
     assert len(described) == len(set(described))
@@ -52,7 +52,7 @@ def test_every_family_is_described_once_and_stands_together():
     assert len(families) == len(set(families))
 
 
-def test_a_process_that_has_gone_or_does_not_answer_is_left_out():
+def test_a_process_that_has_gone_or_does_not_answer_is_left_out() -> None:
     pages = Pages()
     assert pages.merged() == ""
     server, thread = start_http_server(0, "127.0.0.1", filled(CollectorRegistry(), 7))
@@ -73,7 +73,9 @@ def test_a_process_that_has_gone_or_does_not_answer_is_left_out():
 
 
 @pytest.mark.parametrize("says_how_long", [True, False])
-def test_of_a_process_that_is_killed_while_it_answers_nothing_is_shown_and_all_of_the_others(says_how_long):
+def test_of_a_process_that_is_killed_while_it_answers_nothing_is_shown_and_all_of_the_others(
+    says_how_long: bool,
+) -> None:
     """The half of a page would be series that look alive, and a last line that breaks the whole page."""
     whole = page_of(7)
     length = f"content-length: {len(whole.encode())}\r\n" if says_how_long else ""
@@ -103,7 +105,7 @@ def test_of_a_process_that_is_killed_while_it_answers_nothing_is_shown_and_all_o
 
 
 @pytest.mark.parametrize("label", ["model", "region"])
-def test_labels_are_added_and_those_that_are_there_stay(label):
+def test_labels_are_added_and_those_that_are_there_stay(label: str) -> None:
     page = samples(generate_latest(filled(LabelledRegistry({label: "cars"}), 3)).decode())
     assert page[("waiting", frozenset({(label, "cars")}))] == 3
     counts = [labels for name, labels in page if name == "took_seconds_count"]

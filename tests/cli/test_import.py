@@ -43,7 +43,7 @@ def imported(graph: Path, data_dir: Path, *options: object) -> Any:
     return json.loads(done.stdout)
 
 
-def test_an_imported_model_serves_and_learns_without_a_model_table(graph, tmp_path):
+def test_an_imported_model_serves_and_learns_without_a_model_table(graph: Path, tmp_path: Path) -> None:
     (tmp_path / "actions.txt").write_text("red\ngreen\n\nblue\n")
     data_dir = tmp_path / "data"
     first = imported(graph, data_dir, "--name", "colours", "--actions", tmp_path / "actions.txt")
@@ -78,7 +78,7 @@ def test_an_imported_model_serves_and_learns_without_a_model_table(graph, tmp_pa
         service.kill()
 
 
-def test_a_second_version_goes_live_only_if_asked(graph, tmp_path):
+def test_a_second_version_goes_live_only_if_asked(graph: Path, tmp_path: Path) -> None:
     assert imported(graph, tmp_path, "--name", "m")["live"]
     assert not imported(graph, tmp_path, "--name", "m")["live"]
     third = imported(graph, tmp_path, "--name", "m", "--promote")
@@ -94,7 +94,7 @@ def test_a_second_version_goes_live_only_if_asked(graph, tmp_path):
         (("--name", "m", "--golden", "/no/such/file"), "golden: /no/such/file"),
     ],
 )
-def test_what_is_wrong_is_one_sentence(graph, tmp_path, options, problem):
+def test_what_is_wrong_is_one_sentence(graph: Path, tmp_path: Path, options: tuple[str, ...], problem: str) -> None:
     failed = plaudit("import", graph, "--data-dir", tmp_path / "data", *options)
     assert failed.returncode == 1
     assert problem in failed.stderr

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from plaudit import compose
 from plaudit.client import Client, tensor
+from plaudit.compose.log import event_log
+from plaudit.compose.registry import model_registry
 from plaudit.core.events import Topic
 from plaudit.core.settings import load_settings
 from support import builders
@@ -56,7 +57,7 @@ def _plaudit(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_serve_answers_without_torch_and_drains_on_a_signal(config, start, number):
+def test_serve_answers_without_torch_and_drains_on_a_signal(config: Path, start: Any, number: signal.Signals) -> None:
     service = start(sys.executable, "-c", ONLY_SERVE, "serve", "--config", str(config), "--json")
     target = service.event(event="ready")["address"]
 
@@ -66,14 +67,14 @@ def test_serve_answers_without_torch_and_drains_on_a_signal(config, start, numbe
         assert not client.thumbs_up(prediction).duplicate
 
     assert service.stop(number) == 0
-    log = compose.event_log(load_settings(config))
+    log = event_log(load_settings(config))
     reader = log.reader("test", [Topic.DECISIONS, Topic.FEEDBACK], start=dict)
     assert len(reader.poll(10, 0.0)) == 2
     reader.close()
     log.close()
 
 
-def test_the_shell_speaks_to_a_real_server(config, start, tmp_path):
+def test_the_shell_speaks_to_a_real_server(config: Path, start: Any, tmp_path: Path) -> None:
     service = start(*PLAUDIT, "serve", "--config", str(config), "--json")
     target = ["--target", service.event(event="ready")["address"]]
     (tmp_path / "a.png").write_bytes(builders.png())
@@ -104,7 +105,7 @@ def test_the_shell_speaks_to_a_real_server(config, start, tmp_path):
         assert "Traceback" not in done.stderr
 
 
-def test_up_learns_from_a_thumb_restarts_a_killed_learner_and_drains(config, start):
+def test_up_learns_from_a_thumb_restarts_a_killed_learner_and_drains(config: Path, start: Any) -> None:
     service = start(*PLAUDIT, "up", "--config", str(config), "--json")
     ready = [service.event(event="ready"), service.event(event="ready")]
     (target,) = [event["address"] for event in ready if event["service"] == "serve"]
@@ -132,7 +133,9 @@ def _child(parent: int, command: str) -> int:
     ("command", "setting"),
     [("serve", "serving.port"), ("serve", "serving.metrics_port"), ("learn", "learner.metrics_port")],
 )
-def test_a_taken_port_is_named_and_exits_with_2(config, monkeypatch, command, setting):
+def test_a_taken_port_is_named_and_exits_with_2(
+    config: Path, monkeypatch: pytest.MonkeyPatch, command: str, setting: str
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         monkeypatch.setenv(f"PLAUDIT_{setting.upper().replace('.', '__')}", str(port))
@@ -143,7 +146,9 @@ def test_a_taken_port_is_named_and_exits_with_2(config, monkeypatch, command, se
 
 
 @pytest.mark.parametrize("command", ["up", "serve", "learn", "finetune"])
-def test_a_data_dir_that_cannot_be_written_to_is_named_and_exits_with_2(config, tmp_path, command):
+def test_a_data_dir_that_cannot_be_written_to_is_named_and_exits_with_2(
+    config: Path, tmp_path: Path, command: str
+) -> None:
     (tmp_path / "a-file").write_text("")
     done = _plaudit(command, "--config", str(config), "--data-dir", str(tmp_path / "a-file"))
     assert done.returncode == 2
@@ -152,21 +157,21 @@ def test_a_data_dir_that_cannot_be_written_to_is_named_and_exits_with_2(config, 
 
 
 @pytest.mark.parametrize("command", ["up", "serve", "learn", "finetune", "pretrain", "doctor", "versions"])
-def test_an_unknown_setting_is_named_and_exits_with_2(config, tmp_path, command):
+def test_an_unknown_setting_is_named_and_exits_with_2(config: Path, tmp_path: Path, command: str) -> None:
     config.write_text("[serving]\nprot = 1\n")
     data = ["--data", str(tmp_path)] if command == "pretrain" else []
     done = _plaudit(command, "--config", str(config), *data)
     assert (done.returncode, done.stderr) == (2, f"plaudit: {config}: serving.prot: unknown setting\n")
 
 
-def test_a_missing_extra_is_named_and_exits_with_2(config):
+def test_a_missing_extra_is_named_and_exits_with_2(config: Path) -> None:
     learn = [sys.executable, "-c", ONLY_SERVE, "learn", "--config", str(config)]
     done = subprocess.run(learn, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2
-    assert "sqlalchemy is missing; this command needs the extra learn: pip install 'plaudit[learn]'" in done.stderr
+    assert "onnx is missing; this command needs the extra learn: pip install 'plaudit[learn]'" in done.stderr
 
 
-def test_several_processes_share_the_port_and_one_that_is_killed_is_started_again(config, start):
+def test_several_processes_share_the_port_and_one_that_is_killed_is_started_again(config: Path, start: Any) -> None:
     service = start(*PLAUDIT, "serve", "--config", str(config), "--json", "--processes", "2")
     ready = [service.event(event="ready") for _ in range(2)]
     assert {event["service"] for event in ready} == {"serve-0", "serve-1"}
@@ -192,18 +197,20 @@ def test_several_processes_share_the_port_and_one_that_is_killed_is_started_agai
     assert service.stop(signal.SIGTERM) == 0
 
 
-def test_processes_that_are_killed_while_scraped_and_reporting_leave_the_page_and_the_log_whole(config, start):
+def test_processes_that_are_killed_while_scraped_and_reporting_leave_the_page_and_the_log_whole(
+    config: Path, start: Any
+) -> None:
     """Kill -9 of one of two, three times, right after both have reported on an experiment; the page is read all
     along.
     """
     builders.tiny_bundle(config.parent / "second", seed=9)
-    compose.model_registry(load_settings(config)).publish(config.parent / "second")
+    model_registry(load_settings(config)).publish(config.parent / "second")
     service = start(*PLAUDIT, "serve", "--config", str(config), "--json", "--processes", "2")
     ready = [service.event(event="ready") for _ in range(2)]
     target, page = ready[0]["address"], f"http://{ready[0]['metrics']}/metrics"
     with Client(target) as client:
         client.start_canary(2, 0.5, reason="a test")
-    log = compose.event_log(load_settings(config))
+    log = event_log(load_settings(config))
     reports = _Reports(log, target)
     reports.until_two_report()
     before = _files(config.parent / "data")
@@ -236,7 +243,7 @@ def test_processes_that_are_killed_while_scraped_and_reporting_leave_the_page_an
     assert service.stop(signal.SIGTERM) == 0
 
 
-def test_a_console_that_is_killed_leaves_nothing_behind_and_disturbs_nobody(config, start):
+def test_a_console_that_is_killed_leaves_nothing_behind_and_disturbs_nobody(config: Path, start: Any) -> None:
     service = start(*PLAUDIT, "serve", "--config", str(config), "--json")
     ready = service.event(event="ready")
     target, page = ready["address"], f"http://{ready['metrics']}/metrics"
@@ -308,7 +315,7 @@ def _get(url: str) -> str:
 
 
 @pytest.mark.parametrize("setting", ["port", "metrics-port"])
-def test_several_processes_need_ports_that_nobody_has(config, setting):
+def test_several_processes_need_ports_that_nobody_has(config: Path, setting: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         failed = _plaudit("serve", "--config", str(config), "--processes", "2", f"--{setting}", port)

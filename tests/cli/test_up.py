@@ -44,19 +44,19 @@ async def _no_pause(_: float) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_drains_every_child_and_is_success(number):
+async def test_a_signal_drains_every_child_and_is_success(number: signal.Signals) -> None:
     watcher = Watcher(lambda events: len(events) == 2, number)
     services = [_service("serve", STAYS, restart=False), _service("learn", STAYS, restart=True)]
     assert await run(services, watcher) == 0
     assert {event["service"] for event in watcher.events} == {"serve", "learn"}
 
 
-async def test_a_child_that_fails_to_drain_makes_the_whole_fail():
+async def test_a_child_that_fails_to_drain_makes_the_whole_fail() -> None:
     watcher = Watcher(lambda events: len(events) == 1)
     assert await run([_service("serve", STAYS, restart=False, code=1)], watcher) == 1
 
 
-async def test_the_learner_is_started_again_with_growing_pauses():
+async def test_the_learner_is_started_again_with_growing_pauses() -> None:
     pauses = []
 
     async def pause(seconds: float) -> None:
@@ -69,7 +69,7 @@ async def test_the_learner_is_started_again_with_growing_pauses():
     assert [e["code"] for e in watcher.events if e["event"] == "exited"] == [1, 1, 1]
 
 
-async def test_a_learner_that_lived_long_starts_over_with_the_first_pause():
+async def test_a_learner_that_lived_long_starts_over_with_the_first_pause() -> None:
     ticks = iter(range(0, 100_000, 1000))
     watcher = Watcher(lambda events: sum(e["event"] == "restarting" for e in events) == 3)
     services = [_service("learn", DIES, restart=True, code=1)]
@@ -77,14 +77,14 @@ async def test_a_learner_that_lived_long_starts_over_with_the_first_pause():
     assert [e["in_s"] for e in watcher.events if e["event"] == "restarting"] == [1.0, 1.0, 1.0]
 
 
-async def test_when_the_service_ends_everything_ends_with_its_code():
+async def test_when_the_service_ends_everything_ends_with_its_code() -> None:
     watcher = Watcher(lambda events: False)
     services = [_service("serve", DIES, restart=False, code=2), _service("learn", STAYS, restart=True)]
     assert await run(services, watcher) == 2
     assert watcher.count("exited") == 1
 
 
-async def test_a_wrong_setting_of_the_learner_is_not_tried_again():
+async def test_a_wrong_setting_of_the_learner_is_not_tried_again() -> None:
     watcher = Watcher(lambda events: False)
     services = [_service("serve", STAYS, restart=False), _service("learn", DIES, restart=True, code=2)]
     assert await run(services, watcher) == 2
@@ -95,7 +95,7 @@ ANSWERS = STAYS.replace("'ready'", "'ready', 'address': 'here:1'")
 SAYS_WHERE = "import json, sys; print(json.dumps({'event': 'told', 'where': sys.argv[1]}), flush=True)\n" + STAYS
 
 
-async def test_a_service_that_needs_another_is_told_where_that_answers():
+async def test_a_service_that_needs_another_is_told_where_that_answers() -> None:
     watcher = Watcher(lambda events: sum(e["event"] == "ready" for e in events) == 2)
     needs = Service(
         "console",
@@ -108,12 +108,12 @@ async def test_a_service_that_needs_another_is_told_where_that_answers():
     assert [e["service"] for e in watcher.events] == ["serve", "console", "console"]
 
 
-async def test_what_it_needs_never_comes_so_it_never_starts():
+async def test_what_it_needs_never_comes_so_it_never_starts() -> None:
     watcher = Watcher(lambda events: False)
     needs = Service("console", [sys.executable, "-c", STAYS.replace("{code}", "0")], restart=True, after="serve")
     assert await run([needs, _service("serve", "import sys; sys.exit({code})", restart=False, code=3)], watcher) == 3
     assert [event["service"] for event in watcher.events] == ["serve"]
 
 
-def test_pauses_double_and_are_bounded():
+def test_pauses_double_and_are_bounded() -> None:
     assert [pause_s(deaths) for deaths in (1, 2, 3, 5, 6, 100)] == [1.0, 2.0, 4.0, 16.0, 30.0, 30.0]

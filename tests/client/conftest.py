@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from plaudit.client import AsyncClient, Client
-from support.recording_server import Recorder, recording_server
-
-Call = Callable[..., Any]
-"""``call("predict", {...}, user_id="ada")``: one method of the client under test; streams come back as lists."""
+from support.recording_server import Call, Recorder, recording_server
 
 
 @pytest.fixture

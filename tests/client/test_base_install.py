@@ -32,7 +32,7 @@ def _run(program: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_client_works_with_grpcio_and_protobuf_alone():
+def test_the_client_works_with_grpcio_and_protobuf_alone() -> None:
     done = _run("""
         from plaudit.client import AsyncClient, Client, ClientError, feedback, image
         from plaudit.client.calls import predict
@@ -45,7 +45,7 @@ def test_the_client_works_with_grpcio_and_protobuf_alone():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_shell_says_which_extra_is_missing():
+def test_the_shell_says_which_extra_is_missing() -> None:
     done = _run("""
         from plaudit.cli import main
         sys.argv = ["plaudit", "versions"]
@@ -56,5 +56,5 @@ def test_the_shell_says_which_extra_is_missing():
     assert "Traceback" not in done.stderr
 
 
-def test_the_block_blocks():
+def test_the_block_blocks() -> None:
     assert "numpy is not in the base install" in _run("import numpy").stderr

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import pytest
 
 from plaudit.client import Acknowledgement, ClientError, Prediction, Receipt, Rollout, feedback
 from plaudit.v1 import feedback_pb2
+from support.recording_server import Call, Recorder
 
 
-def test_predict_sends_every_option_and_reads_every_field(call, server):
+def test_predict_sends_every_option_and_reads_every_field(call: Call, server: Recorder) -> None:
     answer = call(
         "predict",
         {"text": "what is this?"},
@@ -44,14 +47,14 @@ def test_predict_sends_every_option_and_reads_every_field(call, server):
     assert list(answer.scores) == ["dog", "cat"]
 
 
-def test_no_allowed_action_is_refused_before_it_would_mean_all(call, server):
+def test_no_allowed_action_is_refused_before_it_would_mean_all(call: Call, server: Recorder) -> None:
     with pytest.raises(ClientError, match=r"\[\] allows no action") as refused:
         call("predict", {"text": "hi"}, allowed_actions=[])
     assert (refused.value.code, refused.value.field) == (grpc.StatusCode.INVALID_ARGUMENT, "allowed_actions")
     assert server.received == []
 
 
-def test_candidates_are_sent_in_their_order(call, server):
+def test_candidates_are_sent_in_their_order(call: Call, server: Recorder) -> None:
     call("predict", {"text": "hi"}, dynamic_actions={"b": "block a card", "a": "change a PIN"})
     sent = [(each.id, each.text) for each in server.received[0].dynamic_actions]
     assert sent == [("b", "block a card"), ("a", "change a PIN")]
@@ -65,7 +68,9 @@ def test_candidates_are_sent_in_their_order(call, server):
         ({"a": 3}, "'a': 3 is not an id and its text"),
     ],
 )
-def test_candidates_that_cannot_be_sent(call, server, dynamic_actions, complaint):
+def test_candidates_that_cannot_be_sent(
+    call: Call, server: Recorder, dynamic_actions: dict[str, int] | list[str], complaint: str
+) -> None:
     with pytest.raises(ClientError, match=complaint) as refused:
         call("predict", {"text": "hi"}, dynamic_actions=dynamic_actions)
     assert refused.value.field == "dynamic_actions"
@@ -82,11 +87,11 @@ def test_candidates_that_cannot_be_sent(call, server, dynamic_actions, complaint
         ("Something went wrong", ""),
     ],
 )
-def test_an_error_knows_the_field_it_is_about(message, field):
+def test_an_error_knows_the_field_it_is_about(message: str, field: str) -> None:
     assert ClientError(grpc.StatusCode.INVALID_ARGUMENT, message).field == field
 
 
-def test_a_bare_string_of_allowed_actions_is_not_a_list_of_letters(call):
+def test_a_bare_string_of_allowed_actions_is_not_a_list_of_letters(call: Call) -> None:
     with pytest.raises(ClientError, match="'cat' is one string"):
         call("predict", {"text": "hi"}, allowed_actions="cat")
 
@@ -104,7 +109,9 @@ def test_a_bare_string_of_allowed_actions_is_not_a_list_of_letters(call):
         ("retract", ("f0",), "retract", feedback_pb2.Retract(feedback_id="f0")),
     ],
 )
-def test_each_kind_of_feedback(call, server, method, arguments, signal, value):
+def test_each_kind_of_feedback(
+    call: Call, server: Recorder, method: str, arguments: tuple[Any, ...], signal: str, value: Any
+) -> None:
     acknowledged = call(method, "signed", *arguments, user_id="ada", feedback_id="f1")
 
     (request,) = server.received
@@ -114,7 +121,7 @@ def test_each_kind_of_feedback(call, server, method, arguments, signal, value):
     assert acknowledged == Acknowledgement("f1", duplicate=False)
 
 
-def test_feedback_on_a_prediction_is_its_users_and_has_an_id_of_its_own(call, server):
+def test_feedback_on_a_prediction_is_its_users_and_has_an_id_of_its_own(call: Call, server: Recorder) -> None:
     answer = call("predict", {"text": "hi"}, user_id="ada")
     call("thumbs_up", answer)
     call("thumbs_up", answer, user_id="bob")
@@ -125,7 +132,7 @@ def test_feedback_on_a_prediction_is_its_users_and_has_an_id_of_its_own(call, se
     assert first.feedback_id != second.feedback_id
 
 
-def test_a_stream_of_feedback_goes_on_after_a_refused_piece(call):
+def test_a_stream_of_feedback_goes_on_after_a_refused_piece(call: Call) -> None:
     pieces = [
         feedback.thumbs_up("signed", feedback_id="f1"),
         feedback.thumbs_up("forged", feedback_id="f2"),
@@ -138,13 +145,13 @@ def test_a_stream_of_feedback_goes_on_after_a_refused_piece(call):
     ]
 
 
-def test_a_receipt(call):
+def test_a_receipt(call: Call) -> None:
     assert call("receipt", "f1") == Receipt(
         feedback_id="f1", state="used", reason="", recorded_at_s=1.5, used_in_version=4, live_since_s=None
     )
 
 
-def test_versions_and_rollout(call):
+def test_versions_and_rollout(call: Call) -> None:
     listed = call("versions")
     assert [(v.version, v.kind, v.parent, v.manifest) for v in listed.versions] == [(1, "head", None, {"floor": 0.02})]
     assert listed.rollout == Rollout(
@@ -167,7 +174,9 @@ def test_versions_and_rollout(call):
     ("method", "arguments", "on_the_wire"),
     [("promote", (4,), 4), ("rollback", (), None), ("pin", (4,), 4), ("unpin", (), 0)],
 )
-def test_changes_of_the_rollout_carry_the_admin_token(call, server, method, arguments, on_the_wire):
+def test_changes_of_the_rollout_carry_the_admin_token(
+    call: Call, server: Recorder, method: str, arguments: tuple[int, ...], on_the_wire: int | None
+) -> None:
     rollout = call(method, *arguments, reason="it is better", actor="ada", expected_generation=6)
 
     (request,) = server.received
@@ -177,29 +186,29 @@ def test_changes_of_the_rollout_carry_the_admin_token(call, server, method, argu
     assert rollout.generation == 7
 
 
-def test_calls_that_need_no_admin_token_do_not_show_it(call, server):
+def test_calls_that_need_no_admin_token_do_not_show_it(call: Call, server: Recorder) -> None:
     call("versions")
     assert "authorization" not in server.metadata
 
 
-def test_pinning_version_0_is_not_unpinning(call, server):
+def test_pinning_version_0_is_not_unpinning(call: Call, server: Recorder) -> None:
     with pytest.raises(ClientError, match="versions count from 1"):
         call("pin", 0)
     assert server.received == []
 
 
-def test_watching_ends_when_the_server_ends_it(call):
+def test_watching_ends_when_the_server_ends_it(call: Call) -> None:
     assert [rollout.generation for rollout in call("watch_versions")] == [1, 2]
 
 
-def test_feedback_is_sent_again_when_the_server_is_away_under_the_same_id(call, server):
+def test_feedback_is_sent_again_when_the_server_is_away_under_the_same_id(call: Call, server: Recorder) -> None:
     server.failures.extend([(grpc.StatusCode.UNAVAILABLE, "draining")] * 2)
     call("thumbs_up", "signed")
     assert len(server.received) == 3
     assert len({request.feedback_id for request in server.received}) == 1
 
 
-def test_a_change_of_the_rollout_is_never_sent_twice(call, server):
+def test_a_change_of_the_rollout_is_never_sent_twice(call: Call, server: Recorder) -> None:
     server.failures.append((grpc.StatusCode.UNAVAILABLE, "draining"))
     with pytest.raises(ClientError, match="draining") as refused:
         call("rollback")
@@ -207,7 +216,7 @@ def test_a_change_of_the_rollout_is_never_sent_twice(call, server):
     assert len(server.received) == 1
 
 
-def test_an_error_keeps_the_status_and_names_the_field(call, server):
+def test_an_error_keeps_the_status_and_names_the_field(call: Call, server: Recorder) -> None:
     server.failures.append((grpc.StatusCode.INVALID_ARGUMENT, 'content["image"]: 3 bytes are no image'))
     with pytest.raises(ClientError) as refused:
         call("predict", {"text": "hi"})
@@ -216,13 +225,13 @@ def test_an_error_keeps_the_status_and_names_the_field(call, server):
     assert refused.value.message == 'content["image"]: 3 bytes are no image'
 
 
-def test_an_error_on_a_stream_is_the_same_error(call, server):
+def test_an_error_on_a_stream_is_the_same_error(call: Call, server: Recorder) -> None:
     server.failures.append((grpc.StatusCode.NOT_FOUND, "model: 'pets' is not served here"))
     with pytest.raises(ClientError) as refused:
         call("watch_versions", model="pets")
     assert (refused.value.code, refused.value.field) == (grpc.StatusCode.NOT_FOUND, "model")
 
 
-def test_an_unknown_option_is_a_type_error(call):
+def test_an_unknown_option_is_a_type_error(call: Call) -> None:
     with pytest.raises(TypeError, match="usr_id"):
         call("predict", {"text": "hi"}, usr_id="ada")

@@ -10,6 +10,7 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -69,7 +70,7 @@ class Browser:
 
 
 @pytest.fixture
-def browser(tmp_path) -> Iterator[Browser]:
+def browser(tmp_path: Path) -> Iterator[Browser]:
     """Of a console whose server is a recorder and whose only model, ``tiny``, has one version."""
     catalog = DirectoryCatalog(tmp_path / "registry")
     registry = catalog.registry("tiny")
@@ -100,7 +101,7 @@ def browser(tmp_path) -> Iterator[Browser]:
             loop.close()
 
 
-def test_the_page_and_its_files_come_from_here_alone(browser):
+def test_the_page_and_its_files_come_from_here_alone(browser: Browser) -> None:
     page = browser.get("/")
     assert page.status == 200
     policy = page.headers["content-security-policy"]
@@ -114,11 +115,11 @@ def test_the_page_and_its_files_come_from_here_alone(browser):
     assert browser.get("/static/../app.py").status == 404
 
 
-def test_another_sites_name_for_this_machine_is_refused(browser):
+def test_another_sites_name_for_this_machine_is_refused(browser: Browser) -> None:
     assert browser.get("/", Host="evil.example").status == 400
 
 
-def test_the_playground_learns_the_spec_and_the_samples(browser):
+def test_the_playground_learns_the_spec_and_the_samples(browser: Browser) -> None:
     assert browser.get("/api/models").json == {"models": ["tiny"]}
     known = browser.get("/api/models/tiny").json
     assert known == {"model": "tiny", "spec": {"actions": ["cat"]}, "samples": {"image": ["cat"]}}
@@ -128,13 +129,13 @@ def test_the_playground_learns_the_spec_and_the_samples(browser):
     assert browser.get("/api/models/other/samples/image/cat").status == 404
 
 
-def test_a_model_that_does_not_serve_says_what_makes_its_first_version(browser):
+def test_a_model_that_does_not_serve_says_what_makes_its_first_version(browser: Browser) -> None:
     browser.recorder.rollout = model_pb2.Rollout(model="tiny")
     answer = browser.get("/api/models/tiny")
     assert (answer.status, "plaudit pretrain" in answer.json["error"]) == (503, True)
 
 
-def test_predict_sends_every_kind_of_content_and_keeps_the_order_of_scores(browser):
+def test_predict_sends_every_kind_of_content_and_keeps_the_order_of_scores(browser: Browser) -> None:
     encoded = base64.b64encode(b"bytes").decode()
     content = {
         "a": {"image": encoded},
@@ -165,7 +166,9 @@ def test_predict_sends_every_kind_of_content_and_keeps_the_order_of_scores(brows
         ({"a": "x"}, 'content["a"]: needs one of'),
     ],
 )
-def test_content_that_cannot_be_understood_is_named(browser, content, said):
+def test_content_that_cannot_be_understood_is_named(
+    browser: Browser, content: dict[str, Any] | list[Any], said: str
+) -> None:
     answer = browser.post("/api/models/tiny/predict", {"content": content})
     assert (answer.status, said in answer.json["error"]) == (400, True), answer.json
     assert browser.recorder.received == []
@@ -179,7 +182,9 @@ def test_content_that_cannot_be_understood_is_named(browser, content, said):
         ({"correction": "dog"}, "correction", "dog"),
     ],
 )
-def test_feedback_is_sent_with_the_pages_own_id(browser, signal, field, value):
+def test_feedback_is_sent_with_the_pages_own_id(
+    browser: Browser, signal: dict[str, str], field: str, value: feedback_pb2.Thumb | str
+) -> None:
     body = {"prediction_id": "signed", "user_id": "ada", "feedback_id": "f1"} | signal
     assert browser.post("/api/feedback", body).json["feedback_id"] == "f1"
     (request,) = browser.recorder.received
@@ -188,7 +193,7 @@ def test_feedback_is_sent_with_the_pages_own_id(browser, signal, field, value):
 
 
 @pytest.mark.parametrize("signal", [{}, {"thumb": "sideways"}, {"correction": 3}])
-def test_feedback_without_a_signal_is_refused(browser, signal):
+def test_feedback_without_a_signal_is_refused(browser: Browser, signal: dict[str, Any]) -> None:
     answer = browser.post("/api/feedback", {"prediction_id": "signed", "feedback_id": "f1"} | signal)
     assert (answer.status, answer.json["error"].startswith("signal: ")) == (400, True)
 
@@ -203,20 +208,22 @@ def test_feedback_without_a_signal_is_refused(browser, signal):
         (grpc.StatusCode.INTERNAL, 502),
     ],
 )
-def test_what_the_server_refuses_is_passed_on_with_its_reason(browser, code, status):
+def test_what_the_server_refuses_is_passed_on_with_its_reason(
+    browser: Browser, code: grpc.StatusCode, status: int
+) -> None:
     browser.recorder.failures.append((code, "feedback_id: 'f9' was never recorded"))
     answer = browser.get("/api/receipts/f9")
     assert answer.status == status
     assert answer.json == {"error": "feedback_id: 'f9' was never recorded", "field": "feedback_id"}
 
 
-def test_the_loop_of_a_model_and_of_none(browser):
+def test_the_loop_of_a_model_and_of_none(browser: Browser) -> None:
     assert browser.get("/api/models/tiny/loop").json["rollout"]["live"] == 1
     answer = browser.get("/api/models/other/loop")
     assert (answer.status, "'other' is not one of ['tiny']" in answer.json["error"]) == (404, True)
 
 
-def test_numbers_that_json_does_not_have_are_none():
+def test_numbers_that_json_does_not_have_are_none() -> None:
     assert finite({"e": float("inf"), "b": (float("nan"), 1.5, "x", None, {"c": -math.inf})}) == {
         "e": None,
         "b": [None, 1.5, "x", None, {"c": None}],
@@ -233,18 +240,18 @@ def test_numbers_that_json_does_not_have_are_none():
         (b'{"user_id": 3}', "application/json", 400),
     ],
 )
-def test_a_body_that_cannot_be_a_request_is_refused(browser, body, kind, status):
+def test_a_body_that_cannot_be_a_request_is_refused(browser: Browser, body: bytes, kind: str, status: int) -> None:
     answer = browser.ask("POST", "/api/models/tiny/predict", body, Content_Type=kind)
     assert answer.status == status
     assert answer.json["error"]
 
 
-def test_only_listed_methods_and_paths_exist(browser):
+def test_only_listed_methods_and_paths_exist(browser: Browser) -> None:
     assert browser.get("/api/feedback").status == 405
     assert browser.get("/nothing").json["error"] == "Not Found"
 
 
-def test_a_taken_port_is_named():
+def test_a_taken_port_is_named() -> None:
     with open_port("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"console.port: {port} cannot be opened on 127.0.0.1"):

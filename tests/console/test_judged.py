@@ -49,13 +49,13 @@ def _rewards(kept: Judged) -> list[float]:
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 7, 8, 9, 1000])
-def test_the_last_number_is_found(n):
+def test_the_last_number_is_found(n: int) -> None:
     store = Experiences(*[1.0] * n)
     assert last_number(store) == n
     assert store.asked < 30
 
 
-def test_new_answers_and_changed_minds_are_seen():
+def test_new_answers_and_changed_minds_are_seen() -> None:
     store = Experiences(1.0, 0.0)
     kept = Judged(lambda: store, Clock())
     assert _rewards(kept) == [1.0, 0.0]
@@ -65,7 +65,7 @@ def test_new_answers_and_changed_minds_are_seen():
     assert _rewards(kept) == [0.25, 0.0, 0.75]
 
 
-def test_only_the_latest_are_kept_and_read(monkeypatch):
+def test_only_the_latest_are_kept_and_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judged, "KEPT", 3)
     store = Experiences(0.1, 0.2, 0.3, 0.4, 0.5)
     kept = Judged(lambda: store, Clock())
@@ -74,7 +74,7 @@ def test_only_the_latest_are_kept_and_read(monkeypatch):
     assert _rewards(kept) == [0.4, 0.5, 0.6]
 
 
-def test_it_reads_once_a_second_however_many_look():
+def test_it_reads_once_a_second_however_many_look() -> None:
     store = Experiences(1.0)
     kept = Judged(lambda: store, lambda: 5.0)
     kept.latest()
@@ -83,7 +83,7 @@ def test_it_reads_once_a_second_however_many_look():
     assert store.asked == asked
 
 
-def test_it_waits_for_a_store_and_lets_it_go():
+def test_it_waits_for_a_store_and_lets_it_go() -> None:
     stores: list[Experiences] = []
     kept = Judged(lambda: stores[0] if stores else None, Clock())
     kept.close()

@@ -50,7 +50,7 @@ def registry(tmp_path: Path) -> DirectoryRegistry:
     return registry
 
 
-def test_versions_stand_newest_first_with_their_parts_and_what_users_say(registry):
+def test_versions_stand_newest_first_with_their_parts_and_what_users_say(registry: DirectoryRegistry) -> None:
     latest = Latest(Rewarded(1, NOW_S, 1.0), Rewarded(2, NOW_S + 1.5, 1.0), Rewarded(2, NOW_S + 1.6, 0.0))
     seen = view(registry, Learning(lambda: {"pending": 3}, latest), now_s=NOW_S + 9)  # type: ignore[arg-type]
     json.dumps(seen)
@@ -67,18 +67,20 @@ def test_versions_stand_newest_first_with_their_parts_and_what_users_say(registr
     assert [(curve["family"], curve["points"][0]["n"]) for curve in seen["satisfaction"]] == [(1, 3)]
 
 
-def test_changes_stand_newest_first_where_they_came_among_the_judged_answers(registry):
+def test_changes_stand_newest_first_where_they_came_among_the_judged_answers(registry: DirectoryRegistry) -> None:
     latest = Latest(Rewarded(1, NOW_S + 0.5, 1.0), Rewarded(2, NOW_S + 3, 1.0))
     seen = view(registry, Learning(lambda: None, latest), now_s=NOW_S)  # type: ignore[arg-type]
     assert [(change["candidate"], change["place"]) for change in seen["changes"]] == [(3, 1), (None, 0)]
 
 
-def test_a_model_without_a_learner_shows_its_versions(registry):
+def test_a_model_without_a_learner_shows_its_versions(registry: DirectoryRegistry) -> None:
     seen = view(registry, NOBODY, now_s=NOW_S)
     assert (seen["learner"], seen["satisfaction"], seen["lately"], len(seen["versions"])) == (None, [], None, 3)
 
 
-def test_of_many_head_refreshes_the_latest_and_those_in_use_are_shown(registry, tmp_path, monkeypatch):
+def test_of_many_head_refreshes_the_latest_and_those_in_use_are_shown(
+    registry: DirectoryRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("plaudit.console.loop.HEADS_SHOWN", 1)
     for number in (4, 5):
         tiny_head_refresh(tmp_path / str(number), registry.folder(1), prefer="dog")
@@ -86,14 +88,14 @@ def test_of_many_head_refreshes_the_latest_and_those_in_use_are_shown(registry, 
     assert [each["version"] for each in view(registry, NOBODY, now_s=NOW_S)["versions"]] == [5, 3, 2, 1]
 
 
-def test_a_damaged_version_is_left_out(registry):
+def test_a_damaged_version_is_left_out(registry: DirectoryRegistry) -> None:
     manifest = registry.folder(3) / "manifest.json"
     manifest.write_text("{}")
     fresh = DirectoryRegistry(registry.folder(1).parents[2], "tiny")
     assert [each["version"] for each in view(fresh, NOBODY, now_s=NOW_S)["versions"]] == [2, 1]
 
 
-def test_a_plain_refresh_is_no_change_and_a_revert_is_one():
+def test_a_plain_refresh_is_no_change_and_a_revert_is_one() -> None:
     first = promote(Rollout("tiny"), 1, _change(1.0))
     second = refresh(first, 2, _change(2.0))
     third = refresh(second, 3, _change(3.0))
@@ -106,7 +108,7 @@ def test_a_plain_refresh_is_no_change_and_a_revert_is_one():
     assert went_live_s(ledger) == {1: 4.0, 2: 2.0, 3: 3.0}
 
 
-def test_a_version_that_was_removed_belongs_where_it_came_from(registry):
+def test_a_version_that_was_removed_belongs_where_it_came_from(registry: DirectoryRegistry) -> None:
     manifests = {1: registry.manifest(1), 3: registry.manifest(3)}
     ledger = registry.ledger()
     removed = refresh(promote(ledger[-1], 3, _change(8.0)), 4, _change(9.0))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from plaudit import compose
+from plaudit.compose.registry import model_registry
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import load_settings
 from plaudit_models.spec import ModelSpec, TextModality
@@ -90,7 +90,7 @@ def _given(page: Page, modality: str) -> None:
     expect(page.locator(f"#part-{modality} legend small")).to_be_empty()
 
 
-def test_content_of_every_kind_is_answered_explained_and_learned_from(opened):
+def test_content_of_every_kind_is_answered_explained_and_learned_from(opened: Open) -> None:
     page = opened()
     box = page.locator("#part-image canvas").bounding_box()
     assert box is not None
@@ -124,7 +124,7 @@ def test_content_of_every_kind_is_answered_explained_and_learned_from(opened):
     expect(page.get_by_role("button", name="Good")).to_be_disabled()
 
 
-def test_what_was_learned_shows_in_the_loop(opened):
+def test_what_was_learned_shows_in_the_loop(opened: Open) -> None:
     page = opened()
     page.get_by_role("textbox", name="question").fill("which?")
     page.get_by_role("button", name="Ask").click()
@@ -143,7 +143,7 @@ def test_what_was_learned_shows_in_the_loop(opened):
     expect(page.locator("#versions > li", has=name)).to_contain_text("head refresh")
 
 
-def test_a_correction_and_an_uploaded_image(opened, tmp_path: Path):
+def test_a_correction_and_an_uploaded_image(opened: Open, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(builders.png())
     page = opened()
     page.locator("#part-image input[type=file]").set_input_files(tmp_path / "a.png")
@@ -155,7 +155,7 @@ def test_a_correction_and_an_uploaded_image(opened, tmp_path: Path):
     expect(page.locator("#receipts li")).to_contain_text(LIVE)
 
 
-def test_the_keyboard_does_it_all(opened):
+def test_the_keyboard_does_it_all(opened: Open) -> None:
     page = opened()
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to the loop")).to_be_focused()
@@ -182,7 +182,7 @@ def _tab_to(page: Page, target) -> None:
     pytest.fail(f"Tab does not lead to {target}")
 
 
-def test_a_phone_shows_it_without_scrolling_sideways(opened):
+def test_a_phone_shows_it_without_scrolling_sideways(opened: Open) -> None:
     page = opened(PHONE)
     page.get_by_role("textbox", name="question").fill("which?")
     page.get_by_role("button", name="Ask").click()
@@ -199,9 +199,11 @@ def _is_there(url: str) -> bool:
     return True
 
 
-def test_another_model_is_there_to_choose_with_inputs_of_its_own(opened, page_url, config: Path, tmp_path: Path):
+def test_another_model_is_there_to_choose_with_inputs_of_its_own(
+    opened: Open, page_url: str, config: Path, tmp_path: Path
+) -> None:
     spec = ModelSpec("zoo", {"name": TextModality()}, ("bear", "lion"), embedding_size=8)
-    registry = compose.registry_of(load_settings(config), spec.name)
+    registry = model_registry(load_settings(config), spec.name)
     builders.tiny_bundle(tmp_path / "zoo", spec=spec)
     registry.publish(tmp_path / "zoo")
     registry.set_rollout(promote(registry.rollout(), 1, Change("ada", 1.0, "opened")))
@@ -218,7 +220,7 @@ def test_another_model_is_there_to_choose_with_inputs_of_its_own(opened, page_ur
     expect(page.locator("#answer .said")).to_have_text(re.compile("^(bear|lion)$"))
 
 
-def test_what_cannot_be_sent_is_said_and_nothing_is_lost(browser, page_url):
+def test_what_cannot_be_sent_is_said_and_nothing_is_lost(browser: Browser, page_url: str) -> None:
     page = browser.new_page()
     page.goto(page_url)
     ask = page.get_by_role("button", name="Ask")
@@ -234,7 +236,7 @@ def test_what_cannot_be_sent_is_said_and_nothing_is_lost(browser, page_url):
     page.close()
 
 
-def test_while_the_console_is_away_the_page_says_so_and_comes_back(browser, page_url):
+def test_while_the_console_is_away_the_page_says_so_and_comes_back(browser: Browser, page_url: str) -> None:
     page = browser.new_page()
     page.goto(page_url)
     expect(page.locator("#trouble")).to_be_hidden()

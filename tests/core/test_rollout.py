@@ -196,7 +196,7 @@ TestRollouts = Rollouts.TestCase
 # --- the canary ------------------------------------------------------------------------------------------------------
 
 
-def test_a_experiment_is_sticky_and_has_its_share():
+def test_a_experiment_is_sticky_and_has_its_share() -> None:
     experiment = start_canary(Rollout("m", live=1), 2, 0.25, CHANGE)
     users = [f"user {i}" for i in range(4000)]
     chosen = [in_experiment(experiment, user) for user in users]
@@ -205,11 +205,11 @@ def test_a_experiment_is_sticky_and_has_its_share():
     assert chosen != [in_experiment(start_canary(Rollout("m", live=1), 3, 0.25, CHANGE), user) for user in users]
 
 
-def test_nobody_in_particular_is_never_on_experiment():
+def test_nobody_in_particular_is_never_on_experiment() -> None:
     assert not in_experiment(start_canary(Rollout("m", live=1), 2, 0.999, CHANGE), "")
 
 
-def test_a_refresh_leaves_the_experiment_alone_and_a_promotion_ends_it():
+def test_a_refresh_leaves_the_experiment_alone_and_a_promotion_ends_it() -> None:
     experiment = start_canary(Rollout("m", live=1, gated=1), 2, 0.25, CHANGE)
     refreshed = refresh(experiment, 3, CHANGE)
     assert (refreshed.live, refreshed.candidate, refreshed.candidate_share) == (3, 2, 0.25)
@@ -218,7 +218,7 @@ def test_a_refresh_leaves_the_experiment_alone_and_a_promotion_ends_it():
         assert not in_experiment(ended, "user 1")
 
 
-def test_no_experiment_beside_a_pinned_version():
+def test_no_experiment_beside_a_pinned_version() -> None:
     with pytest.raises(VersionPinned):
         start_canary(Rollout("m", live=1, pinned=True), 2, 0.25, CHANGE)
 

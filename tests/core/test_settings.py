@@ -15,12 +15,12 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "plaudit.toml"
 
 
-def test_defaults_need_no_file():
+def test_defaults_need_no_file() -> None:
     settings = load_settings(None)
     assert (settings.serving.port, settings.serving.metrics_port, settings.learner.metrics_port) == (8001, 8002, 8003)
 
 
-def test_flags_win_over_the_environment_and_that_over_the_file(config, monkeypatch):
+def test_flags_win_over_the_environment_and_that_over_the_file(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config.write_text("data_dir = 'from-file'\n[serving]\nport = 1\nmetrics_port = 1\nthreads = 1\n")
     monkeypatch.setenv("PLAUDIT_SERVING__PORT", "2")
     monkeypatch.setenv("PLAUDIT_SERVING__METRICS_PORT", "2")
@@ -31,7 +31,7 @@ def test_flags_win_over_the_environment_and_that_over_the_file(config, monkeypat
     assert settings.data_dir == Path("from-file")
 
 
-def test_the_environment_reaches_top_level_settings_and_secrets(monkeypatch):
+def test_the_environment_reaches_top_level_settings_and_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLAUDIT_DATA_DIR", "/somewhere")
     monkeypatch.setenv("PLAUDIT_SERVING__ADMIN_TOKEN", "sesame")
     settings = load_settings(None)
@@ -55,37 +55,37 @@ def test_the_environment_reaches_top_level_settings_and_secrets(monkeypatch):
         ("[finetune]\nclip = 1.0", r"finetune.clip: .*less than 1, got 1"),
     ],
 )
-def test_a_wrong_setting_is_named_with_its_value_and_the_file(config, text, said):
+def test_a_wrong_setting_is_named_with_its_value_and_the_file(config: Path, text: str, said: str) -> None:
     config.write_text(text)
     with pytest.raises(ConfigError, match=said) as refused:
         load_settings(config)
     assert str(refused.value).startswith(f"{config}: ")
 
 
-def test_all_problems_are_named_at_once(config):
+def test_all_problems_are_named_at_once(config: Path) -> None:
     config.write_text("[serving]\nport = -1\n[learner]\nbatch = 0\n")
     with pytest.raises(ConfigError, match=r"serving\.port.*; learner\.batch"):
         load_settings(config)
 
 
-def test_an_unknown_setting_in_the_environment_is_refused(monkeypatch):
+def test_an_unknown_setting_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLAUDIT_SERVING__PROT", "1")
     with pytest.raises(ConfigError, match=r"serving\.prot: unknown setting"):
         load_settings(None)
 
 
-def test_a_file_that_is_not_there_is_named(config):
+def test_a_file_that_is_not_there_is_named(config: Path) -> None:
     with pytest.raises(ConfigError, match=r"plaudit\.toml: .*No such file"):
         load_settings(config)
 
 
-def test_a_file_that_is_not_toml_is_named_with_the_line(config):
+def test_a_file_that_is_not_toml_is_named_with_the_line(config: Path) -> None:
     config.write_text("[serving\n")
     with pytest.raises(ConfigError, match=r"plaudit\.toml: .*line 1"):
         load_settings(config)
 
 
-def test_the_model_table_becomes_the_spec(config):
+def test_the_model_table_becomes_the_spec(config: Path) -> None:
     config.write_text(
         "[model]\nname = 'pets'\nactions = ['cat', 'dog']\n"
         "[model.modalities.photo]\nkind = 'image'\nheight = 8\nwidth = 8\n"
@@ -105,7 +105,7 @@ def test_the_model_table_becomes_the_spec(config):
         ),
     ],
 )
-def test_a_wrong_model_table_is_a_config_error(config, text, said):
+def test_a_wrong_model_table_is_a_config_error(config: Path, text: str, said: str) -> None:
     config.write_text(text)
     with pytest.raises(ConfigError, match=said):
         load_settings(config).spec()

@@ -18,14 +18,14 @@ def samples() -> DemoSamples:
     return DemoSamples(seed=0)
 
 
-def test_there_are_examples_for_every_modality(samples):
+def test_there_are_examples_for_every_modality(samples: DemoSamples) -> None:
     offered = samples.offered()
     assert list(offered) == list(SPEC.modalities)
     assert (len(offered["image"]), len(offered["audio"]), len(offered["question"])) == (10, 10, 15)
     assert len(set(offered["question"])) == 15
 
 
-def test_every_example_is_what_it_is_called(samples):
+def test_every_example_is_what_it_is_called(samples: DemoSamples) -> None:
     for modality, media_type in (("image", "image/png"), ("audio", "audio/wav")):
         for name in samples.offered()[modality]:
             content, found = samples.content(modality, name)
@@ -36,13 +36,13 @@ def test_every_example_is_what_it_is_called(samples):
                 assert soundfile.info(io.BytesIO(content)).samplerate == SAMPLE_RATE_HZ
 
 
-def test_another_call_may_give_another_example(samples):
+def test_another_call_may_give_another_example(samples: DemoSamples) -> None:
     assert len({samples.content("image", "7")[0] for _ in range(20)}) > 1
 
 
 @pytest.mark.parametrize(
     ("modality", "name"), [("image", "10"), ("audio", "ten"), ("question", "what?"), ("smell", "7")]
 )
-def test_what_is_not_offered_is_refused(samples, modality, name):
+def test_what_is_not_offered_is_refused(samples: DemoSamples, modality: str, name: str) -> None:
     with pytest.raises(KeyError):
         samples.content(modality, name)

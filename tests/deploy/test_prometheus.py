@@ -18,8 +18,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from plaudit import compose
 from plaudit.client import Client, ClientError, audio, image, tensor
+from plaudit.compose.registry import model_registry
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import load_settings
 from support import builders
@@ -69,26 +69,26 @@ def _panels() -> list[tuple[str, str]]:
         ["test", "rules", "alerts_test.yml"],
     ],
 )
-def test_promtool_has_no_complaint(check, monkeypatch):
+def test_promtool_has_no_complaint(check: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(DEPLOY)
     done = _promtool(*check)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_alert_is_tested_to_fire_and_to_keep_quiet():
+def test_every_alert_is_tested_to_fire_and_to_keep_quiet() -> None:
     tests = yaml.safe_load((DEPLOY / "alerts_test.yml").read_text())["tests"]
     tested = [(case["alertname"], bool(case["exp_alerts"])) for test in tests for case in test["alert_rule_test"]]
     assert sorted(tested) == sorted((alert["alert"], fires) for alert in _alerts() for fires in (True, False))
 
 
-def test_every_alert_has_a_runbook_and_every_runbook_an_alert():
+def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
     sections = re.findall(r"^## (\w+)$", (ROOT / "docs/runbooks.md").read_text(), flags=re.MULTILINE)
     assert [section.lower() for section in sections] == [
         alert["annotations"]["runbook"].removeprefix("docs/runbooks.md#") for alert in _alerts()
     ]
 
 
-def test_the_dashboards_are_what_their_source_says(tmp_path):
+def test_the_dashboards_are_what_their_source_says(tmp_path: Path) -> None:
     shutil.copy(DASHBOARDS / "dashboards.py", tmp_path)
     subprocess.run([PLAUDIT[0], tmp_path / "dashboards.py"], check=True)
     made = {path.name: path.read_text() for path in tmp_path.glob("*.json")}
@@ -199,19 +199,19 @@ def _traffic(target: str) -> None:
 
 
 @pytest.mark.parametrize("service", ["serve", "learn"])
-def test_promtool_has_no_complaint_about_the_metrics(deployment, service):
+def test_promtool_has_no_complaint_about_the_metrics(deployment: Deployment, service: str) -> None:
     _traffic(deployment.target)
     done = _promtool("check", "metrics", stdin=_get(f"http://{deployment.metrics[service]}/metrics"))
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_every_series_of_a_learner_names_its_model(deployment):
+def test_every_series_of_a_learner_names_its_model(deployment: Deployment) -> None:
     _traffic(deployment.target)
     families = text_string_to_metric_families(_get(f"http://{deployment.metrics['learn']}/metrics"))
     assert {sample.labels.get("model") for family in families for sample in family.samples} == {"tiny"}
 
 
-def test_every_query_of_every_panel_has_data(deployment):
+def test_every_query_of_every_panel_has_data(deployment: Deployment) -> None:
     _traffic(deployment.target)
     assert len(_panels()) > 40
 
@@ -236,12 +236,14 @@ def _numbers(asked: Prometheus, query: str) -> list[float]:
     return [value for value in values if value == value]  # not NaN, which is nothing divided by nothing
 
 
-def test_a_version_that_fails_its_proof_and_a_service_that_is_gone_raise_alarms(deployment, tmp_path):
+def test_a_version_that_fails_its_proof_and_a_service_that_is_gone_raise_alarms(
+    deployment: Deployment, tmp_path: Path
+) -> None:
     asked = deployment.prometheus
     _traffic(deployment.target)
     assert asked.firing() & {"PlauditServingDown", "PlauditVersionFailsProof"} == set()
 
-    registry = compose.model_registry(load_settings(deployment.config))
+    registry = model_registry(load_settings(deployment.config))
     builders.tiny_bundle(tmp_path / "made", seed=5)
     damaged = registry.publish(tmp_path / "made").version
     graph = registry.folder(damaged) / "trunk.onnx"

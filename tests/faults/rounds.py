@@ -220,7 +220,7 @@ def _all_learned(world: World) -> None:
 
     def nothing_is_left() -> bool:
         learned = _progress(world).last_number
-        return learned == world.store.trust_level().last_number and not world.store.revisions(learned, 1)
+        return learned == world.store.intake_stats().last_number and not world.store.revisions(learned, 1)
 
     _wait(world, nothing_is_left, "the leader has not learned all that was taken in")
 
@@ -245,7 +245,7 @@ def _count(world: World, users: Users, outcome: Outcome) -> None:
     learned = _progress(world).experiences
     outcome.lost = len((users.acknowledged - set(feedback)) | world.not_taken_in(users.acknowledged))
     outcome.repeated = sum(count - 1 for count in Counter(feedback).values())
-    outcome.orphans = world.store.trust_level().waiting
+    outcome.orphans = world.store.intake_stats().waiting
     outcome.twice = max(0, learned - experiences)
     outcome.missing = max(0, experiences - learned)
     outcome.same_sums = all(

@@ -10,7 +10,8 @@ import pytest
 from plaudit.adapters.jobs.inline import InlineJobs
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.adapters.store.sql import SqlStore, sqlite_url
-from plaudit.compose.build import content_limits, head_maker, training_plan
+from plaudit.compose.learner import head_builder, training_plan
+from plaudit.compose.runtime import content_limits
 from plaudit.core.errors import NoLiveModel
 from plaudit.core.job_run import CANDIDATE, PROGRESS, RESULT, write_json
 from plaudit.core.ports.store import LeaderCommit
@@ -47,7 +48,7 @@ class World:
             jobs=jobs,
             store=self.store,
             registry=self.registry,
-            maker=head_maker(settings),
+            maker=head_builder(settings),
             plan=training_plan(settings),
             limits=content_limits(settings),
             now_s=2.0,
@@ -76,7 +77,7 @@ def _diverge(run_dir: Path) -> None:
     raise FloatingPointError("the loss is nan")
 
 
-def test_the_candidate_is_published_and_waits_to_be_promoted(tmp_path):
+def test_the_candidate_is_published_and_waits_to_be_promoted(tmp_path: Path) -> None:
     world = World(tmp_path)
     published = world.finetune(InlineJobs(_train))
     assert (published.version, published.kind) == (2, "finetuned")
@@ -84,14 +85,14 @@ def test_the_candidate_is_published_and_waits_to_be_promoted(tmp_path):
     assert world.registry.rollout().live == 1
 
 
-def test_an_imported_graph_cannot_be_trained(tmp_path):
+def test_an_imported_graph_cannot_be_trained(tmp_path: Path) -> None:
     world = _imported(tmp_path)
     with pytest.raises(FinetuningFailed, match="version 2 is an imported graph without weights"):
         world.finetune(InlineJobs(_train))
     assert list(world.registry.versions()) == [1, 2]
 
 
-def test_the_job_starts_from_live_sees_all_experiences_and_rehearses_the_pre_training(tmp_path):
+def test_the_job_starts_from_live_sees_all_experiences_and_rehearses_the_pre_training(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.finetune(InlineJobs(_train))
     task = read_job_spec(world.run_dir)
@@ -100,13 +101,13 @@ def test_the_job_starts_from_live_sees_all_experiences_and_rehearses_the_pre_tra
     assert read_manifest(world.run_dir / PARENT).version == 1
 
 
-def test_a_job_that_fails_publishes_nothing_and_says_why(tmp_path):
+def test_a_job_that_fails_publishes_nothing_and_says_why(tmp_path: Path) -> None:
     world = World(tmp_path)
     with pytest.raises(FinetuningFailed, match="the loss is nan"):
         world.finetune(InlineJobs(_diverge))
     assert list(world.registry.versions()) == [1]
 
 
-def test_without_a_live_version_there_is_nothing_to_start_from(tmp_path):
+def test_without_a_live_version_there_is_nothing_to_start_from(tmp_path: Path) -> None:
     with pytest.raises(NoLiveModel):
         World(tmp_path, live=False).finetune(InlineJobs(_train))

@@ -45,7 +45,7 @@ def _pretrain(folder: Path, registry: DirectoryRegistry, **options: Any) -> Publ
     return pretrain_and_publish(folder, SPEC, registry, **(defaults | options))
 
 
-def test_the_first_version_goes_live_and_the_second_waits(tmp_path):
+def test_the_first_version_goes_live_and_the_second_waits(tmp_path: Path) -> None:
     registry = DirectoryRegistry(tmp_path / "registry", SPEC.name)
     reports: list[PretrainProgress] = []
     data = _write(tmp_path / "sounds", {"train": 64, "val": 8, "test": 8})
@@ -72,18 +72,18 @@ def test_the_first_version_goes_live_and_the_second_waits(tmp_path):
     assert (second.manifest.version, second.live, registry.rollout().live) == (2, False, 1)
 
 
-def test_a_folder_without_validation_rows_is_refused_before_training(tmp_path):
+def test_a_folder_without_validation_rows_is_refused_before_training(tmp_path: Path) -> None:
     registry = DirectoryRegistry(tmp_path / "registry", SPEC.name)
     with pytest.raises(InvalidData, match="no row has split 'val'"):
         _pretrain(_write(tmp_path / "sounds", {"train": 4}), registry)
     assert list(registry.versions()) == []
 
 
-def test_steps_round_up():
+def test_steps_round_up() -> None:
     assert steps_of(10, epochs=3, batch=4) == 9
 
 
-def test_golden_inputs_keep_missing_modalities_missing():
+def test_golden_inputs_keep_missing_modalities_missing() -> None:
     spec = ModelSpec(
         name="two",
         modalities={"a": TensorModality(shape=(1,)), "b": TensorModality(shape=(1,))},

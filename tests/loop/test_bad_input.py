@@ -68,7 +68,7 @@ def test_fields_of_a_newer_version_are_passed_over(make_world: MakeWorld) -> Non
         )
     world.settle(learner)
     assert learner.progress.experiences == 1
-    assert "poison" not in learner.standing.outcomes
+    assert "poison" not in learner.intake_stats.outcomes
 
 
 def test_a_record_of_50_megabytes_is_learned_from(make_world: MakeWorld) -> None:
@@ -186,7 +186,7 @@ def test_what_no_server_of_ours_would_log_goes_to_the_dead_letters_by_field(make
         )
     world.log.append([decision, world.say(decision, Thumb(up=True))])
     world.settle(learner)
-    assert (learner.progress.experiences, learner.standing.outcomes["poison"]) == (1, 2)
+    assert (learner.progress.experiences, learner.intake_stats.outcomes["poison"]) == (1, 2)
     reader = world.log.reader("test", [Topic.DEAD_LETTER], start=dict)
     letters = [record.event for record in reader.poll(10, 0.0)]
     reader.close()

@@ -106,8 +106,8 @@ def test_killed_anywhere_and_restarted_nothing_is_lost_and_nothing_counts_twice(
     expected, count = recount(world.log, SPEC, state.space)
     assert_same_sums(state, expected)
     assert learner.progress.experiences == count == 44
-    assert learner.standing.feedback == 70
-    assert learner.standing.waiting == 0
+    assert learner.intake_stats.feedback == 70
+    assert learner.intake_stats.waiting == 0
     live = world.registry.rollout().live
     assert live is not None
     assert world.registry.manifest(live).data["experiences"] == 44

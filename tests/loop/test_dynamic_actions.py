@@ -24,7 +24,6 @@ from plaudit.learner.finetuning.job_spec import STATE, read_job_spec
 from plaudit.learner.loop import Learner
 from plaudit.learner.online.rater_commands import order
 from plaudit_models.bandit.dynamic_actions import (
-    DYNAMIC_ACTION_HEAD,
     ActionList,
     DynamicActionState,
     dynamic_action_head_from_bytes,
@@ -32,7 +31,7 @@ from plaudit_models.bandit.dynamic_actions import (
     evidence_of_list,
 )
 from plaudit_models.bandit.reward_model import empty_state
-from plaudit_models.bundle import CANDIDATE
+from plaudit_models.bundle import DYNAMIC_HEAD, TEXT_SCORER
 from plaudit_models.preprocess import Limits
 from support.builders import tiny_spec
 from support.loop_dynamic_actions import (
@@ -108,7 +107,7 @@ def thumbs(decisions: Sequence[Decision], up: bool = True) -> list[tuple[Decisio
 # --- learning --------------------------------------------------------------------------------------------------------
 
 
-def test_thumbs_make_the_answers_better_among_candidates_that_were_never_listed(world: DynamicActionWorld) -> None:
+def test_thumbs_make_the_answers_better_among_dynamic_actions_that_were_never_listed(world: DynamicActionWorld) -> None:
     """What users like depends on content and text: with some contents one word, with the others another."""
     topic = {seed: bool(world.over(1, [DynamicAction("a", "it")], seed)[1].embedding[0] > 0) for seed in range(20)}
     assert 4 <= sum(topic.values()) <= 16
@@ -126,14 +125,14 @@ def test_thumbs_make_the_answers_better_among_candidates_that_were_never_listed(
     assert world.satisfaction_between(live, likes) > before + 0.3
     manifest = world.registry.manifest(live)
     assert manifest.kind == "head"
-    assert {CANDIDATE, DYNAMIC_ACTION_HEAD} <= manifest.files.keys()
+    assert {TEXT_SCORER, DYNAMIC_HEAD} <= manifest.files.keys()
     assert manifest.data["dynamic_experiences"] == manifest.data["experiences"] == 384
     assert learner.report()["dynamic_experiences"] == 384
     assert world.metric("plaudit_learner_dynamic_experiences") == 384
     assert learner.running.comparison.tally.seen > 0
 
 
-def test_candidates_and_actions_are_learned_apart(world: DynamicActionWorld) -> None:
+def test_dynamic_and_fixed_actions_are_learned_apart(world: DynamicActionWorld) -> None:
     learner = world.learner()
     world.traffic_between(20, likes_loud)
     world.settle(learner)
@@ -167,7 +166,7 @@ def test_sums_equal_a_recount_after_changed_minds_and_retractions(world: Dynamic
     assert_same(learner.dynamic_state, recounted(world, learner, []))
 
 
-def test_corrections_and_preferences_name_candidates(world: DynamicActionWorld) -> None:
+def test_corrections_and_preferences_name_dynamic_actions(world: DynamicActionWorld) -> None:
     learner = world.learner()
     right, better = some_decisions(world, 2)
     ids = [each.id for each in right.dynamic_actions]
@@ -179,7 +178,7 @@ def test_corrections_and_preferences_name_candidates(world: DynamicActionWorld) 
     )
 
 
-def test_an_action_of_the_model_is_no_candidate(world: DynamicActionWorld) -> None:
+def test_an_action_of_the_model_is_no_dynamic_action(world: DynamicActionWorld) -> None:
     learner = world.learner()
     (decision,) = some_decisions(world, 1)
     wrong = world.say(decision, Correction("cat"))
@@ -204,7 +203,7 @@ def test_what_a_user_in_quarantine_said_is_forgotten(world: DynamicActionWorld) 
 # --- versions --------------------------------------------------------------------------------------------------------
 
 
-def test_a_refresh_for_actions_carries_the_candidate_head_over(world: DynamicActionWorld) -> None:
+def test_a_refresh_of_fixed_actions_carries_the_dynamic_head_over(world: DynamicActionWorld) -> None:
     """Also where the learner was started anew since, and remembers no list."""
     learner = world.learner()
     world.traffic_between(20, likes_loud)
@@ -218,13 +217,13 @@ def test_a_refresh_for_actions_carries_the_candidate_head_over(world: DynamicAct
     assert live is not None
     assert live > first
     heads = [
-        dynamic_action_head_from_bytes((world.registry.folder(version) / DYNAMIC_ACTION_HEAD).read_bytes())
+        dynamic_action_head_from_bytes((world.registry.folder(version) / DYNAMIC_HEAD).read_bytes())
         for version in (first, live)
     ]
     assert_same(heads[1].state, heads[0].state)
 
 
-def test_one_refresh_moves_answers_between_candidates_no_further_than_allowed(tmp_path: Path) -> None:
+def test_one_refresh_moves_answers_between_dynamic_actions_no_further_than_allowed(tmp_path: Path) -> None:
     world = DynamicActionWorld(
         tmp_path,
         settings={
@@ -265,7 +264,7 @@ def test_on_another_trunk_texts_are_scored_anew(world: DynamicActionWorld) -> No
     assert_same(learner.dynamic_state, recounted(world, learner, [], version=other))
 
 
-def test_a_version_that_scores_no_text_knows_nothing_of_candidates(world: DynamicActionWorld) -> None:
+def test_a_version_that_scores_no_text_knows_nothing_of_dynamic_actions(world: DynamicActionWorld) -> None:
     """What is still said of dynamic actions meanwhile is kept, and learned when a version can score them again."""
     learner = world.learner()
     decisions = some_decisions(world, 6)
@@ -279,7 +278,7 @@ def test_a_version_that_scores_no_text_knows_nothing_of_candidates(world: Dynami
     assert learner.dynamic_state is None
     live = world.registry.rollout().live
     assert live is not None
-    assert DYNAMIC_ACTION_HEAD not in world.registry.manifest(live).files
+    assert DYNAMIC_HEAD not in world.registry.manifest(live).files
     world.promote(1)
     world.settle(learner)
     assert_same(
@@ -319,7 +318,7 @@ def test_texts_are_what_is_learned_from_not_ids(world: DynamicActionWorld) -> No
 # ------------------------------------------------------------------------------------------
 
 
-def test_the_running_comparison_takes_refreshes_back_that_harm_answers_between_candidates(tmp_path: Path) -> None:
+def test_the_running_comparison_takes_refreshes_back_that_harm_answers_between_dynamic_actions(tmp_path: Path) -> None:
     """Users turn round, and no refresh follows: what the last one has learned to say, they like no more.
 
     It explores much, so that a few hundred thumbs are proof.
@@ -353,7 +352,9 @@ def test_the_running_comparison_takes_refreshes_back_that_harm_answers_between_c
     world.close()
 
 
-def test_each_answer_of_a_experiment_has_its_chance_among_its_own_candidates(world: DynamicActionWorld) -> None:
+def test_each_answer_of_an_experiment_has_its_propensity_among_its_own_dynamic_actions(
+    world: DynamicActionWorld,
+) -> None:
     other, without = world.publish(seed=9), world.publish(seed=5, spec=tiny_spec())
     decisions = some_decisions(world, 5)
     plain = world.decide()
@@ -373,7 +374,7 @@ def test_each_answer_of_a_experiment_has_its_chance_among_its_own_candidates(wor
     assert not np.isnan(cannot.candidate[5])
 
 
-def test_the_gate_of_fine_tuned_versions_leaves_answers_between_candidates_out(tmp_path: Path) -> None:
+def test_the_gate_of_fine_tuned_versions_leaves_answers_between_dynamic_actions_out(tmp_path: Path) -> None:
     """It counts them, judges on the others, and no job is started for dynamic actions alone."""
 
     def another_trunk(run_dir: Path) -> None:

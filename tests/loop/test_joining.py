@@ -36,7 +36,7 @@ def test_feedback_that_comes_days_late_is_joined(make_world: MakeWorld) -> None:
     world.log.append([world.say(decision, Thumb(up=True))])
     settle(world, learner)
     assert judged(world) == {decision.prediction_id: 1.0}
-    assert learner.standing.waiting == 0
+    assert learner.intake_stats.waiting == 0
 
 
 def test_feedback_of_before_its_decision_by_the_clock_is_joined(make_world: MakeWorld) -> None:
@@ -115,11 +115,11 @@ def test_orphans_are_kept_counted_and_listed_until_their_time_is_up(make_world: 
     orphan = world.say(lost, Thumb(up=True))
     world.log.append([orphan])
     settle(world, learner)
-    assert learner.standing.waiting == 1
+    assert learner.intake_stats.waiting == 1
     assert [feedback.feedback_id for feedback in world.store.orphans(10)] == [orphan.feedback_id]
     world.now_s += 32 * DAY_S
     settle(world, learner)
-    assert learner.standing.waiting == 0
+    assert learner.intake_stats.waiting == 0
     assert world.store.orphans(10) == []
 
 
@@ -140,4 +140,4 @@ def test_what_was_learned_stays_when_its_decision_leaves(make_world: MakeWorld) 
     world.log.append([world.say(old, Thumb(up=False))])
     settle(world, learner)
     assert learner.progress.experiences == 2
-    assert learner.standing.waiting == 1
+    assert learner.intake_stats.waiting == 1

@@ -132,11 +132,11 @@ def test_feedback_that_comes_before_its_decision_waits(make_world: MakeWorld) ->
     decision = world.decide()
     world.log.append([world.say(decision, Thumb(up=True))])
     world.settle(learner)
-    assert learner.standing.waiting == 1
+    assert learner.intake_stats.waiting == 1
     assert [feedback.prediction_id for feedback in world.store.orphans(10)] == [decision.prediction_id]
     world.log.append([decision])
     world.settle(learner)
-    assert learner.standing.waiting == 0
+    assert learner.intake_stats.waiting == 0
     assert learner.progress.experiences == 1
     assert world.store.orphans(10) == []
 
@@ -151,7 +151,7 @@ def test_feedback_of_an_unknown_action_is_discarded_with_the_reason(make_world: 
     kept = world.store.feedback([bad.feedback_id])[bad.feedback_id]
     assert kept.state == FeedbackState.DISCARDED
     assert "'cow'" in kept.reason
-    assert (learner.standing.discarded, learner.progress.experiences) == (1, 0)
+    assert (learner.intake_stats.discarded, learner.progress.experiences) == (1, 0)
 
 
 def test_a_preference_without_the_served_action_teaches_but_proves_nothing(make_world: MakeWorld) -> None:
@@ -171,8 +171,8 @@ def test_decisions_of_another_model_are_counted_and_left_alone(make_world: MakeW
     learner = world.learner()
     world.log.append([world.decide(model="somebody-elses")])
     world.settle(learner)
-    assert learner.standing.outcomes["foreign"] == 1
-    assert "decision" not in learner.standing.outcomes
+    assert learner.intake_stats.outcomes["foreign"] == 1
+    assert "decision" not in learner.intake_stats.outcomes
 
 
 def test_a_poison_record_goes_to_the_dead_letters_and_the_loop_goes_on(make_world: MakeWorld) -> None:
@@ -192,7 +192,7 @@ def test_a_poison_record_goes_to_the_dead_letters_and_the_loop_goes_on(make_worl
     world.log.append([bad, world.say(decision, Thumb(up=True))])
     world.settle(learner)
     assert learner.progress.experiences == 1
-    assert learner.standing.outcomes["poison"] == 2
+    assert learner.intake_stats.outcomes["poison"] == 2
     reader = world.log.reader("test", [Topic.DEAD_LETTER], start=dict)
     letters = [record.event for record in reader.poll(10, 0.0)]
     reader.close()

@@ -37,7 +37,7 @@ def judged(version: int, reward: float, *, excluded: bool = False) -> Experience
 # --- satisfaction by version -----------------------------------------------------------------------------------------
 
 
-def test_each_version_has_its_mean_and_its_interval():
+def test_each_version_has_its_mean_and_its_interval() -> None:
     registry = CollectorRegistry()
     by_version = SatisfactionByVersion(LearnerMetrics(registry))
     by_version.hear([judged(1, 1.0)] * 8 + [judged(1, 0.0)] * 2 + [judged(2, 0.5)], 0.0)
@@ -49,13 +49,13 @@ def test_each_version_has_its_mean_and_its_interval():
     assert metric(registry, "version_satisfaction", version="2") == 0.5
 
 
-def test_what_was_set_aside_is_not_what_users_think():
+def test_what_was_set_aside_is_not_what_users_think() -> None:
     registry = CollectorRegistry()
     SatisfactionByVersion(LearnerMetrics(registry)).hear([judged(1, 1.0), judged(1, 0.0, excluded=True)], 0.0)
     assert metric(registry, "version_satisfaction", version="1") == 1.0
 
 
-def test_versions_that_nobody_speaks_of_any_more_leave():
+def test_versions_that_nobody_speaks_of_any_more_leave() -> None:
     registry = CollectorRegistry()
     by_version = SatisfactionByVersion(LearnerMetrics(registry))
     for version in range(500):
@@ -74,7 +74,7 @@ def world(make_world: MakeWorld) -> World:
     return make_world({"learner": {"batch": 10**6, "max_wait_s": 10**6, "user_cap": 1.0}})
 
 
-def test_satisfaction_is_a_recount_and_survives_a_restart(world):
+def test_satisfaction_is_a_recount_and_survives_a_restart(world: World) -> None:
     learner = world.learner()
     decisions = world.traffic(40, likes_fish)
     world.settle(learner)
@@ -91,7 +91,7 @@ def test_satisfaction_is_a_recount_and_survives_a_restart(world):
     again.close()
 
 
-def test_every_stage_from_the_log_to_the_reward_state_is_timed(world):
+def test_every_stage_from_the_log_to_the_reward_state_is_timed(world: World) -> None:
     learner = world.learner()
     world.traffic(10, likes_fish)
     world.settle(learner)
@@ -101,7 +101,7 @@ def test_every_stage_from_the_log_to_the_reward_state_is_timed(world):
     learner.close()
 
 
-def test_fine_tuning_shows_its_phase_and_the_evidence_at_the_gate(make_world):
+def test_fine_tuning_shows_its_phase_and_the_evidence_at_the_gate(make_world: Callable[..., World]) -> None:
     world = make_world(
         {
             "learner": {"batch": 10**6, "max_wait_s": 10**6},

@@ -57,7 +57,7 @@ def test_who_says_the_opposite_is_quarantined_and_all_of_it_forgotten(make_world
     with structlog.testing.capture_logs() as logs:
         world, learner = attacked(make_world)
     raters = known_raters(world.store)
-    assert [user for user, rater in raters.users.items() if rater.standing == "quarantined"] == ["mallory"]
+    assert [user for user, rater in raters.users.items() if rater.trust_level == "quarantined"] == ["mallory"]
     assert len(of_mallory(world)) > 60
     assert all(of_mallory(world))
     assert learner.progress.experiences == sum(not e.excluded for e in world.store.experiences())
@@ -84,7 +84,7 @@ def test_people_release_and_are_not_overruled(make_world: MakeWorld) -> None:
     order(world.store, "mallory", "trusted")
     traffic(world, 64, mallory=0.5)
     world.settle(learner)
-    assert known_raters(world.store)["mallory"].standing == "trusted"
+    assert known_raters(world.store)["mallory"].trust_level == "trusted"
     assert all(of_mallory(world)[:before])
     assert not any(of_mallory(world)[before:])
     assert len(of_mallory(world)) > before
@@ -138,5 +138,5 @@ def test_everybody_pressing_the_same_thumb_harms_nobody(make_world: MakeWorld, u
         decisions = [world.decide(seed=i % 20, user_id=f"user {i % CROWD}") for i in range(64)]
         world.log.append([event for d in decisions for event in (d, world.say(d, Thumb(up=up)))])
         world.settle(learner)
-    assert all(rater.standing == "heard" for rater in known_raters(world.store).users.values())
+    assert all(rater.trust_level == "heard" for rater in known_raters(world.store).users.values())
     assert learner.progress.experiences == 192

@@ -56,7 +56,7 @@ class Crew:
         expected, count = recount(self.log, SPEC, state.space)
         assert_same_sums(state, expected)
         assert learner.progress.experiences == count == experiences
-        assert learner.standing.waiting == 0
+        assert learner.intake_stats.waiting == 0
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_a_learner_that_does_not_lead_reads_all_the_same(crew: Crew) -> None:
     crew.traffic(20)
     settle(bob)
     assert (ada.leading, bob.leading) == (True, False)
-    assert bob.standing.last_number > 0
+    assert bob.intake_stats.last_number > 0
     assert crew.world.registry.rollout().live == 1
     settle(ada)
     assert crew.world.registry.rollout().live != 1
@@ -223,7 +223,7 @@ def test_killed_anywhere_another_learner_takes_over(crew: Crew, tmp_path: Path, 
     crew.log.assign({"bob": [0, 1, 2, 3]})
     late = crew.traffic(8)
     crew.world.log.append([crew.world.say(d, Retract()) for d in (*decisions[8:12], *late[:2])])
-    while crew.world.store.standing().feedback < 62:
+    while crew.world.store.intake_stats().feedback < 62:
         assert bob.poll() is None
     bob.send_signal(signal.SIGKILL)
     bob.wait()
@@ -236,18 +236,18 @@ def test_a_learner_that_was_paused_cannot_write_what_another_has_read(crew: Crew
     crew.log.assign({"ada": [0, 1, 2, 3]})
     ada = start(tmp_path, crew.world.store_url, "ada")
     crew.traffic(10)
-    while crew.world.store.standing().last_number < 3:
+    while crew.world.store.intake_stats().last_number < 3:
         assert ada.poll() is None
     ada.send_signal(signal.SIGSTOP)
     crew.log.assign({"bob": [0, 1, 2, 3]})
     bob = start(tmp_path, crew.world.store_url, "bob")
     crew.traffic(10)
-    while crew.world.store.standing().feedback < 20:
+    while crew.world.store.intake_stats().feedback < 20:
         assert bob.poll() is None
     ada.send_signal(signal.SIGCONT)
     crew.log.assign({"ada": [0, 1], "bob": [2, 3]})
     crew.traffic(10)
-    while crew.world.store.standing().feedback < 30:
+    while crew.world.store.intake_stats().feedback < 30:
         assert ada.poll() is None
         assert bob.poll() is None
     for process in (ada, bob):
@@ -270,7 +270,7 @@ def test_on_kafka_each_takes_over_from_the_other_when_it_is_killed(
 
     def traffic_until_read(feedback: int, reader: subprocess.Popen[str]) -> None:
         world.traffic(20, lambda decision: decision.action == "fish")
-        while world.store.standing().feedback < feedback:
+        while world.store.intake_stats().feedback < feedback:
             assert reader.poll() is None
 
     ada, bob = launch("ada"), launch("bob")

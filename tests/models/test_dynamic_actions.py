@@ -101,7 +101,7 @@ def test_pair_features_never_fade_to_nothing() -> None:
     [
         (ActionList(np.ones(2), np.ones((2, 3)), np.zeros(2)), r"embedding: shape \(2,\) is not \(3,\)"),
         (ActionList(np.ones(3), np.ones((1, 3)), np.zeros(2)), r"vectors: shape \(1, 3\) is not \(2, 3\)"),
-        (ActionList(np.ones(3), np.ones((0, 3)), np.zeros(0)), "there is no candidate"),
+        (ActionList(np.ones(3), np.ones((0, 3)), np.zeros(0)), "the list is empty"),
         (ActionList(np.ones(3), np.ones((2, 3)), np.array([0.0, np.nan])), "base_logits: holds a value"),
         (ActionList(np.ones(3), np.full((2, 3), np.inf), np.zeros(2)), "vectors: holds a value"),
     ],
@@ -197,7 +197,7 @@ def test_towards_goes_a_share_of_the_way() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [{"trunk_digest": "new"}, {"candidate_digest": "new"}, {"pair_features": 4}, {"exclusivity": 0.0}]
+    "other", [{"trunk_digest": "new"}, {"text_scorer_digest": "new"}, {"pair_features": 4}, {"exclusivity": 0.0}]
 )
 def test_other_spaces_are_refused(other: dict[str, object]) -> None:
     elsewhere = replace(SPACE, **other)  # type: ignore[arg-type]
@@ -334,5 +334,5 @@ def test_bytes_bring_everything_back() -> None:
 def test_bytes_that_are_something_else_are_refused() -> None:
     whole = DynamicActionHead(HeadSettings(), random_state(1)).to_bytes()
     for raw in (b"", b"nothing of the kind", whole[:-8], random_state(1).to_bytes()):
-        with pytest.raises(CorruptState, match="not a candidate"):
+        with pytest.raises(CorruptState, match="dynamic action head"):
             dynamic_action_head_from_bytes(raw)

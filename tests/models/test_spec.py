@@ -23,7 +23,7 @@ def with_tensor(name: str, **fields: object) -> ModelSpec:
     return ModelSpec("m", {name: TensorModality(**fields)}, ACTIONS)  # type: ignore[arg-type]
 
 
-def test_defaults_are_not_written_so_that_digests_of_old_versions_stay():
+def test_defaults_are_not_written_so_that_digests_of_old_versions_stay() -> None:
     spec = ModelSpec("m", {"radar": TensorModality((4,)), "question": TextModality(8)}, ACTIONS, 16)
     assert spec.to_dict() == {
         "name": "m",
@@ -34,7 +34,7 @@ def test_defaults_are_not_written_so_that_digests_of_old_versions_stay():
     assert spec_from_dict(spec.to_dict()) == spec
 
 
-def test_what_an_imported_graph_needs_is_read_back():
+def test_what_an_imported_graph_needs_is_read_back() -> None:
     spec = ModelSpec(
         "m",
         {"Input.ids:0": TensorModality((-1, 2), dtype="int64", required=True)},
@@ -46,7 +46,7 @@ def test_what_an_imported_graph_needs_is_read_back():
     assert spec.all_required
 
 
-def test_one_that_may_be_missing_needs_to_be_told_from_zeros():
+def test_one_that_may_be_missing_needs_to_be_told_from_zeros() -> None:
     required, optional = TensorModality((2,), required=True), TensorModality((2,))
     assert not ModelSpec("m", {"a": required, "b": optional}, ACTIONS).all_required
     assert not ModelSpec("m", {"a": required}, ACTIONS).has_free_lengths
@@ -63,7 +63,7 @@ def test_one_that_may_be_missing_needs_to_be_told_from_zeros():
         ("present", {"shape": (2,), "required": True}, r"model\.modalities\.present: .* not be reserved"),
     ],
 )
-def test_what_is_wrong_with_a_tensor_is_named(name, fields, problem):
+def test_what_is_wrong_with_a_tensor_is_named(name: str, fields: dict[str, Any], problem: str) -> None:
     with pytest.raises(InvalidSpec, match=problem):
         with_tensor(name, **fields)
 

@@ -71,7 +71,7 @@ def _inputs(b: int, seed: int = 0, spec: ModelSpec = SPEC) -> dict[str, np.ndarr
 
 
 @pytest.fixture(scope="module")
-def trunk(tmp_path_factory) -> Path:
+def trunk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("export") / TRUNK
     export_trunk(_policy(0), path)
     return path
@@ -81,7 +81,7 @@ def _manifest() -> Manifest:
     return Manifest(spec=SPEC, kind="pretrained", created_at_s=1.0, files={})
 
 
-def test_the_graph_keeps_the_contract(trunk):
+def test_the_graph_keeps_the_contract(trunk: Path) -> None:
     session = onnxruntime.InferenceSession(str(trunk), providers=["CPUExecutionProvider"])
     assert [i.name for i in session.get_inputs()] == [*SPEC.modalities, PRESENT]
     assert [i.shape for i in session.get_inputs()[:-1]] == [["b", *m.shape] for m in SPEC.modalities.values()]
@@ -89,17 +89,17 @@ def test_the_graph_keeps_the_contract(trunk):
 
 
 @pytest.mark.parametrize("b", [1, 2, 7])
-def test_the_graph_does_what_torch_does_at_any_batch_size(trunk, b):
+def test_the_graph_does_what_torch_does_at_any_batch_size(trunk: Path, b: int) -> None:
     outputs = check_parity(_policy(0), trunk, _inputs(b, seed=b))
     assert outputs[EMBEDDING].shape == (b, 8)
 
 
-def test_parity_refuses_other_weights(trunk):
+def test_parity_refuses_other_weights(trunk: Path) -> None:
     with pytest.raises(ExportMismatch, match="embedding differs from torch by"):
         check_parity(_policy(1), trunk, _inputs(4))
 
 
-def test_the_graph_holds_every_weight_under_its_own_name_and_no_trace_of_the_machine(trunk):
+def test_the_graph_holds_every_weight_under_its_own_name_and_no_trace_of_the_machine(trunk: Path) -> None:
     proto = onnx.load(trunk)
     named = {i.name for i in proto.graph.initializer}
     state = _policy(0).state_dict()
@@ -107,7 +107,7 @@ def test_the_graph_holds_every_weight_under_its_own_name_and_no_trace_of_the_mac
     assert str(Path(__file__).parents[2]).encode() not in trunk.read_bytes()
 
 
-def test_new_weights_in_an_old_graph(trunk, tmp_path):
+def test_new_weights_in_an_old_graph(trunk: Path, tmp_path: Path) -> None:
     trained = _policy(1)
     reexport_trunk(trunk, trained.state_dict(), tmp_path / TRUNK)
     check_parity(trained, tmp_path / TRUNK, _inputs(5))
@@ -117,7 +117,7 @@ def test_new_weights_in_an_old_graph(trunk, tmp_path):
     assert (tmp_path / "again.onnx").read_bytes() == trunk.read_bytes()
 
 
-def test_weights_that_do_not_fit_the_graph_are_refused(trunk, tmp_path):
+def test_weights_that_do_not_fit_the_graph_are_refused(trunk: Path, tmp_path: Path) -> None:
     state = _policy(0).state_dict()
     missing = {name: tensor for name, tensor in state.items() if name != "norm.bias"}
     with pytest.raises(ExportMismatch, match=r"only one of .* has the weights \['norm.bias'\]"):
@@ -132,7 +132,7 @@ def test_weights_that_do_not_fit_the_graph_are_refused(trunk, tmp_path):
     assert not (tmp_path / TRUNK).exists()
 
 
-def test_a_version_folder_is_sealed_and_carries_its_proof(trunk, tmp_path):
+def test_a_version_folder_is_sealed_and_carries_its_proof(trunk: Path, tmp_path: Path) -> None:
     policy, inputs = _policy(2), _inputs(4)
     sealed = export_version(policy, tmp_path, _manifest(), inputs, parent_trunk=trunk)
     assert verify(tmp_path) == sealed
@@ -146,7 +146,7 @@ def test_a_version_folder_is_sealed_and_carries_its_proof(trunk, tmp_path):
         verify(tmp_path)
 
 
-def test_a_version_can_be_exported_without_a_parent(tmp_path):
+def test_a_version_can_be_exported_without_a_parent(tmp_path: Path) -> None:
     """Exported anew, the graph is the one that new weights in an old graph give."""
     spec = ModelSpec("numbers", {"sensor": TensorModality((3,))}, ("no", "yes"), embedding_size=4)
     policy = FusionPolicy(spec, FusionConfig(width=8, layers=1, attention_heads=1)).eval()
@@ -156,7 +156,9 @@ def test_a_version_can_be_exported_without_a_parent(tmp_path):
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / TRUNK).read_bytes()
 
 
-def test_a_version_with_wrong_weights_in_its_parent_graph_is_not_sealed(trunk, tmp_path, monkeypatch):
+def test_a_version_with_wrong_weights_in_its_parent_graph_is_not_sealed(
+    trunk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If replacing weights silently did nothing, the parity check would still stop the version."""
     monkeypatch.setattr(
         "plaudit_models.training.export.reexport_trunk",
@@ -167,7 +169,7 @@ def test_a_version_with_wrong_weights_in_its_parent_graph_is_not_sealed(trunk, t
     assert not (tmp_path / "manifest.json").exists()
 
 
-def test_weights_come_back_as_the_same_policy(tmp_path):
+def test_weights_come_back_as_the_same_policy(tmp_path: Path) -> None:
     policy, inputs = _policy(4), _inputs(3)
     save_weights(policy, tmp_path / WEIGHTS)
     loaded = load_policy(tmp_path, SPEC)
@@ -176,7 +178,7 @@ def test_weights_come_back_as_the_same_policy(tmp_path):
     torch.testing.assert_close(loaded(*tensors), policy(*tensors), rtol=0, atol=0)
 
 
-def test_weights_that_are_absent_or_of_another_model_are_refused(tmp_path):
+def test_weights_that_are_absent_or_of_another_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no torch weights"):
         load_policy(tmp_path, SPEC)
     save_weights(_policy(0), tmp_path / WEIGHTS)

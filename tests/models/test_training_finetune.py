@@ -6,6 +6,8 @@ Two sensors; the taught question (token 1) asks for the sign of the left one, th
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,7 +67,7 @@ def _weights(model: FusionPolicy) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def test_thumbs_teach_a_new_kind_of_question_and_rehearsal_keeps_the_old(parent):
+def test_thumbs_teach_a_new_kind_of_question_and_rehearsal_keeps_the_old(parent: FusionPolicy) -> None:
     assert evaluate(parent, _data(400, NEW, 5)).overall < 0.2
     before, reports = _weights(parent), list[FinetuneProgress]()
     settings = FinetuneSettings(max_duration_s=None, replays_per_experience=20, learning_rate=3e-3)
@@ -79,13 +81,13 @@ def test_thumbs_teach_a_new_kind_of_question_and_rehearsal_keeps_the_old(parent)
     assert all(torch.equal(before[name], tensor) for name, tensor in parent.state_dict().items())
 
 
-def test_without_rehearsal_the_old_is_forgotten(parent):
+def test_without_rehearsal_the_old_is_forgotten(parent: FusionPolicy) -> None:
     settings = FinetuneSettings(max_duration_s=None, replays_per_experience=20, learning_rate=3e-3, rehearsal_share=0.0)
     result = finetune(parent, _experiences(500, 7), _data(640, TAUGHT, 0), settings=settings)
     assert evaluate(result.model, _data(400, TAUGHT, 6)).overall < 0.9
 
 
-def test_corrections_teach_too(parent):
+def test_corrections_teach_too(parent: FusionPolicy) -> None:
     """The reward is a misleading 1 for every wrong answer, so what is learned can only come from the correction."""
     right = _data(500, NEW, 7).action
     wrong = Experiences(
@@ -101,7 +103,7 @@ def test_corrections_teach_too(parent):
     assert evaluate(result.model, _data(400, NEW, 5)).overall > 0.9
 
 
-def test_users_of_no_weight_have_no_influence(parent):
+def test_users_of_no_weight_have_no_influence(parent: FusionPolicy) -> None:
     rehearsal = _data(64, TAUGHT, 0)
     thumbs = _experiences(40, 7, weight=np.zeros(40, np.float32))
     opposite = replace(thumbs, reward=1 - thumbs.reward)
@@ -111,7 +113,7 @@ def test_users_of_no_weight_have_no_influence(parent):
     )
 
 
-def test_only_the_chosen_encoders_change(parent):
+def test_only_the_chosen_encoders_change(parent: FusionPolicy) -> None:
     before = _weights(parent)
     after = finetune(parent, _experiences(40, 7), _data(64, TAUGHT, 0), settings=FEW).model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -125,7 +127,7 @@ def test_only_the_chosen_encoders_change(parent):
     assert not any(name.startswith("encoders.which.") for name in changed)
 
 
-def test_the_same_seed_gives_the_same_weights(parent):
+def test_the_same_seed_gives_the_same_weights(parent: FusionPolicy) -> None:
     def weights(seed):
         settings = replace(FEW, seed=seed)
         return finetune(parent, _experiences(40, 7), _data(64, TAUGHT, 0), settings=settings).model.state_dict()
@@ -135,7 +137,7 @@ def test_the_same_seed_gives_the_same_weights(parent):
     assert not torch.equal(first["summary"], other["summary"])
 
 
-def test_the_kl_term_holds_the_policy_near_its_parent(parent):
+def test_the_kl_term_holds_the_policy_near_its_parent(parent: FusionPolicy) -> None:
     """There is no anchor, so thumbs turn the answers to the new question round, unless a strong KL term forbids it."""
 
     def moved(kl_weight):
@@ -156,7 +158,7 @@ def test_the_kl_term_holds_the_policy_near_its_parent(parent):
     assert moved(10.0) < 0.1
 
 
-def test_checkpoints_and_limits(parent):
+def test_checkpoints_and_limits(parent: FusionPolicy) -> None:
     seen: list[int] = []
     settings = replace(FEW, max_steps=5, checkpoint_steps=2)
     result = finetune(
@@ -172,7 +174,9 @@ def test_checkpoints_and_limits(parent):
 
 
 @pytest.mark.parametrize("how", ["full", "lora", "sampled"])
-def test_a_run_that_goes_on_from_a_checkpoint_ends_where_it_would_have_ended(parent, tmp_path, how):
+def test_a_run_that_goes_on_from_a_checkpoint_ends_where_it_would_have_ended(
+    parent: FusionPolicy, tmp_path: Path, how: str
+) -> None:
     """To the last bit, through a file, and in the middle of a pass over the data."""
     settings = replace(
         FEW,
@@ -205,7 +209,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_where_it_would_have_ended(par
     assert not torch.equal(expected["action_head.weight"], parent.state_dict()["action_head.weight"])
 
 
-def test_a_checkpoint_of_another_run_is_refused(parent):
+def test_a_checkpoint_of_another_run_is_refused(parent: FusionPolicy) -> None:
     saved: list[Checkpoint] = []
     arguments = (parent, _experiences(40, 7), _data(64, TAUGHT, 0))
     finetune(*arguments, settings=replace(FEW, checkpoint_steps=2), on_checkpoint=saved.append)
@@ -214,7 +218,7 @@ def test_a_checkpoint_of_another_run_is_refused(parent):
         finetune(*arguments, settings=other, resume=saved[0])
 
 
-def test_a_checkpoint_that_cannot_be_read_is_none(tmp_path):
+def test_a_checkpoint_that_cannot_be_read_is_none(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "none") is None
     (tmp_path / "broken").write_bytes(b"half a fi")
     assert load_checkpoint(tmp_path / "broken") is None
@@ -223,7 +227,7 @@ def test_a_checkpoint_that_cannot_be_read_is_none(tmp_path):
 # --- low-rank updates ------------------------------------------------------------------------------------------------
 
 
-def test_low_rank_updates_teach_a_new_kind_and_rehearsal_keeps_the_old(parent):
+def test_low_rank_updates_teach_a_new_kind_and_rehearsal_keeps_the_old(parent: FusionPolicy) -> None:
     settings = FinetuneSettings(max_duration_s=None, replays_per_experience=20, learning_rate=3e-3, lora=LoraSettings())
     result = finetune(parent, _experiences(500, 7), _data(640, TAUGHT, 0), settings=settings)
     assert evaluate(result.model, _data(400, NEW, 5)).overall > 0.9
@@ -231,7 +235,7 @@ def test_low_rank_updates_teach_a_new_kind_and_rehearsal_keeps_the_old(parent):
     assert result.model.state_dict().keys() == parent.state_dict().keys()
 
 
-def test_low_rank_updates_train_few_numbers_and_move_matrices_by_their_rank(parent):
+def test_low_rank_updates_train_few_numbers_and_move_matrices_by_their_rank(parent: FusionPolicy) -> None:
     before = _weights(parent)
     arguments = (parent, _experiences(40, 7), _data(64, TAUGHT, 0))
     result = finetune(*arguments, settings=replace(FEW, lora=LoraSettings(rank=2, alpha=4.0)))
@@ -254,7 +258,7 @@ def _rewards(experiences: Experiences):
 
 
 @pytest.mark.parametrize("how", [{"sampled": SampledSettings(), "kl_weight": 0.01}, {"target": 0.1}])
-def test_what_a_reward_model_says_earns_more_and_the_taught_is_kept(parent, how):
+def test_what_a_reward_model_says_earns_more_and_the_taught_is_kept(parent: FusionPolicy, how: dict[str, Any]) -> None:
     """Expected reward on the new question, of which the parent gets a tenth."""
     experiences, fresh = _experiences(500, 7), _data(400, NEW, 5)
     settings = FinetuneSettings(
@@ -273,7 +277,7 @@ def test_what_a_reward_model_says_earns_more_and_the_taught_is_kept(parent, how)
     assert result.kl_to_parent > 0.1
 
 
-def test_what_the_head_has_learned_the_trunk_need_not_learn(parent):
+def test_what_the_head_has_learned_the_trunk_need_not_learn(parent: FusionPolicy) -> None:
     """Served is already what users like, the opposite of the parent: the trunk stays as it is, which without the head
     turns round. Measured as the accuracy on the new question."""
     experiences, rehearsal = _experiences(500, 7), _data(640, TAUGHT, 0)
@@ -288,7 +292,7 @@ def test_what_the_head_has_learned_the_trunk_need_not_learn(parent):
     assert evaluate(alone.model, _data(400, NEW, 5)).overall > 0.9
 
 
-def test_rehearsal_is_as_pre_training_was(parent, monkeypatch):
+def test_rehearsal_is_as_pre_training_was(parent: FusionPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Words of the labelled rows are hidden, of the experiences none."""
     changed = []
 
@@ -302,13 +306,13 @@ def test_rehearsal_is_as_pre_training_was(parent, monkeypatch):
 
 
 @pytest.mark.parametrize("how", [{"sampled": SampledSettings()}, {"target": 0.1}])
-def test_asking_no_reward_model_is_refused(parent, how):
+def test_asking_no_reward_model_is_refused(parent: FusionPolicy, how: dict[str, Any]) -> None:
     settings = replace(FEW, **how)
     with pytest.raises(ValueError, match="rewards: none given"):
         finetune(parent, _experiences(40, 7), _data(64, TAUGHT, 0), settings=settings)
 
 
-def test_experiences_that_make_no_sense_are_refused(parent):
+def test_experiences_that_make_no_sense_are_refused(parent: FusionPolicy) -> None:
     with pytest.raises(ValueError, match=r"reward: 1.5 of experience 3 is not in \[0, 1\]"):
         _experiences(5, 0, reward=np.array([0, 1, 0, 1.5, 2], np.float32))
     with pytest.raises(ValueError, match="weight: nan of experience 0"):

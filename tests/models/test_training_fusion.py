@@ -48,7 +48,7 @@ def _contents(spec: ModelSpec, b: int, seed: int = 0) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("mix", MIXES)
-def test_any_mix_of_modalities_gives_embedding_and_logits_and_can_be_trained(mix):
+def test_any_mix_of_modalities_gives_embedding_and_logits_and_can_be_trained(mix: str) -> None:
     spec = _spec(MIXES[mix])
     policy = _policy(spec).train()
     embedding, logits = policy(*_contents(spec, 5), torch.ones(5, len(spec.modalities)))
@@ -60,7 +60,7 @@ def test_any_mix_of_modalities_gives_embedding_and_logits_and_can_be_trained(mix
 
 
 @pytest.mark.parametrize("mix", MIXES)
-def test_a_missing_modality_has_no_influence_whatever_stands_in_its_place(mix):
+def test_a_missing_modality_has_no_influence_whatever_stands_in_its_place(mix: str) -> None:
     spec = _spec(MIXES[mix])
     policy = _policy(spec)
     contents = _contents(spec, 2)
@@ -77,7 +77,7 @@ def test_a_missing_modality_has_no_influence_whatever_stands_in_its_place(mix):
 
 
 @pytest.mark.parametrize("name", tiny_spec().modalities)
-def test_a_given_modality_has_influence(name):
+def test_a_given_modality_has_influence(name: str) -> None:
     spec = tiny_spec()
     policy = _policy(spec)
     i = list(spec.modalities).index(name)
@@ -91,21 +91,21 @@ def test_a_given_modality_has_influence(name):
     assert (logits - missing).abs().max() > 1e-6
 
 
-def test_text_that_is_all_padding_stays_finite():
+def test_text_that_is_all_padding_stays_finite() -> None:
     spec = _spec({"case": TextModality(4)})
     embedding, logits = _policy(spec)(torch.zeros(2, 4, dtype=torch.int64), torch.ones(2, 1))
     assert embedding.isfinite().all()
     assert logits.isfinite().all()
 
 
-def test_padding_after_a_text_does_not_change_it():
+def test_padding_after_a_text_does_not_change_it() -> None:
     spec = _spec({"case": TextModality(6)})
     policy = _policy(spec)
     short, long = torch.tensor([[3, 4, 5]]), torch.tensor([[3, 4, 5, 0, 0, 0]])
     torch.testing.assert_close(policy.encode("case", short), policy.encode("case", long))
 
 
-def test_log_mel_puts_a_tone_into_the_band_of_its_frequency():
+def test_log_mel_puts_a_tone_into_the_band_of_its_frequency() -> None:
     """8 kHz, 40 bands: the mel scale ends at 2595·log10(1 + 4000/700) = 2146.06, so centres are 2146.06/41 = 52.34 mel
     apart. 1000 Hz is 999.99 mel, 999.99/52.34 = 19.1: nearest to centre 19, which is the band of index 18."""
     front_end = LogMel(8_000, 8_000)
@@ -118,12 +118,12 @@ def test_log_mel_puts_a_tone_into_the_band_of_its_frequency():
     torch.testing.assert_close((louder - log_mel)[0, 18], torch.full((61,), math.log(4)), rtol=0, atol=1e-3)
 
 
-def test_log_mel_of_silence_is_the_floor():
+def test_log_mel_of_silence_is_the_floor() -> None:
     log_mel = LogMel(8_000, 1_000)(torch.zeros(1, 1_000))
     torch.testing.assert_close(log_mel, torch.full_like(log_mel, math.log(1e-7)))
 
 
 @pytest.mark.parametrize(("sample_rate_hz", "samples"), [(8_000, 800), (16_000, 32_000), (44_100, 44_100), (8_000, 40)])
-def test_every_mel_band_hears_something(sample_rate_hz, samples):
+def test_every_mel_band_hears_something(sample_rate_hz: int, samples: int) -> None:
     front_end = LogMel(sample_rate_hz, samples)
     assert (front_end.mel.sum(dim=(1, 2)) > 0).all()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from plaudit_models.training.last_layer import DIRECTIONS, LastLayer
 
 
-def test_a_posterior_by_hand():
+def test_a_posterior_by_hand() -> None:
     """Rows φ = (1, 0) and (0, 2): mean |φ|² = 2.5, so that σ = ½ of what is typical makes λ = 2.5/¼ = 10. Action 0 was
     spoken of twice on the first row and with weight ½ on the second: A = diag(10 + 2, 10 + ½·4) = 12·I, and at (1, 1)
     the variance is 1/12 + 1/12 = 1/6. Of action 1 nobody spoke: 2/10."""
@@ -23,7 +23,7 @@ def test_a_posterior_by_hand():
     assert found[0].tolist() == pytest.approx([1 / 6, 0.2], abs=1e-6)
 
 
-def test_before_anything_was_said_an_action_is_as_unsure_as_it_is_told_to_be():
+def test_before_anything_was_said_an_action_is_as_unsure_as_it_is_told_to_be() -> None:
     layer = LastLayer(3, 2, 0.5)
     features = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
     nothing = torch.zeros(0, dtype=torch.int64)
@@ -32,7 +32,7 @@ def test_before_anything_was_said_an_action_is_as_unsure_as_it_is_told_to_be():
     assert variance.mean().item() == pytest.approx(0.25, rel=1e-4)
 
 
-def test_some_actions_are_what_they_are_among_all():
+def test_some_actions_are_what_they_are_among_all() -> None:
     layer = LastLayer(4, 5, 0.5)
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(30, 4, generator=generator)
@@ -43,7 +43,7 @@ def test_some_actions_are_what_they_are_among_all():
     torch.testing.assert_close(layer.variance(features, some), every[:, [3, 1]])
 
 
-def test_more_said_is_surer_and_elsewhere_nothing_changes():
+def test_more_said_is_surer_and_elsewhere_nothing_changes() -> None:
     """φ along two axes; a hundred words about action 0 on the first."""
     layer = LastLayer(2, 1, 0.5)
     features = torch.eye(2).repeat(100, 1)
@@ -53,7 +53,7 @@ def test_more_said_is_surer_and_elsewhere_nothing_changes():
     assert known == pytest.approx(1 / (4 + 100))
 
 
-def test_directions_that_were_never_looked_at_stay_unknown():
+def test_directions_that_were_never_looked_at_stay_unknown() -> None:
     """Of 40 features 33 vary; the one that varies least is not kept, and counts as if nobody had spoken of it."""
     scales = torch.cat([torch.linspace(2.0, 1.0, DIRECTIONS), torch.tensor([0.1]), torch.zeros(7)])
     features = torch.diag(scales)[: DIRECTIONS + 1]
@@ -65,7 +65,7 @@ def test_directions_that_were_never_looked_at_stay_unknown():
     assert variance[1:].tolist() == pytest.approx([layer.prior_variance.item()] * 2, rel=1e-4)
 
 
-def test_it_is_kept_with_the_weights_of_a_model():
+def test_it_is_kept_with_the_weights_of_a_model() -> None:
     layer, again = LastLayer(3, 2, 0.5), LastLayer(3, 2, 0.5)
     layer.fit(torch.eye(3), torch.tensor([0]), torch.tensor([1]), torch.ones(1, dtype=torch.float64))
     again.load_state_dict(layer.state_dict())

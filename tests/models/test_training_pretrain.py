@@ -59,7 +59,7 @@ def trained() -> tuple[Pretrained, list[PretrainProgress]]:
     return result, reports
 
 
-def test_it_learns_and_says_how_it_went(trained):
+def test_it_learns_and_says_how_it_went(trained: tuple[Pretrained, list[PretrainProgress]]) -> None:
     result, reports = trained
     assert result.validation.overall > 0.95
     assert result.steps == 250
@@ -72,7 +72,9 @@ def test_it_learns_and_says_how_it_went(trained):
     assert max(r.validation_accuracy or 0.0 for r in reports) == result.validation.overall
 
 
-def test_accuracy_is_told_by_group_and_with_each_modality_withheld(trained):
+def test_accuracy_is_told_by_group_and_with_each_modality_withheld(
+    trained: tuple[Pretrained, list[PretrainProgress]],
+) -> None:
     model, data = trained[0].model, signs(512, 2)
     found = evaluate(model, data)
     assert min(found.by_group.values()) > 0.95
@@ -87,7 +89,7 @@ def test_accuracy_is_told_by_group_and_with_each_modality_withheld(trained):
         evaluate(model, data, without="top")
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not():
+def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
     def weights(seed):
         settings = PretrainSettings(max_steps=5, batch_rows=32, seed=seed)
         return pretrain(signs(200, 0), signs(50, 1), config=CONFIG, settings=settings).model.state_dict()
@@ -97,7 +99,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not():
     assert not torch.equal(first["summary"], other["summary"])
 
 
-def test_it_stops_when_validation_no_longer_improves_and_keeps_the_best_weights():
+def test_it_stops_when_validation_no_longer_improves_and_keeps_the_best_weights() -> None:
     """With no learning rate nothing improves after the first of 20 validations, so a patience of 3 ends at the 4th."""
     settings = PretrainSettings(max_steps=40, batch_rows=32, validations=20, patience=3, learning_rate=0.0)
     result = pretrain(signs(64, 0), signs(50, 1), config=CONFIG, settings=settings)
@@ -107,7 +109,7 @@ def test_it_stops_when_validation_no_longer_improves_and_keeps_the_best_weights(
     assert evaluate(result.model, signs(50, 1)) == result.validation
 
 
-def test_the_time_limit_ends_it_and_is_reported():
+def test_the_time_limit_ends_it_and_is_reported() -> None:
     settings = PretrainSettings(max_steps=100, max_duration_s=1e-9, batch_rows=32)
     result = pretrain(signs(64, 0), signs(50, 1), config=CONFIG, settings=settings)
     assert result.steps <= 1
@@ -115,7 +117,7 @@ def test_the_time_limit_ends_it_and_is_reported():
     assert not result.stopped_early
 
 
-def test_a_time_limit_that_is_not_reached_has_no_say(monkeypatch):
+def test_a_time_limit_that_is_not_reached_has_no_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of any length give the same weights, as long as all are done within the limit."""
 
     def weights(step_s: float) -> dict[str, torch.Tensor]:
@@ -130,7 +132,7 @@ def test_a_time_limit_that_is_not_reached_has_no_say(monkeypatch):
     assert all(torch.equal(quick[name], slow[name]) for name in quick)
 
 
-def test_a_diverging_run_says_so():
+def test_a_diverging_run_says_so() -> None:
     data = signs(64, 0)
     broken = {**data.pools, "left": np.full((20, 2), np.nan, np.float32)}
     data = LabelledData(SPEC, broken, data.index, data.action, {}, {}, data.group)

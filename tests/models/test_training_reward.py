@@ -74,7 +74,7 @@ def _found(model: RewardModel) -> float:
     return float((_asked(model, fresh)[:, :2].argmax(axis=1) == right).mean())
 
 
-def test_the_likelihood_by_hand():
+def test_the_likelihood_by_hand() -> None:
     """No noise. Row 0: u = (0, log 3): a thumb up on action 0 costs −log ½, and speaks with weight 0.1 against action
     1: 0.1·(−log(1 − ¾)); 0.693147 + 0.138629 = 0.831777. Row 1: u = (log 6, log 2), action 0 preferred, of trust ½:
     ½·(−log ¾) = 0.143841."""
@@ -84,7 +84,7 @@ def test_the_likelihood_by_hand():
     assert opinions_nll(odds, said, noise=0.0).tolist() == pytest.approx([0.831777, 0.143841], abs=1e-5)
 
 
-def test_before_anybody_spoke_it_believes_what_the_policy_does(policy):
+def test_before_anybody_spoke_it_believes_what_the_policy_does(policy: FusionPolicy) -> None:
     """But for a doubt of 0.05: log-odds of 0.05 + 0.9·P."""
     experiences, _ = _experiences(5, 0)
     contents = (torch.from_numpy(experiences.pools["sensor"]), torch.tensor([[1, 0]]).expand(5, -1), torch.ones(5, 2))
@@ -94,7 +94,7 @@ def test_before_anybody_spoke_it_believes_what_the_policy_does(policy):
     torch.testing.assert_close(odds.sigmoid(), 0.05 + 0.9 * logits.softmax(1))
 
 
-def test_a_sure_policy_can_be_argued_with(policy):
+def test_a_sure_policy_can_be_argued_with(policy: FusionPolicy) -> None:
     """Logits (30, 0, 0): p = 1 and 0 become 0.95 and 0.05, log-odds ±log 19 = ±2.944439."""
     model = RewardModel(policy)
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_a_sure_policy_can_be_argued_with(policy):
     assert odds[0].tolist() == pytest.approx([2.944439, -2.944439, -2.944439], abs=1e-4)
 
 
-def test_platt_finds_the_line_that_made_the_rewards():
+def test_platt_finds_the_line_that_made_the_rewards() -> None:
     """Rewards drawn with log-odds ½·u − 1."""
     generator = torch.Generator().manual_seed(0)
     odds = torch.randn(20_000, generator=generator) * 2
@@ -112,11 +112,11 @@ def test_platt_finds_the_line_that_made_the_rewards():
     assert platt(odds, reward, noise=0.0) == pytest.approx((0.5, -1.0), abs=0.05)
 
 
-def test_platt_without_rewards_changes_nothing():
+def test_platt_without_rewards_changes_nothing() -> None:
     assert platt(torch.zeros(0), torch.zeros(0), noise=0.05) == (1.0, 0.0)
 
 
-def test_it_learns_from_thumbs_and_says_how_well(policy):
+def test_it_learns_from_thumbs_and_says_how_well(policy: FusionPolicy) -> None:
     """400 thumbs, 5 % of them wrong: it beats the policy's beliefs on those held out, and finds the right answer."""
     experiences, _ = _experiences(400, 1)
     wrong = np.random.default_rng(2).random(400) < 0.05
@@ -136,7 +136,7 @@ def _sigma_of_odds(model: RewardModel, experiences: Experiences) -> torch.Tensor
     return model.last_layer.variance(features, torch.arange(3).expand(len(embedding), 3)).sqrt()
 
 
-def test_what_is_unsure_is_worth_less_than_it_seems_by_hand(policy):
+def test_what_is_unsure_is_worth_less_than_it_seems_by_hand(policy: FusionPolicy) -> None:
     """Nobody spoke yet, and φ = (0, …, 0, 1): ω = log 19 = 2.944439, so that log-odds are divided by
     √(1 + π·8.669721/8) = √4.404590 = 2.098712. u = ±log 19 becomes ±1.402975: 0.802655 instead of 0.95. So is ω."""
     model = RewardModel(policy)
@@ -148,7 +148,7 @@ def test_what_is_unsure_is_worth_less_than_it_seems_by_hand(policy):
     assert up.tolist() == pytest.approx([0.802655, 0.197345], abs=1e-5)
 
 
-def test_how_unsure_a_reward_is_by_hand(policy):
+def test_how_unsure_a_reward_is_by_hand(policy: FusionPolicy) -> None:
     """Slope 2, noise 0.05, m with a deviation of 3: at m = 0, q moves by 0.9·2·½·½ = 0.45 with m, so σ = 1.35; at
     m = log 3 / 2 by 0.9·2·¾·¼ = 0.3375, so σ = 1.0125."""
     model = RewardModel(policy, noise=0.05)
@@ -157,7 +157,7 @@ def test_how_unsure_a_reward_is_by_hand(policy):
     assert sigma.tolist() == pytest.approx([1.35, 1.0125], abs=1e-5)
 
 
-def test_it_is_surer_of_what_users_spoke_of(policy):
+def test_it_is_surer_of_what_users_spoke_of(policy: FusionPolicy) -> None:
     """ "none" was never served: its log-odds are as unsure as before; those of the other two are far surer."""
     experiences, _ = _experiences(400, 1)
     model, report = fit_reward_model(policy, experiences, _thumbs(experiences), settings=SETTINGS)
@@ -169,7 +169,7 @@ def test_it_is_surer_of_what_users_spoke_of(policy):
     assert report.sigma_count == (10, 10, 10, 10)
 
 
-def test_more_thumbs_make_it_surer(policy):
+def test_more_thumbs_make_it_surer(policy: FusionPolicy) -> None:
     few, many = (_experiences(n, 1)[0] for n in (100, 800))
     settings = RewardSettings(replays_per_experience=1, max_duration_s=None)
     fitted = [fit_reward_model(policy, each, _thumbs(each), settings=settings)[0] for each in (few, many)]
@@ -177,7 +177,7 @@ def test_more_thumbs_make_it_surer(policy):
     assert more < 0.7 * less
 
 
-def test_rewards_to_be_counted_on_are_lower_by_so_many_deviations(policy):
+def test_rewards_to_be_counted_on_are_lower_by_so_many_deviations(policy: FusionPolicy) -> None:
     """Asked about some actions it says what it says among all, with and without pessimism."""
     experiences, _ = _experiences(100, 1)
     model, _ = fit_reward_model(policy, experiences, _thumbs(experiences), settings=SETTINGS)
@@ -193,7 +193,7 @@ def test_rewards_to_be_counted_on_are_lower_by_so_many_deviations(policy):
     torch.testing.assert_close(difference, 0.5 * model.uncertainty(moderated, deviation))
 
 
-def test_what_praise_implies_about_others_is_no_observation_of_them(policy):
+def test_what_praise_implies_about_others_is_no_observation_of_them(policy: FusionPolicy) -> None:
     """Thumbs up for "plus" alone speak against "minus" as an assumption: it stays as unsure as nobody spoke of it."""
     experiences, _ = _experiences(60, 1)
     made = feedback_targets([{1: 1.0}] * 60, [1.0] * 60, 3, exclusivity=0.1)
@@ -203,7 +203,7 @@ def test_what_praise_implies_about_others_is_no_observation_of_them(policy):
     assert (sigma[:, 1] < sigma[:, 0]).all()
 
 
-def test_a_comparison_is_an_observation_of_both(policy):
+def test_a_comparison_is_an_observation_of_both(policy: FusionPolicy) -> None:
     experiences, right = _experiences(60, 1)
     made = feedback_targets([{int(r): 0.75, 1 - int(r): 0.25} for r in right], [1.0] * 60, 3, exclusivity=0.1)
     model, _ = fit_reward_model(policy, experiences, made, settings=SETTINGS)
@@ -211,7 +211,7 @@ def test_a_comparison_is_an_observation_of_both(policy):
     assert (sigma[:, :2].amax(dim=1) < 0.9 * sigma[:, 2]).all()
 
 
-def test_it_learns_from_corrections(policy):
+def test_it_learns_from_corrections(policy: FusionPolicy) -> None:
     experiences, right = _experiences(200, 1)
     said = [{k: float(k == int(r)) for k in range(3)} for r in right]
     made = feedback_targets(said, [1.0] * 200, 3, exclusivity=0.1)
@@ -221,7 +221,7 @@ def test_it_learns_from_corrections(policy):
     assert _asked(model, fresh)[:, 2].mean() < 0.2
 
 
-def test_it_learns_from_preferences_alone(policy):
+def test_it_learns_from_preferences_alone(policy: FusionPolicy) -> None:
     experiences, right = _experiences(200, 1)
     made = feedback_targets([{int(r): 0.75, 1 - int(r): 0.25} for r in right], [1.0] * 200, 3, exclusivity=0.1)
     model, report = fit_reward_model(policy, experiences, made, settings=SETTINGS)
@@ -230,7 +230,7 @@ def test_it_learns_from_preferences_alone(policy):
     assert "log_loss" not in report.to_dict()
 
 
-def test_opinions_without_trust_teach_nothing(policy):
+def test_opinions_without_trust_teach_nothing(policy: FusionPolicy) -> None:
     experiences, right = _experiences(100, 1)
     said = [{int(r): 0.75, 1 - int(r): 0.25} if i % 2 else {int(r): 1.0} for i, r in enumerate(right)]
     settings = RewardSettings(max_duration_s=None, weight_decay=0.0)
@@ -240,7 +240,7 @@ def test_opinions_without_trust_teach_nothing(policy):
     assert not model.verdict.weight.any()
 
 
-def test_the_policy_is_left_as_it_is_and_the_seed_decides(policy):
+def test_the_policy_is_left_as_it_is_and_the_seed_decides(policy: FusionPolicy) -> None:
     before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
     experiences, _ = _experiences(100, 1)
 
@@ -256,7 +256,7 @@ def test_the_policy_is_left_as_it_is_and_the_seed_decides(policy):
     assert all(torch.equal(before[name], tensor) for name, tensor in policy.state_dict().items())
 
 
-def test_rows_that_do_not_match_are_refused(policy):
+def test_rows_that_do_not_match_are_refused(policy: FusionPolicy) -> None:
     experiences, _ = _experiences(3, 1)
     with pytest.raises(ValueError, match="feedback_targets: 2 rows for 3 experiences"):
         fit_reward_model(

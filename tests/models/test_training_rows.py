@@ -30,7 +30,7 @@ def _policy() -> FusionPolicy:
     return FusionPolicy(SPEC, FusionConfig(vocabulary_size=50, width=16, layers=1, attention_heads=2)).eval()
 
 
-def test_rows_over_shared_items_are_what_forward_gives_row_by_row():
+def test_rows_over_shared_items_are_what_forward_gives_row_by_row() -> None:
     policy, pools = _policy(), _pools()
     present = (INDEX >= 0).float()
     prepared = prepare_pools(policy, pools)
@@ -42,7 +42,7 @@ def test_rows_over_shared_items_are_what_forward_gives_row_by_row():
     torch.testing.assert_close(policy.fuse(remembered, present), expected)
 
 
-def test_a_change_sees_each_distinct_item_of_a_batch_once():
+def test_a_change_sees_each_distinct_item_of_a_batch_once() -> None:
     policy, seen = _policy(), {}
 
     def change(name, content):
@@ -53,7 +53,7 @@ def test_a_change_sees_each_distinct_item_of_a_batch_once():
     assert seen == {"image": 2, "audio": 2, "question": 2, "sensor": 2}
 
 
-def test_a_modality_that_never_occurs_needs_no_items():
+def test_a_modality_that_never_occurs_needs_no_items() -> None:
     policy, pools = _policy(), _pools()
     pools["sensor"] = np.zeros((0, 4), np.float32)
     index = INDEX.clone()
@@ -62,13 +62,13 @@ def test_a_modality_that_never_occurs_needs_no_items():
     assert tokens["sensor"].shape == tokens["image"].shape
 
 
-def test_batch_norm_trains_on_a_batch_with_one_distinct_item():
+def test_batch_norm_trains_on_a_batch_with_one_distinct_item() -> None:
     policy = _policy().train()
     tokens = encode_rows(policy, prepare_pools(policy, _pools()), torch.zeros(2, 4, dtype=torch.int64))
     assert all(t.isfinite().all() for t in tokens.values())
 
 
-def test_dropped_modalities_never_leave_a_row_empty():
+def test_dropped_modalities_never_leave_a_row_empty() -> None:
     present = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).repeat(500, 1)
     kept = drop_modalities(present, 0.5, torch.Generator().manual_seed(0))
     assert (kept <= present).all()
@@ -77,7 +77,7 @@ def test_dropped_modalities_never_leave_a_row_empty():
     assert abs(kept[::2].sum(dim=1).mean().item() - 1.5) < 0.1
 
 
-def test_augmentation_follows_its_generator_and_keeps_the_shape():
+def test_augmentation_follows_its_generator_and_keeps_the_shape() -> None:
     audio = torch.randn(4, 40, 20, generator=torch.Generator().manual_seed(1))
     image = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     for modality, content in ((ImageModality(8, 8, 1), image), (AudioModality(), audio)):
@@ -88,19 +88,19 @@ def test_augmentation_follows_its_generator_and_keeps_the_shape():
         assert not torch.equal(first, content)
 
 
-def test_tensors_are_not_augmented():
+def test_tensors_are_not_augmented() -> None:
     content = torch.rand(4, 3)
     assert augment(TensorModality((3,)), content, torch.Generator()) is content
 
 
-def test_augmented_sound_stays_within_the_gain_of_what_it_was():
+def test_augmented_sound_stays_within_the_gain_of_what_it_was() -> None:
     """Warping a spectrogram of zeros leaves zeros, so only the gain, within ±1, is seen: the same all over an item."""
     changed = augment_log_mel(torch.zeros(50, 16, 24), torch.Generator().manual_seed(0))
     assert changed.abs().max() <= 1
     torch.testing.assert_close(changed, changed[:, :1, :1].expand_as(changed))
 
 
-def test_dropped_tokens_become_padding():
+def test_dropped_tokens_become_padding() -> None:
     tokens = torch.full((100, 50), 7)
     dropped = drop_tokens(tokens, torch.Generator().manual_seed(0), share=0.2)
     assert set(dropped.unique().tolist()) == {0, 7}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from plaudit_models.bundle import CANDIDATE, CANDIDATE_GOLDEN, TRUNK, Manifest, verify
+from plaudit_models.bundle import TEXT_SCORER, TEXT_SCORER_GOLDEN, TRUNK, Manifest, verify
 from plaudit_models.dataset import LabelledData
 from plaudit_models.preprocess import action_texts, tokenize_all, train_tokenizer
 from plaudit_models.spec import (
@@ -184,28 +184,28 @@ def version(trained: Pretrained, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_the_candidate_graph_does_what_torch_does_and_is_sealed_with_its_proof(
     trained: Pretrained, version: Path
 ) -> None:
-    assert {CANDIDATE, CANDIDATE_GOLDEN} < set(verify(version).files)
-    session = onnxruntime.InferenceSession(str(version / CANDIDATE), providers=["CPUExecutionProvider"])
+    assert {TEXT_SCORER, TEXT_SCORER_GOLDEN} < set(verify(version).files)
+    session = onnxruntime.InferenceSession(str(version / TEXT_SCORER), providers=["CPUExecutionProvider"])
     assert [(i.name, i.shape, i.type) for i in session.get_inputs()] == [(TOKENS, ["k", 4], "tensor(int64)")]
     assert [(o.name, o.shape) for o in session.get_outputs()] == [(VECTORS, ["k", 32])]
     for k in (1, 3, 28):
-        assert check_text_scorer_parity(trained.model, version / CANDIDATE, names_of(KNOWN[:k])).shape == (k, 32)
-    recorded = load_file(version / CANDIDATE_GOLDEN)
+        assert check_text_scorer_parity(trained.model, version / TEXT_SCORER, names_of(KNOWN[:k])).shape == (k, 32)
+    recorded = load_file(version / TEXT_SCORER_GOLDEN)
     assert set(recorded) == {TOKENS, VECTORS}
     assert (recorded[TOKENS][:, None] == golden()["text"][None]).all(axis=2).any(axis=0).all()
     other = FusionPolicy(SPEC, CONFIG)
     with pytest.raises(ExportMismatch, match="vectors differs from torch by"):
-        check_text_scorer_parity(other, version / CANDIDATE, names_of(KNOWN[:2]))
+        check_text_scorer_parity(other, version / TEXT_SCORER, names_of(KNOWN[:2]))
 
 
 def test_neither_graph_holds_weights_that_it_does_not_read(trained: Pretrained, version: Path) -> None:
     names = {
         path: {i.name for i in onnx.load(version / path).graph.initializer if i.name.startswith("weights/")}
-        for path in (TRUNK, CANDIDATE)
+        for path in (TRUNK, TEXT_SCORER)
     }
     assert names[TRUNK] == {f"weights/{name}" for name in trunk_state(trained.model) if "batches" not in name}
     assert not any("text_scorer" in name for name in names[TRUNK])
-    assert names[CANDIDATE] == {
+    assert names[TEXT_SCORER] == {
         *(f"weights/encoders.text.{name}" for name in trained.model.encoders["text"].state_dict()),
         *(f"weights/text_scorer.{name}" for name in ("project.weight", "project.bias", "turn.weight", "log_scale")),
     }
@@ -241,4 +241,4 @@ def test_fine_tuning_keeps_what_the_scorer_knows(
     assert accuracy(tuned, UNSEEN, names_of(UNSEEN)) > 0.5
     export_version(tuned, tmp_path, manifest(), golden(), parent_trunk=version / TRUNK)
     verify(tmp_path)
-    assert check_text_scorer_parity(tuned, tmp_path / CANDIDATE, names_of(KNOWN)).shape == (28, 32)
+    assert check_text_scorer_parity(tuned, tmp_path / TEXT_SCORER, names_of(KNOWN)).shape == (28, 32)

@@ -131,7 +131,7 @@ def test_rewards_out_of_range_are_refused() -> None:
         new_two_arm_test(TwoArmTestRules(share=0.5)).update(np.array([1.5]), np.array([True]), ["ada"])
 
 
-def test_a_experiment_that_was_saved_before_weights_were_kept_goes_on():
+def test_a_experiment_that_was_saved_before_weights_were_kept_goes_on() -> None:
     """Its guess begins anew at ½, which is as valid a guess as any."""
     rules = TwoArmTestRules(share=0.5)
     saved = (

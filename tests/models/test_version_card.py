@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from support.builders import NOW_S, tiny_bundle
 
 
 @pytest.fixture
-def manifest(tmp_path) -> dict[str, Any]:
+def manifest(tmp_path: Path) -> dict[str, Any]:
     data = {"experiences": 64, "feedback": 65, "last_feedback_time_s": NOW_S, "rows": {"train": 100, "val": 10}}
     raw: dict[str, Any] = json.loads(tiny_bundle(tmp_path / "a", data=data, parent=1).to_json())
     accuracy = {"overall": 0.5, "by_group": {"see": 0.25, "hear": 0.75}}
@@ -32,7 +33,7 @@ def _facts(manifest: dict[str, Any]) -> dict[str, str]:
     return {name: value for section in sections(manifest) for name, value in section.facts}
 
 
-def test_all_that_is_known_is_said(manifest):
+def test_all_that_is_known_is_said(manifest: dict[str, Any]) -> None:
     facts = _facts(manifest)
     assert facts["kind"] == "pretrained (trained on labelled data)"
     assert facts["parent"] == "version 1"
@@ -49,14 +50,14 @@ def test_all_that_is_known_is_said(manifest):
     assert (facts["steps"], facts["verdict"], facts["raters"]) == ("7", "insufficient", "0")
 
 
-def test_metrics_are_shown_slice_by_slice(manifest):
+def test_metrics_are_shown_slice_by_slice(manifest: dict[str, Any]) -> None:
     (measured,) = [section for section in sections(manifest) if section.title == "What was measured"]
     (table,) = measured.tables
     assert table.header == ["slice", "right", "without image"]
     assert table.rows == [["all", "50.0%", "10.0%"], ["see", "25.0%", "–"], ["hear", "75.0%", "20.0%"]]
 
 
-def test_the_card_has_the_sections_as_markdown(manifest):
+def test_the_card_has_the_sections_as_markdown(manifest: dict[str, Any]) -> None:
     lines = card(manifest).splitlines()
     assert lines[:3] == ["# tiny", "", "Trained on labelled data. made by a test"]
     assert "## At the gate" in lines
@@ -66,12 +67,12 @@ def test_the_card_has_the_sections_as_markdown(manifest):
     assert all(lines[number + 1] == "" for number in headings)
 
 
-def test_a_manifest_that_says_little_is_shown_as_it_is():
+def test_a_manifest_that_says_little_is_shown_as_it_is() -> None:
     assert card({"floor": 0.02}).splitlines()[0] == "# a model"
     assert _facts({"floor": 0.02}) == {"parent": "none", "exploration floor": "0.02"}
 
 
-def test_a_reward_model_is_shown_with_its_reliability():
+def test_a_reward_model_is_shown_with_its_reliability() -> None:
     """What it does not know, here its losses, is left out."""
     report = {"trained_on": 80, "held_out": 10, "slope": 0.8, "predicted": [0.25, 0.75], "observed": [0.2, 0.8]}
     unsure = {"sigma_mean": 0.2, "sigma": [0.1, 0.3], "error": [0.2, 0.4], "error_expected": [0.18, 0.3]}
@@ -98,7 +99,7 @@ def test_a_reward_model_is_shown_with_its_reliability():
     ]
 
 
-def test_versions_differ_where_they_do(manifest):
+def test_versions_differ_where_they_do(manifest: dict[str, Any]) -> None:
     other = json.loads(json.dumps(manifest))
     other |= {"parent": 2, "kind": "head"}
     other["metrics"]["accuracy"]["by_group"]["see"] = 0.5
@@ -121,11 +122,11 @@ def test_versions_differ_where_they_do(manifest):
     assert differences(manifest, manifest) == []
 
 
-def test_ancestry_goes_back_as_far_as_is_known():
+def test_ancestry_goes_back_as_far_as_is_known() -> None:
     assert ancestry(5, {5: 3, 3: 1, 1: None, 2: 1}) == [5, 3, 1]
     assert ancestry(5, {5: 3}) == [5, 3]
 
 
 @pytest.mark.parametrize(("size_bytes", "words"), [(149, "0.1 kB"), (35_605, "35.6 kB"), (3_650_046, "3.7 MB")])
-def test_sizes_are_in_words(size_bytes, words):
+def test_sizes_are_in_words(size_bytes: int, words: str) -> None:
     assert size_words(size_bytes) == words

@@ -10,7 +10,7 @@ from plaudit.core.errors import InvalidInput, Overloaded
 from plaudit.serving.engine.admission import Admission
 
 
-def test_who_finds_no_place_is_refused_at_once_and_takes_none():
+def test_who_finds_no_place_is_refused_at_once_and_takes_none() -> None:
     admission = Admission("the queue", 3)
     with admission.places(2):
         with pytest.raises(Overloaded, match=r"the queue is full \(3 at once\)"), admission.places(2):
@@ -20,13 +20,13 @@ def test_who_finds_no_place_is_refused_at_once_and_takes_none():
     assert admission.taken == 0
 
 
-def test_who_asks_for_more_than_there_are_is_told_so():
+def test_who_asks_for_more_than_there_are_is_told_so() -> None:
     with pytest.raises(InvalidInput, match="holds 4 rows; one request may hold 3"), Admission("q", 3).places(4):
         pass
 
 
 @given(asked=st.lists(st.integers(1, 4), max_size=20), fails=st.sets(st.integers(0, 19)))
-def test_places_come_back_even_from_those_who_fail(asked, fails):
+def test_places_come_back_even_from_those_who_fail(asked: list[int], fails: set[int]) -> None:
     admission = Admission("q", 4)
     for number, count in enumerate(asked):
         try:

@@ -10,7 +10,7 @@ from plaudit.serving.models.batch_size import batch_sizes, measure_best_batch
 @pytest.mark.parametrize(
     ("max_batch", "sizes"), [(1, [1]), (2, [1, 2]), (4, [1, 2, 4]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])]
 )
-def test_sizes(max_batch, sizes):
+def test_sizes(max_batch: int, sizes: list[int]) -> None:
     assert list(batch_sizes(max_batch)) == sizes
 
 
@@ -25,7 +25,7 @@ def test_sizes(max_batch, sizes):
         ({1: 10.0, 2: 19.96, 4: 39.8, 8: 79.36}, 1),
     ],
 )
-def test_the_smallest_size_that_is_about_the_fastest_per_request(took_s, cap):
+def test_the_smallest_size_that_is_about_the_fastest_per_request(took_s: dict[int, float], cap: int) -> None:
     now_s = 0.0
 
     def run(size: int) -> None:
@@ -35,7 +35,7 @@ def test_the_smallest_size_that_is_about_the_fastest_per_request(took_s, cap):
     assert measure_best_batch(run, 8, overhead_s=0.0, clock_s=lambda: now_s) == cap
 
 
-def test_the_first_evaluation_of_a_size_does_not_count():
+def test_the_first_evaluation_of_a_size_does_not_count() -> None:
     now_s = 0.0
     seen: set[int] = set()
 
@@ -47,7 +47,7 @@ def test_the_first_evaluation_of_a_size_does_not_count():
     assert measure_best_batch(run, 8, overhead_s=0.0, clock_s=lambda: now_s) == 1
 
 
-def test_what_a_batch_costs_beside_the_model_is_shared_too():
+def test_what_a_batch_costs_beside_the_model_is_shared_too() -> None:
     """Per request without it: 1 for all sizes, so 1. With 0.4 a batch: 1.4, 1.2, 1.1, 1.05 → 8 is 5 % faster than 4."""
     now_s = 0.0
 
@@ -59,7 +59,7 @@ def test_what_a_batch_costs_beside_the_model_is_shared_too():
     assert measure_best_batch(run, 8, overhead_s=0.4, clock_s=lambda: now_s) == 8
 
 
-def test_larger_sizes_are_not_tried_after_two_without_a_gain():
+def test_larger_sizes_are_not_tried_after_two_without_a_gain() -> None:
     now_s = 0.0
     tried = []
 

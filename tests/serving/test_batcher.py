@@ -95,7 +95,7 @@ def batching(gate: Gate, *, max_batch: int = 8, workers: int = 1) -> Iterator[Us
         users.pool.shutdown()
 
 
-def test_a_batch_starts_at_once_and_the_next_takes_what_came_meanwhile():
+def test_a_batch_starts_at_once_and_the_next_takes_what_came_meanwhile() -> None:
     gate = Gate()
     with batching(gate) as users:
         first = users.ask(1)
@@ -106,7 +106,7 @@ def test_a_batch_starts_at_once_and_the_next_takes_what_came_meanwhile():
     assert gate.batches == [[1], [2, 3, 4]]
 
 
-def test_a_batch_has_at_most_max_batch_items():
+def test_a_batch_has_at_most_max_batch_items() -> None:
     gate = Gate()
     with batching(gate, max_batch=2) as users:
         users.ask(1)
@@ -117,7 +117,7 @@ def test_a_batch_has_at_most_max_batch_items():
     assert gate.batches == [[1], [2, 3], [4]]
 
 
-def test_the_items_of_one_caller_are_answered_together_and_in_order():
+def test_the_items_of_one_caller_are_answered_together_and_in_order() -> None:
     gate = Gate()
     with batching(gate, max_batch=2) as users:
         asking = users.ask_together([3, 1, -2, 5, 4])
@@ -127,7 +127,7 @@ def test_the_items_of_one_caller_are_answered_together_and_in_order():
     assert str(outcomes[2]) == "-2 is negative"
 
 
-def test_a_caller_with_many_items_fills_whole_batches():
+def test_a_caller_with_many_items_fills_whole_batches() -> None:
     gate = Gate()
     with batching(gate, max_batch=4) as users:
         asking = users.ask_together(range(6))
@@ -139,7 +139,7 @@ def test_a_caller_with_many_items_fills_whole_batches():
     assert gate.batches == [[0, 1, 2, 3], [4, 5, 9]]
 
 
-def test_several_workers_run_batches_at_once():
+def test_several_workers_run_batches_at_once() -> None:
     gate = Gate()
     with batching(gate, workers=2) as users:
         first = users.ask(1)
@@ -151,7 +151,7 @@ def test_several_workers_run_batches_at_once():
 
 
 @pytest.mark.parametrize("leaver", [0, 1, 2])
-def test_one_of_three_leaves_while_the_model_runs_and_the_others_get_their_answers(leaver):
+def test_one_of_three_leaves_while_the_model_runs_and_the_others_get_their_answers(leaver: int) -> None:
     gate = Gate()
     with batching(gate) as users:
         warm = users.ask(0)
@@ -169,7 +169,7 @@ def test_one_of_three_leaves_while_the_model_runs_and_the_others_get_their_answe
     assert gate.batches == [[0], [1, 2, 3], [5]]
 
 
-def test_who_left_or_expired_in_the_queue_is_not_computed():
+def test_who_left_or_expired_in_the_queue_is_not_computed() -> None:
     gate = Gate()
     with batching(gate) as users:
         users.ask(1)
@@ -185,7 +185,7 @@ def test_who_left_or_expired_in_the_queue_is_not_computed():
     assert gate.batches == [[1], [3, 5]]
 
 
-def test_a_batch_of_none_but_leavers_is_not_run():
+def test_a_batch_of_none_but_leavers_is_not_run() -> None:
     gate = Gate()
     with batching(gate) as users:
         users.ask(1)
@@ -197,7 +197,7 @@ def test_a_batch_of_none_but_leavers_is_not_run():
     assert gate.batches == [[1]]
 
 
-def test_a_failing_batch_fails_alone():
+def test_a_failing_batch_fails_alone() -> None:
     gate = Gate()
     gate.broken = {2}
     with batching(gate) as users:
@@ -212,14 +212,14 @@ def test_a_failing_batch_fails_alone():
         assert after.outcome() == 6
 
 
-def test_a_wrong_number_of_results_is_a_failure_and_no_mix_up():
+def test_a_wrong_number_of_results_is_a_failure_and_no_mix_up() -> None:
     batcher: Batcher[int, int] = Batcher([lambda items: [1]], name="short", max_batch=lambda: 8)
     batcher.start()
     assert [str(outcome) for outcome in batcher.submit([1, 2])] == ["short gave 1 results for 2 items"] * 2
     batcher.close()
 
 
-def test_one_item_is_answered_or_its_failure_raised():
+def test_one_item_is_answered_or_its_failure_raised() -> None:
     batcher: Batcher[int, int] = Batcher([lambda items: [2 * items[0]]], name="b", max_batch=lambda: 1)
     batcher.start()
     assert batcher.ask(2) == 4
@@ -228,7 +228,7 @@ def test_one_item_is_answered_or_its_failure_raised():
     batcher.close()
 
 
-def test_closing_computes_what_waits_and_refuses_what_comes():
+def test_closing_computes_what_waits_and_refuses_what_comes() -> None:
     gate = Gate()
     with batching(gate, workers=2) as users:
         asking = users.ask(1, 2, 3)
@@ -250,7 +250,7 @@ STEPS = st.lists(
 
 @settings(deadline=None, max_examples=100)
 @given(steps=STEPS, max_batch=st.integers(1, 5), workers=st.integers(1, 3))
-def test_no_answer_crosses_requests(steps, max_batch, workers):
+def test_no_answer_crosses_requests(steps: list[tuple[str, int]], max_batch: int, workers: int) -> None:
     """Whatever the interleaving of arrivals, departures, batches and failures: every caller that stays gets twice its
     own items, or the failure of its own batch; no item is computed twice."""
     gate = Gate()

@@ -19,7 +19,7 @@ def page() -> CollectorRegistry:
 
 
 @pytest.fixture
-def ours(page) -> BufferedHistogram:
+def ours(page: CollectorRegistry) -> BufferedHistogram:
     return BufferedHistogram("took_seconds", "How long.", ["version"], BOUNDS, page, counter=("done", "How many."))
 
 
@@ -33,7 +33,7 @@ def samples(registry: CollectorRegistry) -> dict:
 
 
 @pytest.mark.parametrize("n", [0, 1, _BATCH - 1, _BATCH, 3 * _BATCH + 7])
-def test_it_shows_what_an_ordinary_one_shows(ours, page, n):
+def test_it_shows_what_an_ordinary_one_shows(ours: BufferedHistogram, page: CollectorRegistry, n: int) -> None:
     """Values on a bound belong below it, values beyond the last one to +Inf."""
     values = [*BOUNDS, 0.0, 5.0, *np.random.default_rng(n).lognormal(-4, 3, n).tolist()]
     theirs = CollectorRegistry()
@@ -49,13 +49,13 @@ def test_it_shows_what_an_ordinary_one_shows(ours, page, n):
     assert list(found.values()) == pytest.approx([wanted[key] for key in found])
 
 
-def test_it_is_typed_and_described_as_an_ordinary_one(ours, page):
+def test_it_is_typed_and_described_as_an_ordinary_one(ours: BufferedHistogram, page: CollectorRegistry) -> None:
     ours.labels("1")
     families = {family.name: (family.type, family.documentation) for family in page.collect()}
     assert families == {"took_seconds": ("histogram", "How long."), "done": ("counter", "How many.")}
 
 
-def test_threads_that_append_while_it_is_scraped_lose_nothing(ours, page):
+def test_threads_that_append_while_it_is_scraped_lose_nothing(ours: BufferedHistogram, page: CollectorRegistry) -> None:
     observed, each, threads = ours.labels("1"), 5_000, 4
     scraping = threading.Event()
 
@@ -76,14 +76,16 @@ def test_threads_that_append_while_it_is_scraped_lose_nothing(ours, page):
     assert page.get_sample_value("took_seconds_sum", {"version": "1"}) == each * threads * 0.5
 
 
-def test_what_waits_is_bounded_without_a_scrape(ours):
+def test_what_waits_is_bounded_without_a_scrape(ours: BufferedHistogram) -> None:
     observed = ours.labels("1")
     for _ in range(10 * _BATCH):
         observed.observe(0.5)
     assert len(observed._waiting) < _BATCH
 
 
-def test_a_series_that_was_removed_stays_away_whoever_still_counts_in_it(ours, page):
+def test_a_series_that_was_removed_stays_away_whoever_still_counts_in_it(
+    ours: BufferedHistogram, page: CollectorRegistry
+) -> None:
     held = ours.labels("1")
     held.observe(0.5)
     ours.remove("1")
@@ -94,11 +96,11 @@ def test_a_series_that_was_removed_stays_away_whoever_still_counts_in_it(ours, p
     assert page.get_sample_value("done_total", {"version": "1"}) == 1
 
 
-def test_labels_must_be_as_many_as_their_names(ours):
+def test_labels_must_be_as_many_as_their_names(ours: BufferedHistogram) -> None:
     with pytest.raises(ValueError, match=r"took_seconds has the labels \('version',\); \('1', '2'\) are not as many"):
         ours.labels("1", "2")
 
 
-def test_a_name_is_taken_once(ours, page):
+def test_a_name_is_taken_once(ours: BufferedHistogram, page: CollectorRegistry) -> None:
     with pytest.raises(ValueError, match="took_seconds"):
         BufferedHistogram("took_seconds", "Again.", [], BOUNDS, page)

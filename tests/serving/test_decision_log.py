@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
+from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.core.errors import LogUnavailable
 from plaudit.core.events import Event
 from plaudit.core.ports.log import Appended
 from plaudit.serving.engine.decision_log import DecisionLog
+from plaudit.serving.telemetry.metrics import ServingMetrics
 from support.builders import a_decision
 from support.serving_harness import decisions
+
+Counted = Callable[[str], float | None]
+"""Value of a counter of decisions by the last word of its name."""
 
 
 class MovableLog:
@@ -44,14 +49,14 @@ class BrokenLog(MovableLog):
 
 
 @pytest.fixture
-def counted(metrics):
-    def count(name: str) -> float:
+def counted(metrics: ServingMetrics) -> Counted:
+    def count(name: str) -> float | None:
         return metrics.registry.get_sample_value(f"plaudit_serving_decisions_{name}_total")
 
     return count
 
 
-def test_everything_is_logged_in_order_at_close(log, metrics, counted):
+def test_everything_is_logged_in_order_at_close(log: SqliteLog, metrics: ServingMetrics, counted: Counted) -> None:
     recorder = DecisionLog(log, metrics, queue_limit=1000)
     recorder.start()
     made = [a_decision() for _ in range(600)]
@@ -62,7 +67,7 @@ def test_everything_is_logged_in_order_at_close(log, metrics, counted):
     assert (counted("logged"), counted("dropped")) == (600, 0)
 
 
-def test_what_does_not_fit_is_dropped_and_counted(metrics, counted):
+def test_what_does_not_fit_is_dropped_and_counted(metrics: ServingMetrics, counted: Counted) -> None:
     recorder = DecisionLog(MovableLog(), metrics, queue_limit=3)
     for _ in range(5):
         recorder.record(a_decision())  # nobody empties the queue: it was not started
@@ -70,7 +75,7 @@ def test_what_does_not_fit_is_dropped_and_counted(metrics, counted):
     assert counted("dropped") == 2
 
 
-def test_it_tries_again_until_the_log_is_back(metrics, counted):
+def test_it_tries_again_until_the_log_is_back(metrics: ServingMetrics, counted: Counted) -> None:
     log = MovableLog()
     recorder = DecisionLog(log, metrics, queue_limit=100)
     recorder.start()
@@ -84,7 +89,7 @@ def test_it_tries_again_until_the_log_is_back(metrics, counted):
     assert (counted("logged"), counted("dropped")) == (3, 0)
 
 
-def test_a_log_that_stays_away_does_not_hold_up_the_shutdown(metrics, counted):
+def test_a_log_that_stays_away_does_not_hold_up_the_shutdown(metrics: ServingMetrics, counted: Counted) -> None:
     recorder = DecisionLog(MovableLog(), metrics, queue_limit=1000)
     recorder.start()
     for _ in range(600):
@@ -93,7 +98,7 @@ def test_a_log_that_stays_away_does_not_hold_up_the_shutdown(metrics, counted):
     assert (counted("logged"), counted("dropped")) == (0, 600)
 
 
-def test_an_unexpected_error_costs_its_batch_and_not_the_thread(metrics, counted):
+def test_an_unexpected_error_costs_its_batch_and_not_the_thread(metrics: ServingMetrics, counted: Counted) -> None:
     recorder = DecisionLog(BrokenLog(), metrics, queue_limit=1000)
     recorder.start()
     recorder.record(a_decision())

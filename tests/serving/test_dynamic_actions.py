@@ -15,17 +15,32 @@ import grpc
 import numpy as np
 import pytest
 
+from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.core.events import DynamicAction, ExperimentReport, Thumb, Topic
+from plaudit.core.ports.runtime import ModelRuntime
+from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.rollout import start_canary
 from plaudit.core.wire import contents_to_wire
 from plaudit.serving.engine.dynamic_actions import ActionVectors
+from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.v1 import feedback_pb2, prediction_pb2
-from plaudit_models.bundle import CANDIDATE
+from plaudit_models.bundle import TEXT_SCORER
 from plaudit_models.preprocess import tokenize_all
 from plaudit_models.spec import TOKENS, VECTORS
 from support.builders import run_graph, tiny_bundle, tiny_content, tiny_head_refresh, tiny_spec
-from support.serving_harness import CHANGE, Running, a_thumb, decisions, events, feedback, go_live, refusal, until
+from support.serving_harness import (
+    CHANGE,
+    Running,
+    Serve,
+    a_thumb,
+    decisions,
+    events,
+    feedback,
+    go_live,
+    refusal,
+    until,
+)
 
 TEXTS = {"a": "which animal is loud", "b": "it is small", "c": "here or there", "never seen": "zebra"}
 
@@ -58,7 +73,9 @@ def policy(logits: np.ndarray, floor: float) -> np.ndarray:
     return (1.0 - floor) * weights / weights.sum() + floor / len(logits)
 
 
-async def test_candidates_are_scored_by_their_texts_and_logged_with_them(serve, registry, ids):
+async def test_candidates_are_scored_by_their_texts_and_logged_with_them(
+    serve: Serve, registry: DirectoryRegistry, ids: PredictionIds
+) -> None:
     running = await serve()
     answer = await running.predict(dynamic_actions=listed(), user_id="ada", request_id="r1")
 
@@ -76,13 +93,13 @@ async def test_candidates_are_scored_by_their_texts_and_logged_with_them(serve, 
     folder, spec = registry.folder(1), registry.manifest(1).spec
     tokenizer = running.server._models.pick("").live.serving().tokenizer
     tokens = tokenize_all(list(TEXTS.values()), spec.dynamic_action_modality[1], tokenizer)
-    vectors = run_graph(folder / CANDIDATE, {TOKENS: tokens})[VECTORS]
+    vectors = run_graph(folder / TEXT_SCORER, {TOKENS: tokens})[VECTORS]
     base_logits = vectors @ decision.features.embedding
     np.testing.assert_allclose(decision.features.base_logits, base_logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose([scores[id_] for id_ in TEXTS], policy(base_logits, 0.2), rtol=1e-4)
 
 
-async def test_candidates_are_picked_as_often_as_is_said(serve):
+async def test_candidates_are_picked_as_often_as_is_said(serve: Serve) -> None:
     """χ² of 2000 picks with 3 degrees of freedom: above 16.3 with probability 0.001."""
     running = await serve()
     n, answers = 2000, []
@@ -95,7 +112,7 @@ async def test_candidates_are_picked_as_often_as_is_said(serve):
     assert all(answer.propensity == pytest.approx(expected[answer.action] / n, rel=1e-4) for answer in answers)
 
 
-async def test_the_order_of_candidates_and_the_company_of_others_change_no_score(serve):
+async def test_the_order_of_candidates_and_the_company_of_others_change_no_score(serve: Serve) -> None:
     running = await serve()
     one = await running.predict(dynamic_actions=listed())
     turned = await running.predict(dynamic_actions=listed()[::-1])
@@ -108,7 +125,7 @@ async def test_the_order_of_candidates_and_the_company_of_others_change_no_score
     assert all(set(score.action for score in answer.scores) == set(tiny_spec().actions) for answer in alone[:-1])
 
 
-async def test_greedy_top_k_and_explanations(serve):
+async def test_greedy_top_k_and_explanations(serve: Serve) -> None:
     running = await serve()
     answer = await running.predict(dynamic_actions=listed(), greedy=True, top_k=2, explain=True)
     assert (answer.action, answer.propensity) == (answer.scores[0].action, 1.0)
@@ -119,7 +136,7 @@ async def test_greedy_top_k_and_explanations(serve):
     assert (single.action, single.propensity) == ("only", 1.0)
 
 
-async def test_streams_and_their_previews_take_candidates(serve, log):
+async def test_streams_and_their_previews_take_candidates(serve: Serve, log: SqliteLog) -> None:
     running = await serve()
     question = {"question": contents_to_wire(tiny_content())["question"]}
     request = prediction_pb2.PredictRequest(content=question, dynamic_actions=listed(), greedy=True)
@@ -177,7 +194,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-async def test_wrong_candidates_are_named(serve, log):
+async def test_wrong_candidates_are_named(serve: Serve, log: SqliteLog) -> None:
     running = await serve(max_text_bytes=100)
     for fields, complaint in WRONG.values():
         given = [prediction_pb2.DynamicAction(id=id_, text=text) for id_, text in fields["dynamic_actions"]]
@@ -191,7 +208,7 @@ async def test_wrong_candidates_are_named(serve, log):
     assert len((await only_decision(running)).dynamic_actions) == 256
 
 
-async def test_a_model_that_scores_no_text_says_what_would_make_it(serve, tmp_path):
+async def test_a_model_that_scores_no_text_says_what_would_make_it(serve: Serve, tmp_path: Path) -> None:
     plain = DirectoryRegistry(tmp_path / "plain", tiny_spec().name)
     tiny_bundle(tmp_path / "zero")
     plain.publish(tmp_path / "zero")
@@ -204,7 +221,7 @@ async def test_a_model_that_scores_no_text_says_what_would_make_it(serve, tmp_pa
     assert (await running.predict()).action in tiny_spec().actions
 
 
-async def test_texts_are_embedded_once_for_all_versions_of_a_trunk(serve, registry):
+async def test_texts_are_embedded_once_for_all_versions_of_a_trunk(serve: Serve, registry: DirectoryRegistry) -> None:
     running = await serve()
 
     def texts(vectors: str) -> float:
@@ -221,7 +238,9 @@ async def test_texts_are_embedded_once_for_all_versions_of_a_trunk(serve, regist
     assert (texts("computed"), texts("kept")) == (5, 4)
 
 
-def test_as_many_vectors_are_kept_as_may_be(runtime, registry, metrics):
+def test_as_many_vectors_are_kept_as_may_be(
+    runtime: ModelRuntime, registry: DirectoryRegistry, metrics: ServingMetrics
+) -> None:
     model = runtime.load(registry.folder(1))
     vectors = ActionVectors(metrics, kept_texts=2)
     a, b, c = (DynamicAction(text, text) for text in "abc")
@@ -242,7 +261,9 @@ def test_as_many_vectors_are_kept_as_may_be(runtime, registry, metrics):
     assert computed(DynamicAction("one", "same"), DynamicAction("two", "same")) == 1
 
 
-async def test_feedback_on_a_candidate_may_name_any_id_and_is_checked_where_the_list_is(serve, log):
+async def test_feedback_on_a_candidate_may_name_any_id_and_is_checked_where_the_list_is(
+    serve: Serve, log: SqliteLog
+) -> None:
     """Ids that are no actions, beside one that is: which were listed is known to the log alone."""
     running = await serve()
     texts = {"cat": "which animal is loud", "a new one": "zebra"}
@@ -280,7 +301,7 @@ async def test_feedback_on_a_candidate_may_name_any_id_and_is_checked_where_the_
     assert feedback(log)[0].signal == Thumb(up=True)
 
 
-async def test_a_shadow_is_not_asked_about_candidates(serve, registry):
+async def test_a_shadow_is_not_asked_about_candidates(serve: Serve, registry: DirectoryRegistry) -> None:
     registry.set_rollout(start_canary(registry.rollout(), 2, 1.0, CHANGE, shadow=True))
     running = await serve()
     await until(lambda: running.metric("plaudit_serving_candidate_version", model="tiny") == 2)
@@ -297,7 +318,9 @@ async def test_a_shadow_is_not_asked_about_candidates(serve, registry):
     assert [each.prediction_id for report in told for each in report.shadows] in ([], [shown.prediction_id])
 
 
-async def test_a_version_on_experiment_answers_its_users_with_candidates_of_its_own(serve, registry):
+async def test_a_version_on_experiment_answers_its_users_with_candidates_of_its_own(
+    serve: Serve, registry: DirectoryRegistry
+) -> None:
     registry.set_rollout(start_canary(registry.rollout(), 2, 0.5, CHANGE))
     running = await serve()
     await until(lambda: running.metric("plaudit_serving_candidate_version", model="tiny") == 2)
@@ -305,7 +328,7 @@ async def test_a_version_on_experiment_answers_its_users_with_candidates_of_its_
     assert {answer.version for answer in answers} == {1, 2}
 
 
-async def test_scores_that_are_not_finite_fail_their_request_alone(serve, runtime):
+async def test_scores_that_are_not_finite_fail_their_request_alone(serve: Serve, runtime: ModelRuntime) -> None:
     class Failing:
         def load(self, folder: Path) -> Any:
             model = runtime.load(folder)

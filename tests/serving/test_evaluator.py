@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from plaudit.adapters.registry.directory import DirectoryRegistry
+from plaudit.core.ports.runtime import ModelRuntime, ServableModel
 from plaudit.serving.engine.decoding import decode_content
 from plaudit.serving.engine.evaluator import EvaluationRequest, Evaluator
+from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.serving.telemetry.statistics import Statistics
 from plaudit_models.bandit.policy import probabilities
 from plaudit_models.preprocess import Limits
@@ -30,7 +34,7 @@ def evaluator(metrics, seed=None):
 
 
 @pytest.fixture
-def model(registry, runtime):
+def model(registry: DirectoryRegistry, runtime: ModelRuntime) -> ServableModel:
     return runtime.load(registry.folder(1))
 
 
@@ -39,7 +43,7 @@ def question(model, seed=0, *, allowed=ALL, greedy=False, only=None):
     return EvaluationRequest(model, decode_content(content, model, Limits()), allowed, greedy)
 
 
-def test_each_answer_is_that_of_its_question_alone(model, metrics):
+def test_each_answer_is_that_of_its_question_alone(model: ServableModel, metrics: ServingMetrics) -> None:
     """Batched or not, allowed or not, missing modalities or not: the probabilities are those of the formula."""
     some = np.array([True, False, True, False])
     questions = [
@@ -60,7 +64,7 @@ def test_each_answer_is_that_of_its_question_alone(model, metrics):
     assert (together[3].action, together[3].propensity) == (together[3].probabilities.argmax(), 1.0)
 
 
-def test_actions_are_picked_as_often_as_their_propensity_says(model, metrics):
+def test_actions_are_picked_as_often_as_their_propensity_says(model: ServableModel, metrics: ServingMetrics) -> None:
     """4000 draws: the standard error of a frequency is at most 0.5/√4000 < 0.008; five of them are 0.04."""
     evaluating = evaluator(metrics, 5)
     answers = [answer for _ in range(100) for answer in evaluating.run([question(model)] * 40)]
@@ -69,7 +73,7 @@ def test_actions_are_picked_as_often_as_their_propensity_says(model, metrics):
         assert counts[action] / 4000 == pytest.approx(probability, abs=0.04)
 
 
-def test_the_same_seed_picks_the_same_actions(model, metrics):
+def test_the_same_seed_picks_the_same_actions(model: ServableModel, metrics: ServingMetrics) -> None:
     def picks(seed):
         return [answer.action for answer in evaluator(metrics, seed).run([question(model)] * 50)]
 
@@ -77,7 +81,9 @@ def test_the_same_seed_picks_the_same_actions(model, metrics):
     assert picks(3) != picks(4)
 
 
-def test_a_batch_across_a_swap_answers_each_with_its_own_version(model, registry, runtime, metrics, tmp_path):
+def test_a_batch_across_a_swap_answers_each_with_its_own_version(
+    model: ServableModel, registry: DirectoryRegistry, runtime: ModelRuntime, metrics: ServingMetrics, tmp_path: Path
+) -> None:
     tiny_head_refresh(tmp_path / "sure", registry.folder(1), prefer="bird")
     other = runtime.load(tmp_path / "sure")
     first, second, third = evaluator(metrics, 0).run([question(model), question(other), question(model)])
@@ -89,7 +95,7 @@ def broken(model, head):
     return Altered(manifest=model.manifest, tokenizer=model.tokenizer, trunk=model.trunk, head=head)
 
 
-def test_a_version_that_fails_fails_its_own_questions_alone(model, metrics):
+def test_a_version_that_fails_fails_its_own_questions_alone(model: ServableModel, metrics: ServingMetrics) -> None:
     def fail(*_):
         raise MemoryError("no memory left")
 
@@ -99,7 +105,7 @@ def test_a_version_that_fails_fails_its_own_questions_alone(model, metrics):
     assert [0 <= answer.action < 4 for answer in (first, third)] == [True, True]
 
 
-def test_a_row_that_is_not_finite_fails_alone(model, metrics):
+def test_a_row_that_is_not_finite_fails_alone(model: ServableModel, metrics: ServingMetrics) -> None:
     def head(embedding, base_logits):
         scores = base_logits.copy()
         scores[1, 2] = np.nan
@@ -111,7 +117,7 @@ def test_a_row_that_is_not_finite_fails_alone(model, metrics):
     np.testing.assert_allclose([first.probabilities.sum(), third.probabilities.sum()], 1.0)
 
 
-def test_a_floor_of_all_the_mass_is_uniform(model, metrics):
+def test_a_floor_of_all_the_mass_is_uniform(model: ServableModel, metrics: ServingMetrics) -> None:
     uniform = Altered(manifest=replace(model.manifest, floor=1.0), trunk=model.trunk, head=model.head)
     asked = question(model)
     (answer,) = evaluator(metrics).run([EvaluationRequest(uniform, asked.inputs, ALL)])

@@ -12,15 +12,17 @@ import grpc
 import numpy as np
 import pytest
 
+from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.core.errors import StoreUnavailable
 from plaudit.core.events import ExperimentReport, Role, Topic
+from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.core.rollout import in_experiment, start_canary
 from plaudit.serving.models.experiment_reporter import divergence
 from plaudit.v1 import model_pb2
 from plaudit_models.bundle import HEAD
 from plaudit_models.spec import ImageModality, ModelSpec
 from support.builders import tiny_bundle
-from support.serving_harness import CHANGE, Running, StuckRuntime, decisions, events, refusal, until
+from support.serving_harness import CHANGE, Running, Serve, StuckRuntime, decisions, events, refusal, until
 
 
 def damage(registry: Any, number: int) -> None:
@@ -59,7 +61,7 @@ async def reports(running: Running) -> list[ExperimentReport]:
 # --- people ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_canary_serves_its_users_when_the_call_returns_and_nobody_once_it_is_stopped(serve):
+async def test_a_canary_serves_its_users_when_the_call_returns_and_nobody_once_it_is_stopped(serve: Serve) -> None:
     running = await serve(watch_interval_s=60)
     rollout = await start(running, 3, 0.5, actor="ada", reason="new")
     assert (rollout.live, rollout.candidate, rollout.candidate_share, rollout.experiment) == (1, 3, 0.5, 2)
@@ -71,7 +73,7 @@ async def test_a_canary_serves_its_users_when_the_call_returns_and_nobody_once_i
     assert {(await running.predict(user_id=user)).version for user in inside} == {1}
 
 
-async def test_what_cannot_go_on_experiment(serve, registry, tmp_path):
+async def test_what_cannot_go_on_experiment(serve: Serve, registry: DirectoryRegistry, tmp_path: Path) -> None:
     running = await serve()
     tiny_bundle(tmp_path / "other", spec=ModelSpec("tiny", {"scan": ImageModality(8, 8, 1)}, ("cat", "dog"), 8))
     registry.publish(tmp_path / "other")
@@ -94,7 +96,7 @@ async def test_what_cannot_go_on_experiment(serve, registry, tmp_path):
     assert (await running.predict()).version == 1
 
 
-async def test_two_operators_cannot_both_begin_or_end_a_experiment(serve):
+async def test_two_operators_cannot_both_begin_or_end_a_experiment(serve: Serve) -> None:
     running = await serve()
     outcomes = await asyncio.gather(*(start(running, version) for version in (2, 3)), return_exceptions=True)
     (lost,) = [each for each in outcomes if isinstance(each, grpc.aio.AioRpcError)]
@@ -110,7 +112,7 @@ async def test_two_operators_cannot_both_begin_or_end_a_experiment(serve):
     assert (code, "no version is in an experiment" in details) == (grpc.StatusCode.FAILED_PRECONDITION, True)
 
 
-async def test_two_operators_promoting_on_the_same_generation(serve, registry):
+async def test_two_operators_promoting_on_the_same_generation(serve: Serve, registry: DirectoryRegistry) -> None:
     """Compare and set: one of them wins, the other is told to look again, and the ledger has one change."""
     running = await serve()
     outcomes = await asyncio.gather(
@@ -122,7 +124,9 @@ async def test_two_operators_promoting_on_the_same_generation(serve, registry):
     assert (await running.predict()).version == registry.rollout().live
 
 
-async def test_a_version_with_other_modalities_is_not_promoted(serve, registry, tmp_path):
+async def test_a_version_with_other_modalities_is_not_promoted(
+    serve: Serve, registry: DirectoryRegistry, tmp_path: Path
+) -> None:
     running = await serve()
     spec = registry.manifest(1).spec
     modalities = {name: modality for name, modality in spec.modalities.items() if name != "sensor"}
@@ -136,7 +140,9 @@ async def test_a_version_with_other_modalities_is_not_promoted(serve, registry, 
     assert (await running.predict()).version == 1
 
 
-async def test_a_registry_that_vanishes_under_the_server(serve, registry, tmp_path):
+async def test_a_registry_that_vanishes_under_the_server(
+    serve: Serve, registry: DirectoryRegistry, tmp_path: Path
+) -> None:
     """Live keeps serving, every change is refused with what is wrong, and all is well once the folder is back."""
     running = await serve()
     await promote(running, 3)
@@ -159,7 +165,7 @@ async def test_a_registry_that_vanishes_under_the_server(serve, registry, tmp_pa
     assert (await running.predict()).version == 1
 
 
-async def test_experiments_need_the_admin_token_where_there_is_one(serve):
+async def test_experiments_need_the_admin_token_where_there_is_one(serve: Serve) -> None:
     running = await serve(admin_token="sesame")
     for call in (start(running, 3), stop(running)):
         code, _ = await refusal(call)
@@ -178,7 +184,7 @@ class Records:
         return self.known.get(version)
 
 
-async def test_a_version_is_shown_with_its_experiment_as_far_as_it_is_known(serve):
+async def test_a_version_is_shown_with_its_experiment_as_far_as_it_is_known(serve: Serve) -> None:
     running = await serve(experiments=Records({2: {"verdict": "reject"}}))
     for version, known in ((2, {"verdict": "reject"}), (3, None)):
         found = await running.models.GetVersion(model_pb2.GetVersionRequest(version=version))
@@ -206,7 +212,7 @@ class Broken:
         return model
 
 
-async def test_both_arms_are_counted_and_told_to_the_log(serve, runtime):
+async def test_both_arms_are_counted_and_told_to_the_log(serve: Serve, runtime: ModelRuntime) -> None:
     running = await serve(runtime=Broken(runtime, 3))
     await start(running, 3)
     for user in users_of(running, candidate=True, n=3):
@@ -225,13 +231,13 @@ async def test_both_arms_are_counted_and_told_to_the_log(serve, runtime):
     assert sum(each.candidate.failed for each in told) == 3
 
 
-async def test_without_a_experiment_nothing_is_told(serve):
+async def test_without_a_experiment_nothing_is_told(serve: Serve) -> None:
     running = await serve()
     await running.predict(user_id="ada")
     assert await reports(running) == []
 
 
-async def test_a_candidate_that_fails_its_proof_here_is_told(serve, registry):
+async def test_a_candidate_that_fails_its_proof_here_is_told(serve: Serve, registry: DirectoryRegistry) -> None:
     running = await serve()
     damage(registry, 3)
     registry.set_rollout(start_canary(registry.rollout(), 3, 0.5, CHANGE))
@@ -257,7 +263,7 @@ async def shadowed(running: Running, n: int) -> None:
     await until(lambda: len(experiment._shadows) + experiment._dropped >= n)
 
 
-async def test_in_the_shadow_everybody_gets_live_answers_and_the_candidates_are_logged(serve):
+async def test_in_the_shadow_everybody_gets_live_answers_and_the_candidates_are_logged(serve: Serve) -> None:
     running = await serve()
     await start(running, 3, 1.0, shadow=True)
     answers = []
@@ -279,7 +285,7 @@ async def test_in_the_shadow_everybody_gets_live_answers_and_the_candidates_are_
     assert sum(each.live.answered for each in told) == 4
 
 
-async def test_a_version_that_fails_in_the_shadow_fails_nobody(serve, runtime):
+async def test_a_version_that_fails_in_the_shadow_fails_nobody(serve: Serve, runtime: ModelRuntime) -> None:
     running = await serve(runtime=Broken(runtime, 3))
     await start(running, 3, 1.0, shadow=True)
     assert (await running.predict(user_id="ada")).version == 1
@@ -288,7 +294,9 @@ async def test_a_version_that_fails_in_the_shadow_fails_nobody(serve, runtime):
     assert shadow.failure == "FloatingPointError: version 3 gave scores that are not finite"
 
 
-async def test_a_version_that_hangs_in_the_shadow_keeps_nobody_waiting_and_the_rest_is_dropped(serve, runtime):
+async def test_a_version_that_hangs_in_the_shadow_keeps_nobody_waiting_and_the_rest_is_dropped(
+    serve: Serve, runtime: ModelRuntime
+) -> None:
     """The candidate never answers; live goes on, and what cannot be computed is dropped and counted."""
     stuck = StuckRuntime(runtime)
 
@@ -311,7 +319,7 @@ async def test_a_version_that_hangs_in_the_shadow_keeps_nobody_waiting_and_the_r
     assert sum(each.dropped + len(each.shadows) for each in told) == 24
 
 
-async def test_a_share_of_the_requests_is_computed_in_the_shadow(serve, monkeypatch):
+async def test_a_share_of_the_requests_is_computed_in_the_shadow(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     running = await serve()
     draws = iter([0.1, 0.9, 0.29, 0.31])
     monkeypatch.setattr("plaudit.serving.models.experiment_reporter.random.random", lambda: next(draws))

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from plaudit.serving.use_cases.explain import shapley, subsets
 
 
-def test_subsets_go_from_none_to_all():
+def test_subsets_go_from_none_to_all() -> None:
     assert subsets(["a", "b"]) == [frozenset(), frozenset("a"), frozenset("b"), frozenset("ab")]
 
 
-def test_two_players():
+def test_two_players() -> None:
     """v(∅) = 0.1, v(a) = 0.4, v(b) = 0.2, v(ab) = 0.9.
 
     φ_a = ½(v(a) − v(∅)) + ½(v(ab) − v(b)) = ½·0.3 + ½·0.7 = 0.5;
@@ -23,7 +23,7 @@ def test_two_players():
     assert shapley(["a", "b"], value) == pytest.approx({"a": 0.5, "b": 0.3})
 
 
-def test_three_players_of_whom_any_two_win():
+def test_three_players_of_whom_any_two_win() -> None:
     """A majority game: each is decisive in a third of the orders. One of them is a dummy in the second game."""
     majority = {some: float(len(some) >= 2) for some in subsets("abc")}
     assert shapley("abc", majority) == pytest.approx({"a": 1 / 3, "b": 1 / 3, "c": 1 / 3})
@@ -32,6 +32,6 @@ def test_three_players_of_whom_any_two_win():
 
 
 @given(st.lists(st.floats(-1.0, 1.0), min_size=16, max_size=16))
-def test_together_they_are_the_whole(values):
+def test_together_they_are_the_whole(values: list[float]) -> None:
     value = dict(zip(subsets("abcd"), values, strict=True))
     assert sum(shapley("abcd", value).values()) == pytest.approx(values[-1] - values[0], abs=1e-9)

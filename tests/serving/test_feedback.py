@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
 from plaudit.adapters.log.sqlite import SqliteLog
+from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.core.errors import LogUnavailable, StoreUnavailable
 from plaudit.core.events import (
     Correction,
@@ -28,7 +30,7 @@ from plaudit.core.ports.store import FeedbackStatus
 from plaudit.core.prediction_id import PredictionIds, SignedPrediction
 from plaudit.v1 import feedback_pb2
 from support.builders import NOW_S, tiny_head_refresh
-from support.serving_harness import a_thumb, feedback, go_live, refusal
+from support.serving_harness import Serve, a_thumb, feedback, go_live, refusal
 
 ACCEPTED = feedback_pb2.FEEDBACK_STATUS_ACCEPTED
 DUPLICATE = feedback_pb2.FEEDBACK_STATUS_DUPLICATE
@@ -55,7 +57,9 @@ def signed(ids: PredictionIds, **fields: Any) -> str:
         ({"retract": feedback_pb2.Retract()}, Retract()),
     ],
 )
-async def test_every_signal_is_in_the_log_when_it_is_answered(serve, log, fields, signal):
+async def test_every_signal_is_in_the_log_when_it_is_answered(
+    serve: Serve, log: SqliteLog, fields: dict[str, Any], signal: Any
+) -> None:
     running = await serve()
     prediction = await running.predict()
     before_s = time.time()
@@ -69,7 +73,7 @@ async def test_every_signal_is_in_the_log_when_it_is_answered(serve, log, fields
     assert running.metric("plaudit_serving_feedback_total", kind=kind, status="accepted") == 1
 
 
-async def test_the_same_id_again_records_nothing(serve, log, ids):
+async def test_the_same_id_again_records_nothing(serve: Serve, log: SqliteLog, ids: PredictionIds) -> None:
     running = await serve()
     first = await running.feedback.SendFeedback(a_thumb(signed(ids), "f1"))
     again = await running.feedback.SendFeedback(a_thumb(signed(ids), "f1", rating=0.2))
@@ -77,7 +81,9 @@ async def test_the_same_id_again_records_nothing(serve, log, ids):
     assert [found.signal for found in feedback(log)] == [Thumb(up=True)]
 
 
-async def test_feedback_on_a_prediction_that_was_never_logged_is_taken(serve, log, ids):
+async def test_feedback_on_a_prediction_that_was_never_logged_is_taken(
+    serve: Serve, log: SqliteLog, ids: PredictionIds
+) -> None:
     """The signature says that the prediction was made; whether its decision arrives is the learner's to see."""
     running = await serve()
     assert (await running.feedback.SendFeedback(a_thumb(signed(ids), "f1"))).status == ACCEPTED
@@ -142,7 +148,7 @@ WRONG = {
 }
 
 
-async def test_wrong_feedback_is_named_and_not_recorded(serve, log, ids):
+async def test_wrong_feedback_is_named_and_not_recorded(serve: Serve, log: SqliteLog, ids: PredictionIds) -> None:
     running = await serve()
     for make, code, complaint in WRONG.values():
         found, details = await refusal(running.feedback.SendFeedback(make(ids)))
@@ -151,7 +157,9 @@ async def test_wrong_feedback_is_named_and_not_recorded(serve, log, ids):
     assert running.metric("plaudit_serving_feedback_total", kind="preference", status="refused") == 2
 
 
-async def test_a_stream_answers_in_order_and_survives_wrong_requests(serve, log, ids):
+async def test_a_stream_answers_in_order_and_survives_wrong_requests(
+    serve: Serve, log: SqliteLog, ids: PredictionIds
+) -> None:
     running = await serve()
     requests = [a_thumb(signed(ids), f"f{i}") for i in range(100)]
     requests[10] = a_thumb("forged", "f10")
@@ -187,7 +195,7 @@ class AwayLog(CountingLog):
         raise LogUnavailable("the disk is full")
 
 
-async def test_what_comes_at_once_shares_a_disk_flush(serve, log, ids):
+async def test_what_comes_at_once_shares_a_disk_flush(serve: Serve, log: SqliteLog, ids: PredictionIds) -> None:
     counting = CountingLog(log)
     running = await serve(log=counting)
     answers = await asyncio.gather(*(running.feedback.SendFeedback(a_thumb(signed(ids), f"f{i}")) for i in range(100)))
@@ -197,7 +205,7 @@ async def test_what_comes_at_once_shares_a_disk_flush(serve, log, ids):
     assert times == sorted(times)
 
 
-async def test_a_log_that_is_away_is_no_lie(serve, log, ids):
+async def test_a_log_that_is_away_is_no_lie(serve: Serve, log: SqliteLog, ids: PredictionIds) -> None:
     running = await serve(log=AwayLog(log), drain_s=0.01)
     code, details = await refusal(running.feedback.SendFeedback(a_thumb(signed(ids), "f1")))
     assert code is grpc.StatusCode.UNAVAILABLE
@@ -210,7 +218,9 @@ async def test_a_log_that_is_away_is_no_lie(serve, log, ids):
 # --- receipts --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_receipt_follows_feedback_from_the_log_into_the_live_version(serve, registry, log, ids, tmp_path):
+async def test_a_receipt_follows_feedback_from_the_log_into_the_live_version(
+    serve: Serve, registry: DirectoryRegistry, log: SqliteLog, ids: PredictionIds, tmp_path: Path
+) -> None:
     running = await serve()
     await running.feedback.SendFeedback(a_thumb(signed(ids), "f1"))
     ask = feedback_pb2.GetReceiptRequest(feedback_id="f1")
@@ -253,7 +263,9 @@ class Told:
         return self.fates.get(feedback_id)
 
 
-async def test_a_receipt_says_what_the_learner_made_of_it(serve, registry, ids, tmp_path):
+async def test_a_receipt_says_what_the_learner_made_of_it(
+    serve: Serve, registry: DirectoryRegistry, ids: PredictionIds, tmp_path: Path
+) -> None:
     """Joined in the third batch, so learned by the first version that had taken in three."""
     told = Told()
     running = await serve(fates=told)
@@ -294,7 +306,7 @@ async def test_a_receipt_says_what_the_learner_made_of_it(serve, registry, ids, 
     assert (found.state, found.reason[:9]) == (feedback_pb2.RECEIPT_STATE_DISCARDED, "set aside")
 
 
-async def test_a_receipt_of_what_only_the_learner_remembers(serve):
+async def test_a_receipt_of_what_only_the_learner_remembers(serve: Serve) -> None:
     """A log need not find old feedback by its id; the learner's store does."""
     told = Told()
     running = await serve(fates=told)
@@ -303,7 +315,7 @@ async def test_a_receipt_of_what_only_the_learner_remembers(serve):
     assert (found.state, found.recorded_at.seconds) == (feedback_pb2.RECEIPT_STATE_JOINED, int(NOW_S))
 
 
-async def test_a_receipt_says_what_it_can_when_the_store_is_away(serve, ids):
+async def test_a_receipt_says_what_it_can_when_the_store_is_away(serve: Serve, ids: PredictionIds) -> None:
     told = Told()
     told.problem = StoreUnavailable("no route to host")
     running = await serve(fates=told)
@@ -315,7 +327,7 @@ async def test_a_receipt_says_what_it_can_when_the_store_is_away(serve, ids):
 @pytest.mark.parametrize(
     ("feedback_id", "code"), [("never", grpc.StatusCode.NOT_FOUND), ("", INVALID), ("x" * 129, INVALID)]
 )
-async def test_a_receipt_for_what_was_never_recorded(serve, feedback_id, code):
+async def test_a_receipt_for_what_was_never_recorded(serve: Serve, feedback_id: str, code: grpc.StatusCode) -> None:
     running = await serve()
     found, details = await refusal(running.feedback.GetReceipt(feedback_pb2.GetReceiptRequest(feedback_id=feedback_id)))
     assert found is code

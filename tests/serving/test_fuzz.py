@@ -212,7 +212,7 @@ LONG: Final = settings(FUZZ, max_examples=4000)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_bytes_that_are_no_message(send, method):
+def test_bytes_that_are_no_message(send: Send, method: MethodDescriptor) -> None:
     """A field whose length runs past the end: no protobuf message at all."""
     code, details = send(method, b"\x0a\xff\xff\xff\x7fabc")
     assert code is grpc.StatusCode.INVALID_ARGUMENT, details
@@ -222,19 +222,19 @@ def test_bytes_that_are_no_message(send, method):
 
 @FUZZ
 @given(method=st.sampled_from(METHODS), request=st.binary(max_size=200))
-def test_random_bytes(send, method, request):
+def test_random_bytes(send: Send, method: MethodDescriptor, request: bytes) -> None:
     checked(method, send(method, request))
 
 
 @FUZZ
 @given(call=CALLS)
-def test_random_messages(send, call):
+def test_random_messages(send: Send, call: tuple[MethodDescriptor, bytes]) -> None:
     checked(call[0], send(*call))
 
 
 @FUZZ
 @given(request=tensors())
-def test_tensors_that_are_nearly_right(send, request):
+def test_tensors_that_are_nearly_right(send: Send, request: oip.ModelInferRequest) -> None:
     method = next(method for method in METHODS if method.name == "ModelInfer")
     checked(method, send(method, request.SerializeToString()))
 
@@ -242,24 +242,24 @@ def test_tensors_that_are_nearly_right(send, request):
 @pytest.mark.slow
 @LONG
 @given(call=CALLS)
-def test_many_random_messages(send, call):
+def test_many_random_messages(send: Send, call: tuple[MethodDescriptor, bytes]) -> None:
     checked(call[0], send(*call))
 
 
 @pytest.mark.slow
 @LONG
 @given(request=tensors())
-def test_many_tensors_that_are_nearly_right(send, request):
+def test_many_tensors_that_are_nearly_right(send: Send, request: oip.ModelInferRequest) -> None:
     method = next(method for method in METHODS if method.name == "ModelInfer")
     checked(method, send(method, request.SerializeToString()))
 
 
-def test_it_still_answers(send):
+def test_it_still_answers(send: Send) -> None:
     still_answers(send)
 
 
 @pytest.mark.slow
-def test_its_memory_stays_flat(send):
+def test_its_memory_stays_flat(send: Send) -> None:
     """Refusals of every kind, after some that let allocators and caches settle."""
     bad = [
         (method, request)

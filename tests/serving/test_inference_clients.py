@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto, FileDescriptorProto, FileDescriptorSet
 
+from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.inference import open_inference_pb2 as pb
 from plaudit.serving.grpc.open_inference.servicer import SERVICE
 from support import programs
-from support.serving_harness import Running, decisions, until
+from support.serving_harness import Running, Serve, decisions, until
 
 SCRIPTS = Path(__file__).parents[1] / "oip"
 
@@ -48,7 +49,7 @@ async def script(name: str, running: Running, python: str = sys.executable) -> A
 # --- Triton ----------------------------------------------------------------------------------------------------------
 
 
-async def test_every_field_is_where_triton_has_it():
+async def test_every_field_is_where_triton_has_it() -> None:
     """Ours is a part of Triton's: same names, numbers, types; so neither reads what the other did not write."""
     theirs = FileDescriptorSet.FromString(await output_of(sys.executable, str(SCRIPTS / "triton_descriptors.py")))
     messages: dict[str, DescriptorProto] = {}
@@ -90,7 +91,7 @@ def _is_part_of(theirs: DescriptorProto, ours: DescriptorProto) -> None:
         _is_part_of(nested[message.name], message)
 
 
-async def test_triton_client(serve, log):
+async def test_triton_client(serve: Serve, log: SqliteLog) -> None:
     running = await serve()
     report = await script("triton_unary.py", running)
     assert [report[each] for each in ("live", "ready", "model_ready", "other_ready")] == [True, True, True, False]
@@ -115,7 +116,7 @@ async def test_triton_client(serve, log):
         np.testing.assert_allclose(decision.features.embedding, answer["embedding"][row], rtol=1e-6)
 
 
-async def test_triton_asyncio_client(serve, log):
+async def test_triton_asyncio_client(serve: Serve, log: SqliteLog) -> None:
     running = await serve()
     report = await script("triton_aio.py", running)
     assert report["errors"] == []
@@ -128,7 +129,7 @@ async def test_triton_asyncio_client(serve, log):
     await until(lambda: len(decisions(log)) == 8 + 64 + 8)
 
 
-async def test_triton_streaming_client(serve, log):
+async def test_triton_streaming_client(serve: Serve, log: SqliteLog) -> None:
     running = await serve()
     answers = await script("triton_stream.py", running)
     assert [answer.get("id", "refused") for answer in answers] == ["0", "1", "refused", "3", "4"]
@@ -140,7 +141,7 @@ async def test_triton_streaming_client(serve, log):
 
 
 @pytest.mark.parametrize("options", [["-b", "4"], ["--streaming", "--async"]], ids=["batches", "stream"])
-async def test_perf_analyzer(serve, options):
+async def test_perf_analyzer(serve: Serve, options: list[str]) -> None:
     """Its own numbers, and those it asked the server for. What it makes up are zeros: random bits hold NaN."""
     analyzer = programs.perf_analyzer()
     running = await serve()
@@ -170,7 +171,7 @@ def _number(pattern: str, text: str) -> str:
 # --- KServe ----------------------------------------------------------------------------------------------------------
 
 
-async def test_kserve_client(serve, log):
+async def test_kserve_client(serve: Serve, log: SqliteLog) -> None:
     python = programs.kserve_python()
     running = await serve()
     report = await script("kserve_client.py", running, python)
@@ -192,7 +193,7 @@ async def test_kserve_client(serve, log):
 # --- grpcurl, grpc_health_probe --------------------------------------------------------------------------------------
 
 
-async def test_grpcurl_finds_and_calls_the_services_by_reflection(serve):
+async def test_grpcurl_finds_and_calls_the_services_by_reflection(serve: Serve) -> None:
     grpcurl = programs.grpcurl().path
     running = await serve()
 
@@ -217,7 +218,7 @@ async def test_grpcurl_finds_and_calls_the_services_by_reflection(serve):
 
 
 @pytest.mark.parametrize("service", ["", SERVICE.full_name, "plaudit.v1.PredictionService"])
-async def test_grpc_health_probe(serve, service):
+async def test_grpc_health_probe(serve: Serve, service: str) -> None:
     probe = programs.grpc_health_probe().path
     running = await serve()
     process = await asyncio.create_subprocess_exec(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,6 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from onnx import TensorProto, helper, numpy_helper
 
+from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.adapters.runtime.importer import ImportOptions, import_onnx
 from plaudit.core.events import Role
@@ -20,7 +22,7 @@ from plaudit.core.wire import contents_to_wire
 from plaudit.inference import open_inference_pb2 as pb
 from plaudit.serving.grpc.open_inference.servicer import SERVICE
 from support.builders import png, tiny_bundle, tiny_content, tiny_spec, trunk_inputs
-from support.serving_harness import CHANGE, Running, a_thumb, decisions, go_live, refusal, until
+from support.serving_harness import CHANGE, Running, Serve, a_thumb, decisions, go_live, refusal, until
 
 SENSOR = np.array([[1, 2, 3, 4], [4, 3, 2, 1]], np.float32)
 
@@ -67,7 +69,7 @@ def floats(response: pb.ModelInferResponse, name: str, dtype: str = "<f4") -> np
 # --- inference -------------------------------------------------------------------------------------------------------
 
 
-async def test_each_row_is_a_decision_that_takes_feedback(serve, log):
+async def test_each_row_is_a_decision_that_takes_feedback(serve: Serve, log: SqliteLog) -> None:
     running = await serve()
     parameters = {"user_id": "ada", "user_group": "premium", "allowed_actions": "cat,bird"}
     response = await call(running, "ModelInfer", asking(id="r1", parameters=parameters))
@@ -89,7 +91,7 @@ async def test_each_row_is_a_decision_that_takes_feedback(serve, log):
         np.testing.assert_array_equal(decision.content["sensor"].array, SENSOR[row])
 
 
-async def test_the_answer_is_the_one_that_predict_gives(serve):
+async def test_the_answer_is_the_one_that_predict_gives(serve: Serve) -> None:
     """Encoded content goes through the same decoding; the probabilities are the same."""
     running = await serve()
     content = tiny_content(3)
@@ -110,7 +112,7 @@ async def test_the_answer_is_the_one_that_predict_gives(serve):
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-async def test_ready_tensors_are_what_decoding_would_have_made(serve, registry):
+async def test_ready_tensors_are_what_decoding_would_have_made(serve: Serve, registry: DirectoryRegistry) -> None:
     running = await serve()
     content = {"image": tiny_content(1)["image"], "question": tiny_content(1)["question"]}
     arrays = trunk_inputs(registry.folder(1), [content])
@@ -124,7 +126,7 @@ async def test_ready_tensors_are_what_decoding_would_have_made(serve, registry):
     assert found == pytest.approx({score.action: score.probability for score in expected.scores}, rel=1e-6)
 
 
-async def test_a_version_that_is_loaded_can_be_asked_for(serve, registry):
+async def test_a_version_that_is_loaded_can_be_asked_for(serve: Serve, registry: DirectoryRegistry) -> None:
     """The previous version stays loaded; one that never served is not."""
     running = await serve()
     go_live(registry, 2)
@@ -141,7 +143,9 @@ async def test_a_version_that_is_loaded_can_be_asked_for(serve, registry):
     assert (code, "3 is not loaded here; loaded are [1, 2]" in text) == (grpc.StatusCode.NOT_FOUND, True)
 
 
-async def test_a_candidate_answers_its_share_of_the_users(serve, registry, log):
+async def test_a_candidate_answers_its_share_of_the_users(
+    serve: Serve, registry: DirectoryRegistry, log: SqliteLog
+) -> None:
     registry.set_rollout(start_canary(registry.rollout(), 2, 1.0, CHANGE))
     running = await serve()
     response = await call(running, "ModelInfer", asking(parameters={"user_id": "ada"}))
@@ -150,7 +154,7 @@ async def test_a_candidate_answers_its_share_of_the_users(serve, registry, log):
     assert {decision.role for decision in decisions(log)} == {Role.CANDIDATE}
 
 
-async def test_an_imported_graph_answers_as_it_did_elsewhere(serve, tmp_path, log):
+async def test_an_imported_graph_answers_as_it_did_elsewhere(serve: Serve, tmp_path: Path, log: SqliteLog) -> None:
     """Inputs of other datatypes and free lengths, native outputs by name; and a decision for each row all the same."""
     weights = np.array([[1, 0, 2], [0, 1, -1]], np.float32)
     graph = helper.make_graph(
@@ -219,7 +223,9 @@ async def test_an_imported_graph_answers_as_it_did_elsewhere(serve, tmp_path, lo
         (asking(parameters={"allowed_actions": "cow"}), "INVALID_ARGUMENT", "'cow' is not an action"),
     ],
 )
-async def test_what_is_refused_and_how(serve, log, message, code, named):
+async def test_what_is_refused_and_how(
+    serve: Serve, log: SqliteLog, message: bytes | pb.ModelInferRequest, code: str, named: str
+) -> None:
     running = await serve(queue_limit=64)
     found, text = await refusal(call(running, "ModelInfer", message))
     assert found.name == code
@@ -227,7 +233,7 @@ async def test_what_is_refused_and_how(serve, log, message, code, named):
     assert decisions(log) == []
 
 
-async def test_a_damaged_image_is_named(serve):
+async def test_a_damaged_image_is_named(serve: Serve) -> None:
     running = await serve()
     message = pb.ModelInferRequest(model_name="tiny")
     data = png()[:40]
@@ -237,7 +243,7 @@ async def test_a_damaged_image_is_named(serve):
 
 
 @pytest.mark.parametrize("method", [method.name for method in SERVICE.methods if not method.client_streaming])
-async def test_random_bytes_are_answered_or_refused(serve, method):
+async def test_random_bytes_are_answered_or_refused(serve: Serve, method: str) -> None:
     """Never UNKNOWN, never INTERNAL; and the server answers as before."""
     running = await serve()
     rng = np.random.default_rng(0)
@@ -261,7 +267,7 @@ async def test_random_bytes_are_answered_or_refused(serve, method):
 # --- streams ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_stream_answers_in_order_and_survives_what_it_refuses(serve):
+async def test_a_stream_answers_in_order_and_survives_what_it_refuses(serve: Serve) -> None:
     running = await serve()
     marked = {"triton_enable_empty_final_response": True}
     wrong = asking([[1, 2]], id="wrong", parameters=marked)
@@ -287,7 +293,7 @@ async def test_a_stream_answers_in_order_and_survives_what_it_refuses(serve):
 # --- what there is ---------------------------------------------------------------------------------------------------
 
 
-async def test_metadata_and_configuration_describe_the_model(serve):
+async def test_metadata_and_configuration_describe_the_model(serve: Serve) -> None:
     running = await serve(queue_limit=64)
     server = await call(running, "ServerMetadata")
     assert (server.name, list(server.extensions)) == (
@@ -321,7 +327,7 @@ async def test_metadata_and_configuration_describe_the_model(serve):
     assert {each.name: each.data_type for each in config.output}["action"] == pb.TYPE_STRING
 
 
-async def test_ready_means_that_a_version_serves(serve, tmp_path):
+async def test_ready_means_that_a_version_serves(serve: Serve, tmp_path: Path) -> None:
     empty = DirectoryRegistry(tmp_path / "empty", "tiny")
     running = await serve(registries=[empty])
     health = health_pb2_grpc.HealthStub(running.channel)
@@ -344,7 +350,7 @@ async def test_ready_means_that_a_version_serves(serve, tmp_path):
         assert not (await call(running, "ModelReady", pb.ModelReadyRequest(name=name, version=version))).ready
 
 
-async def test_statistics_count_rows_and_batches(serve):
+async def test_statistics_count_rows_and_batches(serve: Serve) -> None:
     running = await serve()
 
     async def statistics(**fields: str) -> pb.ModelStatistics:
@@ -373,7 +379,7 @@ async def test_statistics_count_rows_and_batches(serve):
 # --- the repository --------------------------------------------------------------------------------------------------
 
 
-async def test_a_model_is_unloaded_and_loaded_again(serve):
+async def test_a_model_is_unloaded_and_loaded_again(serve: Serve) -> None:
     running = await serve()
 
     async def index(ready: bool = False) -> list[tuple[str, str, str]]:
@@ -408,13 +414,18 @@ async def test_a_model_is_unloaded_and_loaded_again(serve):
         ),
     ],
 )
-async def test_what_the_repository_refuses(serve, method, message, named):
+async def test_what_the_repository_refuses(
+    serve: Serve,
+    method: str,
+    message: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest | pb.RepositoryIndexRequest,
+    named: str,
+) -> None:
     running = await serve()
     code, text = await refusal(call(running, method, message))
     assert (code, named in text) == (grpc.StatusCode.INVALID_ARGUMENT, True)
 
 
-async def test_loading_and_unloading_need_the_admin_token_where_there_is_one(serve):
+async def test_loading_and_unloading_need_the_admin_token_where_there_is_one(serve: Serve) -> None:
     running = await serve(admin_token="sesame")
     for method, message in (
         ("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name="tiny")),
@@ -427,7 +438,7 @@ async def test_loading_and_unloading_need_the_admin_token_where_there_is_one(ser
         await call(running, method, message, metadata=[("authorization", "Bearer sesame")])
 
 
-async def test_calls_are_counted_like_all_others(serve):
+async def test_calls_are_counted_like_all_others(serve: Serve) -> None:
     running = await serve()
     await call(running, "ModelInfer", asking())
     method = "inference.GRPCInferenceService/ModelInfer"

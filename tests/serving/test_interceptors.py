@@ -27,7 +27,7 @@ def made(cls: type[errors.PlauditError]) -> errors.PlauditError:
 
 
 @pytest.mark.parametrize("cls", every_error())
-def test_every_error_has_a_status(cls):
+def test_every_error_has_a_status(cls) -> None:
     code, text = status_of(made(cls), "PredictionService/Predict")
     assert code not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.OK)
     assert text == str(made(cls))
@@ -50,18 +50,18 @@ def test_every_error_has_a_status(cls):
         (errors.UnprovenVersion, grpc.StatusCode.FAILED_PRECONDITION),
     ],
 )
-def test_the_statuses_that_the_contract_names(cls, code):
+def test_the_statuses_that_the_contract_names(cls, code: grpc.StatusCode) -> None:
     assert status_of(made(cls), "")[0] is code
 
 
-def test_the_table_names_no_class_twice_for_nothing():
+def test_the_table_names_no_class_twice_for_nothing() -> None:
     """A subclass has an entry of its own only where its status differs from its parent's."""
     for cls, code in STATUSES.items():
         parents = [STATUSES[parent] for parent in cls.__mro__[1:] if parent in STATUSES]
         assert not parents or parents[0] is not code
 
 
-def test_what_was_not_meant_for_the_caller_stays_here():
+def test_what_was_not_meant_for_the_caller_stays_here() -> None:
     with structlog.testing.capture_logs() as logged:
         code, text = status_of(KeyError("/etc/secret"), "PredictionService/Predict")
     assert code is grpc.StatusCode.INTERNAL

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from prometheus_client import CollectorRegistry
 
+from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.core.errors import NoLiveModel, UnknownVersion, UnprovenVersion
 from plaudit.core.events import Role
+from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.core.rollout import Rollout, end_canary, in_experiment, promote, rollback, start_canary
 from plaudit.serving.models.live_model import LiveModel
 from plaudit.serving.telemetry.metrics import ServingMetrics
@@ -52,12 +54,12 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def counting(runtime) -> CountingRuntime:
+def counting(runtime: ModelRuntime) -> CountingRuntime:
     return CountingRuntime(runtime)
 
 
 @pytest.fixture
-def live(registry, counting, metrics, clock) -> LiveModel:
+def live(registry: DirectoryRegistry, counting: CountingRuntime, metrics: ServingMetrics, clock: Clock) -> LiveModel:
     return LiveModel(registry, counting, metrics, max_batch=2, clock=clock)
 
 
@@ -77,12 +79,12 @@ def value(metrics, name: str) -> float:
     return metrics.registry.get_sample_value(name, {"model": "tiny"}) or 0.0
 
 
-def test_nothing_serves_before_the_first_look(live):
+def test_nothing_serves_before_the_first_look(live: LiveModel) -> None:
     with pytest.raises(NoLiveModel, match="tiny"):
         live.serving()
 
 
-def test_it_serves_what_the_rollout_says(live, registry, metrics):
+def test_it_serves_what_the_rollout_says(live: LiveModel, registry: DirectoryRegistry, metrics: ServingMetrics) -> None:
     live.step()
     assert (version(live), live.current.digest) == (1, registry.manifest(1).digest)
     assert value(metrics, "plaudit_serving_live_version") == 1
@@ -95,19 +97,21 @@ def test_it_serves_what_the_rollout_says(live, registry, metrics):
     assert value(metrics, "plaudit_serving_swap_seconds_count") == 1
 
 
-def test_it_is_warm_before_it_serves(live):
+def test_it_is_warm_before_it_serves(live: LiveModel) -> None:
     live.step()
     assert live.current._trunk.warm == {1, 2}
 
 
-def test_an_empty_registry_serves_nothing(registry, counting, metrics, tmp_path):
+def test_an_empty_registry_serves_nothing(
+    registry: DirectoryRegistry, counting: CountingRuntime, metrics: ServingMetrics, tmp_path: Path
+) -> None:
     shutil.rmtree(tmp_path / "registry")
     live = LiveModel(registry, counting, metrics, max_batch=1)
     live.step()
     assert live.current is None
 
 
-def test_rolling_back_loads_nothing(live, registry, counting):
+def test_rolling_back_loads_nothing(live: LiveModel, registry: DirectoryRegistry, counting: CountingRuntime) -> None:
     live.step()
     go_live(registry, 3)
     live.step()
@@ -118,7 +122,9 @@ def test_rolling_back_loads_nothing(live, registry, counting):
     assert counting.loads.total() == loads
 
 
-def test_what_rollback_returns_to_is_loaded_after_a_restart_too(registry, counting, metrics):
+def test_what_rollback_returns_to_is_loaded_after_a_restart_too(
+    registry: DirectoryRegistry, counting: CountingRuntime, metrics: ServingMetrics
+) -> None:
     go_live(registry, 2)
     live = LiveModel(registry, counting, metrics, max_batch=1)
     live.step()
@@ -126,7 +132,7 @@ def test_what_rollback_returns_to_is_loaded_after_a_restart_too(registry, counti
     assert counting.loads == {"000002": 1, "000001": 1}
 
 
-def test_older_versions_are_released(live, registry):
+def test_older_versions_are_released(live: LiveModel, registry: DirectoryRegistry) -> None:
     live.step()
     old = weakref.ref(live.current)
     go_live(registry, 2)
@@ -137,7 +143,7 @@ def test_older_versions_are_released(live, registry):
     assert old() is None
 
 
-def test_who_uses_an_older_version_keeps_it(live, registry):
+def test_who_uses_an_older_version_keeps_it(live: LiveModel, registry: DirectoryRegistry) -> None:
     live.step()
     in_use = live.serving()
     for number in (2, 3):
@@ -148,7 +154,14 @@ def test_who_uses_an_older_version_keeps_it(live, registry):
 
 
 @pytest.mark.parametrize("name", [HEAD, TRUNK])
-def test_a_damaged_version_never_serves_and_is_not_tried_in_a_hot_loop(live, registry, counting, metrics, clock, name):
+def test_a_damaged_version_never_serves_and_is_not_tried_in_a_hot_loop(
+    live: LiveModel,
+    registry: DirectoryRegistry,
+    counting: CountingRuntime,
+    metrics: ServingMetrics,
+    clock: Clock,
+    name: str,
+) -> None:
     live.step()
     damage(registry, 3, name)
     go_live(registry, 3)
@@ -165,7 +178,9 @@ def test_a_damaged_version_never_serves_and_is_not_tried_in_a_hot_loop(live, reg
     assert counting.loads["000003"] == 2
 
 
-def test_a_damaged_version_that_is_mended_serves_after_a_while(live, registry, clock):
+def test_a_damaged_version_that_is_mended_serves_after_a_while(
+    live: LiveModel, registry: DirectoryRegistry, clock: Clock
+) -> None:
     live.step()
     damage(registry, 3)
     go_live(registry, 3)
@@ -176,7 +191,9 @@ def test_a_damaged_version_that_is_mended_serves_after_a_while(live, registry, c
     assert version(live) == 3
 
 
-def test_after_a_restart_a_proven_version_serves_where_the_live_one_is_damaged(registry, counting, metrics):
+def test_after_a_restart_a_proven_version_serves_where_the_live_one_is_damaged(
+    registry: DirectoryRegistry, counting: CountingRuntime, metrics: ServingMetrics
+) -> None:
     go_live(registry, 3)
     damage(registry, 3)
     live = LiveModel(registry, counting, metrics, max_batch=1)
@@ -184,7 +201,7 @@ def test_after_a_restart_a_proven_version_serves_where_the_live_one_is_damaged(r
     assert version(live) == 1
 
 
-def test_a_folder_that_holds_another_version(live, registry):
+def test_a_folder_that_holds_another_version(live: LiveModel, registry: DirectoryRegistry) -> None:
     live.step()
     shutil.rmtree(registry.folder(3))
     shutil.copytree(registry.folder(2), registry.folder(2).with_name("000003"))
@@ -192,14 +209,18 @@ def test_a_folder_that_holds_another_version(live, registry):
         live.prepare(3)
 
 
-def test_a_registry_that_vanishes_leaves_what_serves(live, registry, tmp_path):
+def test_a_registry_that_vanishes_leaves_what_serves(
+    live: LiveModel, registry: DirectoryRegistry, tmp_path: Path
+) -> None:
     live.step()
     shutil.rmtree(tmp_path / "registry")
     live.step()
     assert version(live) == 1
 
 
-def test_a_rollout_file_that_cannot_be_read_leaves_what_serves(live, registry, tmp_path):
+def test_a_rollout_file_that_cannot_be_read_leaves_what_serves(
+    live: LiveModel, registry: DirectoryRegistry, tmp_path: Path
+) -> None:
     live.step()
     (tmp_path / "registry/tiny/rollout.json").write_text("{")
     live.step()
@@ -207,7 +228,7 @@ def test_a_rollout_file_that_cannot_be_read_leaves_what_serves(live, registry, t
     assert version(live) == 1
 
 
-def test_a_version_that_vanishes_before_it_is_loaded(live, registry):
+def test_a_version_that_vanishes_before_it_is_loaded(live: LiveModel, registry: DirectoryRegistry) -> None:
     live.step()
     go_live(registry, 3)
     shutil.rmtree(registry.folder(3))
@@ -215,7 +236,9 @@ def test_a_version_that_vanishes_before_it_is_loaded(live, registry):
     assert version(live) == 1
 
 
-def test_preparing_makes_the_flip_load_nothing(live, registry, counting):
+def test_preparing_makes_the_flip_load_nothing(
+    live: LiveModel, registry: DirectoryRegistry, counting: CountingRuntime
+) -> None:
     live.step()
     live.prepare(3)
     live.step()
@@ -226,7 +249,7 @@ def test_preparing_makes_the_flip_load_nothing(live, registry, counting):
     assert counting.loads["000003"] == 1
 
 
-def test_preparing_what_cannot_serve(live, registry, metrics):
+def test_preparing_what_cannot_serve(live: LiveModel, registry: DirectoryRegistry, metrics: ServingMetrics) -> None:
     damage(registry, 3)
     with pytest.raises(UnprovenVersion, match=r"version 3 failed its proof: head\.onnx"):
         live.prepare(3)
@@ -235,7 +258,7 @@ def test_preparing_what_cannot_serve(live, registry, metrics):
     assert value(metrics, "plaudit_serving_failed_proofs_total") == 1
 
 
-def test_a_model_of_another_name(live, registry, tmp_path):
+def test_a_model_of_another_name(live: LiveModel, registry: DirectoryRegistry, tmp_path: Path) -> None:
     tiny_bundle(tmp_path / "other", spec=tiny_spec("other"))
     folder = registry.folder(3)
     shutil.rmtree(folder)
@@ -357,7 +380,9 @@ TestFollowing.settings = settings(max_examples=100, stateful_step_count=40, dead
 # --- the canary ------------------------------------------------------------------------------------------------------
 
 
-def test_a_candidate_serves_its_share_of_the_users_and_nobody_else(registry, live):
+def test_a_candidate_serves_its_share_of_the_users_and_nobody_else(
+    registry: DirectoryRegistry, live: LiveModel
+) -> None:
     go_live(registry, 1)
     candidate = 2
     registry.set_rollout(start_canary(registry.rollout(), candidate, 0.5, CHANGE))
@@ -373,7 +398,7 @@ def test_a_candidate_serves_its_share_of_the_users_and_nobody_else(registry, liv
     assert {live.serving_for(f"user {i}")[1] for i in range(200)} == {Role.LIVE}
 
 
-def test_a_candidate_that_fails_its_proof_serves_nobody(registry, live):
+def test_a_candidate_that_fails_its_proof_serves_nobody(registry: DirectoryRegistry, live: LiveModel) -> None:
     go_live(registry, 1)
     candidate = 2
     damaged = registry.folder(candidate) / HEAD

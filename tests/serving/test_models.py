@@ -9,11 +9,13 @@ from typing import Any
 import grpc
 import pytest
 
+from plaudit.adapters.log.sqlite import SqliteLog
+from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.core.events import RolloutChanged, Topic
 from plaudit.core.rollout import pin
 from plaudit.v1 import model_pb2
 from plaudit_models.bundle import HEAD
-from support.serving_harness import CHANGE, Running, events, go_live, refusal
+from support.serving_harness import CHANGE, Running, Serve, events, go_live, refusal
 
 
 def damage(registry: Any, number: int) -> None:
@@ -29,7 +31,7 @@ async def promote(running: Running, version: int, **fields: Any) -> model_pb2.Ro
     return (await running.models.Promote(request)).rollout
 
 
-async def test_versions_are_listed_with_all_that_is_known(serve, registry):
+async def test_versions_are_listed_with_all_that_is_known(serve: Serve, registry: DirectoryRegistry) -> None:
     running = await serve()
     listed = await running.models.ListVersions(model_pb2.ListVersionsRequest())
     assert [(v.version, v.parent, v.kind) for v in listed.versions] == [
@@ -49,7 +51,7 @@ async def test_versions_are_listed_with_all_that_is_known(serve, registry):
     ("fields", "complaint"),
     [({"version": 9}, "version: 9 does not exist; there are 1 to 3"), ({"version": 1, "model": "x"}, "model: 'x'")],
 )
-async def test_a_version_or_model_that_is_not_there(serve, fields, complaint):
+async def test_a_version_or_model_that_is_not_there(serve: Serve, fields: dict[str, Any], complaint: str) -> None:
     running = await serve()
     for call in (
         running.models.GetVersion(model_pb2.GetVersionRequest(**fields)),
@@ -61,7 +63,9 @@ async def test_a_version_or_model_that_is_not_there(serve, fields, complaint):
         assert complaint in details
 
 
-async def test_promote_serves_when_it_returns_and_rollback_goes_back(serve, registry, log):
+async def test_promote_serves_when_it_returns_and_rollback_goes_back(
+    serve: Serve, registry: DirectoryRegistry, log: SqliteLog
+) -> None:
     running = await serve(watch_interval_s=60)
     assert (await running.predict()).version == 1
     rollout = await promote(running, 3, actor="ada", reason="better")
@@ -79,7 +83,7 @@ async def test_promote_serves_when_it_returns_and_rollback_goes_back(serve, regi
     assert [(event.generation, event.live, event.actor) for event in told] == [(2, 3, "ada"), (3, 1, "bob")]
 
 
-async def test_a_version_that_fails_its_proof_is_not_promoted(serve, registry):
+async def test_a_version_that_fails_its_proof_is_not_promoted(serve: Serve, registry: DirectoryRegistry) -> None:
     running = await serve()
     damage(registry, 3)
     code, details = await refusal(promote(running, 3))
@@ -90,14 +94,14 @@ async def test_a_version_that_fails_its_proof_is_not_promoted(serve, registry):
     assert running.metric("plaudit_serving_failed_proofs_total", model="tiny") == 1
 
 
-async def test_nothing_to_roll_back_to(serve):
+async def test_nothing_to_roll_back_to(serve: Serve) -> None:
     running = await serve()
     code, details = await refusal(running.models.Rollback(model_pb2.RollbackRequest()))
     assert code is grpc.StatusCode.FAILED_PRECONDITION
     assert "no previous version" in details
 
 
-async def test_a_pinned_version_stays_until_it_is_unpinned(serve):
+async def test_a_pinned_version_stays_until_it_is_unpinned(serve: Serve) -> None:
     running = await serve()
     pinned = (await running.models.Pin(model_pb2.PinRequest(version=2))).rollout
     assert (pinned.live, pinned.pinned) == (2, True)
@@ -110,7 +114,7 @@ async def test_a_pinned_version_stays_until_it_is_unpinned(serve):
     assert (await promote(running, 1)).live == 1
 
 
-async def test_a_change_decided_on_another_generation(serve):
+async def test_a_change_decided_on_another_generation(serve: Serve) -> None:
     running = await serve()
     code, details = await refusal(promote(running, 3, expected_generation=7))
     assert code is grpc.StatusCode.ABORTED
@@ -118,7 +122,9 @@ async def test_a_change_decided_on_another_generation(serve):
     assert (await promote(running, 3, expected_generation=1)).generation == 2
 
 
-async def test_a_change_for_any_generation_is_made_again_where_somebody_was_faster(serve, registry, monkeypatch):
+async def test_a_change_for_any_generation_is_made_again_where_somebody_was_faster(
+    serve: Serve, registry: DirectoryRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Between reading the rollout and writing it, somebody pins version 2: then promoting is refused as pinned."""
     running = await serve()
     original = registry.set_rollout
@@ -135,14 +141,14 @@ async def test_a_change_for_any_generation_is_made_again_where_somebody_was_fast
 
 
 @pytest.mark.parametrize("version", [0, -1])
-async def test_numbers_that_are_no_versions(serve, version):
+async def test_numbers_that_are_no_versions(serve: Serve, version: int) -> None:
     running = await serve()
     code, details = await refusal(promote(running, version))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert f"version: {version} is not a version" in details
 
 
-async def test_changes_need_the_admin_token_where_there_is_one(serve):
+async def test_changes_need_the_admin_token_where_there_is_one(serve: Serve) -> None:
     running = await serve(admin_token="sesame")
     changes = [
         (running.models.Promote, model_pb2.PromoteRequest(version=2)),
@@ -162,7 +168,7 @@ async def test_changes_need_the_admin_token_where_there_is_one(serve):
     await running.models.ListVersions(model_pb2.ListVersionsRequest())
 
 
-async def test_a_damaged_manifest_hides_one_version_and_no_other(serve, registry):
+async def test_a_damaged_manifest_hides_one_version_and_no_other(serve: Serve, registry: DirectoryRegistry) -> None:
     running = await serve()
     manifest = registry.folder(2) / "manifest.json"
     manifest.write_text(manifest.read_text().replace("0.02", "0.03"))
@@ -174,7 +180,9 @@ async def test_a_damaged_manifest_hides_one_version_and_no_other(serve, registry
     assert "version 2 failed its proof" in details
 
 
-async def test_watching_shows_the_present_then_every_change_and_ends_at_drain(serve, registry):
+async def test_watching_shows_the_present_then_every_change_and_ends_at_drain(
+    serve: Serve, registry: DirectoryRegistry
+) -> None:
     running = await serve()
     call = running.models.WatchVersions(model_pb2.WatchVersionsRequest())
     assert (await call.read()).rollout.generation == 1
@@ -189,7 +197,7 @@ async def test_watching_shows_the_present_then_every_change_and_ends_at_drain(se
     await stopping
 
 
-async def test_watching_a_model_that_is_not_there(serve):
+async def test_watching_a_model_that_is_not_there(serve: Serve) -> None:
     running = await serve()
     code, _ = await refusal(running.models.WatchVersions(model_pb2.WatchVersionsRequest(model="x")).read())
     assert code is grpc.StatusCode.NOT_FOUND

@@ -87,7 +87,7 @@ def wide(datatype: str) -> Contract:
 
 
 @pytest.mark.parametrize("datatype", DTYPES)
-def test_raw_contents_of_every_datatype(datatype):
+def test_raw_contents_of_every_datatype(datatype: str) -> None:
     expected = values(datatype)
     rows = wide(datatype).rows(a_message(("x", datatype, [2, 1, 2], expected.tobytes())), max_rows=MAX_ROWS)
     assert len(rows) == 2
@@ -113,7 +113,7 @@ def test_raw_contents_of_every_datatype(datatype):
         ("FP64", "fp64_contents"),
     ],
 )
-def test_typed_contents(datatype, field):
+def test_typed_contents(datatype: str, field: str) -> None:
     expected = values(datatype)
     message = pb.ModelInferRequest()
     tensor = message.inputs.add(name="x", datatype=datatype, shape=[2, 1, 2])
@@ -123,13 +123,13 @@ def test_typed_contents(datatype, field):
     assert rows[0]["x"].array.dtype == expected.dtype
 
 
-def test_raw_tensors_are_views_of_what_arrived():
+def test_raw_tensors_are_views_of_what_arrived() -> None:
     for n in (1, 3):
         rows = TINY.rows(a_message(sensor(np.ones((n, 4)))), max_rows=MAX_ROWS)
         assert not any(row["sensor"].array.flags.owndata or row["sensor"].array.flags.writeable for row in rows)
 
 
-def test_bytes_are_what_their_modality_is():
+def test_bytes_are_what_their_modality_is() -> None:
     """An image, a sound, a text a row; raw or typed; of shape [n, 1] or [n]."""
     texts = ["wie groß?".encode(), b"which animal"]
     for shape in ([2, 1], [2]):
@@ -150,7 +150,7 @@ def test_bytes_are_what_their_modality_is():
     assert [row["question"].text for row in TINY.rows(typed, max_rows=MAX_ROWS)] == ["wie groß?", "which animal"]
 
 
-def test_free_lengths_are_the_request_s():
+def test_free_lengths_are_the_request_s() -> None:
     contract = tensors(x=TensorModality((-1, 2), dtype="float32", required=True))
     rows = contract.rows(a_message(("x", "FP32", [1, 3, 2], bytes(24))), max_rows=MAX_ROWS)
     assert rows[0]["x"].array.shape == (3, 2)
@@ -182,12 +182,12 @@ def test_free_lengths_are_the_request_s():
         (a_message(("question", "BYTES", [1], raw([b"\xff\xfe"], "BYTES"))), ["is not UTF-8", "at byte 0"]),
     ],
 )
-def test_what_is_wrong_with_inputs_is_named(message, named):
+def test_what_is_wrong_with_inputs_is_named(message: pb.ModelInferRequest, named: list[str]) -> None:
     text = refusal(TINY, message)
     assert all(part in text for part in named), text
 
 
-def test_what_is_wrong_with_typed_contents_is_named():
+def test_what_is_wrong_with_typed_contents_is_named() -> None:
     message = pb.ModelInferRequest()
     tensor = message.inputs.add(name="sensor", datatype="FP32", shape=[1, 4])
     tensor.contents.fp32_contents.extend([1.0, 2.0])
@@ -205,7 +205,7 @@ def test_what_is_wrong_with_typed_contents_is_named():
     assert "holds values beyond INT8" in refusal(wide("INT8"), small)
 
 
-def test_shared_memory_is_refused_not_passed_over():
+def test_shared_memory_is_refused_not_passed_over() -> None:
     message = a_message(sensor())
     message.inputs[0].parameters["shared_memory_region"].string_param = "region"
     assert "shared memory is not served" in refusal(TINY, message)
@@ -222,7 +222,7 @@ def test_shared_memory_is_refused_not_passed_over():
         max_size=3,
     )
 )
-def test_whatever_comes_is_refused_or_fits(inputs):
+def test_whatever_comes_is_refused_or_fits(inputs: list[tuple[str, str, list[int], bytes]]) -> None:
     try:
         rows = TINY.rows(a_message(*inputs), max_rows=MAX_ROWS)
     except InvalidInput:
@@ -245,7 +245,7 @@ def request(**parameters: Any) -> Any:
     return rows_request(message, TINY.rows(message, max_rows=MAX_ROWS), TINY.choice(message.outputs), 7)
 
 
-def test_parameters_say_who_asks_and_what_may_be_picked():
+def test_parameters_say_who_asks_and_what_may_be_picked() -> None:
     plain = request()
     assert (plain.user_id, plain.allowed_actions, plain.greedy) == ("", (), False)
     assert (plain.model, plain.version, plain.request_id, plain.outputs) == ("tiny", 7, "r1", ())
@@ -268,20 +268,20 @@ def test_parameters_say_who_asks_and_what_may_be_picked():
         ({"allowed_actions": "[" * 100_000}, "is not a JSON list"),
     ],
 )
-def test_what_is_wrong_with_parameters_is_named(parameters, named):
+def test_what_is_wrong_with_parameters_is_named(parameters: dict[str, Any], named: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         request(**parameters)
     assert named in str(refused.value)
 
 
-def test_versions_are_numbers():
+def test_versions_are_numbers() -> None:
     assert (version_of(""), version_of("12")) == (None, 12)
     for text in ("live", "-1", "1.0", "٣", "9" * 30):
         with pytest.raises(InvalidInput, match="model_version"):
             version_of(text)
 
 
-def test_the_user_is_known_before_the_version_is_picked():
+def test_the_user_is_known_before_the_version_is_picked() -> None:
     message = pb.ModelInferRequest()
     assert user_of(message) == ""
     message.parameters["user_id"].string_param = "ada"
@@ -331,7 +331,7 @@ def read(data: bytes) -> tuple[pb.ModelInferResponse, dict[str, Any]]:
     return response, found
 
 
-def test_all_outputs_of_several_rows():
+def test_all_outputs_of_several_rows() -> None:
     model = a_model(tiny_spec())
     response, found = read(chosen(TINY).response(an_answer(model), "r1"))
     assert (response.model_name, response.model_version, response.id) == ("tiny", "3", "r1")
@@ -347,7 +347,7 @@ def test_all_outputs_of_several_rows():
     assert found["prediction_id"].tolist() == [[b"prediction-0"], [b"prediction-1"]]
 
 
-def test_a_prepared_response_is_used_only_where_it_fits():
+def test_a_prepared_response_is_used_only_where_it_fits() -> None:
     """The same choice of outputs for another number of rows, another role, another version."""
     choice = chosen(TINY, "action")
     for version, rows, role in ((3, 1, Role.LIVE), (3, 2, Role.LIVE), (3, 1, Role.CANDIDATE), (4, 1, Role.LIVE)):
@@ -361,12 +361,12 @@ def test_a_prepared_response_is_used_only_where_it_fits():
             assert len(found["action"]) == rows
 
 
-def test_outputs_come_in_the_order_they_were_asked_for():
+def test_outputs_come_in_the_order_they_were_asked_for() -> None:
     _, found = read(chosen(TINY, "propensity", "probabilities").response(an_answer(a_model(tiny_spec())), ""))
     assert list(found) == ["propensity", "probabilities"]
 
 
-def test_native_outputs_go_before_ours_of_the_same_name():
+def test_native_outputs_go_before_ours_of_the_same_name() -> None:
     """Numbers, strings, and a shape that only the answer tells; what numpy does not know is not offered."""
     outputs = {
         "scores": OutputSpec("float16", (2,)),
@@ -400,7 +400,7 @@ def test_native_outputs_go_before_ours_of_the_same_name():
         choice.response(an_answer(a_model(spec), native=native), "")
 
 
-def test_contents_longer_than_one_and_two_bytes_of_length():
+def test_contents_longer_than_one_and_two_bytes_of_length() -> None:
     spec = ModelSpec("m", {"x": TensorModality((1,))}, tuple(f"action {i}" for i in range(5000)), 40)
     _, found = read(chosen(Contract(a_model(spec))).response(an_answer(a_model(spec)), "r" * 300))
     assert found["probabilities"].shape == (2, 5000)
@@ -414,13 +414,13 @@ def test_contents_longer_than_one_and_two_bytes_of_length():
         (["action", "action"], ['outputs["action"]: is there twice']),
     ],
 )
-def test_what_is_wrong_with_outputs_is_named(names, named):
+def test_what_is_wrong_with_outputs_is_named(names: list[str], named: list[str]) -> None:
     with pytest.raises(InvalidInput) as refused:
         chosen(TINY, *names)
     assert all(part in str(refused.value) for part in named)
 
 
-def test_parameters_of_outputs_that_would_change_them_are_refused():
+def test_parameters_of_outputs_that_would_change_them_are_refused() -> None:
     output = pb.ModelInferRequest.InferRequestedOutputTensor(name="probabilities")
     output.parameters["classification"].int64_param = 3
     with pytest.raises(InvalidInput, match="classes are not sorted here"):
@@ -430,7 +430,7 @@ def test_parameters_of_outputs_that_would_change_them_are_refused():
 # --- streams ---------------------------------------------------------------------------------------------------------
 
 
-def test_streamed_responses_and_errors_are_messages():
+def test_streamed_responses_and_errors_are_messages() -> None:
     response = chosen(TINY).response(an_answer(a_model(tiny_spec())), "r1")
     plain = pb.ModelStreamInferResponse.FromString(streamed(response, marked_final=False))
     assert plain.error_message == ""

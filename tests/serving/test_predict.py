@@ -7,6 +7,7 @@ import io
 import itertools
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,12 +17,15 @@ from google.rpc.error_details_pb2 import RetryInfo
 from grpc_status import rpc_status
 from PIL import Image
 
+from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.core.events import Role
+from plaudit.core.ports.runtime import ModelRuntime
+from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.wire import contents_to_wire
 from plaudit.v1 import content_pb2, prediction_pb2, prediction_pb2_grpc
 from support.builders import png, tiny_content, tiny_head_refresh, wav
-from support.serving_harness import StuckRuntime, a_request, decisions, go_live, refusal, until
+from support.serving_harness import Serve, StuckRuntime, a_request, decisions, go_live, refusal, until
 
 ACTIONS = ("cat", "dog", "bird", "fish")
 
@@ -29,7 +33,9 @@ ACTIONS = ("cat", "dog", "bird", "fish")
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
-async def test_an_answer_and_the_decision_that_is_logged(serve, registry, ids, log):
+async def test_an_answer_and_the_decision_that_is_logged(
+    serve: Serve, registry: DirectoryRegistry, ids: PredictionIds, log: SqliteLog
+) -> None:
     running = await serve()
     answer = await running.predict(user_id="ada", user_group="de-DE", request_id="r1", allowed_actions=["cat", "fish"])
     manifest = registry.manifest(1)
@@ -62,7 +68,7 @@ async def test_an_answer_and_the_decision_that_is_logged(serve, registry, ids, l
     assert contents_to_wire(decision.content) == contents_to_wire(tiny_content())
 
 
-async def test_content_is_not_logged_where_it_must_not_be(serve, log):
+async def test_content_is_not_logged_where_it_must_not_be(serve: Serve, log: SqliteLog) -> None:
     running = await serve(store_content=False)
     await running.predict()
     await asyncio.to_thread(running.server.stop)
@@ -71,7 +77,7 @@ async def test_content_is_not_logged_where_it_must_not_be(serve, log):
     assert decision.features is not None
 
 
-async def test_scores_are_listed_most_probable_first(serve):
+async def test_scores_are_listed_most_probable_first(serve: Serve) -> None:
     running = await serve()
     scores = [score.probability for score in (await running.predict()).scores]
     assert len(scores) == 4
@@ -81,7 +87,7 @@ async def test_scores_are_listed_most_probable_first(serve):
         assert [score.probability for score in answer.scores] == pytest.approx(scores[:expected])
 
 
-async def test_greedy_takes_the_most_probable_with_certainty(serve, log):
+async def test_greedy_takes_the_most_probable_with_certainty(serve: Serve, log: SqliteLog) -> None:
     running = await serve()
     for seed in range(10):
         answer = await running.predict(seed, greedy=True)
@@ -93,7 +99,7 @@ async def test_greedy_takes_the_most_probable_with_certainty(serve, log):
     assert all(decision.greedy for decision in decisions(log))
 
 
-async def test_any_modality_may_be_missing(serve):
+async def test_any_modality_may_be_missing(serve: Serve) -> None:
     running = await serve()
     content = contents_to_wire(tiny_content())
     seen = set()
@@ -104,7 +110,7 @@ async def test_any_modality_may_be_missing(serve):
     assert len(seen) == 15  # 2⁴ − 1 subsets, each with a probability of its own
 
 
-async def test_a_tensor_may_stand_for_any_modality(serve):
+async def test_a_tensor_may_stand_for_any_modality(serve: Serve) -> None:
     """An image as pixels in [0, 1], computed here, gives what the encoded image gives."""
     running = await serve()
     pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
@@ -118,7 +124,7 @@ async def test_a_tensor_may_stand_for_any_modality(serve):
     assert encoded.scores == decoded.scores
 
 
-async def test_explanations_add_up(serve, registry):
+async def test_explanations_add_up(serve: Serve, registry: DirectoryRegistry) -> None:
     """Σ φ = π(a | all modalities) − π(a | none); with one modality it is that difference alone."""
     running = await serve()
     answer = await running.predict(explain=True)
@@ -134,7 +140,7 @@ async def test_explanations_add_up(serve, registry):
     assert not (await running.predict()).contributions
 
 
-async def test_many_at_once_each_get_their_own_answer(serve):
+async def test_many_at_once_each_get_their_own_answer(serve: Serve) -> None:
     running = await serve(max_batch=4)
     alone = {seed: (await running.predict(seed, greedy=True)).scores for seed in range(12)}
     answers = await asyncio.gather(*(running.predict(seed % 12, greedy=True) for seed in range(60)))
@@ -194,7 +200,7 @@ WRONG_CONTENT = {
 }
 
 
-async def test_wrong_content_is_named(serve, log):
+async def test_wrong_content_is_named(serve: Serve, log: SqliteLog) -> None:
     running = await serve()
     for content, complaint in WRONG_CONTENT.values():
         code, details = await refusal(running.predict(content=content))
@@ -228,19 +234,21 @@ async def test_wrong_content_is_named(serve, log):
         ({"user_group": "größe"}, grpc.StatusCode.INVALID_ARGUMENT, "user_group: 'größe' is no group"),
     ],
 )
-async def test_wrong_fields_are_named(serve, fields, code, complaint):
+async def test_wrong_fields_are_named(
+    serve: Serve, fields: dict[str, Any], code: grpc.StatusCode, complaint: str
+) -> None:
     running = await serve()
     found, details = await refusal(running.predict(**fields))
     assert found is code
     assert complaint in details
 
 
-async def test_the_model_may_be_named(serve):
+async def test_the_model_may_be_named(serve: Serve) -> None:
     running = await serve()
     assert (await running.predict(model="tiny")).model == "tiny"
 
 
-async def test_the_limits_are_those_of_the_settings(serve):
+async def test_the_limits_are_those_of_the_settings(serve: Serve) -> None:
     running = await serve(
         max_image_bytes=10, max_audio_bytes=10, max_text_bytes=10, max_audio_duration_s=0.01, max_image_pixels=10
     )
@@ -252,20 +260,20 @@ async def test_the_limits_are_those_of_the_settings(serve):
         assert complaint in details
 
 
-async def test_a_message_beyond_the_limit_is_refused_by_the_transport(serve):
+async def test_a_message_beyond_the_limit_is_refused_by_the_transport(serve: Serve) -> None:
     running = await serve(max_message_bytes=100_000)
     code, _ = await refusal(running.predict(content={"question": text("x" * 200_000)}))
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_no_version_is_live(serve, tmp_path):
+async def test_no_version_is_live(serve: Serve, tmp_path: Path) -> None:
     running = await serve(registries=[DirectoryRegistry(tmp_path / "empty", "tiny")])
     code, details = await refusal(running.predict())
     assert code is grpc.StatusCode.UNAVAILABLE
     assert "no live version yet" in details
 
 
-async def test_too_many_modalities_to_explain(serve, monkeypatch):
+async def test_too_many_modalities_to_explain(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("plaudit.serving.use_cases.predict.MAX_EXPLAINED_MODALITIES", 3)
     running = await serve()
     code, details = await refusal(running.predict(explain=True))
@@ -273,7 +281,9 @@ async def test_too_many_modalities_to_explain(serve, monkeypatch):
     assert details == "explain: 4 modalities are given; explanations take 3 at most"
 
 
-async def test_overload_is_refused_at_once_and_the_expired_are_never_computed(serve, runtime, log):
+async def test_overload_is_refused_at_once_and_the_expired_are_never_computed(
+    serve: Serve, runtime: ModelRuntime, log: SqliteLog
+) -> None:
     stuck = StuckRuntime(runtime)
     running = await serve(runtime=stuck, queue_limit=3, max_batch=1, workers=1)
     stuck.stuck = True
@@ -306,7 +316,7 @@ async def test_overload_is_refused_at_once_and_the_expired_are_never_computed(se
     assert len(decisions(log)) == 2
 
 
-async def test_an_error_inside_is_not_told(serve, runtime):
+async def test_an_error_inside_is_not_told(serve: Serve, runtime: ModelRuntime) -> None:
     class Failing:
         def load(self, folder: Any) -> Any:
             model = runtime.load(folder)
@@ -347,7 +357,7 @@ END = prediction_pb2.PredictStreamRequest(end=prediction_pb2.PredictEnd())
 CANCEL = prediction_pb2.PredictStreamRequest(cancel=prediction_pb2.PredictCancel())
 
 
-async def test_streamed_speech_gives_what_the_same_speech_gives_in_one_piece(serve):
+async def test_streamed_speech_gives_what_the_same_speech_gives_in_one_piece(serve: Serve) -> None:
     running = await serve()
     samples = wav()[44:]
     pcm = prediction_pb2.StreamedContent(pcm16_sample_rate_hz=8000)
@@ -367,7 +377,7 @@ async def test_streamed_speech_gives_what_the_same_speech_gives_in_one_piece(ser
     assert (first.request_id, second.request_id) == ("pcm", "wav")
 
 
-async def test_answers_come_in_order_and_cancelled_ones_are_not_logged(serve, log):
+async def test_answers_come_in_order_and_cancelled_ones_are_not_logged(serve: Serve, log: SqliteLog) -> None:
     running = await serve()
     steps = [start(request_id="a"), END, start(request_id="b"), CANCEL, start(request_id="c"), END]
     answers = [answer async for answer in running.predictions.PredictStream(iter(steps))]
@@ -377,7 +387,9 @@ async def test_answers_come_in_order_and_cancelled_ones_are_not_logged(serve, lo
     assert sorted(decision.request_id for decision in decisions(log)) == ["a", "c"]  # worked on at once
 
 
-async def test_a_prediction_can_be_given_up_while_it_is_computed(serve, runtime, log):
+async def test_a_prediction_can_be_given_up_while_it_is_computed(
+    serve: Serve, runtime: ModelRuntime, log: SqliteLog
+) -> None:
     stuck = StuckRuntime(runtime)
     running = await serve(runtime=stuck)
     stuck.stuck = True
@@ -413,7 +425,9 @@ PCM = {"audio": prediction_pb2.StreamedContent(pcm16_sample_rate_hz=8000)}
         ([prediction_pb2.PredictStreamRequest()], "step: is missing"),
     ],
 )
-async def test_wrong_steps_end_the_stream(serve, steps, complaint):
+async def test_wrong_steps_end_the_stream(
+    serve: Serve, steps: list[prediction_pb2.PredictStreamRequest], complaint: str
+) -> None:
     running = await serve()
 
     async def read() -> None:
@@ -425,7 +439,9 @@ async def test_wrong_steps_end_the_stream(serve, steps, complaint):
     assert complaint in details
 
 
-async def test_which_version_answered_stays_true_over_a_swap(serve, registry, tmp_path):
+async def test_which_version_answered_stays_true_over_a_swap(
+    serve: Serve, registry: DirectoryRegistry, tmp_path: Path
+) -> None:
     """What :mod:`test_server` does under load, here step by step."""
     running = await serve()
     assert (await running.predict()).version == 1
@@ -442,7 +458,7 @@ PCM = {"audio": prediction_pb2.StreamedContent(pcm16_sample_rate_hz=8000)}
 SILENCE = bytes(320)  # 20 ms
 
 
-async def test_interim_answers_come_while_content_arrives_and_are_not_logged(serve, log):
+async def test_interim_answers_come_while_content_arrives_and_are_not_logged(serve: Serve, log: SqliteLog) -> None:
     running = await serve()
     call = running.predictions.PredictStream()
     await call.write(start(streamed=PCM, interim_interval_ms=1, request_id="r1"))
@@ -466,7 +482,9 @@ async def test_interim_answers_come_while_content_arrives_and_are_not_logged(ser
     assert len(decisions(log)) == 1
 
 
-async def test_an_interim_answer_under_way_does_not_delay_the_final_one(serve, runtime, log):
+async def test_an_interim_answer_under_way_does_not_delay_the_final_one(
+    serve: Serve, runtime: ModelRuntime, log: SqliteLog
+) -> None:
     stuck = StuckRuntime(runtime)
     running = await serve(runtime=stuck, workers=2)
     call = running.predictions.PredictStream()
@@ -485,7 +503,7 @@ async def test_an_interim_answer_under_way_does_not_delay_the_final_one(serve, r
     assert len(decisions(log)) == 1
 
 
-async def test_content_that_cannot_be_read_yet_has_no_interim_answer(serve):
+async def test_content_that_cannot_be_read_yet_has_no_interim_answer(serve: Serve) -> None:
     """A WAV whose header has not arrived; the final answer says what is wrong with it."""
     running = await serve()
     call = running.predictions.PredictStream()
@@ -501,7 +519,7 @@ async def test_content_that_cannot_be_read_yet_has_no_interim_answer(serve):
     assert 'content["audio"]' in refused.value.details()
 
 
-async def test_a_negative_interval(serve):
+async def test_a_negative_interval(serve: Serve) -> None:
     running = await serve()
     call = running.predictions.PredictStream()
     await call.write(start(interim_interval_ms=-1))
@@ -509,7 +527,9 @@ async def test_a_negative_interval(serve):
         await call.read()
 
 
-async def test_a_prediction_given_up_in_the_model_is_answered_at_once_and_not_logged(serve, runtime, log):
+async def test_a_prediction_given_up_in_the_model_is_answered_at_once_and_not_logged(
+    serve: Serve, runtime: ModelRuntime, log: SqliteLog
+) -> None:
     stuck = StuckRuntime(runtime)
     running = await serve(runtime=stuck)
     call = running.predictions.PredictStream()
@@ -530,7 +550,7 @@ async def test_a_prediction_given_up_in_the_model_is_answered_at_once_and_not_lo
     assert [decision.request_id for decision in decisions(log)] == ["next"]
 
 
-async def test_clients_that_vanish_leave_no_thread_behind(serve):
+async def test_clients_that_vanish_leave_no_thread_behind(serve: Serve) -> None:
     def readers() -> int:
         return sum(thread.name == "stream-reader" for thread in threading.enumerate())
 

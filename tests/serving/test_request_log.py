@@ -11,10 +11,11 @@ import pytest
 import structlog
 
 from plaudit.cli.services import log_to_stderr
+from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.core.wire import contents_to_wire
 from plaudit.v1 import prediction_pb2
 from support.builders import tiny_content
-from support.serving_harness import a_thumb, refusal, until
+from support.serving_harness import Serve, a_thumb, refusal, until
 
 TEXT = "what does Ada Lovelace ask"
 USER = "ada.lovelace@example.org"
@@ -26,7 +27,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture(params=[io.StringIO, Terminal])
-def stderr(request, monkeypatch) -> Any:
+def stderr(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What a service writes there, on a terminal and elsewhere."""
     told = request.param()
     monkeypatch.setattr(sys, "stderr", told)
@@ -52,7 +53,7 @@ def lines(logged: list[Any], event: str) -> list[Any]:
     return [line for line in logged if line["event"] == event]
 
 
-async def test_a_decision_and_its_feedback_are_found_by_their_ids(serve, logged):
+async def test_a_decision_and_its_feedback_are_found_by_their_ids(serve: Serve, logged: Any) -> None:
     running = await serve(log_requests=True)
     answer = await running.predictions.Predict(request())
     for _ in range(2):
@@ -74,7 +75,7 @@ async def test_a_decision_and_its_feedback_are_found_by_their_ids(serve, logged)
     assert (first["duplicate"], again["duplicate"]) == (False, True)
 
 
-async def test_a_refusal_names_the_field_and_not_what_was_in_it(serve, logged):
+async def test_a_refusal_names_the_field_and_not_what_was_in_it(serve: Serve, logged: Any) -> None:
     running = await serve(log_requests=True)
     await refusal(running.predictions.Predict(request(allowed_actions=[TEXT])))
     (refused,) = lines(logged, "refused")
@@ -83,7 +84,7 @@ async def test_a_refusal_names_the_field_and_not_what_was_in_it(serve, logged):
     assert TEXT not in str(logged)
 
 
-async def test_requests_are_not_logged_unless_asked_for(serve, logged):
+async def test_requests_are_not_logged_unless_asked_for(serve: Serve, logged: Any) -> None:
     running = await serve()
     await running.predictions.Predict(request())
     await refusal(running.predictions.Predict(request(allowed_actions=[TEXT])))
@@ -91,7 +92,7 @@ async def test_requests_are_not_logged_unless_asked_for(serve, logged):
     assert not any("request_id" in line for line in logged)
 
 
-async def test_nothing_that_users_sent_or_are_is_written(serve, runtime, stderr):
+async def test_nothing_that_users_sent_or_are_is_written(serve: Serve, runtime: ModelRuntime, stderr: Any) -> None:
     """Not with an answer, not with a refusal, and not where the model fails with all of it in its variables."""
 
     class Failing:
@@ -123,7 +124,7 @@ async def test_nothing_that_users_sent_or_are_is_written(serve, runtime, stderr)
         assert private not in written
 
 
-async def test_lines_are_json_where_machines_read(serve, monkeypatch):
+async def test_lines_are_json_where_machines_read(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     told = io.StringIO()
     monkeypatch.setattr(sys, "stderr", told)
     log_to_stderr()

@@ -20,16 +20,18 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.core.errors import ConfigError
-from plaudit.core.prediction_id import SignedPrediction
+from plaudit.core.ports.runtime import ModelRuntime
+from plaudit.core.prediction_id import PredictionIds, SignedPrediction
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.v1 import feedback_pb2, feedback_pb2_grpc, prediction_pb2
 from plaudit_models.bandit.policy import probabilities
 from plaudit_models.bundle import HEAD, TRUNK, read_manifest
 from plaudit_models.spec import SCORES
 from support.builders import run_graph, tiny_bundle, tiny_content, tiny_head_refresh, tiny_spec, trunk_inputs
-from support.serving_harness import StuckRuntime, a_request, a_thumb, decisions, feedback, go_live
+from support.serving_harness import Serve, StuckRuntime, a_request, a_thumb, decisions, feedback, go_live
 
 ROOT = Path(__file__).parents[2]
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -39,7 +41,9 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 # --- swaps -----------------------------------------------------------------------------------------------------------
 
 
-async def test_versions_change_under_load_without_one_failed_request(serve, registry, log, tmp_path):
+async def test_versions_change_under_load_without_one_failed_request(
+    serve: Serve, registry: DirectoryRegistry, log: SqliteLog, tmp_path: Path
+) -> None:
     """Eight clients ask all the time while heads and trunks are swapped, ten swaps in all: every answer comes, names a
     version that was live, with its digest, and is what that version alone would have answered."""
     folders = {"bird": tmp_path / "bird", "fish": tmp_path / "fish", "other": tmp_path / "other"}
@@ -94,7 +98,9 @@ def _probabilities(folder: Path) -> dict[str, float]:
     return dict(zip(tiny_spec().actions, policy[0].tolist(), strict=True))
 
 
-async def test_a_damaged_version_goes_live_in_the_registry_and_never_here(serve, registry, runtime):
+async def test_a_damaged_version_goes_live_in_the_registry_and_never_here(
+    serve: Serve, registry: DirectoryRegistry, runtime: ModelRuntime
+) -> None:
     running = await serve()
     head = registry.folder(3) / "head.onnx"
     head.chmod(0o644)
@@ -113,7 +119,7 @@ async def test_a_damaged_version_goes_live_in_the_registry_and_never_here(serve,
 # --- starting --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_port_that_is_taken(serve):
+async def test_a_port_that_is_taken(serve: Serve) -> None:
     first = await serve()
     with pytest.raises(ConfigError, match=rf"serving\.port: {first.server.port} cannot be opened on 127\.0\.0\.1"):
         await serve(port=first.server.port)
@@ -122,7 +128,7 @@ async def test_a_port_that_is_taken(serve):
     assert (await first.predict()).version == 1
 
 
-async def test_an_address_that_is_not_ours(serve):
+async def test_an_address_that_is_not_ours(serve: Serve) -> None:
     with pytest.raises(ConfigError, match=r"serving\.port: 0 cannot be opened on 192\.0\.2\.1"):
         await serve(host="192.0.2.1")
 
@@ -131,7 +137,9 @@ async def check(health: Any, service: str) -> int:
     return (await health.Check(health_pb2.HealthCheckRequest(service=service))).status
 
 
-async def test_health_follows_the_live_version_and_the_drain(serve, registry, tmp_path):
+async def test_health_follows_the_live_version_and_the_drain(
+    serve: Serve, registry: DirectoryRegistry, tmp_path: Path
+) -> None:
     empty = DirectoryRegistry(tmp_path / "late", "tiny")
     running = await serve(registries=[empty])
     health = health_pb2_grpc.HealthStub(running.channel)
@@ -152,7 +160,7 @@ async def test_health_follows_the_live_version_and_the_drain(serve, registry, tm
     await stopping
 
 
-async def test_reflection_lists_the_services(serve):
+async def test_reflection_lists_the_services(serve: Serve) -> None:
     running = await serve()
     stub = reflection_pb2_grpc.ServerReflectionStub(running.channel)
     request = reflection_pb2.ServerReflectionRequest(list_services="")
@@ -166,7 +174,7 @@ async def test_reflection_lists_the_services(serve):
     }
 
 
-async def test_metrics_are_served(serve):
+async def test_metrics_are_served(serve: Serve) -> None:
     running = await serve()
     await running.predict()
 
@@ -179,7 +187,7 @@ async def test_metrics_are_served(serve):
     assert 'plaudit_serving_live_version{model="tiny"} 1.0' in page
 
 
-async def test_two_servers_in_one_process_count_apart(serve, metrics):
+async def test_two_servers_in_one_process_count_apart(serve: Serve, metrics: ServingMetrics) -> None:
     first, second = await serve(), await serve(metrics=ServingMetrics(CollectorRegistry()))
     await first.predict()
     labels = {"method": "PredictionService/Predict", "code": "OK"}
@@ -190,7 +198,9 @@ async def test_two_servers_in_one_process_count_apart(serve, metrics):
 # --- stopping --------------------------------------------------------------------------------------------------------
 
 
-async def test_draining_finishes_what_is_under_way_and_refuses_what_comes(serve, runtime, log):
+async def test_draining_finishes_what_is_under_way_and_refuses_what_comes(
+    serve: Serve, runtime: ModelRuntime, log: SqliteLog
+) -> None:
     stuck = StuckRuntime(runtime)
     running = await serve(runtime=stuck, drain_s=30)
     stuck.stuck = True
@@ -207,7 +217,9 @@ async def test_draining_finishes_what_is_under_way_and_refuses_what_comes(serve,
     assert [decision.request_id for decision in decisions(log)] == ["under way"]
 
 
-async def test_draining_ends_open_streams_after_answering_what_they_sent(serve, ids, log):
+async def test_draining_ends_open_streams_after_answering_what_they_sent(
+    serve: Serve, ids: PredictionIds, log: SqliteLog
+) -> None:
     running = await serve(drain_s=30)
     signed = ids.sign(SignedPrediction(time.time(), "tiny", 1, "cat", 0.5))
     sent = running.feedback.StreamFeedback()
@@ -254,7 +266,9 @@ main()
 """
 
 
-async def test_kill_9_loses_no_acknowledged_feedback_and_a_whole_server_loads_no_torch(registry, log, ids, tmp_path):
+async def test_kill_9_loses_no_acknowledged_feedback_and_a_whole_server_loads_no_torch(
+    registry: DirectoryRegistry, log: SqliteLog, ids: PredictionIds, tmp_path: Path
+) -> None:
     path = os.pathsep.join([str(ROOT / "services"), str(ROOT / "models")])
     child = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -297,7 +311,7 @@ async def test_kill_9_loses_no_acknowledged_feedback_and_a_whole_server_loads_no
     log.close()
 
 
-def test_importing_the_server_loads_nothing_of_the_learner():
+def test_importing_the_server_loads_nothing_of_the_learner() -> None:
     program = (
         "import sys, plaudit.serving.server, plaudit.adapters.runtime.onnx; "
         "print([m for m in ('torch', 'sqlalchemy', 'onnx', 'sklearn', 'plaudit.learner') if m in sys.modules])"

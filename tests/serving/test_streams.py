@@ -58,7 +58,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def test_answers_come_in_the_order_of_the_requests_though_the_last_is_ready_first(pool):
+def test_answers_come_in_the_order_of_the_requests_though_the_last_is_ready_first(pool: ThreadPoolExecutor) -> None:
     ready = [threading.Event() for _ in range(3)]
 
     def work(number: int) -> int:
@@ -75,7 +75,7 @@ def test_answers_come_in_the_order_of_the_requests_though_the_last_is_ready_firs
     assert list(in_order(read, pool, ShutdownSignal(), Call(), limit=8)) == [0, 1, 2]
 
 
-def test_reading_waits_while_too_much_is_under_way(pool):
+def test_reading_waits_while_too_much_is_under_way(pool: ThreadPoolExecutor) -> None:
     put_so_far = []
     go_on = threading.Event()
     full = threading.Event()
@@ -96,7 +96,7 @@ def test_reading_waits_while_too_much_is_under_way(pool):
     assert list(answers) == list(range(1, 10))
 
 
-def test_what_reading_raises_comes_after_the_answers_before_it(pool):
+def test_what_reading_raises_comes_after_the_answers_before_it(pool: ThreadPoolExecutor) -> None:
     def read(put) -> None:
         put(lambda: 1)
         raise ValueError("bad request")
@@ -107,7 +107,7 @@ def test_what_reading_raises_comes_after_the_answers_before_it(pool):
         next(answers)
 
 
-def test_what_work_raises_ends_the_stream(pool):
+def test_what_work_raises_ends_the_stream(pool: ThreadPoolExecutor) -> None:
     def fail() -> int:
         raise ValueError("bad work")
 
@@ -121,7 +121,7 @@ def test_what_work_raises_ends_the_stream(pool):
         next(answers)
 
 
-def test_draining_answers_what_was_read_and_says_so(pool):
+def test_draining_answers_what_was_read_and_says_so(pool: ThreadPoolExecutor) -> None:
     ending, requests = ShutdownSignal(), Requests()
 
     def read(put) -> None:
@@ -137,7 +137,7 @@ def test_draining_answers_what_was_read_and_says_so(pool):
     requests.send(None)
 
 
-def test_a_call_that_is_over_ends_the_stream(pool):
+def test_a_call_that_is_over_ends_the_stream(pool: ThreadPoolExecutor) -> None:
     call, requests = Call(), Requests()
 
     def read(put) -> None:
@@ -152,7 +152,7 @@ def test_a_call_that_is_over_ends_the_stream(pool):
     requests.send(None)
 
 
-def test_a_group_is_what_came_while_the_last_one_was_worked_on():
+def test_a_group_is_what_came_while_the_last_one_was_worked_on() -> None:
     requests, call = Requests(), Call()
     groups = in_groups(requests, ShutdownSignal(), call, limit=3)
     requests.send(1)
@@ -163,7 +163,7 @@ def test_a_group_is_what_came_while_the_last_one_was_worked_on():
     assert max(len(group) for group in rest) <= 3
 
 
-def test_what_reading_fails_with_comes_after_the_groups_before_it():
+def test_what_reading_fails_with_comes_after_the_groups_before_it() -> None:
     requests = Requests()
     groups = in_groups(requests, ShutdownSignal(), Call(), limit=3)
     requests.send(1, ValueError("bad"))
@@ -172,7 +172,7 @@ def test_what_reading_fails_with_comes_after_the_groups_before_it():
         next(groups)
 
 
-def test_draining_ends_groups_too():
+def test_draining_ends_groups_too() -> None:
     requests, ending = Requests(), ShutdownSignal()
     groups = in_groups(requests, ending, Call(), limit=3)
     requests.send(1)
@@ -183,14 +183,14 @@ def test_draining_ends_groups_too():
     requests.send(None)
 
 
-def test_the_end_is_told_even_if_it_came_before():
+def test_the_end_is_told_even_if_it_came_before() -> None:
     ending, told = ShutdownSignal(), []
     ending.set()
     with ending.telling(lambda: told.append("now")):
         assert told == ["now"]
 
 
-def test_pcm_becomes_a_wav_of_the_same_samples():
+def test_pcm_becomes_a_wav_of_the_same_samples() -> None:
     pieces = Pieces({"audio": StreamedFormat("pcm16", 8000)}, Limits())
     pieces.add("audio", b"\x01\x00\x02")
     pieces.add("audio", b"\x00")
@@ -202,14 +202,14 @@ def test_pcm_becomes_a_wav_of_the_same_samples():
         assert file.readframes(10) == b"\x01\x00\x02\x00"
 
 
-def test_encoded_pieces_are_put_together_and_silence_is_missing():
+def test_encoded_pieces_are_put_together_and_silence_is_missing() -> None:
     pieces = Pieces({"image": StreamedFormat("image"), "audio": StreamedFormat("audio")}, Limits())
     pieces.add("image", b"ab")
     pieces.add("image", b"cd")
     assert pieces.content() == {"image": EncodedContent("image", b"abcd")}
 
 
-def test_bad_pieces():
+def test_bad_pieces() -> None:
     pieces = Pieces({"audio": StreamedFormat("pcm16", 8000)}, Limits(max_audio_bytes=4))
     with pytest.raises(InvalidInput, match="'video' is not among"):
         pieces.add("video", b"")

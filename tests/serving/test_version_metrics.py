@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.core.rollout import start_canary
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.serving.telemetry.version_metrics import EARLIER, SHOWN_AFTER_S, SHOWN_AT_MOST, VersionMetrics
 from plaudit.v1 import feedback_pb2
 from support.builders import tiny_head_refresh
-from support.serving_harness import CHANGE, a_thumb, go_live, until
+from support.serving_harness import CHANGE, Serve, a_thumb, go_live, until
 
 
 @dataclass
@@ -45,7 +47,7 @@ def page() -> CollectorRegistry:
 
 
 @pytest.fixture
-def versions(page, clock) -> VersionMetrics:
+def versions(page: CollectorRegistry, clock: Clock) -> VersionMetrics:
     return VersionMetrics(page, clock)
 
 
@@ -58,7 +60,9 @@ def shown(registry: CollectorRegistry, model: str = "pets") -> set[str]:
     }
 
 
-def test_a_version_that_was_let_go_is_shown_for_a_while_and_then_leaves(versions, page, clock):
+def test_a_version_that_was_let_go_is_shown_for_a_while_and_then_leaves(
+    versions: VersionMetrics, page: CollectorRegistry, clock: Clock
+) -> None:
     for number in (1, 2):
         versions.of(version(number)).answered(0.01, explored=False)
         versions.heard("pets", number, "thumb", "accepted").inc()
@@ -72,7 +76,9 @@ def test_a_version_that_was_let_go_is_shown_for_a_while_and_then_leaves(versions
     assert shown(page) == {"2"}
 
 
-def test_a_version_that_comes_back_in_time_counts_on(versions, page, clock):
+def test_a_version_that_comes_back_in_time_counts_on(
+    versions: VersionMetrics, page: CollectorRegistry, clock: Clock
+) -> None:
     versions.of(version(1)).answered(0.01, explored=False)
     versions.keep("pets", [2])
     versions.keep("pets", [1, 2])
@@ -83,7 +89,9 @@ def test_a_version_that_comes_back_in_time_counts_on(versions, page, clock):
     assert page.get_sample_value("plaudit_serving_predictions_total", labels) == 2
 
 
-def test_a_request_that_outlives_its_version_brings_no_series_back(versions, page, clock):
+def test_a_request_that_outlives_its_version_brings_no_series_back(
+    versions: VersionMetrics, page: CollectorRegistry, clock: Clock
+) -> None:
     slow = version(1)
     versions.of(slow).answered(0.01, explored=False)
     versions.keep("pets", [2])
@@ -93,7 +101,9 @@ def test_a_request_that_outlives_its_version_brings_no_series_back(versions, pag
     assert shown(page) == set()
 
 
-def test_after_500_versions_a_scrape_is_as_large_as_after_fifty(versions, page):
+def test_after_500_versions_a_scrape_is_as_large_as_after_fifty(
+    versions: VersionMetrics, page: CollectorRegistry
+) -> None:
     sizes = {}
     for number in range(1, 501):
         loaded = version(number)
@@ -106,7 +116,7 @@ def test_after_500_versions_a_scrape_is_as_large_as_after_fifty(versions, page):
     assert shown(page) == {"1", *(str(number) for number in range(500 - SHOWN_AT_MOST, 501))}
 
 
-def test_models_are_kept_apart(versions, page, clock):
+def test_models_are_kept_apart(versions: VersionMetrics, page: CollectorRegistry, clock: Clock) -> None:
     for model in ("pets", "cars"):
         versions.of(version(1, model)).answered(0.01, explored=False)
     versions.keep("pets", [])
@@ -115,7 +125,9 @@ def test_models_are_kept_apart(versions, page, clock):
     assert (shown(page, "pets"), shown(page, "cars")) == (set(), {"1"})
 
 
-def test_feedback_on_versions_that_are_gone_shares_one_series(versions, page):
+def test_feedback_on_versions_that_are_gone_shares_one_series(
+    versions: VersionMetrics, page: CollectorRegistry
+) -> None:
     versions.keep("pets", [90])
     for number in range(91):
         versions.heard("pets", number, "thumb", "accepted").inc()
@@ -135,7 +147,9 @@ def refresh(registry, tmp_path, number, **fields):
     return registry.publish(folder).version
 
 
-async def test_every_stage_is_measured_under_the_version_that_it_was_spent_on(serve, registry, tmp_path):
+async def test_every_stage_is_measured_under_the_version_that_it_was_spent_on(
+    serve: Serve, registry: DirectoryRegistry, tmp_path: Path
+) -> None:
     running = await serve()
     for seed in range(3):
         await running.predict(seed)
@@ -154,7 +168,9 @@ async def test_every_stage_is_measured_under_the_version_that_it_was_spent_on(se
     assert running.metric("plaudit_serving_swaps_total", model="tiny") == 1
 
 
-async def test_feedback_is_counted_under_the_version_that_it_judges(serve, registry, tmp_path):
+async def test_feedback_is_counted_under_the_version_that_it_judges(
+    serve: Serve, registry: DirectoryRegistry, tmp_path: Path
+) -> None:
     running = await serve()
     old = await running.predict()
     go_live(registry, 2)
@@ -169,7 +185,7 @@ async def test_feedback_is_counted_under_the_version_that_it_judges(serve, regis
     assert running.metric(name, version="2", status="duplicate", **thumbs) == 1
 
 
-async def test_exploration_is_what_was_drawn_against_the_odds(serve, registry):
+async def test_exploration_is_what_was_drawn_against_the_odds(serve: Serve, registry: DirectoryRegistry) -> None:
     """Greedy answers never explore; of the others those do whose action is not the first of the scores."""
     running = await serve()
     answers = [await running.predict(seed) for seed in range(60)]
@@ -179,7 +195,9 @@ async def test_exploration_is_what_was_drawn_against_the_odds(serve, registry):
     assert running.metric("plaudit_serving_explored_total", model="tiny", version="1") == explored
 
 
-async def test_versions_come_and_go_and_so_do_their_series(serve, registry, tmp_path):
+async def test_versions_come_and_go_and_so_do_their_series(
+    serve: Serve, registry: DirectoryRegistry, tmp_path: Path
+) -> None:
     running = await serve()
     go_live(registry, 2)
     await until(lambda: running.metric("plaudit_serving_live_version") == 2)
@@ -197,7 +215,9 @@ async def test_versions_come_and_go_and_so_do_their_series(serve, registry, tmp_
     assert len(versions) <= SHOWN_AT_MOST + 3
 
 
-async def test_freshness_is_measured_when_a_version_first_serves(serve, registry, tmp_path):
+async def test_freshness_is_measured_when_a_version_first_serves(
+    serve: Serve, registry: DirectoryRegistry, tmp_path: Path
+) -> None:
     running = await serve()
     fresh = refresh(registry, tmp_path, 2, data={"last_feedback_time_s": 1_700_000_000.0})
     count = "plaudit_serving_freshness_seconds_count"
@@ -211,7 +231,7 @@ async def test_freshness_is_measured_when_a_version_first_serves(serve, registry
     assert running.metric(count, model="tiny") == 1
 
 
-async def test_a_experiment_is_shown_while_it_lasts(serve, registry, tmp_path):
+async def test_a_experiment_is_shown_while_it_lasts(serve: Serve, registry: DirectoryRegistry, tmp_path: Path) -> None:
     running = await serve()
     candidate = 2
     registry.set_rollout(start_canary(registry.rollout(), candidate, 0.25, CHANGE))
@@ -222,7 +242,7 @@ async def test_a_experiment_is_shown_while_it_lasts(serve, registry, tmp_path):
     assert running.metric("plaudit_serving_candidate_share_ratio", model="tiny") == 0
 
 
-def test_a_model_that_is_unloaded_is_not_shown_as_serving():
+def test_a_model_that_is_unloaded_is_not_shown_as_serving() -> None:
     metrics = ServingMetrics(CollectorRegistry())
     metrics.live_version.labels("tiny").set(7)
     metrics.forget("tiny")

@@ -40,10 +40,10 @@ from plaudit.core.events import (
 )
 from plaudit_models.bandit.head import IR_VERSION, OPSET, write_initial_head
 from plaudit_models.bundle import (
-    CANDIDATE,
-    CANDIDATE_GOLDEN,
     HEAD,
     HEAD_GOLDEN,
+    TEXT_SCORER,
+    TEXT_SCORER_GOLDEN,
     TOKENIZER,
     TRUNK,
     TRUNK_FILES,
@@ -198,9 +198,9 @@ def tiny_bundle(
     save_file({**inputs, **run_graph(folder / TRUNK, inputs)}, folder / TRUNK_GOLDEN)
     _write_head(folder, spec, prefer)
     if spec.scores_text:
-        onnx.save(_candidate_graph(spec, tokenizer.get_vocab_size(), seed), folder / CANDIDATE)
+        onnx.save(_text_scorer_graph(spec, tokenizer.get_vocab_size(), seed), folder / TEXT_SCORER)
         texts = {TOKENS: inputs[spec.dynamic_action_modality[0]]}
-        save_file(texts | run_graph(folder / CANDIDATE, texts), folder / CANDIDATE_GOLDEN)
+        save_file(texts | run_graph(folder / TEXT_SCORER, texts), folder / TEXT_SCORER_GOLDEN)
     manifest = Manifest(
         spec=spec,
         kind=kind,
@@ -222,8 +222,8 @@ def tiny_head_refresh(
     parent = read_manifest(parent_folder)
     folder.mkdir(parents=True)
     for name in TRUNK_FILES:
-        if name in parent.files:
-            shutil.copyfile(parent_folder / name, folder / name)
+        if parent.has(name):
+            shutil.copyfile(parent_folder / parent.stored_name(name), folder / name)
     _write_head(folder, parent.spec, prefer)
     manifest = Manifest(
         spec=parent.spec,
@@ -322,7 +322,7 @@ def _trunk(spec: ModelSpec, vocabulary_size: int, seed: int) -> onnx.ModelProto:
     return _model(helper.make_graph(nodes, "trunk", inputs, outputs, weights))
 
 
-def _candidate_graph(spec: ModelSpec, vocabulary_size: int, seed: int) -> onnx.ModelProto:
+def _text_scorer_graph(spec: ModelSpec, vocabulary_size: int, seed: int) -> onnx.ModelProto:
     """vectors = Σ over tokens of a vector of their own, 0 of padding."""
     table = np.random.default_rng(seed + 1).normal(size=(vocabulary_size, spec.embedding_size)).astype(np.float32)
     table[0] = 0.0

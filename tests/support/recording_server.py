@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +21,9 @@ from plaudit.v1 import (
     prediction_pb2,
     prediction_pb2_grpc,
 )
+
+Call = Callable[..., Any]
+"""``call("predict", {...}, user_id="ada")``: one method of the client under test; streams come back as lists."""
 
 
 @dataclass

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,11 +18,13 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from plaudit import compose
 from plaudit.adapters.tracing.otel import OtelTracing, otlp_tracing
 from plaudit.cli import main
 from plaudit.client import AsyncClient, Client, ClientError
 from plaudit.client.feedback import thumbs_up
+from plaudit.compose.log import serving_log
+from plaudit.compose.serving import inference_server
+from plaudit.compose.tracing import service_tracing
 from plaudit.core.errors import ConfigError
 from plaudit.core.events import Thumb, Topic
 from plaudit.core.settings import Settings, load_settings
@@ -63,11 +66,11 @@ def recorded() -> Recorded:
 
 
 @pytest.fixture
-def server(tmp_path, recorded) -> Iterator[Any]:
+def server(tmp_path: Path, recorded: Recorded) -> Iterator[Any]:
     """A server whose spans stay in memory, without processes."""
     settings = load_settings(deployed(tmp_path))
-    log = compose.serving_log(settings)
-    running = compose.inference_server(settings, log, tracing=OtelTracing(recorded.provider))
+    log = serving_log(settings)
+    running = inference_server(settings, log, tracing=OtelTracing(recorded.provider))
     running.start()
     yield running
     running.stop()
@@ -75,7 +78,7 @@ def server(tmp_path, recorded) -> Iterator[Any]:
 
 
 @pytest.fixture
-def client(server, recorded) -> Iterator[Client]:
+def client(server: Any, recorded: Recorded) -> Iterator[Client]:
     with Client(f"127.0.0.1:{server.port}", tracer_provider=recorded.provider) as client:
         yield client
 
@@ -98,7 +101,7 @@ def _links(span: ReadableSpan) -> set[int]:
 # --- one process -----------------------------------------------------------------------------------------------------
 
 
-def test_a_prediction_is_a_trace_from_the_client_to_the_batch(client, recorded):
+def test_a_prediction_is_a_trace_from_the_client_to_the_batch(client: Client, recorded: Recorded) -> None:
     answer = client.predict({"question": SECRET}, user_id=USER, request_id="r7")
     batch = _until(lambda: recorded.all("batch"))[0]
     called, served = recorded.all(PREDICT)[::-1]
@@ -118,7 +121,9 @@ def test_a_prediction_is_a_trace_from_the_client_to_the_batch(client, recorded):
     assert (batch.attributes["plaudit.version"], batch.attributes["plaudit.requests"]) == (1, 1)
 
 
-def test_a_decision_and_feedback_carry_their_trace_into_the_log(client, recorded, tmp_path):
+def test_a_decision_and_feedback_carry_their_trace_into_the_log(
+    client: Client, recorded: Recorded, tmp_path: Path
+) -> None:
     answer = client.predict({"question": SECRET}, user_id=USER)
     client.thumbs_up(answer, feedback_id="f1")
     appends = _until(lambda: len(recorded.all("append")) == 2 and recorded.all("append"))
@@ -132,7 +137,7 @@ def test_a_decision_and_feedback_carry_their_trace_into_the_log(client, recorded
     assert sent.attributes["plaudit.prediction_id"] == answer.prediction_id
 
 
-def test_what_is_refused_says_so_without_saying_what_was_sent(client, recorded):
+def test_what_is_refused_says_so_without_saying_what_was_sent(client: Client, recorded: Recorded) -> None:
     with pytest.raises(ClientError):
         client.predict({"smell": SECRET}, user_id=USER)
     called, served = recorded.all(PREDICT)[::-1]
@@ -142,7 +147,7 @@ def test_what_is_refused_says_so_without_saying_what_was_sent(client, recorded):
     assert not any(SECRET in span.to_json() or USER in span.to_json() for span in recorded.all())
 
 
-def test_streams_are_traced_too(client, recorded, server):
+def test_streams_are_traced_too(client: Client, recorded: Recorded, server: Any) -> None:
     answers = [client.predict({"question": SECRET}) for _ in range(2)]
     recorded.exporter.clear()
     list(client.stream_feedback([thumbs_up(answer) for answer in answers]))
@@ -150,7 +155,7 @@ def test_streams_are_traced_too(client, recorded, server):
     assert any(_id(stream) in _links(append) for append in recorded.all("append"))
 
 
-async def test_the_client_of_asyncio_is_traced_too(server, recorded):
+async def test_the_client_of_asyncio_is_traced_too(server: Any, recorded: Recorded) -> None:
     async with AsyncClient(f"127.0.0.1:{server.port}", tracer_provider=recorded.provider) as client:
         await client.predict({"question": SECRET})
     called, served = recorded.all(PREDICT)[::-1]
@@ -158,7 +163,7 @@ async def test_the_client_of_asyncio_is_traced_too(server, recorded):
     assert served.parent.span_id == _id(called)
 
 
-async def test_a_batch_links_to_every_request_that_it_answers(server, recorded):
+async def test_a_batch_links_to_every_request_that_it_answers(server: Any, recorded: Recorded) -> None:
     async with AsyncClient(f"127.0.0.1:{server.port}") as client:
         await asyncio.gather(*(client.predict({"question": f"{SECRET} {n}"}) for n in range(30)))
     waits = {_id(span) for span in recorded.all("wait for the model")}
@@ -167,11 +172,11 @@ async def test_a_batch_links_to_every_request_that_it_answers(server, recorded):
     assert (len(linked), set(linked)) == (30, waits)
 
 
-def test_without_tracing_nothing_of_it_is_used(tmp_path):
+def test_without_tracing_nothing_of_it_is_used(tmp_path: Path) -> None:
     """Not a flag that is looked at on the way, but other parts."""
     settings = load_settings(deployed(tmp_path))
-    log = compose.serving_log(settings)
-    server = compose.inference_server(settings, log, tracing=compose.tracing(settings, "plaudit-serve"))
+    log = serving_log(settings)
+    server = inference_server(settings, log, tracing=service_tracing(settings, "plaudit-serve"))
     server.start()
     parts = [server._predictor, server._recorder, server._feedback, server._models.pick("").batcher]
     assert [type(part) for part in parts] == [PredictUseCase, DecisionLog, FeedbackUseCase, Batcher]
@@ -181,13 +186,15 @@ def test_without_tracing_nothing_of_it_is_used(tmp_path):
     log.close()
 
 
-def test_without_tracing_its_library_is_not_even_loaded(tmp_path):
+def test_without_tracing_its_library_is_not_even_loaded(tmp_path: Path) -> None:
     config = deployed(tmp_path)
     program = (
-        "import sys\nfrom plaudit import compose\nfrom plaudit.core.settings import load_settings\n"
+        "import sys\nfrom plaudit.compose.log import serving_log\n"
+        "from plaudit.compose.serving import inference_server\n"
+        "from plaudit.compose.tracing import service_tracing\nfrom plaudit.core.settings import load_settings\n"
         f"from pathlib import Path\nsettings = load_settings(Path({str(config)!r}))\n"
-        "log = compose.serving_log(settings)\n"
-        "server = compose.inference_server(settings, log, tracing=compose.tracing(settings, 'x'))\n"
+        "log = serving_log(settings)\n"
+        "server = inference_server(settings, log, tracing=service_tracing(settings, 'x'))\n"
         "import plaudit.client\nprint([name for name in sys.modules if name.startswith('opentelemetry')])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
@@ -210,15 +217,15 @@ def _settings(**fields: Any) -> Settings:
     return Settings(model={}, tracing=fields)  # type: ignore[arg-type]
 
 
-def test_tracing_is_off_unless_somebody_asks_for_it(otel):
-    assert compose.tracing(_settings(), "plaudit-serve") is None
+def test_tracing_is_off_unless_somebody_asks_for_it(otel: Callable[..., None]) -> None:
+    assert service_tracing(_settings(), "plaudit-serve") is None
     otel(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_SDK_DISABLED="true")
-    assert compose.tracing(_settings(), "plaudit-serve") is None
+    assert service_tracing(_settings(), "plaudit-serve") is None
 
 
 @pytest.mark.parametrize("collector", [over_grpc, over_http])
 @pytest.mark.parametrize("how", ["setting", "environment"])
-def test_spans_reach_a_collector_over_grpc_and_http(collector, how, otel):
+def test_spans_reach_a_collector_over_grpc_and_http(collector: Any, how: str, otel: Callable[..., None]) -> None:
     protocol = "grpc" if collector is over_grpc else "http/protobuf"
     with collector() as receiver:
         if how == "setting":
@@ -226,7 +233,7 @@ def test_spans_reach_a_collector_over_grpc_and_http(collector, how, otel):
         else:
             otel(OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint, OTEL_EXPORTER_OTLP_PROTOCOL=protocol)
             settings = _settings()
-        tracing = compose.tracing(settings, "plaudit-serve")
+        tracing = service_tracing(settings, "plaudit-serve")
         with tracing.span("done", attributes={"plaudit.version": 3}):
             pass
         tracing.close()
@@ -234,7 +241,7 @@ def test_spans_reach_a_collector_over_grpc_and_http(collector, how, otel):
     assert (span.service, span.attributes["plaudit.version"]) == ("plaudit-serve", 3)
 
 
-def test_the_environment_may_name_the_service(otel):
+def test_the_environment_may_name_the_service(otel: Callable[..., None]) -> None:
     otel(OTEL_SERVICE_NAME="pets")
     with over_grpc() as receiver:
         tracing = otlp_tracing("plaudit-serve", endpoint=receiver.endpoint, protocol="grpc", sample_ratio=None)
@@ -243,7 +250,7 @@ def test_the_environment_may_name_the_service(otel):
         assert [span.service for span in receiver.spans()] == ["pets"]
 
 
-def test_a_share_of_none_keeps_what_a_caller_wants_kept_alone():
+def test_a_share_of_none_keeps_what_a_caller_wants_kept_alone() -> None:
     with over_grpc() as receiver:
         tracing = otlp_tracing("s", endpoint=receiver.endpoint, protocol="grpc", sample_ratio=0.0)
         with tracing.span("begins here"):
@@ -254,18 +261,18 @@ def test_a_share_of_none_keeps_what_a_caller_wants_kept_alone():
         assert [span.name for span in receiver.spans()] == ["wanted"]
 
 
-def test_what_cannot_be_set_is_named(monkeypatch, otel):
+def test_what_cannot_be_set_is_named(monkeypatch: pytest.MonkeyPatch, otel: Callable[..., None]) -> None:
     otel(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_EXPORTER_OTLP_PROTOCOL="http/json")
     with pytest.raises(ConfigError, match=r"tracing\.protocol: 'http/json' is not one of grpc, http/protobuf"):
-        compose.tracing(_settings(), "plaudit-serve")
+        service_tracing(_settings(), "plaudit-serve")
     monkeypatch.setitem(sys.modules, "plaudit.adapters.tracing.otel", None)
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(ConfigError, match=r"pip install 'plaudit\[tracing\]'"):
-        compose.tracing(_settings(endpoint="http://127.0.0.1:1"), "plaudit-serve")
+        service_tracing(_settings(endpoint="http://127.0.0.1:1"), "plaudit-serve")
 
 
 @pytest.mark.parametrize("traceparent", ["", "nonsense", f"00-{'0' * 32}-{'2' * 16}-01"])
-def test_a_traceparent_that_is_none_is_as_if_there_were_none(recorded, traceparent):
+def test_a_traceparent_that_is_none_is_as_if_there_were_none(recorded: Recorded, traceparent: str) -> None:
     tracing = OtelTracing(recorded.provider)
     with tracing.span("done", parent=traceparent, links=[traceparent]):
         pass
@@ -273,7 +280,7 @@ def test_a_traceparent_that_is_none_is_as_if_there_were_none(recorded, tracepare
     assert (span.parent, span.links) == (None, ())
 
 
-def test_events_keep_their_traceparent_in_the_log():
+def test_events_keep_their_traceparent_in_the_log() -> None:
     decision = builders.a_decision(traceparent="00-a")
     feedback = builders.some_feedback("p1", Thumb(up=True), traceparent="00-b")
     assert decode_event(Topic.DECISIONS, encode_event(decision)).traceparent == "00-a"
@@ -284,7 +291,9 @@ def test_events_keep_their_traceparent_in_the_log():
 
 
 @pytest.fixture
-def command(tmp_path, server, monkeypatch, capsys) -> Callable[..., str]:
+def command(
+    tmp_path: Path, server: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
     """``command("versions", "--json")`` in this process, of the server whose spans stay in memory; its output."""
 
     def run(*arguments: str) -> str:
@@ -299,7 +308,9 @@ def command(tmp_path, server, monkeypatch, capsys) -> Callable[..., str]:
     return run
 
 
-def test_commands_begin_traces_that_the_server_goes_on_with(command, collector, recorded, otel):
+def test_commands_begin_traces_that_the_server_goes_on_with(
+    command: Callable[..., str], collector: Receiver, recorded: Recorded, otel: Callable[..., None]
+) -> None:
     otel(OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint)
     answer = json.loads(command("predict", "--content", f"question={SECRET}", "--user", USER, "--json"))
     command("feedback", answer["prediction_id"], "--up", "--user", USER)
@@ -313,14 +324,18 @@ def test_commands_begin_traces_that_the_server_goes_on_with(command, collector, 
     _says_nothing_private(collector.spans())
 
 
-def test_a_command_whose_traces_cannot_be_made_is_done_all_the_same(command, otel, monkeypatch):
+def test_a_command_whose_traces_cannot_be_made_is_done_all_the_same(
+    command: Callable[..., str], otel: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     otel(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_EXPORTER_OTLP_PROTOCOL="http/json")
     said = command("predict", "--content", "question=what", "--json")
     assert "not traced: tracing.protocol: 'http/json' is not one of" in said
     assert '"prediction_id"' in said
 
 
-def test_the_console_begins_traces_too(tmp_path, server, collector, recorded, otel):
+def test_the_console_begins_traces_too(
+    tmp_path: Path, server: Any, collector: Receiver, recorded: Recorded, otel: Callable[..., None]
+) -> None:
     otel(OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint, OTEL_BSP_SCHEDULE_DELAY="50")
     where = ["--config", str(tmp_path / "plaudit.toml"), "--target", f"127.0.0.1:{server.port}"]
     console = Service([*PLAUDIT, "console", "--port", "0", *where, "--json"])
@@ -349,7 +364,9 @@ def collector() -> Iterator[Receiver]:
         yield receiver
 
 
-def test_a_thumb_can_be_followed_from_the_client_to_the_version_that_learned_it(tmp_path, collector, otel):
+def test_a_thumb_can_be_followed_from_the_client_to_the_version_that_learned_it(
+    tmp_path: Path, collector: Receiver, otel: Callable[..., None]
+) -> None:
     """client → inference service → learner → version → inference service, each in a process of its own."""
     config = deployed(tmp_path)
     otel(OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint, OTEL_BSP_SCHEDULE_DELAY="50")

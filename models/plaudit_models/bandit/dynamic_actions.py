@@ -1,9 +1,9 @@
 """The fast loop over dynamic actions that come with the request: one Bayesian ridge that all dynamic actions share.
 
-A candidate is known by its text alone, through its vector, so what is learned of one says something of every other, and
-one that was never seen is scored like the rest. The same sums, posterior and policy as over a model's own actions
-(:mod:`plaudit_models.bandit.reward_model`, :mod:`plaudit_models.bandit.improvement`), with features of the pair of
-context and candidate in the place of a regression per action. Knows nothing about graphs, events or users.
+A dynamic action is known by its text alone, through its vector, so what is learned of one says something of every
+other, and one that was never seen is scored like the rest. The same sums, posterior and policy as over a model's own
+actions (:mod:`plaudit_models.bandit.reward_model`, :mod:`plaudit_models.bandit.improvement`), with features of the pair
+of context and action in the place of a regression per action. Knows nothing about graphs, events or users.
 
 Notation:
     k: dynamic actions of one request, d: embedding size, m: pair features, f: number of features, n: evidence rows
@@ -11,12 +11,12 @@ Notation:
     φ(x, i) = [P_i, s(x)·z(e ⊙ g_i), 1],  f = m + 2
     P        softmax of the base logits e·g_i over the list
     s(x)     max(u(x)³, LEAST_FADE), u as in :mod:`plaudit_models.bandit.features`: faded where the base model is sure,
-             but never to nothing, because besides P there is nothing else that tells one candidate from another
+             but never to nothing, because besides P there is nothing else that tells one action from another
     z        the same random Fourier features as of an embedding, of the elementwise product of embedding and vector:
              what base logits are sums of, so that feedback may weigh each of its coordinates anew
 
 The prior mean of θ is the unit vector of P: the reward expected before any feedback is what the base model thinks.
-Praise of one candidate speaks against the others of its list as far as answers are exclusive: reward 0 with weight
+Praise of one action speaks against the others of its list as far as answers are exclusive: reward 0 with weight
 ρ r / (k − 1) each, so that a long list says no more than a short one.
 """
 
@@ -57,11 +57,6 @@ from plaudit_models.bandit.reward_model import (
     whole_of,
 )
 
-DYNAMIC_ACTION_HEAD: Final = "dynamic_head.safetensors"
-"""File of a version folder that holds a :class:`DynamicActionHead`; absent while nothing was said about
-dynamic actions.
-"""
-
 LEAST_FADE: Final = 0.3
 """Pair features count for at least this share where the base model is sure."""
 
@@ -70,23 +65,25 @@ _TARGET: Final = "target"
 _WEIGHT: Final = "weight"
 _SPACE: Final = "space"
 _SETTINGS: Final = "settings"
+_FORMER_TEXT_SCORER_DIGEST: Final = "candidate_digest"
+"""Key of ``text_scorer_digest`` in files written before 0.1.0."""
 
 
 @dataclass(frozen=True, slots=True)
 class DynamicActionSpace:
-    """Which φ, of which trunk, and what one candidate's praise says of the others: as FeatureSpace for actions.
+    """Which φ, of which trunk, and what praise of one action says of the others: as FeatureSpace for fixed actions.
 
     Attributes:
         trunk_digest: of the trunk that made the embeddings.
-        candidate_digest: of the graph that made the vectors.
+        text_scorer_digest: of the graph that made the vectors.
         embedding_size: d.
         pair_features: m, even; 0 leaves them out.
-        exclusivity: ρ in [0, 1], how much praise of one candidate speaks against all others of its list together, as a
+        exclusivity: ρ in [0, 1], how much praise of one action speaks against all others of its list together, as a
             share of an event.
     """
 
     trunk_digest: str
-    candidate_digest: str
+    text_scorer_digest: str
     embedding_size: int
     pair_features: int = 64
     exclusivity: float = 0.0
@@ -129,7 +126,7 @@ class ActionList:
 
 
 def dynamic_action_features(space: DynamicActionSpace, listed: ActionList) -> Float64:
-    """φ of every candidate of the list, shape ``[k, f]``.
+    """φ of every action of the list, shape ``[k, f]``.
 
     Raises:
         ValueError: a shape is not the space's, the list is empty, or a value is not finite.
@@ -145,7 +142,7 @@ def dynamic_action_features(space: DynamicActionSpace, listed: ActionList) -> Fl
         if not np.isfinite(values).all():
             raise ValueError(f"{name}: holds a value that is not finite; leave that event out")
     if k == 0:
-        raise ValueError("base_logits: there is no candidate")
+        raise ValueError("base_logits: the list is empty")
     blocks = [np.exp(_log_base(listed))[:, None]]
     m = space.pair_features
     if m:
@@ -184,7 +181,7 @@ def evidence_of_list(
 
     Args:
         rewards: shape ``[k]``, in [0, 1] where ``known_mask`` is True, ignored elsewhere.
-        known_mask: shape ``[k]``, True where something is said of the candidate.
+        known_mask: shape ``[k]``, True where something is said of the action.
         weight: of the label.
 
     Raises:
@@ -196,16 +193,16 @@ def evidence_of_list(
     for name, array in (("rewards", rewards), ("known_mask", known_mask)):
         if array.shape != (k,):
             raise InvalidEvidence(f"{name}: shape {array.shape} is not ({k},)")
-    told = np.where(known_mask, rewards, 0.0).astype(np.float64)
-    if not ((told >= 0.0) & (told <= 1.0)).all():  # False for NaN
-        raise InvalidEvidence(f"rewards: {told} is not in [0, 1]")
+    known_rewards = np.where(known_mask, rewards, 0.0).astype(np.float64)
+    if not ((known_rewards >= 0.0) & (known_rewards <= 1.0)).all():  # False for NaN
+        raise InvalidEvidence(f"rewards: {known_rewards} is not in [0, 1]")
     if not 0.0 <= weight < np.inf:
         raise InvalidEvidence(f"weight: {weight} is not finite and ≥ 0")
     n_known = int(known_mask.sum())
-    implied = space.exclusivity * told.sum() / (k - 1) if n_known == 1 and k > 1 else 0.0
+    implied = space.exclusivity * known_rewards.sum() / (k - 1) if n_known == 1 and k > 1 else 0.0
     weights = weight * np.where(known_mask, 1.0, implied)
     rows = weights > 0.0
-    return DynamicActionEvidence(space, phi[rows], told[rows], weights[rows], weight * n_known)
+    return DynamicActionEvidence(space, phi[rows], known_rewards[rows], weights[rows], weight * n_known)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -270,7 +267,7 @@ def empty_dynamic_action_state(space: DynamicActionSpace) -> DynamicActionState:
 
 
 def dynamic_action_state_from_bytes(raw: bytes) -> DynamicActionState:
-    """Raises CorruptState if the bytes are not a candidate state."""
+    """Raises CorruptState if the bytes are not the state of a dynamic action head."""
     return _read(raw)[0]
 
 
@@ -287,7 +284,7 @@ def dynamic_action_posterior(state: DynamicActionState, prior: RewardPrior) -> R
 
 
 def expected_rewards(state: DynamicActionState, prior: RewardPrior, listed: ActionList) -> tuple[Float64, Float64]:
-    """q, and how much of what could be known is known in [0, 1], of every candidate, both ``[k]``.
+    """q, and how much of what could be known is known in [0, 1], of every action, both ``[k]``.
 
     Raises:
         ValueError: as :func:`dynamic_action_features`.
@@ -356,13 +353,13 @@ class DynamicActionHead:
 
 
 def dynamic_action_head_from_bytes(raw: bytes) -> DynamicActionHead:
-    """Raises CorruptState if the bytes are not a candidate head."""
+    """Raises CorruptState if the bytes are not a dynamic action head."""
     state, metadata = _read(raw)
     try:
         settings: dict[str, Any] = json.loads(metadata[_SETTINGS])
         return DynamicActionHead(HeadSettings(prior=RewardPrior(**settings.pop("prior")), **settings), state)
     except (KeyError, TypeError, ValueError) as error:
-        raise CorruptState(f"not a candidate head: {type(error).__name__}: {error}") from error
+        raise CorruptState(f"not a dynamic action head: {type(error).__name__}: {error}") from error
 
 
 def served_over(scores: Floats, floor: float) -> Float64:
@@ -411,7 +408,7 @@ def _log_base(listed: ActionList) -> Float64:
 
 
 def _sureness(listed: ActionList) -> float:
-    """c(x) over the list; where there is one candidate, there is nothing to be unsure of."""
+    """c(x) over the list; a list of one leaves nothing to be unsure of."""
     return float(sureness(listed.base_logits[None])[0, 0]) if len(listed.base_logits) > 1 else 1.0
 
 
@@ -426,10 +423,13 @@ def _metadata(state: DynamicActionState) -> dict[str, str]:
 def _read(raw: bytes) -> tuple[DynamicActionState, dict[str, str]]:
     try:
         tensors, metadata = load_with_metadata(raw)
-        space = DynamicActionSpace(**json.loads(metadata[_SPACE]))
+        fields = json.loads(metadata[_SPACE])
+        if _FORMER_TEXT_SCORER_DIGEST in fields:
+            fields["text_scorer_digest"] = fields.pop(_FORMER_TEXT_SCORER_DIGEST)
+        space = DynamicActionSpace(**fields)
         half, target, weight = tensors[_GRAM], tensors[_TARGET], tensors[_WEIGHT]
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise CorruptState(f"not a candidate state: {type(error).__name__}: {error}") from error
+        raise CorruptState(f"not the state of a dynamic action head: {type(error).__name__}: {error}") from error
     f = space.n_features
     if (half.shape, target.shape, weight.shape) != ((f * (f + 1) // 2,), (f,), (1,)):
         raise CorruptState(f"gram of shape {half.shape} does not fit {f} features")

@@ -71,7 +71,7 @@ def divergence(policy: Float64, reference: Float64) -> Float64:
     Returns:
         Shape ``[b]``, ≥ 0.
     """
-    told = policy > 0.0
-    ratio = np.divide(policy, reference, out=np.ones_like(policy), where=told)
+    positive = policy > 0.0
+    ratio = np.divide(policy, reference, out=np.ones_like(policy), where=positive)
     kl: Float64 = np.maximum((policy * np.log(ratio)).sum(axis=1), 0.0)
     return kl

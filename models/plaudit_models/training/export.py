@@ -30,14 +30,15 @@ from torch import Tensor, nn
 
 from plaudit_models.bandit.head import IR_VERSION, OPSET, write_initial_head
 from plaudit_models.bundle import (
-    CANDIDATE,
-    CANDIDATE_GOLDEN,
     HEAD,
     HEAD_GOLDEN,
+    TEXT_SCORER,
+    TEXT_SCORER_GOLDEN,
     TRUNK,
     TRUNK_GOLDEN,
     WEIGHTS,
     Manifest,
+    read_manifest,
     seal,
 )
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING, PRESENT, TOKENS, VECTORS, ModelSpec
@@ -79,7 +80,7 @@ def export_text_scorer(model: FusionPolicy, path: Path) -> None:
     _, modality = model.spec.dynamic_action_modality
     example = (torch.zeros((2, modality.max_tokens), dtype=torch.int64),)
     proto = _exported(texts, example, ({0: torch.export.Dim.DYNAMIC},))
-    _name_by_contract(proto, "candidate", (TOKENS,), (VECTORS,), "k")
+    _name_by_contract(proto, "text_scorer", (TOKENS,), (VECTORS,), "k")
     onnx.checker.check_model(proto, full_check=True)
     path.write_bytes(proto.SerializeToString())
 
@@ -115,7 +116,7 @@ class _TextScorerGraph(nn.Module):
 
 
 def dynamic_state(model: FusionPolicy) -> dict[str, Tensor]:
-    """The weights that the candidate graph holds, by name."""
+    """The weights that the text scorer graph holds, by name."""
     return _TextScorerGraph(model).state_dict()
 
 
@@ -188,7 +189,7 @@ def export_version(
         folder: an existing folder; a tokenizer.json already in it is sealed with the rest.
         manifest: everything but the file digests.
         golden_inputs: recorded trunk inputs by name, ``present`` included; they travel with the version.
-        parent_trunk: a trunk graph of the same spec and config to reuse, and the candidate graph beside it where the
+        parent_trunk: a trunk graph of the same spec and config to reuse, and the text scorer graph beside it where the
             spec scores text; without it graphs are exported anew.
 
     Returns:
@@ -207,7 +208,9 @@ def export_version(
     write_initial_head(head, model.spec.embedding_size, len(model.spec.actions))
     save_arrays(_run(head, outputs), folder / HEAD_GOLDEN)
     if model.text_scorer is not None:
-        parent = None if parent_trunk is None else parent_trunk.with_name(CANDIDATE)
+        parent = None
+        if parent_trunk is not None:
+            parent = parent_trunk.with_name(read_manifest(parent_trunk.parent).stored_name(TEXT_SCORER))
         _write_text_scorer(model, folder, golden_inputs, parent)
     save_weights(model, folder / WEIGHTS)
     return seal(folder, manifest)
@@ -216,18 +219,18 @@ def export_version(
 def _write_text_scorer(model: FusionPolicy, folder: Path, golden_inputs: Arrays, parent: Path | None) -> None:
     """With golden pairs: texts that users wrote, and names of actions."""
     assert model.text_scorer is not None
-    graph = folder / CANDIDATE
+    graph = folder / TEXT_SCORER
     if parent is None:
         export_text_scorer(model, graph)
     else:
         reexport_trunk(parent, dynamic_state(model), graph)
     written = golden_inputs[model.spec.dynamic_action_modality[0]]
     texts = np.unique(np.concatenate([written, model.text_scorer.action_texts.numpy()[:_GOLDEN_TEXTS]]), axis=0)
-    save_arrays({TOKENS: texts, VECTORS: check_text_scorer_parity(model, graph, texts)}, folder / CANDIDATE_GOLDEN)
+    save_arrays({TOKENS: texts, VECTORS: check_text_scorer_parity(model, graph, texts)}, folder / TEXT_SCORER_GOLDEN)
 
 
 def check_text_scorer_parity(model: FusionPolicy, graph: Path, texts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Run texts ``[k, t]`` through the candidate graph and through torch; returns the graph's vectors ``[k, d]``.
+    """Run texts ``[k, t]`` through the text scorer graph and through torch; returns the graph's vectors ``[k, d]``.
 
     Raises:
         ExportMismatch: they differ by more than ``PARITY_TOLERANCE`` anywhere.

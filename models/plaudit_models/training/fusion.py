@@ -7,8 +7,8 @@ pre-norm transformer (Vaswani et al. 2017, "Attention Is All You Need", section 
 summary token becomes the embedding, and a linear head on the embedding gives the base logits. A learned token stands
 in for a missing modality.
 
-A model that scores text has a scorer beside it: the text modality's own encoder reads a candidate's text, and what it
-makes of it is one more vector of the embedding's space. It shares everything with the policy, so they are trained
+A model that scores text has a scorer beside it: the text modality's own encoder reads a dynamic action's text, and what
+it makes of it is one more vector of the embedding's space. It shares everything with the policy, so they are trained
 together.
 
 An encoder has two stages. ``prepare`` holds whatever has no weights to learn (the log-mel front end of audio), so
@@ -138,7 +138,7 @@ class TextScorer(nn.Module):
     """What the text encoder makes of dynamic actions, ``[n, k, w]``, → vectors that the embedding is multiplied with.
 
     vector = σ·W·g/‖g‖ with g = tokens·P + p, so that base logits e·vector are bounded whatever a text that training
-    never met makes of g. Candidates are compared with each other alone, so there is no bias.
+    never met makes of g. Dynamic actions are compared with each other alone, so there is no bias.
 
     Attributes:
         action_texts: token ids of the model's actions, ``[a, t]``: the dynamic actions that it is trained on.

@@ -11,11 +11,12 @@ from plaudit.cli import output
 from plaudit.cli.failures import Failed
 from plaudit.cli.options import Config, DataDir, Expect, Json, Model, Reason, Target, client, read_settings
 from plaudit.client import Client, ClientError, Rollout, Version
+from plaudit.core.errors import RolloutMoved
+from plaudit.core.rollout_updates import compare_and_set
 from plaudit.core.settings import Settings
 
 _SHARE: Final = 0.1
 """Where the settings have none."""
-_ATTEMPTS: Final = 5
 
 app = typer.Typer(no_args_is_help=False)
 
@@ -122,9 +123,10 @@ def promote(
 
 
 def _promote(server: Client, model: str, reason: str, expect: int) -> Rollout:
-    """Compare and set: what goes live is still in an experiment then; head refreshes meanwhile do not matter."""
-    meant = now = _rollout(server, model)
-    for attempt in range(_ATTEMPTS):
+    """Compare-and-set: the version that goes live is still in the same experiment; head refreshes do not matter."""
+    meant = _rollout(server, model)
+
+    def write(now: Rollout) -> Rollout:
         if now.candidate is None or (now.candidate, now.experiment) != (meant.candidate, meant.experiment):
             raise Failed(
                 "no version is in an experiment" if meant.candidate is None else "the experiment was ended meanwhile"
@@ -137,10 +139,11 @@ def _promote(server: Client, model: str, reason: str, expect: int) -> Rollout:
                 model=model,
             )
         except ClientError as error:
-            if error.code is not grpc.StatusCode.ABORTED or expect or attempt == _ATTEMPTS - 1:
+            if error.code is not grpc.StatusCode.ABORTED or expect:
                 raise
-        now = _rollout(server, model)
-    raise AssertionError("the last attempt raises")
+            raise RolloutMoved(now.generation, _rollout(server, model).generation) from error
+
+    return compare_and_set(lambda: _rollout(server, model), write)
 
 
 def _rollout(server: Client, model: str) -> Rollout:

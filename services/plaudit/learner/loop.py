@@ -23,10 +23,10 @@ from plaudit.core.ports.log import EventLog
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import ExperienceStore, IntakeStats
 from plaudit.core.rollout import Rollout
-from plaudit.learner.evaluation.experiment_runner import ExperimentRunner
 from plaudit.learner.evaluation.running_comparison import RunningComparison
 from plaudit.learner.features.head_builder import HeadBuilder
 from plaudit.learner.features.policies import PolicyCache
+from plaudit.learner.finetuning.experiment_runner import ExperimentRunner
 from plaudit.learner.finetuning.scheduler import Finetuning
 from plaudit.learner.ingest.consumer import Reading
 from plaudit.learner.metrics import LearnerMetrics

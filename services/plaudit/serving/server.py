@@ -18,6 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
+from plaudit.core.cores import available_cores
 from plaudit.core.errors import ConfigError
 from plaudit.core.ports.log import EventLog
 from plaudit.core.ports.registry import ModelCatalog
@@ -312,11 +313,6 @@ def _traced(tracing: Tracing | None) -> _Parts:
     )
 
 
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
 def default_workers(threads: int) -> int:
     """As many evaluations at once as there are cores for, if each takes that many."""
-    return max(1, cores() // threads)
+    return max(1, available_cores() // threads)

@@ -21,13 +21,14 @@ from tokenizers import Tokenizer
 
 from plaudit.adapters.runtime.session import CPU, Arrays, Device, Graph, choose_providers, return_free_memory
 from plaudit.core.ports.runtime import TrunkOutputs
-from plaudit_models.bandit.dynamic_actions import DYNAMIC_ACTION_HEAD, DynamicActionHead, dynamic_action_head_from_bytes
+from plaudit_models.bandit.dynamic_actions import DynamicActionHead, dynamic_action_head_from_bytes
 from plaudit_models.bandit.reward_model import CorruptState
 from plaudit_models.bundle import (
-    CANDIDATE,
-    CANDIDATE_GOLDEN,
+    DYNAMIC_HEAD,
     HEAD,
     HEAD_GOLDEN,
+    TEXT_SCORER,
+    TEXT_SCORER_GOLDEN,
     TOKENIZER,
     TRUNK,
     TRUNK_GOLDEN,
@@ -102,25 +103,25 @@ class OnnxRuntime:
             head = self._open(folder / HEAD)
             _check_contract(head, {EMBEDDING: _row(manifest.spec.embedding_size), BASE_LOGITS: _actions(manifest.spec)})
             _prove(head, trunk.golden_outputs, _arrays(folder / HEAD_GOLDEN), [SCORES])
-            dynamic_actions = self._candidates(folder, manifest, trunk) if manifest.spec.scores_text else None
-            return OnnxModel(manifest, trunk, head, dynamic_actions)
+            text_scorer = self._text_scorer(folder, manifest, trunk) if manifest.spec.scores_text else None
+            return OnnxModel(manifest, trunk, head, text_scorer)
 
-    def _candidates(self, folder: Path, manifest: Manifest, trunk: _Trunk) -> _TextScorer:
-        for name in (CANDIDATE, CANDIDATE_GOLDEN):
-            if name not in manifest.files:
+    def _text_scorer(self, folder: Path, manifest: Manifest, trunk: _Trunk) -> _TextScorer:
+        for name in (TEXT_SCORER, TEXT_SCORER_GOLDEN):
+            if not manifest.has(name):
                 raise CorruptBundle(f"{folder}: the model scores text, but the manifest seals no {name}")
         assert trunk.tokenizer is not None  # a spec that scores text has a text modality
-        key = tuple(manifest.files[name].sha256 for name in (CANDIDATE, CANDIDATE_GOLDEN))
+        key = tuple(manifest.sha256(name) for name in (TEXT_SCORER, TEXT_SCORER_GOLDEN))
         texts = self._texts.get(key)
         if texts is None:
-            graph = self._open_small(folder / CANDIDATE)
+            graph = self._open_small(folder / manifest.stored_name(TEXT_SCORER))
             _, modality = manifest.spec.dynamic_action_modality
             _check_contract(graph, {TOKENS: ("tensor(int64)", list(modality.shape))})
-            texts = self._texts[key] = _Texts(graph, _arrays(folder / CANDIDATE_GOLDEN))
-        head = _dynamic_head(folder, manifest) if DYNAMIC_ACTION_HEAD in manifest.files else None
-        dynamic_actions = _TextScorer(texts, head, trunk.tokenizer, manifest.spec)
-        dynamic_actions.prove(f"{DYNAMIC_ACTION_HEAD} in {folder}", trunk.golden_outputs[EMBEDDING])
-        return dynamic_actions
+            texts = self._texts[key] = _Texts(graph, _arrays(folder / manifest.stored_name(TEXT_SCORER_GOLDEN)))
+        head = _dynamic_head(folder, manifest) if manifest.has(DYNAMIC_HEAD) else None
+        text_scorer = _TextScorer(texts, head, trunk.tokenizer, manifest.spec)
+        text_scorer.prove(f"{DYNAMIC_HEAD} in {folder}", trunk.golden_outputs[EMBEDDING])
+        return text_scorer
 
     def _trunk(self, folder: Path, manifest: Manifest) -> _Trunk:
         sealed = (manifest.files.get(name) for name in (TRUNK, TRUNK_GOLDEN, TOKENIZER))
@@ -147,15 +148,13 @@ class OnnxRuntime:
 class OnnxModel:
     """See :class:`plaudit.core.ports.runtime.ServableModel`."""
 
-    def __init__(
-        self, manifest: Manifest, trunk: _Trunk, head: Graph, dynamic_actions: _TextScorer | None = None
-    ) -> None:
+    def __init__(self, manifest: Manifest, trunk: _Trunk, head: Graph, text_scorer: _TextScorer | None = None) -> None:
         self.manifest = manifest
         self.digest = manifest.digest
         self.tokenizer = trunk.tokenizer
         self._trunk = trunk
         self._head = head
-        self._candidates = dynamic_actions
+        self._text_scorer = text_scorer
         self._warm_heads: set[int] = set()
 
     def trunk(self, inputs: Arrays, outputs: Sequence[str] = ()) -> TrunkOutputs:
@@ -172,9 +171,9 @@ class OnnxModel:
         return self._scorer().scores(embedding, vectors, base_logits)
 
     def _scorer(self) -> _TextScorer:
-        if self._candidates is None:
+        if self._text_scorer is None:
             raise ValueError(f"version {self.manifest.version} of {self.manifest.spec.name!r} scores no text")
-        return self._candidates
+        return self._text_scorer
 
     def warm(self, batch_sizes: Sequence[int], again: bool = False) -> None:
         spec = self.manifest.spec
@@ -211,7 +210,7 @@ class _Trunk:
 
 
 class _Texts:
-    """A proven candidate graph, shared by the versions that have it in common."""
+    """A proven text scorer, shared by the versions that have it in common."""
 
     def __init__(self, graph: Graph, golden: Arrays) -> None:
         self.graph = graph
@@ -246,18 +245,18 @@ class _TextScorer:
 
 
 def _dynamic_head(folder: Path, manifest: Manifest) -> DynamicActionHead:
-    where = f"{DYNAMIC_ACTION_HEAD} in {folder}"
+    where = f"{DYNAMIC_HEAD} in {folder}"
     try:
-        head = dynamic_action_head_from_bytes((folder / DYNAMIC_ACTION_HEAD).read_bytes())
+        head = dynamic_action_head_from_bytes((folder / manifest.stored_name(DYNAMIC_HEAD)).read_bytes())
     except (CorruptState, OSError) as error:
         raise CorruptBundle(f"{where}: {error}") from error
     space = head.state.space
     learned_on, own = (
-        (space.trunk_digest, space.candidate_digest),
-        (manifest.trunk_digest, manifest.files[CANDIDATE].sha256),
+        (space.trunk_digest, space.text_scorer_digest),
+        (manifest.trunk_digest, manifest.sha256(TEXT_SCORER)),
     )
     if learned_on != own:
-        raise CorruptBundle(f"{where}: was learned on another trunk or candidate graph than those beside it")
+        raise CorruptBundle(f"{where}: was learned on another trunk or text scorer than those beside it")
     return head
 
 

@@ -20,7 +20,6 @@ from plaudit.core.events import Features
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.learner.features.evidence import stack
 from plaudit_models.bandit.dynamic_actions import (
-    DYNAMIC_ACTION_HEAD,
     ActionList,
     DynamicActionHead,
     DynamicActionSpace,
@@ -31,7 +30,17 @@ from plaudit_models.bandit.features import FeatureSpace
 from plaudit_models.bandit.head import build_head
 from plaudit_models.bandit.improvement import HeadSettings, Step, bounded_step, head_scores
 from plaudit_models.bandit.reward_model import RewardState
-from plaudit_models.bundle import CANDIDATE, CARD, HEAD, HEAD_GOLDEN, TRUNK_FILES, TRUNK_GOLDEN, Manifest, seal
+from plaudit_models.bundle import (
+    CARD,
+    DYNAMIC_HEAD,
+    HEAD,
+    HEAD_GOLDEN,
+    TEXT_SCORER,
+    TRUNK_FILES,
+    TRUNK_GOLDEN,
+    Manifest,
+    seal,
+)
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING, SCORES
 from plaudit_models.version_card import card
 
@@ -66,11 +75,11 @@ class HeadBuilder:
 
     def dynamic_space(self, manifest: Manifest) -> DynamicActionSpace | None:
         """The same of dynamic actions; None where the version cannot score any."""
-        if CANDIDATE not in manifest.files:
+        if not manifest.has(TEXT_SCORER):
             return None
         return DynamicActionSpace(
             manifest.trunk_digest,
-            manifest.files[CANDIDATE].sha256,
+            manifest.sha256(TEXT_SCORER),
             manifest.spec.embedding_size,
             self.pair_features,
             self.exclusivity,
@@ -96,7 +105,7 @@ class HeadBuilder:
         scores = head_scores(self.settings, state, golden[EMBEDDING], golden[BASE_LOGITS])
         save_file({SCORES: scores.astype("float32")}, folder / HEAD_GOLDEN)
         if dynamic_actions is not None:
-            (folder / DYNAMIC_ACTION_HEAD).write_bytes(DynamicActionHead(self.settings, dynamic_actions).to_bytes())
+            (folder / DYNAMIC_HEAD).write_bytes(DynamicActionHead(self.settings, dynamic_actions).to_bytes())
 
 
 def publish_refresh(
@@ -121,8 +130,8 @@ def publish_refresh(
     with tempfile.TemporaryDirectory(dir=work_dir, prefix="refresh-") as temporary:
         folder = Path(temporary)
         for name in TRUNK_FILES:
-            if name in parent.files:
-                share(source / name, folder / name)
+            if parent.has(name):
+                share(source / parent.stored_name(name), folder / name)
         maker.write(folder, state, dynamic_actions)
         manifest = seal(
             folder,

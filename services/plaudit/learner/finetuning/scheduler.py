@@ -27,7 +27,7 @@ from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import ExperienceStore, LeaderCommit
 from plaudit.core.rollout import Change as RolloutChange
 from plaudit.core.rollout import Rollout, promote, start_canary
-from plaudit.learner.evaluation.experiment_runner import ExperimentRunner
+from plaudit.core.rollout_updates import LEARNER, update_rollout
 from plaudit.learner.evaluation.off_policy import (
     Compared,
     Policy,
@@ -40,7 +40,7 @@ from plaudit.learner.features.evidence import stack
 from plaudit.learner.features.features import features_on
 from plaudit.learner.features.head_builder import HeadBuilder, share, write_card
 from plaudit.learner.features.policies import LoadedPolicy, PolicyCache, allowed_mask
-from plaudit.learner.features.rollout_updates import ACTOR, move
+from plaudit.learner.finetuning.experiment_runner import ExperimentRunner
 from plaudit.learner.finetuning.job_spec import (
     CHECKPOINT,
     FEATURES,
@@ -488,14 +488,14 @@ class Finetuning:
         share = self._canary_share
         if share == 0.0:
             return False
-        change = RolloutChange(ACTOR, self._clock(), f"version {version} is tried out with {share:.0%} of the users")
+        change = RolloutChange(LEARNER, self._clock(), f"version {version} is tried out with {share:.0%} of the users")
 
         def transition(rollout: Rollout) -> Rollout | None:
             if rollout.pinned or rollout.candidate is not None:
                 return None
             return start_canary(rollout, version, share, change)
 
-        move(self._registry, transition)
+        update_rollout(self._registry, transition)
         if self._registry.rollout().candidate != version:
             return False
         self._backlog = False  # what the gate has not looked at, it never will
@@ -519,12 +519,12 @@ class Finetuning:
         """Make it live; says so where that could not be done."""
         if any(rollout.live == version for rollout in self._registry.ledger()):
             return ""  # by a learner that died before it could note it
-        change = RolloutChange(ACTOR, self._clock(), why)
+        change = RolloutChange(LEARNER, self._clock(), why)
 
         def transition(rollout: Rollout) -> Rollout | None:
             return None if rollout.pinned else promote(rollout, version, change)
 
-        return "" if move(self._registry, transition) else "; not made live, because a version is pinned"
+        return "" if update_rollout(self._registry, transition) else "; not made live, because a version is pinned"
 
     # --- memory ------------------------------------------------------------------------------------------------------
 

@@ -16,22 +16,21 @@ from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import ExperienceStore, LeaderCommit
 from plaudit.core.rollout import Change as RolloutChange
 from plaudit.core.rollout import Rollout, refresh
+from plaudit.core.rollout_updates import LEARNER, update_rollout
 from plaudit.learner.features.head_builder import HeadBuilder, publish_refresh
-from plaudit.learner.features.rollout_updates import ACTOR, move
 from plaudit.learner.finetuning.scheduler import served_key
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.online.contexts import Contexts
 from plaudit.learner.state import LearnerState
 from plaudit.learner.tracing import LearnerTrace
 from plaudit_models.bandit.dynamic_actions import (
-    DYNAMIC_ACTION_HEAD,
     DynamicActionState,
     dynamic_action_head_from_bytes,
     empty_dynamic_action_state,
 )
 from plaudit_models.bandit.improvement import Step
 from plaudit_models.bandit.reward_model import RewardState, empty_state, state_from_bytes
-from plaudit_models.bundle import Manifest
+from plaudit_models.bundle import DYNAMIC_HEAD, Manifest
 
 _log = structlog.get_logger("plaudit.learner")
 
@@ -137,9 +136,9 @@ class HeadRefresher:
             progress=replace(progress, refreshed=refreshed),
         )
         self._trace.published(published.version)
-        change = RolloutChange(ACTOR, self._clock(), published.reason)
+        change = RolloutChange(LEARNER, self._clock(), published.reason)
         version = published.version
-        moved = move(
+        moved = update_rollout(
             self._registry, lambda r: refresh(r, version, change) if r.live == live.version and not r.pinned else None
         )
         self._metrics.refreshes.labels("live" if moved is not None else "overtaken").inc()
@@ -173,10 +172,10 @@ class HeadRefresher:
     def _served_dynamic_actions(self, live: Manifest) -> DynamicActionState | None:
         """What live's candidate head was built from; None if it has none that evidence can be added to."""
         latest = self._knowledge.dynamic_actions
-        if latest is None or DYNAMIC_ACTION_HEAD not in live.files:
+        if latest is None or not live.has(DYNAMIC_HEAD):
             return None
         served = dynamic_action_head_from_bytes(
-            (self._registry.folder(live.version) / DYNAMIC_ACTION_HEAD).read_bytes()
+            (self._registry.folder(live.version) / live.stored_name(DYNAMIC_HEAD)).read_bytes()
         ).state
         return served if served.space == latest.space else None
 

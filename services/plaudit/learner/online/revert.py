@@ -14,10 +14,10 @@ from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import ExperienceStore, LeaderCommit
 from plaudit.core.rollout import Change as RolloutChange
 from plaudit.core.rollout import Rollout, confirm, revert
+from plaudit.core.rollout_updates import LEARNER, update_rollout
 from plaudit.learner.evaluation.running_comparison import RunningComparison
 from plaudit.learner.features.features import lists_of, said_of
 from plaudit.learner.features.policies import PolicyCache
-from plaudit.learner.features.rollout_updates import ACTOR, move
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.state import LearnerState
 from plaudit_models.bundle import Manifest
@@ -72,8 +72,8 @@ class RefreshGuard:
 
     def _revert(self, live: Manifest, gated: int, reason: str) -> None:
         """Serving first; then set aside what was learned since the gated version, or the next refresh does it again."""
-        change = RolloutChange(ACTOR, self._clock(), reason)
-        moved = move(self._registry, lambda r: revert(r, change) if r.gated == gated != r.live else None)
+        change = RolloutChange(LEARNER, self._clock(), reason)
+        moved = update_rollout(self._registry, lambda r: revert(r, change) if r.gated == gated != r.live else None)
         learned, progress = self._knowledge.learned, self._knowledge.progress
         assert learned is not None
         learned_by_gated = int(self._registry.manifest(gated).data.get("last_experience", 0))
@@ -101,8 +101,8 @@ class RefreshGuard:
         _log.warning("reverted", to_version=gated, excluded=len(harmful), reason=reason)
 
     def _confirm(self, live: Manifest, gated: int, reason: str) -> None:
-        change = RolloutChange(ACTOR, self._clock(), reason)
-        moved = move(
+        change = RolloutChange(LEARNER, self._clock(), reason)
+        moved = update_rollout(
             self._registry,
             lambda r: confirm(r, change) if r.gated == gated and r.live == live.version != gated else None,
         )

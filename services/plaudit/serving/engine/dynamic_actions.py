@@ -19,11 +19,11 @@ import numpy as np
 
 from plaudit.core.errors import InvalidInput
 from plaudit.core.events import DynamicAction
+from plaudit.core.limits import MAX_ID_CHARACTERS
 from plaudit.core.ports.runtime import ServableModel
 from plaudit.serving.telemetry.metrics import ServingMetrics
-from plaudit.serving.use_cases.feedback import MAX_ID_CHARACTERS
 from plaudit_models.bandit.policy import Float32
-from plaudit_models.bundle import CANDIDATE, TOKENIZER, Manifest
+from plaudit_models.bundle import TEXT_SCORER, TOKENIZER, Manifest
 from plaudit_models.spec import ModelSpec
 
 MAX_DYNAMIC_ACTIONS: Final = 256
@@ -114,4 +114,4 @@ class ActionVectors:
 def _key(text: str, manifest: Manifest) -> _Key:
     """A text is read by a tokenizer and a graph; versions that share both share what they make of it."""
     digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-    return manifest.files[CANDIDATE].sha256, manifest.files[TOKENIZER].sha256, digest
+    return manifest.sha256(TEXT_SCORER), manifest.files[TOKENIZER].sha256, digest

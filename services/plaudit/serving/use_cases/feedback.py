@@ -14,6 +14,7 @@ import structlog
 from plaudit.core.errors import InvalidInput, InvalidPredictionId, PlauditError, UnknownFeedback, UnknownVersion
 from plaudit.core.events import Correction, Feedback, Preference, Retract, Signal
 from plaudit.core.experience import FeedbackState
+from plaudit.core.limits import MAX_ID_CHARACTERS
 from plaudit.core.ports.log import Appended, EventLog
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import FeedbackStatus, FeedbackStatuses
@@ -25,7 +26,6 @@ from plaudit.serving.models.served_models import ServedModels
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit_models.bundle import CorruptBundle
 
-MAX_ID_CHARACTERS: Final = 128
 _MAX_BATCH: Final = 256
 _QUEUE_LIMIT: Final = 4096
 

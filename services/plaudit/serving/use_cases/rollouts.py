@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any
 
 import structlog
 
@@ -25,14 +25,13 @@ from plaudit.core.errors import (
 from plaudit.core.events import RolloutChanged
 from plaudit.core.ports.store import ExperimentReports
 from plaudit.core.rollout import Change, Rollout, end_canary, pin, promote, rollback, start_canary, unpin
+from plaudit.core.rollout_updates import MAX_ATTEMPTS, update_rollout
 from plaudit.serving.engine.batcher import NO_DEADLINE, Caller
 from plaudit.serving.engine.decision_log import DecisionLog
 from plaudit.serving.engine.shutdown import ShutdownSignal
 from plaudit.serving.models.live_model import LiveModel
 from plaudit.serving.models.served_models import ServedModels
 from plaudit_models.bundle import CorruptBundle, Manifest
-
-_ATTEMPTS: Final = 10
 
 logger = structlog.get_logger(__name__)
 
@@ -215,24 +214,26 @@ def _one(live: LiveModel, version: int) -> Manifest:
 
 
 def _apply(live: LiveModel, expected: int, change: Change, transition: Callable[[Rollout, Change], Rollout]) -> Rollout:
-    """Where any generation will do, a change that somebody else overtook is made again on the new one."""
-    for _ in range(_ATTEMPTS):
-        present = live.registry.rollout()
+    """Compare-and-set; where any generation will do, a change that another one overtook is made again on the new one.
+
+    The versions that the new rollout names are loaded and proven before it is written.
+    """
+
+    def checked(present: Rollout) -> Rollout:
         if present.generation < live.rollout.generation:
             raise RegistryUnavailable(
                 f"it is at generation {present.generation} and was at {live.rollout.generation}; put it back as it was"
             )
         if expected not in (0, present.generation):
-            break
+            raise RolloutMoved(expected, present.generation)
         rollout = transition(present, change)
         _check_contract(live, present, rollout)
         for version in (rollout.live, rollout.candidate):
             if version is not None and version not in (present.live, present.candidate):
                 live.prepare(version)
-        try:
-            live.registry.set_rollout(rollout)
-        except RolloutMoved:
-            continue
-        live.step()
         return rollout
-    raise RolloutMoved(expected or present.generation, live.registry.rollout().generation)
+
+    rollout = update_rollout(live.registry, checked, max_attempts=1 if expected else MAX_ATTEMPTS)
+    assert rollout is not None  # every transition of an operator changes the rollout
+    live.step()
+    return rollout

@@ -1,40 +1,27 @@
-"""Experiments: a candidate beside live, begun by the learner or by a person; watched, and ended on proof.
+"""An experiment: a candidate beside live, and everything seen of both. Pure: no store, no log, no rollout is changed.
 
-Whoever puts a candidate into the rollout begins an experiment. What the candidate's and live's users say of the same
-hours is weighed as it comes (:mod:`plaudit_models.evaluation.two_arm_test`), over all, on each kind of input and for
-each group of users; what inference services report of failed and late answers is held against it too
-(:mod:`plaudit_models.evaluation.guards`). Proof of harm withdraws the candidate; proof of gain promotes it, unless harm
-is likely on a slice. In the shadow nobody is shown anything, so nothing follows; it is only counted. Knows nothing
-about where candidates come from.
+What the candidate's and live's users say of the same hours is weighed as it comes
+(:mod:`plaudit_models.evaluation.two_arm_test`), over all, on each kind of input and for each group of users; what
+inference services report of failed and late answers counts against the candidate too
+(:mod:`plaudit_models.evaluation.guards`).
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any, Final
 
 import numpy as np
-import structlog
 
-from plaudit.core.events import Answers, ExperimentReport, ShadowAnswer, Topic
+from plaudit.core.events import Answers, ExperimentReport, ShadowAnswer
 from plaudit.core.experience import Experience
-from plaudit.core.experiments import CURSORS, PAST, PRESENT, SHOWN
-from plaudit.core.ports.log import Cursor, EventLog, EventReader
-from plaudit.core.ports.registry import ModelRegistry
-from plaudit.core.ports.store import ExperienceStore, LeaderCommit
-from plaudit.core.rollout import Change, Rollout, end_canary, in_experiment, promote
+from plaudit.core.ports.log import Cursor
+from plaudit.core.rollout import Rollout, in_experiment
 from plaudit.learner.evaluation.off_policy import speaks_plainly
-from plaudit.learner.evaluation.propensities import propensities_of
-from plaudit.learner.features.policies import PolicyCache
-from plaudit.learner.features.rollout_updates import ACTOR, move
-from plaudit.learner.metrics import LearnerMetrics
-from plaudit.learner.progress import Progress
 from plaudit_models.evaluation.gate import GROUP, Verdict
-from plaudit_models.evaluation.guards import Arm, GuardRules, Guards, guards_from_dict, new_guards
+from plaudit_models.evaluation.guards import Arm, GuardRules, Guards, guards_from_dict
 from plaudit_models.evaluation.two_arm_test import (
     Propensities,
     TwoArmTest,
@@ -43,25 +30,11 @@ from plaudit_models.evaluation.two_arm_test import (
     two_arm_test_from_dict,
 )
 
-_CHUNK: Final = 256
-"""Experiences looked at per step of the loop."""
-_LOOK_BACK: Final = 2_048
-"""Experiences before the present that may be of an experiment which began while no leader looked."""
-_REPORTS: Final = 512
-_POLLS: Final = 8
-"""Times that many reports are read per look: those of earlier experiments are soon passed over."""
-_REPORTS_INTERVAL_S: Final = 0.2
-_WAIT_S: Final = 0.2
-"""For reports that are known to be there."""
-_KEPT: Final = 20
-"""Experiments remembered after their end."""
 _SLICES: Final = 8
 """Kinds of input watched one by one, the first that come; all others are one more together."""
 _OTHERS: Final = "other inputs"
 _GROUPS: Final = 8
 """User groups watched, the first that come; others count over all only."""
-
-_log = structlog.get_logger("plaudit.learner")
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,210 +323,6 @@ def decide(experiment: Experiment, rules: ExperimentRules) -> Experiment:
     if experiment.evidence.tally.seen >= rules.max_events:
         return replace(experiment, verdict="insufficient", why=experiment.evidence.reason())
     return experiment
-
-
-class ExperimentRunner:
-    """Follows whatever candidate the rollout names, a little with every step of the leader.
-
-    Args:
-        log: reports of inference services come from here.
-        store, registry, versions, metrics, clock: as the learner's.
-        rules: how experiments are judged.
-    """
-
-    def __init__(
-        self,
-        *,
-        log: EventLog,
-        store: ExperienceStore,
-        registry: ModelRegistry,
-        versions: PolicyCache,
-        rules: ExperimentRules,
-        metrics: LearnerMetrics,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._log = log
-        self._store = store
-        self._registry = registry
-        self._versions = versions
-        self._rules = rules
-        self._metrics = metrics
-        self._clock = clock
-        self._reader: EventReader | None = None
-        self.load()
-
-    def load(self) -> None:
-        """Begin, or begin again, from what was saved."""
-        self.close()
-        self._experiment = experiment_from_bytes(self._store.recall(PRESENT))
-        self._past: tuple[Mapping[str, Any], ...] = tuple(json.loads(self._store.recall(PAST) or b"[]"))
-        self._looked_s = -_REPORTS_INTERVAL_S
-        self.busy = False
-
-    def close(self) -> None:
-        """Let go of the log."""
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
-
-    @property
-    def experiment(self) -> Experiment | None:
-        """The one under way."""
-        return self._experiment
-
-    def outcome(self, version: int) -> Mapping[str, Any] | None:
-        """How the latest experiment of a version ended; None if it has not, or there was none."""
-        return next((past for past in reversed(self._past) if past["version"] == version), None)
-
-    def report(self) -> dict[str, Any] | None:
-        """Of the experiment under way, for people; None if there is none."""
-        return None if self._experiment is None else self._experiment.report()
-
-    def step(self, rollout: Rollout, progress: Progress) -> None:
-        """Begin, go on with or end the experiment that the rollout asks for."""
-        experiment = self._experiment
-        if experiment is not None and experiment.verdict is not None:
-            self._act(experiment)  # begun by a leader that died before it was done
-            return
-        if experiment is not None and rollout.experiment != experiment.generation:
-            self._ended_by_others(experiment)
-            experiment = None
-        if experiment is None:
-            if rollout.candidate is None:
-                self.close()
-                return
-            experiment = self._begin(rollout, progress)
-        self._go_on(experiment, rollout, progress)
-
-    def _begin(self, rollout: Rollout, progress: Progress) -> Experiment:
-        assert rollout.candidate is not None
-        share = min(rollout.candidate_share, 0.5) if rollout.shadow else rollout.candidate_share
-        began = next((r for r in self._registry.ledger() if r.generation == rollout.experiment), rollout)
-        experiment = Experiment(
-            version=rollout.candidate,
-            generation=rollout.experiment,
-            share=rollout.candidate_share,
-            shadow=rollout.shadow,
-            actor=began.actor,
-            started_at_s=began.changed_at_s,
-            position=max(0, progress.last_number - _LOOK_BACK),
-            evidence=new_two_arm_test(self._rules.canary(share)),
-            guards=new_guards(self._rules.guards(share)),
-            cursors=json.loads(self._store.recall(CURSORS) or b"{}"),
-        )
-        self._remember(experiment)
-        _log.info(
-            "experiment",
-            version=experiment.version,
-            share=experiment.share,
-            shadow=experiment.shadow,
-            actor=experiment.actor,
-        )
-        return experiment
-
-    def _go_on(self, experiment: Experiment, rollout: Rollout, progress: Progress) -> None:
-        chunk = self._store.experiences(after=experiment.position, up_to=progress.last_number, limit=_CHUNK)
-        self.busy = len(chunk) == _CHUNK
-        after = experiment
-        if chunk:
-            after = weigh(
-                after, chunk, rollout, self._rules, progress.n_users, partial(self._chances, experiment, rollout)
-            )
-            after = replace(after, position=chunk[-1].number)
-        for report, cursors in self._reports(after):
-            after = replace(heed(after, report), cursors={**after.cursors, **cursors})
-        after = decide(after, self._rules)
-        if after is not experiment:
-            self._remember(after)
-        if after.verdict is not None:
-            self._act(after)
-
-    def _chances(self, experiment: Experiment, rollout: Rollout, rows: Sequence[Experience]) -> Propensities:
-        return propensities_of(rows, experiment.version, rollout.live or 0, self._store, self._versions)
-
-    def _reports(self, experiment: Experiment) -> list[tuple[ExperimentReport, Mapping[str, Cursor]]]:
-        """The next reports about this model, each with where reading goes on behind it."""
-        now_s = time.monotonic()
-        if now_s - self._looked_s < _REPORTS_INTERVAL_S:
-            return []
-        self._looked_s = now_s
-        if self._reader is None:
-            group = f"plaudit-experiments-{self._registry.model}"
-            cursors = dict(experiment.cursors)
-            self._reader = self._log.reader(group, (Topic.EXPERIMENTS,), start=lambda: cursors)
-        found: list[tuple[ExperimentReport, Mapping[str, Cursor]]] = []
-        for _ in range(_POLLS):
-            if not self._reader.lag():  # it joins the group, too; polling without waiting for anything never would
-                break
-            records = self._reader.poll(_REPORTS, _WAIT_S)
-            found += [
-                (record.event, {record.partition: record.cursor})
-                for record in records
-                if isinstance(record.event, ExperimentReport) and record.event.model == self._registry.model
-            ]
-        return found
-
-    def _act(self, experiment: Experiment) -> None:
-        """Change the rollout as the verdict says, then forget the experiment. May be done again after a crash."""
-        why, version = experiment.why, experiment.version
-        if experiment.verdict == "promote":
-            change = Change(ACTOR, self._clock(), f"version {version} passed the canary: {why}")
-            if not self._move(experiment, lambda r: None if r.pinned else promote(r, version, change)):
-                why += "; not made live, because a version is pinned"
-        else:
-            change = Change(ACTOR, self._clock(), f"version {version} is withdrawn: {why}")
-            self._move(experiment, lambda r: end_canary(r, change))
-        assert experiment.verdict is not None
-        self._end(experiment, experiment.verdict, why)
-
-    def _move(self, experiment: Experiment, transition: Callable[[Rollout], Rollout | None]) -> bool:
-        """Change the rollout if the experiment is still under way; False if ``transition`` would not."""
-        refused = False
-
-        def change(rollout: Rollout) -> Rollout | None:
-            nonlocal refused
-            if rollout.experiment != experiment.generation:
-                return None  # done by a leader that died before it could note it, or by a person
-            after = transition(rollout)
-            refused = after is None
-            return after
-
-        move(self._registry, change)
-        return not refused
-
-    def _ended_by_others(self, experiment: Experiment) -> None:
-        after = [r for r in self._registry.ledger() if r.generation > experiment.generation]
-        end = next((r for r in after if r.experiment != experiment.generation), self._registry.rollout())
-        verdict: Verdict = "promote" if end.live == experiment.version else "insufficient"
-        self._end(experiment, verdict, f"{end.actor} ended the experiment: {end.reason}")
-
-    def _end(self, experiment: Experiment, verdict: Verdict, why: str) -> None:
-        self._metrics.canary_verdicts.labels(verdict).inc()
-        _log.info("experiment ended", verdict=verdict, version=experiment.version, why=why)
-        ended = replace(experiment, verdict=verdict, why=why).report() | {"ended_at_s": self._clock()}
-        past = (*self._past, ended)[-_KEPT:]
-        cursors = json.dumps(dict(experiment.cursors)).encode()
-        self._store.save(
-            LeaderCommit(memory={PRESENT: None, SHOWN: None, PAST: json.dumps(past).encode(), CURSORS: cursors})
-        )
-        self._experiment, self._past, self.busy = None, past, False
-        self._tell(None)
-        self.close()
-
-    def _remember(self, experiment: Experiment) -> None:
-        shown = json.dumps(experiment.report()).encode()
-        self._store.save(LeaderCommit(memory={PRESENT: experiment.to_bytes(), SHOWN: shown}))
-        self._experiment = experiment
-        self._tell(experiment)
-
-    def _tell(self, experiment: Experiment | None) -> None:
-        self._metrics.candidate_version.set(0 if experiment is None else experiment.version)
-        self._metrics.canary_n.set(0 if experiment is None else sum(experiment.evidence.n))
-        e_values = (
-            dict.fromkeys(("gain", "harm", "errors", "latency"), 1.0) if experiment is None else experiment.e_values()
-        )
-        for claim, e_value in e_values.items():
-            self._metrics.canary_e_value.labels(claim).set(e_value)
 
 
 def _is_of_experiment(experiment: Experiment, experience: Experience, rollout: Rollout) -> bool:
