@@ -2,7 +2,7 @@
 #   make PYTHON=python3.12 test      another interpreter
 #   UV_TORCH_BACKEND=cpu make demo   torch without CUDA
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kafka test programs dashboards bench-console test-slow bench-serving bench-gpu bench-learning bench-feedback bench-rollout test-faults check house fmt proto clean
+.PHONY: help docs docs-serve reference coverage release demo demo-kafka test programs dashboards bench-console test-slow bench-serving bench-gpu bench-learning bench-feedback bench-rollout test-faults check house fmt proto clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -57,6 +57,23 @@ bench-feedback: $(INSTALLED) ## Feedback: acknowledged, joined, through an outag
 
 test-faults: $(INSTALLED) ## Kill -9, pauses and slow connections under load, and then count; CHECK=1, ROUNDS=20, SEED=1, ONLY="broker-killed"
 	PYTHONPATH=tests $(BIN)/python -m faults $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) $(ONLY)
+
+docs: $(INSTALLED) ## Build the documentation into build/docs; a warning is an error
+	$(BIN)/python tools/generate_docs.py --check
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+
+docs-serve: docs ## The same, and look at it on http://127.0.0.1:8000/
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/docs 8000
+
+reference: $(INSTALLED) ## Write the generated pages of docs/: reference and benchmark tables
+	$(BIN)/python tools/generate_docs.py
+
+coverage: $(INSTALLED) programs ## The test suite with a report of the lines it runs, into build/coverage
+	$(BIN)/pytest -m 'not slow' --cov=plaudit --cov=plaudit_models --cov-report=term --cov-report=html:build/coverage
+
+release: $(INSTALLED) ## Check, build and tag a release: make release VERSION=0.1.0
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --group release
+	$(BIN)/python tools/release.py $(VERSION)
 
 check: $(INSTALLED) ## Lint, formatting, types, protos
 	$(BIN)/ruff check
