@@ -131,7 +131,8 @@ def test_commands_are_parsed(line: str, tmp_path: Path, monkeypatch: pytest.Monk
         parent = command.make_context(name, list(rest), parent=parent)
 
 
-SPANS = sorted({span for page in pages() for span in code_spans(page) if re.match(r"plaudit [a-z]+", span)})
+PRESENT = [page for page in pages() if page.name != "CHANGELOG.md"]
+SPANS = sorted({span for page in PRESENT for span in code_spans(page) if re.match(r"plaudit [a-z]+", span)})
 
 
 @pytest.mark.parametrize("span", SPANS)
