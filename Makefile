@@ -41,19 +41,19 @@ programs: $(INSTALLED) ## What tests need and .venv lacks: Chromium, Prometheus,
 	@tests/support/tools/fetch-debian.sh kcat .cache/debian/kcat
 
 bench-serving: $(INSTALLED) ## Serving beside the raw ONNX Runtime rate; CHECK=1 fails short of a goal, QUICK=1, ONLY="rates soak"
-	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.serving $(if $(QUICK),--quick) $(ONLY)
+	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.serving $(if $(QUICK),--quick) $(if $(RECORD),--record) $(ONLY)
 
 bench-gpu: $(INSTALLED) ## The serving benchmark's models on an NVIDIA GPU beside the processor; needs the extra gpu
-	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.gpu
+	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.gpu $(if $(QUICK),--quick) $(if $(RECORD),--record)
 
 bench-learning: $(INSTALLED) ## The learner beside its peers; CHECK=1 fails short of a goal, QUICK=1, ONLY="shift gate"
-	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.learning $(if $(QUICK),--quick) $(ONLY)
+	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.learning $(if $(QUICK),--quick) $(if $(RECORD),--record) $(ONLY)
 
-bench-rollout: $(INSTALLED) programs ## Experiments, rollback, the cost of metrics, the console; CHECK=1, QUICK=1, ONLY="experiments rollback"
-	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.rollout $(if $(QUICK),--quick) $(ONLY)
+bench-rollout: $(INSTALLED) programs ## Experiments, rollback, the cost of metrics; CHECK=1, QUICK=1, ONLY="experiments rollback"
+	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.rollout $(if $(QUICK),--quick) $(if $(RECORD),--record) $(ONLY)
 
 bench-feedback: $(INSTALLED) ## Feedback: acknowledged, joined, through an outage of the broker; CHECK=1, QUICK=1, ONLY="acks join"
-	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.feedback $(if $(QUICK),--quick) $(ONLY)
+	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.feedback $(if $(QUICK),--quick) $(if $(RECORD),--record) $(ONLY)
 
 test-faults: $(INSTALLED) ## Kill -9, pauses and slow connections under load, and then count; CHECK=1, ROUNDS=20, SEED=1, ONLY="broker-killed"
 	PYTHONPATH=tests $(BIN)/python -m faults $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) $(ONLY)
@@ -95,8 +95,8 @@ proto: $(INSTALLED) ## Generate services/plaudit/v1 and services/plaudit/inferen
 	$(BIN)/python -m grpc_tools.protoc -I proto --grpc_python_out=services $(SERVICE_PROTOS)
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=services/plaudit --pyi_out=services/plaudit $(INFERENCE)
 
-bench-console: $(INSTALLED) programs ## First paint and size of the console's page in Chromium; fails later than 1 s
-	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.console $(URL)
+bench-console: $(INSTALLED) programs ## First paint and size of the console's page in Chromium; CHECK=1, QUICK=1, URL=http://…
+	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.console $(if $(URL),--url $(URL)) $(if $(QUICK),--quick) $(if $(RECORD),--record)
 
 dashboards: ## Write deploy/grafana/*.json from deploy/grafana/dashboards.py
 	$(PYTHON) deploy/grafana/dashboards.py
