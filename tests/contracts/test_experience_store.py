@@ -75,7 +75,7 @@ def make_experiences(store: ExperienceStore, n: int) -> list[Experience]:
     return [Experience(i + 1, header_of(decision), GOOD) for i, decision in enumerate(decisions)]
 
 
-def between_candidates(prediction_id: str) -> Decision:
+def among_dynamic_actions(prediction_id: str) -> Decision:
     """A decision between three dynamic actions."""
     dynamic_actions = (DynamicAction("a", "one"), DynamicAction("b", "two"), DynamicAction("c — é", 'the "third"\n\0'))
     features = Features(TRUNK, np.ones(8, np.float32), np.array([0.5, -1.0, 2.0], np.float32))
@@ -138,9 +138,9 @@ def test_everything_saved_is_there_after_reopening(
     assert other.experiences() == [experience]
 
 
-def test_candidates_stay_with_their_decision(store: ExperienceStore) -> None:
+def test_dynamic_actions_stay_with_their_decision(store: ExperienceStore) -> None:
     """Their ids wherever the decision goes, their texts when asked for; features have a logit for each."""
-    decision, plain = between_candidates("p1"), a_decision("p2")
+    decision, plain = among_dynamic_actions("p1"), a_decision("p2")
     store.take_in(IngestBatch(decisions=[decision, plain], judged=[LabelUpdate("p1", Label({"b": 1.0}, 1.0))]))
     assert store.dynamic_actions(["p1", "p2", "p3"]) == {"p1": decision.dynamic_actions, "p2": ()}
     assert store.experiences()[0].decision == header_of(decision)
@@ -210,7 +210,7 @@ def test_experiences_are_numbered_on_and_come_in_ranges(store: ExperienceStore) 
     assert store.intake_stats().last_number == 4
 
 
-def test_a_changed_judgement_is_a_revision_until_it_is_resolved(store: ExperienceStore) -> None:
+def test_a_changed_label_is_a_revision_until_it_is_resolved(store: ExperienceStore) -> None:
     """Histories have what is said now; experiences are as the leader knows them."""
     first, second = make_experiences(store, 2)
     judge_again(store, "p1", BAD)
@@ -224,7 +224,7 @@ def test_a_changed_judgement_is_a_revision_until_it_is_resolved(store: Experienc
     assert store.experiences() == [Experience(1, first.decision, BAD), second]
 
 
-def test_a_judgement_that_changes_while_its_revision_is_learned_is_a_revision_again(store: ExperienceStore) -> None:
+def test_a_label_that_changes_while_its_revision_is_learned_is_a_revision_again(store: ExperienceStore) -> None:
     (first,) = make_experiences(store, 1)
     judge_again(store, "p1", BAD)
     (learned,) = store.revisions(1, 10)
@@ -237,7 +237,7 @@ def test_a_judgement_that_changes_while_its_revision_is_learned_is_a_revision_ag
     assert store.experiences() == [Experience(1, first.decision, None)]
 
 
-def test_experiences_are_set_aside_and_stay_so_when_judged_again(store: ExperienceStore) -> None:
+def test_experiences_are_excluded_and_stay_so_when_labelled_again(store: ExperienceStore) -> None:
     make_experiences(store, 3)
     store.save(LeaderCommit(excluded=[2, 3]))
     judge_again(store, "p2", BAD)
@@ -556,7 +556,7 @@ def test_who_does_not_know_user_groups_can_write_to_the_same_tables(
     assert served.user_group == ""
 
 
-def test_tables_from_before_there_were_candidates_are_given_the_column(
+def test_tables_from_before_dynamic_actions_are_given_the_column(
     url: str, open_store: Callable[[], ExperienceStore]
 ) -> None:
     """What they hold is still there, and what they never had can be added."""
@@ -573,8 +573,8 @@ def test_tables_from_before_there_were_candidates_are_given_the_column(
         assert [e.decision.dynamic_actions for e in store.experiences()] == [(), ()]
         assert store.dynamic_actions(["p1"]) == {"p1": ()}
         assert store.get_state("a") == b"1"
-    store.take_in(IngestBatch(decisions=[between_candidates("p3")]))
-    assert store.histories(["p3"])["p3"].decision == header_of(between_candidates("p3"))
+    store.take_in(IngestBatch(decisions=[among_dynamic_actions("p3")]))
+    assert store.histories(["p3"])["p3"].decision == header_of(among_dynamic_actions("p3"))
 
 
 def test_tables_from_before_there_were_versions_are_refused(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_sums_equal_a_recount_of_the_log(make_world: MakeWorld) -> None:
     assert learner.progress.experiences == count == 30
 
 
-def test_what_is_taken_back_leaves_nothing_behind(make_world: MakeWorld) -> None:
+def test_what_is_retracted_leaves_nothing_behind(make_world: MakeWorld) -> None:
     world = make_world()
     learner = world.learner()
     decisions = world.traffic(20, likes_fish)
@@ -175,7 +175,7 @@ def test_decisions_of_another_model_are_counted_and_left_alone(make_world: MakeW
     assert "decision" not in learner.intake_stats.outcomes
 
 
-def test_a_poison_record_goes_to_the_dead_letters_and_the_loop_goes_on(make_world: MakeWorld) -> None:
+def test_an_unreadable_record_goes_to_the_dead_letters_and_the_loop_goes_on(make_world: MakeWorld) -> None:
     world = make_world()
     learner = world.learner()
     decision = world.decide()
