@@ -152,17 +152,20 @@ def _measures(worse: list[tuple[str, float]], equal: list[tuple[str, float]], kn
     in_time = sum(verdict == "reject" and after_s <= WITHIN_S for verdict, after_s in worse)
     note = f"of {times} runs, 10 % canary, {FEEDBACK_PER_S} feedback/s, {USERS} users"
     return [
-        Measure(f"{known}: worse by 10 points, rolled back within 2 minutes, %", 100 * in_time / times, 95, note=note),
+        Measure(
+            f"{known}: worse by 10 points, rolled back within 2 minutes", 100 * in_time / times, 95, note=note, unit="%"
+        ),
         Measure(f"{known}: seconds until it is, median", _quantile(back_s, times, 0.5)),
         Measure(f"{known}: seconds until it is, 95 % of the runs", _quantile(back_s, times, 0.95)),
         Measure(
-            f"{known}: equal, rolled back for harm, %",
+            f"{known}: equal, rolled back for harm",
             100 * sum(verdict == "reject" for verdict, _ in equal) / times,
             5,
             "at_most",
             note=f"of {times} runs until 20,000 feedback",
+            unit="%",
         ),
-        Measure(f"{known}: equal, promoted, %", 100 * sum(verdict == "promote" for verdict, _ in equal) / times),
+        Measure(f"{known}: equal, promoted", 100 * sum(verdict == "promote" for verdict, _ in equal) / times, unit="%"),
     ]
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from plaudit.core.errors import StoreUnavailable
 from plaudit.core.events import Correction, Decision, Event, Feedback, Preference, Retract, Signal, Thumb, Topic
 from plaudit.core.experience import FeedbackState
-from plaudit.core.rollout import Change, pin, unpin
 from plaudit.core.ports.store import LeaderCommit
+from plaudit.core.rollout import Change, pin, unpin
 from plaudit.learner.ingest.join import SILENCE_WEIGHT
 from plaudit_models.bandit.reward_model import empty_state
 from support.builders import NOW_S

@@ -12,13 +12,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Final
 
 from plaudit.core.events import Decision, Feedback
-from plaudit.core.tracing import MOST_LINKS, TRACEPARENT, Attributes, NoTracing, Tracing
+from plaudit.core.tracing import MOST_LINKS, NO_TRACING, TRACEPARENT, Attributes, Tracing
 from plaudit_models.bundle import Manifest
-
-NO_TRACING: Final[Tracing] = NoTracing()
 
 
 class LearnerTrace:
