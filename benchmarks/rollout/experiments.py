@@ -70,7 +70,7 @@ def run_once(seed: int, worse: float, rules: ExperimentRules, *, with_propensiti
     experiment, rollout = an_experiment(rules)
     rollout = replace(rollout, model=f"bench {seed}")  # another draw of the users
     users = [f"user {number}" for number in range(USERS)]
-    liked = _thumb_up_probabilities(rng)
+    liked = thumb_up_probabilities(rng)
     upto = POLICIES.cumsum(axis=1)[:, :-1]
     number = 0
     for second in range(1, 100_000):
@@ -104,7 +104,7 @@ def run_once(seed: int, worse: float, rules: ExperimentRules, *, with_propensiti
     raise AssertionError("an experiment ends after max_events")
 
 
-def _thumb_up_probabilities(rng: np.random.Generator) -> Float64:
+def thumb_up_probabilities(rng: np.random.Generator) -> Float64:
     """Probability of a thumb up of each user for answers of live, shape ``[USERS]``."""
     return np.clip(rng.normal(LIKED, SPREAD, USERS), 0.0, 1.0)
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.measure import Measure
 from benchmarks.rollout.deployment_of import deployed_with_two
-from benchmarks.rollout.experiments import FEEDBACK_PER_S, SHARE, USERS, WITHIN_S, WORSE, feedback_targets
+from benchmarks.rollout.experiments import FEEDBACK_PER_S, SHARE, USERS, WITHIN_S, WORSE, thumb_up_probabilities
 from plaudit.client import Client
 from support.deployment import PLAUDIT, Service
 
@@ -84,7 +84,7 @@ def run(*, quick: bool) -> list[Measure]:
 def one(seed: int, within_s: float) -> Ended:
     """Result of one deployment with one experiment."""
     rng = np.random.default_rng(seed)
-    liked = feedback_targets(rng)
+    liked = thumb_up_probabilities(rng)
     with tempfile.TemporaryDirectory() as folder:
         config, registry = deployed_with_two(Path(folder), SETTINGS)
         text = config.read_text(encoding="utf-8").replace("batch = 1\n", "batch = 1000000\nmax_wait_s = 1000000.0\n")
