@@ -222,9 +222,9 @@ def cli() -> str:
         beginning(
             "Commands",
             "the help texts of plaudit.cli",
-            "Exit code 0 means success, 2 a wrong request or configuration, 1 any other failure. With "
-            "`--json` a command prints one machine-readable answer on stdout; progress goes to stderr. Groups "
-            "without a subcommand do what their text says.",
+            "Exit code 0 means success, 1 failure, 2 wrong usage, a wrong configuration or a missing extra, 130 an "
+            "interruption. With `--json` a command prints one machine-readable answer on stdout; progress goes to "
+            "stderr. Groups without a subcommand do what their text says.",
         ),
         "\n",
     ]
