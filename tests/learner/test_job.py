@@ -16,7 +16,8 @@ from safetensors.numpy import load_file
 from plaudit.adapters.jobs.subprocess import SubprocessJobs
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.adapters.runtime.onnx import OnnxRuntime
-from plaudit.adapters.store.sql import SqlStore, sqlite_url
+from plaudit.adapters.store.engine import sqlite_url
+from plaudit.adapters.store.sql import SqlStore
 from plaudit.compose.learner import head_builder, training_plan
 from plaudit.compose.runtime import content_limits
 from plaudit.core.events import Content, Correction, DynamicAction, Feedback, Preference, TextContent, Thumb
@@ -101,7 +102,7 @@ class Workplace:
                 said = some_feedback(f"p{number}", Preference("dog", "cat"))
             decisions.append(decision)
             judged.append(LabelUpdate(decision.prediction_id, join(header_of(decision), [said], SPEC.actions)))
-        self.store.take_in(IngestBatch(decisions=decisions, judged=judged))
+        self.store.save_batch(IngestBatch(decisions=decisions, labels=judged))
 
     def run_dir(self, name: str = "run", **finetune: Any) -> Path:
         settings = Settings(
@@ -238,7 +239,7 @@ def test_answers_that_were_picked_from_candidates_are_left_out_and_counted(tmp_p
         LabelUpdate(d.prediction_id, join(header_of(d), [some_feedback(d.prediction_id)], SPEC.actions))
         for d in decisions
     ]
-    store.take_in(IngestBatch(decisions=decisions, judged=judged))
+    store.save_batch(IngestBatch(decisions=decisions, labels=judged))
     settings = Settings()
     task = JobSpec(
         snapshot=5,

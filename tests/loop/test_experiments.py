@@ -14,6 +14,7 @@ import pytest
 
 from plaudit.core.errors import StoreUnavailable
 from plaudit.core.events import Answers, Decision, ExperimentReport, ShadowAnswer
+from plaudit.core.ports.store import LeaderCommit
 from plaudit.core.rollout import Change, end_canary, pin, promote, start_canary
 from plaudit.learner.loop import Learner
 from plaudit_models.evaluation.guards import BUCKETS, bucket
@@ -239,10 +240,10 @@ def test_a_learner_that_dies_between_verdict_and_note_withdraws_once(make_world:
     learner.step()
     save = world.store.save
 
-    def dies_at_the_end(changes: Any) -> None:
-        if changes.state.get("experiment", b"") is None:
+    def dies_at_the_end(commit: LeaderCommit) -> None:
+        if commit.state.get("experiment", b"") is None:
             raise StoreUnavailable("killed here")
-        save(changes)
+        save(commit)
 
     world.store.save = dies_at_the_end  # type: ignore[method-assign]
     world.log.append([report(world, "r1", 1, live=answers(108), candidate=answers(0, failed=12))])

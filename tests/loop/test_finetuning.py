@@ -27,6 +27,7 @@ from plaudit.core.errors import StoreUnavailable
 from plaudit.core.events import Decision
 from plaudit.core.job_run import CANDIDATE, RESULT, write_json
 from plaudit.core.ports.jobs import JobLauncher, JobState, JobStatus
+from plaudit.core.ports.store import LeaderCommit
 from plaudit.core.rollout import Change, pin
 from plaudit.learner.finetuning.job_spec import CHECKPOINT, STATE, read_job_spec
 from plaudit.learner.loop import Learner
@@ -403,11 +404,11 @@ def test_a_learner_that_dies_between_publishing_and_noting_it_publishes_once(mak
     learner = world.learner()
     save = world.store.save
 
-    def dies_at_the_end(changes: Any) -> None:
-        memory = changes.state.get("tuning")
-        if memory is not None and b'"promote"' in memory:
+    def dies_at_the_end(commit: LeaderCommit) -> None:
+        tuning = commit.state.get("tuning")
+        if tuning is not None and b'"promote"' in tuning:
             raise StoreUnavailable("killed here")
-        save(changes)
+        save(commit)
 
     world.store.save = dies_at_the_end  # type: ignore[method-assign]
     with pytest.raises(StoreUnavailable):
