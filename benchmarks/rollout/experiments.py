@@ -42,7 +42,7 @@ ERRORS: Final = 0.005
 """Share of the answers that fail, whoever gives them."""
 
 
-def a_experiment(rules: ExperimentRules) -> tuple[Experiment, Rollout]:
+def an_experiment(rules: ExperimentRules) -> tuple[Experiment, Rollout]:
     """Version 2 beside version 1, with nothing seen yet."""
     change = Change("bench", 0.0, "")
     rollout = start_canary(promote(Rollout("bench"), 1, change), 2, SHARE, change)
@@ -67,7 +67,7 @@ def run_once(seed: int, worse: float, rules: ExperimentRules, *, told: bool = Fa
         told: how probable answers were.
     """
     rng = np.random.default_rng(seed)
-    experiment, rollout = a_experiment(rules)
+    experiment, rollout = an_experiment(rules)
     rollout = replace(rollout, model=f"bench {seed}")  # another draw of the users
     users = [f"user {number}" for number in range(USERS)]
     liked = feedback_targets(rng)
@@ -87,7 +87,7 @@ def run_once(seed: int, worse: float, rules: ExperimentRules, *, told: bool = Fa
             arms[version][bucket(0.008 * rng.lognormal(0.0, 0.4))] += 1
             action = int(np.searchsorted(upto[version - 1], rng.random(), side="right"))
             rows.append(_experience(number, users[index], version, up, float(second), action))
-        experiment = weigh(experiment, rows, rollout, rules, USERS, _chances if told else _unknown)
+        experiment = weigh(experiment, rows, rollout, rules, USERS, _thumb_up_probabilities if told else _unknown)
         report = ExperimentReport(
             replica=f"replica {second % REPLICAS}",
             number=second,
@@ -109,7 +109,7 @@ def feedback_targets(rng: np.random.Generator) -> Float64:
     return np.clip(rng.normal(LIKED, SPREAD, USERS), 0.0, 1.0)
 
 
-def _chances(rows: Sequence[Experience]) -> Propensities:
+def _thumb_up_probabilities(rows: Sequence[Experience]) -> Propensities:
     live, candidate = POLICIES[:, [int(row.decision.action) for row in rows]]
     return Propensities(candidate, live)
 

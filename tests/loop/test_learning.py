@@ -105,7 +105,7 @@ def test_sums_equal_a_recount_of_the_log(make_world: MakeWorld) -> None:
     assert learner.progress.experiences == count == 30
 
 
-def test_what_is_taken_back_leaves_nothing_behind(make_world: MakeWorld) -> None:
+def test_what_is_retracted_leaves_nothing_behind(make_world: MakeWorld) -> None:
     world = make_world()
     learner = world.learner()
     decisions = world.traffic(20, likes_fish)
