@@ -268,7 +268,7 @@ async def shadowed(running: Running, n: int) -> None:
     await until(lambda: len(experiment._shadows) + experiment._dropped >= n)
 
 
-async def test_in_the_shadow_everybody_gets_live_answers_and_the_candidates_are_logged(serve: Serve) -> None:
+async def test_in_the_shadow_every_user_gets_live_answers_and_the_candidates_are_logged(serve: Serve) -> None:
     running = await serve()
     await start(running, 3, 1.0, shadow=True)
     answers = []
