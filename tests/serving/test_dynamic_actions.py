@@ -231,17 +231,17 @@ async def test_texts_are_embedded_once_for_all_versions_of_a_trunk(serve: Serve,
         return running.metric("plaudit_serving_dynamic_action_texts_total", vectors=vectors)
 
     await running.predict(dynamic_actions=listed())
-    assert (texts("computed"), texts("kept")) == (4, 0)
+    assert (texts("computed"), texts("cached")) == (4, 0)
     go_live(registry, 2)
     await until(lambda: running.metric("plaudit_serving_live_version", model="tiny") == 2)
     answer = await running.predict(
         dynamic_actions=[*listed(), prediction_pb2.DynamicAction(id="new", text="another one")]
     )
     assert answer.version == 2
-    assert (texts("computed"), texts("kept")) == (5, 4)
+    assert (texts("computed"), texts("cached")) == (5, 4)
 
 
-def test_as_many_vectors_are_kept_as_may_be(
+def test_the_cache_of_vectors_is_bounded(
     runtime: ModelRuntime, registry: DirectoryRegistry, metrics: ServingMetrics
 ) -> None:
     model = runtime.load(registry.folder(1))
