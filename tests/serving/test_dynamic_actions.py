@@ -315,11 +315,11 @@ async def test_a_shadow_does_not_evaluate_dynamic_actions(serve: Serve, registry
     assert experiment is not None
     await until(lambda: bool(experiment._shadows) or experiment._dropped > 0)
     await asyncio.to_thread(running.server.stop)
-    told = [event for event in events(running.log, Topic.EXPERIMENTS) if isinstance(event, ExperimentReport)]
-    assert sum(report.live.answered for report in told) == 4
-    assert sum(report.live.failed + report.candidate.failed for report in told) == 0
-    assert sum(len(report.shadows) + report.dropped for report in told) == 1
-    assert [each.prediction_id for report in told for each in report.shadows] in ([], [shown.prediction_id])
+    reported = [event for event in events(running.log, Topic.EXPERIMENTS) if isinstance(event, ExperimentReport)]
+    assert sum(report.live.answered for report in reported) == 4
+    assert sum(report.live.failed + report.candidate.failed for report in reported) == 0
+    assert sum(len(report.shadows) + report.dropped for report in reported) == 1
+    assert [each.prediction_id for report in reported for each in report.shadows] in ([], [shown.prediction_id])
 
 
 async def test_a_version_in_an_experiment_scores_dynamic_actions_for_its_users(
