@@ -1,4 +1,4 @@
-"""What the fast loop costs: one update of 64 events, one head refresh, and whether an event's cost grows with the
+"""Costs of the fast loop: one update of 64 events, one head refresh, and whether an event's cost grows with the
 number of events learned before it.
 """
 
