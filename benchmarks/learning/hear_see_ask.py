@@ -32,7 +32,7 @@ from plaudit.core.events import Content, Decision, EncodedContent, TextContent
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import Settings
-from plaudit.demo.judge import judge
+from plaudit.demo.held_out import evaluate_versions
 from plaudit.demo.report import SHIFTED_KIND, UNCHANGED_KINDS, Satisfaction, first_answers, version_after, worst_drop
 from plaudit.demo.task import (
     HARD_KIND,
@@ -93,7 +93,7 @@ QUICK: Final = Sizes(
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class Observations:
     """What a stream brought.
 
     Attributes:
@@ -146,7 +146,7 @@ def run(shuffles: int, quick: bool) -> list[Measure]:
         return found + over_grpc(Path(folder) / "grpc", first, sections, sizes)
 
 
-def measures(seen: Mapping[Kind, Observed]) -> list[Measure]:
+def measures(seen: Mapping[Kind, Observations]) -> list[Measure]:
     smaller, apart = seen[NEW_KIND], seen[HARD_KIND]
     found = []
     for observed, kind, thumbs, goal, name in (
@@ -235,7 +235,7 @@ def observe(
     *,
     per_kind: int,
     seed: int,
-) -> Observed:
+) -> Observations:
     """Serve one stream, and judge what served.
 
     Args:
@@ -262,7 +262,7 @@ def observe(
             live.append((len(liked), loop.live))
         outcomes = [str(each["outcome"]) for each in loop.learner.report()["finetune"]["outcomes"]]
     answered |= {version for _, version in live}
-    return Observed(liked, live, _judged(registry, settings, answered, new_kind, per_kind, seed), outcomes)
+    return Observations(liked, live, _judged(registry, settings, answered, new_kind, per_kind, seed), outcomes)
 
 
 def contents(example: Example) -> dict[str, Content]:
@@ -287,4 +287,4 @@ def _judged(
 ) -> Mapping[int, Satisfaction]:
     test: Pool = collect("test", seed)
     examples = evaluation_examples(test, per_kind=per_kind, seed=seed, kinds=(*LABELLED_KINDS, new_kind))
-    return judge(registry.folder, model_runtime(settings), sorted(versions), examples)
+    return evaluate_versions(registry.folder, model_runtime(settings), sorted(versions), examples)
