@@ -279,7 +279,7 @@ def test_finetuning_in_words(report: dict[str, object], words: str) -> None:
     [
         ("promote", 7, "fine-tuned version 7 was promoted: why"),
         ("reject", 7, "fine-tuned version 7 was rejected: why"),
-        ("insufficient", 7, "fine-tuned version 7 was left, for want of evidence: why"),
+        ("insufficient", 7, "fine-tuned version 7 was not promoted for lack of evidence: why"),
         ("failed", None, "fine-tuned run-1 failed: why"),
     ],
 )
