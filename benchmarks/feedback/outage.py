@@ -53,9 +53,11 @@ def run(*, quick: bool) -> list[Measure]:
     return [
         Measure("acknowledged feedback lost", lost, 0, "at_most", note=f"of {said}; the broker was away {away_s:g} s"),
         Measure("feedback refused or failed", load.refused, 0, "at_most", note=f"slowest answer {slowest_s:.2f} s"),
-        Measure("feedback sent (1/s)", said / load.took_s, 0.95 * _FEEDBACK_PER_S),
+        Measure("feedback sent", said / load.took_s, 0.95 * _FEEDBACK_PER_S, unit="1/s"),
         Measure("Predict failed", load.failed, 0, "at_most", note=f"of {load.predictions}"),
-        Measure("backlog drained (s)", drained_s, _DRAINED_S, "at_most", note=f"{spooled:.0f} events, while more came"),
+        Measure(
+            "backlog drained", drained_s, _DRAINED_S, "at_most", note=f"{spooled:.0f} events, while more came", unit="s"
+        ),
     ]
 
 

@@ -14,7 +14,7 @@ if __name__ == "__main__":
     sys.exit(
         main(
             "rollout",
-            ["experiments", "real_experiment", "rollback", "shadow", "metrics", "scrape", "console"],
+            ["experiments", "real_experiment", "rollback", "shadow", "metrics", "scrape"],
             argparse.ArgumentParser(description="How soon a bad version is gone, and what watching costs."),
         )
     )

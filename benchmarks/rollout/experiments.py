@@ -42,7 +42,7 @@ ERRORS: Final = 0.005
 """Share of the answers that fail, whoever gives them."""
 
 
-def a_experiment(rules: ExperimentRules) -> tuple[Experiment, Rollout]:
+def an_experiment(rules: ExperimentRules) -> tuple[Experiment, Rollout]:
     """Version 2 beside version 1, with nothing seen yet."""
     change = Change("bench", 0.0, "")
     rollout = start_canary(promote(Rollout("bench"), 1, change), 2, SHARE, change)
@@ -67,7 +67,7 @@ def run_once(seed: int, worse: float, rules: ExperimentRules, *, told: bool = Fa
         told: how probable answers were.
     """
     rng = np.random.default_rng(seed)
-    experiment, rollout = a_experiment(rules)
+    experiment, rollout = an_experiment(rules)
     rollout = replace(rollout, model=f"bench {seed}")  # another draw of the users
     users = [f"user {number}" for number in range(USERS)]
     liked = feedback_targets(rng)
@@ -87,7 +87,7 @@ def run_once(seed: int, worse: float, rules: ExperimentRules, *, told: bool = Fa
             arms[version][bucket(0.008 * rng.lognormal(0.0, 0.4))] += 1
             action = int(np.searchsorted(upto[version - 1], rng.random(), side="right"))
             rows.append(_experience(number, users[index], version, up, float(second), action))
-        experiment = weigh(experiment, rows, rollout, rules, USERS, _chances if told else _unknown)
+        experiment = weigh(experiment, rows, rollout, rules, USERS, _thumb_up_probabilities if told else _unknown)
         report = ExperimentReport(
             replica=f"replica {second % REPLICAS}",
             number=second,
@@ -109,7 +109,7 @@ def feedback_targets(rng: np.random.Generator) -> Float64:
     return np.clip(rng.normal(LIKED, SPREAD, USERS), 0.0, 1.0)
 
 
-def _chances(rows: Sequence[Experience]) -> Propensities:
+def _thumb_up_probabilities(rows: Sequence[Experience]) -> Propensities:
     live, candidate = POLICIES[:, [int(row.decision.action) for row in rows]]
     return Propensities(candidate, live)
 
@@ -152,17 +152,20 @@ def _measures(worse: list[tuple[str, float]], equal: list[tuple[str, float]], kn
     in_time = sum(verdict == "reject" and after_s <= WITHIN_S for verdict, after_s in worse)
     note = f"of {times} runs, 10 % canary, {FEEDBACK_PER_S} feedback/s, {USERS} users"
     return [
-        Measure(f"{known}: worse by 10 points, rolled back within 2 minutes, %", 100 * in_time / times, 95, note=note),
+        Measure(
+            f"{known}: worse by 10 points, rolled back within 2 minutes", 100 * in_time / times, 95, note=note, unit="%"
+        ),
         Measure(f"{known}: seconds until it is, median", _quantile(back_s, times, 0.5)),
         Measure(f"{known}: seconds until it is, 95 % of the runs", _quantile(back_s, times, 0.95)),
         Measure(
-            f"{known}: equal, rolled back for harm, %",
+            f"{known}: equal, rolled back for harm",
             100 * sum(verdict == "reject" for verdict, _ in equal) / times,
             5,
             "at_most",
             note=f"of {times} runs until 20,000 feedback",
+            unit="%",
         ),
-        Measure(f"{known}: equal, promoted, %", 100 * sum(verdict == "promote" for verdict, _ in equal) / times),
+        Measure(f"{known}: equal, promoted", 100 * sum(verdict == "promote" for verdict, _ in equal) / times, unit="%"),
     ]
 
 

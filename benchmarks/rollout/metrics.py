@@ -76,14 +76,15 @@ def run(*, quick: bool) -> list[Measure]:
     counting_us = _counting_us(1_000 if quick else 50_000)
     return [
         Measure(
-            "metrics, share of the processor time of a request, upper end of 95 %, %",
+            "metrics, share of the processor time of a request, upper end of 95 %",
             mean + 1.96 * error,
             GOAL_PERCENT,
             "at_most",
             note=f"{mean:.2f} ± {1.96 * error:.2f} of {pairs} pairs of {SLICE} requests, {CONCURRENCY} at once; "
             f"medians {with_us:.0f} µs with, {without_us:.0f} without",
+            unit="%",
         ),
-        Measure("metrics, share of the processor time of a request, %", mean),
+        Measure("metrics, share of the processor time of a request", mean, unit="%"),
         Measure(
             "counting alone, of a request in a batch of its own, µs",
             counting_us,

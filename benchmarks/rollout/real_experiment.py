@@ -73,9 +73,10 @@ def run(*, quick: bool) -> list[Measure]:
         Measure("seconds until it is, median", statistics.median(took_s)),
         Measure("seconds until it is, worst", took_s[-1], note=slowest.reason or "still in an experiment"),
         Measure(
-            "from the last thumb that the verdict rests on to the withdrawal, median, s",
+            "from the last thumb that the verdict rests on to the withdrawal, median",
             statistics.median(each.delay_s for each in back) if back else math.nan,
             note=f"worst {max((each.delay_s for each in back), default=math.nan):.1f}",
+            unit="s",
         ),
     ]
 

@@ -80,9 +80,9 @@ def run(*, quick: bool) -> list[Measure]:
                     thread.join()
     note = f"of {times}, from the call to the first answer of the version before, on the later of {REPLICAS} services"
     return [
-        Measure("rollback on every replica, worst, ms", max(took_ms), GOAL_MS, "at_most", note=note),
-        Measure("rollback on every replica, median, ms", statistics.median(took_ms)),
-        Measure("a canary that is stopped serves nobody, worst, ms", max(stopped_ms), GOAL_MS, "at_most"),
+        Measure("rollback on every replica, worst", max(took_ms), GOAL_MS, "at_most", note=note, unit="ms"),
+        Measure("rollback on every replica, median", statistics.median(took_ms), unit="ms"),
+        Measure("a canary that is stopped serves nobody, worst", max(stopped_ms), GOAL_MS, "at_most", unit="ms"),
     ]
 
 

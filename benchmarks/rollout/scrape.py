@@ -43,6 +43,6 @@ def run(*, quick: bool) -> list[Measure]:
                 took_ms.append(1e3 * (time.monotonic() - began_s))
     note = f"{len(body) / 1e3:.0f} kB, {body.count(b'{') + 1} series with labels; of {SCRAPES} scrapes"
     return [
-        Measure(f"/metrics after {versions} versions, worst, ms", max(took_ms), GOAL_MS, "at_most", note=note),
-        Measure(f"/metrics after {versions} versions, median, ms", statistics.median(took_ms)),
+        Measure(f"/metrics after {versions} versions, worst", max(took_ms), GOAL_MS, "at_most", note=note, unit="ms"),
+        Measure(f"/metrics after {versions} versions, median", statistics.median(took_ms), unit="ms"),
     ]

@@ -78,7 +78,7 @@ def switch(on: bool) -> None:
         setattr(cls, name, loud if on else mute)
 
 
-def _obey() -> None:
+def _run_commands() -> None:
     for line in sys.stdin:
         used_ns = time.process_time_ns()
         switch(line.strip() == "on")
@@ -91,7 +91,7 @@ def main() -> None:
     def report(event: Mapping[str, Any]) -> None:
         print(json.dumps(event), flush=True)
         if event["event"] == "ready":
-            threading.Thread(target=_obey, daemon=True).start()
+            threading.Thread(target=_run_commands, daemon=True).start()
 
     asyncio.run(services.serve(load_settings(Path(sys.argv[1])), report))
 

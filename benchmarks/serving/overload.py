@@ -76,11 +76,12 @@ def _measures(name: str, rounds: list[dict[str, Any]]) -> list[Measure]:
     return [
         Measure(f"{name}: p99 of what is accepted / steady", median(tails), TAIL, "at_most", note=accepted_note),
         Measure(
-            f"{name}: p99 of refusals (ms)",
+            f"{name}: p99 of refusals",
             median(each["polite"]["refused_ms"]["p99"] for each in rounds),
             REFUSED_MS,
             "at_most",
             note=refused_note,
+            unit="ms",
         ),
         Measure(f"{name}: share of the flood that was sent", median(each["offered"] for each in rounds), OFFERED),
     ]
