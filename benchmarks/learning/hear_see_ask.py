@@ -2,8 +2,8 @@
 
 (a) for sums, users like only the last digit; (b) a kind of question that was never labelled is 30 % of the traffic:
 "which is smaller", whose answers the model knows from other kinds, and "how far apart", whose answers it does not.
-Every answer is drawn from a version that the learner put in place, and every version that answered anybody is judged on
-held-out images, voices and wordings with exactly the probabilities it served.
+Every answer is drawn from a version that the learner put in place, and every version that answered a request is judged
+on held-out images, voices and wordings with exactly the probabilities it served.
 
 Pre-training ends by steps and fine-tuning by replays, never by the clock, so the numbers do not depend on the machine.
 """
@@ -67,8 +67,8 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Of one run: blocks of labelled rows and passes over them, thumbs of the streams and between fine-tuning jobs,
-    held-out examples a kind.
+    """Sizes of one run: blocks of labelled rows and passes over them, thumbs of the streams and between fine-tuning
+    jobs, held-out examples a kind.
     """
 
     train_blocks: int
@@ -93,12 +93,12 @@ QUICK: Final = Sizes(
 
 
 @dataclass(frozen=True, slots=True)
-class Observations:
-    """What a stream brought.
+class Observed:
+    """Results of a stream.
 
     Attributes:
         liked: per thumb, the kind asked for and whether the user liked the answer.
-        live: after each chunk, thumbs so far and the version that was live.
+        live: number of thumbs and live version after each chunk.
         judged: version → satisfaction on held-out inputs, of every version that answered and of the first.
         outcomes: of the fine-tuning jobs.
     """
@@ -146,7 +146,7 @@ def run(shuffles: int, quick: bool) -> list[Measure]:
         return found + over_grpc(Path(folder) / "grpc", first, sections, sizes)
 
 
-def measures(seen: Mapping[Kind, Observations]) -> list[Measure]:
+def measures(seen: Mapping[Kind, Observed]) -> list[Measure]:
     smaller, apart = seen[NEW_KIND], seen[HARD_KIND]
     found = []
     for observed, kind, thumbs, goal, name in (
@@ -235,8 +235,8 @@ def observe(
     *,
     per_kind: int,
     seed: int,
-) -> Observations:
-    """Serve one stream, and judge what served.
+) -> Observed:
+    """Serve one stream, and evaluate the versions that served.
 
     Args:
         folder: made; everything is in it.
@@ -262,7 +262,7 @@ def observe(
             live.append((len(liked), loop.live))
         outcomes = [str(each["outcome"]) for each in loop.learner.report()["finetune"]["outcomes"]]
     answered |= {version for _, version in live}
-    return Observations(liked, live, _judged(registry, settings, answered, new_kind, per_kind, seed), outcomes)
+    return Observed(liked, live, _judged(registry, settings, answered, new_kind, per_kind, seed), outcomes)
 
 
 def contents(example: Example) -> dict[str, Content]:
