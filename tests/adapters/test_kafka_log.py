@@ -163,7 +163,7 @@ def test_an_event_that_is_too_large_is_refused_by_name(kafka: Kafka) -> None:
         assert log.append([some_feedback("p", feedback_id="f1")])[0].duplicate is False
 
 
-def test_a_topic_that_takes_less_than_we_think_says_so(kafka: Kafka) -> None:
+def test_a_topic_that_takes_less_than_configured_says_so(kafka: Kafka) -> None:
     with contextlib.closing(kafka.log(max_record_bytes=70_000)) as log:
         log.append([some_feedback("p")])
     large = a_decision("large", content={"question": TextContent("x" * 200_000)})
@@ -400,8 +400,8 @@ def test_readers_of_a_group_share_and_hand_over(kafka: Kafka) -> None:
 
 def test_a_reader_that_takes_a_process_slot_goes_on_in_its_place_at_once(kafka: Kafka, tmp_path: Path) -> None:
     """Though the one before is, for all that the brokers know, still there: killed a moment ago, or stuck."""
-    seat = ProcessSlot(tmp_path)
-    with contextlib.closing(kafka.log(seat=seat)) as log:
+    slot = ProcessSlot(tmp_path)
+    with contextlib.closing(kafka.log(slot=slot)) as log:
         log.append([some_feedback("p", feedback_id=f"f{number}") for number in range(4)])
         before = log.reader("g", BOTH, dict)
         taken = read(before, 2)
@@ -413,7 +413,7 @@ def test_a_reader_that_takes_a_process_slot_goes_on_in_its_place_at_once(kafka: 
 def test_a_reader_with_a_process_slot_leaves_the_group_when_it_is_closed(
     kafka: Kafka, admin: KafkaAdminClient, tmp_path: Path
 ) -> None:
-    with contextlib.closing(kafka.log(seat=ProcessSlot(tmp_path))) as log:
+    with contextlib.closing(kafka.log(slot=ProcessSlot(tmp_path))) as log:
         log.append([some_feedback("p", feedback_id="f")])
         reader = log.reader("g", BOTH, dict)
         read(reader, 1)
@@ -442,7 +442,7 @@ def test_no_broker_there(kafka: Kafka) -> None:
             reader.poll(1, 0)
 
 
-def test_somebody_else_there() -> None:
+def test_another_service_there() -> None:
     """Something listens that is no broker."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

@@ -75,7 +75,7 @@ def test_serve_answers_without_torch_and_drains_on_a_signal(config: Path, start:
     log.close()
 
 
-def test_the_shell_speaks_to_a_real_server(config: Path, start: Any, tmp_path: Path) -> None:
+def test_the_shell_calls_a_real_server(config: Path, start: Any, tmp_path: Path) -> None:
     service = start(*PLAUDIT, "serve", "--config", str(config), "--json")
     target = ["--target", service.event(event="ready")["address"]]
     (tmp_path / "a.png").write_bytes(builders.png())

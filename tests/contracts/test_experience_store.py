@@ -445,7 +445,7 @@ def test_a_leader_is_not_replaced_while_it_is_heard_of(postgres: PostgresServer)
     second.close()
 
 
-def test_on_sqlite_whoever_was_replaced_is_told_what_to_do(tmp_path: Path) -> None:
+def test_on_sqlite_a_replaced_learner_is_told_what_to_do(tmp_path: Path) -> None:
     url = sqlite_url(tmp_path / "learner.db")
     first, second = SqlStore(url), SqlStore(url, lease_s=0.0)
     assert first.lead()
@@ -605,7 +605,7 @@ def test_stores_opened_at_once_agree_on_the_tables(postgres: PostgresServer) -> 
     assert [child.wait() for child in children] == [0] * 4
 
 
-def test_whoever_is_killed_while_saving_leaves_nothing_behind(
+def test_a_process_that_is_killed_while_saving_leaves_nothing_behind(
     url: str, store: ExperienceStore, open_store: Callable[[], ExperienceStore]
 ) -> None:
     """Killed inside the transaction, with the lock held: others go on at once, and see nothing of it."""

@@ -54,7 +54,7 @@ def attacked(make_world: MakeWorld) -> tuple[World, Learner]:
     return world, learner
 
 
-def test_who_says_the_opposite_is_quarantined_and_all_of_it_forgotten(make_world: MakeWorld) -> None:
+def test_a_user_who_says_the_opposite_is_quarantined_and_their_feedback_forgotten(make_world: MakeWorld) -> None:
     with structlog.testing.capture_logs() as logs:
         world, learner = attacked(make_world)
     raters = LearnerState(world.store).raters
