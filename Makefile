@@ -72,7 +72,6 @@ coverage: $(INSTALLED) programs ## The test suite with a report of the lines it 
 	$(BIN)/pytest -m 'not slow' --cov=plaudit --cov=plaudit_models --cov-report=term --cov-report=html:build/coverage
 
 release: $(INSTALLED) ## Check, build and tag a release: make release VERSION=0.1.0
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --group release
 	$(BIN)/python tools/release.py $(VERSION)
 
 check: $(INSTALLED) ## Lint, formatting, types, protos

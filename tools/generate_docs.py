@@ -222,9 +222,9 @@ def cli() -> str:
         beginning(
             "Commands",
             "the help texts of plaudit.cli",
-            "Exit code 0 means success, 2 a wrong request or configuration, 1 any other failure. With "
-            "`--json` a command prints one machine-readable answer on stdout; progress goes to stderr. Groups "
-            "without a subcommand do what their text says.",
+            "Exit code 0 means success, 1 failure, 2 wrong usage, a wrong configuration or a missing extra, 130 an "
+            "interruption. With `--json` a command prints one machine-readable answer on stdout; progress goes to "
+            "stderr. Groups without a subcommand do what their text says.",
         ),
         "\n",
     ]
@@ -639,7 +639,7 @@ def _package(name: str) -> Path:
 
 
 def benchmark(path: Path) -> str:
-    """Page of one dated JSON file; docs/benchmarks/README of the schema is in its index."""
+    """Page of one dated JSON file, whose form is told in docs/benchmarks/index.md."""
     report = json.loads(path.read_text(encoding="utf-8"))
     out = [
         beginning(report["title"], path.name, report["about"]),
@@ -659,6 +659,33 @@ def benchmark(path: Path) -> str:
     return "".join(out)
 
 
+def recorded() -> str:
+    """Page of the figures that ``make bench-… RECORD=1`` wrote into docs/benchmarks/figures."""
+    out = [
+        beginning(
+            "Recorded figures",
+            "docs/benchmarks/figures",
+            "Figures as the benchmarks themselves wrote them: `make bench-serving RECORD=1` (and the others) puts its "
+            "figures, each with its date, into `docs/benchmarks/figures`. None is there before the first such run.",
+        )
+    ]
+    for path in sorted((DOCS / "benchmarks/figures").glob("*.json")):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        rows = [
+            [name, _value(figure), figure.get("goal") or "", figure.get("note") or "", figure["date"]]
+            for name, figure in report["figures"].items()
+        ]
+        out.append(f"\n## {report['name']}\n\nOn {report['machine']}.\n\n")
+        out.append(table(["figure", "measured", "goal", "note", "date"], rows))
+    return "".join(out)
+
+
+def _value(figure: Mapping[str, Any]) -> str:
+    missed = "" if figure.get("reached", True) else " (missed)"
+    value = figure["value"]
+    return ("none" if value is None else f"{value:.4g} {figure['unit']}".strip()) + missed
+
+
 # --- all of it -------------------------------------------------------------------------------------------------------
 
 PAGES: Final[Mapping[str, Callable[[], str]]] = {
@@ -670,6 +697,7 @@ PAGES: Final[Mapping[str, Callable[[], str]]] = {
     "reference/errors.md": errors,
     "reference/files.md": files,
     "reference/modules.md": module_map,
+    "benchmarks/recorded.md": recorded,
 }
 
 

@@ -53,7 +53,7 @@ def build(root: Path) -> None:
     binaries = Path(sys.executable).parent
     subprocess.run([binaries / "uv", "build", "--out-dir", "dist"], cwd=root, check=True)
     made = sorted(map(str, (root / "dist").glob("plaudit-*")))
-    subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *made], cwd=root, check=True)
+    subprocess.run([binaries / "uv", "tool", "run", "twine", "check", "--strict", *made], cwd=root, check=True)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,6 +1,6 @@
 """Durable acknowledgements a second through gRPC StreamFeedback, over SQLite and over one real broker.
 
-Server, broker and client share the machine's cores. Afterwards the log is asked for what was acknowledged.
+Server, broker and client share the machine's cores. Afterwards the log is read, and must hold what was acknowledged.
 """
 
 from __future__ import annotations

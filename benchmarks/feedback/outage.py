@@ -62,11 +62,11 @@ def run(*, quick: bool) -> list[Measure]:
 
 
 class Load:
-    """Predictions and thumbs about the latest of them, each at its pace whatever comes back.
+    """Predictions, and thumbs about the latest of them, each at a fixed rate independent of the answers.
 
     Attributes:
         acknowledged: ids of feedback that the service called durable.
-        waited_s: for each acknowledgement, from the moment it was due to be sent.
+        waited_s: seconds from when each feedback was due to be sent to its acknowledgement.
     """
 
     def __init__(self, address: str) -> None:
@@ -118,7 +118,7 @@ class Load:
                 self.acknowledged.add(answer.feedback_id)
 
     def _paced(self, per_s: float) -> Iterator[float]:
-        """When each is due, once it is."""
+        """Due times, each once it has come."""
         due_s = time.monotonic()
         while not self._ending.is_set():
             time.sleep(max(0.0, due_s - time.monotonic()))

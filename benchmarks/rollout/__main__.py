@@ -15,6 +15,8 @@ if __name__ == "__main__":
         main(
             "rollout",
             ["experiments", "real_experiment", "rollback", "shadow", "metrics", "scrape"],
-            argparse.ArgumentParser(description="How soon a bad version is gone, and what watching costs."),
+            argparse.ArgumentParser(
+                description="Time until a bad version is withdrawn, and costs of shadows and metrics."
+            ),
         )
     )

@@ -1,4 +1,4 @@
-"""How fast a service answers `/metrics` after it has served many versions, each of which answered somebody."""
+"""Time that a service takes to answer `/metrics` after many versions have served."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Five times as many requests as can be answered, sent at even intervals whatever comes back.
+"""Five times as many requests as can be answered, sent at even intervals independent of the answers.
 
 Steady is the same server saturated by 32 users who wait for their answers; capacity is what that gives. What the flood
 itself sees of latencies is partly its own, since it keeps its core busy. So a few polite users on a connection of
@@ -22,7 +22,7 @@ FACTOR: Final = 5
 TAIL: Final = 2.0
 REFUSED_MS: Final = 10.0
 OFFERED: Final = 0.95
-"""Share of the rate asked for that the flood must have sent."""
+"""Share of the intended rate that the flood must have sent."""
 _USERS: Final = 16
 _LEAD_S: Final = 2.0
 """The flood begins so long before the polite users, who begin after their interpreter has started, and ends after."""

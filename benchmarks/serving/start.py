@@ -1,4 +1,4 @@
-"""From starting the process to the first answer, and what it holds in memory with both models loaded and used."""
+"""Time from the start of the process to the first answer, and its memory with both models loaded and used."""
 
 from __future__ import annotations
 

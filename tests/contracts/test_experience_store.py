@@ -76,7 +76,7 @@ def make_experiences(store: ExperienceStore, n: int) -> list[Experience]:
     return [Experience(i + 1, header_of(decision), GOOD) for i, decision in enumerate(decisions)]
 
 
-def between_candidates(prediction_id: str) -> Decision:
+def among_dynamic_actions(prediction_id: str) -> Decision:
     """A decision between three dynamic actions."""
     dynamic_actions = (DynamicAction("a", "one"), DynamicAction("b", "two"), DynamicAction("c — é", 'the "third"\n\0'))
     features = Features(TRUNK, np.ones(8, np.float32), np.array([0.5, -1.0, 2.0], np.float32))
@@ -139,9 +139,9 @@ def test_everything_saved_is_there_after_reopening(
     assert other.experiences() == [experience]
 
 
-def test_candidates_stay_with_their_decision(store: ExperienceStore) -> None:
+def test_dynamic_actions_stay_with_their_decision(store: ExperienceStore) -> None:
     """Their ids wherever the decision goes, their texts when asked for; features have a logit for each."""
-    decision, plain = between_candidates("p1"), a_decision("p2")
+    decision, plain = among_dynamic_actions("p1"), a_decision("p2")
     store.save_batch(IngestBatch(decisions=[decision, plain], labels=[LabelUpdate("p1", Label({"b": 1.0}, 1.0))]))
     assert store.dynamic_actions(["p1", "p2", "p3"]) == {"p1": decision.dynamic_actions, "p2": ()}
     assert store.experiences()[0].decision == header_of(decision)
@@ -216,7 +216,7 @@ def test_experiences_are_numbered_on_and_come_in_ranges(store: ExperienceStore) 
     assert store.intake_stats().last_number == 4
 
 
-def test_a_changed_judgement_is_a_revision_until_it_is_resolved(store: ExperienceStore) -> None:
+def test_a_changed_label_is_a_revision_until_it_is_resolved(store: ExperienceStore) -> None:
     """Histories have what is said now; experiences are as the leader knows them."""
     first, second = make_experiences(store, 2)
     label_again(store, "p1", BAD)
@@ -230,7 +230,7 @@ def test_a_changed_judgement_is_a_revision_until_it_is_resolved(store: Experienc
     assert store.experiences() == [Experience(1, first.decision, BAD), second]
 
 
-def test_a_judgement_that_changes_while_its_revision_is_learned_is_a_revision_again(store: ExperienceStore) -> None:
+def test_a_label_that_changes_while_its_revision_is_learned_is_a_revision_again(store: ExperienceStore) -> None:
     (first,) = make_experiences(store, 1)
     label_again(store, "p1", BAD)
     (learned,) = store.revisions(1, 10)
@@ -243,7 +243,7 @@ def test_a_judgement_that_changes_while_its_revision_is_learned_is_a_revision_ag
     assert store.experiences() == [Experience(1, first.decision, None)]
 
 
-def test_experiences_are_set_aside_and_stay_so_when_judged_again(store: ExperienceStore) -> None:
+def test_experiences_are_excluded_and_stay_so_when_labelled_again(store: ExperienceStore) -> None:
     make_experiences(store, 3)
     store.save(LeaderCommit(excluded=[2, 3]))
     label_again(store, "p2", BAD)
@@ -445,7 +445,7 @@ def test_a_leader_is_not_replaced_while_it_is_heard_of(postgres: PostgresServer)
     second.close()
 
 
-def test_on_sqlite_whoever_was_replaced_is_told_what_to_do(tmp_path: Path) -> None:
+def test_on_sqlite_a_replaced_learner_is_told_what_to_do(tmp_path: Path) -> None:
     url = sqlite_url(tmp_path / "learner.db")
     first, second = SqlStore(url), SqlStore(url, lease_s=0.0)
     assert first.lead()
@@ -605,7 +605,7 @@ def test_stores_opened_at_once_agree_on_the_tables(postgres: PostgresServer) -> 
     assert [child.wait() for child in children] == [0] * 4
 
 
-def test_whoever_is_killed_while_saving_leaves_nothing_behind(
+def test_a_process_that_is_killed_while_saving_leaves_nothing_behind(
     url: str, store: ExperienceStore, open_store: Callable[[], ExperienceStore]
 ) -> None:
     """Killed inside the transaction, with the lock held: others go on at once, and see nothing of it."""

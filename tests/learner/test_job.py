@@ -224,7 +224,7 @@ def test_what_is_too_stale_is_left_out(workplace: Workplace) -> None:
         lessons(workplace.store, SPEC, tokenizer, task, version=10)
 
 
-def test_answers_that_were_picked_from_candidates_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_answers_picked_from_dynamic_actions_are_left_out_and_counted(tmp_path: Path) -> None:
     """Even where their ids are those of actions."""
     store = SqlStore(sqlite_url(tmp_path / "learner.db"))
     dynamic_actions = (DynamicAction("cat", "a cat"), DynamicAction("dog", "a dog"))
@@ -305,7 +305,7 @@ def test_a_reward_model_says_what_is_better_and_the_card_reports_it(workplace: W
 
 
 @pytest.mark.parametrize("objective", ["likelihood", "target", "sampled"])
-def test_all_thumbs_down_are_an_opinion(tmp_path: Path, objective: str) -> None:
+def test_all_thumbs_down_are_evidence(tmp_path: Path, objective: str) -> None:
     """Neither answer is ever liked: all is finite, and neither one drives the other out."""
     workplace = Workplace(tmp_path, content=False)
     run_dir = workplace.run_dir(objective=objective)

@@ -77,7 +77,7 @@ def until_seen(learner: Learner, replica: str, number: int) -> None:
         learner.step()
 
 
-def test_a_experiment_begun_by_a_person_is_promoted_on_proof_without_any_fine_tuning(make_world: MakeWorld) -> None:
+def test_an_experiment_begun_by_a_person_is_promoted_on_proof_without_any_fine_tuning(make_world: MakeWorld) -> None:
     world = on_experiment_world(make_world)
     learner = world.learner()
     learner.step()
@@ -105,7 +105,7 @@ def test_without_leave_to_promote_the_experiment_goes_on_with_proof(make_world: 
     assert (shown["verdict"], world.registry.rollout().candidate) == (None, 2)
 
 
-def test_a_candidate_that_fails_is_withdrawn_though_nobody_says_anything(make_world: MakeWorld) -> None:
+def test_a_candidate_that_fails_is_withdrawn_without_any_feedback(make_world: MakeWorld) -> None:
     """Two replicas, each with a part of the failures that proves nothing by itself."""
     world = on_experiment_world(make_world, share=0.1)
     learner = world.learner()
@@ -257,7 +257,7 @@ def test_a_learner_that_dies_between_verdict_and_note_withdraws_once(make_world:
     assert world.registry.rollout().generation == generation
 
 
-def test_harm_on_one_kind_of_input_ends_a_experiment_that_looks_equal_over_all(make_world: MakeWorld) -> None:
+def test_harm_on_one_kind_of_input_ends_an_experiment_that_looks_equal_over_all(make_world: MakeWorld) -> None:
     """Without a picture the candidate is hated, with one it is loved a little more: over all nothing is proven."""
     world = on_experiment_world(make_world, share=0.5, promote=False)
     learner = world.learner()
@@ -304,7 +304,7 @@ def test_a_candidate_that_is_better_over_all_but_worse_for_one_group_is_withdraw
     }
 
 
-def test_group_labels_without_end_do_not_grow_a_experiment(make_world: MakeWorld) -> None:
+def test_group_labels_without_end_do_not_grow_an_experiment(make_world: MakeWorld) -> None:
     world = on_experiment_world(make_world, promote=False)
     learner = world.learner()
     learner.step()

@@ -468,7 +468,7 @@ def test_what_the_gate_cannot_tell_users_can(make_world: MakeWorld) -> None:
     assert learner.reward_state.weight.sum() == pytest.approx(learner.progress.experiences)
 
 
-def test_a_experiment_does_not_keep_the_learner_from_waiting(make_world: MakeWorld) -> None:
+def test_an_experiment_does_not_keep_the_learner_from_waiting(make_world: MakeWorld) -> None:
     """The gate gave up with experiences left; nothing is left to do in the experiment until there are new ones."""
     world = tuning_world(make_world, candidate_that_prefers("fish"), {"share": 0.5}, max_events=1, alpha=1e-9)
     learner = world.learner()
@@ -487,7 +487,7 @@ def test_a_candidate_that_users_like_less_is_withdrawn(make_world: MakeWorld) ->
     assert (world.registry.rollout().live, world.registry.rollout().candidate) == (1, None)
 
 
-def test_a_experiment_without_proof_ends(make_world: MakeWorld) -> None:
+def test_an_experiment_without_proof_ends(make_world: MakeWorld) -> None:
     world = tuning_world(
         make_world, candidate_that_prefers("fish"), {"share": 0.5, "max_events": 30}, max_events=1, alpha=1e-9
     )
@@ -496,7 +496,7 @@ def test_a_experiment_without_proof_ends(make_world: MakeWorld) -> None:
     assert (world.registry.rollout().live, world.registry.rollout().candidate) == (1, None)
 
 
-def test_a_experiment_goes_on_after_the_learner_was_started_again(make_world: MakeWorld) -> None:
+def test_an_experiment_goes_on_after_the_learner_was_started_again(make_world: MakeWorld) -> None:
     world = tuning_world(make_world, candidate_that_prefers("fish"), {"share": 0.5}, max_events=1, alpha=1e-9)
     learner = world.learner()
     for _ in range(8):
@@ -509,7 +509,7 @@ def test_a_experiment_goes_on_after_the_learner_was_started_again(make_world: Ma
     assert world.learner().report()["finetune"]["canary"] == before["canary"]
 
 
-def test_an_operator_ends_a_experiment(make_world: MakeWorld) -> None:
+def test_an_operator_ends_an_experiment(make_world: MakeWorld) -> None:
     world = tuning_world(make_world, candidate_that_prefers("fish"), {"share": 0.5}, max_events=1, alpha=1e-9)
     learner = world.learner()
     for _ in range(8):

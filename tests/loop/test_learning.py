@@ -105,7 +105,7 @@ def test_sums_equal_a_recount_of_the_log(make_world: MakeWorld) -> None:
     assert learner.progress.experiences == count == 30
 
 
-def test_what_is_taken_back_leaves_nothing_behind(make_world: MakeWorld) -> None:
+def test_what_is_retracted_leaves_nothing_behind(make_world: MakeWorld) -> None:
     world = make_world()
     learner = world.learner()
     decisions = world.traffic(20, likes_fish)
@@ -117,7 +117,7 @@ def test_what_is_taken_back_leaves_nothing_behind(make_world: MakeWorld) -> None
     assert learner.progress.experiences == 0
 
 
-def test_a_correction_speaks_of_every_action(make_world: MakeWorld) -> None:
+def test_a_correction_covers_every_action(make_world: MakeWorld) -> None:
     world = make_world()
     learner = world.learner()
     decision = world.decide()
@@ -218,10 +218,10 @@ def test_the_version_that_learned_from_a_piece_of_feedback_can_be_told(make_worl
     learner = world.learner()
 
     def learned(feedback: Feedback) -> int:
-        fate = world.store.feedback_status(feedback.feedback_id)
-        assert fate is not None
+        status = world.store.feedback_status(feedback.feedback_id)
+        assert status is not None
         versions = world.registry.versions()
-        return next(v for v in versions if world.registry.manifest(v).data.get("batches", 0) >= fate.batch)
+        return next(v for v in versions if world.registry.manifest(v).data.get("batches", 0) >= status.batch)
 
     early, late = world.decide(), world.decide()
     first, before = world.say(early, Thumb(up=True)), world.say(late, Thumb(up=True))

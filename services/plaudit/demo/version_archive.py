@@ -1,6 +1,6 @@
-"""Every version that the learner publishes, kept for the report: the registry itself keeps the latest refreshes only.
+"""Archive of every version that the learner publishes, for the report: the registry keeps only the latest refreshes.
 
-A version kept is a folder of hard links, so it takes room only for what the registry has removed.
+A version in it is a folder of hard links, so it takes space only for files that the registry has removed.
 """
 
 from __future__ import annotations
@@ -15,48 +15,48 @@ from plaudit.learner.features.head_builder import share
 from plaudit_models.bundle import Manifest
 
 
-class KeptVersions:
+class VersionArchive:
     """Args:
-    registry: whose versions.
-    home: gets a folder for each of them; made.
+    registry: registry of the versions to archive.
+    root: folder with a folder for each version; made.
     """
 
-    def __init__(self, registry: VersionReader, home: Path) -> None:
+    def __init__(self, registry: VersionReader, root: Path) -> None:
         self._registry = registry
-        self._home = home
-        self._home.mkdir(parents=True, exist_ok=True)
+        self._root = root
+        self._root.mkdir(parents=True, exist_ok=True)
         self._manifests: dict[int, Manifest] = {}
 
-    def look(self) -> None:
-        """Keep what was published since the last look."""
+    def sync(self) -> None:
+        """Archive the versions published since the last call."""
         for version in self._registry.versions():
             if version not in self._manifests:
                 try:
-                    self._keep(version)
+                    self._add(version)
                 except (UnknownVersion, FileNotFoundError):
-                    continue  # removed by the registry while we looked
+                    continue  # the registry removed it meanwhile
 
     @property
     def manifests(self) -> dict[int, Manifest]:
-        """By version, in the order in which they were published."""
+        """Manifests by version, in the order of publication."""
         return dict(self._manifests)
 
     def versions(self) -> Sequence[int]:
         return list(self._manifests)
 
     def folder(self, version: int) -> Path:
-        """Raises KeyError if it was not kept."""
-        return self._home / f"{self._manifests[version].version:06}"
+        """Folder of a version. Raises KeyError if it is not in the archive."""
+        return self._root / f"{self._manifests[version].version:06}"
 
     def remove(self) -> None:
-        """Give the room back."""
-        shutil.rmtree(self._home)
+        """Delete the archive."""
+        shutil.rmtree(self._root)
         self._manifests.clear()
 
-    def _keep(self, version: int) -> None:
+    def _add(self, version: int) -> None:
         manifest = self._registry.manifest(version)
-        source, target = self._registry.folder(version), self._home / f"{version:06}"
-        partial = self._home / f".{version:06}"
+        source, target = self._registry.folder(version), self._root / f"{version:06}"
+        partial = self._root / f".{version:06}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         for file in source.iterdir():
