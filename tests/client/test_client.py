@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from plaudit.client import Acknowledgement, ClientError, Prediction, Receipt, Rollout, feedback
+from plaudit.client import Acknowledgement, AsyncClient, Client, ClientError, Prediction, Receipt, Rollout, feedback
 from plaudit.v1 import feedback_pb2
 from support.recording_server import Call, Recorder
 
