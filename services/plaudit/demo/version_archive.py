@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from plaudit.core.errors import UnknownVersion
-from plaudit.core.ports.registry import ModelRegistry
+from plaudit.core.ports.registry import VersionReader
 from plaudit.learner.features.head_builder import share
 from plaudit_models.bundle import Manifest
 
@@ -21,7 +21,7 @@ class VersionArchive:
     root: folder with a folder for each version; made.
     """
 
-    def __init__(self, registry: ModelRegistry, root: Path) -> None:
+    def __init__(self, registry: VersionReader, root: Path) -> None:
         self._registry = registry
         self._root = root
         self._root.mkdir(parents=True, exist_ok=True)
