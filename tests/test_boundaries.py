@@ -141,7 +141,7 @@ def _loaded_by(statement: str, modules: list[str]) -> list[str]:
     ("statement", "unwanted"),
     [
         ("import plaudit.serving.server", ["torch", "onnx", "plaudit.learner"]),
-        ("import plaudit.compose.build", ["torch", "plaudit.serving"]),
+        ("import plaudit.compose.learner", ["torch", "plaudit.serving"]),
         ("import plaudit.console.app", ["torch", "onnxruntime", "sqlalchemy", "plaudit.serving", "plaudit.learner"]),
         ("import plaudit.client", ["numpy", "pydantic", "typer", "rich", "plaudit.core.settings"]),
         ("import plaudit.cli.app", ["torch", "onnxruntime", "numpy", "sqlalchemy"]),

@@ -16,7 +16,7 @@ from typing import Final
 
 from benchmarks.feedback.deployed import Serving, serving
 from benchmarks.measure import Measure
-from plaudit import compose
+from plaudit.compose.log import event_log
 from plaudit.core.events import Topic
 from plaudit.core.settings import load_settings
 from support.kafka_broker import Cluster
@@ -53,7 +53,7 @@ def _rate(server: Serving, count: int) -> float:
     done = subprocess.run(
         [*client, "--count", str(count), "--streams", str(_STREAMS)], stdout=subprocess.PIPE, text=True, check=True
     )
-    with closing(compose.event_log(settings)) as log, closing(log.reader("g", [Topic.FEEDBACK], start=dict)) as reader:
+    with closing(event_log(settings)) as log, closing(log.reader("g", [Topic.FEEDBACK], start=dict)) as reader:
         if (there := reader.lag()) < count * _STREAMS:
             raise RuntimeError(f"{count * _STREAMS} thumbs were acknowledged, and the log holds {there}")
     return float(json.loads(done.stdout)["per_s"])

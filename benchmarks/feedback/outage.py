@@ -16,8 +16,8 @@ from pathlib import Path
 
 from benchmarks.feedback.deployed import Serving, serving
 from benchmarks.measure import Measure
-from plaudit import compose
 from plaudit.client import Client, ClientError, Prediction, feedback
+from plaudit.compose.log import event_log
 from plaudit.core.events import Feedback, Topic
 from plaudit.core.settings import load_settings
 from support.kafka_broker import Cluster
@@ -128,7 +128,7 @@ def recorded(server: Serving) -> set[str]:
     """Ids of all feedback in the log."""
     found = set()
     with (
-        contextlib.closing(compose.event_log(load_settings(server.config))) as log,
+        contextlib.closing(event_log(load_settings(server.config))) as log,
         contextlib.closing(log.reader("recorded", [Topic.FEEDBACK], start=dict)) as reader,
     ):
         while reader.lag():

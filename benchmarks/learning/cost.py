@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.measure import Curve, Measure
-from plaudit.compose.build import head_maker
+from plaudit.compose.learner import head_builder
 from plaudit.core.settings import Settings
 from plaudit_models.bandit.features import FeatureSpace, features
 from plaudit_models.bandit.head import build_head
@@ -24,7 +24,7 @@ REPEATS = 50
 
 
 def run(shuffles: int, quick: bool) -> list[Measure]:
-    maker = head_maker(Settings())
+    maker = head_builder(Settings())
     space = FeatureSpace("benchmark", ACTIONS, EMBEDDING, maker.embedding_features, maker.exclusivity)
     rng = np.random.default_rng(0)
     batches = [_batch(space, rng) for _ in range(8)]
@@ -64,7 +64,7 @@ def _batch(space: FeatureSpace, rng: np.random.Generator) -> Evidence:
 
 
 def _refresh(space: FeatureSpace, state: RewardState, batches: list[Evidence], rng: np.random.Generator) -> None:
-    maker = head_maker(Settings())
+    maker = head_builder(Settings())
     served, latest = state, state.add(batches[0])
     recent = rng.normal(size=(256, EMBEDDING)), rng.normal(size=(256, ACTIONS))
     step = bounded_step(maker.settings, served, latest, *recent, floor=maker.floor, max_kl=maker.max_kl)

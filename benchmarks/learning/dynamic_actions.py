@@ -25,7 +25,7 @@ from typing import Final
 import numpy as np
 
 from benchmarks.measure import Curve, Measure
-from plaudit.compose.build import head_maker
+from plaudit.compose.learner import head_builder
 from plaudit.core.settings import Settings
 from plaudit_models.bandit.dynamic_actions import (
     ActionList,
@@ -119,7 +119,7 @@ Lists = list[tuple[ActionList, int]]
 
 
 def _plaudit(stream: Lists, known: Lists, new: Lists, seed: int) -> dict[str, float | list[float]]:
-    maker, rng = head_maker(Settings()), np.random.default_rng(seed)
+    maker, rng = head_builder(Settings()), np.random.default_rng(seed)
     space = DynamicActionSpace("benchmark", "benchmark", SIZE, maker.pair_features, maker.exclusivity)
     served = latest = empty_dynamic_action_state(space)
 
@@ -149,7 +149,7 @@ def _plaudit(stream: Lists, known: Lists, new: Lists, seed: int) -> dict[str, fl
 
 def _linucb(stream: Lists, new: Lists, optimism: float) -> dict[str, float]:
     """With the prior of the reward model: expected rewards begin at the base probabilities."""
-    maker = head_maker(Settings())
+    maker = head_builder(Settings())
     space = DynamicActionSpace("benchmark", "benchmark", SIZE, maker.pair_features)
     f = space.n_features
     gram, target = np.eye(f), np.eye(f)[0]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.compose.build import head_maker
+from plaudit.compose.learner import head_builder
 from plaudit.core.settings import Settings
 from plaudit_models.bandit.features import FeatureSpace, Float64, Floats, features
 from plaudit_models.bandit.improvement import bounded_step, head_scores
@@ -69,7 +69,7 @@ def run_stream(
         batch: rounds between refreshes.
         wrong: share of thumbs that say the opposite.
     """
-    maker = head_maker(Settings())
+    maker = head_builder(Settings())
     rng = np.random.default_rng(seed)
     n, a = stream.base_logits.shape
     space = FeatureSpace("benchmark", a, stream.embedding.shape[1], maker.embedding_features, maker.exclusivity)

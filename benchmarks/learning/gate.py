@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.measure import Curve, Measure
-from plaudit.compose.build import gate_rules, head_maker
+from plaudit.compose.learner import gate_rules, head_builder
 from plaudit.core.settings import Settings
 from plaudit_models.bandit.features import FeatureSpace, Float64, features
 from plaudit_models.bandit.policy import Bool, probabilities, sample
@@ -32,7 +32,7 @@ from plaudit_models.bandit.reward_model import empty_state, evidence_of_actions,
 from plaudit_models.evaluation.gate import Differences, GateReport, GateRules, differences, new_comparison
 from plaudit_models.evaluation.ope import Int64, LoggedRounds
 
-FLOOR: Final = head_maker(Settings()).floor
+FLOOR: Final = head_builder(Settings()).floor
 WRONG_THUMBS: Final = 0.05
 USERS: Final = 300
 SNAPSHOT: Final = 1_000
@@ -284,7 +284,7 @@ def _predicted(world: World) -> Float64:
     """What the candidate's reward model, fed with decisions of live before those at the gate, expects everywhere."""
     logged = serve(world, np.random.default_rng(5), SNAPSHOT)
     base_logits, pixels = np.log(world.candidate), digits().pixels[POOL:]
-    maker = head_maker(Settings())
+    maker = head_builder(Settings())
     space = FeatureSpace("candidate", N_ACTIONS, pixels.shape[1], maker.embedding_features, maker.exclusivity)
     phi = features(space, pixels, base_logits)
     evidence = evidence_of_actions(space, phi[logged.digit], logged.log.action, logged.log.reward)

@@ -26,7 +26,8 @@ import structlog
 from benchmarks.learning.over_grpc import serve_stream
 from benchmarks.learning.whole_loop import loop_settings, whole_loop
 from benchmarks.measure import Curve, Measure
-from plaudit import compose
+from plaudit.compose.registry import model_registry
+from plaudit.compose.runtime import model_runtime
 from plaudit.core.events import Content, Decision, EncodedContent, TextContent
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.rollout import Change, promote
@@ -206,7 +207,7 @@ def pretrained(folder: Path, sizes: Sizes) -> tuple[Path, Path]:
     labelled = folder / "labelled"
     write_data_folder(labelled, seed=0, train_blocks=sizes.train_blocks)
     settings = loop_settings(folder / "pretrained", SPEC.to_dict(), {})
-    registry = compose.model_registry(settings)
+    registry = model_registry(settings)
     options = settings.pretrain
     published = pretrain_and_publish(
         labelled,
@@ -245,7 +246,7 @@ def observe(
     """
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     settings = loop_settings(folder, SPEC.to_dict(), sections)
-    registry = compose.model_registry(settings)
+    registry = model_registry(settings)
     _begin_with(registry, first)
     liked: list[tuple[Kind, bool]] = []
     live: list[tuple[int, int]] = []
@@ -286,4 +287,4 @@ def _judged(
 ) -> Mapping[int, Satisfaction]:
     test: Pool = collect("test", seed)
     examples = evaluation_examples(test, per_kind=per_kind, seed=seed, kinds=(*LABELLED_KINDS, new_kind))
-    return judge(registry.folder, compose.model_runtime(settings), sorted(versions), examples)
+    return judge(registry.folder, model_runtime(settings), sorted(versions), examples)

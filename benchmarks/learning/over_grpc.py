@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.learning.whole_loop import loop_settings
-from plaudit import compose
 from plaudit.client import AsyncClient
+from plaudit.compose.learner import job_launcher
+from plaudit.compose.paths import learner_dir
+from plaudit.compose.registry import model_registry
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.settings import Settings
 from plaudit.demo.drive import drive
@@ -73,14 +75,14 @@ def serve_stream(
     }
     folder.mkdir(parents=True, exist_ok=True)
     settings = loop_settings(folder / "data", SPEC.to_dict(), sections)
-    registry = compose.model_registry(settings)
+    registry = model_registry(settings)
     begin(registry)
     config = folder / "plaudit.toml"
     config.write_text(toml({"data_dir": str(folder / "data"), "model": SPEC.to_dict(), **sections}), encoding="utf-8")
     watched = Watched(total=thumbs, started_s=time.time())
     asyncio.run(_drive(config, settings.data_dir, folder / "services.log", watched, new_kind, seed))
-    jobs = compose.job_launcher(settings, SPEC.name)
-    for run_dir in (compose.learner_dir(settings, SPEC.name) / "runs").glob("*"):
+    jobs = job_launcher(settings, SPEC.name)
+    for run_dir in (learner_dir(settings, SPEC.name) / "runs").glob("*"):
         jobs.cancel(run_dir)
     return DecisionHeader(registry, settings, watched.answers, watched.failures, time.time() - watched.started_s)
 

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.learning import gate
 from benchmarks.learning.gate import LABELS, N_ACTIONS, POOL, digits
 from benchmarks.measure import Curve, Measure
-from plaudit.compose.build import head_maker
+from plaudit.compose.learner import head_builder
 from plaudit.core.settings import Settings
 from plaudit.learner.online.contexts import RECENT_CONTEXTS
 from plaudit.learner.online.update import USER_SHARES
@@ -130,7 +130,7 @@ def stream(attack: Attack, seed: int, events: int, defence: Defence) -> Float64:
     target, wanted = digits().served_target, np.arange(N_ACTIONS)
     shifted = rng.permutation(N_ACTIONS)[:3]
     wanted[shifted] = (shifted + rng.integers(1, N_ACTIONS, 3)) % N_ACTIONS
-    maker = head_maker(Settings())
+    maker = head_builder(Settings())
     space = FeatureSpace("digits", N_ACTIONS, pixels.shape[1], maker.embedding_features, maker.exclusivity)
     phi = features(space, pixels, base_logits)
     learned, served = _Learned(empty_state(space)), empty_state(space)

@@ -22,7 +22,7 @@ import torch
 from torch import Generator, Tensor
 
 from benchmarks.measure import Curve, Measure
-from plaudit.compose.build import head_maker, training_plan
+from plaudit.compose.learner import head_builder, training_plan
 from plaudit.core.settings import Settings
 from plaudit_models.dataset import LabelledData
 from plaudit_models.feedback_targets import FeedbackTargets, feedback_targets
@@ -190,7 +190,7 @@ def thumbs(
 ) -> tuple[Experiences, FeedbackTargets]:
     """What the policy answered, floor included, and what users said."""
     asked = _draw(prototypes, sizes.thumbs, rng)
-    maker = head_maker(Settings())
+    maker = head_builder(Settings())
     probs = (1.0 - maker.floor) * _probabilities(parent, asked) + maker.floor / sizes.actions
     action = (probs.cumsum(axis=1) < rng.random((sizes.thumbs, 1))).sum(axis=1).clip(max=sizes.actions - 1)
     up = (action == asked.liked) ^ (rng.random(sizes.thumbs) < WRONG)

@@ -17,9 +17,13 @@ from typing import Any
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from plaudit import compose
 from plaudit.adapters.jobs.inline import InlineJobs
-from plaudit.compose.build import build_learner, content_limits
+from plaudit.compose.learner import build_learner
+from plaudit.compose.log import event_log
+from plaudit.compose.paths import learner_dir
+from plaudit.compose.registry import model_registry
+from plaudit.compose.runtime import content_limits, model_runtime
+from plaudit.compose.store import experience_store
 from plaudit.core.events import Content, Decision, Event, Features, Feedback, Role, Thumb
 from plaudit.core.ports.log import EventLog
 from plaudit.core.ports.registry import ModelRegistry
@@ -72,7 +76,7 @@ class WholeLoop:
             registry=registry,
             runtime=runtime,
             jobs=InlineJobs(lambda run_dir: run_job(run_dir, store, runtime)),
-            work_dir=compose.learner_dir(settings, registry.model),
+            work_dir=learner_dir(settings, registry.model),
             metrics_registry=CollectorRegistry(),
             clock=lambda: self._time_s,
         )
@@ -148,14 +152,14 @@ class WholeLoop:
 def whole_loop(settings: Settings, *, chunk: int, seed: int) -> Iterator[WholeLoop]:
     """A loop on the data directory of the settings, whose registry has a live version."""
     name = settings.spec().name
-    log, store = compose.event_log(settings), compose.experience_store(settings, name)
+    log, store = event_log(settings), experience_store(settings, name)
     try:
         yield WholeLoop(
             settings,
-            registry=compose.registry_of(settings, name),
+            registry=model_registry(settings, name),
             log=log,
             store=store,
-            runtime=compose.model_runtime(settings),
+            runtime=model_runtime(settings),
             chunk=chunk,
             seed=seed,
         )

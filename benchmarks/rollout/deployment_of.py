@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from plaudit import compose
+from plaudit.compose.registry import model_registry
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.settings import load_settings
 from support import builders
@@ -17,7 +17,7 @@ def deployed_with_two(folder: Path, extra: str = "") -> tuple[Path, ModelRegistr
     """Version 1 live, and version 2 with another trunk."""
     config = deployed(folder)
     config.write_text(config.read_text(encoding="utf-8") + extra, encoding="utf-8")
-    registry = compose.model_registry(load_settings(config))
+    registry = model_registry(load_settings(config))
     builders.tiny_bundle(folder / "two", seed=2, prefer="fish")
     registry.publish(folder / "two")
     return config, registry

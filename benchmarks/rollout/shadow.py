@@ -30,8 +30,8 @@ from benchmarks.rollout.metrics import METHOD, a_request, on_core
 from benchmarks.serving.load import Client as Load
 from benchmarks.serving.load import summary
 from benchmarks.serving.processes import CLIENT_CORE, SERVER_CORE
-from plaudit import compose
 from plaudit.client import Client
+from plaudit.compose.log import event_log
 from plaudit.core.events import ExperimentReport, Topic
 from plaudit.core.settings import load_settings
 from support.deployment import PLAUDIT, Service
@@ -170,7 +170,7 @@ def _computed(config: Path) -> dict[int, tuple[int, int]]:
     """By experiment: requests that were computed in the shadow, and that were dropped."""
     found: dict[int, tuple[int, int]] = {}
     with (
-        closing(compose.event_log(load_settings(config))) as log,
+        closing(event_log(load_settings(config))) as log,
         closing(log.reader("bench-rollout", (Topic.EXPERIMENTS,))) as reader,
     ):
         while records := reader.poll(1_000, 0.5):

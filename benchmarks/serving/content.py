@@ -19,7 +19,7 @@ from benchmarks.measure import Measure
 from benchmarks.serving import processes
 from benchmarks.serving.load import write_requests
 from benchmarks.serving.requests import PREDICT
-from plaudit import compose
+from plaudit.compose.registry import model_registry
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import Settings
 from plaudit.v1 import content_pb2, prediction_pb2
@@ -74,7 +74,7 @@ def _round(data_dir: Path, name: str, requests: Path, seconds: float) -> dict[st
 
 def _in_process(data_dir: Path, name: str, seconds: float) -> dict[str, float]:
     processes.settle()
-    arguments = (compose.registry_of(Settings(data_dir=data_dir), name).folder(1), data_dir / "requests", seconds)
+    arguments = (model_registry(Settings(data_dir=data_dir), name).folder(1), data_dir / "requests", seconds)
     found: dict[str, float] = processes.run("in_process", *arguments, core=processes.SERVER_CORE)
     return found
 
@@ -105,7 +105,7 @@ def _deploy(data_dir: Path, name: str, width: int, layers: int, tokens: int) -> 
     ]
     manifest = Manifest(spec=spec, kind="pretrained", created_at_s=time.time(), files={}, floor=0.02)
     export_version(model, folder, manifest, assemble(spec, rows[:8]))
-    registry = compose.registry_of(Settings(data_dir=data_dir), name)
+    registry = model_registry(Settings(data_dir=data_dir), name)
     version = registry.publish(folder).version
     registry.set_rollout(promote(registry.rollout(), version, Change("benchmark", time.time(), "benchmark")))
     messages = [

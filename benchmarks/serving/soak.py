@@ -23,7 +23,7 @@ from benchmarks.serving import processes
 from benchmarks.serving.models import deploy
 from benchmarks.serving.requests import INFER, infer_requests
 from benchmarks.serving.versions import write_versions
-from plaudit import compose
+from plaudit.compose.registry import model_registry
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.rollout import Change, promote
 from plaudit.inference import open_inference_pb2 as pb
@@ -57,7 +57,7 @@ def run(*, quick: bool) -> list[Measure]:
     swaps = 30 if quick else SWAPS
     with tempfile.TemporaryDirectory() as made:
         data_dir = Path(made)
-        registry = compose.registry_of(deploy(data_dir, "small", "base"), "small")
+        registry = model_registry(deploy(data_dir, "small", "base"), "small")
         folders = [
             folder for trunk in write_versions(data_dir, "small", trunks=TRUNKS, heads=HEADS) for folder in trunk
         ]

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from plaudit import compose
 from plaudit.adapters.runtime.nvml import gpus
+from plaudit.compose.log import serving_log
+from plaudit.compose.serving import inference_server
 from plaudit.core.settings import load_settings
 from support.deployment import deployed
 
@@ -65,8 +66,8 @@ def test_a_real_gpu_uses_some_of_its_memory() -> None:
 
 def test_the_service_shows_them(two_gpus: SimpleNamespace, tmp_path: Path) -> None:
     settings = load_settings(deployed(tmp_path))
-    log = compose.serving_log(settings)
-    server = compose.inference_server(settings, log)
+    log = serving_log(settings)
+    server = inference_server(settings, log)
     shown = server._metrics.registry.get_sample_value
     assert shown("plaudit_serving_gpu_memory_bytes", {"gpu": "1"}) == 2**31
     assert shown("plaudit_serving_gpu_memory_used_bytes", {"gpu": "1"}) == 2**30

@@ -15,8 +15,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
-from plaudit import compose
 from plaudit.client import Client, ClientError
+from plaudit.compose.registry import model_registry
 from plaudit.core.events import Content, EncodedContent, TensorContent, TextContent
 from plaudit.core.rollout import in_experiment
 from plaudit.core.settings import load_settings
@@ -49,7 +49,7 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
     config = deployed(tmp_path)
     with config.open("a") as file:
         file.write("[canary]\nshare = 0.3\n[canary.models.tiny]\nshare = 0.25\n")
-    registry = compose.model_registry(load_settings(config))
+    registry = model_registry(load_settings(config))
     builders.tiny_bundle(tmp_path / "two", seed=2, prefer="fish")
     registry.publish(tmp_path / "two")
     up = Service([*PLAUDIT, "up", "--config", str(config), "--json"])
@@ -72,7 +72,7 @@ def test_a_experiment_from_the_shell(shop: Shop) -> None:
     again = shop.run("canary", "start", "2")
     assert "version: 2 is in an experiment already; stop that experiment first (plaudit canary stop)" in again.stderr
 
-    registry = compose.model_registry(load_settings(shop.config))
+    registry = model_registry(load_settings(shop.config))
     rollout = registry.rollout()
     with Client(shop.target) as client:
         content = {"question": "which animal is it"}
@@ -137,7 +137,7 @@ def brittle_bundle(folder: Path) -> None:
 def test_a_version_that_fails_on_some_requests_is_withdrawn_by_what_two_services_report(tmp_path: Path) -> None:
     """Nobody gives a thumb: the services' counts alone speak, and each sees half of the failures."""
     config = deployed(tmp_path)
-    registry = compose.model_registry(load_settings(config))
+    registry = model_registry(load_settings(config))
     brittle_bundle(tmp_path / "brittle")
     registry.publish(tmp_path / "brittle")
     commands = [[*PLAUDIT, name, "--config", str(config), "--json"] for name in ("serve", "serve", "learn")]

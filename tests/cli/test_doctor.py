@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from plaudit import compose
 from plaudit.cli.doctor import examine
 from plaudit.cli.findings import Finding, State
+from plaudit.compose.registry import model_registry
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import Settings, load_settings
 from support import builders
@@ -31,7 +31,7 @@ def _findings(settings: Settings) -> dict[str, Finding]:
 
 
 def _publish(settings: Settings, tmp_path: Path) -> None:
-    registry = compose.model_registry(settings)
+    registry = model_registry(settings)
     builders.tiny_bundle(tmp_path / "made")
     registry.publish(tmp_path / "made")
     registry.set_rollout(promote(registry.rollout(), 1, Change("ada", 1.0, "")))
@@ -49,7 +49,7 @@ def test_a_healthy_deployment_has_nothing_to_mend(tmp_path: Path) -> None:
 def test_a_live_version_with_one_byte_changed_is_found(tmp_path: Path) -> None:
     settings = _settings(tmp_path)
     _publish(settings, tmp_path)
-    head = compose.model_registry(settings).folder(1) / "head.onnx"
+    head = model_registry(settings).folder(1) / "head.onnx"
     head.chmod(0o644)
     raw = bytearray(head.read_bytes())
     raw[len(raw) // 2] ^= 1

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from kafka import KafkaAdminClient
 
-from plaudit import compose
 from plaudit.cli.doctor import examine
 from plaudit.cli.findings import Finding, State
+from plaudit.compose.log import event_log
 from plaudit.core.errors import ConfigError
 from plaudit.core.events import Topic
 from plaudit.core.settings import Settings, load_settings
@@ -52,7 +52,7 @@ def make_topics(kafka: Kafka, **config: str) -> None:
 
 def test_topics_of_our_own_making_have_nothing_to_mend(kafka: Kafka, tmp_path: Path) -> None:
     settings = settings_for(kafka, tmp_path)
-    with contextlib.closing(compose.event_log(settings)) as log:
+    with contextlib.closing(event_log(settings)) as log:
         log.append([builders.a_decision("p1"), builders.some_feedback("p1")])
     findings = found(settings)
     assert {each.state for each in findings} == {State.GOOD}
@@ -111,7 +111,7 @@ def test_three_copies_of_which_one_counts(tmp_path: Path) -> None:
     with Cluster(tmp_path / "brokers", brokers=3, heap_mb=256) as cluster:
         kafka = Kafka(cluster.bootstrap)
         settings = settings_for(kafka, tmp_path, replication_factor=3)
-        with contextlib.closing(compose.event_log(settings)) as log:
+        with contextlib.closing(event_log(settings)) as log:
             log.append([builders.some_feedback("p1")])
         finding = about(found(settings), Topic.FEEDBACK)
     assert finding.state is State.NOTE
@@ -132,10 +132,10 @@ def test_a_missing_library_says_what_to_install(tmp_path: Path, monkeypatch: pyt
     monkeypatch.delitem(sys.modules, "plaudit.adapters.log.kafka.cluster", raising=False)
     monkeypatch.setitem(sys.modules, "kafka", None)
     with pytest.raises(ConfigError, match=r"pip install 'plaudit\[kafka\]'"):
-        compose.event_log(settings_for(Kafka("127.0.0.1:9"), tmp_path))
+        event_log(settings_for(Kafka("127.0.0.1:9"), tmp_path))
 
 
 def test_records_must_hold_the_largest_request(tmp_path: Path) -> None:
     settings = settings_for(Kafka("127.0.0.1:9"), tmp_path, max_record_bytes=1_000_000)
     with pytest.raises(ConfigError, match=r"kafka\.max_record_bytes: 1000000 is too little"):
-        compose.event_log(settings)
+        event_log(settings)

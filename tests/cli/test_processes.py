@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from plaudit import compose
 from plaudit.client import Client, tensor
+from plaudit.compose.log import event_log
+from plaudit.compose.registry import model_registry
 from plaudit.core.events import Topic
 from plaudit.core.settings import load_settings
 from support import builders
@@ -66,7 +67,7 @@ def test_serve_answers_without_torch_and_drains_on_a_signal(config: Path, start:
         assert not client.thumbs_up(prediction).duplicate
 
     assert service.stop(number) == 0
-    log = compose.event_log(load_settings(config))
+    log = event_log(load_settings(config))
     reader = log.reader("test", [Topic.DECISIONS, Topic.FEEDBACK], start=dict)
     assert len(reader.poll(10, 0.0)) == 2
     reader.close()
@@ -167,7 +168,7 @@ def test_a_missing_extra_is_named_and_exits_with_2(config: Path) -> None:
     learn = [sys.executable, "-c", ONLY_SERVE, "learn", "--config", str(config)]
     done = subprocess.run(learn, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2
-    assert "sqlalchemy is missing; this command needs the extra learn: pip install 'plaudit[learn]'" in done.stderr
+    assert "onnx is missing; this command needs the extra learn: pip install 'plaudit[learn]'" in done.stderr
 
 
 def test_several_processes_share_the_port_and_one_that_is_killed_is_started_again(config: Path, start: Any) -> None:
@@ -203,13 +204,13 @@ def test_processes_that_are_killed_while_scraped_and_reporting_leave_the_page_an
     along.
     """
     builders.tiny_bundle(config.parent / "second", seed=9)
-    compose.model_registry(load_settings(config)).publish(config.parent / "second")
+    model_registry(load_settings(config)).publish(config.parent / "second")
     service = start(*PLAUDIT, "serve", "--config", str(config), "--json", "--processes", "2")
     ready = [service.event(event="ready") for _ in range(2)]
     target, page = ready[0]["address"], f"http://{ready[0]['metrics']}/metrics"
     with Client(target) as client:
         client.start_canary(2, 0.5, reason="a test")
-    log = compose.event_log(load_settings(config))
+    log = event_log(load_settings(config))
     reports = _Reports(log, target)
     reports.until_two_report()
     before = _files(config.parent / "data")

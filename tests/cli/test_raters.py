@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from plaudit.cli import main
-from plaudit.compose import experience_store
+from plaudit.compose.store import experience_store
 from plaudit.core.ports.store import ExperienceStore, LeaderCommit
 from plaudit.core.settings import Settings
 from plaudit.learner.online.rater_commands import unheeded

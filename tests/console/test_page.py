@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from plaudit import compose
+from plaudit.compose.registry import model_registry
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import load_settings
 from plaudit_models.spec import ModelSpec, TextModality
@@ -203,7 +203,7 @@ def test_another_model_is_there_to_choose_with_inputs_of_its_own(
     opened: Open, page_url: str, config: Path, tmp_path: Path
 ) -> None:
     spec = ModelSpec("zoo", {"name": TextModality()}, ("bear", "lion"), embedding_size=8)
-    registry = compose.registry_of(load_settings(config), spec.name)
+    registry = model_registry(load_settings(config), spec.name)
     builders.tiny_bundle(tmp_path / "zoo", spec=spec)
     registry.publish(tmp_path / "zoo")
     registry.set_rollout(promote(registry.rollout(), 1, Change("ada", 1.0, "opened")))

@@ -18,8 +18,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from plaudit import compose
 from plaudit.client import Client, ClientError, audio, image, tensor
+from plaudit.compose.registry import model_registry
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import load_settings
 from support import builders
@@ -243,7 +243,7 @@ def test_a_version_that_fails_its_proof_and_a_service_that_is_gone_raise_alarms(
     _traffic(deployment.target)
     assert asked.firing() & {"PlauditServingDown", "PlauditVersionFailsProof"} == set()
 
-    registry = compose.model_registry(load_settings(deployment.config))
+    registry = model_registry(load_settings(deployment.config))
     builders.tiny_bundle(tmp_path / "made", seed=5)
     damaged = registry.publish(tmp_path / "made").version
     graph = registry.folder(damaged) / "trunk.onnx"

@@ -19,7 +19,10 @@ from typing import Final
 
 from benchmarks.feedback.deployed import on_kafka
 from faults.proxy import Proxy
-from plaudit import compose
+from plaudit.compose.learner import job_launcher
+from plaudit.compose.log import event_log
+from plaudit.compose.paths import learner_dir
+from plaudit.compose.store import experience_store
 from plaudit.core.ports.jobs import JobState
 from plaudit.core.ports.log import EventLog
 from plaudit.core.ports.store import ExperienceStore
@@ -111,7 +114,7 @@ class World:
         self.start_learner()
         self.service.event(event="ready")
         self.learner.event(event="ready")
-        self.store: ExperienceStore = compose.experience_store(self.settings, MODEL)
+        self.store: ExperienceStore = experience_store(self.settings, MODEL)
 
     def start_service(self) -> None:
         self.service = Service([*PLAUDIT, "serve", "--config", str(self.config), "--json"])
@@ -139,8 +142,8 @@ class World:
         return self.killed_jobs - self.jobs.keys()
 
     def _kill(self, run: str) -> bool:
-        folder = compose.learner_dir(self.settings, MODEL) / "runs" / run
-        jobs = compose.job_launcher(self.settings, MODEL)
+        folder = learner_dir(self.settings, MODEL) / "runs" / run
+        jobs = job_launcher(self.settings, MODEL)
         with contextlib.suppress(OSError):
             if jobs.status(folder).state != JobState.RUNNING:
                 return False
@@ -167,7 +170,7 @@ class World:
 
     @contextlib.contextmanager
     def log(self) -> Iterator[EventLog]:
-        with contextlib.closing(compose.event_log(self.settings)) as log:
+        with contextlib.closing(event_log(self.settings)) as log:
             yield log
 
     def not_taken_in(self, feedback_ids: Set[str]) -> set[str]:

@@ -17,7 +17,8 @@ from plaudit.adapters.jobs.subprocess import SubprocessJobs
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.adapters.runtime.onnx import OnnxRuntime
 from plaudit.adapters.store.sql import SqlStore, sqlite_url
-from plaudit.compose.build import content_limits, head_maker, training_plan
+from plaudit.compose.learner import head_builder, training_plan
+from plaudit.compose.runtime import content_limits
 from plaudit.core.events import Content, Correction, DynamicAction, Feedback, Preference, TextContent, Thumb
 from plaudit.core.experience import Experience, header_of
 from plaudit.core.job_run import CANDIDATE, JOB, PROGRESS, RESULT, last_progress, read_json, was_killed
@@ -112,7 +113,7 @@ class Workplace:
             self.registry.manifest(1),
             Progress(last_number=SNAPSHOT, experiences=SNAPSHOT),
             plan=training_plan(settings),
-            maker=head_maker(settings),
+            maker=head_builder(settings),
             limits=content_limits(settings),
             created_at_s=NOW_S,
             reason="a test wants it",
@@ -244,7 +245,7 @@ def test_answers_that_were_picked_from_candidates_are_left_out_and_counted(tmp_p
         created_at_s=NOW_S,
         reason="a test wants it",
         plan=training_plan(settings),
-        maker=head_maker(settings),
+        maker=head_builder(settings),
         limits=content_limits(settings),
     )
     tokenizer = train_tokenizer(["it says buzz"], vocabulary_size=300)

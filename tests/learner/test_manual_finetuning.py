@@ -10,7 +10,8 @@ import pytest
 from plaudit.adapters.jobs.inline import InlineJobs
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.adapters.store.sql import SqlStore, sqlite_url
-from plaudit.compose.build import content_limits, head_maker, training_plan
+from plaudit.compose.learner import head_builder, training_plan
+from plaudit.compose.runtime import content_limits
 from plaudit.core.errors import NoLiveModel
 from plaudit.core.job_run import CANDIDATE, PROGRESS, RESULT, write_json
 from plaudit.core.ports.store import LeaderCommit
@@ -47,7 +48,7 @@ class World:
             jobs=jobs,
             store=self.store,
             registry=self.registry,
-            maker=head_maker(settings),
+            maker=head_builder(settings),
             plan=training_plan(settings),
             limits=content_limits(settings),
             now_s=2.0,

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import pytest
 
-from plaudit import compose
+from plaudit.compose.registry import model_registry
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import load_settings
 from support import builders
@@ -30,7 +30,7 @@ def deployed(folder: Path) -> Path:
         "[serving]\nport = 0\nmetrics_port = 0\n"
         "[learner]\nmetrics_port = 0\nbatch = 1\n" + _toml_of_tiny_model()
     )
-    registry = compose.model_registry(load_settings(path))
+    registry = model_registry(load_settings(path))
     builders.tiny_bundle(folder / "made")
     registry.publish(folder / "made")
     registry.set_rollout(promote(registry.rollout(), 1, Change("ada", 1.0, "")))

@@ -19,7 +19,7 @@ from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.adapters.runtime.onnx import OnnxRuntime
 from plaudit.adapters.store.sql import LEASE_S, SqlStore, sqlite_url
-from plaudit.compose.build import build_learner
+from plaudit.compose.learner import build_learner
 from plaudit.core.events import Content, Decision, Features, Feedback, Role, Signal, Thumb
 from plaudit.core.job_run import CANDIDATE, RESULT, write_json
 from plaudit.core.ports.jobs import JobLauncher

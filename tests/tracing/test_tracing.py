@@ -18,11 +18,13 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from plaudit import compose
 from plaudit.adapters.tracing.otel import OtelTracing, otlp_tracing
 from plaudit.cli import main
 from plaudit.client import AsyncClient, Client, ClientError
 from plaudit.client.feedback import thumbs_up
+from plaudit.compose.log import serving_log
+from plaudit.compose.serving import inference_server
+from plaudit.compose.tracing import service_tracing
 from plaudit.core.errors import ConfigError
 from plaudit.core.events import Thumb, Topic
 from plaudit.core.settings import Settings, load_settings
@@ -67,8 +69,8 @@ def recorded() -> Recorded:
 def server(tmp_path: Path, recorded: Recorded) -> Iterator[Any]:
     """A server whose spans stay in memory, without processes."""
     settings = load_settings(deployed(tmp_path))
-    log = compose.serving_log(settings)
-    running = compose.inference_server(settings, log, tracing=OtelTracing(recorded.provider))
+    log = serving_log(settings)
+    running = inference_server(settings, log, tracing=OtelTracing(recorded.provider))
     running.start()
     yield running
     running.stop()
@@ -173,8 +175,8 @@ async def test_a_batch_links_to_every_request_that_it_answers(server: Any, recor
 def test_without_tracing_nothing_of_it_is_used(tmp_path: Path) -> None:
     """Not a flag that is looked at on the way, but other parts."""
     settings = load_settings(deployed(tmp_path))
-    log = compose.serving_log(settings)
-    server = compose.inference_server(settings, log, tracing=compose.tracing(settings, "plaudit-serve"))
+    log = serving_log(settings)
+    server = inference_server(settings, log, tracing=service_tracing(settings, "plaudit-serve"))
     server.start()
     parts = [server._predictor, server._recorder, server._feedback, server._models.pick("").batcher]
     assert [type(part) for part in parts] == [PredictUseCase, DecisionLog, FeedbackUseCase, Batcher]
@@ -187,10 +189,12 @@ def test_without_tracing_nothing_of_it_is_used(tmp_path: Path) -> None:
 def test_without_tracing_its_library_is_not_even_loaded(tmp_path: Path) -> None:
     config = deployed(tmp_path)
     program = (
-        "import sys\nfrom plaudit import compose\nfrom plaudit.core.settings import load_settings\n"
+        "import sys\nfrom plaudit.compose.log import serving_log\n"
+        "from plaudit.compose.serving import inference_server\n"
+        "from plaudit.compose.tracing import service_tracing\nfrom plaudit.core.settings import load_settings\n"
         f"from pathlib import Path\nsettings = load_settings(Path({str(config)!r}))\n"
-        "log = compose.serving_log(settings)\n"
-        "server = compose.inference_server(settings, log, tracing=compose.tracing(settings, 'x'))\n"
+        "log = serving_log(settings)\n"
+        "server = inference_server(settings, log, tracing=service_tracing(settings, 'x'))\n"
         "import plaudit.client\nprint([name for name in sys.modules if name.startswith('opentelemetry')])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
@@ -214,9 +218,9 @@ def _settings(**fields: Any) -> Settings:
 
 
 def test_tracing_is_off_unless_somebody_asks_for_it(otel: Callable[..., None]) -> None:
-    assert compose.tracing(_settings(), "plaudit-serve") is None
+    assert service_tracing(_settings(), "plaudit-serve") is None
     otel(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_SDK_DISABLED="true")
-    assert compose.tracing(_settings(), "plaudit-serve") is None
+    assert service_tracing(_settings(), "plaudit-serve") is None
 
 
 @pytest.mark.parametrize("collector", [over_grpc, over_http])
@@ -229,7 +233,7 @@ def test_spans_reach_a_collector_over_grpc_and_http(collector: Any, how: str, ot
         else:
             otel(OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint, OTEL_EXPORTER_OTLP_PROTOCOL=protocol)
             settings = _settings()
-        tracing = compose.tracing(settings, "plaudit-serve")
+        tracing = service_tracing(settings, "plaudit-serve")
         with tracing.span("done", attributes={"plaudit.version": 3}):
             pass
         tracing.close()
@@ -260,11 +264,11 @@ def test_a_share_of_none_keeps_what_a_caller_wants_kept_alone() -> None:
 def test_what_cannot_be_set_is_named(monkeypatch: pytest.MonkeyPatch, otel: Callable[..., None]) -> None:
     otel(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_EXPORTER_OTLP_PROTOCOL="http/json")
     with pytest.raises(ConfigError, match=r"tracing\.protocol: 'http/json' is not one of grpc, http/protobuf"):
-        compose.tracing(_settings(), "plaudit-serve")
+        service_tracing(_settings(), "plaudit-serve")
     monkeypatch.setitem(sys.modules, "plaudit.adapters.tracing.otel", None)
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(ConfigError, match=r"pip install 'plaudit\[tracing\]'"):
-        compose.tracing(_settings(endpoint="http://127.0.0.1:1"), "plaudit-serve")
+        service_tracing(_settings(endpoint="http://127.0.0.1:1"), "plaudit-serve")
 
 
 @pytest.mark.parametrize("traceparent", ["", "nonsense", f"00-{'0' * 32}-{'2' * 16}-01"])

@@ -110,14 +110,13 @@ def up(
     Example: `plaudit up --config plaudit.toml --console-port 8004`, and a page to look at besides
     """
     with extra("learn"):
-        from plaudit import compose
+        from plaudit.compose.registry import known_models
     settings = read_settings(config, data_dir, {"console": {"port": console_port}})
-    compose.data_dir(settings)
     shared = _shared(config, data_dir)
     services = [
         supervisor.Service("serve", [sys.executable, "-m", "plaudit", "serve", *shared], restart=False),
     ]
-    for number, model in enumerate(compose.models(settings)):
+    for number, model in enumerate(known_models(settings)):
         port = settings.learner.metrics_port + number if settings.learner.metrics_port else 0
         command = [sys.executable, "-m", "plaudit", "learn", *shared, "--model", model, "--metrics-port", str(port)]
         services.append(supervisor.Service("learn" if number == 0 else f"learn-{model}", command, restart=True))
@@ -191,11 +190,11 @@ def learn(
     """
     settings = read_settings(config, data_dir, {"learner": {"host": host, "metrics_port": metrics_port}})
     with extra("learn"):
-        from plaudit import compose
         from plaudit.cli import services
+        from plaudit.compose.registry import resolve_model
 
         services.log_to_stderr()
-        asyncio.run(services.learn(settings, compose.model_named(settings, model), _reporter("learn", as_json)))
+        asyncio.run(services.learn(settings, resolve_model(settings, model), _reporter("learn", as_json)))
 
 
 @app.command()
@@ -313,10 +312,10 @@ def finetune(
     """
     settings = read_settings(config, data_dir)
     with extra("learn"):
-        from plaudit import compose
         from plaudit.cli import finetune as body
+        from plaudit.compose.registry import resolve_model
 
-        manifest = body.finetune(settings, compose.model_named(settings, model), reason)
+        manifest = body.finetune(settings, resolve_model(settings, model), reason)
     if as_json:
         output.print_json(json.loads(manifest.to_json()))
     else:

@@ -22,9 +22,9 @@ def list_(config: Config = None, data_dir: DataDir = None, as_json: Json = False
     """
     settings = read_settings(config, data_dir)
     with extra("learn"):
-        from plaudit import compose
+        from plaudit.compose.log import event_log
         from plaudit.learner.ingest.dead_letters import buried
-    with contextlib.closing(compose.event_log(settings)) as log:
+    with contextlib.closing(event_log(settings)) as log:
         rows = [
             {
                 "place": each.place,
@@ -51,9 +51,9 @@ def replay(
     """
     settings = read_settings(config, data_dir)
     with extra("learn"):
-        from plaudit import compose
+        from plaudit.compose.log import event_log
         from plaudit.learner.ingest import dead_letters
-    with contextlib.closing(compose.event_log(settings)) as log:
+    with contextlib.closing(event_log(settings)) as log:
         found = {each.place: each for each in dead_letters.buried(log)}
         unknown = [place for place in places or () if place not in found]
         if unknown:
@@ -79,8 +79,9 @@ def orphans(
     """
     settings = read_settings(config, data_dir)
     with extra("learn"):
-        from plaudit import compose
-    with contextlib.closing(compose.experience_store(settings, compose.model_named(settings, model))) as store:
+        from plaudit.compose.registry import resolve_model
+        from plaudit.compose.store import experience_store
+    with contextlib.closing(experience_store(settings, resolve_model(settings, model))) as store:
         rows: list[dict[str, Any]] = [
             {
                 "feedback_id": feedback.feedback_id,

@@ -12,10 +12,13 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from plaudit import compose
 from plaudit.cli.findings import Finding, State
 from plaudit.cli.options import address
 from plaudit.client import Client, ClientError
+from plaudit.compose.log import event_log, kafka_cluster
+from plaudit.compose.paths import data_dir
+from plaudit.compose.registry import model_registry
+from plaudit.compose.store import experience_store
 from plaudit.core.errors import ConfigError, PlauditError
 from plaudit.core.events import Topic
 from plaudit.core.settings import Settings
@@ -68,7 +71,7 @@ def _model(settings: Settings) -> Finding:
 
 def _data_dir(settings: Settings) -> Finding:
     try:
-        path = compose.data_dir(settings)
+        path = data_dir(settings)
     except ConfigError as error:
         return Finding(
             "data_dir",
@@ -82,7 +85,7 @@ def _data_dir(settings: Settings) -> Finding:
 def _log(settings: Settings) -> Iterator[Finding]:
     if settings.log.kind == "kafka":
         try:
-            connection, plan = compose.kafka_cluster(settings)
+            connection, plan = kafka_cluster(settings)
         except ConfigError as error:
             yield Finding("event log", State.BAD, str(error), "see [kafka] in the README")
             return
@@ -91,7 +94,7 @@ def _log(settings: Settings) -> Iterator[Finding]:
         yield from examine_kafka(connection, plan, settings.serving.feedback_window_s)
         return
     try:
-        log = compose.event_log(settings)
+        log = event_log(settings)
         reader = log.reader("doctor", [Topic.DECISIONS, Topic.FEEDBACK], start=dict)
         recorded = reader.lag()
         reader.close()
@@ -105,7 +108,7 @@ def _log(settings: Settings) -> Iterator[Finding]:
 
 def _registry(settings: Settings) -> Finding:
     try:
-        registry = compose.model_registry(settings)
+        registry = model_registry(settings)
         versions, rollout = registry.versions(), registry.rollout()
         if rollout.live is None:
             mend = (
@@ -125,7 +128,7 @@ def _registry(settings: Settings) -> Finding:
 def _store(settings: Settings) -> Finding:
     mend = "see that the server runs, and that user, password and database in store.url are right"
     try:
-        with contextlib.closing(compose.experience_store(settings, settings.spec().name)) as store:
+        with contextlib.closing(experience_store(settings, settings.spec().name)) as store:
             trust_level = store.intake_stats()
     except ConfigError as error:
         return Finding("experience store", State.BAD, str(error), "see [store] in the README")

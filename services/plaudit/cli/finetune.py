@@ -9,10 +9,13 @@ from typing import Any, Final
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from plaudit import compose
 from plaudit.cli import output
 from plaudit.cli.failures import Failed
-from plaudit.compose.build import content_limits, head_maker, training_plan
+from plaudit.compose.learner import head_builder, job_launcher, training_plan
+from plaudit.compose.paths import learner_dir
+from plaudit.compose.registry import model_registry
+from plaudit.compose.runtime import content_limits
+from plaudit.compose.store import experience_store
 from plaudit.core.settings import Settings
 from plaudit.learner.finetuning.manual import FinetuningFailed, finetune_manually
 from plaudit_models.bundle import Manifest
@@ -31,7 +34,7 @@ def finetune(settings: Settings, model: str, reason: str) -> Manifest:
         TextColumn("{task.fields[measured]}"),
         console=output.err,
     )
-    with bar, contextlib.closing(compose.experience_store(settings, model)) as store:
+    with bar, contextlib.closing(experience_store(settings, model)) as store:
         task = bar.add_task("fine-tuning", total=1.0, measured="")
 
         def show(progress: Mapping[str, Any]) -> None:
@@ -41,11 +44,11 @@ def finetune(settings: Settings, model: str, reason: str) -> Manifest:
 
         try:
             manifest = finetune_manually(
-                compose.learner_dir(settings, model) / "runs" / f"by-hand-{started_s:.0f}",
-                jobs=compose.job_launcher(settings, model),
+                learner_dir(settings, model) / "runs" / f"by-hand-{started_s:.0f}",
+                jobs=job_launcher(settings, model),
                 store=store,
-                registry=compose.registry_of(settings, model),
-                maker=head_maker(settings),
+                registry=model_registry(settings, model),
+                maker=head_builder(settings),
                 plan=training_plan(settings),
                 limits=content_limits(settings),
                 now_s=started_s,

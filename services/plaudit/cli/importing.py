@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from plaudit import compose
 from plaudit.adapters.runtime.importer import CannotImport, ImportOptions, import_onnx
 from plaudit.cli.failures import Failed
+from plaudit.compose.paths import data_dir
+from plaudit.compose.registry import model_registry
+from plaudit.compose.runtime import model_runtime
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import Settings
 from plaudit_models.bundle import CorruptBundle, Manifest
@@ -56,12 +58,12 @@ def import_model(settings: Settings, file: Path, name: str, options: ImportOptio
     Raises:
         Failed: with a sentence for the user.
     """
-    registry = compose.registry_of(settings, name)
-    with tempfile.TemporaryDirectory(dir=compose.data_dir(settings)) as made:
+    registry = model_registry(settings, name)
+    with tempfile.TemporaryDirectory(dir=data_dir(settings)) as made:
         folder = Path(made)
         try:
             import_onnx(file, name, folder, options)
-            compose.model_runtime(settings).load(folder)  # published is only what can serve
+            model_runtime(settings).load(folder)  # published is only what can serve
             manifest = registry.publish(folder)
         except (CannotImport, CorruptBundle) as error:
             raise Failed(str(error)) from error

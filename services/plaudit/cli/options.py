@@ -99,10 +99,10 @@ def _command_traced(settings: Settings) -> Iterator[TracerProvider | None]:
     if not settings.tracing.on:
         yield None
         return
-    from plaudit import compose
+    from plaudit.compose.tracing import service_tracing
 
     try:
-        tracing = compose.tracing(settings, "plaudit-cli")
+        tracing = service_tracing(settings, "plaudit-cli")
     except ConfigError as error:
         output.err.print(f"not traced: {error}")
         yield None

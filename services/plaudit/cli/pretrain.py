@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from plaudit import compose
 from plaudit.cli import output
 from plaudit.cli.failures import Failed
+from plaudit.compose.registry import model_registry
 from plaudit.core.settings import Settings
 from plaudit.learner.finetuning.pretraining import Published, pretrain_and_publish
 from plaudit_models.dataset import InvalidData
@@ -20,7 +20,7 @@ from plaudit_models.training.pretrain import PretrainProgress
 
 def pretrain(settings: Settings, folder: Path) -> Published:
     """Raises Failed or ConfigError with a sentence for the user."""
-    spec, registry, options = settings.spec(), compose.model_registry(settings), settings.pretrain
+    spec, registry, options = settings.spec(), model_registry(settings), settings.pretrain
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

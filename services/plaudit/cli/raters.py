@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from plaudit import compose
+from plaudit.compose.store import experience_store
 from plaudit.core.ports.store import ExperienceStore
 from plaudit.core.settings import Settings
 from plaudit.learner.online import rater_commands as orders
@@ -36,7 +36,7 @@ def order(settings: Settings, model: str, user: str, trust_level: TrustLevel) ->
 
 @contextmanager
 def _store(settings: Settings, model: str) -> Iterator[ExperienceStore]:
-    store = compose.experience_store(settings, model or settings.spec().name)
+    store = experience_store(settings, model or settings.spec().name)
     try:
         yield store
     finally:

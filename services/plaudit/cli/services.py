@@ -16,17 +16,21 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 from prometheus_client import CollectorRegistry, start_http_server
 
-from plaudit import compose
+from plaudit import demo
 from plaudit.cli import exposition
 from plaudit.cli import up as supervisor
 from plaudit.cli.exposition import LabelledRegistry, Pages
 from plaudit.cli.options import address, async_client
+from plaudit.compose.log import learner_log, serving_log
+from plaudit.compose.store import experience_store
+from plaudit.compose.tracing import service_tracing
 from plaudit.core.cores import available_cores
 from plaudit.core.errors import ConfigError
 from plaudit.core.settings import Settings
 
 if TYPE_CHECKING:
     from plaudit.adapters.tracing.otel import OtelTracing
+    from plaudit.console.ports import Samples
 
 _M_TRIM_THRESHOLD: Final = -1
 _M_ARENA_MAX: Final = -8
@@ -40,13 +44,15 @@ Report = Callable[[Mapping[str, Any]], None]
 
 async def serve(settings: Settings, report: Report, *, share_port: bool = False) -> None:
     """Raises ConfigError: a setting is wrong, or a port is taken."""
+    from plaudit.compose.serving import inference_server
+
     _keep_little_memory()
     with (
         _tracing(settings, "plaudit-serve") as tracing,
-        contextlib.closing(compose.serving_log(settings)) as log,
+        contextlib.closing(serving_log(settings)) as log,
         _signals() as stopping,
     ):
-        server = compose.inference_server(settings, log, share_port=share_port, tracing=tracing)
+        server = inference_server(settings, log, share_port=share_port, tracing=tracing)
         await asyncio.to_thread(server.start)
         collect_garbage_seldom()
         host = settings.serving.host
@@ -57,7 +63,7 @@ async def serve(settings: Settings, report: Report, *, share_port: bool = False)
 
 @contextlib.contextmanager
 def _tracing(settings: Settings, service: str) -> Iterator[OtelTracing | None]:
-    tracing = compose.tracing(settings, service)
+    tracing = service_tracing(settings, service)
     try:
         yield tracing
     finally:
@@ -162,28 +168,42 @@ async def learn(settings: Settings, model: str, report: Report) -> None:
 
 async def console(settings: Settings, target: str | None, report: Report) -> None:
     """Raises ConfigError: a setting is wrong, or the port is taken."""
+    from plaudit.compose.console import console_application, learner_views
     from plaudit.console import server
 
     with (
         _tracing(settings, "plaudit-console") as tracing,
-        contextlib.closing(compose.learnings(settings)) as learnings,
+        contextlib.closing(learner_views(settings)) as learners,
         _signals() as stopping,
     ):
         async with async_client(settings, target, tracing.provider if tracing else None) as client:
-            app = compose.console(settings, client, learnings)
+            app = console_application(settings, client, learners, _samples(settings))
             host = settings.console.host
             listening = server.open_port(host, settings.console.port or 0)
             report({"event": "ready", "page": f"http://{address(host, listening.getsockname()[1])}/"})
             await server.serve(app, listening, stopping)
 
 
+def _samples(settings: Settings) -> dict[str, Samples]:
+    """Ready-made content of the demo's model, where the demo's extra is installed."""
+    if not settings.model or settings.spec().name != demo.MODEL:
+        return {}
+    try:
+        from plaudit.demo.samples import DemoSamples
+    except ModuleNotFoundError:
+        return {}
+    return {demo.MODEL: DemoSamples()}
+
+
 def _learn(settings: Settings, model: str, report: Report, stop: threading.Event) -> None:
+    from plaudit.compose.learner import open_learner
+
     registry = LabelledRegistry({"model": model})
     with (
         _tracing(settings, "plaudit-learn") as tracing,
-        contextlib.closing(compose.learner_log(settings, model)) as log,
-        contextlib.closing(compose.experience_store(settings, model)) as store,
-        contextlib.closing(compose.learner(settings, model, log, store, registry, tracing)) as learner,
+        contextlib.closing(learner_log(settings, model)) as log,
+        contextlib.closing(experience_store(settings, model)) as store,
+        contextlib.closing(open_learner(settings, model, log, store, registry, tracing)) as learner,
         _metrics_port(settings, registry) as port,
     ):
         collect_garbage_seldom()

@@ -16,9 +16,12 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from plaudit import compose
 from plaudit.cli.options import CONSOLE_PORT
 from plaudit.client import AsyncClient
+from plaudit.compose.learner import job_launcher
+from plaudit.compose.paths import learner_dir
+from plaudit.compose.registry import model_registry
+from plaudit.compose.runtime import model_runtime
 from plaudit.core.job_run import read_json
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.rollout import Rollout
@@ -99,7 +102,7 @@ def _run(options: Options, view: View) -> dict[str, Any]:
     config = options.data_dir / _CONFIG
     config.write_text(toml(_settings(options)), encoding="utf-8")
     settings = load_settings(config, {"data_dir": options.data_dir})  # whatever the environment says
-    registry = compose.model_registry(settings)
+    registry = model_registry(settings)
     _pretrain(labelled, settings, registry, view)
     view.say(f"users ask: {options.events} requests in {options.minutes:g} minutes, each followed by a thumb")
     watched = Watched(total=options.events, started_s=time.time())
@@ -187,8 +190,8 @@ def _pretrain(labelled: Path, settings: Settings, registry: ModelRegistry, view:
 
 def _end_jobs(settings: Settings) -> None:
     """A fine-tuning job outlives its learner; nobody would ask after this one."""
-    jobs = compose.job_launcher(settings, MODEL)
-    for run_dir in (compose.learner_dir(settings, MODEL) / "runs").glob("*"):
+    jobs = job_launcher(settings, MODEL)
+    for run_dir in (learner_dir(settings, MODEL) / "runs").glob("*"):
         jobs.cancel(run_dir)
 
 
@@ -206,7 +209,7 @@ async def _traffic(
         pace = Pace(60 * options.minutes / options.events)
         driving = asyncio.create_task(drive(client, requests, watched, pace=pace, id_prefix=f"demo-{options.seed}-"))
         following = asyncio.create_task(follow(client, watched))
-        status = compose.learner_dir(settings, MODEL) / STATUS
+        status = learner_dir(settings, MODEL) / STATUS
         showing = asyncio.create_task(_show(view, kept, status, pace, watched))
         running: list[asyncio.Task[Any]] = [driving, following, showing]
         try:
@@ -259,7 +262,7 @@ def _observe(
     baseline = min(manifests)
     served = [version for version in first_answers(watched.answers) if version in manifests]
     examples = evaluation_examples(collect("test", options.seed), per_kind=options.per_kind, seed=options.seed)
-    judged = judge(kept.folder, compose.model_runtime(settings), sorted({baseline, *served}), examples)
+    judged = judge(kept.folder, model_runtime(settings), sorted({baseline, *served}), examples)
     metrics = manifests[baseline].metrics
     return Observed(
         answers=watched.answers,

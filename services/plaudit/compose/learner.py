@@ -1,4 +1,4 @@
-"""Settings and ports → a learner. Which adapters are behind the ports is the composition root's choice."""
+"""The learner of one model, and what its settings mean in the maths."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry
 
+from plaudit.adapters.jobs.subprocess import SubprocessJobs
+from plaudit.compose.paths import learner_dir
+from plaudit.compose.registry import model_registry
+from plaudit.compose.runtime import content_limits, model_runtime
+from plaudit.compose.store import store_url
 from plaudit.core.ports.jobs import JobLauncher
 from plaudit.core.ports.log import EventLog
 from plaudit.core.ports.registry import ModelRegistry
@@ -30,11 +35,37 @@ from plaudit.learner.tracing import LearnerTrace
 from plaudit_models.bandit.improvement import HeadSettings
 from plaudit_models.bandit.reward_model import RewardPrior
 from plaudit_models.evaluation.gate import GateRules
-from plaudit_models.preprocess import Limits
 
 _KL_WEIGHT: Final = {"likelihood": 0.0, "target": 0.0, "sampled": 0.04}
 """β by objective. The likelihood is held by rehearsal alone, the target stays near the parent by itself, and sampled
 answers may go as far as Shao et al. (2024, section 4.2) let them."""
+
+
+def open_learner(
+    settings: Settings,
+    model: str,
+    log: EventLog,
+    store: ExperienceStore,
+    metrics: CollectorRegistry,
+    tracing: Tracing | None = None,
+) -> Learner:
+    """A learner on the adapters that the settings name. Raises ConfigError."""
+    return build_learner(
+        settings,
+        log=log,
+        store=store,
+        registry=model_registry(settings, model),
+        runtime=model_runtime(settings),
+        jobs=job_launcher(settings, model),
+        work_dir=learner_dir(settings, model),
+        metrics_registry=metrics,
+        tracing=tracing,
+    )
+
+
+def job_launcher(settings: Settings, model: str) -> JobLauncher:
+    """Launcher of fine-tuning jobs. They are told the store's URL, with its password: a run folder holds no secrets."""
+    return SubprocessJobs(told=store_url(settings, model))
 
 
 def build_learner(
@@ -50,7 +81,7 @@ def build_learner(
     tracing: Tracing | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Learner:
-    """A learner ready to run.
+    """A learner on the given adapters, ready to run.
 
     Args:
         work_dir: made if it is not there; best on the registry's file system. Run folders of jobs and the status file
@@ -59,7 +90,7 @@ def build_learner(
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     metrics = LearnerMetrics(metrics_registry)
-    maker, rules, limits = head_maker(settings), gate_rules(settings), content_limits(settings)
+    maker, rules, limits = head_builder(settings), gate_rules(settings), content_limits(settings)
     versions = PolicyCache(registry, runtime, limits)
     policy = settings.canary.of(registry.model)
     trace = LearnerTrace() if tracing is None else LearnerTrace(tracing)
@@ -120,7 +151,7 @@ def build_learner(
     )
 
 
-def head_maker(settings: Settings) -> HeadBuilder:
+def head_builder(settings: Settings) -> HeadBuilder:
     policy = settings.policy
     return HeadBuilder(
         settings=HeadSettings(
@@ -168,18 +199,6 @@ def experiment_rules(settings: Settings, policy: CanaryPolicy) -> ExperimentRule
         slow_factor=policy.slow_factor,
         slow_margin=policy.slow_margin,
         promotes=policy.promote,
-    )
-
-
-def content_limits(settings: Settings) -> Limits:
-    """The server's own: what it served can be learned from."""
-    serving = settings.serving
-    return Limits(
-        max_image_bytes=serving.max_image_bytes,
-        max_image_pixels=serving.max_image_pixels,
-        max_audio_bytes=serving.max_audio_bytes,
-        max_audio_duration_s=serving.max_audio_duration_s,
-        max_text_bytes=serving.max_text_bytes,
     )
 
 

@@ -1,0 +1,52 @@
+"""The console: the web page to try the models and watch the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from starlette.applications import Starlette
+
+from plaudit.client import AsyncClient
+from plaudit.compose.paths import learner_dir
+from plaudit.compose.registry import model_catalog
+from plaudit.compose.store import experience_store
+from plaudit.console.app import application
+from plaudit.console.judged import Judged
+from plaudit.console.ports import Learning, Learnings, Samples, Sources
+from plaudit.core.job_run import read_json
+from plaudit.core.settings import Settings
+from plaudit.learner.status import STATUS
+
+
+def learner_views(settings: Settings) -> Learnings:
+    """What the learners let the console see. Nothing is made where none has run yet."""
+
+    def view(model: str) -> Learning:
+        status = learner_dir(settings, model) / STATUS
+        return Learning(
+            status=lambda: read_json(status) if status.exists() else None,
+            judged=Judged(lambda: experience_store(settings, model) if status.exists() else None),
+        )
+
+    return Learnings(view)
+
+
+def console_application(
+    settings: Settings, client: AsyncClient, learners: Learnings, samples: Mapping[str, Samples]
+) -> Starlette:
+    """The console's application.
+
+    Args:
+        samples: ready-made content by model name.
+
+    Raises:
+        ConfigError: a setting is wrong.
+    """
+    host = settings.console.host
+    return application(
+        client,
+        Sources(model_catalog(settings), learners, samples),
+        # Other names come from sites that had theirs resolved to us. Where all addresses are listened on, so are names.
+        hosts=["*"] if host in ("0.0.0.0", "::") else sorted({host, "127.0.0.1", "localhost", "::1", "[::1]"}),
+        max_body_bytes=2 * settings.serving.max_message_bytes,
+    )
