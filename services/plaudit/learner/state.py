@@ -14,26 +14,27 @@ from plaudit.core.ports.store import ExperienceStore, LeaderCommit
 from plaudit.learner import progress as progresses
 from plaudit.learner.evaluation import running_comparison as runnings
 from plaudit.learner.evaluation.running_comparison import RunningComparison, running_from_bytes
-from plaudit.learner.features.evidence import Learned
+from plaudit.learner.features.action_heads import HEAD_KINDS, FixedActions, Learned
 from plaudit.learner.progress import Progress, progress_from_bytes
-from plaudit_models.bandit.dynamic_actions import DynamicActionState, dynamic_action_state_from_bytes
 from plaudit_models.bandit.reward_model import RewardState, state_from_bytes
 from plaudit_models.evaluation.gate import GateRules
 from plaudit_models.evaluation.raters import Raters, raters_from_bytes
 
-REWARD_STATE: Final = "reward-state"
-DYNAMIC_ACTION_STATE: Final = "candidate-state"
+REWARD_STATE: Final = FixedActions.KEY
 RATERS: Final = "raters"
+
+
+def served_key(version: int) -> str:
+    """Key of the evidence that a version's head of fixed actions was built from."""
+    return f"served/{version}"
 
 
 class LearnerState:
     """Attributes:
-    reward: None before any version was live.
-    dynamic_actions: None while what serves cannot score dynamic actions.
+    learned: evidence by kind of decision; None before any version was live.
     """
 
-    reward: RewardState | None
-    dynamic_actions: DynamicActionState | None
+    learned: Learned | None
     raters: Raters
     progress: Progress
     running: RunningComparison
@@ -45,18 +46,17 @@ class LearnerState:
 
     def load(self) -> None:
         """Begin, or begin again, from what was saved."""
-        saved = self._store.recall(REWARD_STATE)
-        self.reward = None if saved is None else state_from_bytes(saved)
-        saved = self._store.recall(DYNAMIC_ACTION_STATE)
-        self.dynamic_actions = None if saved is None else dynamic_action_state_from_bytes(saved)
+        saved = [(kind, self._store.recall(kind.KEY)) for kind in HEAD_KINDS]
+        heads = tuple(kind.from_bytes(raw) for kind, raw in saved if raw is not None)
+        self.learned = Learned(heads) if heads else None
         self.raters = raters_from_bytes(self._store.recall(RATERS))
         self.progress = progress_from_bytes(self._store.recall(progresses.KEY))
         self.running = running_from_bytes(self._store.recall(runnings.KEY), self._rules)
 
-    @property
-    def learned(self) -> Learned | None:
-        """Both states together; None before any version was live."""
-        return None if self.reward is None else Learned(self.reward, self.dynamic_actions)
+    def served_evidence(self, version: int) -> RewardState | None:
+        """Evidence that a version's head of fixed actions was built from; None if it is not known."""
+        saved = self._store.recall(served_key(version))
+        return None if saved is None else state_from_bytes(saved)
 
     def save(
         self,
@@ -74,12 +74,10 @@ class LearnerState:
         """
         changes = changes or LeaderCommit()
         memory = dict(changes.memory)
-        if learned is not None and learned.reward is not self.reward:
-            memory[REWARD_STATE] = learned.reward.to_bytes()
-        if learned is not None and learned.dynamic_actions is not self.dynamic_actions:
-            memory[DYNAMIC_ACTION_STATE] = (
-                None if learned.dynamic_actions is None else learned.dynamic_actions.to_bytes()
-            )
+        if learned is not None and learned is not self.learned:
+            before = () if self.learned is None else self.learned.heads
+            memory |= {head.KEY: None for head in before if learned.head(type(head)) is None}
+            memory |= {head.KEY: head.to_bytes() for head in learned.heads if head not in before}
         if raters is not None and raters is not self.raters:
             memory[RATERS] = raters.to_bytes()
         if progress is not None and progress is not self.progress:
@@ -87,8 +85,7 @@ class LearnerState:
         if running is not None and running is not self.running:
             memory[runnings.KEY] = running.to_bytes()
         self._store.save(replace(changes, memory=memory))
-        if learned is not None:
-            self.reward, self.dynamic_actions = learned.reward, learned.dynamic_actions
+        self.learned = learned or self.learned
         self.raters = raters or self.raters
         self.progress = progress or self.progress
         self.running = running or self.running

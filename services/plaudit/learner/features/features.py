@@ -6,12 +6,12 @@ they are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 from plaudit.core.events import Features
-from plaudit.core.experience import Experience
+from plaudit.core.experience import Experience, Label
 from plaudit.core.ports.store import ExperienceStore, LeaderCommit
 from plaudit.learner.features.action_heads import Learned
 from plaudit.learner.features.context import Context, Floats32, LabelledContext
@@ -20,6 +20,11 @@ from plaudit.learner.features.policies import LoadedPolicy
 CHUNK: Final = 256
 
 Save = Callable[[LeaderCommit], None]
+
+
+def is_dynamic(experience: Experience) -> bool:
+    """Whether its action was picked from dynamic actions of the request."""
+    return bool(experience.decision.dynamic_actions)
 
 
 def features_on(
@@ -47,7 +52,7 @@ def made_features(
     version: LoadedPolicy, store: ExperienceStore, experiences: Sequence[Experience]
 ) -> dict[str, Features]:
     """Features made from stored content, by prediction id."""
-    usable = [e for e in experiences if version.scores_dynamic_actions or not e.decision.dynamic_actions]
+    usable = [e for e in experiences if version.scores_dynamic_actions or not is_dynamic(e)]
     ids = [e.decision.prediction_id for e in usable]
     if not ids:
         return {}
@@ -77,17 +82,19 @@ def contexts_on(
         if id_ in lists:
             ids, vectors = lists[id_]
             contexts[id_] = Context(features[id_], ids, vectors=vectors)
-        elif id_ in features and not decision.dynamic_actions:
+        elif id_ in features and not is_dynamic(experience):
             contexts[id_] = Context(features[id_], actions, decision.allowed_actions)
     return contexts
 
 
-def labelled_contexts(experiences: Sequence[Experience], contexts: Mapping[str, Context]) -> list[LabelledContext]:
-    """Those of the experiences that have a label and a context."""
+def labelled_contexts(
+    labels: Iterable[tuple[Experience, Label | None]], contexts: Mapping[str, Context]
+) -> list[LabelledContext]:
+    """Labels with the contexts of their experiences; what has no label or no context is left out."""
     return [
-        LabelledContext(contexts[e.decision.prediction_id], e.label)
-        for e in experiences
-        if e.label is not None and e.decision.prediction_id in contexts
+        LabelledContext(contexts[experience.decision.prediction_id], label)
+        for experience, label in labels
+        if label is not None and experience.decision.prediction_id in contexts
     ]
 
 
@@ -104,7 +111,7 @@ def relearned(
         last = chunk[-1].number
         usable = [e for e in chunk if e.label is not None and not e.excluded]
         contexts = contexts_on(version, store, usable, features_on(version, store, usable, save))
-        learned = learned.add(labelled_contexts(usable, contexts))
+        learned = learned.add(labelled_contexts([(e, e.label) for e in usable], contexts))
     return learned
 
 
@@ -114,7 +121,7 @@ def _action_lists(
     """Ids and vectors ``[k, d]`` of the dynamic actions of those that have features, by prediction id."""
     if not version.scores_dynamic_actions:
         return {}
-    dynamic = [e.decision.prediction_id for e in experiences if e.decision.dynamic_actions]
+    dynamic = [e.decision.prediction_id for e in experiences if is_dynamic(e)]
     ids = [id_ for id_ in dynamic if id_ in features]
     return {
         id_: ([action.id for action in actions], version.action_vectors([action.text for action in actions]))

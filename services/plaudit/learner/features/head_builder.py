@@ -68,6 +68,11 @@ class HeadBuilder:
             self.exclusivity,
         )
 
+    def spaces(self, manifest: Manifest) -> list[FeatureSpace | DynamicActionSpace]:
+        """Feature space of each kind of decision that the version can answer."""
+        dynamic = self.dynamic_space(manifest)
+        return [self.space(manifest)] if dynamic is None else [self.space(manifest), dynamic]
+
     def empty(self, manifest: Manifest) -> Learned:
         """No evidence, with a head for each kind of decision that the version can answer."""
         heads: list[ActionHead] = [FixedActions(empty_state(self.space(manifest)))]

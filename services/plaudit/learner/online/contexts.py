@@ -14,7 +14,7 @@ from plaudit.core.experience import Experience
 from plaudit.core.ports.store import ExperienceStore
 from plaudit.learner.features.action_heads import HEAD_KINDS, DynamicActions, FixedActions
 from plaudit.learner.features.context import Context
-from plaudit.learner.features.features import contexts_on, features_on, stored_features
+from plaudit.learner.features.features import contexts_on, features_on, is_dynamic, stored_features
 from plaudit.learner.features.policies import PolicyCache
 from plaudit.learner.state import LearnerState
 from plaudit_models.bundle import Manifest
@@ -58,8 +58,8 @@ class RecentContexts:
         latest = self._store.experiences(after=max(0, last - FixedActions.RECENT), up_to=last)
         policy = self._policies.version(live.version)
         features = features_on(policy, self._store, latest, self._store.save)
-        fixed = [e for e in latest if not e.decision.dynamic_actions]
-        dynamic = [e for e in latest if e.decision.dynamic_actions][-DynamicActions.RECENT :]
+        fixed = [e for e in latest if not is_dynamic(e)]
+        dynamic = [e for e in latest if is_dynamic(e)][-DynamicActions.RECENT :]
         return list(contexts_on(policy, self._store, [*fixed, *dynamic], features).values())
 
 
