@@ -271,7 +271,7 @@ def test_the_settings_file_in_this_folder_is_read(shell: Shell, tmp_path: Path) 
 def test_help_teaches_every_command_with_an_example(shell: Shell) -> None:
     from plaudit.cli.app import app
 
-    names = [command.name or command.callback.__name__ for command in app.registered_commands]
+    names = [command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands]
     without_example = [
         name for name in names if "Example: plaudit " + name not in _unwrapped(shell(name, "--help").out)
     ]

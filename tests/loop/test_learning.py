@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plaudit.core.errors import StoreUnavailable
-from plaudit.core.events import Correction, Decision, Event, Feedback, Preference, Retract, Thumb, Topic
+from plaudit.core.events import Correction, Decision, Event, Feedback, Preference, Retract, Signal, Thumb, Topic
 from plaudit.core.experience import FeedbackState
 from plaudit.core.rollout import Change, pin, unpin
 from plaudit.learner.ingest.join import SILENCE_WEIGHT
@@ -378,7 +378,9 @@ def test_any_order_and_number_of_deliveries_comes_to_the_same(
         for each in (world, other):
             each.first_version()
         decisions = [world.decide(seed) for seed in range(3)]
-        signals = st.sampled_from([Thumb(up=True), Thumb(up=False), Correction("bird"), Retract()])
+        signals: st.SearchStrategy[Signal] = st.sampled_from(
+            [Thumb(up=True), Thumb(up=False), Correction("bird"), Retract()]
+        )
         feedback = [
             world.say(decisions[i], signal, user_id=user)
             for i, user, signal in data.draw(

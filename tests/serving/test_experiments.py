@@ -35,16 +35,19 @@ def damage(registry: Any, number: int) -> None:
 
 async def promote(running: Running, version: int, **fields: Any) -> model_pb2.Rollout:
     request = model_pb2.PromoteRequest(version=version, **fields)
-    return (await running.models.Promote(request)).rollout
+    answer: model_pb2.PromoteResponse = await running.models.Promote(request)
+    return answer.rollout
 
 
 async def start(running: Running, version: int, share: float = 0.5, **fields: Any) -> model_pb2.Rollout:
     request = model_pb2.StartCanaryRequest(version=version, share=share, **fields)
-    return (await running.models.StartCanary(request)).rollout
+    answer: model_pb2.StartCanaryResponse = await running.models.StartCanary(request)
+    return answer.rollout
 
 
 async def stop(running: Running, **fields: Any) -> model_pb2.Rollout:
-    return (await running.models.StopCanary(model_pb2.StopCanaryRequest(**fields))).rollout
+    answer: model_pb2.StopCanaryResponse = await running.models.StopCanary(model_pb2.StopCanaryRequest(**fields))
+    return answer.rollout
 
 
 def users_of(running: Running, *, candidate: bool, n: int = 5) -> list[str]:

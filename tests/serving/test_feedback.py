@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,13 @@ DUPLICATE = feedback_pb2.FEEDBACK_STATUS_DUPLICATE
 
 
 def signed(ids: PredictionIds, **fields: Any) -> str:
-    defaults = {"time_s": time.time(), "model": "tiny", "version": 1, "action": "cat", "propensity": 0.5}
+    defaults: dict[str, Any] = {
+        "time_s": time.time(),
+        "model": "tiny",
+        "version": 1,
+        "action": "cat",
+        "propensity": 0.5,
+    }
     return ids.sign(SignedPrediction(**(defaults | fields)))
 
 
@@ -95,7 +101,7 @@ def forged(ids: PredictionIds) -> str:
 
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
-WRONG = {
+WRONG: dict[str, tuple[Callable[[PredictionIds], feedback_pb2.SendFeedbackRequest], grpc.StatusCode, str]] = {
     "forged": (lambda ids: a_thumb(forged(ids), "f1"), INVALID, "was not signed by this service"),
     "foreign": (
         lambda ids: a_thumb(signed(PredictionIds(b"x" * 32, 3600.0)), "f1"),
@@ -272,7 +278,9 @@ async def test_a_receipt_says_what_the_learner_made_of_it(
     await running.feedback.SendFeedback(a_thumb(signed(ids), "f1"))
 
     async def receipt() -> feedback_pb2.Receipt:
-        return await running.feedback.GetReceipt(feedback_pb2.GetReceiptRequest(feedback_id="f1"))
+        request = feedback_pb2.GetReceiptRequest(feedback_id="f1")
+        answer: feedback_pb2.Receipt = await running.feedback.GetReceipt(request)
+        return answer
 
     assert (await receipt()).state == feedback_pb2.RECEIPT_STATE_RECORDED
     for fate, state, reason in (

@@ -74,7 +74,7 @@ def channel(server: InferenceServer) -> Iterator[grpc.Channel]:
 
 
 @pytest.fixture(scope="module")
-def send(channel: grpc.Channel) -> Send:
+def send(channel: Any) -> Send:
     """Sends bytes and returns the status; streams get the message once, and are read to their first answer or end."""
 
     def send_one(method: MethodDescriptor, request: bytes) -> tuple[grpc.StatusCode, str]:
@@ -94,7 +94,7 @@ def send(channel: grpc.Channel) -> Send:
                 next(answers)
                 answers.cancel()
         except grpc.RpcError as error:
-            return error.code(), error.details()
+            return error.code(), error.details() or ""
         return grpc.StatusCode.OK, ""
 
     return send_one
@@ -172,6 +172,7 @@ def messages(draw: st.DrawFn, descriptor: Any, depth: int = 4) -> Message:
             getattr(message, field.name).extend(draw(st.lists(scalars(field), max_size=4)))
         else:
             setattr(message, field.name, draw(scalars(field)))
+    assert isinstance(message, Message)
     return message
 
 

@@ -67,7 +67,7 @@ def version(live: LiveModel) -> int:
     return live.serving().manifest.version
 
 
-def damage(registry, number: int, name: str = HEAD) -> None:
+def damage(registry: DirectoryRegistry, number: int, name: str = HEAD) -> None:
     path = registry.folder(number) / name
     path.chmod(0o644)
     data = bytearray(path.read_bytes())
@@ -75,7 +75,7 @@ def damage(registry, number: int, name: str = HEAD) -> None:
     path.write_bytes(bytes(data))
 
 
-def value(metrics, name: str) -> float:
+def value(metrics: ServingMetrics, name: str) -> float:
     return metrics.registry.get_sample_value(name, {"model": "tiny"}) or 0.0
 
 
@@ -86,12 +86,12 @@ def test_nothing_serves_before_the_first_look(live: LiveModel) -> None:
 
 def test_it_serves_what_the_rollout_says(live: LiveModel, registry: DirectoryRegistry, metrics: ServingMetrics) -> None:
     live.step()
-    assert (version(live), live.current.digest) == (1, registry.manifest(1).digest)
+    assert (version(live), live.serving().digest) == (1, registry.manifest(1).digest)
     assert value(metrics, "plaudit_serving_live_version") == 1
     assert value(metrics, "plaudit_serving_live_since_timestamp_seconds") > 0
     go_live(registry, 3)
     live.step()
-    assert (version(live), live.current.digest) == (3, registry.manifest(3).digest)
+    assert (version(live), live.serving().digest) == (3, registry.manifest(3).digest)
     assert value(metrics, "plaudit_serving_live_version") == 3
     assert value(metrics, "plaudit_serving_swaps_total") == 1
     assert value(metrics, "plaudit_serving_swap_seconds_count") == 1
@@ -99,7 +99,8 @@ def test_it_serves_what_the_rollout_says(live: LiveModel, registry: DirectoryReg
 
 def test_it_is_warm_before_it_serves(live: LiveModel) -> None:
     live.step()
-    assert live.current._trunk.warm == {1, 2}
+    model: Any = live.current
+    assert model._trunk.warm == {1, 2}
 
 
 def test_an_empty_registry_serves_nothing(
@@ -314,9 +315,8 @@ class Following(RuleBasedStateMachine):
     def start(self) -> None:
         self.world = World()
         self.clock = Clock()
-        self.live = LiveModel(
-            self.world, self.world, ServingMetrics(CollectorRegistry()), max_batch=1, clock=self.clock
-        )
+        registry: Any = self.world
+        self.live = LiveModel(registry, self.world, ServingMetrics(CollectorRegistry()), max_batch=1, clock=self.clock)
         self.decision = False
 
     @rule(number=NUMBERS)
@@ -359,8 +359,10 @@ class Following(RuleBasedStateMachine):
             assert after is before
             return
         if after is not before:
+            assert after is not None
             assert after.manifest.version not in unusable
         if wanted not in unusable | pausing:
+            assert after is not None
             assert after.manifest.version == wanted
 
     @invariant()
@@ -387,7 +389,7 @@ def test_a_candidate_serves_its_share_of_the_users_and_nobody_else(
     candidate = 2
     registry.set_rollout(start_canary(registry.rollout(), candidate, 0.5, CHANGE))
     live.step()
-    parts = Counter()
+    parts: Counter[Role] = Counter()
     for user in (f"user {i}" for i in range(200)):
         model, role = live.serving_for(user)
         assert (model.manifest.version == candidate) == (role is Role.CANDIDATE) == in_experiment(live.rollout, user)

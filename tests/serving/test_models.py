@@ -28,7 +28,8 @@ def damage(registry: Any, number: int) -> None:
 
 async def promote(running: Running, version: int, **fields: Any) -> model_pb2.Rollout:
     request = model_pb2.PromoteRequest(version=version, **fields)
-    return (await running.models.Promote(request)).rollout
+    answer: model_pb2.PromoteResponse = await running.models.Promote(request)
+    return answer.rollout
 
 
 async def test_versions_are_listed_with_all_that_is_known(serve: Serve, registry: DirectoryRegistry) -> None:

@@ -26,6 +26,7 @@ from plaudit.serving.grpc.open_inference.converters import (
 from plaudit.serving.use_cases.predict import Answered, RowsAnswer
 from plaudit_models.spec import ModelSpec, OutputSpec, TensorModality
 from support.builders import png, tiny_spec
+from support.serving_harness import array_of, text_of
 
 MAX_ROWS = 8
 
@@ -92,7 +93,7 @@ def test_raw_contents_of_every_datatype(datatype: str) -> None:
     rows = wide(datatype).rows(a_message(("x", datatype, [2, 1, 2], expected.tobytes())), max_rows=MAX_ROWS)
     assert len(rows) == 2
     for row, wanted in zip(rows, expected, strict=True):
-        array = row["x"].array
+        array = array_of(row["x"])
         assert (array.dtype, array.shape) == (expected.dtype, (1, 2))
         np.testing.assert_array_equal(array, wanted)
 
@@ -119,14 +120,15 @@ def test_typed_contents(datatype: str, field: str) -> None:
     tensor = message.inputs.add(name="x", datatype=datatype, shape=[2, 1, 2])
     getattr(tensor.contents, field).extend(expected.ravel().tolist())
     rows = wide(datatype).rows(message, max_rows=MAX_ROWS)
-    np.testing.assert_array_equal([row["x"].array for row in rows], expected)
-    assert rows[0]["x"].array.dtype == expected.dtype
+    np.testing.assert_array_equal([array_of(row["x"]) for row in rows], expected)
+    assert array_of(rows[0]["x"]).dtype == expected.dtype
 
 
 def test_raw_tensors_are_views_of_what_arrived() -> None:
     for n in (1, 3):
         rows = TINY.rows(a_message(sensor(np.ones((n, 4)))), max_rows=MAX_ROWS)
-        assert not any(row["sensor"].array.flags.owndata or row["sensor"].array.flags.writeable for row in rows)
+        flags = [array_of(row["sensor"]).flags for row in rows]
+        assert not any(each.owndata or each.writeable for each in flags)
 
 
 def test_bytes_are_what_their_modality_is() -> None:
@@ -147,13 +149,13 @@ def test_bytes_are_what_their_modality_is() -> None:
         assert second["question"] == TextContent("which animal")
     typed = pb.ModelInferRequest()
     typed.inputs.add(name="question", datatype="BYTES", shape=[2, 1]).contents.bytes_contents.extend(texts)
-    assert [row["question"].text for row in TINY.rows(typed, max_rows=MAX_ROWS)] == ["wie groß?", "which animal"]
+    assert [text_of(row["question"]) for row in TINY.rows(typed, max_rows=MAX_ROWS)] == ["wie groß?", "which animal"]
 
 
 def test_free_lengths_are_the_request_s() -> None:
     contract = tensors(x=TensorModality((-1, 2), dtype="float32", required=True))
     rows = contract.rows(a_message(("x", "FP32", [1, 3, 2], bytes(24))), max_rows=MAX_ROWS)
-    assert rows[0]["x"].array.shape == (3, 2)
+    assert array_of(rows[0]["x"]).shape == (3, 2)
     assert "should be [n, -1, 2]" in refusal(contract, a_message(("x", "FP32", [1, 0, 2], b"")))
 
 
@@ -340,7 +342,7 @@ def test_all_outputs_of_several_rows() -> None:
         "role": "live",
     }
     assert list(found) == ["probabilities", "embedding", "action", "propensity", "prediction_id"]
-    np.testing.assert_allclose(found["probabilities"], [[0, 1 / 3, 2 / 3, 1], [1, 1, 1, 1]], rtol=1e-6)
+    np.testing.assert_allclose(found["probabilities"], [[0.0, 1 / 3, 2 / 3, 1.0], [1.0, 1.0, 1.0, 1.0]], rtol=1e-6)
     np.testing.assert_array_equal(found["embedding"], [[0.0] * 8, [1.0] * 8])
     assert found["action"].tolist() == [[b"cat"], [b"dog"]]
     assert found["propensity"].tolist() == [[0.25], [1.25]]
@@ -381,7 +383,7 @@ def test_native_outputs_go_before_ours_of_the_same_name() -> None:
         *("scores", "embedding", "words", "boxes"),
         *("probabilities", "action", "propensity", "prediction_id"),
     ]
-    native = {
+    native: dict[str, Any] = {
         "scores": np.array([[1, 2], [3, 4]], np.float16),
         "embedding": np.array([7, 8]),
         "words": np.array([["a", "ö"], ["", "d"]], object),

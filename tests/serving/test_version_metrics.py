@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -15,7 +17,7 @@ from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.serving.telemetry.version_metrics import EARLIER, SHOWN_AFTER_S, SHOWN_AT_MOST, VersionMetrics
 from plaudit.v1 import feedback_pb2
 from support.builders import tiny_head_refresh
-from support.serving_harness import CHANGE, Serve, a_thumb, go_live, until
+from support.serving_harness import CHANGE, Running, Serve, a_thumb, go_live, until
 
 
 @dataclass
@@ -26,14 +28,15 @@ class Clock:
         return self.now_s
 
 
-class Loaded(SimpleNamespace):
+@dataclass(eq=False)
+class Loaded:
     """As much of a version as its metrics look at."""
 
-    __hash__ = object.__hash__
+    manifest: SimpleNamespace
 
 
-def version(number: int, model: str = "pets") -> Loaded:
-    return Loaded(manifest=SimpleNamespace(version=number, spec=SimpleNamespace(name=model)))
+def version(number: int, model: str = "pets") -> Any:
+    return Loaded(SimpleNamespace(version=number, spec=SimpleNamespace(name=model)))
 
 
 @pytest.fixture
@@ -141,7 +144,11 @@ def test_feedback_on_versions_that_are_gone_shares_one_series(
 STAGES = ["prediction_seconds", "decode_seconds", "queue_seconds", "batch_requests", "inference_seconds"]
 
 
-def refresh(registry, tmp_path, number, **fields):
+def serves(running: Running, version: int) -> bool:
+    return running.metric("plaudit_serving_live_version") == version
+
+
+def refresh(registry: DirectoryRegistry, tmp_path: Path, number: int, **fields: Any) -> int:
     folder = tmp_path / f"made-{number}"
     tiny_head_refresh(folder, registry.folder(1), prefer="dog", **fields)
     return registry.publish(folder).version
@@ -206,7 +213,7 @@ async def test_versions_come_and_go_and_so_do_their_series(
     for number in range(SHOWN_AT_MOST + 5):
         last = refresh(registry, tmp_path, number)
         go_live(registry, last)
-        await until(lambda last=last: running.metric("plaudit_serving_live_version") == last)
+        await until(partial(serves, running, last))
         await running.predict()
     await until(lambda: running.metric("plaudit_serving_predictions_total", version="2") == 0)
     versions = shown(running.metrics.registry, "tiny")
@@ -227,7 +234,7 @@ async def test_freshness_is_measured_when_a_version_first_serves(
     assert running.metric("plaudit_serving_freshness_seconds_sum", model="tiny") > 60.0  # that feedback is years old
     for again in (1, fresh):
         go_live(registry, again)
-        await until(lambda again=again: running.metric("plaudit_serving_live_version") == again)
+        await until(partial(serves, running, again))
     assert running.metric(count, model="tiny") == 1
 
 
