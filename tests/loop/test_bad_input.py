@@ -114,7 +114,7 @@ def test_a_store_that_goes_away_in_the_middle_of_a_step(
             own_postgres.start()
 
     with capture_logs() as said:
-        learner._reading._limit = 20
+        learner._ingest._limit = 20
         learner.run(Stop(learner, 20, mend))  # type: ignore[arg-type]
     assert len(failures) >= 2
     problems = [each["problem"] for each in said if each["log_level"] == "error"]

@@ -395,7 +395,7 @@ def test_any_order_and_number_of_deliveries_comes_to_the_same(
         first, second = world.learner(), other.learner()
         world.settle(first)
         other.settle(second)
-        second._reading._take_in(_again(other, shuffled), SPEC.actions)
+        second._ingest._take_in(_again(other, shuffled), SPEC.actions)
         other.settle(second)
         assert second.reward_state is not None
         assert_same_sums(first.reward_state, second.reward_state)

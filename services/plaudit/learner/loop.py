@@ -142,6 +142,7 @@ class Learner:
         self._metrics = metrics
         self._status = status
         self._clock = clock
+        self._serving: Serving | None = None
         self._load()
 
     def run(self, stop: threading.Event) -> None:
@@ -236,7 +237,7 @@ class Learner:
     def _load(self) -> None:
         """Begin, or begin again, from what was saved."""
         self._ingest.load()
-        self._serving: Serving | None = None
+        self._serving = None
         self._behind = False
         self._leading = False
         self._leads()
@@ -269,7 +270,7 @@ class Learner:
     def report(self) -> dict[str, Any]:
         """State of the loop for people, JSON-ready."""
         progress, intake_stats = self._state.progress, self._store.intake_stats()
-        rollout = Rollout() if self._serving is None else self._serving.rollout
+        rollout = Rollout(self._registry.model) if self._serving is None else self._serving.rollout
         return {
             "time_s": self._clock(),
             "live": rollout.live,

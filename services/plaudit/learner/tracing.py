@@ -1,21 +1,19 @@
-"""The learner's spans: feedback is joined, the head is refreshed or a job tunes the weights, a version comes of it.
+"""Spans of the learner: a batch is joined, the head refreshed, a fine-tuning job started and its version gated.
 
-A refresh links to the feedback that this process has read since the last one, the latest of it if it is much; what
-other learners have read is linked to from their own joins alone. A job takes long, perhaps longer than this learner:
-the span that starts it links to such feedback and to the refresh that made its parent, and is remembered with the job,
-so that the gate's span is below it and the version says where it comes from. Knows nothing about how any of this is
-done.
+A refresh links to the feedback that this process has read since the last one, to the latest where that is more than a
+span may link to; feedback that other learners read is linked from their own joins alone. A job may outlive this
+learner: its span links to such feedback and to the refresh that made its parent, and is saved with the job, so that the
+gate's span is its child and the version says where it comes from.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Final
 
 from plaudit.core.tracing import MOST_LINKS, TRACEPARENT, Attributes, NoTracing, Tracing
-from plaudit.learner.ingest.batch import Read
 from plaudit_models.bundle import Manifest
 
 NO_TRACING: Final[Tracing] = NoTracing()
@@ -31,17 +29,21 @@ class LearnerTrace:
         self._unlearned: deque[str] = deque(maxlen=MOST_LINKS)
         self._untuned: deque[str] = deque(maxlen=MOST_LINKS - 1)
 
-    def joined(self, batch: Read, began_ns: int) -> None:
-        """A batch was joined and saved; ``began_ns`` on the clock of ``time.time_ns``."""
-        said = [feedback.traceparent for feedback in batch.feedback.values() if feedback.traceparent]
-        decided = [decision.traceparent for decision in batch.decisions.values()]
-        self._unlearned.extend(said)
-        self._untuned.extend(said)
-        attributes = {"plaudit.feedback": len(batch.feedback), "plaudit.decisions": len(batch.decisions)}
-        self._tracing.record("join", began_ns, links=[*said, *decided], attributes=attributes)
+    def joined(self, feedback: Sequence[str], decisions: Sequence[str], began_ns: int) -> None:
+        """A batch was joined and saved.
+
+        Args:
+            feedback, decisions: traceparent of each; "" where it was not traced.
+            began_ns: on the clock of ``time.time_ns``.
+        """
+        traced = [traceparent for traceparent in feedback if traceparent]
+        self._unlearned.extend(traced)
+        self._untuned.extend(traced)
+        attributes = {"plaudit.feedback": len(feedback), "plaudit.decisions": len(decisions)}
+        self._tracing.record("join", began_ns, links=[*traced, *decisions], attributes=attributes)
 
     def refreshing(self, live: int) -> AbstractContextManager[object]:
-        """Around a head refresh that starts from the version ``live``."""
+        """Span of a head refresh that starts from the version ``live``."""
         return self._tracing.span("refresh", links=list(self._unlearned), attributes={"plaudit.parent": live})
 
     def published(self, version: int) -> None:
@@ -51,7 +53,7 @@ class LearnerTrace:
 
     @contextmanager
     def tuning(self, live: Manifest, run: str) -> Iterator[str]:
-        """Around the start of a job from ``live``; gives the traceparent to remember it by, "" if it is not traced."""
+        """Span of the start of a job from ``live``; yields its traceparent, "" if it is not traced."""
         links = [str(live.data.get(TRACEPARENT, "")), *self._untuned]
         attributes: Attributes = {"plaudit.parent": live.version, "plaudit.run": run}
         with self._tracing.span("start fine-tuning", links=links, attributes=attributes):
@@ -59,7 +61,7 @@ class LearnerTrace:
         self._untuned.clear()
 
     def judged(self, started: str, run: str, verdict: str) -> AbstractContextManager[object]:
-        """Around what follows from a verdict on a job's candidate; ``started`` is what :meth:`tuning` gave."""
+        """Span of what follows from a verdict on a job's candidate; ``started`` is what :meth:`tuning` yielded."""
         return self._tracing.span("gate", parent=started, attributes={"plaudit.run": run, "plaudit.verdict": verdict})
 
     def tuned(self, version: int) -> None:
@@ -67,6 +69,6 @@ class LearnerTrace:
         self._tracing.note({"plaudit.version": version})
 
     def data(self) -> dict[str, str]:
-        """What a manifest says about the span that its version is made in."""
+        """Traceparent of the present span, for the manifest of the version that is made in it."""
         present = self._tracing.present()
         return {TRACEPARENT: present} if present else {}

@@ -56,7 +56,10 @@ class LoadedPolicy:
         fixed = [i for i, context in enumerate(contexts) if not context.dynamic]
         if fixed:
             own = [contexts[i] for i in fixed]
-            probs = self.probabilities([context.features for context in own], allowed_mask(own))
+            probs = self.probabilities(
+                [context.features for context in own],
+                allowed_mask(self.manifest.spec.actions, [each.allowed for each in own]),
+            )
             for i, row in zip(fixed, probs, strict=True):
                 answers[i] = row
         for i, context in enumerate(contexts):

@@ -107,7 +107,11 @@ class Reading:
         self._positions |= positions
         assert self._reader is not None
         self._reader.commit(positions)
-        self._trace.joined(batch, began_ns)
+        self._trace.joined(
+            [feedback.traceparent for feedback in batch.feedback.values()],
+            [decision.traceparent for decision in batch.decisions.values()],
+            began_ns,
+        )
         if batch.feedback:
             oldest_s = min(feedback.time_s for feedback in batch.feedback.values())
             self._metrics.join_seconds.observe(max(0.0, self._clock() - oldest_s))

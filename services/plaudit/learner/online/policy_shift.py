@@ -3,9 +3,9 @@
 KL(π ‖ π'), the mean over the latest contexts, of the live version from
     reference   the policy it is anchored to: its own trunk's base policy
     previous    the version that served before it, each on its own trunk
-all as they are served, floor included and with every action allowed, so that it is finite. RecentContexts that were answered
-with one of their own dynamic_actions are left out: what was listed once is no action of the policy. Refreshes are
-bounded before they serve (plaudit_models.bandit.improvement); this is what they, and everything else, came to.
+all as they are served, floor included and with every action allowed, so that it is finite. RecentContexts that were
+answered with one of their own dynamic_actions are left out: what was listed once is no action of the policy. Refreshes
+are bounded before they serve (plaudit_models.bandit.improvement); this is what they, and everything else, came to.
 """
 
 from __future__ import annotations

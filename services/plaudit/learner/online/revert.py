@@ -78,7 +78,9 @@ class RefreshGuard:
             self._confirm(live, gated, f"refreshes since version {gated} did better: {reasons}")
 
     def _revert(self, live: Manifest, gated: int, reason: str) -> None:
-        """Revert what serves, then exclude what was learned since the gated version, or the next refresh harms again."""
+        """Revert what serves, then exclude what was learned since the gated version, or the next refresh harms
+        again.
+        """
         change = RolloutChange(LEARNER, self._clock(), reason)
         moved = update_rollout(self._registry, lambda r: revert(r, change) if r.gated == gated != r.live else None)
         learned, progress = self._state.learned, self._state.progress

@@ -198,7 +198,7 @@ class OnlineUpdater:
             progress=_counting(progress, changes),
         )
 
-    def judge_silence(self) -> None:
+    def label_silence(self) -> None:
         """Label decisions without feedback, where silence has a reward."""
         reward = self._schedule.silence_reward
         if reward is None:
