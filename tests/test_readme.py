@@ -13,6 +13,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -68,6 +69,7 @@ def _metrics() -> set[str]:
     for name in ("plaudit.serving.telemetry.metrics", "plaudit.learner.metrics"):
         module = importlib.import_module(name)
         registry = CollectorRegistry()
+        declared: Any
         for _, declared in inspect.getmembers(module, inspect.isclass):
             if declared.__module__ == module.__name__:
                 declared(registry)

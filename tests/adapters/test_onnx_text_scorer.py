@@ -190,7 +190,7 @@ def test_a_version_from_before_0_1_0(runtime: OnnxRuntime, folder: Path, tmp_pat
     embedding, vectors = np.full(8, 0.5, np.float32), former.action_vectors(TEXTS)
     np.testing.assert_array_equal(vectors, present.action_vectors(TEXTS))
     scores = [model.dynamic_scores(embedding, vectors, vectors @ embedding) for model in (former, present)]
-    np.testing.assert_array_equal(*scores)
+    np.testing.assert_array_equal(scores[0], scores[1])
     refreshed = tiny_head_refresh(tmp_path / "v2", folder, prefer=None)
     assert {TEXT_SCORER, TEXT_SCORER_GOLDEN} < set(refreshed.files)
     assert refreshed.sha256(TEXT_SCORER) == former.manifest.sha256(TEXT_SCORER)

@@ -426,7 +426,7 @@ def test_sqlite_full_disk_records_nothing_and_recovers(tmp_path: Path) -> None:
     )
     output, _ = child.communicate()
     assert child.returncode == 0
-    assert "not known to be recorded; send it again" in output
+    assert "may not be recorded; send it again" in output
     assert "events.sqlite" in output
     log = adapter.open()
     assert ids(read_all(log)) == ["before", "after"]

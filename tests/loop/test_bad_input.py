@@ -118,7 +118,9 @@ def test_a_store_that_goes_away_in_the_middle_of_a_step(
         learner.run(Stop(learner, 20, mend))  # type: ignore[arg-type]
     assert len(failures) >= 2
     problems = [each["problem"] for each in said if each["log_level"] == "error"]
-    assert all("the experience store is away, nothing was saved: postgresql+psycopg://" in each for each in problems)
+    assert all(
+        "the experience store is unavailable, nothing was saved: postgresql+psycopg://" in each for each in problems
+    )
     check(world, learner)
     learner.close()
     world.close()

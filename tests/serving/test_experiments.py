@@ -89,7 +89,7 @@ async def test_what_cannot_go_on_experiment(serve: Serve, registry: DirectoryReg
         ({"version": 3, "share": 1.5, "shadow": True}, grpc.StatusCode.INVALID_ARGUMENT, "share: 1.5 is not in (0, 1]"),
         ({"version": 1}, grpc.StatusCode.FAILED_PRECONDITION, "version: 1 is live"),
         ({"version": 2}, grpc.StatusCode.FAILED_PRECONDITION, "version 2 failed its proof: head.onnx"),
-        ({"version": 4}, grpc.StatusCode.FAILED_PRECONDITION, "version: 4 is not what version 1 is to its clients"),
+        ({"version": 4}, grpc.StatusCode.FAILED_PRECONDITION, "version: 4 is incompatible with clients of version 1"),
         ({"version": 3, "expected_generation": 7}, grpc.StatusCode.ABORTED, "generation 1, not 7"),
         ({"version": 3, "model": "x"}, grpc.StatusCode.NOT_FOUND, "model: 'x'"),
     ):
@@ -160,7 +160,7 @@ async def test_a_registry_that_vanishes_under_the_server(
     ):
         code, details = await refusal(call)
         assert code is grpc.StatusCode.UNAVAILABLE, details
-        assert "the registry is away" in details
+        assert "the registry is unavailable" in details
         assert "put it back" in details
     assert (await running.predict()).version == 3
     (tmp_path / "elsewhere").rename(tmp_path / "registry")

@@ -108,12 +108,12 @@ WRONG: dict[str, tuple[Callable[[PredictionIds], feedback_pb2.SendFeedbackReques
         INVALID,
         "was not signed by this service",
     ),
-    "nonsense": (lambda ids: a_thumb("ünsinn", "f1"), INVALID, "prediction_id: 'ünsinn' is not one of ours"),
+    "nonsense": (lambda ids: a_thumb("ünsinn", "f1"), INVALID, "prediction_id: 'ünsinn' is not a prediction id"),
     "no prediction": (lambda ids: a_thumb("", "f1"), INVALID, "prediction_id: is empty"),
     "expired": (
         lambda ids: a_thumb(signed(ids, time_s=time.time() - 3700), "f1"),
         grpc.StatusCode.FAILED_PRECONDITION,
-        "s old; feedback is taken for 3600 s",
+        "s old; feedback is accepted for 3600 s",
     ),
     "another model": (lambda ids: a_thumb(signed(ids, model="other"), "f1"), INVALID, "is of the model 'other'"),
     "no id": (lambda ids: a_thumb(signed(ids), ""), INVALID, "feedback_id: is empty"),
@@ -215,7 +215,7 @@ async def test_a_log_that_is_away_is_no_lie(serve: Serve, log: SqliteLog, ids: P
     running = await serve(log=AwayLog(log), drain_s=0.01)
     code, details = await refusal(running.feedback.SendFeedback(a_thumb(signed(ids), "f1")))
     assert code is grpc.StatusCode.UNAVAILABLE
-    assert "not known to be recorded; send it again" in details
+    assert "may not be recorded; send it again" in details
     assert (await running.predict()).action  # predictions go on
     (answer,) = [answer async for answer in running.feedback.StreamFeedback(iter([a_thumb(signed(ids), "f1")]))]
     assert answer.error.code == grpc.StatusCode.UNAVAILABLE.value[0]

@@ -151,7 +151,7 @@ async def test_perf_analyzer(serve: Serve, options: list[str]) -> None:
     """Its own numbers, and those it asked the server for. What it makes up are zeros: random bits hold NaN."""
     analyzer = programs.perf_analyzer()
     running = await serve()
-    measured = ["--concurrency-range", "2", "--measurement-interval", "200", "--max-experiments", "3"]
+    measured = ["--concurrency-range", "2", "--measurement-interval", "200", "--max-trials", "3"]
     told = await output_of(
         *(analyzer.path, "-m", "tiny", "-i", "grpc", "-u", address(running), "--input-data", "zero"),
         *(*measured, "--stability-percentage", "999", *options),

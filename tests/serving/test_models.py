@@ -119,7 +119,7 @@ async def test_a_change_decided_on_another_generation(serve: Serve) -> None:
     running = await serve()
     code, details = await refusal(promote(running, 3, expected_generation=7))
     assert code is grpc.StatusCode.ABORTED
-    assert details == "expected_generation: the rollout is at generation 1, not 7; look again"
+    assert details == "expected_generation: the rollout is at generation 1, not 7; read it and try again"
     assert (await promote(running, 3, expected_generation=1)).generation == 2
 
 

@@ -262,7 +262,7 @@ def test_parameters_say_who_asks_and_what_may_be_picked() -> None:
     [
         ({"user_id": 7}, "parameters['user_id']: int64_param: 7 is not a string"),
         ({"user_group": 7}, "parameters['user_group']: int64_param: 7 is not a string"),
-        ({"user_group": "all of them"}, "parameters['user_group']: 'all of them' is no group"),
+        ({"user_group": "all of them"}, "parameters['user_group']: 'all of them' is not a group label"),
         ({"greedy": "yes"}, "parameters['greedy']: string_param: \"yes\" is not a bool"),
         ({"allowed_actions": True}, "parameters['allowed_actions']: bool_param: true is not a string"),
         ({"allowed_actions": '["cat"'}, "is not a JSON list"),

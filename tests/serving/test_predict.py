@@ -230,10 +230,14 @@ async def test_wrong_content_is_named(serve: Serve, log: SqliteLog) -> None:
             "allowed_actions[2]: 'cat' is there twice",
         ),
         ({"top_k": -1}, grpc.StatusCode.INVALID_ARGUMENT, "top_k: -1 is negative"),
-        ({"user_group": "a b"}, grpc.StatusCode.INVALID_ARGUMENT, "user_group: 'a b' is no group; send a letter"),
-        ({"user_group": "-x"}, grpc.StatusCode.INVALID_ARGUMENT, "user_group: '-x' is no group"),
+        (
+            {"user_group": "a b"},
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "user_group: 'a b' is not a group label; send a letter",
+        ),
+        ({"user_group": "-x"}, grpc.StatusCode.INVALID_ARGUMENT, "user_group: '-x' is not a group label"),
         ({"user_group": "x" * 33}, grpc.StatusCode.INVALID_ARGUMENT, "up to 31 letters, digits, dots, dashes"),
-        ({"user_group": "größe"}, grpc.StatusCode.INVALID_ARGUMENT, "user_group: 'größe' is no group"),
+        ({"user_group": "größe"}, grpc.StatusCode.INVALID_ARGUMENT, "user_group: 'größe' is not a group label"),
     ],
 )
 async def test_wrong_fields_are_named(

@@ -88,7 +88,7 @@ class Recorder(
         for request in request_iterator:
             self._take(request, context)
             if request.prediction_id == "forged":
-                error = feedback_pb2.FeedbackError(code=3, message="prediction_id: 'forged' is not one of ours")
+                error = feedback_pb2.FeedbackError(code=3, message="prediction_id: 'forged' is not a prediction id")
                 yield feedback_pb2.SendFeedbackResponse(feedback_id=request.feedback_id, error=error)
             else:
                 yield feedback_pb2.SendFeedbackResponse(
