@@ -127,11 +127,10 @@ EXPERIMENT = textwrap.dedent("""
 from typing import Any
     from support.loop_world import World
     from plaudit.adapters.store.sql import SqlStore
-    from plaudit.core.experiments import PRESENT
 
     save = SqlStore.save
     def deadly(store, changes):
-        of_experiment = changes.memory.get(PRESENT) is not None
+        of_experiment = changes.state.get("experiment") is not None
         if of_experiment and sys.argv[2] == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         save(store, changes)

@@ -404,7 +404,7 @@ def test_a_learner_that_dies_between_publishing_and_noting_it_publishes_once(mak
     save = world.store.save
 
     def dies_at_the_end(changes: Any) -> None:
-        memory = changes.memory.get("finetune")
+        memory = changes.state.get("tuning")
         if memory is not None and b'"promote"' in memory:
             raise StoreUnavailable("killed here")
         save(changes)

@@ -217,7 +217,7 @@ def test_the_version_that_learned_from_a_piece_of_feedback_can_be_told(make_worl
     learner = world.learner()
 
     def learned(feedback: Feedback) -> int:
-        fate = world.store.fate(feedback.feedback_id)
+        fate = world.store.feedback_status(feedback.feedback_id)
         assert fate is not None
         versions = world.registry.versions()
         return next(v for v in versions if world.registry.manifest(v).data.get("batches", 0) >= fate.batch)
@@ -348,8 +348,9 @@ def test_old_versions_are_pruned_with_what_was_remembered_of_them(make_world: Ma
     kept = set(world.registry.versions())
     assert {rollout.live, rollout.previous, rollout.gated} <= kept
     assert len(kept) <= 4
-    assert world.store.recall(f"served/{rollout.live}") is not None
-    assert world.store.recall("served/2") is None
+    assert rollout.live is not None
+    assert learner._state.served_head(rollout.live) is not None
+    assert learner._state.served_head(2) is None
 
 
 def test_the_status_file_says_how_things_stand(make_world: MakeWorld) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import pytest
 
 from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.core.errors import LogUnavailable
 from plaudit.core.events import Event
-from plaudit.core.ports.log import Appended, EventLog
+from plaudit.core.ports.log import Appended
 from plaudit.serving.engine.decision_log import DecisionLog
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from support.builders import a_decision
@@ -50,7 +49,7 @@ class BrokenLog(MovableLog):
 
 
 def decision_log(log: MovableLog, metrics: ServingMetrics, *, queue_limit: int) -> DecisionLog:
-    return DecisionLog(cast("EventLog", log), metrics, queue_limit=queue_limit)
+    return DecisionLog(log.append, metrics, queue_limit=queue_limit)
 
 
 @pytest.fixture
@@ -62,7 +61,7 @@ def counted(metrics: ServingMetrics) -> Counted:
 
 
 def test_everything_is_logged_in_order_at_close(log: SqliteLog, metrics: ServingMetrics, counted: Counted) -> None:
-    recorder = DecisionLog(log, metrics, queue_limit=1000)
+    recorder = DecisionLog(log.append, metrics, queue_limit=1000)
     recorder.start()
     made = [a_decision() for _ in range(600)]
     for decision in made:

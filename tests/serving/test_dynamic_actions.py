@@ -23,7 +23,7 @@ from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.rollout import start_canary
 from plaudit.core.wire import contents_to_wire
-from plaudit.serving.engine.dynamic_actions import ActionVectors
+from plaudit.serving.engine.dynamic_actions import TextVectors
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.v1 import feedback_pb2, prediction_pb2
 from plaudit_models.bundle import TEXT_SCORER
@@ -245,7 +245,7 @@ def test_as_many_vectors_are_kept_as_may_be(
     runtime: ModelRuntime, registry: DirectoryRegistry, metrics: ServingMetrics
 ) -> None:
     model = runtime.load(registry.folder(1))
-    vectors = ActionVectors(metrics, kept_texts=2)
+    vectors = TextVectors(metrics, cached_texts=2)
     a, b, c = (DynamicAction(text, text) for text in "abc")
 
     def computed(*dynamic_actions: DynamicAction) -> float:

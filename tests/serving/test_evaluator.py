@@ -14,15 +14,17 @@ import pytest
 
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.core.ports.runtime import ModelRuntime, ServableModel
+from plaudit.serving.engine.action_sets import FixedActions, all_allowed
 from plaudit.serving.engine.decoding import decode_content
+from plaudit.serving.engine.dynamic_actions import DynamicActions
 from plaudit.serving.engine.evaluator import Evaluation, EvaluationRequest, Evaluator
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.serving.telemetry.statistics import Statistics
 from plaudit_models.bandit.policy import probabilities
 from plaudit_models.preprocess import Limits
-from support.builders import tiny_content, tiny_head_refresh
+from support.builders import tiny_bundle, tiny_content, tiny_head_refresh, tiny_spec
 
-ALL = np.ones(4, np.bool_)
+ALL = all_allowed(4)
 
 
 @dataclass(eq=False)
@@ -64,7 +66,8 @@ def question(
     only: Collection[str] | None = None,
 ) -> EvaluationRequest:
     content = {name: part for name, part in tiny_content(seed).items() if only is None or name in only}
-    return EvaluationRequest(model, decode_content(content, model, Limits()), allowed, greedy)
+    actions = FixedActions(model.manifest.spec.actions, allowed)
+    return EvaluationRequest(model, decode_content(content, model, Limits()), actions, greedy)
 
 
 def test_each_answer_is_that_of_its_question_alone(model: ServableModel, metrics: ServingMetrics) -> None:
@@ -81,9 +84,9 @@ def test_each_answer_is_that_of_its_question_alone(model: ServableModel, metrics
         (alone,) = evaluations(evaluator(metrics, 1), [asked])
         np.testing.assert_allclose(answer.probabilities, alone.probabilities, rtol=1e-5)
         np.testing.assert_allclose(answer.embedding, alone.embedding, rtol=1e-5, atol=1e-6)
-        expected = probabilities(answer.base_logits[None], asked.allowed[None], 0.02)[0]  # the initial head
+        expected = probabilities(answer.base_logits[None], asked.actions.allowed[None], 0.02)[0]  # the initial head
         np.testing.assert_allclose(answer.probabilities, expected, rtol=1e-6)
-        assert asked.allowed[answer.action]
+        assert asked.actions.allowed[answer.action]
     assert all(a.propensity == a.probabilities[a.action] for a in together[:3])
     assert together[3].action == int(together[3].probabilities.argmax())
     assert together[3].propensity == 1.0
@@ -142,8 +145,44 @@ def test_a_row_that_is_not_finite_fails_alone(model: ServableModel, metrics: Ser
     np.testing.assert_allclose([first.probabilities.sum(), third.probabilities.sum()], 1.0)
 
 
+def test_requests_of_different_action_sets_share_a_batch(
+    runtime: ModelRuntime, metrics: ServingMetrics, tmp_path: Path
+) -> None:
+    """Each is scored by its own set, as it is alone; a set whose scores are not finite fails its request alone."""
+    tiny_bundle(tmp_path / "scorer", spec=tiny_spec(scores_text=True))
+    model = runtime.load(tmp_path / "scorer")
+    vectors = model.action_vectors(["which animal", "it is small", "zebra"])
+    broken_vectors = vectors * np.float32(np.nan)
+    fixed = question(model, 0)
+    dynamic, other, sick = (
+        EvaluationRequest(model, fixed.inputs, DynamicActions(ids, some))
+        for ids, some in (("abc", vectors), ("ab", vectors[:2]), ("abc", broken_vectors))
+    )
+    requests = [dynamic, fixed, sick, other, question(model, 1)]
+    together = evaluator(metrics, 1).run(requests)
+    assert isinstance(together.pop(2), FloatingPointError)
+    requests.pop(2)
+    for request, answer in zip(requests, together, strict=True):
+        (alone,) = evaluator(metrics, 1).run([request])
+        assert isinstance(answer, Evaluation)
+        assert isinstance(alone, Evaluation)
+        assert len(answer.probabilities) == len(request.actions.ids)
+        np.testing.assert_allclose(answer.probabilities, alone.probabilities, rtol=1e-5)
+        np.testing.assert_allclose(answer.base_logits, alone.base_logits, rtol=1e-4, atol=1e-6)
+    first = together[0]
+    assert isinstance(first, Evaluation)
+    expected = probabilities((vectors @ first.embedding)[None], np.ones((1, 3), np.bool_), model.manifest.floor)[0]
+    np.testing.assert_allclose(first.probabilities, expected, rtol=1e-5)
+    assert (
+        metrics.registry.get_sample_value(
+            "plaudit_serving_prediction_failures_total", {"model": "tiny", "version": str(model.manifest.version)}
+        )
+        == 1
+    )
+
+
 def test_a_floor_of_all_the_mass_is_uniform(model: ServableModel, metrics: ServingMetrics) -> None:
     uniform = altered(model, manifest=replace(model.manifest, floor=1.0))
     asked = question(model)
-    (answer,) = evaluations(evaluator(metrics), [EvaluationRequest(uniform, asked.inputs, ALL)])
+    (answer,) = evaluations(evaluator(metrics), [EvaluationRequest(uniform, asked.inputs, asked.actions)])
     np.testing.assert_allclose(answer.probabilities, 0.25)

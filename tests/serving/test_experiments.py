@@ -16,6 +16,7 @@ from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.core.errors import StoreUnavailable
 from plaudit.core.events import ExperimentReport, Role, Topic
 from plaudit.core.ports.runtime import ModelRuntime
+from plaudit.core.ports.store import ExperimentSummary
 from plaudit.core.rollout import in_experiment, start_canary
 from plaudit.serving.models.experiment_reporter import divergence
 from plaudit.v1 import model_pb2
@@ -181,18 +182,19 @@ class Records:
     def __init__(self, known: Mapping[int, Mapping[str, Any]] | None) -> None:
         self.known = known
 
-    def experiment(self, model: str, version: int) -> Mapping[str, Any] | None:
+    def experiment_summary(self, version: int) -> ExperimentSummary | None:
         if self.known is None:
             raise StoreUnavailable("gone")
-        return self.known.get(version)
+        details = self.known.get(version)
+        return None if details is None else ExperimentSummary(1, version, details)
 
 
 async def test_a_version_is_shown_with_its_experiment_as_far_as_it_is_known(serve: Serve) -> None:
-    running = await serve(experiments=Records({2: {"verdict": "reject"}}))
+    running = await serve(statuses=lambda model: Records({2: {"verdict": "reject"}}))
     for version, known in ((2, {"verdict": "reject"}), (3, None)):
         found = await running.models.GetVersion(model_pb2.GetVersionRequest(version=version))
         assert (json.loads(found.experiment_json) if found.experiment_json else None) == known
-    away = await serve(experiments=Records(None))
+    away = await serve(statuses=lambda model: Records(None))
     found = await away.models.GetVersion(model_pb2.GetVersionRequest(version=2))
     assert (found.version.version, found.experiment_json) == (2, "")
 

@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry
 from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.adapters.registry.directory import DirectoryCatalog, DirectoryRegistry
 from plaudit.adapters.runtime.onnx import OnnxRuntime
+from plaudit.compose.serving import server_config
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.settings import ServingSettings
 from plaudit.core.wire import contents_to_wire
@@ -29,6 +30,7 @@ from plaudit.inference import open_inference_pb2 as oip
 from plaudit.serving.server import InferenceServer
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.v1 import feedback_pb2, model_pb2, prediction_pb2
+from plaudit_models.preprocess import Limits
 from support.builders import tiny_bundle, tiny_content, tiny_spec
 from support.serving_harness import KEY, go_live
 
@@ -58,7 +60,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceServer
         log,
         OnnxRuntime("cpu"),
         PredictionIds(KEY, 3600.0),
-        ServingSettings(port=0, metrics_port=0, watch_interval_s=0.01),
+        server_config(ServingSettings(port=0, metrics_port=0, watch_interval_s=0.01)),
+        Limits(),
         ServingMetrics(CollectorRegistry()),
     )
     server.start()

@@ -14,16 +14,18 @@ from hypothesis import strategies as st
 from plaudit.core.errors import InvalidInput
 from plaudit.core.events import EncodedContent, Role, TensorContent, TextContent
 from plaudit.inference import open_inference_pb2 as pb
+from plaudit.serving.engine.action_sets import fixed_actions
+from plaudit.serving.engine.evaluator import Evaluation
 from plaudit.serving.grpc.open_inference.converters import (
     DTYPES,
     Contract,
-    rows_request,
+    prediction_request,
     streamed,
     streamed_error,
     user_of,
     version_of,
 )
-from plaudit.serving.use_cases.predict import Answered, RowsAnswer
+from plaudit.serving.use_cases.predict import Outcome, Prediction
 from plaudit_models.spec import ModelSpec, OutputSpec, TensorModality
 from support.builders import png, tiny_spec
 from support.serving_harness import array_of, text_of
@@ -244,13 +246,13 @@ def request(**parameters: Any) -> Any:
     for name, value in parameters.items():
         kind = {str: "string_param", bool: "bool_param", int: "int64_param"}[type(value)]
         setattr(message.parameters[name], kind, value)
-    return rows_request(message, TINY.rows(message, max_rows=MAX_ROWS), TINY.choice(message.outputs), 7)
+    return prediction_request(message, TINY.rows(message, max_rows=MAX_ROWS), TINY.choice(message.outputs))
 
 
 def test_parameters_say_who_asks_and_what_may_be_picked() -> None:
     plain = request()
     assert (plain.user_id, plain.allowed_actions, plain.greedy) == ("", (), False)
-    assert (plain.model, plain.version, plain.request_id, plain.outputs) == ("tiny", 7, "r1", ())
+    assert (plain.model, plain.request_id, plain.outputs) == ("tiny", "r1", ())
     asked = request(user_id="ada", allowed_actions="cat, dog", greedy=True, sequence_id=0)
     assert (asked.user_id, asked.allowed_actions, asked.greedy) == ("ada", ("cat", "dog"), True)
     assert (plain.user_group, request(user_group="premium").user_group) == ("", "premium")
@@ -297,19 +299,24 @@ def chosen(contract: Contract, *names: str) -> Any:
     return contract.choice([pb.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in names])
 
 
-def an_answer(contract_model: Any, rows: int = 2, native: Any = None, role: Role = Role.LIVE) -> RowsAnswer:
+def an_answer(contract_model: Any, rows: int = 2, native: Any = None, role: Role = Role.LIVE) -> Prediction:
     spec = contract_model.manifest.spec
-    return RowsAnswer(
+    return Prediction(
         contract_model,
         role,
+        fixed_actions(spec, ()),
         [
-            Answered(
-                prediction_id=f"prediction-{row}",
+            Outcome(
                 action=spec.actions[row % len(spec.actions)],
-                propensity=0.25 + row,
-                probabilities=np.linspace(row, 1.0, len(spec.actions)),
-                embedding=np.full(spec.embedding_size, row, np.float32),
-                native={name: values[row] for name, values in (native or {}).items()},
+                evaluation=Evaluation(
+                    embedding=np.full(spec.embedding_size, row, np.float32),
+                    base_logits=np.zeros(len(spec.actions), np.float32),
+                    probabilities=np.linspace(row, 1.0, len(spec.actions)),
+                    action=row % len(spec.actions),
+                    propensity=0.25 + row,
+                    native={name: values[row] for name, values in (native or {}).items()},
+                ),
+                prediction_id=f"prediction-{row}",
             )
             for row in range(rows)
         ],

@@ -211,7 +211,7 @@ async def test_draining_finishes_what_is_under_way_and_refuses_what_comes(
     under_way = asyncio.create_task(running.predict(request_id="under way"))
     assert await asyncio.to_thread(stuck.entered.wait, 30)
     stopping = asyncio.create_task(asyncio.to_thread(running.server.stop))
-    await asyncio.to_thread(running.server._ending.wait, 30)
+    await asyncio.to_thread(running.server._shutdown.wait, 30)
     stuck.go_on.set()
     assert (await under_way).request_id == "under way"
     await stopping
@@ -251,15 +251,17 @@ from plaudit.adapters.runtime.onnx import OnnxRuntime
 from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.settings import ServingSettings
+from plaudit.compose.serving import server_config
 from plaudit.serving.telemetry.metrics import ServingMetrics
+from plaudit_models.preprocess import Limits
 from plaudit.serving.server import InferenceServer
 
 def main():
     folder = Path(sys.argv[1])
     server = InferenceServer(
         DirectoryCatalog(folder / "registry"), SqliteLog(folder / "log.sqlite", "NORMAL"),
-        OnnxRuntime("cpu"), PredictionIds(b"k" * 32, 3600.0), ServingSettings(port=0, metrics_port=0),
-        ServingMetrics(CollectorRegistry()),
+        OnnxRuntime("cpu"), PredictionIds(b"k" * 32, 3600.0), server_config(ServingSettings(port=0, metrics_port=0)),
+        Limits(), ServingMetrics(CollectorRegistry()),
     )
     server.start()
     unwanted = [name for name in ("torch", "onnx", "sqlalchemy", "sklearn", "matplotlib") if name in sys.modules]

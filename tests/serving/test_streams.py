@@ -15,7 +15,7 @@ import pytest
 from plaudit.core.errors import Draining, InvalidInput
 from plaudit.core.events import EncodedContent
 from plaudit.serving.engine.shutdown import ShutdownSignal
-from plaudit.serving.grpc.streams import Pieces, Put, StreamedFormat, in_groups, in_order
+from plaudit.serving.grpc.streams import ContentChunks, Put, StreamedFormat, in_groups, in_order
 from plaudit_models.preprocess import Limits
 
 TIMEOUT_S = 30.0
@@ -191,12 +191,12 @@ def test_draining_ends_groups_too() -> None:
 def test_the_end_is_told_even_if_it_came_before() -> None:
     ending, told = ShutdownSignal(), []
     ending.set()
-    with ending.telling(lambda: told.append("now")):
+    with ending.notifying(lambda: told.append("now")):
         assert told == ["now"]
 
 
 def test_pcm_becomes_a_wav_of_the_same_samples() -> None:
-    pieces = Pieces({"audio": StreamedFormat("pcm16", 8000)}, Limits())
+    pieces = ContentChunks({"audio": StreamedFormat("pcm16", 8000)}, Limits())
     pieces.add("audio", b"\x01\x00\x02")
     pieces.add("audio", b"\x00")
     content = pieces.content()["audio"]
@@ -208,14 +208,14 @@ def test_pcm_becomes_a_wav_of_the_same_samples() -> None:
 
 
 def test_encoded_pieces_are_put_together_and_silence_is_missing() -> None:
-    pieces = Pieces({"image": StreamedFormat("image"), "audio": StreamedFormat("audio")}, Limits())
+    pieces = ContentChunks({"image": StreamedFormat("image"), "audio": StreamedFormat("audio")}, Limits())
     pieces.add("image", b"ab")
     pieces.add("image", b"cd")
     assert pieces.content() == {"image": EncodedContent("image", b"abcd")}
 
 
 def test_bad_pieces() -> None:
-    pieces = Pieces({"audio": StreamedFormat("pcm16", 8000)}, Limits(max_audio_bytes=4))
+    pieces = ContentChunks({"audio": StreamedFormat("pcm16", 8000)}, Limits(max_audio_bytes=4))
     with pytest.raises(InvalidInput, match="'video' is not among"):
         pieces.add("video", b"")
     pieces.add("audio", b"abc")
@@ -224,4 +224,4 @@ def test_bad_pieces() -> None:
     with pytest.raises(InvalidInput, match=r'content\["audio"\]: is longer than the limit of 4 bytes'):
         pieces.add("audio", b"de")
     with pytest.raises(InvalidInput, match=r"pcm16_sample_rate_hz: 0 is not"):
-        Pieces({"audio": StreamedFormat("pcm16", 0)}, Limits())
+        ContentChunks({"audio": StreamedFormat("pcm16", 0)}, Limits())

@@ -68,7 +68,7 @@ def test_a_version_that_was_let_go_is_shown_for_a_while_and_then_leaves(
 ) -> None:
     for number in (1, 2):
         versions.of(version(number)).answered(0.01, explored=False)
-        versions.heard("pets", number, "thumb", "accepted").inc()
+        versions.feedback("pets", number, "thumb", "accepted").inc()
     versions.keep("pets", [1, 2])
     versions.keep("pets", [2])
     clock.now_s = SHOWN_AFTER_S - 1
@@ -113,7 +113,7 @@ def test_after_500_versions_a_scrape_is_as_large_as_after_fifty(
         versions.keep("pets", {1, number})
         versions.of(loaded).answered(0.01, explored=True)
         for status in ("accepted", "duplicate"):
-            versions.heard("pets", number, "thumb", status).inc()
+            versions.feedback("pets", number, "thumb", status).inc()
         sizes[number] = len(generate_latest(page).splitlines())
     assert sizes[500] == sizes[50]
     assert shown(page) == {"1", *(str(number) for number in range(500 - SHOWN_AT_MOST, 501))}
@@ -133,7 +133,7 @@ def test_feedback_on_versions_that_are_gone_shares_one_series(
 ) -> None:
     versions.keep("pets", [90])
     for number in range(91):
-        versions.heard("pets", number, "thumb", "accepted").inc()
+        versions.feedback("pets", number, "thumb", "accepted").inc()
     assert shown(page) == {EARLIER, "90"}
     labels = {"model": "pets", "version": EARLIER, "kind": "thumb", "status": "accepted"}
     assert page.get_sample_value("plaudit_serving_feedback_total", labels) == 90

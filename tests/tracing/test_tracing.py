@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,9 @@ from plaudit.compose.tracing import service_tracing
 from plaudit.core.errors import ConfigError
 from plaudit.core.events import Decision, Feedback, Thumb, Topic
 from plaudit.core.settings import Settings, load_settings
+from plaudit.core.tracing import NO_TRACING, Attributes, NoTracing
 from plaudit.core.wire import decode_event, encode_event
-from plaudit.serving.engine.batcher import Batcher
-from plaudit.serving.engine.decision_log import DecisionLog
-from plaudit.serving.grpc.interceptors import Calls
-from plaudit.serving.use_cases.feedback import FeedbackUseCase
-from plaudit.serving.use_cases.predict import PredictUseCase
+from plaudit.serving.grpc.interceptors import CallInterceptor
 from support import builders
 from support.deployment import PLAUDIT, Service, deployed
 from support.otlp_receiver import Received, Receiver, over_grpc, over_http
@@ -181,18 +179,33 @@ async def test_a_batch_links_to_every_request_that_it_answers(server: Any, recor
     assert (len(linked), set(linked)) == (30, waits)
 
 
-def test_without_tracing_nothing_of_it_is_used(tmp_path: Path) -> None:
-    """Not a flag that is looked at on the way, but other parts."""
+def test_without_tracing_a_request_only_passes_two_empty_spans(tmp_path: Path) -> None:
+    """No interceptor, nothing around appends and batches; what is left traces nothing and collects no attributes."""
     settings = load_settings(deployed(tmp_path))
     log = serving_log(settings)
     server = inference_server(settings, log, tracing=service_tracing(settings, "plaudit-serve"))
+    assert [type(each) for each in server._interceptors()] == [CallInterceptor]
+    assert server._decision_log._append == server._feedback._append == log.append
+    for part in (server, server._predict, server._feedback, server._models):
+        assert part._tracing is NO_TRACING
+    spans: list[str] = []
+
+    class Watched(NoTracing):
+        def span(self, name: str, **given: Any) -> AbstractContextManager[object]:
+            spans.append(name)
+            assert not given
+            return super().span(name)
+
+        def note(self, attributes: Attributes) -> None:
+            raise AssertionError(attributes)
+
+    server._predict._tracing = server._feedback._tracing = server._models._tracing = Watched()
     server.start()
-    parts = [server._predictor, server._recorder, server._feedback, server._models.pick("").batcher]
-    assert [type(part) for part in parts] == [PredictUseCase, DecisionLog, FeedbackUseCase, Batcher]
-    assert type(server._calls_of(server._metrics)) is Calls
-    assert server._recorder._log is log
+    with Client(f"127.0.0.1:{server.port}") as client:
+        client.thumbs_up(client.predict({"question": SECRET}, user_id=USER))
     server.stop()
     log.close()
+    assert spans == ["decode", "wait for the model"]
 
 
 def test_without_tracing_its_library_is_not_even_loaded(tmp_path: Path) -> None:

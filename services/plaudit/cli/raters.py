@@ -35,10 +35,10 @@ def list_raters(
     settings = options.settings()
     with needs_extra("learn"):
         from plaudit.compose.store import experience_store
-        from plaudit.learner.online import rater_commands
+        from plaudit.learner.state import LearnerState
 
         with contextlib.closing(experience_store(settings, options.model or settings.spec().name)) as store:
-            users = rater_commands.known_raters(store).users
+            users = LearnerState(store).raters.users
     rows = [
         {"user": user, "reliability": rater.reliability, "floods": rater.floods, **asdict(rater)}
         for user, rater in users.items()
@@ -72,10 +72,9 @@ def _set_trust_level(user: str, trust_level: TrustLevel, options: ModelOptions) 
     settings = options.settings()
     with needs_extra("learn"):
         from plaudit.compose.store import experience_store
-        from plaudit.learner.online import rater_commands
 
         with contextlib.closing(experience_store(settings, options.model or settings.spec().name)) as store:
-            rater_commands.order(store, user, trust_level)
+            store.put_command(user, trust_level)
     if options.as_json:
         output.print_json({"user": user, "trust_level": trust_level})
     else:

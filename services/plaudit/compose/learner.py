@@ -106,6 +106,7 @@ def build_learner(
     contexts = RecentContexts(store, policies, state)
     experiments = ExperimentRunner(
         log=log,
+        state=state,
         store=store,
         registry=registry,
         versions=policies,
@@ -117,6 +118,7 @@ def build_learner(
     if settings.finetune.enabled:
         finetuning = Finetuning(
             jobs=jobs,
+            state=state,
             store=store,
             registry=registry,
             versions=policies,

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any
+
 from prometheus_client import CollectorRegistry
 
 from plaudit.adapters.log.spooled import SpooledLog
 from plaudit.adapters.runtime.nvml import gpus
 from plaudit.compose.paths import data_dir
 from plaudit.compose.registry import model_catalog, model_registry
-from plaudit.compose.runtime import model_runtime
-from plaudit.compose.store import feedback_statuses
+from plaudit.compose.runtime import content_limits, model_runtime
+from plaudit.compose.store import status_readers
+from plaudit.core.cores import available_cores
 from plaudit.core.ports.log import EventLog
 from plaudit.core.prediction_id import PredictionIds, load_or_create_key
-from plaudit.core.settings import Settings
-from plaudit.core.tracing import Tracing
-from plaudit.serving.server import InferenceServer
+from plaudit.core.settings import ServingSettings, Settings
+from plaudit.core.tracing import NO_TRACING, Tracing
+from plaudit.serving.server import InferenceServer, ServerConfig
 from plaudit.serving.telemetry.metrics import ServingMetrics
 
 
@@ -41,16 +45,27 @@ def inference_server(
         for gpu in gpus():
             metrics.gpu_memory.labels(gpu.name).set(gpu.memory_bytes)
             metrics.gpu_memory_used.labels(gpu.name).set_function(gpu.used_bytes)
-    statuses = feedback_statuses(settings)
     return InferenceServer(
         model_catalog(settings),
         log,
         model_runtime(settings),
         PredictionIds(key, settings.serving.feedback_window_s),
-        settings.serving,
+        server_config(settings.serving),
+        content_limits(settings),
         metrics,
-        fates=statuses,
-        experiments=statuses,
+        statuses=status_readers(settings),
         share_port=share_port,
-        tracing=tracing,
+        tracing=tracing or NO_TRACING,
     )
+
+
+def server_config(serving: ServingSettings) -> ServerConfig:
+    """The settings of the inference service as plain values."""
+    cores, token = available_cores(), serving.admin_token
+    derived: dict[str, Any] = {
+        "workers": serving.workers or max(1, cores // (serving.threads * serving.processes)),
+        "max_decoding": max(1, cores // serving.processes),
+        "admin_token": None if token is None else token.get_secret_value(),
+    }
+    same = {each.name: getattr(serving, each.name) for each in fields(ServerConfig) if each.name not in derived}
+    return ServerConfig(**same, **derived)

@@ -110,7 +110,7 @@ class ActionHead(Protocol):
     """Evidence about one kind of decision; immutable, every change is a new one."""
 
     KEY: ClassVar[str]
-    """Name of the state in the experience store."""
+    """Name of the kind, and of its part of the learner's state."""
     RECENT: ClassVar[int]
     """Number of latest contexts that a step is measured on."""
 
@@ -151,7 +151,7 @@ class FixedActions:
 
     state: RewardState
 
-    KEY: ClassVar[str] = "reward-state"
+    KEY: ClassVar[str] = "fixed_actions"
     RECENT: ClassVar[int] = 256
 
     @property
@@ -206,7 +206,7 @@ class DynamicActions:
 
     state: DynamicActionState
 
-    KEY: ClassVar[str] = "dynamic-action-state"
+    KEY: ClassVar[str] = "dynamic_actions"
     RECENT: ClassVar[int] = 64  # each context is as large as its list is long
 
     @property

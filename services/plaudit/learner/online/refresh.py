@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from plaudit.core.ports.registry import ModelRegistry
-from plaudit.core.ports.store import ExperienceStore, LeaderCommit
+from plaudit.core.ports.store import ExperienceStore
 from plaudit.core.rollout import Change as RolloutChange
 from plaudit.core.rollout import Rollout, refresh
 from plaudit.core.rollout_updates import LEARNER, update_rollout
@@ -22,7 +22,7 @@ from plaudit.learner.features.head_builder import HeadBuilder, publish_refresh
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.online.contexts import RecentContexts
 from plaudit.learner.schedule import LoopSchedule
-from plaudit.learner.state import LearnerState, served_key
+from plaudit.learner.state import LearnerState
 from plaudit.learner.tracing import LearnerTrace
 from plaudit_models.bundle import Manifest
 
@@ -124,7 +124,7 @@ class HeadRefresher:
         # A step cut short leaves evidence for the next refresh, as if one experience were still unlearned.
         refreshed = progress.changes if share >= 1.0 else progress.changes - 1
         self._state.save(
-            LeaderCommit(memory={served_key(published.version): stepped.require(FixedActions).to_bytes()}),
+            served_heads={published.version: stepped.require(FixedActions).state},
             progress=replace(progress, refreshed=refreshed),
         )
         self._trace.published(published.version)
@@ -141,7 +141,7 @@ class HeadRefresher:
         learned = self._state.learned
         if learned is None:
             return []
-        served = LiveVersion(live, self._registry.folder(live.version), self._state.served_evidence(live.version))
+        served = LiveVersion(live, self._registry.folder(live.version), self._state.served_head(live.version))
         return learned.steps_from(served, self._contexts.on(live), self._builder.step_rules)
 
     def _serve(self, live: Manifest, published: Manifest) -> bool:
@@ -156,4 +156,4 @@ class HeadRefresher:
     def _prune(self) -> None:
         removed = self._registry.prune(self._schedule.versions_kept)
         if removed:
-            self._state.save(LeaderCommit(memory={served_key(version): None for version in removed}))
+            self._state.save(served_heads=dict.fromkeys(removed))

@@ -6,6 +6,7 @@ new one added. Knows nothing about the log, nor about when heads are built from 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections import deque
@@ -38,7 +39,6 @@ from plaudit.learner.features.policies import LoadedPolicy, PolicyCache
 from plaudit.learner.ingest.join import silence
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.online.contexts import RecentContexts, served_probabilities
-from plaudit.learner.online.rater_commands import unheeded, user_hash
 from plaudit.learner.online.satisfaction import SatisfactionByVersion
 from plaudit.learner.progress import Progress
 from plaudit.learner.schedule import LoopSchedule
@@ -96,6 +96,11 @@ class Rated:
     reward: float
     expected: float
     known: float
+
+
+def user_hash(user: str) -> str:
+    """Name of a user in the service's own log: the same for the same user, and not the id."""
+    return hashlib.sha256(user.encode()).hexdigest()[:12]
 
 
 class OnlineUpdater:
@@ -182,17 +187,18 @@ class OnlineUpdater:
 
     def _apply_commands(self, live: Manifest) -> None:
         """Give users the trust levels that operators set since the last time."""
-        learned, orders = self._state.learned, unheeded(self._store)
-        if learned is None or not orders.todo:
+        learned, commands = self._state.learned, self._store.pending_commands()
+        if learned is None or not commands:
             return
+        trust_levels = {command.user_id: command.trust_level for command in commands}  # the last one of a user counts
         raters, progress = self._state.raters, self._state.progress
-        for user, trust_level in orders.todo.items():
+        for user, trust_level in trust_levels.items():
             raters = raters.set_trust_level(user, trust_level)
-            _log.info("trust level set by command", rater=user_hash(user), trust_level=trust_level)
-        changes = self._without([user for user, trust_level in orders.todo.items() if trust_level == "quarantined"], [])
+            _log.info("rater's trust level set by an operator", rater=user_hash(user), trust_level=trust_level)
+        changes = self._without([user for user, level in trust_levels.items() if level == "quarantined"], [])
         contexts = self._contexts_as_learned([c.after for c in changes], live)
         self._state.save(
-            LeaderCommit(excluded=[c.after.number for c in changes], memory=orders.heeded),
+            LeaderCommit(excluded=[c.after.number for c in changes], commands=commands),
             learned=learned.subtract(labelled_contexts([(c.after, c.subtracts) for c in changes], contexts)),
             raters=raters,
             progress=_counting(progress, changes),
