@@ -1,4 +1,4 @@
-"""What the fast loop costs: one update of 64 events, one head refresh, and whether an event's cost grows with the
+"""Costs of the fast loop: one update of 64 events, one head refresh, and whether an event's cost grows with the
 number of events learned before it.
 """
 
@@ -24,8 +24,8 @@ REPEATS = 50
 
 
 def run(shuffles: int, quick: bool) -> list[Measure]:
-    maker = head_builder(Settings())
-    space = FeatureSpace("benchmark", ACTIONS, EMBEDDING, maker.embedding_features, maker.exclusivity)
+    builder = head_builder(Settings())
+    space = FeatureSpace("benchmark", ACTIONS, EMBEDDING, builder.embedding_features, builder.exclusivity)
     rng = np.random.default_rng(0)
     batches = [_batch(space, rng) for _ in range(8)]
     state = empty_state(space)
@@ -40,11 +40,12 @@ def run(shuffles: int, quick: bool) -> list[Measure]:
     refresh_s = _seconds(lambda: _refresh(space, state, batches, rng), repeats=5)
     return [
         Measure(
-            "update with 64 events, ms",
+            "update with 64 events",
             1e3 * update_s,
             5.0,
             "at_most",
             f"{ACTIONS} actions × {space.n_features} features, median of {REPEATS}",
+            unit="ms",
         ),
         Measure(
             "cost of an event after the last point over that after the first",
@@ -54,7 +55,7 @@ def run(shuffles: int, quick: bool) -> list[Measure]:
             ", ".join(f"{1e6 * s:.1f} µs at {p}" for s, p in zip(seconds, points, strict=True)),
             Curve(tuple(map(float, points)), tuple(1e6 * s for s in seconds), "events learned before", "µs an event"),
         ),
-        Measure("head refresh, ms", 1e3 * refresh_s, note="posterior, KL bound and graph"),
+        Measure("head refresh", 1e3 * refresh_s, note="posterior, KL bound and graph", unit="ms"),
     ]
 
 
@@ -64,11 +65,11 @@ def _batch(space: FeatureSpace, rng: np.random.Generator) -> Evidence:
 
 
 def _refresh(space: FeatureSpace, state: RewardState, batches: list[Evidence], rng: np.random.Generator) -> None:
-    maker = head_builder(Settings())
+    builder = head_builder(Settings())
     served, latest = state, state.add(batches[0])
     recent = rng.normal(size=(256, EMBEDDING)), rng.normal(size=(256, ACTIONS))
-    step = bounded_step(maker.settings, served, latest, *recent, floor=maker.floor, max_kl=maker.max_kl)
-    build_head(maker.settings, step.state).SerializeToString()
+    step = bounded_step(builder.settings, served, latest, *recent, floor=builder.floor, max_kl=builder.max_kl)
+    build_head(builder.settings, step.state).SerializeToString()
 
 
 def _seconds(call: Callable[[], object], repeats: int = REPEATS) -> float:

@@ -1,8 +1,8 @@
 """dynamic_actions: which of 64 dynamic actions, each with a text, answers an utterance? Thumbs alone; texts never
 listed before.
 
-Utterances of clinc150 (150 intents; its folder tells the source); a candidate is an intent, its text the intent's name.
-The base model is what a model that scores text would be before anybody spoke: utterances and names in one space of
+Utterances of clinc150 (150 intents; its folder tells the source); a dynamic action is an intent, its text the intent's
+name. The base model is what a model that scores text would be before any feedback: utterances and names in one space of
 topics, found without labels (latent semantic analysis, Deerwester et al. 1990). Names say the right thing of many
 utterances, not of all. Thumbs come on lists of 100 intents; the other 50 are listed for the first time when the policy
 is judged, on held-out utterances.
@@ -47,7 +47,7 @@ _HASHED: Final = 4_096
 _LISTED: Final = 100
 """Intents that are listed while users speak; the others are new."""
 _SCALE: Final = 12.0
-"""Of base logits: cosines are at most 1."""
+"""Factor of the base logits, as cosines are at most 1."""
 BATCH: Final = 64
 _RECENT: Final = 64
 _JUDGED: Final = 400
@@ -103,43 +103,45 @@ def run(shuffles: int, quick: bool) -> list[Measure]:
 
 
 def _one(task: Task, rounds: int, seed: int) -> dict[str, float | list[float]]:
-    """Satisfaction, by who and on what."""
-    told: dict[str, float | list[float]] = {}
+    """Satisfaction by learner and part of the data."""
+    found: dict[str, float | list[float]] = {}
     known, new = _lists(task.known, task, 11), _lists(task.new, task, 12, every=True)
     for name, lists in (("base known", known), ("base new", new)):
-        told[name] = float(np.mean([base_probabilities(each.base_logits[None])[0, right] for each, right in lists]))
+        found[name] = float(np.mean([base_probabilities(each.base_logits[None])[0, right] for each, right in lists]))
     stream = _lists(task.stream, task, seed)[:rounds]
-    told |= _plaudit(stream, known, new, seed)
+    found |= _plaudit(stream, known, new, seed)
     for optimism in _OPTIMISM:
-        told |= {f"linucb {optimism:g} {what}": value for what, value in _linucb(stream, new, optimism).items()}
-    return told
+        found |= {f"linucb {optimism:g} {what}": value for what, value in _linucb(stream, new, optimism).items()}
+    return found
 
 
 Lists = list[tuple[ActionList, int]]
-"""Each with the place of the right candidate."""
+"""Lists of dynamic actions, each with the index of the right one."""
 
 
 def _plaudit(stream: Lists, known: Lists, new: Lists, seed: int) -> dict[str, float | list[float]]:
-    maker, rng = head_builder(Settings()), np.random.default_rng(seed)
-    space = DynamicActionSpace("benchmark", "benchmark", SIZE, maker.pair_features, maker.exclusivity)
+    builder, rng = head_builder(Settings()), np.random.default_rng(seed)
+    space = DynamicActionSpace("benchmark", "benchmark", SIZE, builder.pair_features, builder.exclusivity)
     served = latest = empty_dynamic_action_state(space)
 
     def judged(lists: Lists) -> float:
-        head = DynamicActionHead(maker.settings, served)
-        return float(np.mean([head.probabilities(each, maker.floor)[right] for each, right in lists]))
+        head = DynamicActionHead(builder.settings, served)
+        return float(np.mean([head.probabilities(each, builder.floor)[right] for each, right in lists]))
 
     liked, curve = [], [judged(new)]
     for start in range(0, len(stream), BATCH):
-        batch, head = stream[start : start + BATCH], DynamicActionHead(maker.settings, served)
+        batch, head = stream[start : start + BATCH], DynamicActionHead(builder.settings, served)
         evidence = []
         for listed, right in batch:
             k = len(listed.base_logits)
-            picked = int(sample(head.probabilities(listed, maker.floor)[None], rng.random(1))[0])
+            picked = int(sample(head.probabilities(listed, builder.floor)[None], rng.random(1))[0])
             liked.append(picked == right)
             evidence.append(evidence_of_list(space, listed, np.full(k, float(picked == right)), np.arange(k) == picked))
         latest = latest.add(evidence)
         recent = [each for each, _ in batch[-_RECENT:]]
-        step = bounded_dynamic_step(maker.settings, served, latest, recent, floor=maker.floor, max_kl=maker.max_kl)
+        step = bounded_dynamic_step(
+            builder.settings, served, latest, recent, floor=builder.floor, max_kl=builder.max_kl
+        )
         served = step.state
         curve.append(judged(new))
     return {
@@ -151,9 +153,9 @@ def _plaudit(stream: Lists, known: Lists, new: Lists, seed: int) -> dict[str, fl
 
 
 def _linucb(stream: Lists, new: Lists, optimism: float) -> dict[str, float]:
-    """With the prior of the reward model: expected rewards begin at the base probabilities."""
-    maker = head_builder(Settings())
-    space = DynamicActionSpace("benchmark", "benchmark", SIZE, maker.pair_features)
+    """LinUCB with the prior of the reward model: expected rewards begin at the base probabilities."""
+    builder = head_builder(Settings())
+    space = DynamicActionSpace("benchmark", "benchmark", SIZE, builder.pair_features)
     f = space.n_features
     gram, target = np.eye(f), np.eye(f)[0]
     liked = []
@@ -220,7 +222,7 @@ def _task(seed: int) -> Task:
 
 
 def _counts(text: str) -> Float64:
-    """Of words and of pieces of four letters, hashed, ``[4096]``."""
+    """Counts of words and of pieces of four letters, hashed, ``[4096]``."""
     counts, padded = np.zeros(_HASHED), f" {text.lower()} "
     for piece in [*padded.split(), *(padded[i : i + 4] for i in range(len(padded) - 3))]:
         counts[zlib.crc32(piece.encode()) % _HASHED] += 1.0

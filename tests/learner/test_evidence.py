@@ -15,7 +15,7 @@ SPACE = FeatureSpace("trunk", n_actions=2, embedding_size=1, exclusivity=0.1)
 CONTEXT = Context(Features("trunk", np.zeros(1, np.float32), np.zeros(2, np.float32)), ("cat", "dog"))
 
 
-def test_a_label_speaks_of_the_actions_it_names() -> None:
+def test_a_label_covers_the_actions_it_names() -> None:
     evidence = evidence_of(SPACE, [LabelledContext(CONTEXT, Label({"dog": 0.75}, 0.5))])
     np.testing.assert_array_equal(evidence.known_mask, [[False, True]])
     np.testing.assert_array_equal(evidence.rewards, [[0.0, 0.75]])

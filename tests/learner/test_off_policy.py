@@ -201,5 +201,5 @@ def test_each_answer_is_compared_over_its_own_dynamic_actions() -> None:
     assert listed_together([1, 0, 2]).gain_sum == pytest.approx(sum(alone))
 
 
-def test_all_that_was_picked_from_dynamic_actions_of_one_kind_of_input_is_one_slice() -> None:
+def test_decisions_on_dynamic_actions_of_one_kind_of_input_are_one_slice() -> None:
     assert {slice_of(row) for row in ROWS} == {"text: one of its dynamic actions"}

@@ -55,7 +55,7 @@ def attacked(make_world: MakeWorld) -> tuple[World, Learner]:
     return world, learner
 
 
-def test_who_says_the_opposite_is_quarantined_and_all_of_it_forgotten(make_world: MakeWorld) -> None:
+def test_a_user_who_says_the_opposite_is_quarantined_and_their_feedback_forgotten(make_world: MakeWorld) -> None:
     with structlog.testing.capture_logs() as logs:
         world, learner = attacked(make_world)
     raters = LearnerState(world.store).raters
@@ -133,7 +133,7 @@ def test_a_single_user_is_learned_from_in_full(make_world: MakeWorld) -> None:
 
 
 @pytest.mark.parametrize("up", [True, False])
-def test_everybody_pressing_the_same_thumb_harms_nobody(make_world: MakeWorld, up: bool) -> None:
+def test_the_same_thumb_from_every_user_harms_no_rater(make_world: MakeWorld, up: bool) -> None:
     world = make_world({"learner": {"batch": 64}})
     learner = world.learner()
     for _ in range(3):

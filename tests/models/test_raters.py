@@ -34,7 +34,7 @@ def test_with_too_few_users_for_the_cap_they_are_equals() -> None:
 
 
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=80), st.floats(0.01, 1.0))
-def test_nobody_exceeds_the_cap_if_that_is_possible(users: list[int], cap: float) -> None:
+def test_no_rater_exceeds_the_cap_if_that_is_possible(users: list[int], cap: float) -> None:
     names = [str(user) for user in users]
     weights = capped_weights(names, cap)
     assert ((weights > 0.0) & (weights <= 1.0)).all()
@@ -51,7 +51,7 @@ def test_a_tally_admits_by_what_it_has_seen() -> None:
     assert tally == UserTally(seen=8, counted={"a": 2, "b": 1, "c": 1, "d": 1, "e": 1})
 
 
-def test_a_loud_user_counts_for_his_share() -> None:
+def test_a_heavy_user_counts_for_their_share() -> None:
     """His last event is the 2,998th: 0.01·2998 allows 29."""
     users = ["loud" if i % 3 == 0 else f"u{i}" for i in range(3_000)]
     admitted, tally = UserTally().admit(users, cap=0.01)
@@ -104,7 +104,7 @@ def test_wealth_by_hand() -> None:
     assert hear(raters, "a", [False])["a"].log_wealth == pytest.approx(np.log(1.64))
 
 
-def test_who_always_says_the_opposite_is_quarantined_after_fourteen() -> None:
+def test_a_user_who_always_says_the_opposite_is_quarantined_after_fourteen() -> None:
     """1.64¹⁴ = 1017 ≥ 1000 > 1.64¹³."""
     raters = hear(crowd(), "mallory", [False] * 13)
     assert raters["mallory"].trust_level == "heard"
@@ -133,13 +133,13 @@ def test_thumbs_at_random_and_wrong_ones_now_and_then_are_borne() -> None:
     assert caught <= 10
 
 
-def test_where_nothing_is_known_nobody_is_suspected() -> None:
+def test_where_nothing_is_known_no_rater_is_suspected() -> None:
     rater = hear(crowd(), "a", [False] * 1_000, known=0.0)["a"]
     assert rater.trust_level == "heard"
     assert rater.reliability == pytest.approx(0.9)
 
 
-def test_if_everybody_disagrees_it_is_not_the_users() -> None:
+def test_if_all_users_disagree_no_user_is_suspected() -> None:
     """At most a fifth is ever quarantined, and of two users nobody is."""
     raters = Raters()
     for i in range(50):
@@ -159,7 +159,7 @@ def test_a_million_thumbs_count_for_a_share() -> None:
     assert not raters["user 1"].floods
 
 
-def test_all_thumbs_down_from_everybody_is_an_opinion() -> None:
+def test_all_thumbs_down_from_every_rater_are_evidence() -> None:
     """Once the reward model has learned it, it is what is expected, and nobody disagrees."""
     raters = crowd()
     for i in range(20):
@@ -219,8 +219,6 @@ def test_the_cap_where_there_are_few_users() -> None:
         ([1.0, 1.0], [0.5], [1.0], "1 users, 2 rewards"),
     ],
 )
-def test_bad_judgements_are_refused(
-    rewards: list[float], expected: list[float], known: list[float], message: str
-) -> None:
+def test_bad_labels_are_refused(rewards: list[float], expected: list[float], known: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Raters().hear(["a"], np.array(rewards), np.array(expected), np.array(known))

@@ -65,7 +65,7 @@ async def reports(running: Running) -> list[ExperimentReport]:
 # --- people ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_canary_serves_its_users_when_the_call_returns_and_nobody_once_it_is_stopped(serve: Serve) -> None:
+async def test_a_canary_serves_its_users_when_the_call_returns_and_no_user_once_it_is_stopped(serve: Serve) -> None:
     running = await serve(watch_interval_s=60)
     rollout = await start(running, 3, 0.5, actor="ada", reason="new")
     assert (rollout.live, rollout.candidate, rollout.candidate_share, rollout.experiment) == (1, 3, 0.5, 2)
@@ -77,7 +77,7 @@ async def test_a_canary_serves_its_users_when_the_call_returns_and_nobody_once_i
     assert {(await running.predict(user_id=user)).version for user in inside} == {1}
 
 
-async def test_what_cannot_go_on_experiment(serve: Serve, registry: DirectoryRegistry, tmp_path: Path) -> None:
+async def test_what_cannot_go_into_an_experiment(serve: Serve, registry: DirectoryRegistry, tmp_path: Path) -> None:
     running = await serve()
     tiny_bundle(tmp_path / "other", spec=ModelSpec("tiny", {"scan": ImageModality(8, 8, 1)}, ("cat", "dog"), 8))
     registry.publish(tmp_path / "other")
@@ -100,7 +100,7 @@ async def test_what_cannot_go_on_experiment(serve: Serve, registry: DirectoryReg
     assert (await running.predict()).version == 1
 
 
-async def test_two_operators_cannot_both_begin_or_end_a_experiment(serve: Serve) -> None:
+async def test_two_operators_cannot_both_begin_or_end_an_experiment(serve: Serve) -> None:
     running = await serve()
     outcomes = await asyncio.gather(*(start(running, version) for version in (2, 3)), return_exceptions=True)
     (lost,) = [each for each in outcomes if isinstance(each, grpc.aio.AioRpcError)]
@@ -236,13 +236,13 @@ async def test_both_arms_are_counted_and_told_to_the_log(serve: Serve, runtime: 
     assert sum(each.candidate.failed for each in told) == 3
 
 
-async def test_without_a_experiment_nothing_is_told(serve: Serve) -> None:
+async def test_without_an_experiment_nothing_is_reported(serve: Serve) -> None:
     running = await serve()
     await running.predict(user_id="ada")
     assert await reports(running) == []
 
 
-async def test_a_candidate_that_fails_its_proof_here_is_told(serve: Serve, registry: DirectoryRegistry) -> None:
+async def test_a_candidate_that_fails_its_proof_here_is_reported(serve: Serve, registry: DirectoryRegistry) -> None:
     running = await serve()
     damage(registry, 3)
     registry.set_rollout(start_canary(registry.rollout(), 3, 0.5, CHANGE))
@@ -268,7 +268,7 @@ async def shadowed(running: Running, n: int) -> None:
     await until(lambda: len(experiment._shadows) + experiment._dropped >= n)
 
 
-async def test_in_the_shadow_everybody_gets_live_answers_and_the_candidates_are_logged(serve: Serve) -> None:
+async def test_in_the_shadow_every_user_gets_live_answers_and_the_candidates_are_logged(serve: Serve) -> None:
     running = await serve()
     await start(running, 3, 1.0, shadow=True)
     answers = []
@@ -290,7 +290,7 @@ async def test_in_the_shadow_everybody_gets_live_answers_and_the_candidates_are_
     assert sum(each.live.answered for each in told) == 4
 
 
-async def test_a_version_that_fails_in_the_shadow_fails_nobody(serve: Serve, runtime: ModelRuntime) -> None:
+async def test_a_version_that_fails_in_the_shadow_fails_no_request(serve: Serve, runtime: ModelRuntime) -> None:
     running = await serve(runtime=Broken(runtime, 3))
     await start(running, 3, 1.0, shadow=True)
     assert (await running.predict(user_id="ada")).version == 1
@@ -299,7 +299,7 @@ async def test_a_version_that_fails_in_the_shadow_fails_nobody(serve: Serve, run
     assert shadow.failure == "FloatingPointError: version 3 gave scores that are not finite"
 
 
-async def test_a_version_that_hangs_in_the_shadow_keeps_nobody_waiting_and_the_rest_is_dropped(
+async def test_a_version_that_hangs_in_the_shadow_delays_no_request_and_the_rest_is_dropped(
     serve: Serve, runtime: ModelRuntime
 ) -> None:
     """The candidate never answers; live goes on, and what cannot be computed is dropped and counted."""

@@ -283,7 +283,7 @@ async def test_a_receipt_says_what_the_learner_made_of_it(
         return answer
 
     assert (await receipt()).state == feedback_pb2.RECEIPT_STATE_RECORDED
-    for fate, state, reason in (
+    for status, state, reason in (
         (
             FeedbackStatus(FeedbackState.WAITING, NOW_S, "", 1),
             feedback_pb2.RECEIPT_STATE_RECORDED,
@@ -292,7 +292,7 @@ async def test_a_receipt_says_what_the_learner_made_of_it(
         (FeedbackStatus(FeedbackState.DISCARDED, NOW_S, "no", 1), feedback_pb2.RECEIPT_STATE_DISCARDED, "no"),
         (FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3), feedback_pb2.RECEIPT_STATE_JOINED, ""),
     ):
-        told.statuses["f1"] = fate
+        told.statuses["f1"] = status
         found = await receipt()
         assert (found.state, found.reason, found.used_in_version) == (state, reason, 0)
 

@@ -123,7 +123,7 @@ async def test_a_change_decided_on_another_generation(serve: Serve) -> None:
     assert (await promote(running, 3, expected_generation=1)).generation == 2
 
 
-async def test_a_change_for_any_generation_is_made_again_where_somebody_was_faster(
+async def test_a_change_for_any_generation_is_retried_after_a_concurrent_change(
     serve: Serve, registry: DirectoryRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between reading the rollout and writing it, somebody pins version 2: then promoting is refused as pinned."""

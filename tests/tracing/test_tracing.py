@@ -239,7 +239,7 @@ def _settings(**fields: Any) -> Settings:
     return Settings(model={}, tracing=fields)  # type: ignore[arg-type]
 
 
-def test_tracing_is_off_unless_somebody_asks_for_it(otel: Callable[..., None]) -> None:
+def test_tracing_is_off_unless_it_is_asked_for(otel: Callable[..., None]) -> None:
     assert service_tracing(_settings(), "plaudit-serve") is None
     otel(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_SDK_DISABLED="true")
     assert service_tracing(_settings(), "plaudit-serve") is None

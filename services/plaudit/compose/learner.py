@@ -27,7 +27,7 @@ from plaudit.learner.features.policies import PolicyCache
 from plaudit.learner.finetuning.experiment_runner import ExperimentRunner
 from plaudit.learner.finetuning.job_spec import TrainingPlan
 from plaudit.learner.finetuning.scheduler import Finetuning
-from plaudit.learner.ingest.consumer import Reading
+from plaudit.learner.ingest.consumer import LogConsumer
 from plaudit.learner.loop import Finetuner, Learner, NoFinetuning
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.online.contexts import RecentContexts
@@ -139,7 +139,7 @@ def build_learner(
         store=store,
         registry=registry,
         state=state,
-        ingest=Reading(
+        consumer=LogConsumer(
             log, store, registry.model, limit=schedule.poll_limit, metrics=metrics, clock=clock, trace=trace
         ),
         updater=OnlineUpdater(

@@ -24,7 +24,7 @@ from plaudit.core.rollout import Rollout
 from plaudit.learner.evaluation.running_comparison import RunningComparison
 from plaudit.learner.features.action_heads import DynamicActions, FixedActions
 from plaudit.learner.finetuning.experiment_runner import ExperimentRunner
-from plaudit.learner.ingest.consumer import Reading
+from plaudit.learner.ingest.consumer import LogConsumer
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.online.contexts import RecentContexts
 from plaudit.learner.online.policy_shift import PolicyShift
@@ -94,7 +94,7 @@ class Learner:
         store: of the experiences; other learners may share it.
         registry: of the model that is learned.
         state: saved with every step of the leader.
-        ingest: reads the log into the store.
+        consumer: reads the log into the store.
         updater: learns experiences.
         guard: acts on the running comparison.
         refresher: makes head refreshes.
@@ -114,7 +114,7 @@ class Learner:
         store: ExperienceStore,
         registry: ModelRegistry,
         state: LearnerState,
-        ingest: Reading,
+        consumer: LogConsumer,
         updater: OnlineUpdater,
         guard: RefreshGuard,
         refresher: HeadRefresher,
@@ -130,7 +130,7 @@ class Learner:
         self._store = store
         self._registry = registry
         self._state = state
-        self._ingest = ingest
+        self._consumer = consumer
         self._updater = updater
         self._guard = guard
         self._refresher = refresher
@@ -173,7 +173,7 @@ class Learner:
         if serving is None:
             return False
         started_s = time.monotonic()
-        n_read = self._ingest.step(serving.live.spec.actions, self._wait_s())
+        n_read = self._consumer.step(serving.live.spec.actions, self._wait_s())
         self._behind = n_read == self._limit
         n_learned = self._lead() if self._leads() else 0
         if n_read or n_learned:
@@ -182,7 +182,7 @@ class Learner:
 
     def close(self) -> None:
         """Stop reading the log. A fine-tuning job goes on, and the next leader finds it again."""
-        self._ingest.close()
+        self._consumer.close()
         self._experiments.close()
 
     # --- leading -----------------------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ class Learner:
 
     def _load(self) -> None:
         """Begin, or begin again, from what was saved."""
-        self._ingest.load()
+        self._consumer.load()
         self._serving = None
         self._behind = False
         self._leading = False

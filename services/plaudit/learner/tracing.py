@@ -9,14 +9,12 @@ gate's span is its child and the version says where it comes from.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Final
 
-from plaudit.core.tracing import MOST_LINKS, TRACEPARENT, Attributes, NoTracing, Tracing
+from plaudit.core.events import Decision, Feedback
+from plaudit.core.tracing import MOST_LINKS, NO_TRACING, TRACEPARENT, Attributes, Tracing
 from plaudit_models.bundle import Manifest
-
-NO_TRACING: Final[Tracing] = NoTracing()
 
 
 class LearnerTrace:
@@ -29,18 +27,14 @@ class LearnerTrace:
         self._unlearned: deque[str] = deque(maxlen=MOST_LINKS)
         self._untuned: deque[str] = deque(maxlen=MOST_LINKS - 1)
 
-    def joined(self, feedback: Sequence[str], decisions: Sequence[str], began_ns: int) -> None:
-        """A batch was joined and saved.
-
-        Args:
-            feedback, decisions: traceparent of each; "" where it was not traced.
-            began_ns: on the clock of ``time.time_ns``.
-        """
-        traced = [traceparent for traceparent in feedback if traceparent]
-        self._unlearned.extend(traced)
-        self._untuned.extend(traced)
+    def joined(self, feedback: Collection[Feedback], decisions: Collection[Decision], began_ns: int) -> None:
+        """A batch was joined and saved; ``began_ns`` on the clock of ``time.time_ns``."""
+        said = [each.traceparent for each in feedback if each.traceparent]
+        decided = [decision.traceparent for decision in decisions]
+        self._unlearned.extend(said)
+        self._untuned.extend(said)
         attributes = {"plaudit.feedback": len(feedback), "plaudit.decisions": len(decisions)}
-        self._tracing.record("join", began_ns, links=[*traced, *decisions], attributes=attributes)
+        self._tracing.record("join", began_ns, links=[*said, *decided], attributes=attributes)
 
     def refreshing(self, live: int) -> AbstractContextManager[object]:
         """Span of a head refresh that starts from the version ``live``."""

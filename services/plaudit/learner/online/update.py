@@ -210,7 +210,7 @@ class OnlineUpdater:
         if reward is None:
             return
         progress = self._state.progress
-        quiet = self._store.silent(
+        quiet = self._store.decisions_since(
             progress.silence_place, self._clock() - self._schedule.silence_after_s, self._schedule.poll_limit
         )
         if not quiet:
