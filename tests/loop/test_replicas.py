@@ -155,7 +155,6 @@ class Interrupted:
 LEARNER = textwrap.dedent("""
     import os, signal, sys, threading
     from pathlib import Path
-from typing import Any
     from support.kafka_broker import Kafka
     from support.loop_world import World
     from support.partitioned_log import PartitionedLog, PartitionedReader
