@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from plaudit.core.events import Features
 from plaudit.core.job_run import CANDIDATE
 from plaudit.core.ports.registry import ModelRegistry
@@ -24,15 +26,14 @@ from plaudit.learner.evaluation.off_policy import (
     counts_as_proof,
     logged_policies,
 )
-from plaudit.learner.features.evidence import stack
-from plaudit.learner.features.features import features_on
-from plaudit.learner.features.policies import LoadedPolicy, PolicyCache, allowed_mask
+from plaudit.learner.features.action_heads import FixedActions
+from plaudit.learner.features.features import contexts_on, features_on, is_dynamic
+from plaudit.learner.features.policies import LoadedPolicy, PolicyCache
 from plaudit.learner.finetuning.job_spec import FEATURES, STATE, read_features
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.progress import Progress
 from plaudit.learner.tuning_state import Gating
-from plaudit_models.bandit.features import features
-from plaudit_models.bandit.reward_model import RewardPrior, RewardState, posterior, state_from_bytes
+from plaudit_models.bandit.reward_model import RewardPrior
 from plaudit_models.evaluation.gate import Comparison, GateReport
 
 _CHUNK: Final = 32
@@ -44,27 +45,21 @@ class Candidate:
 
     Attributes:
         policy: the version folder, not yet published.
-        state: reward state that its head was built from.
+        head: evidence that its head was built from.
 
     Raises:
         CorruptBundle, OSError, ValueError: it cannot be used.
     """
 
-    def __init__(self, run_dir: Path, policies: PolicyCache, prior: RewardPrior) -> None:
+    def __init__(self, run_dir: Path, policies: PolicyCache) -> None:
         self._run_dir = run_dir
         self.policy: LoadedPolicy = policies.folder(run_dir / CANDIDATE)
-        self.state: RewardState = state_from_bytes((run_dir / STATE).read_bytes())
-        self._posterior = posterior(self.state, prior)
+        self.head = FixedActions.from_bytes((run_dir / STATE).read_bytes())
 
     def features(self) -> Mapping[str, Features]:
         """Features of the training experiences on the candidate's trunk, by prediction id."""
         path = self._run_dir / FEATURES
         return read_features(path, self.policy.manifest.trunk_digest) if path.exists() else {}
-
-    def predicted_rewards(self, rows: Sequence[Features]) -> Policy:
-        """Rewards that its reward state predicts of its actions, ``[n, a]``."""
-        predicted, _ = self._posterior.predict(features(self.state.space, *stack(rows)))
-        return Policy(self.policy.manifest.spec.actions, predicted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +68,7 @@ class CandidateGate:
 
     store: ExperienceStore
     registry: ModelRegistry
+    prior: RewardPrior
     metrics: LearnerMetrics
 
     def add_chunk(self, gating: Gating, candidate: Candidate, progress: Progress) -> tuple[Gating, bool]:
@@ -82,10 +78,11 @@ class CandidateGate:
             return gating, False
         spec = candidate.policy.manifest.spec
         proof = [e for e in chunk if not e.excluded and counts_as_proof(e)]
-        self.metrics.gate_left_out.inc(sum(bool(e.decision.dynamic_actions) for e in proof))
-        usable = [e for e in proof if not e.decision.dynamic_actions and can_answer(e.decision, spec)]
-        embedded = features_on(candidate.policy, self.store, usable, self.store.save)
-        rows = [Compared(e, embedded[e.decision.prediction_id]) for e in usable if e.decision.prediction_id in embedded]
+        self.metrics.gate_left_out.inc(sum(map(is_dynamic, proof)))
+        usable = [e for e in proof if not is_dynamic(e) and can_answer(e.decision, spec)]
+        features = features_on(candidate.policy, self.store, usable, self.store.save)
+        contexts = contexts_on(candidate.policy, self.store, usable, features)
+        rows = [Compared(e, contexts[e.decision.prediction_id]) for e in usable if e.decision.prediction_id in contexts]
         comparison = gating.comparison
         if rows:
             comparison = self._compare(comparison, candidate, rows, progress.n_users)
@@ -105,16 +102,15 @@ class CandidateGate:
         self, comparison: Comparison, candidate: Candidate, rows: Sequence[Compared], n_users: int
     ) -> Comparison:
         """Compare with the policies that logged, on the features they served on, as noted when each was joined."""
-        spec, embedded = candidate.policy.manifest.spec, [row.features for row in rows]
-        allowed = allowed_mask(spec, [row.experience.decision for row in rows])
-        logged = logged_policies(rows, self.registry, spec.actions)
+        actions, contexts = candidate.policy.manifest.spec.actions, [row.context for row in rows]
+        expected = candidate.head.expected(self.prior, contexts)
+        logged = logged_policies(rows, self.registry, actions)
         return compare(
             comparison,
             rows,
-            spec,
-            candidate=Policy(spec.actions, candidate.policy.probabilities(embedded, allowed)),
+            candidate=Policy(actions, np.array(candidate.policy.answers(contexts))),
             baseline=logged,
             logged=logged,
-            q_hat=candidate.predicted_rewards(embedded),
+            q_hat=Policy(actions, np.array([each.reward for each in expected])),
             n_users=n_users,
         )

@@ -26,7 +26,8 @@ from plaudit.core.experience import Experience
 from plaudit.core.job_run import CANDIDATE, ERROR, PROGRESS, RESULT, read_json, write_json
 from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.core.ports.store import ExperienceStore
-from plaudit.learner.features.evidence import evidence_of
+from plaudit.learner.features.action_heads import FixedActions
+from plaudit.learner.features.context import Context, LabelledContext
 from plaudit.learner.features.head_builder import write_card
 from plaudit.learner.features.policies import LoadedPolicy
 from plaudit.learner.finetuning.job_spec import (
@@ -186,9 +187,7 @@ def _build_head(
 ) -> int:
     """Build the candidate's head on features of its own trunk; returns for how many experiences there are any."""
     policy = LoadedPolicy(candidate, runtime, plan.limits)
-    space = plan.head_builder.space(manifest)
-    state = empty_state(space)
-    actions = {action: i for i, action in enumerate(manifest.spec.actions)}
+    head = FixedActions(empty_state(plan.head_builder.space(manifest)))
     features: dict[str, Features] = {}
     for start in range(0, len(used), CHUNK):
         chunk = used[start : start + CHUNK]
@@ -197,11 +196,11 @@ def _build_head(
         embedded = zip(chunk, policy.embed([contents[id_] for id_ in ids]), strict=True)
         labelled = [(row, e, e.label) for e, row in embedded if row is not None and e.label is not None]
         features |= {e.decision.prediction_id: row for row, e, _ in labelled}
-        state = state.add(evidence_of(space, [(row, label) for row, _, label in labelled], actions))
-    plan.head_builder.write(candidate, state)
+        head = head.add([LabelledContext(Context(row, manifest.spec.actions), label) for row, _, label in labelled])
+    head.write(candidate, plan.head_builder.settings)
     write_card(candidate, seal(candidate, manifest))
     write_features(run_dir / FEATURES, features)
-    (run_dir / STATE).write_bytes(state.to_bytes())
+    (run_dir / STATE).write_bytes(head.to_bytes())
     return len(features)
 
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from plaudit.core.events import Features
 from plaudit.core.job_run import JOB, read_json, write_json
 from plaudit.core.ports.registry import ModelRegistry
-from plaudit.learner.features.evidence import stack
+from plaudit.learner.features.context import stack
 from plaudit.learner.features.head_builder import HeadBuilder, share
 from plaudit.learner.progress import Progress
 from plaudit_models.bundle import MANIFEST, Manifest

@@ -243,7 +243,7 @@ class TrainingPhase:
     def _begin_gate(self) -> Phase:
         context, training = self.context, self.training
         try:
-            candidate = Candidate(self.run_dir, context.policies, context.rules.plan.head_builder.settings.prior)
+            candidate = Candidate(self.run_dir, context.policies)
             features = candidate.features()
         except (CorruptBundle, OSError, ValueError) as error:
             return self.journal.fail(training.run, f"the candidate cannot be used: {error}")
@@ -283,8 +283,9 @@ class GatingPhase:
     def step(self, live: Manifest, progress: Progress) -> Phase:
         context = self.context
         if self.candidate is None:
-            self.candidate = Candidate(self.run_dir, context.policies, context.rules.plan.head_builder.settings.prior)
-        gate = CandidateGate(context.store, context.registry, context.metrics)
+            self.candidate = Candidate(self.run_dir, context.policies)
+        prior = context.rules.plan.head_builder.settings.prior
+        gate = CandidateGate(context.store, context.registry, prior, context.metrics)
         gating, self.busy = gate.add_chunk(self.gating, self.candidate, progress)
         if gating is not self.gating:
             self.journal.save_phase(gating)
@@ -299,7 +300,7 @@ class GatingPhase:
         context, run, why = self.context, self.gating.run, "; ".join(report.reasons)
         version = (self._published() or self._publish(report)).version
         context.trace.tuned(version)
-        context.state.save(served_heads={version: candidate.state})
+        context.state.save(served_heads={version: candidate.head.state})
         if verdict == "promote" and not self._promote(version, f"passed the gate: {why}"):
             why += "; not made live, because a version is pinned"
         context.metrics.gate_verdicts.labels(verdict).inc()
