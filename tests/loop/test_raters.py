@@ -34,11 +34,11 @@ def learned_sums(world: World, learner: Learner) -> RewardState:
     """Counted anew from the experiences that are not set aside."""
     assert learner.reward_state is not None
     space = learner.reward_state.space
-    kept = [e for e in world.store.experiences() if not e.excluded and e.label is not None]
-    found = world.store.features([e.decision.prediction_id for e in kept], space.trunk_digest)
-    judged = [(found[e.decision.prediction_id], e.label) for e in kept]
+    labels = {e.decision.prediction_id: e.label for e in world.store.experiences() if not e.excluded and e.label}
+    found = world.store.features(list(labels), space.trunk_digest)
+    judged = [(found[id_], label) for id_, label in labels.items()]
     index = {action: i for i, action in enumerate(SPEC.actions)}
-    return empty_state(space).add(evidence_of(space, judged, index))  # type: ignore[arg-type]
+    return empty_state(space).add(evidence_of(space, judged, index))
 
 
 def of_mallory(world: World) -> list[bool]:
