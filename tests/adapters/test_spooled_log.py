@@ -127,6 +127,21 @@ def test_every_kind_of_event_goes_through_the_spool(log: SpooledLog, inner: Mood
     assert events(inner)[1:] == sent
 
 
+def test_a_spool_of_the_release_before_is_drained(inner: Moody, tmp_path: Path) -> None:
+    """Its records of a topic that is no more are neither handed on nor counted."""
+    (tmp_path / "spool").mkdir()
+    with contextlib.closing(SqliteLog(tmp_path / "spool" / "0.sqlite")) as left:
+        left.append([some_feedback("p1", feedback_id="f1")])
+        left._connection.execute(
+            "INSERT INTO events (topic, event_id, key, time_s, payload) VALUES ('plaudit.trials', 'r1', '', 1.0, x'ff')"
+        )
+    with contextlib.closing(spooled(inner)) as log:
+        assert log.drained(WAIT_S)
+        assert (ids(inner), log.spooled(), log.age_s()) == (["f1"], 0, 0.0)
+        assert append(log, "f2") == [False]
+    assert ids(inner) == ["f1", "f2"]
+
+
 def test_a_log_that_does_not_answer_is_away(inner: Moody) -> None:
     """It is asked twice at the most: what comes after the first append does not wait for it."""
     inner.stuck = threading.Event()

@@ -129,7 +129,6 @@ def test_a_store_that_goes_away_in_the_middle_of_a_step(
 FULL_DISK = textwrap.dedent("""
     import os, resource, sys
     from pathlib import Path
-from typing import Any
     from support.loop_world import World
 
     def limit(size):

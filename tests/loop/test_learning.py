@@ -366,8 +366,8 @@ def test_old_versions_are_pruned_with_what_was_remembered_of_them(make_world: Ma
     assert {rollout.live, rollout.previous, rollout.gated} <= kept
     assert len(kept) <= 4
     assert rollout.live is not None
-    assert learner._knowledge.served_head(rollout.live) is not None
-    assert learner._knowledge.served_head(2) is None
+    assert learner._state.served_head(rollout.live) is not None
+    assert learner._state.served_head(2) is None
 
 
 def test_the_status_file_says_how_things_stand(make_world: MakeWorld) -> None:
