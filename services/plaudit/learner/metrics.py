@@ -35,7 +35,9 @@ class LearnerMetrics:
         )
         self.joined_share = gauge("joined_ratio", "Share of all feedback that was joined with its decision.")
         self.excluded = counter("excluded_total", "Experiences excluded from learning, by reason.", "why")
-        self.quarantines = counter("quarantines_total", "Users put into quarantine because their feedback says the opposite of others'.")
+        self.quarantines = counter(
+            "quarantines_total", "Users put into quarantine because their feedback says the opposite of others'."
+        )
         self.leader = gauge("leader", "1 while this learner leads; the others only read the log.")
         self.forgotten = counter("forgotten_total", "Predictions and feedback removed from the store by retention.")
         self.join_seconds = seconds("join", "From the arrival of the oldest feedback of a batch until it was saved.")
@@ -53,8 +55,12 @@ class LearnerMetrics:
         self.version_satisfaction_low = gauge(
             "version_satisfaction_low", "Lower end of the 95 % interval (Wilson) of the mean reward.", "version"
         )
-        self.version_satisfaction_high = gauge("version_satisfaction_high", "Upper end of the 95 % interval (Wilson) of the mean reward.", "version")
-        self.version_experiences = gauge("version_experiences", "Number of experiences behind the mean reward.", "version")
+        self.version_satisfaction_high = gauge(
+            "version_satisfaction_high", "Upper end of the 95 % interval (Wilson) of the mean reward.", "version"
+        )
+        self.version_experiences = gauge(
+            "version_experiences", "Number of experiences behind the mean reward.", "version"
+        )
         self.by_version = (
             self.version_satisfaction,
             self.version_satisfaction_low,
@@ -63,7 +69,9 @@ class LearnerMetrics:
         )
         self.refreshes = counter("refreshes_total", "Head refreshes, by outcome.", "outcome")
         self.refresh_seconds = seconds("refresh", "Time from a due refresh to the published version going live.")
-        self.refresh_kl = gauge("refresh_kl_nats", "KL divergence of the last refresh from the policy before it, in nats.")
+        self.refresh_kl = gauge(
+            "refresh_kl_nats", "KL divergence of the last refresh from the policy before it, in nats."
+        )
         self.policy_kl = gauge(
             "policy_kl_nats",
             "After the last swap: mean KL of the live policy from its reference and from the version before it.",
@@ -110,7 +118,9 @@ class LearnerMetrics:
         )
         self.live_version = gauge("live_version", "The version that serves; 0 if none.")
         self.gated_version = gauge("gated_version", "The version that refreshes are compared with; 0 if none.")
-        self.failures = counter("failures_total", "Steps given up because log or store were unavailable, to be done again.")
+        self.failures = counter(
+            "failures_total", "Steps given up because log or store were unavailable, to be done again."
+        )
 
     def phase(self, now: str) -> None:
         """Show the phase that fine-tuning is in."""
