@@ -17,7 +17,7 @@ export function show(loop) {
   put("facts", facts(loop));
   put("learner", learning(learner, now_s));
   curve.draw(loop.satisfaction, loop.changes);
-  $("judged").textContent = loop.judged ? `The latest ${plural(loop.judged, "judged answer")}, and when something changed` : "";
+  $("judged").textContent = loop.labelled ? `The latest ${plural(loop.labelled, "judged answer")}, and when something changed` : "";
   showVersions(loop);
   put("changes", loop.changes.map((change) => h("li", {},
     h("time", { dateTime: new Date(1000 * change.changed_at_s).toISOString() }, when(change.changed_at_s, now_s)),
