@@ -31,6 +31,7 @@ from plaudit_models.bandit.dynamic_actions import (
     ActionList,
     DynamicActionHead,
     DynamicActionSpace,
+    bounded_dynamic_step,
     dynamic_action_features,
     empty_dynamic_action_state,
     evidence_of_list,
@@ -137,7 +138,11 @@ def _plaudit(stream: Lists, known: Lists, new: Lists, seed: int) -> dict[str, fl
             liked.append(picked == right)
             evidence.append(evidence_of_list(space, listed, np.full(k, float(picked == right)), np.arange(k) == picked))
         latest = latest.add(evidence)
-        served = builder.dynamic_step(served, latest, [each for each, _ in batch[-_RECENT:]]).state
+        recent = [each for each, _ in batch[-_RECENT:]]
+        step = bounded_dynamic_step(
+            builder.settings, served, latest, recent, floor=builder.floor, max_kl=builder.max_kl
+        )
+        served = step.state
         curve.append(judged(new))
     return {
         "plaudit stream": float(np.mean(liked)),

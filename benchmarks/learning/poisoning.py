@@ -21,7 +21,7 @@ from benchmarks.learning.gate import LABELS, N_ACTIONS, POOL, digits
 from benchmarks.measure import Curve, Measure
 from plaudit.compose.learner import head_builder
 from plaudit.core.settings import Settings
-from plaudit.learner.online.contexts import RECENT_CONTEXTS
+from plaudit.learner.features.action_heads import FixedActions
 from plaudit.learner.online.update import USER_SHARES
 from plaudit_models.bandit.features import FeatureSpace, Float64, features
 from plaudit_models.bandit.improvement import bounded_step, head_scores
@@ -156,7 +156,7 @@ def stream(attack: Attack, seed: int, events: int, defence: Defence) -> Float64:
             [user for user, is_heard in zip(users, heard, strict=True) if is_heard],
             defended=defence == "raters",
         )
-        recent = np.concatenate([recent, digit])[-RECENT_CONTEXTS:]
+        recent = np.concatenate([recent, digit])[-FixedActions.RECENT :]
         served = bounded_step(
             builder.settings,
             served,

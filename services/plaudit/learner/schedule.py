@@ -1,4 +1,4 @@
-"""When the learner does what."""
+"""When the learner's loop does what, and how much at once."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
+class LoopSchedule:
     """Attributes:
-    batch: new experiences after which the head is refreshed.
-    max_wait_s: the head is refreshed with fewer after this long.
-    poll_limit: the most records read, and experiences learned, at once.
-    silence_reward: reward in [0, 1] of a decision nobody said anything about; None: silence means nothing.
-    silence_after_s: how long nobody must have said anything.
-    user_cap: the largest share of the experiences that one user's are learned from, in (0, 1].
-    versions_kept: dead head refreshes kept in the registry.
-    retention_s: how long predictions stay in the store, with their content and feedback.
+    batch: number of new experiences after which the head is refreshed.
+    max_wait_s: time after which the head is refreshed with fewer.
+    poll_limit: largest number of records read, and of experiences learned, at once.
+    silence_reward: reward in [0, 1] of a decision without feedback; None: such decisions are not learned.
+    silence_after_s: time without feedback after which a decision counts as one without.
+    user_cap: largest share of the learned experiences that one user may have, in (0, 1].
+    versions_kept: number of dead head refreshes kept in the registry.
+    retention_s: time that predictions stay in the store, with their content and feedback.
     """
 
     batch: int = 64
