@@ -139,7 +139,7 @@ def test_what_was_learned_shows_in_the_loop(opened: Open) -> None:
     expect(page.locator("#curve canvas")).to_be_visible()
     expect(page.locator("#curve")).to_have_attribute("aria-label", re.compile("Now version 1 and its refreshes: .* %"))
     expect(page.locator("#facts")).to_contain_text("In the queue")
-    expect(page.locator("#learner")).to_contain_text("It runs.")
+    expect(page.locator("#learner")).to_contain_text("Running.")
     page.get_by_label("with every head refresh").check()
     name = page.locator(".name", has_text=re.compile(f"^Version {version}$"))
     expect(page.locator("#versions > li", has=name)).to_contain_text("head refresh")

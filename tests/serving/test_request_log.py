@@ -29,10 +29,10 @@ class Terminal(io.StringIO):
 @pytest.fixture(params=[io.StringIO, Terminal])
 def stderr(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What a service writes there, on a terminal and elsewhere."""
-    told = request.param()
-    monkeypatch.setattr(sys, "stderr", told)
+    written = request.param()
+    monkeypatch.setattr(sys, "stderr", written)
     log_to_stderr()
-    yield told
+    yield written
     structlog.reset_defaults()
 
 
@@ -125,15 +125,15 @@ async def test_nothing_that_users_sent_or_are_is_written(serve: Serve, runtime: 
 
 
 async def test_lines_are_json_where_machines_read(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", told)
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
     log_to_stderr()
     try:
         running = await serve(log_requests=True)
         answer = await running.predictions.Predict(request())
-        await until(lambda: "decided" in told.getvalue())
+        await until(lambda: "decided" in written.getvalue())
     finally:
         structlog.reset_defaults()
-    found = [json.loads(line) for line in told.getvalue().splitlines()]
+    found = [json.loads(line) for line in written.getvalue().splitlines()]
     (decided,) = [line for line in found if line["event"] == "decided"]
     assert (decided["prediction_id"], decided["level"]) == (answer.prediction_id, "info")
