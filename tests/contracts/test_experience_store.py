@@ -18,7 +18,7 @@ from sqlalchemy import create_engine, inspect, text
 from plaudit.adapters.store.engine import sqlite_url
 from plaudit.adapters.store.sql import SqlStore
 from plaudit.core.errors import ConfigError, StoreMoved, StoreUnavailable, WrongStore
-from plaudit.core.events import Decision, DynamicAction, EncodedContent, Features, Feedback
+from plaudit.core.events import Decision, DynamicAction, EncodedContent, Features, Feedback, TensorContent
 from plaudit.core.experience import Experience, FeedbackState, Label, header_of
 from plaudit.core.ports.store import (
     ExperienceStore,
@@ -183,7 +183,10 @@ def test_content_comes_back_as_it_was_sent(store: ExperienceStore) -> None:
     assert found["p2"] == {}
     assert found["p1"]["image"] == content["image"]
     assert isinstance(found["p1"]["audio"], EncodedContent)
-    np.testing.assert_array_equal(found["p1"]["sensor"].array, content["sensor"].array)  # type: ignore[union-attr]
+    sensor, sent = found["p1"]["sensor"], content["sensor"]
+    assert isinstance(sensor, TensorContent)
+    assert isinstance(sent, TensorContent)
+    np.testing.assert_array_equal(sensor.array, sent.array)
 
 
 def test_features_are_kept_per_trunk(store: ExperienceStore) -> None:

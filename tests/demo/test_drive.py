@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Set
 from itertools import cycle
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ SUM = Example(kind="add", image=b"png", audio=b"wav", question="sum?", seen=8, h
 class ScriptedClient:
     """Answers "7" with version 2; request n fails where ``fail_predict`` or ``fail_feedback`` name it."""
 
-    def __init__(self, fail_predict: set[int] = frozenset(), fail_feedback: set[int] = frozenset()) -> None:  # type: ignore[assignment]
+    def __init__(self, fail_predict: Set[int] = frozenset(), fail_feedback: Set[int] = frozenset()) -> None:
         self.fail_predict, self.fail_feedback = fail_predict, fail_feedback
         self.users: list[str] = []
         self.thumbs: dict[str, bool] = {}

@@ -12,8 +12,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plaudit.core.errors import StoreUnavailable
-from plaudit.core.events import Correction, Decision, Event, Feedback, Preference, Retract, Signal, Thumb, Topic
+from plaudit.core.events import (
+    Correction,
+    DeadLetter,
+    Decision,
+    Event,
+    Feedback,
+    Preference,
+    Retract,
+    Signal,
+    Thumb,
+    Topic,
+)
 from plaudit.core.experience import FeedbackState
+from plaudit.core.ports.log import Record
 from plaudit.core.ports.store import LeaderCommit
 from plaudit.core.rollout import Change, pin, unpin
 from plaudit.learner.ingest.join import SILENCE_WEIGHT
@@ -195,11 +207,13 @@ def test_an_unreadable_record_goes_to_the_dead_letters_and_the_loop_goes_on(make
     assert learner.progress.experiences == 1
     assert learner.intake_stats.outcomes["unreadable"] == 2
     reader = world.log.reader("test", [Topic.DEAD_LETTER], start=dict)
-    letters = [record.event for record in reader.poll(10, 0.0)]
+    found = [record.event for record in reader.poll(10, 0.0)]
+    letters = [event for event in found if isinstance(event, DeadLetter)]
+    assert len(letters) == len(found)
     reader.close()
-    assert [letter.source_topic for letter in letters] == ["plaudit.feedback", "plaudit.decisions"]  # type: ignore[union-attr]
-    assert letters[0].payload == b"\xff\xff"  # type: ignore[union-attr]
-    assert "not finite" in letters[1].reason  # type: ignore[union-attr]
+    assert [letter.source_topic for letter in letters] == ["plaudit.feedback", "plaudit.decisions"]
+    assert letters[0].payload == b"\xff\xff"
+    assert "not finite" in letters[1].reason
 
 
 def test_silence_means_nothing_unless_it_is_given_a_reward(make_world: MakeWorld) -> None:
@@ -302,7 +316,9 @@ def test_a_restarted_learner_goes_on_where_it_was(make_world: MakeWorld) -> None
     world.settle(first)
     first.close()
     second = world.learner()
-    assert_same_sums(second.reward_state, first.reward_state)  # type: ignore[arg-type]
+    assert second.reward_state is not None
+    assert first.reward_state is not None
+    assert_same_sums(second.reward_state, first.reward_state)
     world.traffic(30, likes_fish)
     world.settle(second)
     assert second.reward_state is not None
@@ -409,7 +425,7 @@ def test_any_order_and_number_of_deliveries_comes_to_the_same(
         other.close()
 
 
-def _again(world: World, events: list[Event]) -> list:  # type: ignore[type-arg]
+def _again(world: World, events: list[Event]) -> list[Record]:
     """The log's records once more, as a log with redelivery would give them."""
     reader = world.log.reader("again", [Topic.DECISIONS, Topic.FEEDBACK], start=dict)
     records = list(reader.poll(len(events) + 1, 0.0))

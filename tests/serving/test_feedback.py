@@ -22,6 +22,7 @@ from plaudit.core.events import (
     Preference,
     Rating,
     Retract,
+    Signal,
     Thumb,
 )
 from plaudit.core.experience import FeedbackState
@@ -64,7 +65,7 @@ def signed(ids: PredictionIds, **fields: Any) -> str:
     ],
 )
 async def test_every_signal_is_in_the_log_when_it_is_answered(
-    serve: Serve, log: SqliteLog, fields: dict[str, Any], signal: Any
+    serve: Serve, log: SqliteLog, fields: dict[str, Any], signal: Signal
 ) -> None:
     running = await serve()
     prediction = await running.predict()
