@@ -150,10 +150,10 @@ def _bounds(metadata: Sequence[Any]) -> list[str]:
     """Limits given by pydantic's ``Field`` or by ``annotated_types``."""
     found = []
     for each in [part for item in metadata for part in getattr(item, "metadata", [item])]:
-        for attribute, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤")):
+        for attribute, words in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"), ("multiple_of", "multiple of")):
             bound = getattr(each, attribute, None)
             if bound is not None:
-                found.append(f"{sign} {bound:g}")
+                found.append(f"{words} {bound:g}")
     return [" and ".join(found)] if found else []
 
 
