@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, cast
 
 import grpc
 
-from plaudit.client import calls, channel, feedback
+from plaudit.client import calls, channel, feedback, tracing
 from plaudit.client.calls import Call, ChangeOptions, PredictOptions
 from plaudit.client.errors import from_rpc_error
 from plaudit.client.feedback import Feedback, FeedbackOptions, ImplicitKind, Subject
@@ -52,11 +52,7 @@ class AsyncClient:
         self._timeout_s = timeout_s
         self._admin_metadata = channel.metadata(admin_token)
         options = channel.options(max_message_bytes)
-        interceptors = None
-        if tracer_provider is not None:
-            from plaudit.client.tracing import interceptors as traced
-
-            interceptors = traced(tracer_provider)
+        interceptors = None if tracer_provider is None else tracing.interceptors(tracer_provider)
         self._channel = (
             grpc.aio.secure_channel(target, credentials, options, interceptors=interceptors)
             if credentials

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import grpc
 
-from plaudit.client import calls, channel, feedback
+from plaudit.client import calls, channel, feedback, tracing
 from plaudit.client.calls import Call, ChangeOptions, PredictOptions
 from plaudit.client.errors import from_rpc_error
 from plaudit.client.feedback import Feedback, FeedbackOptions, ImplicitKind, Subject
@@ -56,9 +56,7 @@ class Client:
             grpc.secure_channel(target, credentials, options) if credentials else grpc.insecure_channel(target, options)
         )
         if tracer_provider is not None:
-            from plaudit.client.tracing import traced
-
-            self._channel = traced(self._channel, tracer_provider)
+            self._channel = tracing.traced(self._channel, tracer_provider)
 
     def __enter__(self) -> Self:
         return self
