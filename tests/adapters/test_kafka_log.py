@@ -448,7 +448,7 @@ def test_another_service_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         log = Kafka(f"127.0.0.1:{port}").log(timeout_s=0.5)
-        with pytest.raises(LogUnavailable, match=f"127.0.0.1:{port} takes connections but does not answer"):
+        with pytest.raises(LogUnavailable, match=f"127.0.0.1:{port} accepts connections but does not answer"):
             log.append([some_feedback("p")])
         log.close()
 
