@@ -1,4 +1,4 @@
-"""When the learner's loop does what, and how much at once."""
+"""Schedule of the learner's loop."""
 
 from __future__ import annotations
 

@@ -141,7 +141,8 @@ def compare_on_one_trunk(
     q_hat: Sequence[Values],
     n_users: int,
 ) -> Comparison:
-    """As :func:`compare`, of policies that have one trunk, so that each decides between the context's own actions.
+    """Comparison as :func:`compare`, of policies with one trunk, so that each decides between the context's own
+    actions.
 
     Takes decisions of every kind. All values are ``[k]``, in the order of the context's actions. A place in one list of
     dynamic actions means nothing in another: shorter lists are only filled up with places of probability 0.

@@ -389,7 +389,7 @@ def _id(experience: Experience) -> str:
 def _rated(
     fresh: Sequence[Experience], contexts: Mapping[int, Context], expected: Mapping[int, Expected]
 ) -> list[Rated]:
-    """Those whose answer has a reward and is still in the action set.
+    """New experiences whose answer has a reward and is still in the action set.
 
     Args:
         contexts, expected: by experience number.
