@@ -218,7 +218,8 @@ def test_a_record_of_another_topic_is_unreadable_though_it_could_be_decoded(kafk
     assert feedback_ids(records) == ["f0"]
     said, unsaid, empty = problems(records)
     assert (
-        said == "plaudit.feedback holds plaudit.v1.FeedbackEvent; this record says that it is plaudit.v1.DecisionEvent"
+        said
+        == "plaudit.feedback holds plaudit.v1.FeedbackEvent; the header of this record says plaudit.v1.DecisionEvent"
     )
     assert "plaudit.feedback" in unsaid
     assert "feedback_id: is empty" in empty
@@ -447,7 +448,7 @@ def test_another_service_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         log = Kafka(f"127.0.0.1:{port}").log(timeout_s=0.5)
-        with pytest.raises(LogUnavailable, match=f"127.0.0.1:{port} takes connections but does not answer"):
+        with pytest.raises(LogUnavailable, match=f"127.0.0.1:{port} accepts connections but does not answer"):
             log.append([some_feedback("p")])
         log.close()
 

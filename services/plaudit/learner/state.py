@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypedDict, Unpack
 
 from plaudit.core.ports.log import Positions
-from plaudit.core.ports.store import ExperienceStore, LeaderCommit
+from plaudit.core.ports.store import LeaderCommit, LeaderStore
 from plaudit.learner.evaluation.experiment import Experiment, experiment_from_bytes
 from plaudit.learner.evaluation.running_comparison import RunningComparison, running_from_bytes
 from plaudit.learner.features.action_heads import HEAD_KINDS, DynamicActions, FixedActions, Learned
@@ -80,7 +80,7 @@ class LearnerState:
     experiment: Experiment | None
     report_cursors: Positions
 
-    def __init__(self, store: ExperienceStore, rules: GateRules = _RULES) -> None:
+    def __init__(self, store: LeaderStore, rules: GateRules = _RULES) -> None:
         self._store = store
         self._rules = rules
         self.load()
