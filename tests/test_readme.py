@@ -12,12 +12,13 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
 import typer.main
 from prometheus_client import CollectorRegistry
-from pydantic import BaseModel
 
 from plaudit.cli.app import app
 from plaudit.core.settings import Settings
@@ -41,10 +42,10 @@ def code_spans(readme: str) -> set[str]:
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
-def _settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _settings(field.annotation, f"{prefix}{name}.")
+def _settings(section: type[Any], prefix: str = "") -> Iterator[str]:
+    for name, annotation in get_type_hints(section).items():
+        if is_dataclass(annotation):
+            yield from _settings(annotation, f"{prefix}{name}.")
         else:
             yield prefix + name
 

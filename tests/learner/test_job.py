@@ -24,7 +24,7 @@ from plaudit.core.experience import Experience, header_of
 from plaudit.core.job_run import CANDIDATE, JOB, PROGRESS, RESULT, last_progress, read_json, was_killed
 from plaudit.core.ports.jobs import JobState
 from plaudit.core.ports.store import IngestBatch, LabelUpdate
-from plaudit.core.settings import Settings
+from plaudit.core.settings import FinetuneSettings, Settings
 from plaudit.learner.features.evidence import evidence_of
 from plaudit.learner.finetuning.job import run_job
 from plaudit.learner.finetuning.job_spec import (
@@ -104,9 +104,8 @@ class Workplace:
         self.store.take_in(IngestBatch(decisions=decisions, judged=judged))
 
     def run_dir(self, name: str = "run", **finetune: Any) -> Path:
-        settings = Settings(
-            finetune={"max_duration_s": 60.0, "steps_per_event": 40.0, **finetune},  # type: ignore[arg-type]
-        )
+        finetune = {"max_duration_s": 60.0, "steps_per_event": 40.0, **finetune}
+        settings = Settings(finetune=FinetuneSettings(**finetune))
         return prepare_run(
             self.folder / name,
             self.registry,

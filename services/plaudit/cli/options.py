@@ -12,8 +12,10 @@ import typer
 
 from plaudit.cli import output
 from plaudit.client import AsyncClient, Client
+from plaudit.compose.settings import load_settings
+from plaudit.compose.tracing import service_tracing
 from plaudit.core.errors import ConfigError
-from plaudit.core.settings import Settings, load_settings
+from plaudit.core.settings import Settings
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -67,12 +69,11 @@ def client(settings: Settings, target: str | None) -> Iterator[Client]:
 
     Where tracing is on, a span of the command is around all its calls.
     """
-    token = settings.serving.admin_token
     with (
         _command_traced(settings) as provider,
         Client(
             target or address(settings.serving.host, settings.serving.port),
-            admin_token=token.get_secret_value() if token else None,
+            admin_token=settings.serving.admin_token,
             max_message_bytes=settings.serving.max_message_bytes,
             tracer_provider=provider,
         ) as made,
@@ -96,18 +97,14 @@ def async_client(settings: Settings, target: str | None, provider: TracerProvide
 @contextmanager
 def _command_traced(settings: Settings) -> Iterator[TracerProvider | None]:
     """What a command asks for is done, traced or not: where traces cannot be made, that is a remark."""
-    if not settings.tracing.on:
-        yield None
-        return
-    from plaudit.compose.tracing import service_tracing
-
     try:
         tracing = service_tracing(settings, "plaudit-cli")
     except ConfigError as error:
         output.err.print(f"not traced: {error}")
+        tracing = None
+    if tracing is None:
         yield None
         return
-    assert tracing is not None
     try:
         with tracing.span(" ".join(["plaudit", *sys.argv[1:2]])):  # the command's name; what follows is its user's
             yield tracing.provider

@@ -130,7 +130,7 @@ def build_learner(
         silence_reward=settings.learner.silence_reward,
         silence_after_s=settings.learner.silence_after_s,
         user_cap=settings.learner.user_cap,
-        versions_kept=settings.learner.dead_versions_kept,
+        versions_kept=settings.learner.unused_versions_kept,
         retention_s=settings.store.retention_s,
     )
     return Learner(

@@ -208,8 +208,7 @@ class InferenceServer:
                 ("grpc.keepalive_permit_without_calls", 1),
             ],
         )
-        token = self._settings.admin_token
-        admin_token = None if token is None else token.get_secret_value()
+        admin_token = self._settings.admin_token
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
             PredictionServicer(self._predictor, self._limits, self._streamed, self._ending), server
         )
