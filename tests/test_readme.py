@@ -44,7 +44,7 @@ def code_spans(readme: str) -> set[str]:
 
 def _settings(section: type[Any], prefix: str = "") -> Iterator[str]:
     for name, annotation in get_type_hints(section).items():
-        if is_dataclass(annotation):
+        if isinstance(annotation, type) and is_dataclass(annotation):
             yield from _settings(annotation, f"{prefix}{name}.")
         else:
             yield prefix + name
@@ -69,6 +69,7 @@ def _metrics() -> set[str]:
     for name in ("plaudit.serving.telemetry.metrics", "plaudit.learner.metrics"):
         module = importlib.import_module(name)
         registry = CollectorRegistry()
+        declared: Any
         for _, declared in inspect.getmembers(module, inspect.isclass):
             if declared.__module__ == module.__name__:
                 declared(registry)

@@ -45,7 +45,7 @@ def main() -> None:
     sent = [requests(options.key, options.count, f"s{stream}") for stream in range(options.streams)]
     answers: list[list[bytes]] = [[] for _ in sent]
     with grpc.insecure_channel(options.address) as channel:
-        method = channel.stream_stream(_METHOD)
+        method: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(_METHOD)
         list(method(iter(requests(options.key, 500, "warm")), wait_for_ready=True))
 
         def stream(pieces: Iterator[bytes], answered: list[bytes]) -> None:

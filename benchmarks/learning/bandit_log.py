@@ -69,7 +69,8 @@ def click_rates(log: LoggedRounds, position: Int64, n_items: int, rows: Int64) -
     np.add.at(views, (position[rows], log.action[rows]), 1.0)
     mean = clicks.sum(axis=1, keepdims=True) / views.sum(axis=1, keepdims=True)
     mean = np.maximum(mean, 1.0 / len(rows))
-    return (clicks + _PRIOR_CLICKS) / (views + _PRIOR_CLICKS / mean)
+    rates: Float64 = (clicks + _PRIOR_CLICKS) / (views + _PRIOR_CLICKS / mean)
+    return rates
 
 
 def out_of_fold(log: LoggedRounds, position: Int64, n_items: int, folds: int = 5) -> Float64:

@@ -60,7 +60,7 @@ def run(shuffles: int, quick: bool) -> list[Measure]:
 
 def _batch(space: FeatureSpace, rng: np.random.Generator) -> Evidence:
     phi = features(space, rng.normal(size=(BATCH, EMBEDDING)), rng.normal(size=(BATCH, ACTIONS)))
-    return evidence_of_actions(space, phi, rng.integers(0, ACTIONS, BATCH), rng.integers(0, 2, BATCH))
+    return evidence_of_actions(space, phi, rng.integers(0, ACTIONS, BATCH), rng.integers(0, 2, BATCH).astype(float))
 
 
 def _refresh(space: FeatureSpace, state: RewardState, batches: list[Evidence], rng: np.random.Generator) -> None:

@@ -43,7 +43,7 @@ class LinUcb:
         a, f = self.n_actions, self.n_features
         self._gram = np.repeat(self.precision * np.eye(f)[None], a, axis=0)
         self._target = np.zeros((a, f)) if self.prior is None else self.precision * self.prior
-        self._inverse = np.linalg.inv(self._gram)
+        self._inverse = np.linalg.inv(self._gram).astype(np.float64)
         self._rng = np.random.default_rng(self.seed)
 
     def pick(self, features: Float64) -> Int64:

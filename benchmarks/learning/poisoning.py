@@ -70,7 +70,8 @@ def run(shuffles: int, quick: bool) -> list[Measure]:
 
     def curve(attack: Attack, defence: Defence) -> Float64:
         """True satisfaction of honest users with what is served, per batch."""
-        return np.mean([stream(attack, seed, events, defence) for seed in range(shuffles)], axis=0)
+        mean: Float64 = np.mean([stream(attack, seed, events, defence) for seed in range(shuffles)], axis=0)
+        return mean
 
     clean = curve(NOBODY, "none")
     n_last = last // BATCH

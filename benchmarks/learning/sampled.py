@@ -265,7 +265,7 @@ def _step_s(objective: str, actions: int, repeats: int = 12) -> float:
 
     def some_steps() -> None:
         for step in range(plan.sample_reuse):
-            made(logits, rows, fresh=step == 0).backward()  # type: ignore[no-untyped-call]
+            made(logits, rows, fresh=step == 0).backward()
 
     return _processor_s(some_steps, repeats) / plan.sample_reuse
 

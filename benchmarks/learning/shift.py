@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
@@ -52,8 +53,8 @@ class Task:
         return _probabilities(self.judge_on)
 
     @property
-    def unchanged(self) -> np.ndarray:
-        return self.judged_wanted == self.judged_before
+    def unchanged(self) -> npt.NDArray[np.bool_]:
+        return np.asarray(self.judged_wanted == self.judged_before)
 
     def satisfaction(self, judged: Float64) -> Float64:
         """Probability of the wanted answer by version and context, from ``[versions, e, a]``."""
@@ -199,8 +200,8 @@ def _points_of_a_digit(tasks: list[Task]) -> str:
 
 
 def _probabilities(contexts: Contexts) -> Float64:
-    probs = np.exp(contexts.base_logits)
-    return probs / probs.sum(axis=1, keepdims=True)
+    odds: Float64 = np.exp(contexts.base_logits)
+    return np.asarray(odds / odds.sum(axis=1, keepdims=True))
 
 
 def _with_one(values: Float64) -> Float64:

@@ -34,6 +34,7 @@ from plaudit.core.rollout import in_experiment
 from plaudit.core.settings import Settings
 from plaudit.learner.finetuning.job import run_job
 from plaudit.learner.loop import Learner
+from plaudit.serving.engine.action_sets import fixed_actions
 from plaudit.serving.engine.decoding import decode_content
 from plaudit.serving.engine.evaluator import Evaluation, EvaluationRequest, Evaluator
 from plaudit.serving.telemetry.metrics import ServingMetrics
@@ -141,8 +142,9 @@ class WholeLoop:
             self._loaded = {v: m for v, m in self._loaded.items() if v in self._serving()}
             self._loaded[version] = self._runtime.load(self.registry.folder(version))
         model = self._loaded[version]
-        allowed = np.ones(len(model.manifest.spec.actions), np.bool_)
-        return EvaluationRequest(model, decode_content(content, model, self._limits), allowed)
+        return EvaluationRequest(
+            model, decode_content(content, model, self._limits), fixed_actions(model.manifest.spec, ())
+        )
 
     def _serving(self) -> set[int | None]:
         rollout = self.registry.rollout()

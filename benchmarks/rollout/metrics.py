@@ -24,6 +24,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -55,16 +56,20 @@ METHOD: Final = "/plaudit.v1.PredictionService/Predict"
 def run(*, quick: bool) -> list[Measure]:
     pairs = 10 if quick else PAIRS
     rng = random.Random(0)
-    on_us, off_us = [], []
+    on_us: list[float] = []
+    off_us: list[float] = []
     with on_core(CLIENT_CORE), tempfile.TemporaryDirectory() as folder, _served(Path(folder)) as served:
         first = 100 if quick else 2_000
         served.send(first)
         for _ in range(pairs):
             for on in rng.sample([True, False], 2):
                 (on_us if on else off_us).append(served.slice_us(on))
-        counted, sent = served.counted(), first + pairs * (WARM + SLICE)
-    if counted != (sent, sent):
-        raise RuntimeError(f"{sent} requests were sent with metrics, but calls and predictions counted are {counted}")
+        calls, predictions = served.counted()
+    sent = first + pairs * (WARM + SLICE)
+    if calls != sent or predictions != sent:
+        raise RuntimeError(
+            f"{sent} requests were sent with metrics; counted are {calls} calls, {predictions} predictions"
+        )
     more = 100 * (np.array(on_us) / np.array(off_us) - 1)
     mean, error = trimmed_mean(more)
     with_us, without_us = float(np.median(on_us)), float(np.median(off_us))
@@ -138,7 +143,7 @@ class _Served:
                 sent += 1
             self._method.future(request, timeout=60).add_done_callback(done)
 
-        def done(call: grpc.Future) -> None:
+        def done(call: Any) -> None:
             nonlocal answered
             call.result()
             following()
@@ -213,7 +218,8 @@ def _counting_us(times: int) -> float:
     return 1e6 * (time.process_time() - began_s) / times
 
 
-class _Model(SimpleNamespace):
+@dataclass(eq=False)
+class _Model:
     """As much of a version as its metrics look at."""
 
-    __hash__ = object.__hash__
+    manifest: SimpleNamespace

@@ -67,7 +67,7 @@ _MUTED: Final[tuple[tuple[type, str, Callable[..., Any]], ...]] = (
     (Histogram, "time", _no_time),
     (Observed, "observe", _nothing),
     (VersionMetrics, "of", _mute),
-    (VersionMetrics, "heard", _mute),
+    (VersionMetrics, "feedback", _mute),
 )
 _LOUD: Final = tuple(getattr(cls, name) for cls, name, _ in _MUTED)
 

@@ -11,6 +11,7 @@ import time
 import wave
 from pathlib import Path
 from statistics import mean, median
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -86,7 +87,7 @@ def _deploy(data_dir: Path, name: str, width: int, layers: int, tokens: int) -> 
         tuple(f"answer {number}" for number in range(20)),
     )
     tokenizer = train_tokenizer(TEXT)
-    contents = [
+    contents: list[dict[str, Any]] = [
         {"image": _jpeg(number), "audio": _wav(number), "text": TEXT[number % len(TEXT)]} for number in range(16)
     ]
     folder = data_dir / "made"

@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def _handler() -> Any:
-    handler = grpc.unary_unary_rpc_method_handler(lambda request, context: _ANSWER)
+    handler: Any = grpc.unary_unary_rpc_method_handler(lambda request, context: _ANSWER)
     service, name = METHOD[1:].split("/")
     return grpc.method_handlers_generic_handler(service, {name: handler})
 

@@ -22,7 +22,7 @@ def main(address: str, method: str, requests: Path) -> None:
     options = [("grpc.initial_reconnect_backoff_ms", 5), ("grpc.max_reconnect_backoff_ms", 5)]
     options += [("grpc.min_reconnect_backoff_ms", 5)]
     with grpc.insecure_channel(address, options=options) as channel:
-        call = channel.unary_unary(method)
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
         print("ready", flush=True)
         while True:
             try:

@@ -105,7 +105,7 @@ class Client:
             self._sent += 1
         began_s = time.monotonic()
 
-        def ended(call: grpc.Future) -> None:
+        def ended(call: Any) -> None:
             took_s, code = time.monotonic() - began_s, call.code()
             version = self._version(call.result()) if code is _OK else ""
             self.calls.append((began_s, took_s, code.name, version))
@@ -164,7 +164,7 @@ def main() -> None:
     options = parser.parse_args()
     requests = read_requests(options.requests)
     with grpc.insecure_channel(options.address) as channel:
-        method = channel.unary_unary(options.method)
+        method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(options.method)
         method(requests[0], wait_for_ready=True, timeout=_TIMEOUT_S)
         if options.warm:
             Client(method, requests).closed_loop(options.concurrency or 1, options.warm)

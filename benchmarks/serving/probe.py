@@ -35,7 +35,7 @@ def main() -> None:
     calls: list[Call] = []
     began_cpu_s = time.process_time()
     with grpc.insecure_channel(options.address) as channel:
-        method = channel.unary_unary(options.method)
+        method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(options.method)
         until_s = time.monotonic() + options.seconds
         users = [
             threading.Thread(target=_user, args=(method, requests[number % len(requests)], until_s, calls))

@@ -78,7 +78,9 @@ def _swap(registry: ModelRegistry, folder: Path, server: processes.Server) -> Sw
     registry.set_rollout(promote(registry.rollout(), version, Change("soak", time.time(), "soak")))
     asked = pb.ModelReadyRequest(name=registry.model, version=str(version)).SerializeToString()
     with grpc.insecure_channel(server.address) as channel:
-        ready = channel.unary_unary(_READY, response_deserializer=pb.ModelReadyResponse.FromString)
+        ready: grpc.UnaryUnaryMultiCallable[bytes, pb.ModelReadyResponse] = channel.unary_unary(
+            _READY, response_deserializer=pb.ModelReadyResponse.FromString
+        )
         while not ready(asked).ready:
             if time.monotonic() > promoted_s + _GIVE_UP_S:
                 raise RuntimeError(f"version {version} was promoted {_GIVE_UP_S:.0f} s ago and does not serve")

@@ -18,6 +18,7 @@ from plaudit_models.preprocess import Batch
 from plaudit_models.spec import OutputSpec, TensorModality
 
 Axes = Sequence[int | str | None]
+Tensors = dict[str, tuple[int, Axes]]
 
 WEIGHTS = np.array([[1.0, 0.0, 2.0], [0.0, 1.0, -1.0]], np.float32)  # [2, 3]
 
@@ -25,8 +26,8 @@ WEIGHTS = np.array([[1.0, 0.0, 2.0], [0.0, 1.0, -1.0]], np.float32)  # [2, 3]
 def a_graph(
     path: Path,
     *,
-    inputs: dict[str, tuple[int, Axes]] | None = None,
-    outputs: dict[str, tuple[int, Axes]] | None = None,
+    inputs: Tensors | None = None,
+    outputs: Tensors | None = None,
     nodes: Sequence[Any] = (),
     external: bool = False,
 ) -> Path:
@@ -210,7 +211,7 @@ def test_native_outputs_are_rows_too(tmp_path: Path) -> None:
         helper.make_node("Flatten", ["x"], ["flat"], axis=0),
         helper.make_node("Transpose", ["flat"], ["values"]),
     ]
-    outputs = {"logits": (TensorProto.FLOAT, ["batch", 3]), "values": (TensorProto.FLOAT, ["many", 1])}
+    outputs: Tensors = {"logits": (TensorProto.FLOAT, ["batch", 3]), "values": (TensorProto.FLOAT, ["many", 1])}
     file = a_graph(tmp_path / "m.onnx", nodes=rows_together, outputs=outputs)
     with pytest.raises(CannotImport, match=r"output 'values': 3 rows gave \[6, 1\]; its first axis is no batch"):
         imported(file, tmp_path)
@@ -221,7 +222,7 @@ def test_outputs_of_strings_are_left_out(tmp_path: Path) -> None:
         helper.make_node("MatMul", ["x", "W"], ["logits"]),
         helper.make_node("Cast", ["logits"], ["words"], to=TensorProto.STRING),
     ]
-    outputs = {"logits": (TensorProto.FLOAT, ["batch", 3]), "words": (TensorProto.STRING, ["batch", 3])}
+    outputs: Tensors = {"logits": (TensorProto.FLOAT, ["batch", 3]), "words": (TensorProto.STRING, ["batch", 3])}
     manifest, _ = imported(a_graph(tmp_path / "m.onnx", nodes=nodes, outputs=outputs), tmp_path)
     assert manifest.spec.outputs == {"logits": OutputSpec("float32", (3,))}
 

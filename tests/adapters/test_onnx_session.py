@@ -9,7 +9,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ from plaudit_models.bundle import TRUNK
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING
 from support.builders import golden_inputs, run_graph, tiny_bundle, tiny_spec
 
-ON_CPU = [(CPU, {})]
+ON_CPU: list[tuple[str, dict[str, Any]]] = [(CPU, {})]
 
 
 def gpu_at_hand() -> bool:
@@ -99,7 +99,7 @@ def test_what_needs_a_gpu_is_refused_on_the_processor(wanted: dict[str, Any], se
     ],
 )
 def test_what_is_asked_for_and_not_there_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, device: str, wanted: dict[str, Any], setting: str
+    monkeypatch: pytest.MonkeyPatch, device: Literal["auto", "cuda"], wanted: dict[str, Any], setting: str
 ) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CPU])
     with pytest.raises(ConfigError, match=rf"{setting} was asked for, .*; install the extra `gpu`"):
@@ -194,7 +194,8 @@ def test_versions_that_are_gone_leave_no_memory_behind(tmp_path: Path) -> None:
         {"y": (TensorProto.FLOAT, ["b", size])},
         [weights],
     )
-    opened, resident = [], []
+    opened: list[Graph] = []
+    resident = []
     for _ in range(12):
         opened = [*opened[-1:], Graph(path, ON_CPU, 1)]
         opened[-1].run(["y"], {"x": np.ones((4, size), np.float32)})

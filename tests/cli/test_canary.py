@@ -178,5 +178,5 @@ def test_compare_and_set_from_the_shell(shop: Shop) -> None:
     for command in (["canary", "stop"], ["canary", "promote"], ["promote", "2"], ["pin", "2"], ["unpin"], ["rollback"]):
         late = shop.run(*command, "--expect", "1")
         assert late.returncode == 1
-        assert f"the rollout is at generation {shadow['generation']}, not 1; look again" in late.stderr
+        assert f"the rollout is at generation {shadow['generation']}, not 1; read it and try again" in late.stderr
     assert shop.json("canary", "stop", "--expect", str(shadow["generation"]))["candidate"] is None

@@ -9,12 +9,15 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+import typer.main
 
 from plaudit.cli import main
+from plaudit.cli.app import app
 from plaudit.v1 import feedback_pb2
 from support import builders
 from support.recording_server import Recorder, recording_server
@@ -85,8 +88,8 @@ def test_predict_allows_all_actions_unless_told(shell: Shell, server: Recorder) 
     assert list(server.received[0].allowed_actions) == []
 
 
-def test_predict_sends_candidates(shell: Shell, server: Recorder) -> None:
-    given = ("--candidate", "block=block a card", "--candidate", "pin=change = PIN")
+def test_predict_sends_dynamic_actions(shell: Shell, server: Recorder) -> None:
+    given = ("--dynamic-action", "block=block a card", "--dynamic-action", "pin=change = PIN")
     assert shell("predict", "--content", "question=hi", *given).code == 0
     sent = [(each.id, each.text) for each in server.received[0].dynamic_actions]
     assert sent == [("block", "block a card"), ("pin", "change = PIN")]
@@ -114,8 +117,8 @@ def test_predict_finds_the_modality_of_the_models_only_image(shell: Shell, serve
         (["--content", "photo=@noise.bin"], "noise.bin is neither a known image"),
         (["--content", "x=@noise.npy"], "noise.npy is not a readable .npy file"),
         (["--content", "x=1", "--content", "x=2"], "'x' is given twice"),
-        (["--candidate", "card"], "'card' is not ID=TEXT"),
-        (["--candidate", "a=x", "--candidate", "a=y"], "the id 'a' is given twice"),
+        (["--dynamic-action", "card"], "'card' is not ID=TEXT"),
+        (["--dynamic-action", "a=x", "--dynamic-action", "a=y"], "the id 'a' is given twice"),
         (["--top-k", "-1"], "--top-k"),
         (["--speed", "9"], "--speed"),
     ],
@@ -269,13 +272,33 @@ def test_the_settings_file_in_this_folder_is_read(shell: Shell, tmp_path: Path) 
 
 
 def test_help_teaches_every_command_with_an_example(shell: Shell) -> None:
-    from plaudit.cli.app import app
-
-    names = [command.name or command.callback.__name__ for command in app.registered_commands]
+    commands = list(_commands(typer.main.get_command(app)))
+    assert ("promote",) in commands
+    assert ("canary",) in commands
+    assert ("deadletter", "replay") in commands
     without_example = [
-        name for name in names if "Example: plaudit " + name not in _unwrapped(shell(name, "--help").out)
+        command
+        for command in commands
+        if "Example: plaudit " + " ".join(command) not in _unwrapped(shell(*command, "--help").out)
     ]
     assert without_example == []
+
+
+def _commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every command that does something: those of groups, and groups that work without one."""
+    for name, command in group.commands.items():
+        if not hasattr(command, "commands"):
+            yield (*path, name)
+            continue
+        if command.invoke_without_command:
+            yield (*path, name)
+        yield from _commands(command, (*path, name))
+
+
+@pytest.mark.parametrize("command", [("versions",), ("versions", "diff"), ("canary", "start"), ("raters", "list")])
+def test_shared_options_are_options_of_each_command(shell: Shell, command: tuple[str, ...]) -> None:
+    shown = shell(*command, "--help").out
+    assert [option for option in ("--config", "--data-dir", "--json", "--model") if option not in shown] == []
 
 
 def _unwrapped(text: str) -> str:

@@ -131,7 +131,7 @@ def test_one_can_be_named(shell: Shell, data_dir: Path) -> None:
             "features",
         ),
         (a_decision("p1", user_id="a\0b"), "user_id: 'a\\x00b' has a character of code zero"),
-        (a_decision("p1", user_group="a b"), "user_group: 'a b' is no group"),
+        (a_decision("p1", user_group="a b"), "user_group: 'a b' is not a group label"),
         (some_feedback("p1", feedback_id="f\0"), "feedback_id"),
     ],
 )

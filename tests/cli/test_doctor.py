@@ -28,7 +28,7 @@ def _settings(tmp_path: Path, **flags: Any) -> Settings:
 
 
 def _findings(settings: Settings) -> dict[str, Finding]:
-    return {finding.what: finding for finding in examine(settings)}
+    return {finding.subject: finding for finding in examine(settings)}
 
 
 def _publish(settings: Settings, tmp_path: Path) -> None:
@@ -38,13 +38,13 @@ def _publish(settings: Settings, tmp_path: Path) -> None:
     registry.set_rollout(promote(registry.rollout(), 1, Change("ada", 1.0, "")))
 
 
-def test_a_healthy_deployment_has_nothing_to_mend(tmp_path: Path) -> None:
+def test_a_healthy_deployment_has_nothing_to_fix(tmp_path: Path) -> None:
     settings = _settings(tmp_path)
     _publish(settings, tmp_path)
     findings = _findings(settings)
-    assert [finding for finding in findings.values() if finding.state is State.BAD] == []
-    assert "version 1 is live, every byte as sealed" in findings["registry"].found
-    assert "tiny: image (image), audio (audio)" in findings["model"].found
+    assert [finding for finding in findings.values() if finding.state is State.ERROR] == []
+    assert "version 1 is live, every byte as sealed" in findings["registry"].message
+    assert "tiny: image (image), audio (audio)" in findings["model"].message
 
 
 def test_a_live_version_with_one_byte_changed_is_found(tmp_path: Path) -> None:
@@ -57,14 +57,14 @@ def test_a_live_version_with_one_byte_changed_is_found(tmp_path: Path) -> None:
     head.write_bytes(bytes(raw))
 
     finding = _findings(settings)["registry"]
-    assert finding.state is State.BAD
-    assert "head.onnx" in finding.found
-    assert "rollback" in finding.mend
+    assert finding.state is State.ERROR
+    assert "head.onnx" in finding.message
+    assert "rollback" in finding.fix
 
 
 def test_an_empty_registry_says_how_to_fill_it(tmp_path: Path) -> None:
     finding = _findings(_settings(tmp_path))["registry"]
-    assert (finding.state, "plaudit pretrain" in finding.mend) == (State.NOTE, True)
+    assert (finding.state, "plaudit pretrain" in finding.fix) == (State.NOTE, True)
 
 
 def test_a_store_with_experiences_is_good_and_a_wrong_password_is_named(
@@ -72,18 +72,18 @@ def test_a_store_with_experiences_is_good_and_a_wrong_password_is_named(
 ) -> None:
     url = postgres.create_database()
     finding = _findings(_settings(tmp_path, store={"url": url}))["experience store"]
-    assert (finding.state, finding.found) == (State.GOOD, "0 experiences from 0 signals")
+    assert (finding.state, finding.message) == (State.OK, "0 experiences from 0 signals")
     finding = _findings(_settings(tmp_path, store={"url": url.replace(PASSWORD, "secret")}))["experience store"]
-    assert finding.state is State.BAD
-    assert "password authentication failed" in finding.found
-    assert "secret" not in finding.found + finding.mend
+    assert finding.state is State.ERROR
+    assert "password authentication failed" in finding.message
+    assert "secret" not in finding.message + finding.fix
 
 
 def test_a_data_dir_that_is_a_file_is_bad_and_not_looked_into(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     findings = _findings(_settings(tmp_path))
-    assert findings["data_dir"].state is State.BAD
-    assert str(tmp_path / "data") in findings["data_dir"].found
+    assert findings["data_dir"].state is State.ERROR
+    assert str(tmp_path / "data") in findings["data_dir"].message
     assert "registry" not in findings
 
 
@@ -91,21 +91,21 @@ def test_a_log_that_is_no_database_is_bad(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/log.sqlite").write_bytes(b"not a database at all" * 100)
     finding = _findings(_settings(tmp_path))["event log"]
-    assert finding.state is State.BAD
-    assert "log.sqlite" in finding.found
+    assert finding.state is State.ERROR
+    assert "log.sqlite" in finding.message
 
 
 def test_a_missing_model_table_is_bad(tmp_path: Path) -> None:
-    assert _findings(_settings(tmp_path, model={}))["model"].state is State.BAD
+    assert _findings(_settings(tmp_path, model={}))["model"].state is State.ERROR
 
 
 def test_a_port_somebody_else_uses_is_bad(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         findings = _findings(_settings(tmp_path, serving={"port": 0, "metrics_port": port}))
-    assert findings["serving.port"].state is State.GOOD
-    assert findings["serving.metrics_port"].state is State.BAD
-    assert f"127.0.0.1:{port}" in findings["serving.metrics_port"].found
+    assert findings["serving.port"].state is State.OK
+    assert findings["serving.metrics_port"].state is State.ERROR
+    assert f"127.0.0.1:{port}" in findings["serving.metrics_port"].message
 
 
 def test_the_consoles_port_is_looked_at_where_there_is_one(tmp_path: Path) -> None:
@@ -113,28 +113,28 @@ def test_the_consoles_port_is_looked_at_where_there_is_one(tmp_path: Path) -> No
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         findings = _findings(_settings(tmp_path, console={"port": port}))
-    assert findings["console.port"].state is State.BAD
+    assert findings["console.port"].state is State.ERROR
 
 
 def test_a_port_plaudit_already_serves_on_is_good(tmp_path: Path) -> None:
     with recording_server() as server:
         port = int(server.target.rpartition(":")[2])
         finding = _findings(_settings(tmp_path, serving={"port": port, "metrics_port": 0}))["serving.port"]
-    assert (finding.state, finding.found) == (State.GOOD, f"{port}: Plaudit is running there")
+    assert (finding.state, finding.message) == (State.OK, f"{port}: Plaudit is running there")
 
 
 def test_open_admin_calls_on_a_public_port_are_noted(tmp_path: Path) -> None:
     serving = {"host": "0.0.0.0", "port": 0, "metrics_port": 0}
     assert _findings(_settings(tmp_path, serving=serving))["admin token"].state is State.NOTE
     serving["admin_token"] = "sesame"
-    assert _findings(_settings(tmp_path, serving=serving))["admin token"].state is State.GOOD
+    assert _findings(_settings(tmp_path, serving=serving))["admin token"].state is State.OK
 
 
 def test_a_missing_extra_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else real(name))
     finding = _findings(_settings(tmp_path))["extra learn"]
-    assert (finding.state, "plaudit[learn]" in finding.mend) == (State.NOTE, True)
+    assert (finding.state, "plaudit[learn]" in finding.fix) == (State.NOTE, True)
 
 
 def test_cuda_that_is_not_there_is_bad(tmp_path: Path) -> None:
@@ -143,5 +143,5 @@ def test_cuda_that_is_not_there_is_bad(tmp_path: Path) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("asking for CUDA is no error on a machine that has it")
     finding = _findings(_settings(tmp_path, serving=FREE["serving"] | {"device": "cuda"}))["device"]
-    assert finding.state is State.BAD
-    assert "serving.device" in finding.found
+    assert finding.state is State.ERROR
+    assert "serving.device" in finding.message

@@ -31,11 +31,11 @@ def settings_for(kafka: Kafka, tmp_path: Path, **changes: Any) -> Settings:
 
 
 def found(settings: Settings) -> list[Finding]:
-    return [each for each in examine(settings) if each.what.startswith(("event log", "topic"))]
+    return [each for each in examine(settings) if each.subject.startswith(("event log", "topic"))]
 
 
 def about(findings: list[Finding], topic: str) -> Finding:
-    (finding,) = (each for each in findings if each.what.endswith(topic))
+    (finding,) = (each for each in findings if each.subject.endswith(topic))
     return finding
 
 
@@ -51,49 +51,49 @@ def make_topics(kafka: Kafka, **config: str) -> None:
         )
 
 
-def test_topics_of_our_own_making_have_nothing_to_mend(kafka: Kafka, tmp_path: Path) -> None:
+def test_topics_of_our_own_making_have_nothing_to_fix(kafka: Kafka, tmp_path: Path) -> None:
     settings = settings_for(kafka, tmp_path)
     with contextlib.closing(event_log(settings)) as log:
         log.append([builders.a_decision("p1"), builders.some_feedback("p1")])
     findings = found(settings)
-    assert {each.state for each in findings} == {State.GOOD}
-    assert findings[0].found == "Kafka answers; 2 decisions and pieces of feedback recorded"
-    assert about(findings, Topic.FEEDBACK).found.startswith("2 partitions;")
-    assert "60 days kept" in about(findings, Topic.FEEDBACK).found
+    assert {each.state for each in findings} == {State.OK}
+    assert findings[0].message == "Kafka answers; 2 decisions and pieces of feedback recorded"
+    assert about(findings, Topic.FEEDBACK).message.startswith("2 partitions;")
+    assert "60 days kept" in about(findings, Topic.FEEDBACK).message
 
 
 def test_missing_topics_are_noted(kafka: Kafka, tmp_path: Path) -> None:
     finding = about(found(settings_for(kafka, tmp_path)), "topics")
     assert finding.state is State.NOTE
-    assert kafka.prefix + Topic.DECISIONS in finding.found
+    assert kafka.prefix + Topic.DECISIONS in finding.message
 
 
 @pytest.mark.parametrize(
     ("config", "state", "problem"),
     [
-        ({"retention.ms": "3600000"}, State.BAD, "less than serving.feedback_window_s"),
-        ({"cleanup.policy": "compact"}, State.BAD, "cleanup.policy is compact"),
-        ({"min.insync.replicas": "2"}, State.BAD, "min.insync.replicas is 2, and there are 1 copies"),
-        ({"max.message.bytes": "1000000"}, State.BAD, "less than kafka.max_record_bytes"),
+        ({"retention.ms": "3600000"}, State.ERROR, "less than serving.feedback_window_s"),
+        ({"cleanup.policy": "compact"}, State.ERROR, "cleanup.policy is compact"),
+        ({"min.insync.replicas": "2"}, State.ERROR, "min.insync.replicas is 2, and there are 1 copies"),
+        ({"max.message.bytes": "1000000"}, State.ERROR, "less than kafka.max_record_bytes"),
     ],
 )
-def test_a_wrong_topic_is_bad_and_the_mend_names_the_setting(
+def test_a_wrong_topic_is_an_error_and_the_fix_names_the_setting(
     kafka: Kafka, tmp_path: Path, config: dict[str, str], state: State, problem: str
 ) -> None:
     fine = {"retention.ms": "-1", "max.message.bytes": "30000000"}
     make_topics(kafka, **fine | config)
     finding = about(found(settings_for(kafka, tmp_path)), Topic.FEEDBACK)
-    assert (finding.state, problem in finding.found) == (state, True), finding.found
-    assert f"--add-config {next(iter(config))}=" in finding.mend
+    assert (finding.state, problem in finding.message) == (state, True), finding.message
+    assert f"--add-config {next(iter(config))}=" in finding.fix
 
 
 def test_too_few_partitions_and_copies(kafka: Kafka, tmp_path: Path) -> None:
     make_topics(kafka, **{"retention.ms": "-1", "max.message.bytes": "30000000"})
     settings = settings_for(kafka, tmp_path, partitions=6, replication_factor=3)
-    findings = [each for each in found(settings) if each.what.endswith(Topic.DECISIONS)]
-    assert [each.state for each in findings] == [State.NOTE, State.BAD]
-    assert "2 partitions, fewer than kafka.partitions = 6" in findings[0].found
-    assert "1 copies of each record" in findings[1].found
+    findings = [each for each in found(settings) if each.subject.endswith(Topic.DECISIONS)]
+    assert [each.state for each in findings] == [State.NOTE, State.ERROR]
+    assert "2 partitions, fewer than kafka.partitions = 6" in findings[0].message
+    assert "1 copies of each record" in findings[1].message
 
 
 def test_unequal_partitions_are_bad(kafka: Kafka, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_unequal_partitions_are_bad(kafka: Kafka, tmp_path: Path) -> None:
         admin.create_partitions({kafka.prefix + Topic.FEEDBACK: 3})
         admin.wait_for_topics([kafka.prefix + Topic.FEEDBACK])
     finding = about(found(settings_for(kafka, tmp_path)), "topics")
-    assert (finding.state, "do not meet" in finding.found) == (State.BAD, True)
+    assert (finding.state, "different partitions" in finding.message) == (State.ERROR, True)
 
 
 @pytest.mark.slow
@@ -116,14 +116,14 @@ def test_three_copies_of_which_one_counts(tmp_path: Path) -> None:
             log.append([builders.some_feedback("p1")])
         finding = about(found(settings), Topic.FEEDBACK)
     assert finding.state is State.NOTE
-    assert "a record counts as durable on one broker" in finding.found
+    assert "a record counts as durable on one broker" in finding.message
 
 
 def test_nobody_there(tmp_path: Path) -> None:
     (finding,) = found(settings_for(Kafka("127.0.0.1:9"), tmp_path))
-    assert finding.state is State.BAD
-    assert "127.0.0.1:9 cannot be reached" in finding.found
-    assert "kafka.bootstrap_servers" in finding.mend
+    assert finding.state is State.ERROR
+    assert "127.0.0.1:9 cannot be reached" in finding.message
+    assert "kafka.bootstrap_servers" in finding.fix
 
 
 def test_a_missing_library_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

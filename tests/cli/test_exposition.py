@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
-from plaudit.cli.exposition import LabelledRegistry, Pages, merge, shown
+from plaudit.cli.exposition import LabelledRegistry, MetricsPages, merge, serve_metrics
 
 
 def filled(registry: CollectorRegistry, n: int) -> CollectorRegistry:
@@ -53,13 +53,13 @@ def test_every_family_is_described_once_and_stands_together() -> None:
 
 
 def test_a_process_that_has_gone_or_does_not_answer_is_left_out() -> None:
-    pages = Pages()
+    pages = MetricsPages()
     assert pages.merged() == ""
     server, thread = start_http_server(0, "127.0.0.1", filled(CollectorRegistry(), 7))
-    pages.there_is("0", f"127.0.0.1:{server.server_port}")
-    pages.there_is("1", "127.0.0.1:1")
+    pages.add("0", f"127.0.0.1:{server.server_port}")
+    pages.add("1", "127.0.0.1:1")
     try:
-        with shown(pages, "127.0.0.1", 0) as port:
+        with serve_metrics(pages, "127.0.0.1", 0) as port:
             found = samples(urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read().decode())
     finally:
         server.shutdown()
@@ -67,8 +67,8 @@ def test_a_process_that_has_gone_or_does_not_answer_is_left_out() -> None:
         thread.join()
     assert found[("waiting", frozenset({("process", "0")}))] == 7
     assert {dict(labels)["process"] for _, labels in found} == {"0"}
-    pages.gone("0")
-    pages.gone("1")
+    pages.remove("0")
+    pages.remove("1")
     assert pages.merged() == ""
 
 
@@ -80,7 +80,7 @@ def test_of_a_process_that_is_killed_while_it_answers_nothing_is_shown_and_all_o
     whole = page_of(7)
     length = f"content-length: {len(whole.encode())}\r\n" if says_how_long else ""
     half = f"HTTP/1.0 200 OK\r\n{length}\r\n{whole[: len(whole) // 2]}".encode()
-    pages = Pages()
+    pages = MetricsPages()
     server, thread = start_http_server(0, "127.0.0.1", filled(CollectorRegistry(), 3))
     with socket.create_server(("127.0.0.1", 0)) as killed:
 
@@ -92,8 +92,8 @@ def test_of_a_process_that_is_killed_while_it_answers_nothing_is_shown_and_all_o
 
         dying = threading.Thread(target=answer_in_part)
         dying.start()
-        pages.there_is("0", f"127.0.0.1:{server.server_port}")
-        pages.there_is("1", f"127.0.0.1:{killed.getsockname()[1]}")
+        pages.add("0", f"127.0.0.1:{server.server_port}")
+        pages.add("1", f"127.0.0.1:{killed.getsockname()[1]}")
         try:
             found = samples(pages.merged())
         finally:

@@ -66,12 +66,14 @@ def test_an_imported_model_serves_and_learns_without_a_model_table(graph: Path, 
                 said = client.thumbs_up if prediction.action == "blue" else client.thumbs_down
                 assert not said(prediction).duplicate
             for rollout in client.watch_versions(model="colours"):
-                if rollout.live is not None and rollout.live > 1:
+                live = rollout.live
+                if live is not None and live > 1:
                     break
-            refreshed = client.version(rollout.live, model="colours")
+            assert live is not None
+            refreshed = client.version(live, model="colours")
             assert (refreshed.kind, refreshed.parent) == ("head", 1)
             serving = client.predict({"x": x}, model="colours")
-            assert serving.version >= rollout.live
+            assert serving.version >= live
             assert serving.scores["blue"] > 2 * before.scores["blue"]
         assert service.stop(signal.SIGTERM) == 0
     finally:

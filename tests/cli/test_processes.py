@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from plaudit.client import Client, tensor
 from plaudit.compose.log import event_log
@@ -285,7 +286,7 @@ class _Reports:
                 self.numbers.setdefault(record.event.replica, []).append(record.event.number)
 
 
-def _samples(page: str) -> list[Any]:
+def _samples(page: str) -> list[Sample]:
     return [sample for family in text_string_to_metric_families(page) for sample in family.samples]
 
 

@@ -14,8 +14,6 @@ from plaudit.cli import main
 from plaudit.compose.store import experience_store
 from plaudit.core.ports.store import ExperienceStore, LeaderCommit
 from plaudit.core.settings import Settings
-from plaudit.learner.online.rater_commands import unheeded
-from plaudit.learner.state import RATERS
 from plaudit_models.evaluation.raters import Raters
 
 Shell = Callable[..., str]
@@ -44,7 +42,7 @@ def store(tmp_path: Path) -> Iterator[ExperienceStore]:
     _, raters = Raters().admit(["ada"] * 3 + ["mallory"] * 2, cap=0.5)
     raters, _ = raters.hear(["ada"], np.array([1.0]), np.array([1.0]), np.array([1.0]))
     store.lead()
-    store.save(LeaderCommit(memory={RATERS: raters.set_trust_level("mallory", "quarantined").to_bytes()}))
+    store.save(LeaderCommit(state={"raters": raters.set_trust_level("mallory", "quarantined").to_bytes()}))
     yield store
     store.close()
 
@@ -61,11 +59,12 @@ def test_the_list_says_who_counts_for_what(shell: Shell, store: ExperienceStore)
     assert "quarantined" in table
 
 
-def test_orders_wait_for_the_learner(shell: Shell, store: ExperienceStore) -> None:
+def test_commands_wait_for_the_learner(shell: Shell, store: ExperienceStore) -> None:
     assert "mallory: trusted, as soon as the learner looks" in shell("release", "mallory")
     assert json.loads(shell("quarantine", "ada", "--json")) == {"user": "ada", "trust_level": "quarantined"}
-    assert unheeded(store).todo == {"mallory": "trusted", "ada": "quarantined"}
-    store.save(LeaderCommit(memory=unheeded(store).heeded))
-    assert unheeded(store).todo == {}
+    commands = store.pending_commands()
+    assert [(c.user_id, c.trust_level) for c in commands] == [("mallory", "trusted"), ("ada", "quarantined")]
+    store.save(LeaderCommit(commands=commands))
+    assert store.pending_commands() == []
     shell("quarantine", "mallory")
-    assert unheeded(store).todo == {"mallory": "quarantined"}
+    assert [(c.user_id, c.trust_level) for c in store.pending_commands()] == [("mallory", "quarantined")]

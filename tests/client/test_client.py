@@ -140,7 +140,7 @@ def test_a_stream_of_feedback_goes_on_after_a_refused_piece(call: Call) -> None:
     ]
     assert call("stream_feedback", pieces) == [
         Acknowledgement("f1", duplicate=True),
-        Acknowledgement("f2", duplicate=False, error="prediction_id: 'forged' is not one of ours"),
+        Acknowledgement("f2", duplicate=False, error="prediction_id: 'forged' is not a prediction id"),
         Acknowledgement("f3", duplicate=True),
     ]
 

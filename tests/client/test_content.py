@@ -14,6 +14,7 @@ from PIL import Image
 
 from plaudit.client import ClientError, audio, image, tensor, text
 from plaudit.client.content import sniff, to_content
+from plaudit.core.events import TensorContent
 from plaudit.core.wire import content_from_wire
 from plaudit.v1 import content_pb2
 
@@ -82,9 +83,10 @@ def test_helpers_say_outright_what_the_bytes_are() -> None:
     ],
 )
 def test_an_array_is_a_tensor_that_the_server_reads_back(given: Any, dtype: Any) -> None:
-    read = content_from_wire(to_content("radar", given), "radar").array
-    assert read.dtype == dtype
-    np.testing.assert_array_equal(read, given)
+    read = content_from_wire(to_content("radar", given), "radar")
+    assert isinstance(read, TensorContent)
+    assert read.array.dtype == dtype
+    np.testing.assert_array_equal(read.array, given)
 
 
 def test_nested_lists_make_a_tensor() -> None:

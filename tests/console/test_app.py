@@ -63,7 +63,7 @@ class Browser:
             connection.close()
 
     def get(self, path: str, **headers: str) -> Answer:
-        return self.ask("GET", path, **headers)
+        return self.ask("GET", path, None, **headers)
 
     def post(self, path: str, body: Any) -> Answer:
         return self.ask("POST", path, json.dumps(body).encode(), Content_Type="application/json")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import pytest
 
 from plaudit.console import judged
 from plaudit.console.judged import Judged, last_number
 from plaudit.core.experience import DecisionHeader, Experience, Label
+from plaudit.core.ports.store import ExperienceStore
 
 SERVED = DecisionHeader("p", 1.0, "ada", 1, "cat", 0.5, ("cat", "dog"), False, ("image",))
 
@@ -44,6 +46,10 @@ class Clock:
         return self.now_s
 
 
+def _judged(open_store: Callable[[], Experiences | None], clock: Callable[[], float]) -> Judged:
+    return Judged(cast("Callable[[], ExperienceStore | None]", open_store), clock)
+
+
 def _rewards(kept: Judged) -> list[float]:
     return [one.reward for one in kept.latest()]
 
@@ -51,13 +57,13 @@ def _rewards(kept: Judged) -> list[float]:
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 7, 8, 9, 1000])
 def test_the_last_number_is_found(n: int) -> None:
     store = Experiences(*[1.0] * n)
-    assert last_number(store) == n
+    assert last_number(cast("ExperienceStore", store)) == n
     assert store.asked < 30
 
 
 def test_new_answers_and_changed_minds_are_seen() -> None:
     store = Experiences(1.0, 0.0)
-    kept = Judged(lambda: store, Clock())
+    kept = _judged(lambda: store, Clock())
     assert _rewards(kept) == [1.0, 0.0]
     store.rows[0] = _experience(1, 0.25)
     store.rows.append(_experience(3, None))
@@ -68,7 +74,7 @@ def test_new_answers_and_changed_minds_are_seen() -> None:
 def test_only_the_latest_are_kept_and_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judged, "KEPT", 3)
     store = Experiences(0.1, 0.2, 0.3, 0.4, 0.5)
-    kept = Judged(lambda: store, Clock())
+    kept = _judged(lambda: store, Clock())
     assert _rewards(kept) == [0.3, 0.4, 0.5]
     store.rows.append(_experience(6, 0.6))
     assert _rewards(kept) == [0.4, 0.5, 0.6]
@@ -76,7 +82,7 @@ def test_only_the_latest_are_kept_and_read(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_it_reads_once_a_second_however_many_look() -> None:
     store = Experiences(1.0)
-    kept = Judged(lambda: store, lambda: 5.0)
+    kept = _judged(lambda: store, lambda: 5.0)
     kept.latest()
     asked = store.asked
     kept.latest()
@@ -85,7 +91,7 @@ def test_it_reads_once_a_second_however_many_look() -> None:
 
 def test_it_waits_for_a_store_and_lets_it_go() -> None:
     stores: list[Experiences] = []
-    kept = Judged(lambda: stores[0] if stores else None, Clock())
+    kept = _judged(lambda: stores[0] if stores else None, Clock())
     kept.close()
     assert _rewards(kept) == []
     stores.append(Experiences(1.0))

@@ -7,9 +7,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from plaudit.compose.registry import model_registry
 from plaudit.compose.settings import load_settings
@@ -106,7 +107,8 @@ def test_content_of_every_kind_is_answered_explained_and_learned_from(opened: Op
 
     with page.expect_request("**/predict") as sent:
         page.get_by_role("button", name="Ask").click()
-    content = sent.value.post_data_json["content"]
+    asked: Any = sent.value.post_data_json
+    content = asked["content"]
     assert {name: list(part) for name, part in content.items()} == {
         "image": ["image"],
         "audio": ["audio"],
@@ -174,7 +176,7 @@ def test_the_keyboard_does_it_all(opened: Open) -> None:
     expect(page.locator("#versions details").last).to_contain_text("made by a test")
 
 
-def _tab_to(page: Page, target) -> None:
+def _tab_to(page: Page, target: Locator) -> None:
     for _ in range(80):
         if target.evaluate("element => element === document.activeElement"):
             return

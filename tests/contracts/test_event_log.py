@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kafka import KafkaProducer
@@ -79,7 +80,7 @@ def _spooled(request: pytest.FixtureRequest) -> Adapter:
     """Over SQLite; each opening is another process's, with a spool of its own in one folder."""
     folder = request.getfixturevalue("tmp_path")
     inner, spool = sqlite_adapter(folder), folder / "spool"
-    limits = {"limit_bytes": 1_000_000, "after_s": WAIT_S}
+    limits: dict[str, Any] = {"limit_bytes": 1_000_000, "after_s": WAIT_S}
     return replace(
         inner,
         open=lambda: SpooledLog(inner.open(), spool, **limits),
@@ -134,12 +135,14 @@ def of(topic: Topic, records: Sequence[Record]) -> list[Record]:
 
 def ids(records: Sequence[Record]) -> list[str]:
     """Feedback ids of feedback records, prediction ids of decisions."""
-    events = [record.event for record in records]
-    return [
-        e.feedback_id if isinstance(e, Feedback) else e.prediction_id
-        for e in events
-        if not isinstance(e, UnreadableRecord)
-    ]  # type: ignore[union-attr]
+    found = []
+    for record in records:
+        if isinstance(record.event, Feedback):
+            found.append(record.event.feedback_id)
+        elif not isinstance(record.event, UnreadableRecord):
+            assert isinstance(record.event, Decision)
+            found.append(record.event.prediction_id)
+    return found
 
 
 def spawn(adapter: Adapter, body: str) -> subprocess.Popen[str]:
@@ -384,17 +387,17 @@ def test_what_was_acknowledged_survives_kill_9(adapter: Adapter, log: EventLog) 
     assert child.stdout is not None
     acknowledged = [int(child.stdout.readline()) for _ in range(50)]
     child.send_signal(signal.SIGKILL)
-    rest, _ = child.communicate()
-    acknowledged += [int(line) for line in rest.splitlines() if line.isdecimal()]
+    more, _ = child.communicate()
+    acknowledged += [int(line) for line in more.splitlines() if line.isdecimal()]
     records = read_all(log)
     whole = acknowledged[-1] + 1
-    rest = []
+    rest: list[str] = []
     for topic, letter in ((Topic.FEEDBACK, "f"), (Topic.DECISIONS, "d")):
         found = ids(of(topic, records))
         assert found[:whole] == [f"{letter}{i}" for i in range(whole)]
         rest += found[whole:]
     # At most one append was in flight; where the log can, it is there as a whole or not at all.
-    possible = [[], [f"f{whole}", f"d{whole}"]]
+    possible: list[list[str]] = [[], [f"f{whole}", f"d{whole}"]]
     assert rest in (possible if adapter.looks_up else [*possible, [f"f{whole}"], [f"d{whole}"]])
     assert [a.duplicate for a in log.append([some_feedback("p", feedback_id="f0")])] == [adapter.looks_up]
 
@@ -423,7 +426,7 @@ def test_sqlite_full_disk_records_nothing_and_recovers(tmp_path: Path) -> None:
     )
     output, _ = child.communicate()
     assert child.returncode == 0
-    assert "not known to be recorded; send it again" in output
+    assert "may not be recorded; send it again" in output
     assert "events.sqlite" in output
     log = adapter.open()
     assert ids(read_all(log)) == ["before", "after"]

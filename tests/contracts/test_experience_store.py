@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from plaudit.core.events import Decision, DynamicAction, EncodedContent, Feature
 from plaudit.core.experience import Experience, FeedbackState, Label, header_of
 from plaudit.core.ports.store import (
     ExperienceStore,
+    ExperimentSummary,
     FeedbackStatus,
     IngestBatch,
     IntakeStats,
@@ -87,7 +90,7 @@ def judge_again(store: ExperienceStore, prediction_id: str, label: Label | None)
 def test_a_fresh_store_knows_nothing(store: ExperienceStore) -> None:
     assert store.positions() == {}
     assert store.intake_stats() == IntakeStats()
-    assert store.recall("anything") is None
+    assert store.get_state("anything") is None
     assert store.histories(["p"]) == {"p": PredictionHistory(None, [], None)}
     assert store.experiences() == []
     assert store.revisions(10, 10) == []
@@ -112,7 +115,7 @@ def test_everything_saved_is_there_after_reopening(
             outcomes={"decision": 1, "feedback": 3},
         )
     )
-    store.save(LeaderCommit(probabilities={1: (0.1, 0.9, 0.0, 0.0)}, memory={"a": b"1", "b": b"2"}))
+    store.save(LeaderCommit(probabilities={1: (0.1, 0.9, 0.0, 0.0)}, state={"a": b"1", "b": b"2"}))
     other = open_store()
     experience = Experience(1, header_of(decision), label, (0.1, 0.9, 0.0, 0.0))
     assert other.positions() == {"0": "7"}
@@ -126,7 +129,7 @@ def test_everything_saved_is_there_after_reopening(
         discarded=1,
         outcomes={"decision": 1, "feedback": 3},
     )
-    assert other.recall("a") == b"1"
+    assert other.get_state("a") == b"1"
     assert other.histories(["p1", "p2"]) == {
         "p1": PredictionHistory(header_of(decision), [kept], experience),
         "p2": PredictionHistory(None, [], None),
@@ -296,39 +299,89 @@ def test_silent_lists_decisions_up_to_the_first_that_is_too_young(store: Experie
     assert len(store.silent(0, NOW_S + 5, 1)) == 1
 
 
-def test_memory_can_be_replaced_and_forgotten(store: ExperienceStore) -> None:
-    store.save(LeaderCommit(memory={"a": b"1", "b": b"2"}))
-    store.save(LeaderCommit(memory={"a": b"3", "b": None}))
-    assert (store.recall("a"), store.recall("b")) == (b"3", None)
+def test_state_can_be_replaced_and_removed(store: ExperienceStore) -> None:
+    store.save(LeaderCommit(state={"a": b"1", "b": b"2"}))
+    store.save(LeaderCommit(state={"a": b"3", "b": None}))
+    assert (store.get_state("a"), store.get_state("b")) == (b"3", None)
 
 
-def test_the_fate_of_feedback(store: ExperienceStore) -> None:
+def test_the_status_of_feedback(store: ExperienceStore) -> None:
     """It carries the number of the batch in which it became what it is."""
     states = {"waits": FeedbackState.WAITING, "bad": FeedbackState.DISCARDED, "good": FeedbackState.JOINED}
     feedback = {id_: some_feedback("p1", feedback_id=id_, time_s=NOW_S) for id_ in states}
     store.take_in(IngestBatch(feedback=[StoredFeedback(feedback[id_], state, "why") for id_, state in states.items()]))
-    assert {id_: store.fate(id_) for id_ in ("waits", "bad", "good")} == {
+    assert {id_: store.feedback_status(id_) for id_ in ("waits", "bad", "good")} == {
         id_: FeedbackStatus(state, NOW_S, "why", batch=1) for id_, state in states.items()
     }
     joined = StoredFeedback(feedback["waits"], FeedbackState.JOINED)
     store.take_in(IngestBatch(decisions=[a_decision("p1")], feedback=[joined], judged=[LabelUpdate("p1", GOOD)]))
-    assert store.fate("waits") == FeedbackStatus(FeedbackState.JOINED, NOW_S, "", batch=2)
+    assert store.feedback_status("waits") == FeedbackStatus(FeedbackState.JOINED, NOW_S, "", batch=2)
     store.save(LeaderCommit(excluded=[1]))
-    assert store.fate("waits") == FeedbackStatus(FeedbackState.JOINED, NOW_S, "", batch=2, excluded=True)
-    assert store.fate("never") is None
+    assert store.feedback_status("waits") == FeedbackStatus(FeedbackState.JOINED, NOW_S, "", batch=2, excluded=True)
+    assert store.feedback_status("never") is None
 
 
 # --- one at a time ---------------------------------------------------------------------------------------------------
 
 
-def test_anybody_leaves_notes_and_the_leader_finds_them(
+def test_commands_are_pending_until_a_commit_applies_them(
     store: ExperienceStore, open_store: Callable[[], ExperienceStore]
 ) -> None:
     other = open_store()
-    other.leave("note", b"1")
-    other.leave("note", b"2")
-    store.save(LeaderCommit(memory={"a": b"1"}))
-    assert store.recall("note") == b"2"
+    other.put_command("ada", "trusted")
+    other.put_command("bob", "quarantined")
+    first, second = store.pending_commands()
+    assert [(c.user_id, c.trust_level) for c in (first, second)] == [("ada", "trusted"), ("bob", "quarantined")]
+    store.save(LeaderCommit(commands=[first], state={"a": b"1"}))
+    assert other.pending_commands() == [second]
+
+
+def test_a_commit_that_fails_leaves_its_commands_pending(
+    store: ExperienceStore, open_store: Callable[[], ExperienceStore]
+) -> None:
+    store.put_command("ada", "trusted")
+    commands = store.pending_commands()
+    assert open_store().lead()
+    with pytest.raises(StoreMoved):
+        store.save(LeaderCommit(commands=commands))
+    assert store.pending_commands() == commands
+
+
+def test_commands_given_at_once_are_applied_once_each(
+    store: ExperienceStore, open_store: Callable[..., ExperienceStore]
+) -> None:
+    """Four operators, each with a connection of its own, while the leader applies what it finds."""
+    users = [[f"user {operator}-{i}" for i in range(12)] for operator in range(4)]
+    others = [open_store() for _ in users]
+    together = threading.Barrier(len(users))
+
+    def operate(other: ExperienceStore, names: list[str]) -> None:
+        together.wait()
+        for name in names:
+            other.put_command(name, "quarantined")
+
+    applied: list[str] = []
+    with ThreadPoolExecutor(len(users)) as operators:
+        done = [operators.submit(operate, *each) for each in zip(others, users, strict=True)]
+        while not all(each.done() for each in done) or store.pending_commands():
+            commands = store.pending_commands()
+            store.save(LeaderCommit(commands=commands, state={"applied": str(len(applied)).encode()}))
+            applied += [command.user_id for command in commands]
+        for each in done:
+            each.result()
+    assert sorted(applied) == sorted(name for names in users for name in names)
+
+
+def test_the_latest_experiment_of_a_version_is_told_of(
+    store: ExperienceStore, open_store: Callable[[], ExperienceStore]
+) -> None:
+    summaries = [ExperimentSummary(4, 2, {"verdict": "reject"}), ExperimentSummary(9, 2, {"verdict": None, "n": 0.5})]
+    store.save(LeaderCommit(experiments=[*summaries, ExperimentSummary(7, 3, {"verdict": None})]))
+    other = open_store()
+    assert other.experiment_summary(2) == summaries[1]
+    store.save(LeaderCommit(experiments=[ExperimentSummary(7, 3, {"verdict": "promote"})]))
+    assert other.experiment_summary(3) == ExperimentSummary(7, 3, {"verdict": "promote"})
+    assert other.experiment_summary(1) is None
 
 
 def test_a_save_that_fails_changes_nothing(store: ExperienceStore) -> None:
@@ -362,13 +415,13 @@ def test_a_partition_is_taken_in_by_one_after_the_other(
 def test_only_the_leader_saves(store: ExperienceStore, open_store: Callable[[], ExperienceStore]) -> None:
     other = open_store()
     with pytest.raises(StoreMoved):
-        other.save(LeaderCommit(memory={"a": b"1"}))
+        other.save(LeaderCommit(state={"a": b"1"}))
     assert other.lead()
-    other.save(LeaderCommit(memory={"a": b"2"}))
-    for save in (lambda: store.save(LeaderCommit(memory={"a": b"3"})), lambda: store.forget(NOW_S, 0, 1)):
+    other.save(LeaderCommit(state={"a": b"2"}))
+    for save in (lambda: store.save(LeaderCommit(state={"a": b"3"})), lambda: store.forget(NOW_S, 0, 1)):
         with pytest.raises(StoreMoved):
             save()
-    assert store.recall("a") == b"2"
+    assert store.get_state("a") == b"2"
     store.take_in(IngestBatch(waiting=1))
     assert other.intake_stats().waiting == 1
 
@@ -378,7 +431,7 @@ def test_a_leader_is_not_replaced_while_it_is_heard_of(postgres: PostgresServer)
     first, second = SqlStore(url, lease_s=3600.0), SqlStore(url, lease_s=3600.0)
     assert first.lead()
     assert not second.lead()
-    first.save(LeaderCommit(memory={"a": b"1"}))
+    first.save(LeaderCommit(state={"a": b"1"}))
     assert first.lead()
     first.close()
     second.close()
@@ -466,7 +519,7 @@ def test_tables_of_another_version_are_refused(url: str, open_store: Callable[[]
     with engine.begin() as connection:
         connection.execute(text("UPDATE intake_stats SET schema = 99"))
     engine.dispose()
-    with pytest.raises(WrongStore, match=r"version 99, this Plaudit has 3; move it away"):
+    with pytest.raises(WrongStore, match=r"version 99, this Plaudit has 4; move it away"):
         open_store()
 
 
@@ -510,7 +563,7 @@ def test_tables_from_before_there_were_candidates_are_given_the_column(
     store = open_store()
     assert store.lead()
     make_experiences(store, 2)
-    store.save(LeaderCommit(memory={"a": b"1"}))
+    store.save(LeaderCommit(state={"a": b"1"}))
     store.close()
     engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
     with engine.begin() as connection:
@@ -519,7 +572,7 @@ def test_tables_from_before_there_were_candidates_are_given_the_column(
     for store in (open_store(), open_store()):
         assert [e.decision.dynamic_actions for e in store.experiences()] == [(), ()]
         assert store.dynamic_actions(["p1"]) == {"p1": ()}
-        assert store.recall("a") == b"1"
+        assert store.get_state("a") == b"1"
     store.take_in(IngestBatch(decisions=[between_candidates("p3")]))
     assert store.histories(["p3"])["p3"].decision == header_of(between_candidates("p3"))
 
@@ -568,7 +621,7 @@ def test_a_server_that_goes_away_and_returns(own_postgres: PostgresServer) -> No
             use()
     own_postgres.start()
     store.take_in(IngestBatch(waiting=1))
-    store.save(LeaderCommit(memory={"a": b"1"}))
+    store.save(LeaderCommit(state={"a": b"1"}))
     assert store.intake_stats().waiting == 1
     assert store.histories(["p1"])["p1"].decision is not None
     store.close()

@@ -91,7 +91,7 @@ def test_another_spelling_of_the_same_bytes_is_refused() -> None:
 def test_ids_expire_with_the_window() -> None:
     signed = OURS.sign(a_prediction())
     OURS.check(signed, now_s=NOW_S + WINDOW_S)
-    with pytest.raises(ExpiredPredictionId, match="is 3601 s old; feedback is taken for 3600 s"):
+    with pytest.raises(ExpiredPredictionId, match="is 3601 s old; feedback is accepted for 3600 s"):
         OURS.check(signed, now_s=NOW_S + WINDOW_S + 1)
 
 
@@ -103,7 +103,7 @@ def test_a_forged_id_is_called_forged_even_when_old() -> None:
 def test_problems_name_the_value() -> None:
     with pytest.raises(InvalidPredictionId, match="prediction_id: is empty"):
         OURS.check("", now_s=NOW_S)
-    with pytest.raises(InvalidPredictionId, match="'nonsense!' is not one of ours"):
+    with pytest.raises(InvalidPredictionId, match="'nonsense!' is not a prediction id"):
         OURS.check("nonsense!", now_s=NOW_S)
     with pytest.raises(InvalidPredictionId, match=f"has {MAX_LENGTH + 1} characters"):
         OURS.check("A" * (MAX_LENGTH + 1), now_s=NOW_S)

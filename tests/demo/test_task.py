@@ -15,7 +15,7 @@ from plaudit.demo.users import Request, liked_answer, likes, likes_matrix, thumb
 from plaudit_models.dataset import load_data_folder, tokenizer_for
 from plaudit_models.preprocess import decode_audio, decode_image
 
-PARTS = ("train", "val", "traffic", "test")
+PARTS: tuple[task.Part, ...] = ("train", "val", "traffic", "test")
 EVERY_KIND = (*KINDS, HARD_KIND)
 
 

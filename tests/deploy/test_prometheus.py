@@ -100,7 +100,8 @@ def test_the_dashboards_are_what_their_source_says(tmp_path: Path) -> None:
 
 def _get(url: str) -> str:
     with urllib.request.urlopen(url, timeout=30) as answer:
-        return answer.read().decode()
+        page: bytes = answer.read()
+        return page.decode()
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,11 @@ def _traffic(target: str) -> None:
     """Some of everything: kinds of content, kinds of feedback, and what is refused."""
     with Client(target) as client:
         for seed in range(12):
-            content = {"image": image(builders.png(seed)), "audio": audio(builders.wav(seed)), "question": "which?"}
+            content: dict[str, Any] = {
+                "image": image(builders.png(seed)),
+                "audio": audio(builders.wav(seed)),
+                "question": "which?",
+            }
             answer = client.predict(content, user_id=f"user {seed}")
             client.thumbs_up(answer) if seed % 2 else client.thumbs_down(answer)
             client.correct(answer, "cat")

@@ -23,9 +23,8 @@ from benchmarks.measure import Measure
 from faults.load import Users
 from faults.world import World
 from plaudit.core.events import Feedback
-from plaudit.learner.progress import KEY, Progress, progress_from_bytes
-from plaudit.learner.state import REWARD_STATE
-from plaudit_models.bandit.reward_model import state_from_bytes
+from plaudit.learner.progress import Progress
+from plaudit.learner.state import LearnerState
 from support.loop_recount import everything, recount
 
 RECOVERY_S: Final = 10.0
@@ -236,9 +235,8 @@ def _wait(world: World, done: Callable[[], bool], otherwise: str) -> None:
 
 def _count(world: World, users: Users, outcome: Outcome) -> None:
     """Log, store and reward state against each other; services are stopped."""
-    saved = world.store.recall(REWARD_STATE)
-    assert saved is not None
-    state = state_from_bytes(saved)
+    state = LearnerState(world.store).reward
+    assert state is not None
     with world.log() as log:
         expected, experiences = recount(log, world.settings.spec(), state.space)
         feedback = [event.feedback_id for event in everything(log) if isinstance(event, Feedback)]
@@ -259,4 +257,4 @@ def _count(world: World, users: Users, outcome: Outcome) -> None:
 
 
 def _progress(world: World) -> Progress:
-    return progress_from_bytes(world.store.recall(KEY))
+    return LearnerState(world.store).progress

@@ -28,7 +28,8 @@ from plaudit.core.ports.jobs import JobState
 from plaudit.core.ports.log import EventLog
 from plaudit.core.ports.store import ExperienceStore
 from plaudit.core.settings import Settings
-from plaudit.learner.finetuning.scheduler import KEY, Tuning, tuning_from_bytes
+from plaudit.learner.state import LearnerState
+from plaudit.learner.tuning_state import Tuning
 from support.deployment import PLAUDIT, Service
 from support.kafka_broker import Cluster
 
@@ -125,7 +126,7 @@ class World:
 
     def tuning(self) -> Tuning:
         """Where fine-tuning stands, as the learner has saved it."""
-        return tuning_from_bytes(self.store.recall(KEY))
+        return LearnerState(self.store).tuning
 
     def kill_job(self, after_s: float) -> bool:
         """kill -9 for the job that is running, in so many seconds; False if there is none, or it is done by then."""

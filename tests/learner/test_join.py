@@ -95,9 +95,11 @@ def test_users_are_averaged_per_action_and_by_weight() -> None:
         ("cy", Preference("dog", "bird")),
         ("dan", Implicit(ImplicitKind.ACCEPTED)),
     )
-    assert join(DECISION, four, ACTIONS) == Label(
-        {"cat": pytest.approx(1.225 / 2.25), "dog": 0.875, "bird": 0.125, "fish": 0.0}, pytest.approx(3.25 / 4), "dog"
-    )
+    label = join(DECISION, four, ACTIONS)
+    assert label is not None
+    assert label.rewards == pytest.approx({"cat": 1.225 / 2.25, "dog": 0.875, "bird": 0.125, "fish": 0.0})
+    assert label.weight == pytest.approx(3.25 / 4)
+    assert label.correction == "dog"
 
 
 def test_users_who_correct_differently_agree_on_no_correction() -> None:

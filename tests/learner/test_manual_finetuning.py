@@ -17,7 +17,6 @@ from plaudit.core.job_run import CANDIDATE, PROGRESS, RESULT, write_json
 from plaudit.core.ports.store import LeaderCommit
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import Settings
-from plaudit.learner import progress as progresses
 from plaudit.learner.finetuning.job_spec import PARENT, read_job_spec
 from plaudit.learner.finetuning.manual import FinetuningFailed, finetune_manually
 from plaudit.learner.progress import Progress
@@ -39,7 +38,7 @@ class World:
         self.url = sqlite_url(folder / "experiences.sqlite")
         self.store = SqlStore(self.url)
         self.store.lead()
-        self.store.save(LeaderCommit(memory={progresses.KEY: Progress(last_number=5, experiences=5).to_bytes()}))
+        self.store.save(LeaderCommit(state={"progress": Progress(last_number=5, experiences=5).to_bytes()}))
 
     def finetune(self, jobs: InlineJobs) -> Manifest:
         settings = Settings()

@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -89,7 +90,7 @@ def test_a_store_that_goes_away_in_the_middle_of_a_step(
     tmp_path: Path, own_postgres: PostgresServer, moment: str
 ) -> None:
     """The server crashes; the learner says so, and begins again from what was saved when it is back."""
-    settings = {"learner": {"batch": 1, "max_wait_s": 0.001}, "finetune": {"enabled": False}}
+    settings: dict[str, dict[str, Any]] = {"learner": {"batch": 1, "max_wait_s": 0.001}, "finetune": {"enabled": False}}
     world = World(tmp_path, settings=settings, store_url=own_postgres.create_database(), lease_s=0.0)
     world.first_version()
     learner = world.learner()
@@ -117,7 +118,9 @@ def test_a_store_that_goes_away_in_the_middle_of_a_step(
         learner.run(Stop(learner, 20, mend))  # type: ignore[arg-type]
     assert len(failures) >= 2
     problems = [each["problem"] for each in said if each["log_level"] == "error"]
-    assert all("the experience store is away, nothing was saved: postgresql+psycopg://" in each for each in problems)
+    assert all(
+        "the experience store is unavailable, nothing was saved: postgresql+psycopg://" in each for each in problems
+    )
     check(world, learner)
     learner.close()
     world.close()
@@ -126,6 +129,7 @@ def test_a_store_that_goes_away_in_the_middle_of_a_step(
 FULL_DISK = textwrap.dedent("""
     import os, resource, sys
     from pathlib import Path
+from typing import Any
     from support.loop_world import World
 
     def limit(size):

@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ MakeWorld = Callable[..., World]
 LEARNER = textwrap.dedent("""
     import os, signal, sys
     from pathlib import Path
+from typing import Any
     from support.loop_world import World
     from plaudit.adapters.log.sqlite import SqliteReader
     from plaudit.adapters.store.sql import SqlStore
@@ -113,7 +115,7 @@ def test_killed_anywhere_and_restarted_nothing_is_lost_and_nothing_counts_twice(
     assert world.registry.manifest(live).data["experiences"] == 44
 
 
-CANARY = {
+CANARY: Mapping[str, Mapping[str, Any]] = {
     "learner": {"batch": 10**6, "max_wait_s": 10**6},
     "finetune": {"enabled": True, "every": 50},
     "gate": {"min_events": 50, "max_events": 1, "alpha": 1e-9},
@@ -122,13 +124,13 @@ CANARY = {
 EXPERIMENT = textwrap.dedent("""
     import os, signal, sys
     from pathlib import Path
+from typing import Any
     from support.loop_world import World
     from plaudit.adapters.store.sql import SqlStore
-    from plaudit.core.experiments import PRESENT
 
     save = SqlStore.save
     def deadly(store, changes):
-        of_experiment = changes.memory.get(PRESENT) is not None
+        of_experiment = changes.state.get("experiment") is not None
         if of_experiment and sys.argv[2] == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         save(store, changes)

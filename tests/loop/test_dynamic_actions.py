@@ -22,7 +22,6 @@ from plaudit.learner.evaluation.propensities import propensities_of
 from plaudit.learner.features.policies import PolicyCache
 from plaudit.learner.finetuning.job_spec import STATE, read_job_spec
 from plaudit.learner.loop import Learner
-from plaudit.learner.online.rater_commands import order
 from plaudit_models.bandit.dynamic_actions import (
     ActionList,
     DynamicActionState,
@@ -194,7 +193,7 @@ def test_what_a_user_in_quarantine_said_is_forgotten(world: DynamicActionWorld) 
     mine, others = some_decisions(world, 4, user_id="troll"), some_decisions(world, 4, user_id="ada")
     world.log.append([event for d in mine + others for event in (d, world.say(d, Thumb(up=True)))])
     world.settle(learner)
-    order(world.store, "troll", "quarantined")
+    world.store.put_command("troll", "quarantined")
     world.settle(learner)
     assert_same(learner.dynamic_state, recounted(world, learner, thumbs(others)))
     assert learner.progress.dynamic_experiences == 4

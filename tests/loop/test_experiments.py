@@ -5,7 +5,6 @@ report.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from plaudit.adapters.store.feedback_status import StoreFeedbackStatuses
 from plaudit.core.errors import StoreUnavailable
 from plaudit.core.events import Answers, Decision, ExperimentReport, ShadowAnswer
 from plaudit.core.rollout import Change, end_canary, pin, promote, start_canary
@@ -66,10 +64,11 @@ def answers(n: int, duration_s: float = 0.004, failed: int = 0) -> Answers:
 
 def until_over(learner: Learner, world: World) -> dict[str, Any]:
     """Steps until the experiment has ended; returns its last report."""
-    while world.store.recall("experiment") is not None:
+    while world.store.get_state("experiment") is not None:
         learner.step()
-    ended: dict[str, Any] = json.loads(world.store.recall("experiments") or b"[]")[-1]
-    return ended
+    summary = world.store.experiment_summary(2)
+    assert summary is not None
+    return dict(summary.details)
 
 
 def until_seen(learner: Learner, replica: str, number: int) -> None:
@@ -241,7 +240,7 @@ def test_a_learner_that_dies_between_verdict_and_note_withdraws_once(make_world:
     save = world.store.save
 
     def dies_at_the_end(changes: Any) -> None:
-        if "experiments" in changes.memory:
+        if changes.state.get("experiment", b"") is None:
             raise StoreUnavailable("killed here")
         save(changes)
 
@@ -263,7 +262,7 @@ def test_harm_on_one_kind_of_input_ends_a_experiment_that_looks_equal_over_all(m
     learner = world.learner()
     learner.step()
     blind = {name: part for name, part in tiny_content(3).items() if name != "image"}
-    while world.store.recall("experiment") is not None:
+    while world.store.get_state("experiment") is not None:
         for turn in range(40):
             fields = {"content": blind} if turn % 4 == 0 else {}
             decision = world.decide(seed=turn % 20, **fields)
@@ -283,7 +282,7 @@ def test_a_candidate_that_is_better_over_all_but_worse_for_one_group_is_withdraw
     learner = world.learner()
     learner.step()
     gained = False
-    while world.store.recall("experiment") is not None:
+    while world.store.get_state("experiment") is not None:
         for turn in range(40):
             german = turn % 5 == 0
             decision = world.decide(seed=turn % 20, user_group="de-DE" if german else "en-US")
@@ -322,16 +321,15 @@ def test_what_became_of_experiments_is_read_in_the_store(make_world: MakeWorld) 
     world = on_experiment_world(make_world)
     learner = world.learner()
     learner.step()
-    fates = StoreFeedbackStatuses(lambda model: world.store)
-    present = fates.experiment("tiny", 2)
+    present = world.store.experiment_summary(2)
     assert present is not None
-    assert (present["verdict"], present["actor"], present["generation"]) == (None, "ada", 2)
+    assert (present.details["verdict"], present.details["actor"], present.generation) == (None, "ada", 2)
     world.registry.set_rollout(end_canary(world.registry.rollout(), Change("bob", 1.0, "no")))
     until_over(learner, world)
-    past = fates.experiment("tiny", 2)
+    past = world.store.experiment_summary(2)
     assert past is not None
-    assert past["why"] == "bob ended the experiment: no"
-    assert fates.experiment("tiny", 1) is None
+    assert past.details["why"] == "bob ended the experiment: no"
+    assert world.store.experiment_summary(1) is None
 
 
 @pytest.mark.kafka

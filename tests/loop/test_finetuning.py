@@ -133,9 +133,14 @@ def test_a_fine_tuned_version_can_be_traced_back_to_feedback_also_after_a_restar
     spans = {span.name: span for span in reversed(exporter.get_finished_spans())}  # the first of each name
     started, gate = spans["start fine-tuning"], spans["gate"]
     assert 0xB * 0x1111111111111111 in {link.context.span_id for link in started.links}
-    assert dict(started.attributes) == {"plaudit.parent": 1, "plaudit.run": outcome["run"]}
+    assert dict(started.attributes or {}) == {"plaudit.parent": 1, "plaudit.run": outcome["run"]}
+    assert gate.parent is not None
     assert (gate.parent.span_id, gate.context.trace_id) == (started.context.span_id, started.context.trace_id)
-    assert dict(gate.attributes) == {"plaudit.run": outcome["run"], "plaudit.verdict": "promote", "plaudit.version": 2}
+    assert dict(gate.attributes or {}) == {
+        "plaudit.run": outcome["run"],
+        "plaudit.verdict": "promote",
+        "plaudit.version": 2,
+    }
     says = world.registry.manifest(2).data["traceparent"]
     assert says.startswith(f"00-{gate.context.trace_id:032x}-{gate.context.span_id:016x}-")
 
@@ -197,6 +202,11 @@ def test_only_experiences_after_the_snapshot_are_evidence(make_world: MakeWorld)
     assert learner.report()["finetune"]["gate"]["n"] == 30
 
 
+def set_finetune(world: World, **changes: Any) -> None:
+    """Change settings of the section ``finetune`` for the learners that the world starts from now on."""
+    world.settings = {**world.settings, "finetune": {**world.settings["finetune"], **changes}}
+
+
 def finetune_kl(world: World) -> float | None:
     return world.metric("plaudit_learner_finetune_kl_nats", model=SPEC.name)
 
@@ -220,7 +230,7 @@ def test_how_far_a_job_moved_is_shown_until_the_next_one_begins(make_world: Make
         learner.step()
     assert (learner.report()["finetune"]["phase"], finetune_kl(world)) == ("gating", 0.25)
     learner.close()
-    world.settings["finetune"] |= {"every": 100_000}
+    set_finetune(world, every=100_000)
     learner = world.learner()
     assert finetune_kl(world) == 0.25
     drive(world, learner)
@@ -229,7 +239,7 @@ def test_how_far_a_job_moved_is_shown_until_the_next_one_begins(make_world: Make
     learner = world.learner()
     assert finetune_kl(world) == 0.25
     learner.close()
-    world.settings["finetune"] |= {"every": 50}
+    set_finetune(world, every=50)
     world.jobs = Running(lambda run_dir: None)
     learner = world.learner()
     learner.step()
@@ -394,7 +404,7 @@ def test_a_learner_that_dies_between_publishing_and_noting_it_publishes_once(mak
     save = world.store.save
 
     def dies_at_the_end(changes: Any) -> None:
-        memory = changes.memory.get("finetune")
+        memory = changes.state.get("tuning")
         if memory is not None and b'"promote"' in memory:
             raise StoreUnavailable("killed here")
         save(changes)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from plaudit.core.events import Correction, Implicit, ImplicitKind, Rating, Retract, Thumb
+from plaudit.core.events import Correction, Implicit, ImplicitKind, Rating, Retract, Signal, Thumb
 from plaudit.learner.loop import Learner
 from support.loop_recount import recount
 from support.loop_world import SPEC, World, assert_same_sums
@@ -67,7 +67,7 @@ def test_the_last_word_counts_whenever_it_comes(make_world: MakeWorld) -> None:
     world = make_world()
     learner = world.learner()
     decision = world.decide(user_id="ada")
-    signals = [
+    signals: list[tuple[Signal, float | None]] = [
         (Thumb(up=True), 1.0),
         (Thumb(up=False), 0.0),
         (Rating(0.5), 0.5),

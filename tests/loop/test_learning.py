@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plaudit.core.errors import StoreUnavailable
-from plaudit.core.events import Correction, Decision, Event, Feedback, Preference, Retract, Thumb, Topic
+from plaudit.core.events import Correction, Decision, Event, Feedback, Preference, Retract, Signal, Thumb, Topic
 from plaudit.core.experience import FeedbackState
 from plaudit.core.rollout import Change, pin, unpin
 from plaudit.learner.ingest.join import SILENCE_WEIGHT
@@ -217,7 +217,7 @@ def test_the_version_that_learned_from_a_piece_of_feedback_can_be_told(make_worl
     learner = world.learner()
 
     def learned(feedback: Feedback) -> int:
-        fate = world.store.fate(feedback.feedback_id)
+        fate = world.store.feedback_status(feedback.feedback_id)
         assert fate is not None
         versions = world.registry.versions()
         return next(v for v in versions if world.registry.manifest(v).data.get("batches", 0) >= fate.batch)
@@ -348,8 +348,9 @@ def test_old_versions_are_pruned_with_what_was_remembered_of_them(make_world: Ma
     kept = set(world.registry.versions())
     assert {rollout.live, rollout.previous, rollout.gated} <= kept
     assert len(kept) <= 4
-    assert world.store.recall(f"served/{rollout.live}") is not None
-    assert world.store.recall("served/2") is None
+    assert rollout.live is not None
+    assert learner._knowledge.served_head(rollout.live) is not None
+    assert learner._knowledge.served_head(2) is None
 
 
 def test_the_status_file_says_how_things_stand(make_world: MakeWorld) -> None:
@@ -378,7 +379,9 @@ def test_any_order_and_number_of_deliveries_comes_to_the_same(
         for each in (world, other):
             each.first_version()
         decisions = [world.decide(seed) for seed in range(3)]
-        signals = st.sampled_from([Thumb(up=True), Thumb(up=False), Correction("bird"), Retract()])
+        signals: st.SearchStrategy[Signal] = st.sampled_from(
+            [Thumb(up=True), Thumb(up=False), Correction("bird"), Retract()]
+        )
         feedback = [
             world.say(decisions[i], signal, user_id=user)
             for i, user, signal in data.draw(

@@ -10,7 +10,8 @@ import structlog
 from plaudit.core.events import Decision, Feedback, Thumb
 from plaudit.learner.features.evidence import evidence_of
 from plaudit.learner.loop import Learner
-from plaudit.learner.online.rater_commands import known_raters, order, user_hash
+from plaudit.learner.online.update import user_hash
+from plaudit.learner.state import LearnerState
 from plaudit_models.bandit.reward_model import RewardState, empty_state
 from support.loop_world import SPEC, World, assert_same_sums
 
@@ -56,7 +57,7 @@ def attacked(make_world: MakeWorld) -> tuple[World, Learner]:
 def test_who_says_the_opposite_is_quarantined_and_all_of_it_forgotten(make_world: MakeWorld) -> None:
     with structlog.testing.capture_logs() as logs:
         world, learner = attacked(make_world)
-    raters = known_raters(world.store)
+    raters = LearnerState(world.store).raters
     assert [user for user, rater in raters.users.items() if rater.trust_level == "quarantined"] == ["mallory"]
     assert len(of_mallory(world)) > 60
     assert all(of_mallory(world))
@@ -81,10 +82,10 @@ def test_people_release_and_are_not_overruled(make_world: MakeWorld) -> None:
     """What was set aside stays so; what the user says from now on counts, whatever it is."""
     world, learner = attacked(make_world)
     before = len(of_mallory(world))
-    order(world.store, "mallory", "trusted")
+    world.store.put_command("mallory", "trusted")
     traffic(world, 64, mallory=0.5)
     world.settle(learner)
-    assert known_raters(world.store)["mallory"].trust_level == "trusted"
+    assert LearnerState(world.store).raters["mallory"].trust_level == "trusted"
     assert all(of_mallory(world)[:before])
     assert not any(of_mallory(world)[before:])
     assert len(of_mallory(world)) > before
@@ -96,15 +97,15 @@ def test_people_quarantine_whom_they_like(make_world: MakeWorld) -> None:
     learner = world.learner()
     traffic(world, 128)
     world.settle(learner)
-    order(world.store, "user 3", "trusted")
-    order(world.store, "user 3", "quarantined")
+    world.store.put_command("user 3", "trusted")
+    world.store.put_command("user 3", "quarantined")
     learner.step()
     assert all(e.excluded for e in world.store.experiences(user_id="user 3"))
     assert not any(e.excluded for e in world.store.experiences(user_id="user 4"))
     assert_same_sums(learner.reward_state, learned_sums(world, learner))
     changes = learner.progress.changes
     learner.step()
-    assert learner.progress.changes == changes  # an order is heeded once
+    assert learner.progress.changes == changes  # a command is applied once
 
 
 def test_a_user_who_floods_counts_for_five_equal_shares(make_world: MakeWorld) -> None:
@@ -117,7 +118,7 @@ def test_a_user_who_floods_counts_for_five_equal_shares(make_world: MakeWorld) -
     world.settle(learner)
     learned = [e for e in world.store.experiences(user_id="loud") if not e.excluded]
     assert len(learned) == int(300 * 5 / 31)
-    assert known_raters(world.store)["loud"].floods
+    assert LearnerState(world.store).raters["loud"].floods
 
 
 def test_a_single_user_is_learned_from_in_full(make_world: MakeWorld) -> None:
@@ -138,5 +139,5 @@ def test_everybody_pressing_the_same_thumb_harms_nobody(make_world: MakeWorld, u
         decisions = [world.decide(seed=i % 20, user_id=f"user {i % CROWD}") for i in range(64)]
         world.log.append([event for d in decisions for event in (d, world.say(d, Thumb(up=up)))])
         world.settle(learner)
-    assert all(rater.trust_level == "heard" for rater in known_raters(world.store).users.values())
+    assert all(rater.trust_level == "heard" for rater in LearnerState(world.store).raters.users.values())
     assert learner.progress.experiences == 192

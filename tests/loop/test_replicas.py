@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,10 @@ from support.partitioned_log import PartitionedLog
 from support.postgres_server import PostgresServer
 
 PARTITIONS = 4
-SETTINGS = {"learner": {"batch": 8, "max_wait_s": 0.001, "poll_limit": 16}, "finetune": {"enabled": False}}
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "learner": {"batch": 8, "max_wait_s": 0.001, "poll_limit": 16},
+    "finetune": {"enabled": False},
+}
 
 
 class Crew:
@@ -151,6 +155,7 @@ class Interrupted:
 LEARNER = textwrap.dedent("""
     import os, signal, sys, threading
     from pathlib import Path
+from typing import Any
     from support.kafka_broker import Kafka
     from support.loop_world import World
     from support.partitioned_log import PartitionedLog, PartitionedReader

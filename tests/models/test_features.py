@@ -34,8 +34,8 @@ def test_embedding_features_are_waves_that_fade_where_the_base_model_is_sure() -
     """
     space = FeatureSpace("trunk", n_actions=2, embedding_size=2, embedding_features=2)
     turned = np.array([0.6, 0.8]) @ directions(2, 2)[:, 0]
-    expected = [0.25, 0.75, 0.533962 * np.cos(turned), 0.533962 * np.sin(turned), 1.0]
-    np.testing.assert_allclose(features(space, EMBEDDING, LOGITS), [expected], atol=1e-5)
+    expected = np.array([[0.25, 0.75, 0.533962 * np.cos(turned), 0.533962 * np.sin(turned), 1.0]])
+    np.testing.assert_allclose(features(space, EMBEDDING, LOGITS), expected, atol=1e-5)
     np.testing.assert_allclose(sureness(LOGITS), [[1.0 - 0.811278]], atol=1e-6)
 
 

@@ -12,7 +12,7 @@ def test_a_thumb_speaks_of_one_action_and_by_praise_of_the_others() -> None:
     """Trust ½, ρ = 0.1: up on action 1 says 1 of it with weight ½, and 0 of the others with ½·0.1·1 = 0.05."""
     made = feedback_targets([{1: 1.0}, {1: 0.0}], [0.5, 1.0], 3, exclusivity=0.1)
     np.testing.assert_allclose(made.reward, [[0, 1, 0], [0, 0, 0]])
-    np.testing.assert_allclose(made.weight, [[0.05, 0.5, 0.05], [0, 1, 0]])
+    np.testing.assert_allclose(made.weight, [[0.05, 0.5, 0.05], [0.0, 1.0, 0.0]])
     assert made.spoken_mask.tolist() == [[False, True, False], [False, True, False]]
     assert made.preferred.tolist() == [-1, -1]
 

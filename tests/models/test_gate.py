@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from plaudit_models.bandit.features import Float64
 from plaudit_models.evaluation.e_process import log_gains, log_total
 from plaudit_models.evaluation.gate import (
     Comparison,
@@ -18,7 +20,7 @@ from plaudit_models.evaluation.gate import (
     judge,
     new_comparison,
 )
-from plaudit_models.evaluation.ope import Float64, LoggedRounds
+from plaudit_models.evaluation.ope import LoggedRounds
 
 RULES = GateRules()
 N_KINDS = 10
@@ -124,7 +126,8 @@ def promotions(gain: float, replicates: int, n: int = 5_000) -> Float64:
         _, seen = made.seen(np.random.default_rng(1_000 + replicate), n)
         wealth = log_total(log_gains(seen.low, np.array([0.0]), RULES.bound)[:, 0].cumsum(axis=0))
         proven.append(np.maximum.accumulate(wealth[99::100]) >= -np.log(RULES.alpha))
-    return np.mean(proven, axis=0, dtype=np.float64)
+    shares: Float64 = np.mean(proven, axis=0, dtype=np.float64)
+    return shares
 
 
 def test_no_gain_is_hardly_ever_promoted_and_three_points_are_always() -> None:
@@ -136,7 +139,7 @@ def test_no_gain_is_hardly_ever_promoted_and_three_points_are_always() -> None:
 @pytest.mark.slow
 def test_error_rates_of_the_whole_comparison_over_200_logs() -> None:
     """The comparison itself, with users, slices and a look every 100 decisions up to 5,000."""
-    found = {}
+    found: dict[float, list[Any]] = {}
     for gain in (0.0, 0.03):
         made = world(gain)
         found[gain] = []
@@ -276,7 +279,7 @@ def test_lengths_must_agree() -> None:
         ("max_difference", 0.5),
     ],
 )
-def test_rules_out_of_range_are_refused(name: str, value: float) -> None:
+def test_rules_out_of_range_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name}={value}.*needs"):
         GateRules(**{name: value})
 
@@ -298,7 +301,7 @@ def test_a_suspected_slice_holds_a_proven_gain_back() -> None:
     assert report.e_value_gain >= 20.0
     assert report.verdict == "insufficient"
     assert "slice 'a' may be worse" in report.reasons[-1]
-    cleared = held.update(Differences(*[np.full(400, 0.1)] * 2, np.ones(400)), anyone(400), ["a"] * 400)
+    cleared = held.update(Differences(np.full(400, 0.1), np.full(400, 0.1), np.ones(400)), anyone(400), ["a"] * 400)
     assert cleared.report().verdict == "promote"
 
 
@@ -391,7 +394,8 @@ def test_a_gain_over_all_that_one_user_group_pays_for_is_no_gain() -> None:
 
 def test_group_labels_without_end_do_not_grow_the_state_nor_hold_a_gain_back() -> None:
     labels = [f"g{i % 500}" for i in range(2_000)]
-    seen = Differences(*[np.where(np.arange(2_000) % 500 < 10, -0.2, 0.3)] * 2, np.ones(2_000))
+    gain = np.where(np.arange(2_000) % 500 < 10, -0.2, 0.3)
+    seen = Differences(gain, gain, np.ones(2_000))
     report = new_comparison(RULES).update(seen, anyone(2_000), [""] * 2_000, groups=labels).report()
     assert len(report.slices) == 16
     assert report.untested == (500 - 16) * 4

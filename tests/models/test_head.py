@@ -35,7 +35,7 @@ def learned(space: FeatureSpace, n: int) -> RewardState:
     rng = np.random.default_rng(5)
     embedding, base_logits = contexts(6, n, spread=4.0)
     evidence = evidence_of_actions(
-        space, features(space, embedding, base_logits), rng.integers(0, 19, n), rng.integers(0, 2, n)
+        space, features(space, embedding, base_logits), rng.integers(0, 19, n), rng.integers(0, 2, n).astype(float)
     )
     return empty_state(space).add(evidence)
 
@@ -77,7 +77,7 @@ def test_two_triangles_in_one_rectangle_come_out_as_they_went_in(n_actions: int)
     base_logits = base_logits[:, :n_actions]
     rng = np.random.default_rng(8)
     made = features(space, embedding, base_logits)
-    evidence = evidence_of_actions(space, made, rng.integers(0, n_actions, 16), rng.integers(0, 2, 16))
+    evidence = evidence_of_actions(space, made, rng.integers(0, n_actions, 16), rng.integers(0, 2, 16).astype(float))
     state = empty_state(space).add(evidence)
     scores = run(build_head(HeadSettings(), state).SerializeToString(), embedding, base_logits)
     np.testing.assert_allclose(scores, head_scores(HeadSettings(), state, embedding, base_logits), rtol=0, atol=1e-4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -30,7 +32,8 @@ def thumbs(state: RewardState, base_logits: Float64, action: int, reward: float,
 
 def serve(state: RewardState, base_logits: Float64, settings: HeadSettings | None = None) -> Float64:
     scores = head_scores(settings or HeadSettings(), state, np.zeros((1, 1)), base_logits)
-    return probabilities(scores, np.ones(scores.shape, dtype=np.bool_), floor=0.0)[0]
+    probs: Float64 = probabilities(scores, np.ones(scores.shape, dtype=np.bool_), floor=0.0)[0]
+    return probs
 
 
 def test_one_thumb_up_by_hand() -> None:
@@ -152,7 +155,7 @@ def test_steps_arrive() -> None:
     context = logits_of(0)
     served = empty_state(space_of(4))
     latest = thumbs(served, context, action=0, reward=0.0, times=12)
-    shares = []
+    shares: list[float] = []
     while not shares or shares[-1] < 1.0:
         step = bounded_step(HeadSettings(), served, latest, np.zeros((1, 1)), context, floor=FLOOR, max_kl=0.1)
         served = step.state
@@ -198,7 +201,7 @@ def test_a_step_needs_contexts_and_a_floor() -> None:
         ("reward_low", 0.1),
     ],
 )
-def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
+def test_settings_out_of_range_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name}={value}.*needs"):
         HeadSettings(**{name: value})
 

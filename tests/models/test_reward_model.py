@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -179,12 +180,13 @@ def test_bytes_that_are_no_state_are_refused(raw: bytes) -> None:
 
 def test_trunks_are_not_mixed() -> None:
     state = empty_state(FeatureSpace("another trunk", n_actions=2, embedding_size=4))
-    for mix in (
+    mixes: tuple[Callable[[], RewardState], ...] = (
         lambda: state.add(random_evidence(1, 3)),
         lambda: state.subtract(random_evidence(1, 3)),
         lambda: state.merge(empty_state(SPACE)),
         lambda: state.towards(empty_state(SPACE), 0.5),
-    ):
+    )
+    for mix in mixes:
         with pytest.raises(FeatureMismatch, match="trunk_digest 'another trunk' is not 'trunk'"):
             mix()
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from plaudit_models.dataset import LabelledData
-from plaudit_models.spec import ModelSpec, TensorModality, TextModality
+from plaudit_models.spec import Modality, ModelSpec, TensorModality, TextModality
 from plaudit_models.training.checkpoint import Checkpoint, load_checkpoint
 from plaudit_models.training.experiences import Experiences
-from plaudit_models.training.finetune import FinetuneProgress, FinetuneSettings, LoraSettings, finetune
+from plaudit_models.training.finetune import Finetuned, FinetuneProgress, FinetuneSettings, LoraSettings, finetune
 from plaudit_models.training.fusion import FusionConfig, FusionPolicy
-from plaudit_models.training.objectives import SampledSettings
+from plaudit_models.training.objectives import Rewards, SampledSettings
 from plaudit_models.training.pretrain import PretrainSettings, evaluate, pretrain
 
 SPEC = ModelSpec(
@@ -44,11 +44,11 @@ def _data(n: int, question: int, seed: int) -> LabelledData:
     )
 
 
-def _experiences(n: int, seed: int, **fields) -> Experiences:
+def _experiences(n: int, seed: int, **fields: Any) -> Experiences:
     """Random answers to the new question, and a thumb for each."""
     data = _data(n, NEW, seed)
     action = np.random.default_rng(seed).integers(2, size=n)
-    defaults = {
+    defaults: dict[str, Any] = {
         "action": action,
         "reward": (action == data.action).astype(np.float32),
         "correction": np.full(n, -1),
@@ -128,7 +128,7 @@ def test_only_the_chosen_encoders_change(parent: FusionPolicy) -> None:
 
 
 def test_the_same_seed_gives_the_same_weights(parent: FusionPolicy) -> None:
-    def weights(seed):
+    def weights(seed: int) -> dict[str, torch.Tensor]:
         settings = replace(FEW, seed=seed)
         return finetune(parent, _experiences(40, 7), _data(64, TAUGHT, 0), settings=settings).model.state_dict()
 
@@ -140,7 +140,7 @@ def test_the_same_seed_gives_the_same_weights(parent: FusionPolicy) -> None:
 def test_the_kl_term_holds_the_policy_near_its_parent(parent: FusionPolicy) -> None:
     """There is no anchor, so thumbs turn the answers to the new question round, unless a strong KL term forbids it."""
 
-    def moved(kl_weight):
+    def moved(kl_weight: float) -> float:
         settings = FinetuneSettings(
             max_duration_s=None,
             replays_per_experience=20,
@@ -152,7 +152,8 @@ def test_the_kl_term_holds_the_policy_near_its_parent(parent: FusionPolicy) -> N
         sensor = torch.from_numpy(_data(100, NEW, 5).pools["sensor"])
         contents = (sensor, torch.tensor([[2, 0]]).expand(100, -1), torch.ones(100, 2))
         with torch.no_grad():
-            return (model(*contents)[1].softmax(1) - parent(*contents)[1].softmax(1)).abs().mean().item()
+            change: torch.Tensor = model(*contents)[1].softmax(1) - parent(*contents)[1].softmax(1)
+        return change.abs().mean().item()
 
     assert moved(0.0) > 0.5
     assert moved(10.0) < 0.1
@@ -187,7 +188,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_where_it_would_have_ended(
     )
     saved: list[Checkpoint] = []
 
-    def run(resume=None):
+    def run(resume: Checkpoint | None = None) -> Finetuned:
         experiences, rehearsal = _experiences(40, 7), _data(64, TAUGHT, 0)
         return finetune(
             parent,
@@ -251,7 +252,7 @@ def test_low_rank_updates_train_few_numbers_and_move_matrices_by_their_rank(pare
 # --- by a reward model ---------------------------------------------------------------------------------------------
 
 
-def _rewards(experiences: Experiences):
+def _rewards(experiences: Experiences) -> Rewards:
     """The truth: the new question asks for the opposite sign of the left sensor; right is worth 1."""
     left = torch.from_numpy(experiences.pools["sensor"][experiences.index[:, 0], 0])
     return lambda rows, actions: ((left[rows] < 0)[:, None] == (actions == 1)).float()
@@ -266,10 +267,10 @@ def test_what_a_reward_model_says_earns_more_and_the_taught_is_kept(parent: Fusi
     )
     result = finetune(parent, experiences, _data(640, TAUGHT, 0), settings=settings, rewards=_rewards(experiences))
 
-    def expected_reward(model):
+    def expected_reward(model: FusionPolicy) -> float:
         contents = (torch.from_numpy(fresh.pools["sensor"]), torch.tensor([[2, 0]]).expand(400, -1), torch.ones(400, 2))
         with torch.no_grad():
-            probs = model(*contents)[1].softmax(1)
+            probs: torch.Tensor = model(*contents)[1].softmax(1)
         return probs.gather(1, torch.from_numpy(fresh.action)[:, None]).mean().item()
 
     assert expected_reward(result.model) > expected_reward(parent) + 0.5
@@ -296,7 +297,7 @@ def test_rehearsal_is_as_pre_training_was(parent: FusionPolicy, monkeypatch: pyt
     """Words of the labelled rows are hidden, of the experiences none."""
     changed = []
 
-    def spy(modality, items, generator):
+    def spy(modality: Modality, items: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         changed.append((type(modality).__name__, len(items)))
         return items
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
 from torch import Tensor
 
-from plaudit_models.spec import AudioModality, ImageModality, ModelSpec, TensorModality, TextModality
+from plaudit_models.spec import AudioModality, ImageModality, Modality, ModelSpec, TensorModality, TextModality
 from plaudit_models.training.fusion import FusionConfig, FusionPolicy, LogMel
 from support.builders import tiny_spec
 
 CONFIG = FusionConfig(vocabulary_size=50, width=16, layers=1, attention_heads=2)
 ACTIONS = ("left", "right", "stop")
-MIXES = {
+MIXES: dict[str, Mapping[str, Modality]] = {
     "one of each kind": tiny_spec().modalities,
     "tensors of every rank": {
         "scalar": TensorModality((1,)),
@@ -28,7 +29,7 @@ MIXES = {
 }
 
 
-def _spec(modalities):
+def _spec(modalities: Mapping[str, Modality]) -> ModelSpec:
     return ModelSpec("mix", modalities, ACTIONS, embedding_size=6)
 
 

@@ -17,8 +17,8 @@ from plaudit_models.training.objectives import Likelihood, Sampled, SampledSetti
 ROW = torch.tensor([0])
 
 
-def _experiences(n: int = 1, **fields) -> Experiences:
-    defaults = {
+def _experiences(n: int = 1, **fields: Any) -> Experiences:
+    defaults: dict[str, Any] = {
         "pools": {},
         "index": np.zeros((n, 1), np.int64),
         "action": np.zeros(n, np.int64),
@@ -29,7 +29,7 @@ def _experiences(n: int = 1, **fields) -> Experiences:
     return Experiences(**(defaults | fields))
 
 
-def _sampled(experiences: Experiences, rewards: torch.Tensor, **settings) -> Sampled:
+def _sampled(experiences: Experiences, rewards: torch.Tensor, **settings: Any) -> Sampled:
     return Sampled(
         experiences,
         lambda rows, actions: rewards[rows].gather(1, actions),
@@ -78,7 +78,7 @@ def test_the_target_by_hand() -> None:
     ],
 )
 def test_the_trunk_is_asked_for_what_users_miss_by_hand(
-    served: tuple[float, ...], reward: tuple[float, ...], best: tuple[float, ...]
+    served: tuple[float, float], reward: tuple[float, float], best: tuple[float, float]
 ) -> None:
     """Parent (0.9, 0.1), β = 0.3; at the target the cross-entropy has no gradient."""
     logits = torch.tensor([best]).log().requires_grad_()

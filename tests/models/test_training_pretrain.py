@@ -10,7 +10,6 @@ import torch
 
 from plaudit_models.dataset import LabelledData
 from plaudit_models.spec import ModelSpec, TensorModality, TextModality
-from plaudit_models.training import pretrain as training
 from plaudit_models.training.fusion import FusionConfig
 from plaudit_models.training.pretrain import (
     Pretrained,
@@ -90,7 +89,7 @@ def test_accuracy_is_told_by_group_and_with_each_modality_withheld(
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
-    def weights(seed):
+    def weights(seed: int) -> dict[str, torch.Tensor]:
         settings = PretrainSettings(max_steps=5, batch_rows=32, seed=seed)
         return pretrain(signs(200, 0), signs(50, 1), config=CONFIG, settings=settings).model.state_dict()
 
@@ -122,7 +121,7 @@ def test_a_time_limit_that_is_not_reached_has_no_say(monkeypatch: pytest.MonkeyP
 
     def weights(step_s: float) -> dict[str, torch.Tensor]:
         passed = itertools.count(0.0, step_s)
-        monkeypatch.setattr(training.time, "monotonic", lambda: next(passed))
+        monkeypatch.setattr("plaudit_models.training.pretrain.time.monotonic", lambda: next(passed))
         settings = PretrainSettings(max_steps=5, max_duration_s=60.0, batch_rows=32)
         result = pretrain(signs(200, 0), signs(50, 1), config=CONFIG, settings=settings)
         assert result.steps == 5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -15,7 +17,7 @@ SPEC = tiny_spec()
 INDEX = torch.tensor([[0, 1, 2, 1], [2, 1, 0, -1], [0, -1, 2, 0]])
 
 
-def _pools(seed: int = 0):
+def _pools(seed: int = 0) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     return {
         name: rng.integers(1, 50, (3, *modality.shape))
@@ -43,9 +45,9 @@ def test_rows_over_shared_items_are_what_forward_gives_row_by_row() -> None:
 
 
 def test_a_change_sees_each_distinct_item_of_a_batch_once() -> None:
-    policy, seen = _policy(), {}
+    policy, seen = _policy(), dict[str, int]()
 
-    def change(name, content):
+    def change(name: str, content: torch.Tensor) -> torch.Tensor:
         seen[name] = len(content)
         return content
 

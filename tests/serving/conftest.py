@@ -15,9 +15,10 @@ from prometheus_client import CollectorRegistry
 from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.adapters.runtime.onnx import OnnxRuntime
+from plaudit.compose.runtime import content_limits
 from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.core.prediction_id import PredictionIds
-from plaudit.core.settings import ServingSettings
+from plaudit.core.settings import ServingSettings, Settings
 from plaudit.serving.server import InferenceServer
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from support.builders import tiny_bundle, tiny_head_refresh, tiny_spec
@@ -80,12 +81,13 @@ async def serve(
             "runtime": settings.pop("runtime", runtime),
             "ids": settings.pop("ids", ids),
             "metrics": settings.pop("metrics", metrics),
-            "fates": settings.pop("fates", None),
-            "experiments": settings.pop("experiments", None),
+            "statuses": settings.pop("statuses", None),
             "seed": 0,
         }
         defaults = {"port": 0, "metrics_port": 0, "watch_interval_s": 0.01, "drain_s": 5.0}
-        server = InferenceServer(**parts, settings=ServingSettings(**(defaults | settings)))
+        serving = ServingSettings(**(defaults | settings))
+        limits = content_limits(Settings(model={}, serving=serving))
+        server = InferenceServer(**parts, settings=serving, limits=limits)
         server.start()
         channel = grpc.aio.insecure_channel(
             f"127.0.0.1:{server.port}", options=[("grpc.max_send_message_length", 2**26)]

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plaudit.core.errors import Draining, Expired
-from plaudit.serving.engine.batcher import Batcher, Caller, ClientGone
+from plaudit.serving.engine.batcher import Batcher, results
+from plaudit.serving.engine.call_context import CallContext, ClientGone
 
 
 class Gate:
@@ -48,7 +49,7 @@ class Asking:
     def __init__(self, users: Users, items: Sequence[int], deadline_s: float) -> None:
         self._left = threading.Event()
         self._future = users.pool.submit(
-            users.batcher.submit, items, Caller(deadline_s, lambda: not self._left.is_set())
+            users.batcher.submit, items, CallContext(deadline_s, lambda: not self._left.is_set())
         )
 
     def leave(self) -> None:
@@ -75,9 +76,9 @@ class Users:
         return [self.ask_together([item], deadline_s) for item in items]
 
     def ask_together(self, items: Sequence[int], deadline_s: float = math.inf) -> Asking:
-        taken = self.batcher.taken
+        taken = self.batcher.submitted
         asking = Asking(self, items, deadline_s)
-        while self.batcher.taken < taken + len(items):
+        while self.batcher.submitted < taken + len(items):
             time.sleep(0)
         return asking
 
@@ -222,9 +223,9 @@ def test_a_wrong_number_of_results_is_a_failure_and_no_mix_up() -> None:
 def test_one_item_is_answered_or_its_failure_raised() -> None:
     batcher: Batcher[int, int] = Batcher([lambda items: [2 * items[0]]], name="b", max_batch=lambda: 1)
     batcher.start()
-    assert batcher.ask(2) == 4
+    assert results(batcher.submit([2])) == [4]
     with pytest.raises(Expired):
-        batcher.ask(2, Caller(deadline_s=time.monotonic()))
+        results(batcher.submit([2], CallContext(deadline_s=time.monotonic())))
     batcher.close()
 
 

@@ -23,7 +23,7 @@ def ours(page: CollectorRegistry) -> BufferedHistogram:
     return BufferedHistogram("took_seconds", "How long.", ["version"], BOUNDS, page, counter=("done", "How many."))
 
 
-def samples(registry: CollectorRegistry) -> dict:
+def samples(registry: CollectorRegistry) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in registry.collect()

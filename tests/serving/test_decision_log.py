@@ -48,6 +48,10 @@ class BrokenLog(MovableLog):
         raise ValueError("a bug")
 
 
+def decision_log(log: MovableLog, metrics: ServingMetrics, *, queue_limit: int) -> DecisionLog:
+    return DecisionLog(log.append, metrics, queue_limit=queue_limit)
+
+
 @pytest.fixture
 def counted(metrics: ServingMetrics) -> Counted:
     def count(name: str) -> float | None:
@@ -57,7 +61,7 @@ def counted(metrics: ServingMetrics) -> Counted:
 
 
 def test_everything_is_logged_in_order_at_close(log: SqliteLog, metrics: ServingMetrics, counted: Counted) -> None:
-    recorder = DecisionLog(log, metrics, queue_limit=1000)
+    recorder = DecisionLog(log.append, metrics, queue_limit=1000)
     recorder.start()
     made = [a_decision() for _ in range(600)]
     for decision in made:
@@ -68,7 +72,7 @@ def test_everything_is_logged_in_order_at_close(log: SqliteLog, metrics: Serving
 
 
 def test_what_does_not_fit_is_dropped_and_counted(metrics: ServingMetrics, counted: Counted) -> None:
-    recorder = DecisionLog(MovableLog(), metrics, queue_limit=3)
+    recorder = decision_log(MovableLog(), metrics, queue_limit=3)
     for _ in range(5):
         recorder.record(a_decision())  # nobody empties the queue: it was not started
     assert recorder.waiting() == 3
@@ -77,7 +81,7 @@ def test_what_does_not_fit_is_dropped_and_counted(metrics: ServingMetrics, count
 
 def test_it_tries_again_until_the_log_is_back(metrics: ServingMetrics, counted: Counted) -> None:
     log = MovableLog()
-    recorder = DecisionLog(log, metrics, queue_limit=100)
+    recorder = decision_log(log, metrics, queue_limit=100)
     recorder.start()
     made = [a_decision() for _ in range(3)]
     for decision in made:
@@ -90,7 +94,7 @@ def test_it_tries_again_until_the_log_is_back(metrics: ServingMetrics, counted: 
 
 
 def test_a_log_that_stays_away_does_not_hold_up_the_shutdown(metrics: ServingMetrics, counted: Counted) -> None:
-    recorder = DecisionLog(MovableLog(), metrics, queue_limit=1000)
+    recorder = decision_log(MovableLog(), metrics, queue_limit=1000)
     recorder.start()
     for _ in range(600):
         recorder.record(a_decision())
@@ -99,7 +103,7 @@ def test_a_log_that_stays_away_does_not_hold_up_the_shutdown(metrics: ServingMet
 
 
 def test_an_unexpected_error_costs_its_batch_and_not_the_thread(metrics: ServingMetrics, counted: Counted) -> None:
-    recorder = DecisionLog(BrokenLog(), metrics, queue_limit=1000)
+    recorder = decision_log(BrokenLog(), metrics, queue_limit=1000)
     recorder.start()
     recorder.record(a_decision())
     recorder.close(timeout_s=30)

@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from plaudit.adapters.log.sqlite import SqliteLog
@@ -22,7 +23,7 @@ from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.rollout import start_canary
 from plaudit.core.wire import contents_to_wire
-from plaudit.serving.engine.dynamic_actions import ActionVectors
+from plaudit.serving.engine.dynamic_actions import TextVectors
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.v1 import feedback_pb2, prediction_pb2
 from plaudit_models.bundle import TEXT_SCORER
@@ -67,10 +68,10 @@ async def only_decision(running: Running) -> Any:
     return decision
 
 
-def policy(logits: np.ndarray, floor: float) -> np.ndarray:
+def policy(logits: npt.NDArray[np.floating], floor: float) -> npt.NDArray[np.float64]:
     """(1 − ε)·softmax + ε/k, from the definition."""
-    weights = np.exp(logits.astype(np.float64) - logits.max())
-    return (1.0 - floor) * weights / weights.sum() + floor / len(logits)
+    weights: npt.NDArray[np.float64] = np.exp(logits.astype(np.float64) - logits.max())
+    return np.asarray((1.0 - floor) * weights / weights.sum() + floor / len(logits))
 
 
 async def test_candidates_are_scored_by_their_texts_and_logged_with_them(
@@ -92,6 +93,7 @@ async def test_candidates_are_scored_by_their_texts_and_logged_with_them(
     assert (decision.action, decision.propensity, decision.allowed_actions) == (answer.action, answer.propensity, ())
     folder, spec = registry.folder(1), registry.manifest(1).spec
     tokenizer = running.server._models.pick("").live.serving().tokenizer
+    assert tokenizer is not None
     tokens = tokenize_all(list(TEXTS.values()), spec.dynamic_action_modality[1], tokenizer)
     vectors = run_graph(folder / TEXT_SCORER, {TOKENS: tokens})[VECTORS]
     base_logits = vectors @ decision.features.embedding
@@ -102,7 +104,8 @@ async def test_candidates_are_scored_by_their_texts_and_logged_with_them(
 async def test_candidates_are_picked_as_often_as_is_said(serve: Serve) -> None:
     """χ² of 2000 picks with 3 degrees of freedom: above 16.3 with probability 0.001."""
     running = await serve()
-    n, answers = 2000, []
+    n = 2000
+    answers: list[prediction_pb2.PredictResponse] = []
     while len(answers) < n:
         answers += await asyncio.gather(*(running.predict(dynamic_actions=listed()) for _ in range(20)))
     expected = {score.action: n * score.probability for score in answers[0].scores}
@@ -242,7 +245,7 @@ def test_as_many_vectors_are_kept_as_may_be(
     runtime: ModelRuntime, registry: DirectoryRegistry, metrics: ServingMetrics
 ) -> None:
     model = runtime.load(registry.folder(1))
-    vectors = ActionVectors(metrics, kept_texts=2)
+    vectors = TextVectors(metrics, cached_texts=2)
     a, b, c = (DynamicAction(text, text) for text in "abc")
 
     def computed(*dynamic_actions: DynamicAction) -> float:
@@ -309,6 +312,7 @@ async def test_a_shadow_is_not_asked_about_candidates(serve: Serve, registry: Di
         await running.predict(seed, dynamic_actions=listed(), user_id="ada")
     shown = await running.predict(user_id="ada")
     experiment = running.server._models.pick("").live.experiment
+    assert experiment is not None
     await until(lambda: bool(experiment._shadows) or experiment._dropped > 0)
     await asyncio.to_thread(running.server.stop)
     told = [event for event in events(running.log, Topic.EXPERIMENTS) if isinstance(event, ExperimentReport)]
@@ -331,7 +335,7 @@ async def test_a_version_on_experiment_answers_its_users_with_candidates_of_its_
 async def test_scores_that_are_not_finite_fail_their_request_alone(serve: Serve, runtime: ModelRuntime) -> None:
     class Failing:
         def load(self, folder: Path) -> Any:
-            model = runtime.load(folder)
+            model: Any = runtime.load(folder)
             model.dynamic_scores = lambda embedding, vectors, base_logits: base_logits * math.nan
             return model
 

@@ -3,34 +3,53 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.core.ports.runtime import ModelRuntime, ServableModel
+from plaudit.serving.engine.action_sets import FixedActions, all_allowed
 from plaudit.serving.engine.decoding import decode_content
-from plaudit.serving.engine.evaluator import EvaluationRequest, Evaluator
+from plaudit.serving.engine.dynamic_actions import DynamicActions
+from plaudit.serving.engine.evaluator import Evaluation, EvaluationRequest, Evaluator
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.serving.telemetry.statistics import Statistics
 from plaudit_models.bandit.policy import probabilities
 from plaudit_models.preprocess import Limits
-from support.builders import tiny_content, tiny_head_refresh
+from support.builders import tiny_bundle, tiny_content, tiny_head_refresh, tiny_spec
 
-ALL = np.ones(4, np.bool_)
-
-
-class Altered(SimpleNamespace):
-    """A model with other parts; one like it only if it is the same."""
-
-    __hash__ = object.__hash__
+ALL = all_allowed(4)
 
 
-def evaluator(metrics, seed=None):
+@dataclass(eq=False)
+class Altered:
+    """A model with other parts; equal to itself alone."""
+
+    manifest: Any
+    tokenizer: Any
+    trunk: Any
+    head: Any
+
+
+def altered(model: ServableModel, **parts: Any) -> Any:
+    return Altered(**({name: getattr(model, name) for name in ("manifest", "tokenizer", "trunk", "head")} | parts))
+
+
+def evaluator(metrics: ServingMetrics, seed: int | None = None) -> Evaluator:
     return Evaluator(metrics, Statistics(), 64, np.random.default_rng(seed))
+
+
+def evaluations(evaluator: Evaluator, requests: Sequence[EvaluationRequest]) -> list[Evaluation]:
+    """Answers of requests none of which fails."""
+    answers = evaluator.run(requests)
+    assert all(isinstance(answer, Evaluation) for answer in answers), answers
+    return [answer for answer in answers if isinstance(answer, Evaluation)]
 
 
 @pytest.fixture
@@ -38,9 +57,17 @@ def model(registry: DirectoryRegistry, runtime: ModelRuntime) -> ServableModel:
     return runtime.load(registry.folder(1))
 
 
-def question(model, seed=0, *, allowed=ALL, greedy=False, only=None):
+def question(
+    model: ServableModel,
+    seed: int = 0,
+    *,
+    allowed: npt.NDArray[np.bool_] = ALL,
+    greedy: bool = False,
+    only: Collection[str] | None = None,
+) -> EvaluationRequest:
     content = {name: part for name, part in tiny_content(seed).items() if only is None or name in only}
-    return EvaluationRequest(model, decode_content(content, model, Limits()), allowed, greedy)
+    actions = FixedActions(model.manifest.spec.actions, allowed)
+    return EvaluationRequest(model, decode_content(content, model, Limits()), actions, greedy)
 
 
 def test_each_answer_is_that_of_its_question_alone(model: ServableModel, metrics: ServingMetrics) -> None:
@@ -52,30 +79,31 @@ def test_each_answer_is_that_of_its_question_alone(model: ServableModel, metrics
         question(model, 2, only={"question"}),
         question(model, 3, greedy=True),
     ]
-    together = evaluator(metrics, 1).run(questions)
+    together = evaluations(evaluator(metrics, 1), questions)
     for asked, answer in zip(questions, together, strict=True):
-        (alone,) = evaluator(metrics, 1).run([asked])
+        (alone,) = evaluations(evaluator(metrics, 1), [asked])
         np.testing.assert_allclose(answer.probabilities, alone.probabilities, rtol=1e-5)
         np.testing.assert_allclose(answer.embedding, alone.embedding, rtol=1e-5, atol=1e-6)
-        expected = probabilities(answer.base_logits[None], asked.allowed[None], 0.02)[0]  # the initial head
+        expected = probabilities(answer.base_logits[None], asked.actions.allowed[None], 0.02)[0]  # the initial head
         np.testing.assert_allclose(answer.probabilities, expected, rtol=1e-6)
-        assert asked.allowed[answer.action]
+        assert asked.actions.allowed[answer.action]
     assert all(a.propensity == a.probabilities[a.action] for a in together[:3])
-    assert (together[3].action, together[3].propensity) == (together[3].probabilities.argmax(), 1.0)
+    assert together[3].action == int(together[3].probabilities.argmax())
+    assert together[3].propensity == 1.0
 
 
 def test_actions_are_picked_as_often_as_their_propensity_says(model: ServableModel, metrics: ServingMetrics) -> None:
     """4000 draws: the standard error of a frequency is at most 0.5/√4000 < 0.008; five of them are 0.04."""
     evaluating = evaluator(metrics, 5)
-    answers = [answer for _ in range(100) for answer in evaluating.run([question(model)] * 40)]
+    answers = [answer for _ in range(100) for answer in evaluations(evaluating, [question(model)] * 40)]
     counts = Counter(answer.action for answer in answers)
     for action, probability in enumerate(answers[0].probabilities):
         assert counts[action] / 4000 == pytest.approx(probability, abs=0.04)
 
 
 def test_the_same_seed_picks_the_same_actions(model: ServableModel, metrics: ServingMetrics) -> None:
-    def picks(seed):
-        return [answer.action for answer in evaluator(metrics, seed).run([question(model)] * 50)]
+    def picks(seed: int) -> list[int]:
+        return [answer.action for answer in evaluations(evaluator(metrics, seed), [question(model)] * 50)]
 
     assert picks(3) == picks(3)
     assert picks(3) != picks(4)
@@ -86,39 +114,75 @@ def test_a_batch_across_a_swap_answers_each_with_its_own_version(
 ) -> None:
     tiny_head_refresh(tmp_path / "sure", registry.folder(1), prefer="bird")
     other = runtime.load(tmp_path / "sure")
-    first, second, third = evaluator(metrics, 0).run([question(model), question(other), question(model)])
+    first, second, third = evaluations(evaluator(metrics, 0), [question(model), question(other), question(model)])
     np.testing.assert_array_equal(first.probabilities, third.probabilities)
     assert second.probabilities[2] > first.probabilities[2] + 0.3
 
 
-def broken(model, head):
-    return Altered(manifest=model.manifest, tokenizer=model.tokenizer, trunk=model.trunk, head=head)
-
-
 def test_a_version_that_fails_fails_its_own_questions_alone(model: ServableModel, metrics: ServingMetrics) -> None:
-    def fail(*_):
+    def fail(*_: Any) -> NoReturn:
         raise MemoryError("no memory left")
 
-    bad = question(broken(model, fail))
+    bad = question(altered(model, head=fail))
     first, second, third = evaluator(metrics, 0).run([question(model), bad, question(model, 1)])
     assert isinstance(second, MemoryError)
+    assert isinstance(first, Evaluation)
+    assert isinstance(third, Evaluation)
     assert [0 <= answer.action < 4 for answer in (first, third)] == [True, True]
 
 
 def test_a_row_that_is_not_finite_fails_alone(model: ServableModel, metrics: ServingMetrics) -> None:
-    def head(embedding, base_logits):
+    def head(embedding: npt.NDArray[np.float32], base_logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         scores = base_logits.copy()
         scores[1, 2] = np.nan
         return scores
 
-    sick = broken(model, head)
+    sick = altered(model, head=head)
     first, second, third = evaluator(metrics, 0).run([question(sick, seed) for seed in range(3)])
     assert isinstance(second, FloatingPointError)
+    assert isinstance(first, Evaluation)
+    assert isinstance(third, Evaluation)
     np.testing.assert_allclose([first.probabilities.sum(), third.probabilities.sum()], 1.0)
 
 
+def test_requests_of_different_action_sets_share_a_batch(
+    runtime: ModelRuntime, metrics: ServingMetrics, tmp_path: Path
+) -> None:
+    """Each is scored by its own set, as it is alone; a set whose scores are not finite fails its request alone."""
+    tiny_bundle(tmp_path / "scorer", spec=tiny_spec(scores_text=True))
+    model = runtime.load(tmp_path / "scorer")
+    vectors = model.action_vectors(["which animal", "it is small", "zebra"])
+    broken_vectors = vectors * np.float32(np.nan)
+    fixed = question(model, 0)
+    dynamic, other, sick = (
+        EvaluationRequest(model, fixed.inputs, DynamicActions(ids, some))
+        for ids, some in (("abc", vectors), ("ab", vectors[:2]), ("abc", broken_vectors))
+    )
+    requests = [dynamic, fixed, sick, other, question(model, 1)]
+    together = evaluator(metrics, 1).run(requests)
+    assert isinstance(together.pop(2), FloatingPointError)
+    requests.pop(2)
+    for request, answer in zip(requests, together, strict=True):
+        (alone,) = evaluator(metrics, 1).run([request])
+        assert isinstance(answer, Evaluation)
+        assert isinstance(alone, Evaluation)
+        assert len(answer.probabilities) == len(request.actions.ids)
+        np.testing.assert_allclose(answer.probabilities, alone.probabilities, rtol=1e-5)
+        np.testing.assert_allclose(answer.base_logits, alone.base_logits, rtol=1e-4, atol=1e-6)
+    first = together[0]
+    assert isinstance(first, Evaluation)
+    expected = probabilities((vectors @ first.embedding)[None], np.ones((1, 3), np.bool_), model.manifest.floor)[0]
+    np.testing.assert_allclose(first.probabilities, expected, rtol=1e-5)
+    assert (
+        metrics.registry.get_sample_value(
+            "plaudit_serving_prediction_failures_total", {"model": "tiny", "version": str(model.manifest.version)}
+        )
+        == 1
+    )
+
+
 def test_a_floor_of_all_the_mass_is_uniform(model: ServableModel, metrics: ServingMetrics) -> None:
-    uniform = Altered(manifest=replace(model.manifest, floor=1.0), trunk=model.trunk, head=model.head)
+    uniform = altered(model, manifest=replace(model.manifest, floor=1.0))
     asked = question(model)
-    (answer,) = evaluator(metrics).run([EvaluationRequest(uniform, asked.inputs, ALL)])
+    (answer,) = evaluations(evaluator(metrics), [EvaluationRequest(uniform, asked.inputs, asked.actions)])
     np.testing.assert_allclose(answer.probabilities, 0.25)

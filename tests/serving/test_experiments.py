@@ -16,6 +16,7 @@ from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.core.errors import StoreUnavailable
 from plaudit.core.events import ExperimentReport, Role, Topic
 from plaudit.core.ports.runtime import ModelRuntime
+from plaudit.core.ports.store import ExperimentSummary
 from plaudit.core.rollout import in_experiment, start_canary
 from plaudit.serving.models.experiment_reporter import divergence
 from plaudit.v1 import model_pb2
@@ -35,16 +36,19 @@ def damage(registry: Any, number: int) -> None:
 
 async def promote(running: Running, version: int, **fields: Any) -> model_pb2.Rollout:
     request = model_pb2.PromoteRequest(version=version, **fields)
-    return (await running.models.Promote(request)).rollout
+    answer: model_pb2.PromoteResponse = await running.models.Promote(request)
+    return answer.rollout
 
 
 async def start(running: Running, version: int, share: float = 0.5, **fields: Any) -> model_pb2.Rollout:
     request = model_pb2.StartCanaryRequest(version=version, share=share, **fields)
-    return (await running.models.StartCanary(request)).rollout
+    answer: model_pb2.StartCanaryResponse = await running.models.StartCanary(request)
+    return answer.rollout
 
 
 async def stop(running: Running, **fields: Any) -> model_pb2.Rollout:
-    return (await running.models.StopCanary(model_pb2.StopCanaryRequest(**fields))).rollout
+    answer: model_pb2.StopCanaryResponse = await running.models.StopCanary(model_pb2.StopCanaryRequest(**fields))
+    return answer.rollout
 
 
 def users_of(running: Running, *, candidate: bool, n: int = 5) -> list[str]:
@@ -86,7 +90,7 @@ async def test_what_cannot_go_on_experiment(serve: Serve, registry: DirectoryReg
         ({"version": 3, "share": 1.5, "shadow": True}, grpc.StatusCode.INVALID_ARGUMENT, "share: 1.5 is not in (0, 1]"),
         ({"version": 1}, grpc.StatusCode.FAILED_PRECONDITION, "version: 1 is live"),
         ({"version": 2}, grpc.StatusCode.FAILED_PRECONDITION, "version 2 failed its proof: head.onnx"),
-        ({"version": 4}, grpc.StatusCode.FAILED_PRECONDITION, "version: 4 is not what version 1 is to its clients"),
+        ({"version": 4}, grpc.StatusCode.FAILED_PRECONDITION, "version: 4 is incompatible with clients of version 1"),
         ({"version": 3, "expected_generation": 7}, grpc.StatusCode.ABORTED, "generation 1, not 7"),
         ({"version": 3, "model": "x"}, grpc.StatusCode.NOT_FOUND, "model: 'x'"),
     ):
@@ -157,7 +161,7 @@ async def test_a_registry_that_vanishes_under_the_server(
     ):
         code, details = await refusal(call)
         assert code is grpc.StatusCode.UNAVAILABLE, details
-        assert "the registry is away" in details
+        assert "the registry is unavailable" in details
         assert "put it back" in details
     assert (await running.predict()).version == 3
     (tmp_path / "elsewhere").rename(tmp_path / "registry")
@@ -178,18 +182,19 @@ class Records:
     def __init__(self, known: Mapping[int, Mapping[str, Any]] | None) -> None:
         self.known = known
 
-    def experiment(self, model: str, version: int) -> Mapping[str, Any] | None:
+    def experiment_summary(self, version: int) -> ExperimentSummary | None:
         if self.known is None:
             raise StoreUnavailable("gone")
-        return self.known.get(version)
+        details = self.known.get(version)
+        return None if details is None else ExperimentSummary(1, version, details)
 
 
 async def test_a_version_is_shown_with_its_experiment_as_far_as_it_is_known(serve: Serve) -> None:
-    running = await serve(experiments=Records({2: {"verdict": "reject"}}))
+    running = await serve(statuses=lambda model: Records({2: {"verdict": "reject"}}))
     for version, known in ((2, {"verdict": "reject"}), (3, None)):
         found = await running.models.GetVersion(model_pb2.GetVersionRequest(version=version))
         assert (json.loads(found.experiment_json) if found.experiment_json else None) == known
-    away = await serve(experiments=Records(None))
+    away = await serve(statuses=lambda model: Records(None))
     found = await away.models.GetVersion(model_pb2.GetVersionRequest(version=2))
     assert (found.version.version, found.experiment_json) == (2, "")
 

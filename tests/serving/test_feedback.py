@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,13 @@ DUPLICATE = feedback_pb2.FEEDBACK_STATUS_DUPLICATE
 
 
 def signed(ids: PredictionIds, **fields: Any) -> str:
-    defaults = {"time_s": time.time(), "model": "tiny", "version": 1, "action": "cat", "propensity": 0.5}
+    defaults: dict[str, Any] = {
+        "time_s": time.time(),
+        "model": "tiny",
+        "version": 1,
+        "action": "cat",
+        "propensity": 0.5,
+    }
     return ids.sign(SignedPrediction(**(defaults | fields)))
 
 
@@ -95,19 +101,19 @@ def forged(ids: PredictionIds) -> str:
 
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
-WRONG = {
+WRONG: dict[str, tuple[Callable[[PredictionIds], feedback_pb2.SendFeedbackRequest], grpc.StatusCode, str]] = {
     "forged": (lambda ids: a_thumb(forged(ids), "f1"), INVALID, "was not signed by this service"),
     "foreign": (
         lambda ids: a_thumb(signed(PredictionIds(b"x" * 32, 3600.0)), "f1"),
         INVALID,
         "was not signed by this service",
     ),
-    "nonsense": (lambda ids: a_thumb("ünsinn", "f1"), INVALID, "prediction_id: 'ünsinn' is not one of ours"),
+    "nonsense": (lambda ids: a_thumb("ünsinn", "f1"), INVALID, "prediction_id: 'ünsinn' is not a prediction id"),
     "no prediction": (lambda ids: a_thumb("", "f1"), INVALID, "prediction_id: is empty"),
     "expired": (
         lambda ids: a_thumb(signed(ids, time_s=time.time() - 3700), "f1"),
         grpc.StatusCode.FAILED_PRECONDITION,
-        "s old; feedback is taken for 3600 s",
+        "s old; feedback is accepted for 3600 s",
     ),
     "another model": (lambda ids: a_thumb(signed(ids, model="other"), "f1"), INVALID, "is of the model 'other'"),
     "no id": (lambda ids: a_thumb(signed(ids), ""), INVALID, "feedback_id: is empty"),
@@ -209,7 +215,7 @@ async def test_a_log_that_is_away_is_no_lie(serve: Serve, log: SqliteLog, ids: P
     running = await serve(log=AwayLog(log), drain_s=0.01)
     code, details = await refusal(running.feedback.SendFeedback(a_thumb(signed(ids), "f1")))
     assert code is grpc.StatusCode.UNAVAILABLE
-    assert "not known to be recorded; send it again" in details
+    assert "may not be recorded; send it again" in details
     assert (await running.predict()).action  # predictions go on
     (answer,) = [answer async for answer in running.feedback.StreamFeedback(iter([a_thumb(signed(ids), "f1")]))]
     assert answer.error.code == grpc.StatusCode.UNAVAILABLE.value[0]
@@ -254,13 +260,13 @@ class Told:
     """What the learners make of feedback, as the test says."""
 
     def __init__(self) -> None:
-        self.fates: dict[str, FeedbackStatus] = {}
+        self.statuses: dict[str, FeedbackStatus] = {}
         self.problem: Exception | None = None
 
-    def fate(self, model: str, feedback_id: str) -> FeedbackStatus | None:
+    def feedback_status(self, feedback_id: str) -> FeedbackStatus | None:
         if self.problem is not None:
             raise self.problem
-        return self.fates.get(feedback_id)
+        return self.statuses.get(feedback_id)
 
 
 async def test_a_receipt_says_what_the_learner_made_of_it(
@@ -268,11 +274,13 @@ async def test_a_receipt_says_what_the_learner_made_of_it(
 ) -> None:
     """Joined in the third batch, so learned by the first version that had taken in three."""
     told = Told()
-    running = await serve(fates=told)
+    running = await serve(statuses=lambda model: told)
     await running.feedback.SendFeedback(a_thumb(signed(ids), "f1"))
 
     async def receipt() -> feedback_pb2.Receipt:
-        return await running.feedback.GetReceipt(feedback_pb2.GetReceiptRequest(feedback_id="f1"))
+        request = feedback_pb2.GetReceiptRequest(feedback_id="f1")
+        answer: feedback_pb2.Receipt = await running.feedback.GetReceipt(request)
+        return answer
 
     assert (await receipt()).state == feedback_pb2.RECEIPT_STATE_RECORDED
     for fate, state, reason in (
@@ -284,7 +292,7 @@ async def test_a_receipt_says_what_the_learner_made_of_it(
         (FeedbackStatus(FeedbackState.DISCARDED, NOW_S, "no", 1), feedback_pb2.RECEIPT_STATE_DISCARDED, "no"),
         (FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3), feedback_pb2.RECEIPT_STATE_JOINED, ""),
     ):
-        told.fates["f1"] = fate
+        told.statuses["f1"] = fate
         found = await receipt()
         assert (found.state, found.reason, found.used_in_version) == (state, reason, 0)
 
@@ -301,16 +309,16 @@ async def test_a_receipt_says_what_the_learner_made_of_it(
     go_live(registry, refresh(4))
     found = await receipt()
     assert (found.state, found.used_in_version) == (feedback_pb2.RECEIPT_STATE_LIVE, with_it)
-    told.fates["f1"] = FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3, excluded=True)
+    told.statuses["f1"] = FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3, excluded=True)
     found = await receipt()
-    assert (found.state, found.reason[:9]) == (feedback_pb2.RECEIPT_STATE_DISCARDED, "set aside")
+    assert (found.state, found.reason[:9]) == (feedback_pb2.RECEIPT_STATE_DISCARDED, "excluded:")
 
 
 async def test_a_receipt_of_what_only_the_learner_remembers(serve: Serve) -> None:
     """A log need not find old feedback by its id; the learner's store does."""
     told = Told()
-    running = await serve(fates=told)
-    told.fates["old"] = FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3)
+    running = await serve(statuses=lambda model: told)
+    told.statuses["old"] = FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3)
     found = await running.feedback.GetReceipt(feedback_pb2.GetReceiptRequest(feedback_id="old"))
     assert (found.state, found.recorded_at.seconds) == (feedback_pb2.RECEIPT_STATE_JOINED, int(NOW_S))
 
@@ -318,7 +326,7 @@ async def test_a_receipt_of_what_only_the_learner_remembers(serve: Serve) -> Non
 async def test_a_receipt_says_what_it_can_when_the_store_is_away(serve: Serve, ids: PredictionIds) -> None:
     told = Told()
     told.problem = StoreUnavailable("no route to host")
-    running = await serve(fates=told)
+    running = await serve(statuses=lambda model: told)
     await running.feedback.SendFeedback(a_thumb(signed(ids), "f1"))
     found = await running.feedback.GetReceipt(feedback_pb2.GetReceiptRequest(feedback_id="f1"))
     assert found.state == feedback_pb2.RECEIPT_STATE_RECORDED

@@ -29,6 +29,7 @@ from plaudit.inference import open_inference_pb2 as oip
 from plaudit.serving.server import InferenceServer
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.v1 import feedback_pb2, model_pb2, prediction_pb2
+from plaudit_models.preprocess import Limits
 from support.builders import tiny_bundle, tiny_content, tiny_spec
 from support.serving_harness import KEY, go_live
 
@@ -59,6 +60,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceServer
         OnnxRuntime("cpu"),
         PredictionIds(KEY, 3600.0),
         ServingSettings(port=0, metrics_port=0, watch_interval_s=0.01),
+        Limits(),
         ServingMetrics(CollectorRegistry()),
     )
     server.start()
@@ -74,7 +76,7 @@ def channel(server: InferenceServer) -> Iterator[grpc.Channel]:
 
 
 @pytest.fixture(scope="module")
-def send(channel: grpc.Channel) -> Send:
+def send(channel: Any) -> Send:
     """Sends bytes and returns the status; streams get the message once, and are read to their first answer or end."""
 
     def send_one(method: MethodDescriptor, request: bytes) -> tuple[grpc.StatusCode, str]:
@@ -94,7 +96,7 @@ def send(channel: grpc.Channel) -> Send:
                 next(answers)
                 answers.cancel()
         except grpc.RpcError as error:
-            return error.code(), error.details()
+            return error.code(), error.details() or ""
         return grpc.StatusCode.OK, ""
 
     return send_one
@@ -172,6 +174,7 @@ def messages(draw: st.DrawFn, descriptor: Any, depth: int = 4) -> Message:
             getattr(message, field.name).extend(draw(st.lists(scalars(field), max_size=4)))
         else:
             setattr(message, field.name, draw(scalars(field)))
+    assert isinstance(message, Message)
     return message
 
 

@@ -14,13 +14,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto, FileDescriptorProto, FileDescriptorSet
+from google.protobuf.descriptor_pb2 import (
+    DescriptorProto,
+    EnumDescriptorProto,
+    FileDescriptorProto,
+    FileDescriptorSet,
+    MethodDescriptorProto,
+)
 
 from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.inference import open_inference_pb2 as pb
 from plaudit.serving.grpc.open_inference.servicer import SERVICE
 from support import programs
-from support.serving_harness import Running, Serve, decisions, until
+from support.serving_harness import Running, Serve, decisions, features_of, text_of, until
 
 SCRIPTS = Path(__file__).parents[1] / "oip"
 
@@ -54,7 +60,7 @@ async def test_every_field_is_where_triton_has_it() -> None:
     theirs = FileDescriptorSet.FromString(await output_of(sys.executable, str(SCRIPTS / "triton_descriptors.py")))
     messages: dict[str, DescriptorProto] = {}
     enums: dict[str, EnumDescriptorProto] = {}
-    methods = {}
+    methods: dict[str, MethodDescriptorProto] = {}
     for file in theirs.file:
         messages |= {message.name: message for message in file.message_type}
         enums |= {enum.name: enum for enum in file.enum_type}
@@ -113,7 +119,7 @@ async def test_triton_client(serve: Serve, log: SqliteLog) -> None:
         decision = logged[prediction_id]
         assert (decision.user_id, decision.request_id, decision.greedy) == ("ada", "r1", True)
         assert decision.action == answer["action"][row]
-        np.testing.assert_allclose(decision.features.embedding, answer["embedding"][row], rtol=1e-6)
+        np.testing.assert_allclose(features_of(decision).embedding, answer["embedding"][row], rtol=1e-6)
 
 
 async def test_triton_asyncio_client(serve: Serve, log: SqliteLog) -> None:
@@ -145,7 +151,7 @@ async def test_perf_analyzer(serve: Serve, options: list[str]) -> None:
     """Its own numbers, and those it asked the server for. What it makes up are zeros: random bits hold NaN."""
     analyzer = programs.perf_analyzer()
     running = await serve()
-    measured = ["--concurrency-range", "2", "--measurement-interval", "200", "--max-experiments", "3"]
+    measured = ["--concurrency-range", "2", "--measurement-interval", "200", "--max-trials", "3"]
     told = await output_of(
         *(analyzer.path, "-m", "tiny", "-i", "grpc", "-u", address(running), "--input-data", "zero"),
         *(*measured, "--stability-percentage", "999", *options),
@@ -187,7 +193,7 @@ async def test_kserve_client(serve: Serve, log: SqliteLog) -> None:
     await until(lambda: len(decisions(log)) == 3)
     logged = {decision.prediction_id: decision for decision in decisions(log)}
     assert logged.keys() == {answer["prediction_id"] for answer in answers.values()}
-    assert logged[answers["text"]["prediction_id"]].content["question"].text == "which animal"
+    assert text_of(logged[answers["text"]["prediction_id"]].content["question"]) == "which animal"
 
 
 # --- grpcurl, grpc_health_probe --------------------------------------------------------------------------------------

@@ -22,7 +22,20 @@ from plaudit.core.wire import contents_to_wire
 from plaudit.inference import open_inference_pb2 as pb
 from plaudit.serving.grpc.open_inference.servicer import SERVICE
 from support.builders import png, tiny_bundle, tiny_content, tiny_spec, trunk_inputs
-from support.serving_harness import CHANGE, Running, Serve, a_thumb, decisions, go_live, refusal, until
+from support.serving_harness import (
+    CHANGE,
+    Running,
+    Serve,
+    a_thumb,
+    array_of,
+    data_of,
+    decisions,
+    features_of,
+    go_live,
+    refusal,
+    text_of,
+    until,
+)
 
 SENSOR = np.array([[1, 2, 3, 4], [4, 3, 2, 1]], np.float32)
 
@@ -30,7 +43,7 @@ SENSOR = np.array([[1, 2, 3, 4], [4, 3, 2, 1]], np.float32)
 def call(running: Running, method: str, message: Any = None, **options: Any) -> Any:
     """A call of the service; ``message`` may be bytes."""
     described = SERVICE.methods_by_name[method]
-    caller = running.channel.unary_unary(
+    caller: Any = running.channel.unary_unary(
         f"/{SERVICE.full_name}/{method}",
         response_deserializer=getattr(pb, described.output_type.name).FromString,
     )
@@ -87,8 +100,8 @@ async def test_each_row_is_a_decision_that_takes_feedback(serve: Serve, log: Sql
         assert decision.user_group == "premium"
         assert decision.propensity == floats(response, "propensity", "<f8")[row, 0]
         assert decision.allowed_actions == ("cat", "bird")
-        np.testing.assert_array_equal(decision.features.embedding, floats(response, "embedding")[row])
-        np.testing.assert_array_equal(decision.content["sensor"].array, SENSOR[row])
+        np.testing.assert_array_equal(features_of(decision).embedding, floats(response, "embedding")[row])
+        np.testing.assert_array_equal(array_of(decision.content["sensor"]), SENSOR[row])
 
 
 async def test_the_answer_is_the_one_that_predict_gives(serve: Serve) -> None:
@@ -97,14 +110,14 @@ async def test_the_answer_is_the_one_that_predict_gives(serve: Serve) -> None:
     content = tiny_content(3)
     message = pb.ModelInferRequest()  # the only model needs no name
     for name, data in (
-        ("image", content["image"].data),
-        ("audio", content["audio"].data),
-        ("question", content["question"].text.encode()),
+        ("image", data_of(content["image"])),
+        ("audio", data_of(content["audio"])),
+        ("question", text_of(content["question"]).encode()),
     ):
         message.inputs.add(name=name, datatype="BYTES", shape=[1, 1])
         message.raw_input_contents.append(len(data).to_bytes(4, "little") + data)
     message.inputs.add(name="sensor", datatype="FP32", shape=[1, 4])
-    message.raw_input_contents.append(content["sensor"].array.tobytes())
+    message.raw_input_contents.append(array_of(content["sensor"]).tobytes())
     message.outputs.add(name="probabilities")
     response = await call(running, "ModelInfer", message)
     expected = {score.action: score.probability for score in (await running.predict(3)).scores}
@@ -272,11 +285,12 @@ async def test_a_stream_answers_in_order_and_survives_what_it_refuses(serve: Ser
     marked = {"triton_enable_empty_final_response": True}
     wrong = asking([[1, 2]], id="wrong", parameters=marked)
     requests = [asking(id=str(number), parameters=marked if number % 2 else {}) for number in range(20)]
-    messages = [*requests, wrong, b"\xff", asking(id="last")]
+    messages: list[bytes | pb.ModelInferRequest] = [*requests, wrong, b"\xff", asking(id="last")]
 
-    stream = running.channel.stream_stream(
+    method: Any = running.channel.stream_stream(
         f"/{SERVICE.full_name}/ModelStreamInfer", response_deserializer=pb.ModelStreamInferResponse.FromString
-    )(each if isinstance(each, bytes) else each.SerializeToString() for each in messages)
+    )
+    stream = method(each if isinstance(each, bytes) else each.SerializeToString() for each in messages)
     answers = [answer async for answer in stream]
 
     assert [answer.infer_response.id for answer in answers] == [*map(str, range(20)), "wrong", "", "last"]
@@ -354,7 +368,8 @@ async def test_statistics_count_rows_and_batches(serve: Serve) -> None:
     running = await serve()
 
     async def statistics(**fields: str) -> pb.ModelStatistics:
-        answer = await call(running, "ModelStatistics", pb.ModelStatisticsRequest(**fields))
+        request = pb.ModelStatisticsRequest(**fields)
+        answer: pb.ModelStatisticsResponse = await call(running, "ModelStatistics", request)
         return answer.model_stats[0]
 
     assert (await statistics()).inference_stats.success.count == 0

@@ -13,7 +13,7 @@ from plaudit.serving.grpc.interceptors import STATUSES, status_of
 
 
 def every_error() -> list[type[errors.PlauditError]]:
-    def below(cls):
+    def below(cls: type[errors.PlauditError]) -> list[type[errors.PlauditError]]:
         return [cls, *(deeper for sub in cls.__subclasses__() for deeper in below(sub))]
 
     return [cls for cls in below(errors.PlauditError) if cls is not errors.PlauditError]
@@ -27,7 +27,7 @@ def made(cls: type[errors.PlauditError]) -> errors.PlauditError:
 
 
 @pytest.mark.parametrize("cls", every_error())
-def test_every_error_has_a_status(cls) -> None:
+def test_every_error_has_a_status(cls: type[errors.PlauditError]) -> None:
     code, text = status_of(made(cls), "PredictionService/Predict")
     assert code not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.OK)
     assert text == str(made(cls))
@@ -50,7 +50,7 @@ def test_every_error_has_a_status(cls) -> None:
         (errors.UnprovenVersion, grpc.StatusCode.FAILED_PRECONDITION),
     ],
 )
-def test_the_statuses_that_the_contract_names(cls, code: grpc.StatusCode) -> None:
+def test_the_statuses_that_the_contract_names(cls: type[errors.PlauditError], code: grpc.StatusCode) -> None:
     assert status_of(made(cls), "")[0] is code
 
 

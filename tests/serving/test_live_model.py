@@ -67,7 +67,7 @@ def version(live: LiveModel) -> int:
     return live.serving().manifest.version
 
 
-def damage(registry, number: int, name: str = HEAD) -> None:
+def damage(registry: DirectoryRegistry, number: int, name: str = HEAD) -> None:
     path = registry.folder(number) / name
     path.chmod(0o644)
     data = bytearray(path.read_bytes())
@@ -75,7 +75,7 @@ def damage(registry, number: int, name: str = HEAD) -> None:
     path.write_bytes(bytes(data))
 
 
-def value(metrics, name: str) -> float:
+def value(metrics: ServingMetrics, name: str) -> float:
     return metrics.registry.get_sample_value(name, {"model": "tiny"}) or 0.0
 
 
@@ -85,21 +85,22 @@ def test_nothing_serves_before_the_first_look(live: LiveModel) -> None:
 
 
 def test_it_serves_what_the_rollout_says(live: LiveModel, registry: DirectoryRegistry, metrics: ServingMetrics) -> None:
-    live.step()
-    assert (version(live), live.current.digest) == (1, registry.manifest(1).digest)
+    live.sync()
+    assert (version(live), live.serving().digest) == (1, registry.manifest(1).digest)
     assert value(metrics, "plaudit_serving_live_version") == 1
     assert value(metrics, "plaudit_serving_live_since_timestamp_seconds") > 0
     go_live(registry, 3)
-    live.step()
-    assert (version(live), live.current.digest) == (3, registry.manifest(3).digest)
+    live.sync()
+    assert (version(live), live.serving().digest) == (3, registry.manifest(3).digest)
     assert value(metrics, "plaudit_serving_live_version") == 3
     assert value(metrics, "plaudit_serving_swaps_total") == 1
     assert value(metrics, "plaudit_serving_swap_seconds_count") == 1
 
 
 def test_it_is_warm_before_it_serves(live: LiveModel) -> None:
-    live.step()
-    assert live.current._trunk.warm == {1, 2}
+    live.sync()
+    model: Any = live.current
+    assert model._trunk.warm == {1, 2}
 
 
 def test_an_empty_registry_serves_nothing(
@@ -107,17 +108,17 @@ def test_an_empty_registry_serves_nothing(
 ) -> None:
     shutil.rmtree(tmp_path / "registry")
     live = LiveModel(registry, counting, metrics, max_batch=1)
-    live.step()
+    live.sync()
     assert live.current is None
 
 
 def test_rolling_back_loads_nothing(live: LiveModel, registry: DirectoryRegistry, counting: CountingRuntime) -> None:
-    live.step()
+    live.sync()
     go_live(registry, 3)
-    live.step()
+    live.sync()
     loads = counting.loads.total()
     registry.set_rollout(rollback(registry.rollout(), CHANGE))
-    live.step()
+    live.sync()
     assert version(live) == 1
     assert counting.loads.total() == loads
 
@@ -127,28 +128,28 @@ def test_what_rollback_returns_to_is_loaded_after_a_restart_too(
 ) -> None:
     go_live(registry, 2)
     live = LiveModel(registry, counting, metrics, max_batch=1)
-    live.step()
+    live.sync()
     assert version(live) == 2
     assert counting.loads == {"000002": 1, "000001": 1}
 
 
 def test_older_versions_are_released(live: LiveModel, registry: DirectoryRegistry) -> None:
-    live.step()
+    live.sync()
     old = weakref.ref(live.current)
     go_live(registry, 2)
-    live.step()
+    live.sync()
     assert old() is not None  # it is what rollback returns to
     go_live(registry, 3)
-    live.step()
+    live.sync()
     assert old() is None
 
 
 def test_who_uses_an_older_version_keeps_it(live: LiveModel, registry: DirectoryRegistry) -> None:
-    live.step()
+    live.sync()
     in_use = live.serving()
     for number in (2, 3):
         go_live(registry, number)
-        live.step()
+        live.sync()
     assert in_use.manifest.version == 1
     in_use.warm([5])
 
@@ -162,32 +163,32 @@ def test_a_damaged_version_never_serves_and_is_not_tried_in_a_hot_loop(
     clock: Clock,
     name: str,
 ) -> None:
-    live.step()
+    live.sync()
     damage(registry, 3, name)
     go_live(registry, 3)
     for _ in range(50):
-        live.step()
+        live.sync()
     assert version(live) == 1
     assert counting.loads["000003"] == 1
     assert value(metrics, "plaudit_serving_failed_proofs_total") == 1
     clock.now_s += 1.5
-    live.step()
+    live.sync()
     assert counting.loads["000003"] == 2
     clock.now_s += 1.5  # the second pause is twice as long
-    live.step()
+    live.sync()
     assert counting.loads["000003"] == 2
 
 
 def test_a_damaged_version_that_is_mended_serves_after_a_while(
     live: LiveModel, registry: DirectoryRegistry, clock: Clock
 ) -> None:
-    live.step()
+    live.sync()
     damage(registry, 3)
     go_live(registry, 3)
-    live.step()
+    live.sync()
     damage(registry, 3)  # flips the bit back
     clock.now_s += 2.0
-    live.step()
+    live.sync()
     assert version(live) == 3
 
 
@@ -197,12 +198,12 @@ def test_after_a_restart_a_proven_version_serves_where_the_live_one_is_damaged(
     go_live(registry, 3)
     damage(registry, 3)
     live = LiveModel(registry, counting, metrics, max_batch=1)
-    live.step()
+    live.sync()
     assert version(live) == 1
 
 
 def test_a_folder_that_holds_another_version(live: LiveModel, registry: DirectoryRegistry) -> None:
-    live.step()
+    live.sync()
     shutil.rmtree(registry.folder(3))
     shutil.copytree(registry.folder(2), registry.folder(2).with_name("000003"))
     with pytest.raises(UnprovenVersion, match="holds version 2"):
@@ -212,39 +213,39 @@ def test_a_folder_that_holds_another_version(live: LiveModel, registry: Director
 def test_a_registry_that_vanishes_leaves_what_serves(
     live: LiveModel, registry: DirectoryRegistry, tmp_path: Path
 ) -> None:
-    live.step()
+    live.sync()
     shutil.rmtree(tmp_path / "registry")
-    live.step()
+    live.sync()
     assert version(live) == 1
 
 
 def test_a_rollout_file_that_cannot_be_read_leaves_what_serves(
     live: LiveModel, registry: DirectoryRegistry, tmp_path: Path
 ) -> None:
-    live.step()
+    live.sync()
     (tmp_path / "registry/tiny/rollout.json").write_text("{")
-    live.step()
-    live.step()
+    live.sync()
+    live.sync()
     assert version(live) == 1
 
 
 def test_a_version_that_vanishes_before_it_is_loaded(live: LiveModel, registry: DirectoryRegistry) -> None:
-    live.step()
+    live.sync()
     go_live(registry, 3)
     shutil.rmtree(registry.folder(3))
-    live.step()
+    live.sync()
     assert version(live) == 1
 
 
 def test_preparing_makes_the_flip_load_nothing(
     live: LiveModel, registry: DirectoryRegistry, counting: CountingRuntime
 ) -> None:
-    live.step()
+    live.sync()
     live.prepare(3)
-    live.step()
+    live.sync()
     assert version(live) == 1
     go_live(registry, 3)
-    live.step()
+    live.sync()
     assert version(live) == 3
     assert counting.loads["000003"] == 1
 
@@ -314,9 +315,8 @@ class Following(RuleBasedStateMachine):
     def start(self) -> None:
         self.world = World()
         self.clock = Clock()
-        self.live = LiveModel(
-            self.world, self.world, ServingMetrics(CollectorRegistry()), max_batch=1, clock=self.clock
-        )
+        registry: Any = self.world
+        self.live = LiveModel(registry, self.world, ServingMetrics(CollectorRegistry()), max_batch=1, clock=self.clock)
         self.decision = False
 
     @rule(number=NUMBERS)
@@ -351,7 +351,7 @@ class Following(RuleBasedStateMachine):
         pausing = {v for v, failure in self.live._failures.items() if self.clock.now_s < failure.retry_s}
         unusable = (self.world.damaged | self.world.gone) - proven_before
         loads = self.world.loads.copy()
-        self.live.step()
+        self.live.sync()
         assert all(self.world.loads[number] == loads[number] for number in pausing)
         after = self.live.current
         wanted = self.world.present.live
@@ -359,8 +359,10 @@ class Following(RuleBasedStateMachine):
             assert after is before
             return
         if after is not before:
+            assert after is not None
             assert after.manifest.version not in unusable
         if wanted not in unusable | pausing:
+            assert after is not None
             assert after.manifest.version == wanted
 
     @invariant()
@@ -386,15 +388,15 @@ def test_a_candidate_serves_its_share_of_the_users_and_nobody_else(
     go_live(registry, 1)
     candidate = 2
     registry.set_rollout(start_canary(registry.rollout(), candidate, 0.5, CHANGE))
-    live.step()
-    parts = Counter()
+    live.sync()
+    parts: Counter[Role] = Counter()
     for user in (f"user {i}" for i in range(200)):
         model, role = live.serving_for(user)
         assert (model.manifest.version == candidate) == (role is Role.CANDIDATE) == in_experiment(live.rollout, user)
         parts[role] += 1
     assert min(parts[Role.LIVE], parts[Role.CANDIDATE]) > 50
     registry.set_rollout(end_canary(registry.rollout(), CHANGE))
-    live.step()
+    live.sync()
     assert {live.serving_for(f"user {i}")[1] for i in range(200)} == {Role.LIVE}
 
 
@@ -407,5 +409,5 @@ def test_a_candidate_that_fails_its_proof_serves_nobody(registry: DirectoryRegis
     damaged.unlink()
     damaged.write_bytes(bytes(data))
     registry.set_rollout(start_canary(registry.rollout(), candidate, 0.5, CHANGE))
-    live.step()
+    live.sync()
     assert {live.serving_for(f"user {i}")[1] for i in range(200)} == {Role.LIVE}

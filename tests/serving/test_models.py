@@ -28,7 +28,8 @@ def damage(registry: Any, number: int) -> None:
 
 async def promote(running: Running, version: int, **fields: Any) -> model_pb2.Rollout:
     request = model_pb2.PromoteRequest(version=version, **fields)
-    return (await running.models.Promote(request)).rollout
+    answer: model_pb2.PromoteResponse = await running.models.Promote(request)
+    return answer.rollout
 
 
 async def test_versions_are_listed_with_all_that_is_known(serve: Serve, registry: DirectoryRegistry) -> None:
@@ -118,7 +119,7 @@ async def test_a_change_decided_on_another_generation(serve: Serve) -> None:
     running = await serve()
     code, details = await refusal(promote(running, 3, expected_generation=7))
     assert code is grpc.StatusCode.ABORTED
-    assert details == "expected_generation: the rollout is at generation 1, not 7; look again"
+    assert details == "expected_generation: the rollout is at generation 1, not 7; read it and try again"
     assert (await promote(running, 3, expected_generation=1)).generation == 2
 
 

@@ -14,18 +14,21 @@ from hypothesis import strategies as st
 from plaudit.core.errors import InvalidInput
 from plaudit.core.events import EncodedContent, Role, TensorContent, TextContent
 from plaudit.inference import open_inference_pb2 as pb
+from plaudit.serving.engine.action_sets import fixed_actions
+from plaudit.serving.engine.evaluator import Evaluation
 from plaudit.serving.grpc.open_inference.converters import (
     DTYPES,
     Contract,
-    rows_request,
+    prediction_request,
     streamed,
     streamed_error,
     user_of,
     version_of,
 )
-from plaudit.serving.use_cases.predict import Answered, RowsAnswer
+from plaudit.serving.use_cases.predict import Outcome, Prediction
 from plaudit_models.spec import ModelSpec, OutputSpec, TensorModality
 from support.builders import png, tiny_spec
+from support.serving_harness import array_of, text_of
 
 MAX_ROWS = 8
 
@@ -92,7 +95,7 @@ def test_raw_contents_of_every_datatype(datatype: str) -> None:
     rows = wide(datatype).rows(a_message(("x", datatype, [2, 1, 2], expected.tobytes())), max_rows=MAX_ROWS)
     assert len(rows) == 2
     for row, wanted in zip(rows, expected, strict=True):
-        array = row["x"].array
+        array = array_of(row["x"])
         assert (array.dtype, array.shape) == (expected.dtype, (1, 2))
         np.testing.assert_array_equal(array, wanted)
 
@@ -119,14 +122,15 @@ def test_typed_contents(datatype: str, field: str) -> None:
     tensor = message.inputs.add(name="x", datatype=datatype, shape=[2, 1, 2])
     getattr(tensor.contents, field).extend(expected.ravel().tolist())
     rows = wide(datatype).rows(message, max_rows=MAX_ROWS)
-    np.testing.assert_array_equal([row["x"].array for row in rows], expected)
-    assert rows[0]["x"].array.dtype == expected.dtype
+    np.testing.assert_array_equal([array_of(row["x"]) for row in rows], expected)
+    assert array_of(rows[0]["x"]).dtype == expected.dtype
 
 
 def test_raw_tensors_are_views_of_what_arrived() -> None:
     for n in (1, 3):
         rows = TINY.rows(a_message(sensor(np.ones((n, 4)))), max_rows=MAX_ROWS)
-        assert not any(row["sensor"].array.flags.owndata or row["sensor"].array.flags.writeable for row in rows)
+        flags = [array_of(row["sensor"]).flags for row in rows]
+        assert not any(each.owndata or each.writeable for each in flags)
 
 
 def test_bytes_are_what_their_modality_is() -> None:
@@ -147,13 +151,13 @@ def test_bytes_are_what_their_modality_is() -> None:
         assert second["question"] == TextContent("which animal")
     typed = pb.ModelInferRequest()
     typed.inputs.add(name="question", datatype="BYTES", shape=[2, 1]).contents.bytes_contents.extend(texts)
-    assert [row["question"].text for row in TINY.rows(typed, max_rows=MAX_ROWS)] == ["wie groß?", "which animal"]
+    assert [text_of(row["question"]) for row in TINY.rows(typed, max_rows=MAX_ROWS)] == ["wie groß?", "which animal"]
 
 
 def test_free_lengths_are_the_request_s() -> None:
     contract = tensors(x=TensorModality((-1, 2), dtype="float32", required=True))
     rows = contract.rows(a_message(("x", "FP32", [1, 3, 2], bytes(24))), max_rows=MAX_ROWS)
-    assert rows[0]["x"].array.shape == (3, 2)
+    assert array_of(rows[0]["x"]).shape == (3, 2)
     assert "should be [n, -1, 2]" in refusal(contract, a_message(("x", "FP32", [1, 0, 2], b"")))
 
 
@@ -242,13 +246,13 @@ def request(**parameters: Any) -> Any:
     for name, value in parameters.items():
         kind = {str: "string_param", bool: "bool_param", int: "int64_param"}[type(value)]
         setattr(message.parameters[name], kind, value)
-    return rows_request(message, TINY.rows(message, max_rows=MAX_ROWS), TINY.choice(message.outputs), 7)
+    return prediction_request(message, TINY.rows(message, max_rows=MAX_ROWS), TINY.choice(message.outputs))
 
 
 def test_parameters_say_who_asks_and_what_may_be_picked() -> None:
     plain = request()
     assert (plain.user_id, plain.allowed_actions, plain.greedy) == ("", (), False)
-    assert (plain.model, plain.version, plain.request_id, plain.outputs) == ("tiny", 7, "r1", ())
+    assert (plain.model, plain.request_id, plain.outputs) == ("tiny", "r1", ())
     asked = request(user_id="ada", allowed_actions="cat, dog", greedy=True, sequence_id=0)
     assert (asked.user_id, asked.allowed_actions, asked.greedy) == ("ada", ("cat", "dog"), True)
     assert (plain.user_group, request(user_group="premium").user_group) == ("", "premium")
@@ -260,7 +264,7 @@ def test_parameters_say_who_asks_and_what_may_be_picked() -> None:
     [
         ({"user_id": 7}, "parameters['user_id']: int64_param: 7 is not a string"),
         ({"user_group": 7}, "parameters['user_group']: int64_param: 7 is not a string"),
-        ({"user_group": "all of them"}, "parameters['user_group']: 'all of them' is no group"),
+        ({"user_group": "all of them"}, "parameters['user_group']: 'all of them' is not a group label"),
         ({"greedy": "yes"}, "parameters['greedy']: string_param: \"yes\" is not a bool"),
         ({"allowed_actions": True}, "parameters['allowed_actions']: bool_param: true is not a string"),
         ({"allowed_actions": '["cat"'}, "is not a JSON list"),
@@ -295,19 +299,24 @@ def chosen(contract: Contract, *names: str) -> Any:
     return contract.choice([pb.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in names])
 
 
-def an_answer(contract_model: Any, rows: int = 2, native: Any = None, role: Role = Role.LIVE) -> RowsAnswer:
+def an_answer(contract_model: Any, rows: int = 2, native: Any = None, role: Role = Role.LIVE) -> Prediction:
     spec = contract_model.manifest.spec
-    return RowsAnswer(
+    return Prediction(
         contract_model,
         role,
+        fixed_actions(spec, ()),
         [
-            Answered(
-                prediction_id=f"prediction-{row}",
+            Outcome(
                 action=spec.actions[row % len(spec.actions)],
-                propensity=0.25 + row,
-                probabilities=np.linspace(row, 1.0, len(spec.actions)),
-                embedding=np.full(spec.embedding_size, row, np.float32),
-                native={name: values[row] for name, values in (native or {}).items()},
+                evaluation=Evaluation(
+                    embedding=np.full(spec.embedding_size, row, np.float32),
+                    base_logits=np.zeros(len(spec.actions), np.float32),
+                    probabilities=np.linspace(row, 1.0, len(spec.actions)),
+                    action=row % len(spec.actions),
+                    propensity=0.25 + row,
+                    native={name: values[row] for name, values in (native or {}).items()},
+                ),
+                prediction_id=f"prediction-{row}",
             )
             for row in range(rows)
         ],
@@ -340,7 +349,7 @@ def test_all_outputs_of_several_rows() -> None:
         "role": "live",
     }
     assert list(found) == ["probabilities", "embedding", "action", "propensity", "prediction_id"]
-    np.testing.assert_allclose(found["probabilities"], [[0, 1 / 3, 2 / 3, 1], [1, 1, 1, 1]], rtol=1e-6)
+    np.testing.assert_allclose(found["probabilities"], [[0.0, 1 / 3, 2 / 3, 1.0], [1.0, 1.0, 1.0, 1.0]], rtol=1e-6)
     np.testing.assert_array_equal(found["embedding"], [[0.0] * 8, [1.0] * 8])
     assert found["action"].tolist() == [[b"cat"], [b"dog"]]
     assert found["propensity"].tolist() == [[0.25], [1.25]]
@@ -381,7 +390,7 @@ def test_native_outputs_go_before_ours_of_the_same_name() -> None:
         *("scores", "embedding", "words", "boxes"),
         *("probabilities", "action", "propensity", "prediction_id"),
     ]
-    native = {
+    native: dict[str, Any] = {
         "scores": np.array([[1, 2], [3, 4]], np.float16),
         "embedding": np.array([7, 8]),
         "words": np.array([["a", "ö"], ["", "d"]], object),

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import numpy.typing as npt
 import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 from grpc_status import rpc_status
@@ -25,7 +26,7 @@ from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.wire import contents_to_wire
 from plaudit.v1 import content_pb2, prediction_pb2, prediction_pb2_grpc
 from support.builders import png, tiny_content, tiny_head_refresh, wav
-from support.serving_harness import Serve, StuckRuntime, a_request, decisions, go_live, refusal, until
+from support.serving_harness import Serve, StuckRuntime, a_request, decisions, features_of, go_live, refusal, until
 
 ACTIONS = ("cat", "dog", "bird", "fish")
 
@@ -63,8 +64,9 @@ async def test_an_answer_and_the_decision_that_is_logged(
     assert (decision.user_id, decision.user_group, decision.request_id) == ("ada", "de-DE", "r1")
     assert decision.allowed_actions == ("cat", "fish")
     assert decision.time_s == pytest.approx(signed.time_s)
-    assert decision.features.trunk_digest == manifest.trunk_digest
-    assert (decision.features.embedding.shape, decision.features.base_logits.shape) == ((8,), (4,))
+    features = features_of(decision)
+    assert features.trunk_digest == manifest.trunk_digest
+    assert (features.embedding.shape, features.base_logits.shape) == ((8,), (4,))
     assert contents_to_wire(decision.content) == contents_to_wire(tiny_content())
 
 
@@ -158,9 +160,9 @@ def text(value: str) -> content_pb2.Content:
     return content_pb2.Content(text=value)
 
 
-def tensor(array: np.ndarray, **fields: Any) -> content_pb2.Content:
-    fields = {"data_type": content_pb2.DATA_TYPE_FP32, "shape": array.shape, "data": array.tobytes()} | fields
-    return content_pb2.Content(tensor=content_pb2.Tensor(**fields))
+def tensor(array: npt.NDArray[Any], **fields: Any) -> content_pb2.Content:
+    defaults: dict[str, Any] = {"data_type": content_pb2.DATA_TYPE_FP32, "shape": array.shape, "data": array.tobytes()}
+    return content_pb2.Content(tensor=content_pb2.Tensor(**(defaults | fields)))
 
 
 WRONG_CONTENT = {
@@ -228,10 +230,14 @@ async def test_wrong_content_is_named(serve: Serve, log: SqliteLog) -> None:
             "allowed_actions[2]: 'cat' is there twice",
         ),
         ({"top_k": -1}, grpc.StatusCode.INVALID_ARGUMENT, "top_k: -1 is negative"),
-        ({"user_group": "a b"}, grpc.StatusCode.INVALID_ARGUMENT, "user_group: 'a b' is no group; send a letter"),
-        ({"user_group": "-x"}, grpc.StatusCode.INVALID_ARGUMENT, "user_group: '-x' is no group"),
+        (
+            {"user_group": "a b"},
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "user_group: 'a b' is not a group label; send a letter",
+        ),
+        ({"user_group": "-x"}, grpc.StatusCode.INVALID_ARGUMENT, "user_group: '-x' is not a group label"),
         ({"user_group": "x" * 33}, grpc.StatusCode.INVALID_ARGUMENT, "up to 31 letters, digits, dots, dashes"),
-        ({"user_group": "größe"}, grpc.StatusCode.INVALID_ARGUMENT, "user_group: 'größe' is no group"),
+        ({"user_group": "größe"}, grpc.StatusCode.INVALID_ARGUMENT, "user_group: 'größe' is not a group label"),
     ],
 )
 async def test_wrong_fields_are_named(
@@ -299,7 +305,7 @@ async def test_overload_is_refused_at_once_and_the_expired_are_never_computed(
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await running.predict(content=text_only)
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "(3 at once)" in refused.value.details()
+    assert "(3 at once)" in (refused.value.details() or "")
     (hint,) = rpc_status.from_call(refused.value).details
     retry = RetryInfo()
     assert hint.Unpack(retry)
@@ -319,7 +325,7 @@ async def test_overload_is_refused_at_once_and_the_expired_are_never_computed(
 async def test_an_error_inside_is_not_told(serve: Serve, runtime: ModelRuntime) -> None:
     class Failing:
         def load(self, folder: Any) -> Any:
-            model = runtime.load(folder)
+            model: Any = runtime.load(folder)
 
             def fail(*_: Any) -> Any:
                 raise OSError("/secret/path")
@@ -516,7 +522,7 @@ async def test_content_that_cannot_be_read_yet_has_no_interim_answer(serve: Serv
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await call.read()
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert 'content["audio"]' in refused.value.details()
+    assert 'content["audio"]' in (refused.value.details() or "")
 
 
 async def test_a_negative_interval(serve: Serve) -> None:

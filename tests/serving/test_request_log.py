@@ -97,7 +97,7 @@ async def test_nothing_that_users_sent_or_are_is_written(serve: Serve, runtime: 
 
     class Failing:
         def load(self, folder: Any) -> Any:
-            model = runtime.load(folder)
+            model: Any = runtime.load(folder)
             trunk = model.trunk
 
             def failing(inputs: Any, outputs: Any = ()) -> Any:

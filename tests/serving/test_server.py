@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,9 @@ async def test_versions_change_under_load_without_one_failed_request(
     arrived = asyncio.Condition()
     done = False
 
+    def last_is_of(version: int) -> bool:
+        return bool(answers) and answers[-1].version == version
+
     async def client() -> None:
         while not done:
             answer = await running.predict(0, greedy=True)
@@ -70,9 +74,7 @@ async def test_versions_change_under_load_without_one_failed_request(
     for number in (versions * 4)[:10]:
         go_live(registry, number)
         async with arrived:
-            await asyncio.wait_for(
-                arrived.wait_for(lambda wanted=number: answers and answers[-1].version == wanted), 30
-            )
+            await asyncio.wait_for(arrived.wait_for(partial(last_is_of, number)), 30)
     done = True
     await asyncio.gather(*clients)
 
@@ -134,7 +136,8 @@ async def test_an_address_that_is_not_ours(serve: Serve) -> None:
 
 
 async def check(health: Any, service: str) -> int:
-    return (await health.Check(health_pb2.HealthCheckRequest(service=service))).status
+    answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
+    return int(answer.status)
 
 
 async def test_health_follows_the_live_version_and_the_drain(
@@ -180,7 +183,8 @@ async def test_metrics_are_served(serve: Serve) -> None:
 
     def scrape() -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{running.server.metrics_port}/metrics", timeout=30) as page:
-            return page.read().decode()
+            text: bytes = page.read()
+            return text.decode()
 
     page = await asyncio.to_thread(scrape)
     assert 'plaudit_serving_requests_total{code="OK",method="PredictionService/Predict"} 1.0' in page
@@ -207,7 +211,7 @@ async def test_draining_finishes_what_is_under_way_and_refuses_what_comes(
     under_way = asyncio.create_task(running.predict(request_id="under way"))
     assert await asyncio.to_thread(stuck.entered.wait, 30)
     stopping = asyncio.create_task(asyncio.to_thread(running.server.stop))
-    await asyncio.to_thread(running.server._ending.wait, 30)
+    await asyncio.to_thread(running.server._shutdown.wait, 30)
     stuck.go_on.set()
     assert (await under_way).request_id == "under way"
     await stopping
@@ -234,7 +238,7 @@ async def test_draining_ends_open_streams_after_answering_what_they_sent(
         with pytest.raises(grpc.aio.AioRpcError) as ended:
             await stream.read()
         assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert "shutting down" in ended.value.details()
+        assert "shutting down" in (ended.value.details() or "")
     assert len(feedback(log)) == 1
 
 
@@ -248,6 +252,7 @@ from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.settings import ServingSettings
 from plaudit.serving.telemetry.metrics import ServingMetrics
+from plaudit_models.preprocess import Limits
 from plaudit.serving.server import InferenceServer
 
 def main():
@@ -255,7 +260,7 @@ def main():
     server = InferenceServer(
         DirectoryCatalog(folder / "registry"), SqliteLog(folder / "log.sqlite", "NORMAL"),
         OnnxRuntime("cpu"), PredictionIds(b"k" * 32, 3600.0), ServingSettings(port=0, metrics_port=0),
-        ServingMetrics(CollectorRegistry()),
+        Limits(), ServingMetrics(CollectorRegistry()),
     )
     server.start()
     unwanted = [name for name in ("torch", "onnx", "sqlalchemy", "sklearn", "matplotlib") if name in sys.modules]
@@ -278,6 +283,7 @@ async def test_kill_9_loses_no_acknowledged_feedback_and_a_whole_server_loads_no
         stdout=asyncio.subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": path},
     )
+    assert child.stdout is not None
     try:
         while not (line := (await asyncio.wait_for(child.stdout.readline(), 60)).decode()).startswith("ready"):
             assert line, "the server ended"
@@ -302,7 +308,10 @@ async def test_kill_9_loses_no_acknowledged_feedback_and_a_whole_server_loads_no
             await asyncio.wait_for(enough.wait(), 60)
             child.send_signal(signal.SIGKILL)
             ends = await asyncio.gather(*clients, return_exceptions=True)
-            assert {end.code() for end in ends} == {grpc.StatusCode.UNAVAILABLE}
+            assert all(isinstance(end, grpc.aio.AioRpcError) for end in ends)
+            assert {end.code() for end in ends if isinstance(end, grpc.aio.AioRpcError)} == {
+                grpc.StatusCode.UNAVAILABLE
+            }
     finally:
         if child.returncode is None:
             child.kill()

@@ -7,6 +7,7 @@ import threading
 import wave
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from plaudit.core.errors import Draining, InvalidInput
 from plaudit.core.events import EncodedContent
 from plaudit.serving.engine.shutdown import ShutdownSignal
-from plaudit.serving.grpc.streams import Pieces, StreamedFormat, in_groups, in_order
+from plaudit.serving.grpc.streams import ContentChunks, Put, StreamedFormat, in_groups, in_order
 from plaudit_models.preprocess import Limits
 
 TIMEOUT_S = 30.0
@@ -67,9 +68,9 @@ def test_answers_come_in_the_order_of_the_requests_though_the_last_is_ready_firs
             ready[number - 1].set()
         return number
 
-    def read(put) -> None:
+    def read(put: Put[int]) -> None:
         for number in range(3):
-            put(lambda number=number: work(number))
+            put(partial(work, number))
 
     ready[2].set()  # the last is done first, and each lets the one before it end
     assert list(in_order(read, pool, ShutdownSignal(), Call(), limit=8)) == [0, 1, 2]
@@ -80,11 +81,15 @@ def test_reading_waits_while_too_much_is_under_way(pool: ThreadPoolExecutor) -> 
     go_on = threading.Event()
     full = threading.Event()
 
-    def read(put) -> None:
+    def wait(number: int) -> int:
+        assert go_on.wait(TIMEOUT_S)
+        return number
+
+    def read(put: Put[int]) -> None:
         for number in range(10):
             if number == 2:
                 full.set()
-            put(lambda number=number: go_on.wait(TIMEOUT_S) and number)
+            put(partial(wait, number))
             put_so_far.append(number)
 
     answers = in_order(read, pool, ShutdownSignal(), Call(), limit=2)
@@ -97,7 +102,7 @@ def test_reading_waits_while_too_much_is_under_way(pool: ThreadPoolExecutor) -> 
 
 
 def test_what_reading_raises_comes_after_the_answers_before_it(pool: ThreadPoolExecutor) -> None:
-    def read(put) -> None:
+    def read(put: Put[int]) -> None:
         put(lambda: 1)
         raise ValueError("bad request")
 
@@ -111,7 +116,7 @@ def test_what_work_raises_ends_the_stream(pool: ThreadPoolExecutor) -> None:
     def fail() -> int:
         raise ValueError("bad work")
 
-    def read(put) -> None:
+    def read(put: Put[int]) -> None:
         put(lambda: 1)
         put(fail)
 
@@ -124,9 +129,9 @@ def test_what_work_raises_ends_the_stream(pool: ThreadPoolExecutor) -> None:
 def test_draining_answers_what_was_read_and_says_so(pool: ThreadPoolExecutor) -> None:
     ending, requests = ShutdownSignal(), Requests()
 
-    def read(put) -> None:
+    def read(put: Put[int]) -> None:
         for request in requests:
-            put(lambda request=request: request)
+            put(partial(int, request))
 
     answers = in_order(read, pool, ending, Call(), limit=8)
     requests.send(1)
@@ -140,9 +145,9 @@ def test_draining_answers_what_was_read_and_says_so(pool: ThreadPoolExecutor) ->
 def test_a_call_that_is_over_ends_the_stream(pool: ThreadPoolExecutor) -> None:
     call, requests = Call(), Requests()
 
-    def read(put) -> None:
+    def read(put: Put[int]) -> None:
         for request in requests:
-            put(lambda request=request: request)
+            put(partial(int, request))
 
     answers = in_order(read, pool, ShutdownSignal(), call, limit=8)
     requests.send(1)
@@ -154,7 +159,7 @@ def test_a_call_that_is_over_ends_the_stream(pool: ThreadPoolExecutor) -> None:
 
 def test_a_group_is_what_came_while_the_last_one_was_worked_on() -> None:
     requests, call = Requests(), Call()
-    groups = in_groups(requests, ShutdownSignal(), call, limit=3)
+    groups = in_groups(iter(requests), ShutdownSignal(), call, limit=3)
     requests.send(1)
     assert next(groups) == [1]
     requests.send(2, 3, 4, 5, None)
@@ -165,7 +170,7 @@ def test_a_group_is_what_came_while_the_last_one_was_worked_on() -> None:
 
 def test_what_reading_fails_with_comes_after_the_groups_before_it() -> None:
     requests = Requests()
-    groups = in_groups(requests, ShutdownSignal(), Call(), limit=3)
+    groups = in_groups(iter(requests), ShutdownSignal(), Call(), limit=3)
     requests.send(1, ValueError("bad"))
     assert next(groups) == [1]
     with pytest.raises(ValueError, match="bad"):
@@ -174,7 +179,7 @@ def test_what_reading_fails_with_comes_after_the_groups_before_it() -> None:
 
 def test_draining_ends_groups_too() -> None:
     requests, ending = Requests(), ShutdownSignal()
-    groups = in_groups(requests, ending, Call(), limit=3)
+    groups = in_groups(iter(requests), ending, Call(), limit=3)
     requests.send(1)
     assert next(groups) == [1]
     ending.set()
@@ -186,12 +191,12 @@ def test_draining_ends_groups_too() -> None:
 def test_the_end_is_told_even_if_it_came_before() -> None:
     ending, told = ShutdownSignal(), []
     ending.set()
-    with ending.telling(lambda: told.append("now")):
+    with ending.notifying(lambda: told.append("now")):
         assert told == ["now"]
 
 
 def test_pcm_becomes_a_wav_of_the_same_samples() -> None:
-    pieces = Pieces({"audio": StreamedFormat("pcm16", 8000)}, Limits())
+    pieces = ContentChunks({"audio": StreamedFormat("pcm16", 8000)}, Limits())
     pieces.add("audio", b"\x01\x00\x02")
     pieces.add("audio", b"\x00")
     content = pieces.content()["audio"]
@@ -203,14 +208,14 @@ def test_pcm_becomes_a_wav_of_the_same_samples() -> None:
 
 
 def test_encoded_pieces_are_put_together_and_silence_is_missing() -> None:
-    pieces = Pieces({"image": StreamedFormat("image"), "audio": StreamedFormat("audio")}, Limits())
+    pieces = ContentChunks({"image": StreamedFormat("image"), "audio": StreamedFormat("audio")}, Limits())
     pieces.add("image", b"ab")
     pieces.add("image", b"cd")
     assert pieces.content() == {"image": EncodedContent("image", b"abcd")}
 
 
 def test_bad_pieces() -> None:
-    pieces = Pieces({"audio": StreamedFormat("pcm16", 8000)}, Limits(max_audio_bytes=4))
+    pieces = ContentChunks({"audio": StreamedFormat("pcm16", 8000)}, Limits(max_audio_bytes=4))
     with pytest.raises(InvalidInput, match="'video' is not among"):
         pieces.add("video", b"")
     pieces.add("audio", b"abc")
@@ -219,4 +224,4 @@ def test_bad_pieces() -> None:
     with pytest.raises(InvalidInput, match=r'content\["audio"\]: is longer than the limit of 4 bytes'):
         pieces.add("audio", b"de")
     with pytest.raises(InvalidInput, match=r"pcm16_sample_rate_hz: 0 is not"):
-        Pieces({"audio": StreamedFormat("pcm16", 0)}, Limits())
+        ContentChunks({"audio": StreamedFormat("pcm16", 0)}, Limits())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -15,7 +17,7 @@ from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.serving.telemetry.version_metrics import EARLIER, SHOWN_AFTER_S, SHOWN_AT_MOST, VersionMetrics
 from plaudit.v1 import feedback_pb2
 from support.builders import tiny_head_refresh
-from support.serving_harness import CHANGE, Serve, a_thumb, go_live, until
+from support.serving_harness import CHANGE, Running, Serve, a_thumb, go_live, until
 
 
 @dataclass
@@ -26,14 +28,15 @@ class Clock:
         return self.now_s
 
 
-class Loaded(SimpleNamespace):
+@dataclass(eq=False)
+class Loaded:
     """As much of a version as its metrics look at."""
 
-    __hash__ = object.__hash__
+    manifest: SimpleNamespace
 
 
-def version(number: int, model: str = "pets") -> Loaded:
-    return Loaded(manifest=SimpleNamespace(version=number, spec=SimpleNamespace(name=model)))
+def version(number: int, model: str = "pets") -> Any:
+    return Loaded(SimpleNamespace(version=number, spec=SimpleNamespace(name=model)))
 
 
 @pytest.fixture
@@ -65,7 +68,7 @@ def test_a_version_that_was_let_go_is_shown_for_a_while_and_then_leaves(
 ) -> None:
     for number in (1, 2):
         versions.of(version(number)).answered(0.01, explored=False)
-        versions.heard("pets", number, "thumb", "accepted").inc()
+        versions.feedback("pets", number, "thumb", "accepted").inc()
     versions.keep("pets", [1, 2])
     versions.keep("pets", [2])
     clock.now_s = SHOWN_AFTER_S - 1
@@ -110,7 +113,7 @@ def test_after_500_versions_a_scrape_is_as_large_as_after_fifty(
         versions.keep("pets", {1, number})
         versions.of(loaded).answered(0.01, explored=True)
         for status in ("accepted", "duplicate"):
-            versions.heard("pets", number, "thumb", status).inc()
+            versions.feedback("pets", number, "thumb", status).inc()
         sizes[number] = len(generate_latest(page).splitlines())
     assert sizes[500] == sizes[50]
     assert shown(page) == {"1", *(str(number) for number in range(500 - SHOWN_AT_MOST, 501))}
@@ -130,7 +133,7 @@ def test_feedback_on_versions_that_are_gone_shares_one_series(
 ) -> None:
     versions.keep("pets", [90])
     for number in range(91):
-        versions.heard("pets", number, "thumb", "accepted").inc()
+        versions.feedback("pets", number, "thumb", "accepted").inc()
     assert shown(page) == {EARLIER, "90"}
     labels = {"model": "pets", "version": EARLIER, "kind": "thumb", "status": "accepted"}
     assert page.get_sample_value("plaudit_serving_feedback_total", labels) == 90
@@ -141,7 +144,11 @@ def test_feedback_on_versions_that_are_gone_shares_one_series(
 STAGES = ["prediction_seconds", "decode_seconds", "queue_seconds", "batch_requests", "inference_seconds"]
 
 
-def refresh(registry, tmp_path, number, **fields):
+def serves(running: Running, version: int) -> bool:
+    return running.metric("plaudit_serving_live_version") == version
+
+
+def refresh(registry: DirectoryRegistry, tmp_path: Path, number: int, **fields: Any) -> int:
     folder = tmp_path / f"made-{number}"
     tiny_head_refresh(folder, registry.folder(1), prefer="dog", **fields)
     return registry.publish(folder).version
@@ -206,7 +213,7 @@ async def test_versions_come_and_go_and_so_do_their_series(
     for number in range(SHOWN_AT_MOST + 5):
         last = refresh(registry, tmp_path, number)
         go_live(registry, last)
-        await until(lambda last=last: running.metric("plaudit_serving_live_version") == last)
+        await until(partial(serves, running, last))
         await running.predict()
     await until(lambda: running.metric("plaudit_serving_predictions_total", version="2") == 0)
     versions = shown(running.metrics.registry, "tiny")
@@ -227,7 +234,7 @@ async def test_freshness_is_measured_when_a_version_first_serves(
     assert running.metric("plaudit_serving_freshness_seconds_sum", model="tiny") > 60.0  # that feedback is years old
     for again in (1, fresh):
         go_live(registry, again)
-        await until(lambda again=again: running.metric("plaudit_serving_live_version") == again)
+        await until(partial(serves, running, again))
     assert running.metric(count, model="tiny") == 1
 
 

@@ -73,12 +73,14 @@ class Kafka:
         from plaudit.adapters.log.kafka.cluster import KafkaConnection, TopicPlan
         from plaudit.adapters.log.kafka.log import Delivery, KafkaLog
 
-        fields = {"bootstrap_servers": self.bootstrap, "topic_prefix": self.prefix, "partitions": 1} | changes
-        parts = [
-            kind(**{name: value for name, value in fields.items() if name in kind.__dataclass_fields__})
-            for kind in (KafkaConnection, TopicPlan, Delivery)
-        ]
-        return KafkaLog(*parts, seat)
+        fields: dict[str, Any] = {"bootstrap_servers": self.bootstrap, "topic_prefix": self.prefix, "partitions": 1}
+        fields |= changes
+
+        def of(kind: Any) -> dict[str, Any]:
+            return {name: value for name, value in fields.items() if name in kind.__dataclass_fields__}
+
+        connection, plan = KafkaConnection(**of(KafkaConnection)), TopicPlan(**of(TopicPlan))
+        return KafkaLog(connection, plan, Delivery(**of(Delivery)), seat)
 
 
 @pytest.fixture(scope="session")

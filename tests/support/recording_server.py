@@ -34,14 +34,14 @@ class Recorder(
 ):
     """Attributes:
     target: where it listens.
-    received: every request, in order.
+    received: every request, in order: a protobuf message each.
     metadata: of the last request.
     manifest: of every version that has none of its own in ``manifests``.
     failures: statuses to answer with, one per request, before answering properly.
     """
 
     target: str = ""
-    received: list[Message] = field(default_factory=list)
+    received: list[Any] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     failures: deque[tuple[grpc.StatusCode, str]] = field(default_factory=deque)
     rollout: model_pb2.Rollout = field(default_factory=model_pb2.Rollout)
@@ -50,11 +50,13 @@ class Recorder(
 
     def _take(self, request: Message, context: grpc.ServicerContext) -> None:
         self.received.append(request)
-        self.metadata = {item.key: item.value for item in context.invocation_metadata()}
+        self.metadata = dict(context.invocation_metadata())
         if self.failures:
             context.abort(*self.failures.popleft())
 
-    def Predict(self, request, context):
+    def Predict(
+        self, request: prediction_pb2.PredictRequest, context: grpc.ServicerContext
+    ) -> prediction_pb2.PredictResponse:
         self._take(request, context)
         return prediction_pb2.PredictResponse(
             prediction_id="signed",
@@ -72,24 +74,30 @@ class Recorder(
             model="pets",
         )
 
-    def SendFeedback(self, request, context):
+    def SendFeedback(
+        self, request: feedback_pb2.SendFeedbackRequest, context: grpc.ServicerContext
+    ) -> feedback_pb2.SendFeedbackResponse:
         self._take(request, context)
         return feedback_pb2.SendFeedbackResponse(
             feedback_id=request.feedback_id, status=feedback_pb2.FEEDBACK_STATUS_ACCEPTED
         )
 
-    def StreamFeedback(self, request_iterator, context):
+    def StreamFeedback(
+        self, request_iterator: Iterator[feedback_pb2.SendFeedbackRequest], context: grpc.ServicerContext
+    ) -> Iterator[feedback_pb2.SendFeedbackResponse]:
         for request in request_iterator:
             self._take(request, context)
             if request.prediction_id == "forged":
-                error = feedback_pb2.FeedbackError(code=3, message="prediction_id: 'forged' is not one of ours")
+                error = feedback_pb2.FeedbackError(code=3, message="prediction_id: 'forged' is not a prediction id")
                 yield feedback_pb2.SendFeedbackResponse(feedback_id=request.feedback_id, error=error)
             else:
                 yield feedback_pb2.SendFeedbackResponse(
                     feedback_id=request.feedback_id, status=feedback_pb2.FEEDBACK_STATUS_DUPLICATE
                 )
 
-    def GetReceipt(self, request, context):
+    def GetReceipt(
+        self, request: feedback_pb2.GetReceiptRequest, context: grpc.ServicerContext
+    ) -> feedback_pb2.Receipt:
         self._take(request, context)
         receipt = feedback_pb2.Receipt(
             feedback_id=request.feedback_id, state=feedback_pb2.RECEIPT_STATE_USED, used_in_version=4
@@ -97,27 +105,33 @@ class Recorder(
         receipt.recorded_at.FromMilliseconds(1_500)
         return receipt
 
-    def ListVersions(self, request, context):
+    def ListVersions(
+        self, request: model_pb2.ListVersionsRequest, context: grpc.ServicerContext
+    ) -> model_pb2.ListVersionsResponse:
         self._take(request, context)
         return model_pb2.ListVersionsResponse(versions=[self._version(1)], rollout=self.rollout)
 
-    def GetVersion(self, request, context):
+    def GetVersion(
+        self, request: model_pb2.GetVersionRequest, context: grpc.ServicerContext
+    ) -> model_pb2.GetVersionResponse:
         self._take(request, context)
         return model_pb2.GetVersionResponse(version=self._version(request.version))
 
-    def Promote(self, request, context):
+    def Promote(self, request: model_pb2.PromoteRequest, context: grpc.ServicerContext) -> model_pb2.PromoteResponse:
         self._take(request, context)
         return model_pb2.PromoteResponse(rollout=self.rollout)
 
-    def Rollback(self, request, context):
+    def Rollback(self, request: model_pb2.RollbackRequest, context: grpc.ServicerContext) -> model_pb2.RollbackResponse:
         self._take(request, context)
         return model_pb2.RollbackResponse(rollout=self.rollout)
 
-    def Pin(self, request, context):
+    def Pin(self, request: model_pb2.PinRequest, context: grpc.ServicerContext) -> model_pb2.PinResponse:
         self._take(request, context)
         return model_pb2.PinResponse(rollout=self.rollout)
 
-    def WatchVersions(self, request, context):
+    def WatchVersions(
+        self, request: model_pb2.WatchVersionsRequest, context: grpc.ServicerContext
+    ) -> Iterator[model_pb2.WatchVersionsResponse]:
         self._take(request, context)
         for generation in (1, 2):
             yield model_pb2.WatchVersionsResponse(

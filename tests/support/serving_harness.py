@@ -9,10 +9,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import numpy.typing as npt
 import pytest
 
-from plaudit.core.events import Decision, Event, Feedback, Topic
-from plaudit.core.ports.log import EventLog
+from plaudit.core.events import (
+    Content,
+    Decision,
+    EncodedContent,
+    Event,
+    Features,
+    Feedback,
+    TensorContent,
+    TextContent,
+    Topic,
+)
+from plaudit.core.ports.log import EventLog, UnreadableRecord
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.rollout import Change, promote
 from plaudit.core.wire import contents_to_wire
@@ -41,7 +52,8 @@ class Running:
         self.models = model_pb2_grpc.ModelServiceStub(self.channel)
 
     async def predict(self, seed: int = 0, **fields: Any) -> prediction_pb2.PredictResponse:
-        return await self.predictions.Predict(a_request(seed, **fields))
+        answer: prediction_pb2.PredictResponse = await self.predictions.Predict(a_request(seed, **fields))
+        return answer
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum over all series that have these labels; 0 if there is none."""
@@ -68,10 +80,10 @@ def a_thumb(prediction_id: str, feedback_id: str, **fields: Any) -> feedback_pb2
     )
 
 
-def events(log: EventLog, topic: Topic) -> Sequence[Event]:
+def events(log: EventLog, topic: Topic) -> Sequence[Event | UnreadableRecord]:
     """Everything the log holds of a topic."""
     reader = log.reader("test", [topic], dict)
-    found = []
+    found: list[Event | UnreadableRecord] = []
     while records := reader.poll(1000, 0.0):
         found += [record.event for record in records]
     reader.close()
@@ -86,6 +98,26 @@ def feedback(log: EventLog) -> Sequence[Feedback]:
     return [event for event in events(log, Topic.FEEDBACK) if isinstance(event, Feedback)]
 
 
+def array_of(content: Content) -> npt.NDArray[Any]:
+    assert isinstance(content, TensorContent)
+    return content.array
+
+
+def text_of(content: Content) -> str:
+    assert isinstance(content, TextContent)
+    return content.text
+
+
+def data_of(content: Content) -> bytes:
+    assert isinstance(content, EncodedContent)
+    return content.data
+
+
+def features_of(decision: Decision) -> Features:
+    assert decision.features is not None
+    return decision.features
+
+
 def go_live(registry: ModelRegistry, version: int) -> None:
     registry.set_rollout(promote(registry.rollout(), version, CHANGE))
 
@@ -93,7 +125,7 @@ def go_live(registry: ModelRegistry, version: int) -> None:
 async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await call
-    return refused.value.code(), refused.value.details()
+    return refused.value.code(), refused.value.details() or ""
 
 
 async def until(condition: Callable[[], bool]) -> None:

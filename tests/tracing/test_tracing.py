@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,11 @@ from plaudit.compose.serving import inference_server
 from plaudit.compose.settings import load_settings
 from plaudit.compose.tracing import service_tracing
 from plaudit.core.errors import ConfigError
-from plaudit.core.events import Thumb, Topic
+from plaudit.core.events import Decision, Feedback, Thumb, Topic
 from plaudit.core.settings import Settings, TracingSettings
+from plaudit.core.tracing import NO_TRACING, Attributes, NoTracing
 from plaudit.core.wire import decode_event, encode_event
-from plaudit.serving.engine.batcher import Batcher
-from plaudit.serving.engine.decision_log import DecisionLog
-from plaudit.serving.grpc.interceptors import Calls
-from plaudit.serving.use_cases.feedback import FeedbackUseCase
-from plaudit.serving.use_cases.predict import PredictUseCase
+from plaudit.serving.grpc.interceptors import CallInterceptor
 from support import builders
 from support.deployment import PLAUDIT, Service, deployed
 from support.otlp_receiver import Received, Receiver, over_grpc, over_http
@@ -92,7 +90,16 @@ def _until(condition: Callable[[], Any]) -> Any:
 
 
 def _id(span: ReadableSpan) -> int:
-    return span.context.span_id
+    return int(span.context.span_id)
+
+
+def _parent_id(span: ReadableSpan) -> int:
+    """Id of the parent span; 0 if there is none."""
+    return span.parent.span_id if span.parent is not None else 0
+
+
+def _attributes(span: ReadableSpan) -> dict[str, Any]:
+    return dict(span.attributes or {})
 
 
 def _links(span: ReadableSpan) -> set[int]:
@@ -107,19 +114,19 @@ def test_a_prediction_is_a_trace_from_the_client_to_the_batch(client: Client, re
     batch = _until(lambda: recorded.all("batch"))[0]
     called, served = recorded.all(PREDICT)[::-1]
     assert (called.kind.name, served.kind.name) == ("CLIENT", "SERVER")
-    assert (served.parent.span_id, served.context.trace_id) == (_id(called), called.context.trace_id)
+    assert (_parent_id(served), served.context.trace_id) == (_id(called), called.context.trace_id)
     assert {
         "plaudit.model": "tiny",
         "plaudit.version": 1,
         "plaudit.prediction_id": answer.prediction_id,
         "plaudit.request_id": "r7",
         "rpc.grpc.status_code": 0,
-    }.items() <= served.attributes.items()
+    }.items() <= _attributes(served).items()
     decode, wait = recorded.one("decode"), recorded.one("wait for the model")
-    assert decode.parent.span_id == wait.parent.span_id == _id(served)
+    assert _parent_id(decode) == _parent_id(wait) == _id(served)
     assert batch.parent is None
     assert _links(batch) == {_id(wait)}
-    assert (batch.attributes["plaudit.version"], batch.attributes["plaudit.requests"]) == (1, 1)
+    assert (_attributes(batch)["plaudit.version"], _attributes(batch)["plaudit.requests"]) == (1, 1)
 
 
 def test_a_decision_and_feedback_carry_their_trace_into_the_log(
@@ -134,8 +141,8 @@ def test_a_decision_and_feedback_carry_their_trace_into_the_log(
         frozenset({served[SEND]}),
     }
     sent = next(span for span in recorded.all(SEND) if span.kind.name == "SERVER")
-    assert sent.attributes["plaudit.feedback_id"] == "f1"
-    assert sent.attributes["plaudit.prediction_id"] == answer.prediction_id
+    assert _attributes(sent)["plaudit.feedback_id"] == "f1"
+    assert _attributes(sent)["plaudit.prediction_id"] == answer.prediction_id
 
 
 def test_what_is_refused_says_so_without_saying_what_was_sent(client: Client, recorded: Recorded) -> None:
@@ -144,7 +151,7 @@ def test_what_is_refused_says_so_without_saying_what_was_sent(client: Client, re
     called, served = recorded.all(PREDICT)[::-1]
     for span in (called, served):
         assert span.status.status_code.name == "ERROR"
-        assert span.attributes["rpc.grpc.status_code"] == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+        assert _attributes(span)["rpc.grpc.status_code"] == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     assert not any(SECRET in span.to_json() or USER in span.to_json() for span in recorded.all())
 
 
@@ -161,30 +168,45 @@ async def test_the_client_of_asyncio_is_traced_too(server: Any, recorded: Record
         await client.predict({"question": SECRET})
     called, served = recorded.all(PREDICT)[::-1]
     assert (called.kind.name, served.kind.name) == ("CLIENT", "SERVER")
-    assert served.parent.span_id == _id(called)
+    assert _parent_id(served) == _id(called)
 
 
 async def test_a_batch_links_to_every_request_that_it_answers(server: Any, recorded: Recorded) -> None:
     async with AsyncClient(f"127.0.0.1:{server.port}") as client:
         await asyncio.gather(*(client.predict({"question": f"{SECRET} {n}"}) for n in range(30)))
     waits = {_id(span) for span in recorded.all("wait for the model")}
-    _until(lambda: sum(span.attributes["plaudit.requests"] for span in recorded.all("batch")) == 30)
+    _until(lambda: sum(_attributes(span)["plaudit.requests"] for span in recorded.all("batch")) == 30)
     linked = [link for span in recorded.all("batch") for link in _links(span)]
     assert (len(linked), set(linked)) == (30, waits)
 
 
-def test_without_tracing_nothing_of_it_is_used(tmp_path: Path) -> None:
-    """Not a flag that is looked at on the way, but other parts."""
+def test_without_tracing_a_request_only_passes_two_empty_spans(tmp_path: Path) -> None:
+    """No interceptor, nothing around appends and batches; what is left traces nothing and collects no attributes."""
     settings = load_settings(deployed(tmp_path))
     log = serving_log(settings)
     server = inference_server(settings, log, tracing=service_tracing(settings, "plaudit-serve"))
+    assert [type(each) for each in server._interceptors()] == [CallInterceptor]
+    assert server._decision_log._append == server._feedback._append == log.append
+    for part in (server, server._predict, server._feedback, server._models):
+        assert part._tracing is NO_TRACING
+    spans: list[str] = []
+
+    class Watched(NoTracing):
+        def span(self, name: str, **given: Any) -> AbstractContextManager[object]:
+            spans.append(name)
+            assert not given
+            return super().span(name)
+
+        def note(self, attributes: Attributes) -> None:
+            raise AssertionError(attributes)
+
+    server._predict._tracing = server._feedback._tracing = server._models._tracing = Watched()
     server.start()
-    parts = [server._predictor, server._recorder, server._feedback, server._models.pick("").batcher]
-    assert [type(part) for part in parts] == [PredictUseCase, DecisionLog, FeedbackUseCase, Batcher]
-    assert type(server._calls_of(server._metrics)) is Calls
-    assert server._recorder._log is log
+    with Client(f"127.0.0.1:{server.port}") as client:
+        client.thumbs_up(client.predict({"question": SECRET}, user_id=USER))
     server.stop()
     log.close()
+    assert spans == ["decode", "wait for the model"]
 
 
 def test_without_tracing_its_library_is_not_even_loaded(tmp_path: Path) -> None:
@@ -235,11 +257,12 @@ def test_spans_reach_a_collector_over_grpc_and_http(collector: Any, how: str, ot
             otel(OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint, OTEL_EXPORTER_OTLP_PROTOCOL=protocol)
             settings = _settings()
         tracing = service_tracing(settings, "plaudit-serve")
+        assert tracing is not None
         with tracing.span("done", attributes={"plaudit.version": 3}):
             pass
         tracing.close()
         (span,) = receiver.spans("done")
-    assert (span.service, span.attributes["plaudit.version"]) == ("plaudit-serve", 3)
+    assert (span.service, _attributes(span)["plaudit.version"]) == ("plaudit-serve", 3)
 
 
 def test_the_environment_may_name_the_service(otel: Callable[..., None]) -> None:
@@ -284,8 +307,10 @@ def test_a_traceparent_that_is_none_is_as_if_there_were_none(recorded: Recorded,
 def test_events_keep_their_traceparent_in_the_log() -> None:
     decision = builders.a_decision(traceparent="00-a")
     feedback = builders.some_feedback("p1", Thumb(up=True), traceparent="00-b")
-    assert decode_event(Topic.DECISIONS, encode_event(decision)).traceparent == "00-a"
-    assert decode_event(Topic.FEEDBACK, encode_event(feedback)).traceparent == "00-b"
+    for topic, event in ((Topic.DECISIONS, decision), (Topic.FEEDBACK, feedback)):
+        read = decode_event(topic, encode_event(event))
+        assert isinstance(read, Decision | Feedback)
+        assert read.traceparent == event.traceparent
 
 
 # --- commands and the console ----------------------------------------------------------------------------------------
@@ -321,7 +346,7 @@ def test_commands_begin_traces_that_the_server_goes_on_with(
         (called,) = collector.spans(method)
         (served,) = [span for span in recorded.all(method) if span.kind.name == "SERVER"]
         assert (around.service, around.parent_id, called.parent_id) == ("plaudit-cli", "", around.span_id)
-        assert f"{served.parent.span_id:016x}" == called.span_id
+        assert f"{_parent_id(served):016x}" == called.span_id
     _says_nothing_private(collector.spans())
 
 
@@ -352,7 +377,7 @@ def test_the_console_begins_traces_too(
     finally:
         console.kill()
     (served,) = [span for span in recorded.all(PREDICT) if span.kind.name == "SERVER"]
-    assert (called.service, f"{served.parent.span_id:016x}") == ("plaudit-console", called.span_id)
+    assert (called.service, f"{_parent_id(served):016x}") == ("plaudit-console", called.span_id)
     _says_nothing_private(collector.spans())
 
 

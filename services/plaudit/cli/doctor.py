@@ -1,4 +1,4 @@
-"""``plaudit doctor``: looks at everything a deployment needs, and says of what is wrong how to mend it.
+"""``plaudit doctor``: examines everything that a deployment needs, and says how to fix what is wrong.
 
 Changes nothing, except that it makes the data directory where there is none.
 """
@@ -34,12 +34,12 @@ _PROBE_TIMEOUT_S: Final = 2.0
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """One finding after the other, so that they can be shown as they come."""
+    """Findings one after the other, so that they can be shown as they come."""
     yield from _extras()
     yield _model(settings)
     directory = _data_dir(settings)
     yield directory
-    if directory.state is State.GOOD:
+    if directory.state is State.OK:
         yield from _log(settings)
         if settings.model:
             yield _registry(settings)
@@ -54,19 +54,19 @@ def _extras() -> Iterator[Finding]:
     for extra, modules in _EXTRAS.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         if missing:
-            mend = f"pip install 'plaudit[{extra}]', if this machine is to do that"
-            yield Finding(f"extra {extra}", State.NOTE, f"{', '.join(missing)} not installed", mend)
+            fix = f"pip install 'plaudit[{extra}]', if this machine is to do that"
+            yield Finding(f"extra {extra}", State.NOTE, f"{', '.join(missing)} not installed", fix)
         else:
-            yield Finding(f"extra {extra}", State.GOOD, "installed")
+            yield Finding(f"extra {extra}", State.OK, "installed")
 
 
 def _model(settings: Settings) -> Finding:
     try:
         spec = settings.spec()
     except ConfigError as error:
-        return Finding("model", State.BAD, str(error), "describe it in the [model] table of plaudit.toml")
+        return Finding("model", State.ERROR, str(error), "describe it in the [model] table of plaudit.toml")
     modalities = ", ".join(f"{name} ({modality.kind})" for name, modality in spec.modalities.items())
-    return Finding("model", State.GOOD, f"{spec.name}: {modalities} → {len(spec.actions)} actions")
+    return Finding("model", State.OK, f"{spec.name}: {modalities} → {len(spec.actions)} actions")
 
 
 def _data_dir(settings: Settings) -> Finding:
@@ -75,11 +75,11 @@ def _data_dir(settings: Settings) -> Finding:
     except ConfigError as error:
         return Finding(
             "data_dir",
-            State.BAD,
+            State.ERROR,
             str(error).removeprefix("data_dir: "),
             "make it writable, or choose another with --data-dir",
         )
-    return Finding("data_dir", State.GOOD, f"{path} can be written to")
+    return Finding("data_dir", State.OK, f"{path} can be written to")
 
 
 def _log(settings: Settings) -> Iterator[Finding]:
@@ -87,7 +87,7 @@ def _log(settings: Settings) -> Iterator[Finding]:
         try:
             connection, plan = kafka_cluster(settings)
         except ConfigError as error:
-            yield Finding("event log", State.BAD, str(error), "see [kafka] in the README")
+            yield Finding("event log", State.ERROR, str(error), "see [kafka] in the README")
             return
         from plaudit.cli.doctor_kafka import examine_kafka
 
@@ -100,10 +100,10 @@ def _log(settings: Settings) -> Iterator[Finding]:
         reader.close()
         log.close()
     except PlauditError as error:
-        mend = "restore the file from a backup, or choose another --data-dir"
-        yield Finding("event log", State.BAD, str(error), mend)
+        fix = "restore the file from a backup, or choose another --data-dir"
+        yield Finding("event log", State.ERROR, str(error), fix)
     else:
-        yield Finding("event log", State.GOOD, f"{recorded} decisions and pieces of feedback recorded")
+        yield Finding("event log", State.OK, f"{recorded} decisions and pieces of feedback recorded")
 
 
 def _registry(settings: Settings) -> Finding:
@@ -111,32 +111,30 @@ def _registry(settings: Settings) -> Finding:
         registry = model_registry(settings)
         versions, rollout = registry.versions(), registry.rollout()
         if rollout.live is None:
-            mend = (
+            fix = (
                 f"`plaudit promote {versions[-1]}`" if versions else "`plaudit pretrain --data FOLDER` makes the first"
             )
-            return Finding("registry", State.NOTE, f"{len(versions)} versions, none is live", mend)
+            return Finding("registry", State.NOTE, f"{len(versions)} versions, none is live", fix)
         manifest = verify(registry.folder(rollout.live))
     except (PlauditError, CorruptBundle) as error:
-        return Finding("registry", State.BAD, str(error), "`plaudit rollback`, or promote another version")
+        return Finding("registry", State.ERROR, str(error), "`plaudit rollback`, or promote another version")
     return Finding(
         "registry",
-        State.GOOD,
+        State.OK,
         f"{len(versions)} versions; version {rollout.live} is live, every byte as sealed ({manifest.digest[:12]})",
     )
 
 
 def _store(settings: Settings) -> Finding:
-    mend = "see that the server runs, and that user, password and database in store.url are right"
+    fix = "see that the server runs, and that user, password and database in store.url are right"
     try:
         with contextlib.closing(experience_store(settings, settings.spec().name)) as store:
-            trust_level = store.intake_stats()
+            stats = store.intake_stats()
     except ConfigError as error:
-        return Finding("experience store", State.BAD, str(error), "see [store] in the README")
+        return Finding("experience store", State.ERROR, str(error), "see [store] in the README")
     except PlauditError as error:
-        return Finding("experience store", State.BAD, str(error), mend)
-    return Finding(
-        "experience store", State.GOOD, f"{trust_level.last_number} experiences from {trust_level.feedback} signals"
-    )
+        return Finding("experience store", State.ERROR, str(error), fix)
+    return Finding("experience store", State.OK, f"{stats.last_number} experiences from {stats.feedback} signals")
 
 
 def _device(settings: Settings) -> Finding:
@@ -147,9 +145,9 @@ def _device(settings: Settings) -> Finding:
 
     has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if wanted == "cuda" and not has_cuda:
-        mend = "pip install 'plaudit[gpu]' in place of serve, or set serving.device to \"auto\""
-        return Finding("device", State.BAD, "serving.device is 'cuda', but onnxruntime has no CUDA", mend)
-    return Finding("device", State.GOOD, "CUDA" if has_cuda and wanted != "cpu" else "CPU")
+        fix = "pip install 'plaudit[gpu]' in place of serve, or set serving.device to \"auto\""
+        return Finding("device", State.ERROR, "serving.device is 'cuda', but onnxruntime has no CUDA", fix)
+    return Finding("device", State.OK, "CUDA" if has_cuda and wanted != "cpu" else "CPU")
 
 
 def _ports(settings: Settings) -> Iterator[Finding]:
@@ -163,17 +161,17 @@ def _ports(settings: Settings) -> Iterator[Finding]:
 
 def _port(setting: str, host: str, port: int, is_ours: Callable[[str], bool]) -> Finding:
     if port == 0:
-        return Finding(setting, State.GOOD, "0: a free one is picked")
+        return Finding(setting, State.OK, "0: a free one is picked")
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             if is_ours(address(host, port)):
-                return Finding(setting, State.GOOD, f"{port}: Plaudit is running there")
-            mend = f"stop what uses it, or set {setting} to another"
-            return Finding(setting, State.BAD, f"{host}:{port} cannot be used ({error.strerror})", mend)
-    return Finding(setting, State.GOOD, f"{port} is free")
+                return Finding(setting, State.OK, f"{port}: Plaudit is running there")
+            fix = f"stop what uses it, or set {setting} to another"
+            return Finding(setting, State.ERROR, f"{host}:{port} cannot be used ({error.strerror})", fix)
+    return Finding(setting, State.OK, f"{port} is free")
 
 
 def _serves_predictions(where: str) -> bool:
@@ -203,8 +201,8 @@ def _shows_our_page(where: str) -> bool:
 
 def _admin(settings: Settings) -> Finding:
     if settings.serving.admin_token is not None:
-        return Finding("admin token", State.GOOD, "set")
+        return Finding("admin token", State.OK, "set")
     if settings.serving.host in ("127.0.0.1", "::1", "localhost"):
-        return Finding("admin token", State.GOOD, "none, and only this machine reaches the port")
-    mend = "set PLAUDIT_SERVING__ADMIN_TOKEN"
-    return Finding("admin token", State.NOTE, "none: whoever reaches the port may promote and roll back", mend)
+        return Finding("admin token", State.OK, "none, and only this machine reaches the port")
+    fix = "set PLAUDIT_SERVING__ADMIN_TOKEN"
+    return Finding("admin token", State.NOTE, "none: any client that reaches the port may promote and roll back", fix)

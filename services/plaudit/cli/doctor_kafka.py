@@ -1,4 +1,4 @@
-"""What the doctor looks at where the log is Kafka: the brokers, and each topic against what the settings ask for."""
+"""Checks of the doctor where the log is Kafka: the brokers, and each topic against what the settings ask for."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _LOG = "event log"
 
 
 def examine_kafka(connection: KafkaConnection, plan: TopicPlan, feedback_window_s: float) -> Iterator[Finding]:
-    """One finding about the brokers, and then one or more about each topic; good ones are said once."""
+    """Findings: one about the brokers, then one or more about each topic."""
     try:
         found = find_topics(connection, plan)
         recorded = count_records(connection, plan, [topic for topic in TOGETHER if topic in found])
     except LogUnavailable as error:
-        yield Finding(_LOG, State.BAD, str(error), _way_out(str(error)))
+        yield Finding(_LOG, State.ERROR, str(error), _broker_fix(str(error)))
         return
-    yield Finding(_LOG, State.GOOD, f"Kafka answers; {recorded} decisions and pieces of feedback recorded")
+    yield Finding(_LOG, State.OK, f"Kafka answers; {recorded} decisions and pieces of feedback recorded")
     missing = [plan.name(topic) for topic in Topic if topic not in found]
     if missing:
-        mend = "they are made when first used, if we may; or make them with kafka-topics --create"
-        yield Finding("topics", State.NOTE, f"{', '.join(missing)}: not there yet", mend)
+        fix = "they are made when first used, where the broker allows it; or make them with kafka-topics --create"
+        yield Finding("topics", State.NOTE, f"{', '.join(missing)}: not there yet", fix)
     counts = {plan.name(topic): found[topic].partitions for topic in TOGETHER if topic in found}
     if len(set(counts.values())) > 1:
-        mend = "kafka-topics --alter --partitions N on the one with fewer, best before anything is recorded"
-        yield Finding("topics", State.BAD, f"{counts}: decisions and their feedback do not meet", mend)
+        fix = "kafka-topics --alter --partitions N on the one with fewer, best before anything is recorded"
+        yield Finding("topics", State.ERROR, f"{counts}: decisions and their feedback are in different partitions", fix)
     for topic, each in found.items():
         yield from _topic(plan, topic, each, feedback_window_s)
 
@@ -44,12 +44,12 @@ def _topic(plan: TopicPlan, topic: Topic, found: TopicFound, feedback_window_s: 
     name = plan.name(topic)
     wanted = plan.description(topic)
     problems = list(_problems(plan, topic, found, feedback_window_s))
-    for state, problem, mend in problems:
-        yield Finding(f"topic {name}", state, problem, mend)
+    for state, problem, fix in problems:
+        yield Finding(f"topic {name}", state, problem, fix)
     if not problems:
         copies = f"{found.replication_factor} of each record, {found.configs['min.insync.replicas']} to be durable"
         kept = "kept for good" if wanted["configs"]["retention.ms"] == "-1" else _days(found) + " kept"
-        yield Finding(f"topic {name}", State.GOOD, f"{found.partitions} partitions; copies: {copies}; {kept}")
+        yield Finding(f"topic {name}", State.OK, f"{found.partitions} partitions; copies: {copies}; {kept}")
 
 
 def _problems(
@@ -63,11 +63,11 @@ def _problems(
             State.NOTE,
             f"{found.partitions} partitions, fewer than kafka.partitions = {wanted['num_partitions']}: "
             f"no more than {found.partitions} learners can share the work",
-            "set kafka.partitions to what is there; adding partitions later parts decisions from their feedback",
+            "set kafka.partitions to what is there; adding partitions later separates decisions from their feedback",
         )
     if found.replication_factor < plan.replication_factor:
         yield (
-            State.BAD,
+            State.ERROR,
             f"{found.replication_factor} copies of each record, fewer than kafka.replication_factor = "
             f"{plan.replication_factor}: what is acknowledged is lost with its broker",
             "kafka-reassign-partitions gives it more",
@@ -75,7 +75,7 @@ def _problems(
     in_sync = int(configs["min.insync.replicas"])
     if in_sync > found.replication_factor:
         yield (
-            State.BAD,
+            State.ERROR,
             f"min.insync.replicas is {in_sync}, and there are {found.replication_factor} copies: nothing is written",
             f"{alter} min.insync.replicas={found.replication_factor}",
         )
@@ -87,21 +87,21 @@ def _problems(
         )
     if "compact" in configs["cleanup.policy"]:
         yield (
-            State.BAD,
+            State.ERROR,
             "cleanup.policy is compact: of several pieces of feedback on one decision all but the last are removed",
             f"{alter} cleanup.policy=delete",
         )
     retention_ms = int(configs["retention.ms"])
     if topic in TOGETHER and 0 <= retention_ms < 1000 * feedback_window_s:
         yield (
-            State.BAD,
+            State.ERROR,
             f"records are kept for {_days(found)}, less than serving.feedback_window_s ({feedback_window_s / 86_400:g} "
             "days): a learner that was away could miss some",
             f"{alter} retention.ms={round(1000 * plan.retention_s)}",
         )
     if int(configs["max.message.bytes"]) < plan.max_record_bytes:
         yield (
-            State.BAD,
+            State.ERROR,
             f"takes records of {configs['max.message.bytes']} bytes, less than kafka.max_record_bytes = "
             f"{plan.max_record_bytes}: decisions with large content are lost",
             f"{alter} max.message.bytes={plan.max_record_bytes}",
@@ -113,7 +113,7 @@ def _days(found: TopicFound) -> str:
     return "for good" if retention_ms < 0 else f"{retention_ms / 86_400_000:g} days"
 
 
-def _way_out(problem: str) -> str:
+def _broker_fix(problem: str) -> str:
     if "sasl" in problem:
         return "set kafka.sasl_username, PLAUDIT_KAFKA__SASL_PASSWORD and kafka.sasl_mechanism as the brokers have them"
     if "does not allow" in problem:

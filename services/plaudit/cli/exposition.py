@@ -1,4 +1,4 @@
-"""How metrics are shown where one registry is not all: with labels added, and of several processes at once.
+"""Exposition of metrics where one registry is not all: labels added, and several processes on one page.
 
 Knows no metric.
 """
@@ -19,12 +19,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
 PROCESS: Final = "process"
-"""The label that says which of several processes a series is of."""
+"""Label with the number of the process that a series comes from."""
 _TIMEOUT_S: Final = 5.0
 
 
 class LabelledRegistry(CollectorRegistry):
-    """Adds labels to whatever is shown; a label that is there already stays as it is.
+    """Registry that adds labels to every series; a label that is there already stays as it is.
 
     Args:
         labels: names and values.
@@ -36,29 +36,29 @@ class LabelledRegistry(CollectorRegistry):
 
     def collect(self) -> Iterable[Metric]:
         for family in super().collect():
-            shown = Metric(family.name, family.documentation, family.type, family.unit)
-            shown.samples = [sample._replace(labels={**self._added, **sample.labels}) for sample in family.samples]
-            yield shown
+            labelled = Metric(family.name, family.documentation, family.type, family.unit)
+            labelled.samples = [sample._replace(labels={**self._added, **sample.labels}) for sample in family.samples]
+            yield labelled
 
 
-class Pages:
-    """The metrics pages of several processes; safe to use from several threads."""
+class MetricsPages:
+    """Metrics pages of several processes; safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._addresses: dict[str, str] = {}
 
-    def there_is(self, process: str, address: str) -> None:
-        """A process shows its own page at ``host:port``."""
+    def add(self, process: str, address: str) -> None:
+        """Add the page that a process shows at ``host:port``."""
         with self._lock:
             self._addresses[process] = address
 
-    def gone(self, process: str) -> None:
+    def remove(self, process: str) -> None:
         with self._lock:
             self._addresses.pop(process, None)
 
     def merged(self) -> str:
-        """All of them as one page. One that does not answer is left out: its series have a gap, and sums say so."""
+        """All pages as one. A process that does not answer is left out: its series have a gap."""
         with self._lock:
             addresses = dict(self._addresses)
         if not addresses:
@@ -69,7 +69,7 @@ class Pages:
 
 
 def _read(address: str) -> str | None:
-    """None if there is no answer, or only a part of one: whoever is killed may be so while it answers."""
+    """Page at ``host:port``; None if there is no answer, or only a part of one: a process may be killed meanwhile."""
     try:
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=_TIMEOUT_S) as answer:
             page: str = answer.read().decode()
@@ -79,12 +79,12 @@ def _read(address: str) -> str | None:
 
 
 def merge(pages: Mapping[str, str]) -> str:
-    """Pages in Prometheus' text format → one, whose series say by the label ``process`` where they come from.
+    """One page of several in Prometheus' text format; the label ``process`` says where each series comes from.
 
     All series of a family stand together, below one description, as the format demands.
 
     Args:
-        pages: by process.
+        pages: text of each page, by process.
     """
     described: dict[str, list[str]] = {}
     samples: dict[str, list[str]] = {}
@@ -103,7 +103,7 @@ def merge(pages: Mapping[str, str]) -> str:
 
 
 def _labelled(sample: str, process: str) -> str:
-    """A name holds neither a brace nor a space, so whichever comes first ends it."""
+    """``sample`` with the label added. A name holds neither brace nor space, so the first of these ends it."""
     name, brace, rest = sample.partition("{")
     if not brace or " " in name:
         name, _, value = sample.partition(" ")
@@ -112,8 +112,8 @@ def _labelled(sample: str, process: str) -> str:
 
 
 @contextmanager
-def shown(pages: Pages, host: str, port: int) -> Iterator[int]:
-    """Serves the pages as one on a port, which it gives.
+def serve_metrics(pages: MetricsPages, host: str, port: int) -> Iterator[int]:
+    """Serve the pages as one; yields the port.
 
     Raises:
         OSError: the port is taken.
@@ -129,7 +129,7 @@ def shown(pages: Pages, host: str, port: int) -> Iterator[int]:
             self.wfile.write(body)
 
         def log_message(self, *arguments: Any) -> None:
-            """A scrape every few seconds is no news."""
+            """No line for every scrape."""
 
     class Server(ThreadingHTTPServer):
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -1,4 +1,4 @@
-"""What an exception means at the shell: one sentence on stderr and an exit code. The unexpected stays a traceback."""
+"""Errors at the shell: one sentence on stderr and an exit code. An unexpected exception stays a traceback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ USAGE: Final = 2
 INTERRUPTED: Final = 130
 
 
-class Failed(Exception):
+class CommandFailed(Exception):
     """A command did not succeed; the message says why and what to do."""
 
 
@@ -25,8 +25,8 @@ class MissingExtra(Exception):
 
 
 @contextmanager
-def extra(name: str) -> Iterator[None]:
-    """Around what a command imports, wherever it does: turns a missing module into the extra to install.
+def needs_extra(name: str) -> Iterator[None]:
+    """Around the imports of a command, direct or not: turns a missing module into the extra to install.
 
     Raises:
         MissingExtra: a third-party module is missing.
@@ -42,20 +42,20 @@ def extra(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def as_exit_codes() -> Iterator[None]:
+def exit_codes() -> Iterator[None]:
     """Raises SystemExit in place of every error that is meant for the user."""
     try:
         yield
     except (ConfigError, MissingExtra) as error:
-        _leave(error, USAGE)
+        _exit(error, USAGE)
     except ClientError as error:
-        _leave(error.message, FAILED)
-    except (Failed, PlauditError, CorruptBundle) as error:
-        _leave(error, FAILED)
+        _exit(error.message, FAILED)
+    except (CommandFailed, PlauditError, CorruptBundle) as error:
+        _exit(error, FAILED)
     except KeyboardInterrupt:
-        _leave("interrupted", INTERRUPTED)
+        _exit("interrupted", INTERRUPTED)
 
 
-def _leave(problem: object, code: int) -> None:
+def _exit(problem: object, code: int) -> None:
     print(f"plaudit: {problem}", file=sys.stderr)
     sys.exit(code)

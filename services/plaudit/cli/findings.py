@@ -1,4 +1,4 @@
-"""What the doctor says of one thing it looked at."""
+"""What the doctor reports on one thing that it examined."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    GOOD = "good"
+    OK = "ok"
     NOTE = "note"
-    BAD = "bad"
+    ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at.
+    """Result of one check.
 
     Attributes:
-        state: BAD alone makes the doctor's exit code 1.
-        found: what is there.
-        mend: what to do about it; "" if nothing need be done.
+        subject: what was examined.
+        state: ERROR alone makes the doctor's exit code 1.
+        message: what is there, or what is wrong.
+        fix: what to do about it; "" if nothing need be done.
     """
 
-    what: str
+    subject: str
     state: State
-    found: str
-    mend: str = ""
+    message: str
+    fix: str = ""

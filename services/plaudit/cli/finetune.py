@@ -10,7 +10,7 @@ from typing import Any, Final
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from plaudit.cli import output
-from plaudit.cli.failures import Failed
+from plaudit.cli.failures import CommandFailed
 from plaudit.compose.learner import head_builder, job_launcher, training_plan
 from plaudit.compose.paths import learner_dir
 from plaudit.compose.registry import model_registry
@@ -24,7 +24,7 @@ _LOOK_INTERVAL_S: Final = 0.2
 
 
 def finetune(settings: Settings, model: str, reason: str) -> Manifest:
-    """Raises Failed, or another error with a sentence for the user."""
+    """Raises CommandFailed, or another error with a sentence for the user."""
     started_s = time.time()
     bar = Progress(
         TextColumn("{task.description}"),
@@ -57,6 +57,6 @@ def finetune(settings: Settings, model: str, reason: str) -> Manifest:
                 on_progress=show,
             )
         except FinetuningFailed as error:
-            raise Failed(str(error)) from error
+            raise CommandFailed(str(error)) from error
         bar.update(task, description="published", completed=1.0)
     return manifest

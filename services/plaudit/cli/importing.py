@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from plaudit.adapters.runtime.importer import CannotImport, ImportOptions, import_onnx
-from plaudit.cli.failures import Failed
+from plaudit.cli.failures import CommandFailed
 from plaudit.compose.paths import data_dir
 from plaudit.compose.registry import model_registry
 from plaudit.compose.runtime import model_runtime
@@ -28,25 +28,25 @@ class Imported:
 
 
 def read_actions(file: Path | None) -> list[str]:
-    """One action a line. Raises Failed."""
+    """One action a line. Raises CommandFailed."""
     if file is None:
         return []
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise Failed(f"actions: {file}: {error}") from error
+        raise CommandFailed(f"actions: {file}: {error}") from error
     return [line.strip() for line in lines if line.strip()]
 
 
 def read_golden(file: Path | None) -> dict[str, np.ndarray] | None:
-    """Arrays by name from an .npz. Raises Failed."""
+    """Arrays by name from an .npz. Raises CommandFailed."""
     if file is None:
         return None
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError) as error:
-        raise Failed(f"golden: {file}: {error}") from error
+        raise CommandFailed(f"golden: {file}: {error}") from error
 
 
 def import_model(settings: Settings, file: Path, name: str, options: ImportOptions, *, go_live: bool) -> Imported:
@@ -56,7 +56,7 @@ def import_model(settings: Settings, file: Path, name: str, options: ImportOptio
         go_live: make it live even if another version is; the first version of a model goes live anyhow.
 
     Raises:
-        Failed: with a sentence for the user.
+        CommandFailed: with a sentence for the user.
     """
     registry = model_registry(settings, name)
     with tempfile.TemporaryDirectory(dir=data_dir(settings)) as made:
@@ -66,7 +66,7 @@ def import_model(settings: Settings, file: Path, name: str, options: ImportOptio
             model_runtime(settings).load(folder)  # published is only what can serve
             manifest = registry.publish(folder)
         except (CannotImport, CorruptBundle) as error:
-            raise Failed(str(error)) from error
+            raise CommandFailed(str(error)) from error
     rollout = registry.rollout()
     live = go_live or rollout.live is None
     if live:

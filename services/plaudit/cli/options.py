@@ -1,17 +1,28 @@
-"""Options that several commands share, and what they come to: settings and clients."""
+"""Options that several commands share, declared once as groups, and what they lead to: settings, a client, output.
+
+A command takes a group as one parameter; :func:`expand_options` shows typer one option for each of its fields:
+
+    @app.command()
+    @expand_options
+    def receipt(feedback_id: FeedbackId, *, options: ServerOptions) -> None: ...
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar, get_type_hints
 
 import typer
 
 from plaudit.cli import output
 from plaudit.client import AsyncClient, Client
+from plaudit.client.calls import ChangeOptions
 from plaudit.compose.settings import load_settings
 from plaudit.compose.tracing import service_tracing
 from plaudit.core.errors import ConfigError
@@ -21,82 +32,152 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 DEFAULT_CONFIG: Final = Path("plaudit.toml")
-CONSOLE_PORT: Final = 8004
-"""Where the page is served if it is asked for without a port."""
 
-Config = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="Settings file; ./plaudit.toml if it is there.")
-]
-DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", metavar="DIR", help="Where all state lives; overrides `data_dir`.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; progress goes to stderr.")]
-Target = Annotated[
-    str | None,
-    typer.Option("--target", metavar="HOST:PORT", help="The server; by default the one the settings describe."),
-]
 Model = Annotated[str, typer.Option("--model", help="Model name; may be left out where one model is served.")]
-ConsolePort = Annotated[
-    int | None, typer.Option(help="Serve a page to try the model and watch the loop on this port of this machine.")
-]
-Reason = Annotated[str, typer.Option("--reason", help="Why, in one sentence; kept with the change.")]
-Expect = Annotated[
-    int,
-    typer.Option(
-        "--expect",
-        metavar="GENERATION",
-        min=0,
-        help="Refuse if somebody has changed the rollout since this generation (`plaudit versions` shows it).",
-    ),
-]
+
+Result = TypeVar("Result")
 
 
-def read_settings(config: Path | None, data_dir: Path | None, flags: Mapping[str, Any] | None = None) -> Settings:
-    """Settings of a command. ``flags`` are nested as the settings are; None among them means not given.
+@dataclass(frozen=True)
+class CommonOptions:
+    """Options of every command."""
+
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="Settings file; ./plaudit.toml if it is there.")
+    ] = None
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", metavar="DIR", help="Where all state lives; overrides `data_dir`.")
+    ] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout; progress goes to stderr.")] = False
+
+    def settings(self, flags: Mapping[str, Any] | None = None) -> Settings:
+        """Settings from the file, the environment and the flags, which go first.
+
+        Args:
+            flags: nested as the settings are; None among them means not given.
+
+        Raises:
+            ConfigError: naming the setting and the value.
+        """
+        config = self.config
+        if config is None and DEFAULT_CONFIG.is_file():
+            config = DEFAULT_CONFIG
+        return load_settings(config, _without_none(dict(flags or {}) | {"data_dir": self.data_dir}))
+
+    def arguments(self) -> list[str]:
+        """The same options for a ``plaudit`` as child process, which reports in JSON."""
+        return [
+            "--json",
+            *(["--config", str(self.config)] if self.config else []),
+            *(["--data-dir", str(self.data_dir)] if self.data_dir else []),
+        ]
+
+    def show(self, result: Result, as_text: Callable[[Result], None]) -> None:
+        """Print the result: as JSON with ``--json``, otherwise with ``as_text``."""
+        (output.print_json if self.as_json else as_text)(result)
+
+
+@dataclass(frozen=True)
+class ModelOptions(CommonOptions):
+    """Options of commands that work on the data of one model."""
+
+    model: Model = ""
+
+
+@dataclass(frozen=True)
+class ServerOptions(CommonOptions):
+    """Options of commands that call a running server."""
+
+    target: Annotated[
+        str | None,
+        typer.Option("--target", metavar="HOST:PORT", help="The server; by default the one the settings describe."),
+    ] = None
+
+    @contextmanager
+    def client(self) -> Iterator[Client]:
+        """Client of the server; where tracing is on, a span of the command is around all its calls."""
+        settings = self.settings()
+        with (
+            _command_span(settings) as provider,
+            Client(
+                self.target or address(settings.serving.host, settings.serving.port),
+                admin_token=settings.serving.admin_token,
+                max_message_bytes=settings.serving.max_message_bytes,
+                tracer_provider=provider,
+            ) as client,
+        ):
+            yield client
+
+
+@dataclass(frozen=True)
+class ServedModelOptions(ServerOptions):
+    """Options of commands that ask a running server about one of its models."""
+
+    model: Model = ""
+
+
+@dataclass(frozen=True)
+class RolloutOptions(ServedModelOptions):
+    """Options of commands that change which version of a model serves."""
+
+    reason: Annotated[str, typer.Option("--reason", help="Why, in one sentence; kept with the change.")] = ""
+    expect: Annotated[
+        int,
+        typer.Option(
+            "--expect",
+            metavar="GENERATION",
+            min=0,
+            help="Refuse if the rollout has changed since this generation (`plaudit versions` shows it).",
+        ),
+    ] = 0
+
+    def change(self) -> ChangeOptions:
+        """Keyword arguments of the client's method that makes the change."""
+        return {"reason": self.reason, "expected_generation": self.expect, "model": self.model}
+
+
+def expand_options(command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` as typer is to see it: each parameter that is a group of options, a dataclass, becomes its fields."""
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
+    parameters = []
+    for name, own in inspect.signature(command).parameters.items():
+        if name not in groups:
+            parameters.append(own.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+            continue
+        shared = get_type_hints(groups[name], include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=shared[field.name]
+            )
+            for field in fields(groups[name])
+        ]
+
+    @functools.wraps(command)
+    def expanded(**given: object) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        command(**given)
+
+    expanded.__annotations__ = {each.name: each.annotation for each in parameters}
+    expanded.__dict__["__signature__"] = inspect.Signature(parameters)
+    return expanded
+
+
+def called_alone(context: typer.Context, options: CommonOptions) -> bool:
+    """True where a group of commands was called by itself, without one of its commands.
 
     Raises:
-        ConfigError: naming the setting and the value.
+        BadParameter: options were given before the command, where they would have no effect.
     """
-    if config is None and DEFAULT_CONFIG.is_file():
-        config = DEFAULT_CONFIG
-    given = _without_none(dict(flags or {}) | {"data_dir": data_dir})
-    return load_settings(config, given)
+    if context.invoked_subcommand is not None and options != type(options)():
+        raise typer.BadParameter(f"put options behind {context.invoked_subcommand!r}")
+    return context.invoked_subcommand is None
 
 
 @contextmanager
-def client(settings: Settings, target: str | None) -> Iterator[Client]:
-    """A client of the server that the settings describe, unless ``target`` names another.
-
-    Where tracing is on, a span of the command is around all its calls.
-    """
-    with (
-        _command_traced(settings) as provider,
-        Client(
-            target or address(settings.serving.host, settings.serving.port),
-            admin_token=settings.serving.admin_token,
-            max_message_bytes=settings.serving.max_message_bytes,
-            tracer_provider=provider,
-        ) as made,
-    ):
-        yield made
-
-
-def async_client(settings: Settings, target: str | None, provider: TracerProvider | None = None) -> AsyncClient:
-    """The same for asyncio, without the admin token.
-
-    Args:
-        provider: makes a span of each call; None: calls are not traced.
-    """
-    return AsyncClient(
-        target or address(settings.serving.host, settings.serving.port),
-        max_message_bytes=settings.serving.max_message_bytes,
-        tracer_provider=provider,
-    )
-
-
-@contextmanager
-def _command_traced(settings: Settings) -> Iterator[TracerProvider | None]:
-    """What a command asks for is done, traced or not: where traces cannot be made, that is a remark."""
+def _command_span(settings: Settings) -> Iterator[TracerProvider | None]:
+    """Provider of spans below one for the command; None where tracing is off or, with a remark, impossible."""
     try:
         tracing = service_tracing(settings, "plaudit-cli")
     except ConfigError as error:
@@ -106,23 +187,37 @@ def _command_traced(settings: Settings) -> Iterator[TracerProvider | None]:
         yield None
         return
     try:
-        with tracing.span(" ".join(["plaudit", *sys.argv[1:2]])):  # the command's name; what follows is its user's
+        with tracing.span(" ".join(["plaudit", *sys.argv[1:2]])):  # the command's name; the rest may be confidential
             yield tracing.provider
     finally:
         tracing.close()
 
 
+def async_client(settings: Settings, target: str | None, provider: TracerProvider | None = None) -> AsyncClient:
+    """Client for asyncio of the server, without the admin token.
+
+    Args:
+        target: ``host:port``; None: the server that the settings describe.
+        provider: makes a span of each call; None: calls are not traced.
+    """
+    return AsyncClient(
+        target or address(settings.serving.host, settings.serving.port),
+        max_message_bytes=settings.serving.max_message_bytes,
+        tracer_provider=provider,
+    )
+
+
 def address(host: str, port: int) -> str:
-    """Where to reach what listens on ``host``: an address of this machine where it listens on all of them."""
+    """Address to reach what listens on ``host``: one of this machine where it listens on all of them."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{reachable}]:{port}" if ":" in reachable else f"{reachable}:{port}"
 
 
 def _without_none(flags: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {}
+    given = {}
     for name, value in flags.items():
         if isinstance(value, Mapping):
-            kept[name] = _without_none(value)
+            given[name] = _without_none(value)
         elif value is not None:
-            kept[name] = value
-    return kept
+            given[name] = value
+    return given

@@ -1,4 +1,4 @@
-"""What commands print: tables for people or JSON for machines, both on stdout; progress and remarks on stderr."""
+"""Output of commands: tables to read or JSON to parse, both on stdout; progress and remarks on stderr."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 from rich.console import Console
 
 from plaudit.client import Acknowledgement, Prediction, Receipt, Rollout, Version, Versions
-from plaudit_models import version_card as lineage
+from plaudit_models import version_card
 
 out = Console(soft_wrap=True, highlight=False, markup=False)
-"""Results for people."""
+"""Results as text."""
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 """Progress and remarks."""
 
@@ -59,7 +59,7 @@ def print_receipt(receipt: Receipt) -> None:
 
 def print_raters(rows: Sequence[Mapping[str, Any]]) -> None:
     _print_table(
-        ("user", "trust_level", "counted", "refused", "reliability"),
+        ("user", "trust", "counted", "refused", "reliability"),
         [
             (
                 row["user"] or "(without id)",
@@ -73,16 +73,9 @@ def print_raters(rows: Sequence[Mapping[str, Any]]) -> None:
     )
 
 
-def print_trust_level(user: str, trust_level: str, as_json: bool) -> None:
-    if as_json:
-        print_json({"user": user, "trust_level": trust_level})
-    else:
-        out.print(f"{user}: {trust_level}, as soon as the learner looks")
-
-
 def print_dead_letters(rows: Sequence[Mapping[str, Any]]) -> None:
     _print_table(
-        ("record", "set aside", "bytes", "usable now", "reason"),
+        ("record", "excluded", "bytes", "usable now", "reason"),
         [
             (
                 row["place"],
@@ -99,7 +92,7 @@ def print_dead_letters(rows: Sequence[Mapping[str, Any]]) -> None:
 def print_replayed(replayed: Sequence[str], left: Mapping[str, str]) -> None:
     out.print(f"{len(replayed)} replayed{'; the learner reads them next' if replayed else ''}")
     for place, problem in left.items():
-        out.print(f"{place} is left: {problem}")
+        out.print(f"{place} is not replayed: {problem}")
 
 
 def print_orphans(waiting: int, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -127,7 +120,7 @@ def print_versions(listed: Versions) -> None:
 
 
 def print_experiment(experiment: Mapping[str, Any]) -> None:
-    """What is known of one experiment."""
+    """Report on one experiment."""
     where = "requests, in the shadow" if experiment["shadow"] else "users"
     verdict = experiment["verdict"] or "under way"
     out.print(f"experiment of version {experiment['version']} with {experiment['share']:.0%} of the {where}: {verdict}")
@@ -149,7 +142,7 @@ def print_experiment(experiment: Mapping[str, Any]) -> None:
         )
         for arm in arms
     ]
-    _print_table(("arm", "answers", "failed", "median", "95 %", "judged", "satisfied"), rows, indent="  ")
+    _print_table(("arm", "answers", "failed", "median", "95 %", "rated", "satisfied"), rows, indent="  ")
     if experiment["shadow"]:
         _print_shadowed(experiment["shadowed"])
         return
@@ -169,7 +162,7 @@ def print_experiment(experiment: Mapping[str, Any]) -> None:
     if slices:
         _print_table(("slice", *arms, "evidence for harm"), slices, indent="  ")
     if experiment.get("ungrouped"):
-        out.print(f"  {experiment['ungrouped']} judged answers are of further user groups and count over all only")
+        out.print(f"  {experiment['ungrouped']} rated answers are of further user groups and count over all only")
 
 
 def _suspicion(part: Mapping[str, Any]) -> str:
@@ -188,9 +181,9 @@ def _print_shadowed(shadowed: Mapping[str, Any]) -> None:
 
 
 def print_version(version: Version) -> None:
-    """Everything known about it, section by section."""
+    """Everything known about the version, section by section."""
     out.print(f"version {version.version}")
-    for section in lineage.sections(version.manifest):
+    for section in version_card.sections(version.manifest):
         out.print(f"\n{section.title}")
         width = max((len(name) for name, _ in section.facts), default=0)
         for name, value in section.facts:
@@ -200,25 +193,24 @@ def print_version(version: Version) -> None:
         for remark in section.remarks:
             out.print(f"  {remark}")
     if version.experiment is not None:
-        out.print("\nOn experiment")
+        out.print("\nExperiment")
         print_experiment(version.experiment)
 
 
-def print_differences(before: int, after: int, ancestry: Sequence[int], found: Sequence[lineage.Difference]) -> None:
+def print_differences(
+    before: int, after: int, ancestry: Sequence[int], differences: Sequence[version_card.Difference]
+) -> None:
     if before in ancestry:
         steps = ancestry.index(before)
         made = "itself" if steps == 0 else f"made from version {before} in {steps} step{'s' if steps > 1 else ''}"
     else:
         made = f"not made from version {before}"
     out.print(f"version {after} is {made}")
-    rows = [(each.field, each.before or "-", each.after or "-") for each in found]
+    rows = [(each.field, each.before or "-", each.after or "-") for each in differences]
     _print_table(("field", f"version {before}", f"version {after}"), rows)
 
 
-def print_rollout(rollout: Rollout, as_json: bool = False) -> None:
-    if as_json:
-        print_json(rollout)
-        return
+def print_rollout(rollout: Rollout) -> None:
     live = f"version {rollout.live} is live" if rollout.live else "no version is live"
     pinned = ", pinned" if rollout.pinned else ""
     because = f" ({rollout.reason})" if rollout.reason else ""
@@ -231,7 +223,7 @@ def print_rollout(rollout: Rollout, as_json: bool = False) -> None:
 
 
 def print_event(event: Mapping[str, Any]) -> None:
-    """What a service said of itself, or what became of it; see :mod:`plaudit.cli.up`."""
+    """Event that a service reported, or of its process; see :mod:`plaudit.cli.supervisor`."""
     match event:
         case {"event": "ready", "service": "serve", "address": address, "metrics": metrics}:
             out.print(f"serve: answers at {address}, metrics at http://{metrics}/metrics")
@@ -247,13 +239,13 @@ def print_event(event: Mapping[str, Any]) -> None:
             out.print(json.dumps(event))
 
 
-def print_finding(what: str, state: str, found: str, mend: str) -> None:
-    mark = {"good": "✓", "note": "·", "bad": "✗"}[state]
-    out.print(f"{mark} {what}: {found}" + (f"\n    to mend: {mend}" if mend else ""))
+def print_finding(subject: str, state: str, message: str, fix: str) -> None:
+    mark = {"ok": "✓", "note": "·", "error": "✗"}[state]
+    out.print(f"{mark} {subject}: {message}" + (f"\n    fix: {fix}" if fix else ""))
 
 
 def roles(version: int, rollout: Rollout) -> list[str]:
-    """Every part a version plays, such as ``["live", "gated", "pinned"]``."""
+    """Roles of a version, such as ``["live", "gated", "pinned"]``."""
     parts: Mapping[str, int | None] = {
         "live": rollout.live,
         "previous": rollout.previous,
@@ -265,7 +257,7 @@ def roles(version: int, rollout: Rollout) -> list[str]:
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "") -> None:
-    """Aligned columns, never cut nor wrapped: other programs may read them."""
+    """Columns are aligned, never cut nor wrapped: other programs may read them."""
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):
         out.print(indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -9,7 +9,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from plaudit.cli import output
-from plaudit.cli.failures import Failed
+from plaudit.cli.failures import CommandFailed
 from plaudit.compose.registry import model_registry
 from plaudit.core.settings import Settings
 from plaudit.learner.finetuning.pretraining import Published, pretrain_and_publish
@@ -19,7 +19,7 @@ from plaudit_models.training.pretrain import PretrainProgress
 
 
 def pretrain(settings: Settings, folder: Path) -> Published:
-    """Raises Failed or ConfigError with a sentence for the user."""
+    """Raises CommandFailed or ConfigError with a sentence for the user."""
     spec, registry, options = settings.spec(), model_registry(settings), settings.pretrain
     bar = Progress(
         TextColumn("{task.description}"),
@@ -60,7 +60,7 @@ def pretrain(settings: Settings, folder: Path) -> Published:
                 on_progress=show,
             )
         except (InvalidData, ExportMismatch, FloatingPointError) as error:
-            raise Failed(str(error)) from error
+            raise CommandFailed(str(error)) from error
         bar.update(task, description="published", completed=1.0)
     return published
 

@@ -1,43 +1,81 @@
-"""The body of plaudit raters: reads whom the learner has heard of, and leaves orders about them."""
+"""``plaudit raters``: the users whose feedback the learner has seen, and commands about them, which it applies."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import contextlib
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
-from plaudit.compose.store import experience_store
-from plaudit.core.ports.store import ExperienceStore
-from plaudit.core.settings import Settings
-from plaudit.learner.online import rater_commands as orders
-from plaudit_models.evaluation.raters import TrustLevel
+import typer
+
+from plaudit.cli import output
+from plaudit.cli.failures import needs_extra
+from plaudit.cli.options import ModelOptions, expand_options
+
+if TYPE_CHECKING:
+    from plaudit_models.evaluation.raters import TrustLevel
+
+app = typer.Typer(
+    no_args_is_help=True, help="See how far the learner trusts each user; put users into quarantine, or out of it."
+)
+User = Annotated[str, typer.Argument(metavar="USER", help="The user's id.")]
 
 
-def heard_of(settings: Settings, model: str) -> Sequence[Mapping[str, Any]]:
-    """Every user, the one heard of last at the end, as a JSON-ready row. Raises ConfigError, StoreUnavailable.
+@app.command(name="list")
+@expand_options
+def list_raters(
+    quarantined: Annotated[bool, typer.Option("--quarantined", help="Only those in quarantine.")] = False,
+    *,
+    options: ModelOptions,
+) -> None:
+    """List the users who gave feedback, the latest at the end: how much of it counts, and how far others agree.
 
-    Args:
-        model: its name; "" for the one that the [model] table describes.
+    Example: `plaudit raters list --quarantined`
     """
-    with _store(settings, model) as store:
-        users = orders.known_raters(store).users
-    return [
+    settings = options.settings()
+    with needs_extra("learn"):
+        from plaudit.compose.store import experience_store
+        from plaudit.learner.state import LearnerState
+
+        with contextlib.closing(experience_store(settings, options.model or settings.spec().name)) as store:
+            users = LearnerState(store).raters.users
+    rows = [
         {"user": user, "reliability": rater.reliability, "floods": rater.floods, **asdict(rater)}
         for user, rater in users.items()
+        if not quarantined or rater.trust_level == "quarantined"
     ]
+    options.show(rows, output.print_raters)
 
 
-def order(settings: Settings, model: str, user: str, trust_level: TrustLevel) -> None:
-    """Let the user have this standing as soon as the learner looks. Raises ConfigError, StoreUnavailable."""
-    with _store(settings, model) as store:
-        orders.order(store, user, trust_level)
+@app.command()
+@expand_options
+def release(user: User, *, options: ModelOptions) -> None:
+    """Take a user out of quarantine for good. Feedback that was excluded stays so; from now on all of it counts.
+
+    Example: `plaudit raters release ada`
+    """
+    _set_trust_level(user, "trusted", options)
 
 
-@contextmanager
-def _store(settings: Settings, model: str) -> Iterator[ExperienceStore]:
-    store = experience_store(settings, model or settings.spec().name)
-    try:
-        yield store
-    finally:
-        store.close()
+@app.command()
+@expand_options
+def quarantine(user: User, *, options: ModelOptions) -> None:
+    """Learn nothing more from a user, and forget what was learned.
+
+    Example: `plaudit raters quarantine mallory`
+    """
+    _set_trust_level(user, "quarantined", options)
+
+
+def _set_trust_level(user: str, trust_level: TrustLevel, options: ModelOptions) -> None:
+    """Leave a command for the learner, which applies it before its next batch."""
+    settings = options.settings()
+    with needs_extra("learn"):
+        from plaudit.compose.store import experience_store
+
+        with contextlib.closing(experience_store(settings, options.model or settings.spec().name)) as store:
+            store.put_command(user, trust_level)
+    if options.as_json:
+        output.print_json({"user": user, "trust_level": trust_level})
+    else:
+        output.out.print(f"{user}: {trust_level}, as soon as the learner looks")

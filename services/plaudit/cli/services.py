@@ -1,4 +1,4 @@
-"""The bodies of ``plaudit serve``, ``learn`` and ``console``: run one service until a signal says to drain it."""
+"""``plaudit serve``, ``learn`` and ``console``: one service, run until a signal says to drain it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ import structlog
 from prometheus_client import CollectorRegistry, start_http_server
 
 from plaudit import demo
-from plaudit.cli import exposition
-from plaudit.cli import up as supervisor
-from plaudit.cli.exposition import LabelledRegistry, Pages
+from plaudit.cli import supervisor
+from plaudit.cli.exposition import LabelledRegistry, MetricsPages, serve_metrics
 from plaudit.cli.options import address, async_client
 from plaudit.compose.log import learner_log, serving_log
 from plaudit.compose.store import experience_store
@@ -34,19 +33,19 @@ if TYPE_CHECKING:
 
 _M_TRIM_THRESHOLD: Final = -1
 _M_ARENA_MAX: Final = -8
-"""Of <malloc.h>."""
-_KEPT_FREE_BYTES: Final = 2**20
+"""Parameters of mallopt, from <malloc.h>."""
+_MAX_FREE_BYTES: Final = 2**20
 _OBJECTS_BETWEEN_COLLECTIONS: Final = 50_000
 
 Report = Callable[[Mapping[str, Any]], None]
-"""Gets ``{"event": "ready", …}`` when the service answers."""
+"""Called with ``{"event": "ready", …}`` when the service answers."""
 
 
 async def serve(settings: Settings, report: Report, *, share_port: bool = False) -> None:
-    """Raises ConfigError: a setting is wrong, or a port is taken."""
+    """Run the inference service until a signal. Raises ConfigError: a setting is wrong, or a port is taken."""
     from plaudit.compose.serving import inference_server
 
-    _keep_little_memory()
+    _limit_free_memory()
     with (
         _tracing(settings, "plaudit-serve") as tracing,
         contextlib.closing(serving_log(settings)) as log,
@@ -71,40 +70,45 @@ def _tracing(settings: Settings, service: str) -> Iterator[OtelTracing | None]:
             tracing.close()
 
 
-def _keep_little_memory() -> None:
-    """glibc gives threads heaps of their own, up to eight a core, and each keeps what it once needed; one a core is as
-    fast, as no more threads run at once. How much it keeps at the end of a heap grows with what was once freed.
+def _limit_free_memory() -> None:
+    """Have glibc return free memory: one heap a core, each with at most :data:`_MAX_FREE_BYTES` free at its end.
+
+    By default there are up to eight heaps a core, and each keeps what it once needed. One is as fast, as no more
+    threads run at once.
     """
-    with contextlib.suppress(OSError, AttributeError):  # another C library has no such knob
+    with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt
         library = ctypes.CDLL(None)
         library.mallopt(_M_ARENA_MAX, available_cores())
-        library.mallopt(_M_TRIM_THRESHOLD, _KEPT_FREE_BYTES)
+        library.mallopt(_M_TRIM_THRESHOLD, _MAX_FREE_BYTES)
 
 
 def collect_garbage_seldom() -> None:
-    """Once all is built: what makes no cycles needs no search for them.
+    """Search for reference cycles less often; to be called once a service is built.
 
-    Requests and records make none but where something fails; a search every 700 objects costs 4 % of the requests' rate
-    and 12 % of the learner's.
+    Requests and records make cycles only where something fails; the default, a search every 700 objects, costs 4 % of
+    the rate of requests and 12 % of the learner's.
     """
     gc.collect()
-    gc.freeze()  # what there is now stays
+    gc.freeze()  # objects of the service itself live as long as the process
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, 20, 20)
 
 
-async def serve_as_many(settings: Settings, command: Sequence[str], report: Report) -> int:
-    """Several processes on one port; one that dies is started again. Returns the exit code.
+async def serve_in_processes(settings: Settings, command: Sequence[str], report: Report) -> int:
+    """Run several processes on one port; one that dies is started again. Returns the exit code.
 
     Their metrics are shown together, on the port that the settings name.
 
     Args:
-        command: runs one of them, once its ports are added.
+        command: command line of one process, without its ports.
 
     Raises:
         ConfigError: a port is taken.
     """
-    serving, pages = settings.serving, Pages()
-    with _reserved(serving.host, serving.port) as port, _shown(pages, serving.host, serving.metrics_port) as shown:
+    serving, pages = settings.serving, MetricsPages()
+    with (
+        _reserved(serving.host, serving.port) as port,
+        _metrics_of(pages, serving.host, serving.metrics_port) as metrics_port,
+    ):
         ports = ["--share-port", "--port", str(port), "--metrics-port", "0"]
         services = [
             supervisor.Service(f"serve-{number}", [*command, *ports], restart=True)
@@ -114,20 +118,20 @@ async def serve_as_many(settings: Settings, command: Sequence[str], report: Repo
         def listen(event: Mapping[str, Any]) -> None:
             process = str(event["service"]).removeprefix("serve-")
             if event["event"] == "ready":
-                pages.there_is(process, event["metrics"])
-                event = {**event, "metrics": address(serving.host, shown)}
+                pages.add(process, event["metrics"])
+                event = {**event, "metrics": address(serving.host, metrics_port)}
             elif event["event"] == "exited":
-                pages.gone(process)
+                pages.remove(process)
             report(event)
 
         return await supervisor.run(services, listen)
 
 
 @contextlib.contextmanager
-def _shown(pages: Pages, host: str, port: int) -> Iterator[int]:
+def _metrics_of(pages: MetricsPages, host: str, port: int) -> Iterator[int]:
     with contextlib.ExitStack() as open_:
         try:
-            opened = open_.enter_context(exposition.shown(pages, host, port))
+            opened = open_.enter_context(serve_metrics(pages, host, port))
         except OSError as error:
             raise ConfigError(
                 f"serving.metrics_port: {port} cannot be opened on {host} ({error.strerror}); "
@@ -138,12 +142,12 @@ def _shown(pages: Pages, host: str, port: int) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _reserved(host: str, port: int) -> Iterator[int]:
-    """Holds the port, without listening, so that the processes that share it all find it free."""
+    """Hold the port, without listening, so that the processes that share it all find it free; yields its number."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as reserving:
         try:
             with socket.socket(family, socket.SOCK_STREAM) as alone:
-                alone.bind((host, port))  # fails if anybody listens there, shared or not
+                alone.bind((host, port))  # fails if the port is in use, shared or not
             reserving.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             reserving.bind((host, port))
         except OSError as error:
@@ -154,7 +158,7 @@ def _reserved(host: str, port: int) -> Iterator[int]:
 
 
 async def learn(settings: Settings, model: str, report: Report) -> None:
-    """Raises ConfigError: a setting is wrong, or the port is taken."""
+    """Run the learner of one model until a signal. Raises ConfigError: a setting is wrong, or the port is taken."""
     stop = threading.Event()
     with _signals() as stopping:
         # A thread of its own: the learner waits, and the signal handlers of the event loop must run meanwhile.
@@ -167,7 +171,7 @@ async def learn(settings: Settings, model: str, report: Report) -> None:
 
 
 async def console(settings: Settings, target: str | None, report: Report) -> None:
-    """Raises ConfigError: a setting is wrong, or the port is taken."""
+    """Run the console until a signal. Raises ConfigError: a setting is wrong, or the port is taken."""
     from plaudit.compose.console import console_application, learner_views
     from plaudit.console import server
 
@@ -185,7 +189,7 @@ async def console(settings: Settings, target: str | None, report: Report) -> Non
 
 
 def _samples(settings: Settings) -> dict[str, Samples]:
-    """Ready-made content of the demo's model, where the demo's extra is installed."""
+    """Examples to try in the console, by model: for the demo's model, where the demo's extra is installed."""
     if not settings.model or settings.spec().name != demo.MODEL:
         return {}
     try:
@@ -230,7 +234,7 @@ def _metrics_port(settings: Settings, registry: CollectorRegistry) -> Iterator[i
 
 @contextlib.contextmanager
 def _signals() -> Iterator[asyncio.Event]:
-    """Set on the first SIGINT or SIGTERM; more of them change nothing, so ctrl-C and a forwarded one go together."""
+    """Event that the first SIGINT or SIGTERM sets; more of them change nothing, so ctrl-C may arrive twice."""
     loop, stopping = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
@@ -242,9 +246,9 @@ def _signals() -> Iterator[asyncio.Event]:
 
 
 def log_to_stderr() -> None:
-    """One line per happening: coloured on a terminal, JSON elsewhere.
+    """Log one line per event to stderr: coloured on a terminal, JSON elsewhere.
 
-    Tracebacks come without the values of variables: among those are what users sent, and who they are.
+    Tracebacks come without the values of variables, as these include content and ids of users.
     """
     terminal = sys.stderr.isatty()
     renderer = (

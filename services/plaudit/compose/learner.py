@@ -30,6 +30,7 @@ from plaudit.learner.finetuning.scheduler import Finetuning
 from plaudit.learner.loop import Learner
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.schedule import Pace
+from plaudit.learner.state import LearnerState
 from plaudit.learner.status import STATUS, StatusFile
 from plaudit.learner.tracing import LearnerTrace
 from plaudit_models.bandit.improvement import HeadSettings
@@ -94,8 +95,10 @@ def build_learner(
     versions = PolicyCache(registry, runtime, limits)
     policy = settings.canary.of(registry.model)
     trace = LearnerTrace() if tracing is None else LearnerTrace(tracing)
+    state = LearnerState(store, rules)
     experiments = ExperimentRunner(
         log=log,
+        state=state,
         store=store,
         registry=registry,
         versions=versions,
@@ -107,6 +110,7 @@ def build_learner(
     if settings.finetune.enabled:
         finetuning = Finetuning(
             jobs=jobs,
+            state=state,
             store=store,
             registry=registry,
             versions=versions,
@@ -136,6 +140,7 @@ def build_learner(
     return Learner(
         log=log,
         store=store,
+        state=state,
         registry=registry,
         versions=versions,
         maker=maker,

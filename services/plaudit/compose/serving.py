@@ -8,12 +8,12 @@ from plaudit.adapters.log.spooled import SpooledLog
 from plaudit.adapters.runtime.nvml import gpus
 from plaudit.compose.paths import data_dir
 from plaudit.compose.registry import model_catalog, model_registry
-from plaudit.compose.runtime import model_runtime
-from plaudit.compose.store import feedback_statuses
+from plaudit.compose.runtime import content_limits, model_runtime
+from plaudit.compose.store import status_readers
 from plaudit.core.ports.log import EventLog
 from plaudit.core.prediction_id import PredictionIds, load_or_create_key
 from plaudit.core.settings import Settings
-from plaudit.core.tracing import Tracing
+from plaudit.core.tracing import NO_TRACING, Tracing
 from plaudit.serving.server import InferenceServer
 from plaudit.serving.telemetry.metrics import ServingMetrics
 
@@ -41,16 +41,15 @@ def inference_server(
         for gpu in gpus():
             metrics.gpu_memory.labels(gpu.name).set(gpu.memory_bytes)
             metrics.gpu_memory_used.labels(gpu.name).set_function(gpu.used_bytes)
-    statuses = feedback_statuses(settings)
     return InferenceServer(
         model_catalog(settings),
         log,
         model_runtime(settings),
         PredictionIds(key, settings.serving.feedback_window_s),
         settings.serving,
+        content_limits(settings),
         metrics,
-        fates=statuses,
-        experiments=statuses,
+        statuses=status_readers(settings),
         share_port=share_port,
-        tracing=tracing,
+        tracing=tracing or NO_TRACING,
     )

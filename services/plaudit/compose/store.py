@@ -5,7 +5,7 @@ SQLAlchemy is imported when a store is opened: the inference service does withou
 
 from __future__ import annotations
 
-from plaudit.adapters.store.feedback_status import StoreFeedbackStatuses
+from plaudit.adapters.store.feedback_status import OpenStores
 from plaudit.compose.paths import store_file
 from plaudit.compose.registry import known_models
 from plaudit.core.errors import ConfigError
@@ -39,12 +39,12 @@ def experience_store(settings: Settings, model: str) -> ExperienceStore:
     return SqlStore(store_url(settings, model))
 
 
-def feedback_statuses(settings: Settings) -> StoreFeedbackStatuses:
-    """Status of feedback and experiments, read from the learners' stores. No store is made where no learner has run."""
+def status_readers(settings: Settings) -> OpenStores:
+    """Status readers of every model. No store is made where no learner has run."""
 
     def open_store(model: str) -> ExperienceStore | None:
         if settings.store.url is None and not store_file(settings, model).exists():
             return None
         return experience_store(settings, model)
 
-    return StoreFeedbackStatuses(open_store)
+    return OpenStores(open_store)

@@ -1,35 +1,35 @@
-"""Every error Plaudit raises on purpose. No transport words: the serving edge maps classes to statuses.
+"""Errors that Plaudit raises on purpose. They name no transport: the servicers map classes to statuses.
 
 PlauditError
-├── InvalidInput            the caller sent something wrong: field, value, way out
-│   └── InvalidPredictionId     not signed by this service, or damaged
+├── InvalidInput            a field of a request is wrong: field, value, way out
+│   └── InvalidPredictionId not signed by this service, or damaged
 ├── NotFound
 │   ├── UnknownModel
 │   ├── UnknownVersion
 │   └── UnknownFeedback
-├── Conflict                the request is fine, the state does not allow it
+├── Conflict                the request is valid, the present state does not allow it
 │   ├── ExpiredPredictionId     older than the feedback window
-│   ├── RolloutMoved            somebody else changed the rollout meanwhile
+│   ├── RolloutMoved            the rollout was changed meanwhile
 │   ├── NoPreviousVersion
-│   ├── StoreMoved              another learner was faster, or has taken over
+│   ├── StoreMoved              another learner changed the experience store meanwhile
 │   ├── WrongStore              an experience store of another version of Plaudit
-│   ├── ExperimentActive           one candidate at a time
-│   ├── NoActiveExperiment                 there is nothing to stop or to show
-│   ├── VersionAlreadyLive             what serves everybody cannot be tried out
-│   ├── IncompatibleContract           another version takes or gives other things than the live one
+│   ├── ExperimentActive        another version is the candidate
+│   ├── NoActiveExperiment      there is no candidate to stop
+│   ├── VersionAlreadyLive      the live version cannot be the candidate
+│   ├── IncompatibleContract    the version has other inputs or actions than the live one
 │   └── VersionPinned
 ├── Overloaded              a bounded queue is full; try again later
-├── Expired                 the deadline passed before the work began
+├── Expired                 the deadline passed before the evaluation began
 ├── Unavailable
 │   ├── NoLiveModel
 │   ├── Draining            the server is shutting down
 │   ├── LogUnavailable
-│   ├── RegistryUnavailable the registry is gone, or not what it was
-│   └── StoreUnavailable    the experience store could not save or read
+│   ├── RegistryUnavailable the registry cannot be read or changed
+│   └── StoreUnavailable    the experience store cannot be read or written
 ├── Unauthorized            an admin call without the admin token
-│   └── WrongToken              with a wrong one
-├── UnprovenVersion         a version failed its proof; it will never serve
-└── ConfigError             a setting is wrong; names the setting and the value
+│   └── WrongToken          an admin call with a wrong token
+├── UnprovenVersion         a version failed its proof and never serves
+└── ConfigError             a setting is wrong: setting and value
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class InvalidPredictionId(InvalidInput):
 
 
 class NotFound(PlauditError):
-    """Something named in a request does not exist."""
+    """A model, version or feedback that a request names does not exist."""
 
 
 class UnknownModel(NotFound):
@@ -87,39 +87,41 @@ class UnknownFeedback(NotFound):
 
 
 class Conflict(PlauditError):
-    """The request is well formed, but the present state does not allow it."""
+    """The request is valid, but the present state does not allow it."""
 
 
 class ExpiredPredictionId(Conflict):
-    """Feedback came after the feedback window."""
+    """The prediction id is older than the feedback window."""
 
     def __init__(self, age_s: float, window_s: float) -> None:
-        super().__init__(f"prediction_id: is {age_s:.0f} s old; feedback is taken for {window_s:.0f} s")
+        super().__init__(f"prediction_id: is {age_s:.0f} s old; feedback is accepted for {window_s:.0f} s")
 
 
 class RolloutMoved(Conflict):
     """The rollout is not at the generation that the change was decided on."""
 
     def __init__(self, expected: int, found: int) -> None:
-        super().__init__(f"expected_generation: the rollout is at generation {found}, not {expected}; look again")
+        super().__init__(
+            f"expected_generation: the rollout is at generation {found}, not {expected}; read it and try again"
+        )
 
 
 class NoPreviousVersion(Conflict):
-    """Rollback with nothing to go back to."""
+    """There is no previous version to roll back to."""
 
     def __init__(self) -> None:
-        super().__init__("rollback: there is no previous version to go back to")
+        super().__init__("rollback: there is no previous version to return to")
 
 
 class StoreMoved(Conflict):
-    """Somebody else saved to the experience store what this learner was about to change; nothing was saved."""
+    """Another learner changed the experience store meanwhile; nothing was saved."""
 
-    def __init__(self, way_out: str = "look again") -> None:
-        super().__init__(f"another learner works on this experience store; {way_out}")
+    def __init__(self, way_out: str = "read it and try again") -> None:
+        super().__init__(f"another learner changed this experience store; {way_out}")
 
 
 class WrongStore(Conflict):
-    """The tables of an experience store are of another version of Plaudit."""
+    """The tables of an experience store have another schema version than this Plaudit reads."""
 
     def __init__(self, place: str, found: int, expected: int) -> None:
         super().__init__(
@@ -129,7 +131,7 @@ class WrongStore(Conflict):
 
 
 class VersionPinned(Conflict):
-    """A version is pinned, so nothing else may go live."""
+    """A version is pinned, so no other may go live."""
 
     def __init__(self, version: int) -> None:
         super().__init__(f"version {version} is pinned; unpin it first")
@@ -145,27 +147,27 @@ class ExperimentActive(Conflict):
 
 
 class NoActiveExperiment(Conflict):
-    """No version is in an experiment, or not the one that was meant."""
+    """No version is in an experiment, or not the one that the request names."""
 
-    def __init__(self, meant: int, found: int) -> None:
-        which = f"version {meant} is not in an experiment" if meant else "no version is in an experiment"
-        super().__init__(f"version: {which}" + (f"; version {found} is" if found and meant else ""))
+    def __init__(self, version: int, found: int) -> None:
+        which = f"version {version} is not in an experiment" if version else "no version is in an experiment"
+        super().__init__(f"version: {which}" + (f"; version {found} is" if found and version else ""))
 
 
 class VersionAlreadyLive(Conflict):
-    """A version that is live cannot go in an experiment beside itself."""
+    """The live version cannot be the candidate of an experiment."""
 
     def __init__(self, version: int) -> None:
-        super().__init__(f"version: {version} is live; it serves everybody, there is nothing to try out")
+        super().__init__(f"version: {version} is live already; start an experiment with another version")
 
 
 class IncompatibleContract(Conflict):
-    """A version takes or gives something else than the live one, so clients of the one would fail with the other."""
+    """A version has other inputs or actions than the live one, so clients of the one would fail with the other."""
 
     def __init__(self, version: int, live: int, difference: str) -> None:
         super().__init__(
-            f"version: {version} is not what version {live} is to its clients: {difference}; "
-            "serve it under a model name of its own"
+            f"version: {version} is incompatible with clients of version {live}: {difference}; "
+            "serve it under another model name"
         )
 
 
@@ -177,14 +179,14 @@ class Overloaded(PlauditError):
 
 
 class Expired(PlauditError):
-    """The caller's deadline passed before the work began; nothing was computed."""
+    """The deadline of a call passed before its evaluation began; nothing was computed."""
 
     def __init__(self) -> None:
         super().__init__("the deadline passed before the request was computed")
 
 
 class Unavailable(PlauditError):
-    """Not now; trying again later can succeed."""
+    """The request cannot be served now; the same request can succeed later."""
 
 
 class NoLiveModel(Unavailable):
@@ -198,14 +200,14 @@ class Draining(Unavailable):
     """The server is shutting down and takes no new work."""
 
     def __init__(self) -> None:
-        super().__init__("the server is shutting down; send again what was not answered")
+        super().__init__("the server is shutting down; send requests without an answer again")
 
 
 class LogUnavailable(Unavailable):
-    """The event log could not make an event durable, or cannot tell; appending it again is safe."""
+    """The event log could not make an event durable, or cannot say whether it did; appending it again is safe."""
 
     def __init__(self, problem: str) -> None:
-        super().__init__(f"the event log is away, this is not known to be recorded; send it again: {problem}")
+        super().__init__(f"the event log is unavailable, the event may not be recorded; send it again: {problem}")
         self.problem = problem
 
 
@@ -213,14 +215,16 @@ class StoreUnavailable(Unavailable):
     """The experience store could not be read or written; nothing was saved."""
 
     def __init__(self, problem: str) -> None:
-        super().__init__(f"the experience store is away, nothing was saved: {problem}")
+        super().__init__(f"the experience store is unavailable, nothing was saved: {problem}")
 
 
 class RegistryUnavailable(Unavailable):
-    """The registry cannot be read or changed; what is loaded goes on serving."""
+    """The registry cannot be read or changed; loaded versions go on serving."""
 
     def __init__(self, problem: str) -> None:
-        super().__init__(f"the registry is away, nothing was changed and what serves goes on: {problem}")
+        super().__init__(
+            f"the registry is unavailable, nothing was changed and loaded versions go on serving: {problem}"
+        )
 
 
 class Unauthorized(PlauditError):
@@ -246,4 +250,4 @@ class UnprovenVersion(PlauditError):
 
 
 class ConfigError(PlauditError):
-    """The configuration is wrong; the message lists every problem with its setting and value."""
+    """A setting is wrong; the message lists every problem with its setting and value."""

@@ -1,6 +1,6 @@
-"""The facts that the event log holds, and the content inside them.
+"""Events of the log, and the content inside them.
 
-Knows nothing about protobuf (see wire.py) or where events are kept (see ports.py).
+Knows nothing about protobuf (see wire.py) or the storage of events (see ports/log.py).
 
 Notation:
     d: embedding size, a: number of actions, k: number of dynamic actions
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class EncodedContent:
-    """An encoded image or sound, as the client sent it."""
+    """Encoded image or sound, as the client sent it."""
 
     kind: Literal["image", "audio"]
     data: bytes
@@ -32,7 +32,7 @@ class TextContent:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorContent:
-    """A ready tensor without the batch axis, float32 or int64."""
+    """Tensor without the batch axis, float32 or int64."""
 
     array: npt.NDArray[np.float32] | npt.NDArray[np.int64]
 
@@ -41,7 +41,7 @@ Content = EncodedContent | TextContent | TensorContent
 
 
 class Role(StrEnum):
-    """The part a version played when it answered."""
+    """Role of a version when it answered."""
 
     LIVE = "live"
     CANDIDATE = "candidate"
@@ -49,12 +49,12 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Features:
-    """What the trunk made of one content.
+    """Output of the trunk for one content.
 
     Attributes:
-        trunk_digest: which trunk; features of different trunks must not be mixed.
+        trunk_digest: digest of the trunk; features of different trunks must not be mixed.
         embedding: float32 ``[d]``.
-        base_logits: float32 ``[a]``; of a decision between dynamic actions ``[k]``, in their order.
+        base_logits: float32 ``[a]``; ``[k]``, in their order, for a decision over dynamic actions.
     """
 
     trunk_digest: str
@@ -64,7 +64,7 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class DynamicAction:
-    """Something that one request may be answered with: ``id`` is what the answer calls it, ``text`` what scores it."""
+    """Action of one request: ``id`` names it in the answer, ``text`` is what it is scored by."""
 
     id: str
     text: str
@@ -72,18 +72,18 @@ class DynamicAction:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
-    """One logged prediction.
+    """A logged prediction.
 
     Attributes:
         time_s: UTC seconds since the epoch.
         propensity: probability with which ``action`` was picked, exploration included.
-        allowed_actions: the actions it was picked from; empty means all.
+        allowed_actions: actions it was picked from; empty means all of the model's.
         features: absent only for models whose trunk gives none.
-        content: as sent; empty if the server is told not to keep it.
-        traceparent: W3C trace context of the call it was made in; "" if that was not traced.
-        dynamic_actions: what the request listed to pick from; empty means the model's actions. Where they are listed,
+        content: by modality name, as sent; empty where the server does not log it.
+        traceparent: W3C trace context of the Predict call; "" if that was not traced.
+        dynamic_actions: of the request, in its order; empty means that ``action`` is one of the model's. Otherwise
             ``action`` is the id of one of them, and ``features.base_logits`` is ``[k]``.
-        user_group: a label that the user belongs to (see :mod:`plaudit.core.user_groups`); "" if none was given.
+        user_group: label of the user's group (see :mod:`plaudit.core.user_groups`); "" if none was given.
     """
 
     prediction_id: str
@@ -106,7 +106,7 @@ class Decision:
 
 
 class ImplicitKind(StrEnum):
-    """What a user did rather than said."""
+    """What a user did after the answer."""
 
     REPHRASED = "rephrased"
     INTERRUPTED = "interrupted"
@@ -145,7 +145,7 @@ class Implicit:
 
 @dataclass(frozen=True, slots=True)
 class Retract:
-    """Takes ``feedback_id`` back; empty: all of this user's feedback on the prediction."""
+    """Retracts the feedback ``feedback_id``; empty: all of this user's feedback on the prediction."""
 
     feedback_id: str = ""
 
@@ -158,9 +158,9 @@ class Feedback:
     """One user signal about one decision.
 
     Attributes:
-        feedback_id: the client's idempotency key and the whole key.
+        feedback_id: idempotency key, chosen by the client; the only key.
         time_s: UTC seconds since the epoch, when the server received it.
-        traceparent: W3C trace context of the call it came with; "" if that was not traced. Not compared.
+        traceparent: W3C trace context of the SendFeedback call; "" if that was not traced. Not compared.
     """
 
     feedback_id: str
@@ -173,7 +173,7 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A record that could not be used, kept with the reason."""
+    """An unreadable record, kept with the reason."""
 
     source_topic: str
     source_position: str
@@ -184,7 +184,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class RolloutChanged:
-    """Which version serves a model, from ``time_s`` on. Fields as in :class:`plaudit.core.rollout.Rollout`."""
+    """Rollout of a model from ``time_s`` on. Fields as in :class:`plaudit.core.rollout.Rollout`."""
 
     model: str
     generation: int
@@ -203,11 +203,11 @@ class RolloutChanged:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """How one arm of an experiment has answered.
+    """Answers of one arm of an experiment.
 
     Attributes:
-        failed: requests without an answer: errors of ours and deadlines that passed, not requests that were wrong.
-        latencies: answers by duration; see :mod:`plaudit_models.evaluation.guards` for the buckets.
+        failed: number of requests without an answer: errors of the server and expired deadlines, not invalid requests.
+        latencies: number of answers by duration; see :mod:`plaudit_models.evaluation.guards` for the buckets.
     """
 
     failed: int = 0
@@ -220,11 +220,11 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class ShadowAnswer:
-    """What a version in the shadow made of a request that was answered without it.
+    """Answer of a candidate in the shadow to a request that the live version answered.
 
     Attributes:
-        prediction_id: of the answer that was shown.
-        action: the most probable one of the version in the shadow; "" if it failed.
+        prediction_id: of the answer that the client got.
+        action: the candidate's most probable action; "" if it failed.
         agrees: whether it is the most probable one of the version that answered, too.
         kl_nats: KL(shown ‖ shadow) of the two policies, in nats.
         duration_s: of decoding and evaluating it, alone.
@@ -293,7 +293,7 @@ def topic_of(event: Event) -> Topic:
 
 
 def key_of(event: Event) -> str:
-    """The partition key: a decision and its feedback share it."""
+    """Partition key of an event: a decision and its feedback share it."""
     match event:
         case Decision() | Feedback():
             return event.prediction_id
@@ -304,7 +304,7 @@ def key_of(event: Event) -> str:
 
 
 def event_id_of(event: Event) -> str:
-    """What makes an event the same event: appending one of the same topic and id again is a duplicate."""
+    """Id of an event within its topic: appending one with the same id again is a duplicate."""
     match event:
         case Decision():
             return event.prediction_id

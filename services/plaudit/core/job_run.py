@@ -1,13 +1,13 @@
-"""The run folder of a fine-tuning job: what launcher, job and learner agree on. Knows nothing about training.
+"""Run folder of a fine-tuning job, the contract of launcher, job and learner. Knows nothing about training.
 
-job.json         what to do; written before the launch
+job.json         specification of the job; written before the launch
 progress.jsonl   one line per report
-job.log          what the process printed
-candidate/       the sealed version folder it made
-result.json      written last, when it succeeded; ``{}`` or facts about the run
-error.json       written last, when it failed: ``{"error": "…"}``
+job.log          output of the process
+candidate/       the sealed version folder that the job made
+result.json      written last on success; ``{}`` or facts about the run
+error.json       written last on failure: ``{"error": "…"}``
 
-Nothing in it is secret: where the experiences are, perhaps with a password, the job reads on its standard input.
+It holds no secrets: the job reads the URL of the experience store, perhaps with a password, on its standard input.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LOG_TAIL_BYTES: Final = 2_000
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Readers see the old file or the new one, never part of it."""
+    """Write atomically: readers see the old file or the new one, never part of it."""
     fresh = path.with_name(f".{path.name}")
     fresh.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     fresh.replace(path)
@@ -42,21 +42,21 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def status_of_ended(run_dir: Path) -> JobStatus:
-    """What a job that no longer runs has left behind."""
+    """Status of a job that no longer runs, from the files that it left."""
     if (run_dir / RESULT).exists():
         return JobStatus(JobState.SUCCEEDED)
     if (run_dir / ERROR).exists():
         return JobStatus(JobState.FAILED, str(read_json(run_dir / ERROR)["error"]))
-    return JobStatus(JobState.FAILED, f"the job ended without a result, it was killed or never began{_tail(run_dir)}")
+    return JobStatus(JobState.FAILED, f"the job ended without a result: it was killed or never started{_tail(run_dir)}")
 
 
 def was_killed(run_dir: Path) -> bool:
-    """Whether a job that no longer runs ended without saying how."""
+    """Whether a job that no longer runs left neither result nor error."""
     return run_dir.is_dir() and not (run_dir / RESULT).exists() and not (run_dir / ERROR).exists()
 
 
 def last_progress(run_dir: Path) -> dict[str, Any]:
-    """The last whole line of the progress file; empty if there is none."""
+    """Last complete line of the progress file; empty if there is none."""
     try:
         lines = (run_dir / PROGRESS).read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
@@ -69,4 +69,4 @@ def _tail(run_dir: Path) -> str:
         tail = (run_dir / LOG).read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
     except FileNotFoundError:
         return ""
-    return f"; it last said: {tail}" if tail else ""
+    return f"; the end of its log: {tail}" if tail else ""

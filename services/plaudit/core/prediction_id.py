@@ -1,8 +1,8 @@
-"""Prediction ids: opaque, signed, and carrying what feedback is checked against, so that no look-up is needed.
+"""Prediction ids: opaque and signed; they carry what feedback is checked against, so that no look-up is needed.
 
 Layout before base64url: ``format (1) | time_us (8) | nonce (8) | version (4) | propensity (8) | model length (1) |
 model | action | tag (16)``, big-endian, the tag being HMAC-SHA256 over all that precedes it, cut to 128 bits. The
-format is 1 where the action is one of the model's, and 2 where it is a candidate that came with the request.
+format is 1 where the action is one of the model's, and 2 where it is a dynamic action of the request.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Final
 
 from plaudit.core.errors import ExpiredPredictionId, InvalidPredictionId
 
-_OF_ACTION: Final = 1
-_OF_CANDIDATE: Final = 2
+_FIXED_ACTION: Final = 1
+_DYNAMIC_ACTION: Final = 2
 _HEADER: Final = struct.Struct(">BQ8sIdB")
 _TAG_BYTES: Final = 16
 KEY_BYTES: Final = 32
@@ -30,7 +30,7 @@ MAX_LENGTH: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class SignedPrediction:
-    """What a prediction id says.
+    """Content of a prediction id.
 
     Attributes:
         time_s: UTC seconds since the epoch.
@@ -50,7 +50,7 @@ class PredictionIds:
 
     Args:
         key: at least 32 secret bytes, shared by all servers of one deployment.
-        window_s: how long after a prediction feedback is taken.
+        window_s: seconds after a prediction in which feedback is accepted.
     """
 
     def __init__(self, key: bytes, window_s: float) -> None:
@@ -62,7 +62,7 @@ class PredictionIds:
     def sign(self, prediction: SignedPrediction) -> str:
         model = prediction.model.encode()
         header = _HEADER.pack(
-            _OF_CANDIDATE if prediction.dynamic else _OF_ACTION,
+            _DYNAMIC_ACTION if prediction.dynamic else _FIXED_ACTION,
             round(prediction.time_s * 1e6),
             secrets.token_bytes(8),
             prediction.version,
@@ -88,7 +88,7 @@ class PredictionIds:
             version=version,
             action=names[model_length:].decode(),
             propensity=propensity,
-            dynamic=form == _OF_CANDIDATE,
+            dynamic=form == _DYNAMIC_ACTION,
         )
         age_s = now_s - prediction.time_s
         if age_s > self._window_s:
@@ -99,12 +99,14 @@ class PredictionIds:
         if not prediction_id:
             raise InvalidPredictionId("is empty; send the prediction_id of a PredictResponse")
         if len(prediction_id) > MAX_LENGTH:
-            raise InvalidPredictionId(f"has {len(prediction_id)} characters; one of ours has at most {MAX_LENGTH}")
+            raise InvalidPredictionId(f"has {len(prediction_id)} characters; at most {MAX_LENGTH} are possible")
         try:
             padded = prediction_id.encode("ascii") + b"=" * (-len(prediction_id) % 4)
             raw = base64.b64decode(padded, altchars=b"-_", validate=True)
         except (binascii.Error, UnicodeEncodeError):
-            raise InvalidPredictionId(f"{prediction_id[:80]!r} is not one of ours") from None
+            raise InvalidPredictionId(
+                f"{prediction_id[:80]!r} is not a prediction id; send the one of a PredictResponse"
+            ) from None
         body, tag = raw[:-_TAG_BYTES], raw[-_TAG_BYTES:]
         canonical = base64.urlsafe_b64encode(raw).rstrip(b"=").decode() == prediction_id
         if len(body) < _HEADER.size or not canonical or not hmac.compare_digest(tag, self._tag(body)):
@@ -116,9 +118,9 @@ class PredictionIds:
 
 
 def load_or_create_key(path: Path) -> bytes:
-    """The signing key in ``path``; made, readable by its owner alone, if it is not there yet.
+    """Signing key in ``path``; the file is made, readable by its owner alone, if it is missing.
 
-    Safe when several processes start at once: they all end with the same key, and none sees half of one.
+    Safe when several processes start at once: all of them get the same key, and none reads half of one.
     """
     if not path.exists():
         fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")

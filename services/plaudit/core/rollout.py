@@ -1,6 +1,6 @@
-"""Which version serves a model: one immutable value and the pure transitions between its states.
+"""The rollout, which version of a model serves: one immutable value and the pure transitions between its states.
 
-Every transition gives the next generation; the registry stores it by compare-and-set, so two writers cannot both win.
+Every transition returns the next generation; the registry stores it by compare-and-set, so two writers cannot both win.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _NO_EXPERIMENT: Final[Any] = {"candidate": None, "candidate_share": 0.0, "shadow
 @dataclass(frozen=True, slots=True)
 class Rollout:
     """Attributes:
-    model: the model's name.
+    model: name of the model.
     generation: grows by one with every change; 0 before the first.
     live: the version that serves.
-    previous: what rollback returns to.
-    gated: the last version that passed the gate (or was put there by a person); head refreshes are compared with it.
+    previous: the version that rollback returns to.
+    gated: the last version that passed the gate or that an operator made live; head refreshes are compared with it.
     candidate: the version in an experiment, serving ``candidate_share`` of the users.
-    shadow: the candidate serves nobody; it is computed behind ``candidate_share`` of the requests, and logged.
-    experiment: the generation with which the experiment began; 0 if there is none.
-    pinned: nothing but an unpin or another pin may change what is live.
+    shadow: True: the candidate serves no user; its answers to ``candidate_share`` of the requests are logged.
+    experiment: generation with which the experiment began; 0 if there is none.
+    pinned: True: only unpin or another pin may change the live version.
     changed_at_s: UTC seconds since the epoch.
-    reason: why, in one sentence.
+    reason: reason for the change, in one sentence.
     actor: ``learner`` or the operator's name.
     """
 
@@ -54,11 +54,11 @@ class Rollout:
 
 
 def rollout_from_dict(raw: Mapping[str, Any]) -> Rollout:
-    """What :func:`dataclasses.asdict` made of one, perhaps of a newer version of Plaudit: fields unknown here are
-    passed over, those that are not there have their defaults.
+    """Rollout from the output of :func:`dataclasses.asdict`, perhaps of another version of Plaudit: unknown fields are
+    ignored, missing ones get their defaults.
 
     Raises:
-        ValueError: it is none.
+        ValueError: ``raw`` is no rollout.
     """
     known = {name: value for name, value in raw.items() if name in _FIELDS}
     try:
@@ -72,7 +72,7 @@ _FIELDS: Final = frozenset(each.name for each in fields(Rollout))
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Who changes the rollout, when (UTC seconds) and why."""
+    """Author, time (UTC seconds since the epoch) and reason of a change to the rollout."""
 
     actor: str
     time_s: float
@@ -93,12 +93,12 @@ def start_canary(rollout: Rollout, version: int, share: float, change: Change, *
     """Let ``version`` serve ``share`` of the users, in (0, 1), beside what is live.
 
     Args:
-        shadow: it serves nobody, but is computed behind ``share`` of the requests, in (0, 1].
+        shadow: it serves no user; its answers to ``share`` of the requests, in (0, 1], are logged.
 
     Raises:
-        VersionPinned: a version is pinned, and this one would serve.
-        ExperimentActive: another experiment is under way, or this one.
-        VersionAlreadyLive: it serves everybody.
+        VersionPinned: a version is pinned, and ``shadow`` is False.
+        ExperimentActive: there is a candidate already.
+        VersionAlreadyLive: ``version`` is the live one.
     """
     if rollout.pinned and rollout.live is not None and not shadow:
         raise VersionPinned(rollout.live)
@@ -111,13 +111,13 @@ def start_canary(rollout: Rollout, version: int, share: float, change: Change, *
 
 
 def end_canary(rollout: Rollout, change: Change, *, version: int = 0) -> Rollout:
-    """What is live serves everybody again.
+    """End the experiment: the live version serves all users again.
 
     Args:
-        version: the candidate that is meant; 0: whichever is in an experiment.
+        version: expected candidate; 0: any.
 
     Raises:
-        NoActiveExperiment: it is not in an experiment.
+        NoActiveExperiment: ``version`` is not the candidate, or there is none.
     """
     if rollout.candidate is None or version not in (0, rollout.candidate):
         raise NoActiveExperiment(version, rollout.candidate or 0)
@@ -128,7 +128,7 @@ def in_experiment(rollout: Rollout, user_id: str) -> bool:
     """Whether the candidate serves this user: the same answer for the whole experiment, another draw for the next
     candidate.
 
-    Nobody in particular (an empty id) is never in an experiment: it may be many.
+    An empty id is never in an experiment, as it may stand for many users.
     """
     if rollout.candidate is None or rollout.shadow or not user_id:
         return False
@@ -137,7 +137,7 @@ def in_experiment(rollout: Rollout, user_id: str) -> bool:
 
 
 def refresh(rollout: Rollout, version: int, change: Change) -> Rollout:
-    """Make a head refresh live; what it is compared with stays the gated version.
+    """Make a head refresh live; the gated version stays, as the refresh is compared with it.
 
     Raises:
         VersionPinned: a version is pinned.
@@ -146,7 +146,7 @@ def refresh(rollout: Rollout, version: int, change: Change) -> Rollout:
 
 
 def confirm(rollout: Rollout, change: Change) -> Rollout:
-    """The live version has proven itself: it becomes the gated version."""
+    """Make the live version the gated one, as it has proven itself."""
     return _next(rollout, change, gated=rollout.live)
 
 
@@ -163,10 +163,10 @@ def revert(rollout: Rollout, change: Change) -> Rollout:
 
 
 def rollback(rollout: Rollout, change: Change) -> Rollout:
-    """Make the previous version live again and the gated one; doing it twice returns to where one was.
+    """Make the previous version live again and the gated one; a second rollback undoes the first.
 
     Raises:
-        NoPreviousVersion: nothing to go back to.
+        NoPreviousVersion: there is none.
         VersionPinned: a version is pinned.
     """
     if rollout.previous is None:
@@ -175,7 +175,7 @@ def rollback(rollout: Rollout, change: Change) -> Rollout:
 
 
 def pin(rollout: Rollout, version: int, change: Change) -> Rollout:
-    """Make ``version`` live and keep it, whatever was pinned before."""
+    """Make ``version`` live and keep it, whatever is pinned now."""
     unpinned = replace(rollout, pinned=False, **_NO_EXPERIMENT)
     if rollout.live == version:
         return _next(unpinned, change, pinned=True)

@@ -1,4 +1,4 @@
-"""What is traced, and how: spans, as the services need them. Knows no library.
+"""Spans, as the services need them. Knows no tracing library.
 
 Traces pass from process to process as W3C traceparents (https://www.w3.org/TR/trace-context/): in gRPC metadata, in the
 events of the log and in the manifests of versions. Where many things become one, as in a batch, the one links to the
@@ -24,6 +24,11 @@ MOST_LINKS: Final = 128
 class Tracing(Protocol):
     """Safe to use from several threads; a span is the present one of the thread that began it."""
 
+    @property
+    def enabled(self) -> bool:
+        """False if nothing is traced, so that busy callers need not collect attributes and links."""
+        ...
+
     def span(
         self,
         name: str,
@@ -44,7 +49,7 @@ class Tracing(Protocol):
     def stream(
         self, name: str, answers: Callable[[], Iterator[Answer]], *, kind: Kind = "internal", parent: str = ""
     ) -> Iterator[Answer]:
-        """These answers, with a span around the making of all of them, and around nothing else."""
+        """The answers, with one span around the making of all of them, and around nothing else."""
         ...
 
     def record(
@@ -56,24 +61,26 @@ class Tracing(Protocol):
         links: Iterable[str] = (),
         attributes: Attributes | None = None,
     ) -> None:
-        """A span that began then, on the clock of ``time.time_ns``, and ends now."""
+        """A span that began at ``began_ns``, on the clock of ``time.time_ns``, and ends now."""
         ...
 
     def present(self) -> str:
-        """The traceparent of the present span; "" if there is none, or it is not kept."""
+        """The traceparent of the present span; "" if there is none, or it is not sampled."""
         ...
 
     def note(self, attributes: Attributes) -> None:
-        """Say more about the present span."""
+        """Add attributes to the present span."""
         ...
 
     def close(self) -> None:
-        """Hand on what was not handed on yet."""
+        """Export the spans that were not exported yet."""
         ...
 
 
 class NoTracing:
-    """Traces nothing. For places that are passed seldom; where it is busy, there is no tracing instead."""
+    """Traces nothing."""
+
+    enabled: Final = False
 
     def span(
         self,
@@ -110,3 +117,6 @@ class NoTracing:
 
     def close(self) -> None:
         return None
+
+
+NO_TRACING: Final[Tracing] = NoTracing()

@@ -1,7 +1,6 @@
-"""Labels of user groups, such as ``premium`` or ``de-DE``: what clients may call the group that a user belongs to.
+"""Labels of user groups, such as ``premium`` or ``de-DE``, that clients may send with a request.
 
-A label is opaque. It is kept short and plain because it stands in reports and in the state of tests. Knows nothing
-about what is done with it.
+A label is opaque, and short because it appears in reports and in the learner's state. Knows nothing about its use.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ _SHOWN: Final = 40
 
 
 def group_problem(label: str) -> str:
-    """What is wrong with a label, in one sentence; "" for one that is right, and for none at all."""
+    """Problem with a label, in one sentence; "" for a valid label and for no label."""
     if not label or _LABEL.fullmatch(label):
         return ""
     return (
-        f"{label[:_SHOWN]!r} is no group; send a letter or digit and up to 31 letters, digits, dots, dashes or "
-        f"underscores, such as 'premium' or 'de-DE', or leave it out"
+        f"{label[:_SHOWN]!r} is not a group label; send a letter or digit and up to 31 letters, digits, dots, dashes "
+        "or underscores, such as 'premium' or 'de-DE', or leave it out"
     )
 
 
 def check_group(label: str, field: str = "user_group") -> str:
-    """The label. Raises InvalidInput naming ``field``."""
+    """``label`` unchanged. Raises InvalidInput naming ``field`` if it is not valid."""
     problem = group_problem(label)
     if problem:
         raise InvalidInput(field, problem)

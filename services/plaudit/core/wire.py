@@ -113,7 +113,7 @@ def _tensor_from_wire(message: content_pb2.Tensor, field: str) -> npt.NDArray[An
 # --- feedback --------------------------------------------------------------------------------------------------------
 
 FeedbackMessage = feedback_pb2.SendFeedbackRequest | events_pb2.FeedbackEvent
-"""Both carry the same ``signal`` oneof."""
+"""Messages with the same ``signal`` oneof."""
 
 
 def signal_from_wire(message: FeedbackMessage) -> Signal:
@@ -173,16 +173,16 @@ _EVENT_TYPES: Final = {
 
 
 def event_type(topic: Topic) -> str:
-    """Name of the protobuf message that the topic's payloads are."""
+    """Full name of the protobuf message in the topic's payloads."""
     return _EVENT_TYPES[topic]
 
 
 class UnreadableEvent(Exception):
-    """A payload is not the event its topic should hold; the message says why."""
+    """A payload is not an event of its topic; the message says why."""
 
 
 def encode_event(event: Event) -> bytes:
-    """The durable payload of an event."""
+    """Durable payload of an event."""
     match event:
         case Decision():
             return _decision_to_wire(event).SerializeToString()
@@ -225,7 +225,7 @@ def encode_event(event: Event) -> bytes:
 
 
 def decode_event(topic: Topic, payload: bytes) -> Event:
-    """The inverse of :func:`encode_event`. Fields of newer schemas are ignored.
+    """Event of a payload, the inverse of :func:`encode_event`. Fields of newer schemas are ignored.
 
     Raises:
         UnreadableEvent: the payload is damaged or not of this topic.
@@ -316,7 +316,7 @@ def _decision_from_wire(message: events_pb2.DecisionEvent) -> Decision:
 
 
 def _check_dynamic_actions(dynamic_actions: tuple[DynamicAction, ...], action: str, features: Features | None) -> None:
-    ids = {candidate.id for candidate in dynamic_actions}
+    ids = {each.id for each in dynamic_actions}
     if len(ids) != len(dynamic_actions):
         raise InvalidInput("dynamic_actions", "lists an id twice")
     if action not in ids:

@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from plaudit.cli.options import CONSOLE_PORT
 from plaudit.client import AsyncClient
 from plaudit.compose.learner import job_launcher
 from plaudit.compose.paths import learner_dir
@@ -46,7 +45,7 @@ SUMMARY: Final = "summary.json"
 SERVICES_LOG: Final = "services.log"
 PICTURE: Final = "satisfaction.png"
 _LABELLED: Final = "labelled"
-_CONFIG: Final = "plaudit.toml"
+CONFIG: Final = "plaudit.toml"
 _KEPT: Final = "served"
 _SHOW_INTERVAL_S: Final = 0.25
 _LIMIT_S: Final = 1800.0
@@ -100,7 +99,7 @@ def _run(options: Options, view: View) -> dict[str, Any]:
     labelled = options.data_dir / _LABELLED
     view.say("making digits, speech and questions")
     write_data_folder(labelled, seed=options.seed, train_blocks=options.train_blocks)
-    config = options.data_dir / _CONFIG
+    config = options.data_dir / CONFIG
     config.write_text(toml(_settings(options)), encoding="utf-8")
     settings = load_settings(config, {"data_dir": options.data_dir})  # whatever the environment says
     registry = model_registry(settings)
@@ -122,7 +121,6 @@ def _run(options: Options, view: View) -> dict[str, Any]:
     plot.draw(options.data_dir / PICTURE, observed)
     view.results(summary)
     view.say(f"see {options.data_dir / PICTURE} and {options.data_dir / SUMMARY}")
-    view.say(f"to go on, and to ask it things yourself: plaudit up --config {config} --console-port {CONSOLE_PORT}")
     return summary
 
 

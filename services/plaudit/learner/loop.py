@@ -60,6 +60,7 @@ class Learner:
     Args:
         log: decisions and feedback come from here; dead letters go there.
         store: what was taken in and learned; other learners may share it.
+        state: what the leader has learned.
         registry: of the model that is learned.
         versions: runs the registry's versions.
         maker: makes heads.
@@ -79,6 +80,7 @@ class Learner:
         *,
         log: EventLog,
         store: ExperienceStore,
+        state: LearnerState,
         registry: ModelRegistry,
         versions: PolicyCache,
         maker: HeadBuilder,
@@ -99,7 +101,7 @@ class Learner:
         self._metrics = metrics
         self._status = status
         self._clock = clock
-        self._knowledge = LearnerState(store, rules)
+        self._knowledge = state
         contexts = Contexts(store, versions, self._knowledge)
         trace = trace or LearnerTrace()
         self._reading = Reading(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Final
-
-KEY: Final = "progress"
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,5 +57,5 @@ class Progress:
         return json.dumps(asdict(self)).encode()
 
 
-def progress_from_bytes(raw: bytes | None) -> Progress:
-    return Progress() if raw is None else Progress(**json.loads(raw))
+def progress_from_bytes(raw: bytes) -> Progress:
+    return Progress(**json.loads(raw))

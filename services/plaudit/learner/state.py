@@ -1,35 +1,39 @@
-"""What the leader has learned so far: reward states, raters, progress, running comparison.
+"""The learner's state: what the leader keeps between steps, in memory and in the store the same.
 
-In memory and in the store the same.
-
-Knows nothing about how any of it is learned.
+The one place that knows how each part is encoded. Knows nothing about how any of it is learned.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Final
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypedDict, Unpack
 
+from plaudit.core.ports.log import Positions
 from plaudit.core.ports.store import ExperienceStore, LeaderCommit
-from plaudit.learner import progress as progresses
-from plaudit.learner.evaluation import running_comparison as runnings
+from plaudit.learner.evaluation.experiment import Experiment, experiment_from_bytes
 from plaudit.learner.evaluation.running_comparison import RunningComparison, running_from_bytes
 from plaudit.learner.features.evidence import Learned
 from plaudit.learner.progress import Progress, progress_from_bytes
+from plaudit.learner.tuning_state import Tuning, tuning_from_bytes
 from plaudit_models.bandit.dynamic_actions import DynamicActionState, dynamic_action_state_from_bytes
 from plaudit_models.bandit.reward_model import RewardState, state_from_bytes
-from plaudit_models.evaluation.gate import GateRules
+from plaudit_models.evaluation.gate import Comparison, GateRules, comparison_from_dict, new_comparison
 from plaudit_models.evaluation.raters import Raters, raters_from_bytes
 
-REWARD_STATE: Final = "reward-state"
-DYNAMIC_ACTION_STATE: Final = "candidate-state"
-RATERS: Final = "raters"
 
+class StateParts(TypedDict, total=False):
+    """Parts of the state by name.
 
-class LearnerState:
-    """Attributes:
-    reward: None before any version was live.
-    dynamic_actions: None while what serves cannot score dynamic actions.
+    Attributes:
+        reward: None before any version was live.
+        dynamic_actions: None while what serves cannot score dynamic actions.
+        raters: reliability and trust level of each user.
+        running: the comparison of the head refreshes with the last gated version.
+        gate: the comparison of a candidate at the gate; None if there is none.
+        experiment: the one under way; None if there is none.
+        report_cursors: where reading the reports of inference services continues.
     """
 
     reward: RewardState | None
@@ -37,58 +41,105 @@ class LearnerState:
     raters: Raters
     progress: Progress
     running: RunningComparison
+    tuning: Tuning
+    gate: Comparison | None
+    experiment: Experiment | None
+    report_cursors: Positions
 
-    def __init__(self, store: ExperienceStore, rules: GateRules) -> None:
+
+@dataclass(frozen=True, slots=True)
+class _Codec:
+    """Encoding of one part; ``default`` is its value before it was first saved."""
+
+    encode: Callable[[Any], bytes]
+    decode: Callable[[bytes], Any]
+    default: Any = None
+
+
+_CODECS: Final[Mapping[str, _Codec]] = {
+    "reward": _Codec(RewardState.to_bytes, state_from_bytes),
+    "dynamic_actions": _Codec(DynamicActionState.to_bytes, dynamic_action_state_from_bytes),
+    "raters": _Codec(Raters.to_bytes, raters_from_bytes, Raters()),
+    "progress": _Codec(Progress.to_bytes, progress_from_bytes, Progress()),
+    "running": _Codec(RunningComparison.to_bytes, running_from_bytes),
+    "tuning": _Codec(Tuning.to_bytes, tuning_from_bytes, Tuning()),
+    "gate": _Codec(lambda gate: json.dumps(gate.to_dict()).encode(), lambda raw: comparison_from_dict(json.loads(raw))),
+    "experiment": _Codec(Experiment.to_bytes, experiment_from_bytes),
+    "report_cursors": _Codec(lambda cursors: json.dumps(dict(cursors)).encode(), json.loads, {}),
+}
+"""By part."""
+
+
+_RULES: Final = GateRules()
+
+
+class LearnerState:
+    """Attributes: see :class:`StateParts`.
+
+    Args:
+        rules: of the running comparison; one that was made under other rules starts anew.
+    """
+
+    reward: RewardState | None
+    dynamic_actions: DynamicActionState | None
+    raters: Raters
+    progress: Progress
+    running: RunningComparison
+    tuning: Tuning
+    gate: Comparison | None
+    experiment: Experiment | None
+    report_cursors: Positions
+
+    def __init__(self, store: ExperienceStore, rules: GateRules = _RULES) -> None:
         self._store = store
         self._rules = rules
         self.load()
 
     def load(self) -> None:
         """Begin, or begin again, from what was saved."""
-        saved = self._store.recall(REWARD_STATE)
-        self.reward = None if saved is None else state_from_bytes(saved)
-        saved = self._store.recall(DYNAMIC_ACTION_STATE)
-        self.dynamic_actions = None if saved is None else dynamic_action_state_from_bytes(saved)
-        self.raters = raters_from_bytes(self._store.recall(RATERS))
-        self.progress = progress_from_bytes(self._store.recall(progresses.KEY))
-        self.running = running_from_bytes(self._store.recall(runnings.KEY), self._rules)
+        for part, codec in _CODECS.items():
+            raw = self._store.get_state(part)
+            setattr(self, part, codec.default if raw is None else codec.decode(raw))
+        if self.running is None or self.running.comparison.rules != self._rules:
+            self.running = RunningComparison(0, 0, new_comparison(self._rules))
 
     @property
     def learned(self) -> Learned | None:
-        """Both states together; None before any version was live."""
+        """Both reward states together; None before any version was live."""
         return None if self.reward is None else Learned(self.reward, self.dynamic_actions)
+
+    def served_head(self, version: int) -> RewardState | None:
+        """Evidence that a version's head was built from; None if it was not built by this learner, or is removed."""
+        saved = self._store.get_state(_served_head(version))
+        return None if saved is None else state_from_bytes(saved)
 
     def save(
         self,
-        changes: LeaderCommit | None = None,
+        commit: LeaderCommit | None = None,
         *,
         learned: Learned | None = None,
-        raters: Raters | None = None,
-        progress: Progress | None = None,
-        running: RunningComparison | None = None,
+        served_heads: Mapping[int, RewardState | None] | None = None,
+        **parts: Unpack[StateParts],
     ) -> None:
-        """Save what is new of these together with ``changes``, in one transaction.
+        """Save the parts that are given together with ``commit``, in one transaction.
+
+        Args:
+            learned: ``reward`` and ``dynamic_actions``.
+            served_heads: evidence that heads were built from, by version; None removes it.
 
         Raises:
             StoreMoved, StoreUnavailable: nothing was saved, and nothing here has changed.
         """
-        changes = changes or LeaderCommit()
-        memory = dict(changes.memory)
-        if learned is not None and learned.reward is not self.reward:
-            memory[REWARD_STATE] = learned.reward.to_bytes()
-        if learned is not None and learned.dynamic_actions is not self.dynamic_actions:
-            memory[DYNAMIC_ACTION_STATE] = (
-                None if learned.dynamic_actions is None else learned.dynamic_actions.to_bytes()
-            )
-        if raters is not None and raters is not self.raters:
-            memory[RATERS] = raters.to_bytes()
-        if progress is not None and progress is not self.progress:
-            memory[progresses.KEY] = progress.to_bytes()
-        if running is not None and running is not self.running:
-            memory[runnings.KEY] = running.to_bytes()
-        self._store.save(replace(changes, memory=memory))
         if learned is not None:
-            self.reward, self.dynamic_actions = learned.reward, learned.dynamic_actions
-        self.raters = raters or self.raters
-        self.progress = progress or self.progress
-        self.running = running or self.running
+            parts |= {"reward": learned.reward, "dynamic_actions": learned.dynamic_actions}
+        changed = {part: value for part, value in parts.items() if value is not getattr(self, part)}
+        encoded = {part: None if value is None else _CODECS[part].encode(value) for part, value in changed.items()}
+        for version, state in (served_heads or {}).items():
+            encoded[_served_head(version)] = None if state is None else state.to_bytes()
+        self._store.save(replace(commit or LeaderCommit(), state=encoded))
+        for part, value in changed.items():
+            setattr(self, part, value)
+
+
+def _served_head(version: int) -> str:
+    return f"served_head/{version}"

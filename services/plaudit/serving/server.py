@@ -6,11 +6,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import grpc
 import structlog
@@ -23,27 +20,23 @@ from plaudit.core.errors import ConfigError
 from plaudit.core.ports.log import EventLog
 from plaudit.core.ports.registry import ModelCatalog
 from plaudit.core.ports.runtime import ModelRuntime
-from plaudit.core.ports.store import ExperimentReports, FeedbackStatuses
+from plaudit.core.ports.store import StatusReaders
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.settings import ServingSettings
-from plaudit.core.tracing import Tracing
+from plaudit.core.tracing import NO_TRACING, Tracing
 from plaudit.inference import open_inference_pb2
 from plaudit.serving.engine.decision_log import DecisionLog
 from plaudit.serving.engine.shutdown import ShutdownSignal
-from plaudit.serving.grpc.interceptors import Calls
+from plaudit.serving.grpc.feedback_servicer import FeedbackServicer
+from plaudit.serving.grpc.interceptors import CallInterceptor
+from plaudit.serving.grpc.model_servicer import ModelServicer
 from plaudit.serving.grpc.open_inference.servicer import InferenceServicer
-from plaudit.serving.grpc.servicers import FeedbackServicer, ModelServicer, PredictionServicer
+from plaudit.serving.grpc.prediction_servicer import PredictionServicer
+from plaudit.serving.grpc.tracing_interceptor import TracingInterceptor
 from plaudit.serving.models.served_models import ServedModels
+from plaudit.serving.telemetry.appends import Append, traced_append
 from plaudit.serving.telemetry.metrics import ServingMetrics
-from plaudit.serving.telemetry.request_log import LoggedLog
-from plaudit.serving.traced import (
-    TracedCalls,
-    TracedFeedback,
-    TracedLog,
-    TracedPool,
-    TracedPredictor,
-    TracedRecorder,
-)
+from plaudit.serving.telemetry.request_log import logged_append
 from plaudit.serving.use_cases.feedback import FeedbackUseCase
 from plaudit.serving.use_cases.predict import PredictUseCase
 from plaudit.serving.use_cases.rollouts import RolloutService
@@ -59,9 +52,9 @@ _NEED_MODELS: Final = ("", _PREDICTION, _INFERENCE)
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 _REPORT_INTERVAL_S: Final = 1.0
-"""How often an experiment that is under way is reported on."""
-_WATCH_NICENESS: Final = 10
-"""Loading and proving a version must not slow the requests down that are answered meanwhile."""
+"""Interval of reports on an experiment that is under way."""
+_POLL_NICENESS: Final = 10
+"""Loading and proving a version must not slow down the requests that are answered meanwhile."""
 
 logger = structlog.get_logger(__name__)
 
@@ -77,13 +70,14 @@ class InferenceServer:
         log: where decisions and feedback go; the caller closes it after :meth:`stop`.
         runtime: runs the models.
         ids: signs and checks prediction ids.
-        settings: see the README.
+        settings: of the inference service.
+        limits: sizes beyond which content is refused.
         metrics: of this server alone.
-        fates: what learners make of feedback, for receipts; None: they say what log and registry know.
-        experiments: what learners make of experiments; None: nothing is shown of them.
+        statuses: what the learners made of feedback and of experiments; None: receipts say what log and registry know,
+            and nothing is shown of experiments.
         seed: of the sampling of actions; None is fresh entropy.
         share_port: other processes listen on the port too.
-        tracing: of calls, batches and swaps; None: nothing is traced, and no code of it is passed.
+        tracing: of calls, batches, appends and swaps.
     """
 
     def __init__(
@@ -93,65 +87,63 @@ class InferenceServer:
         runtime: ModelRuntime,
         ids: PredictionIds,
         settings: ServingSettings,
+        limits: Limits,
         metrics: ServingMetrics,
         *,
-        fates: FeedbackStatuses | None = None,
-        experiments: ExperimentReports | None = None,
+        statuses: StatusReaders | None = None,
         seed: int | None = None,
         share_port: bool = False,
-        tracing: Tracing | None = None,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
-        traced = _traced(tracing)
-        log = traced.log(log)
+        append: Append = log.append
+        if tracing.enabled:
+            append = traced_append(append, tracing)
         if settings.log_requests:
-            log = cast(EventLog, LoggedLog(log, ids))
+            append = logged_append(append, ids)
         self._settings = settings
-        self._calls_of = traced.calls
+        self._limits = limits
+        self._tracing = tracing
         self._share_port = share_port
         self._metrics = metrics
-        self._ending = ShutdownSignal()
+        self._shutdown = ShutdownSignal()
         self._stopping = threading.Lock()
-        self._watch = threading.Thread(target=self._follow, name="watch", daemon=True)
+        self._poller = threading.Thread(target=self._follow, name="poll", daemon=True)
         self._calls = ThreadPoolExecutor(settings.max_calls, thread_name_prefix="call")
-        self._streamed = traced.pool(settings.queue_limit, thread_name_prefix="streamed")
+        self._streamed = ThreadPoolExecutor(settings.queue_limit, thread_name_prefix="streamed")
         self._models = ServedModels(
             catalog,
             runtime,
             metrics,
             max_batch=settings.max_batch,
-            workers=settings.workers or default_workers(settings.threads * settings.processes),
+            workers=settings.workers or max(1, available_cores() // (settings.threads * settings.processes)),
             queue_limit=settings.queue_limit,
             seed=seed,
             tracing=tracing,
         )
-        self._recorder = traced.recorder(log, metrics, queue_limit=settings.decision_queue_limit)
-        self._limits = Limits(
-            max_image_bytes=settings.max_image_bytes,
-            max_image_pixels=settings.max_image_pixels,
-            max_audio_bytes=settings.max_audio_bytes,
-            max_audio_duration_s=settings.max_audio_duration_s,
-            max_text_bytes=settings.max_text_bytes,
-        )
-        self._predictor = traced.predictor(
+        self._decision_log = DecisionLog(append, metrics, queue_limit=settings.decision_queue_limit)
+        self._predict = PredictUseCase(
             self._models,
             ids,
-            self._recorder,
+            self._decision_log,
             metrics,
-            limits=self._limits,
+            limits=limits,
             store_content=settings.store_content,
-            decoders=default_workers(settings.processes),
+            max_decoding=max(1, available_cores() // settings.processes),
+            tracing=tracing,
         )
-        self._feedback = traced.feedback(self._models, log, ids, metrics, fates=fates)
-        self._versions = RolloutService(
-            self._models, self._recorder, watch_interval_s=settings.watch_interval_s, experiments=experiments
+        self._feedback = FeedbackUseCase(
+            self._models, append, log.feedback_recorded, ids, metrics, statuses=statuses, tracing=tracing
+        )
+        self._rollouts = RolloutService(
+            self._models, self._decision_log, watch_interval_s=settings.watch_interval_s, statuses=statuses
         )
         self._health = health.HealthServicer()
         self._ready = False
         self._reported_s = time.monotonic()
-        metrics.decision_queue.set_function(self._recorder.waiting)
+        metrics.decision_queue.set_function(self._decision_log.waiting)
 
     def start(self) -> None:
-        """Returns when the ports are open and the live versions, as far as there are any that can be proven, serve.
+        """Returns when the ports are open and the live versions that pass their proof serve.
 
         Raises:
             ConfigError: a port is taken, or the host is not an address of this machine.
@@ -160,33 +152,33 @@ class InferenceServer:
         self.port = self._open_port()
         self.metrics_port = self._open_metrics_port()
         self._feedback.start()
-        self._recorder.start()
+        self._decision_log.start()
         for service in _NEED_MODELS:
             self._health.set(service, _NOT_SERVING)
         for service in (_FEEDBACK, _MODEL):
             self._health.set(service, _SERVING)
-        self._look()
-        self._watch.start()
+        self._poll()
+        self._poller.start()
         self._server.start()
         logger.info("serving", host=self._settings.host, port=self.port, metrics_port=self.metrics_port)
 
     def stop(self) -> None:
-        """Drain: take nothing new, finish what is under way within ``drain_s``, log every decision, close.
+        """Drain: take no new calls, finish those under way within ``drain_s``, log every decision, close.
 
         A second call does nothing.
         """
         with self._stopping:
-            if self._ending.is_set():
+            if self._shutdown.is_set():
                 return
-            self._ending.set()
+            self._shutdown.set()
         self._health.enter_graceful_shutdown()
         self._server.stop(self._settings.drain_s).wait()
-        self._watch.join()
-        self._predictor.close()
+        self._poller.join()
+        self._predict.close()
         self._report()
         self._models.close()
         self._feedback.close()
-        self._recorder.close(self._settings.drain_s)
+        self._decision_log.close(self._settings.drain_s)
         for pool in (self._calls, self._streamed):
             pool.shutdown()
         self._close_metrics()
@@ -197,7 +189,7 @@ class InferenceServer:
             self._calls,
             # One call more is refused at once, instead of waiting for a thread.
             maximum_concurrent_rpcs=self._settings.max_calls,
-            interceptors=[self._calls_of(self._metrics, log_refusals=self._settings.log_requests)],
+            interceptors=self._interceptors(),
             options=[
                 ("grpc.max_receive_message_length", self._settings.max_message_bytes),
                 ("grpc.max_send_message_length", self._settings.max_message_bytes),
@@ -208,21 +200,22 @@ class InferenceServer:
                 ("grpc.keepalive_permit_without_calls", 1),
             ],
         )
-        admin_token = self._settings.admin_token
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
-            PredictionServicer(self._predictor, self._limits, self._streamed, self._ending), server
+            PredictionServicer(self._predict, self._limits, self._streamed, self._shutdown), server
         )
-        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(self._feedback, self._ending), server)
+        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
+            FeedbackServicer(self._feedback, self._shutdown), server
+        )
         model_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelServicer(self._versions, admin_token, self._ending), server
+            ModelServicer(self._rollouts, self._settings.admin_token, self._shutdown), server
         )
         inference = InferenceServicer(
             self._models,
-            self._predictor,
+            self._predict,
             max_rows=self._settings.queue_limit,
             pool=self._streamed,
-            ending=self._ending,
-            admin_token=admin_token,
+            shutdown=self._shutdown,
+            admin_token=self._settings.admin_token,
         )
         server.add_generic_rpc_handlers([inference.handlers()])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -231,13 +224,17 @@ class InferenceServer:
         )
         return server
 
+    def _interceptors(self) -> list[grpc.ServerInterceptor]:
+        calls = CallInterceptor(self._metrics, log_refusals=self._settings.log_requests)
+        return [TracingInterceptor(self._tracing), calls] if self._tracing.enabled else [calls]
+
     def _open_port(self) -> int:
         host, port = self._settings.host, self._settings.port
         try:
             opened: int = self._server.add_insecure_port(f"{host}:{port}")
         except RuntimeError as error:
             raise ConfigError(
-                f"serving.port: {port} cannot be opened on {host}; it is taken, or the address is not ours; "
+                f"serving.port: {port} cannot be opened on {host}; it is taken, or the address is another machine's; "
                 "set another one (0 picks one)"
             ) from error
         return opened
@@ -261,57 +258,27 @@ class InferenceServer:
 
     def _follow(self) -> None:
         if sys.platform == "linux":  # elsewhere it would be the whole process
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _WATCH_NICENESS)
-        while not self._ending.wait(self._settings.watch_interval_s):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _POLL_NICENESS)
+        while not self._shutdown.wait(self._settings.watch_interval_s):
             try:
-                self._look()
+                self._poll()
                 if time.monotonic() - self._reported_s >= _REPORT_INTERVAL_S:
                     self._report()
-            except Exception:  # nothing that is known to happen, but the watch must outlive it
-                logger.exception("watch_failed")
+            except Exception:  # nothing that is known to happen, but polling must go on
+                logger.exception("poll_failed")
 
     def _report(self) -> None:
-        """Tell what was seen of experiments since the last time."""
+        """Log the counts of experiments since the last report."""
         self._reported_s = time.monotonic()
         for served in self._models.all():
             for report in served.live.experiment_reports(time.time()):
-                self._recorder.record(report)
+                self._decision_log.record(report)
 
-    def _look(self) -> None:
-        """One step of every model, and what it means for our health."""
-        self._models.look()
+    def _poll(self) -> None:
+        """Poll every model, and set the health of the services that need them."""
+        self._models.poll()
         ready = self._models.ready()
         if ready != self._ready:
             self._ready = ready
             for service in _NEED_MODELS:
                 self._health.set(service, _SERVING if ready else _NOT_SERVING)
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """What the server is made of: with spans or without."""
-
-    calls: Callable[..., Calls]
-    predictor: Callable[..., PredictUseCase]
-    recorder: Callable[..., DecisionLog]
-    feedback: Callable[..., FeedbackUseCase]
-    pool: Callable[..., ThreadPoolExecutor]
-    log: Callable[[EventLog], EventLog]
-
-
-def _traced(tracing: Tracing | None) -> _Parts:
-    if tracing is None:
-        return _Parts(Calls, PredictUseCase, DecisionLog, FeedbackUseCase, ThreadPoolExecutor, lambda log: log)
-    return _Parts(
-        calls=partial(TracedCalls, tracing=tracing),
-        predictor=partial(TracedPredictor, tracing=tracing),
-        recorder=partial(TracedRecorder, tracing=tracing),
-        feedback=partial(TracedFeedback, tracing=tracing),
-        pool=TracedPool,
-        log=lambda log: cast(EventLog, TracedLog(log, tracing)),
-    )
-
-
-def default_workers(threads: int) -> int:
-    """As many evaluations at once as there are cores for, if each takes that many."""
-    return max(1, available_cores() // threads)

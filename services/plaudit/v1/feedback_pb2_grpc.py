@@ -26,11 +26,11 @@ if _version_not_supported:
 
 
 class FeedbackServiceStub(object):
-    """Takes what users say about predictions.
+    """Feedback of users on predictions.
 
-    Errors: INVALID_ARGUMENT names the field and the value (among them a forged or foreign prediction id);
+    Errors: INVALID_ARGUMENT names the field and the value (among them a prediction id that this service did not sign);
     FAILED_PRECONDITION a prediction id that is older than the feedback window; UNAVAILABLE the event could not be made
-    durable: it is not known to be recorded, send it again with the same feedback_id.
+    durable and may not be recorded: send it again with the same feedback_id.
     """
 
     def __init__(self, channel):
@@ -57,30 +57,30 @@ class FeedbackServiceStub(object):
 
 
 class FeedbackServiceServicer(object):
-    """Takes what users say about predictions.
+    """Feedback of users on predictions.
 
-    Errors: INVALID_ARGUMENT names the field and the value (among them a forged or foreign prediction id);
+    Errors: INVALID_ARGUMENT names the field and the value (among them a prediction id that this service did not sign);
     FAILED_PRECONDITION a prediction id that is older than the feedback window; UNAVAILABLE the event could not be made
-    durable: it is not known to be recorded, send it again with the same feedback_id.
+    durable and may not be recorded: send it again with the same feedback_id.
     """
 
     def SendFeedback(self, request, context):
-        """Answers only when the feedback is durable.
+        """Records one piece of feedback. Answers only when it is durable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamFeedback(self, request_iterator, context):
-        """The same for many; answers come in the order of the requests. A request that is wrong gets an answer with `error`
-        set and does not end the stream.
+        """Records many; answers come in the order of the requests. An invalid request gets an answer with `error` set and
+        does not end the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetReceipt(self, request, context):
-        """What became of a piece of feedback. NOT_FOUND if its id was never recorded.
+        """Receipt of a piece of feedback. NOT_FOUND if its id was never recorded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,11 +113,11 @@ def add_FeedbackServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FeedbackService(object):
-    """Takes what users say about predictions.
+    """Feedback of users on predictions.
 
-    Errors: INVALID_ARGUMENT names the field and the value (among them a forged or foreign prediction id);
+    Errors: INVALID_ARGUMENT names the field and the value (among them a prediction id that this service did not sign);
     FAILED_PRECONDITION a prediction id that is older than the feedback window; UNAVAILABLE the event could not be made
-    durable: it is not known to be recorded, send it again with the same feedback_id.
+    durable and may not be recorded: send it again with the same feedback_id.
     """
 
     @staticmethod

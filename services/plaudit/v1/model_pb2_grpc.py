@@ -26,13 +26,14 @@ if _version_not_supported:
 
 
 class ModelServiceStub(object):
-    """Versions and which of them serves.
+    """Versions of a model and its rollout: which of them serves.
 
-    Promote, Rollback, Pin, StartCanary and StopCanary need the admin token as metadata `authorization: Bearer TOKEN` where one is configured.
+    Promote, Rollback, Pin, StartCanary and StopCanary need the admin token as metadata `authorization: Bearer TOKEN`
+    where one is configured.
     Errors: NOT_FOUND an unknown model or version; FAILED_PRECONDITION the change is not possible in the present state (no
-    previous version, a pinned one, a version that fails its proof or has other modalities, an experiment that is under way or
-    is not); ABORTED somebody else changed the state meanwhile, look and
-    try again; UNAUTHENTICATED / PERMISSION_DENIED a missing / wrong admin token.
+    previous version, a pinned one, a version that fails its proof or has other modalities, an experiment that is under
+    way or is not); ABORTED the rollout was changed meanwhile, read it and try again; UNAUTHENTICATED / PERMISSION_DENIED
+    a missing / wrong admin token.
     """
 
     def __init__(self, channel):
@@ -84,17 +85,18 @@ class ModelServiceStub(object):
 
 
 class ModelServiceServicer(object):
-    """Versions and which of them serves.
+    """Versions of a model and its rollout: which of them serves.
 
-    Promote, Rollback, Pin, StartCanary and StopCanary need the admin token as metadata `authorization: Bearer TOKEN` where one is configured.
+    Promote, Rollback, Pin, StartCanary and StopCanary need the admin token as metadata `authorization: Bearer TOKEN`
+    where one is configured.
     Errors: NOT_FOUND an unknown model or version; FAILED_PRECONDITION the change is not possible in the present state (no
-    previous version, a pinned one, a version that fails its proof or has other modalities, an experiment that is under way or
-    is not); ABORTED somebody else changed the state meanwhile, look and
-    try again; UNAUTHENTICATED / PERMISSION_DENIED a missing / wrong admin token.
+    previous version, a pinned one, a version that fails its proof or has other modalities, an experiment that is under
+    way or is not); ABORTED the rollout was changed meanwhile, read it and try again; UNAUTHENTICATED / PERMISSION_DENIED
+    a missing / wrong admin token.
     """
 
     def ListVersions(self, request, context):
-        """Every version, oldest first, and the present rollout.
+        """All versions, oldest first, and the present rollout.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,22 +123,22 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Pin(self, request, context):
-        """Keep a version live whatever the learner publishes, until unpinned.
+        """Make a version live and keep it, whatever the learner publishes, until unpinned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StartCanary(self, request, context):
-        """Try a version out beside the live one: with a share of the users, or in the shadow. The learner watches it, and
-        promotes or withdraws it on proof.
+        """Begin an experiment: the version becomes the candidate beside the live one, for a share of the users or in the
+        shadow. The learner promotes or withdraws it on proof.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StopCanary(self, request, context):
-        """End an experiment: the live version serves everybody again. To end it the other way, promote the candidate.
+        """End the experiment: the live version serves all users again. To end it the other way, promote the candidate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -201,13 +203,14 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService(object):
-    """Versions and which of them serves.
+    """Versions of a model and its rollout: which of them serves.
 
-    Promote, Rollback, Pin, StartCanary and StopCanary need the admin token as metadata `authorization: Bearer TOKEN` where one is configured.
+    Promote, Rollback, Pin, StartCanary and StopCanary need the admin token as metadata `authorization: Bearer TOKEN`
+    where one is configured.
     Errors: NOT_FOUND an unknown model or version; FAILED_PRECONDITION the change is not possible in the present state (no
-    previous version, a pinned one, a version that fails its proof or has other modalities, an experiment that is under way or
-    is not); ABORTED somebody else changed the state meanwhile, look and
-    try again; UNAUTHENTICATED / PERMISSION_DENIED a missing / wrong admin token.
+    previous version, a pinned one, a version that fails its proof or has other modalities, an experiment that is under
+    way or is not); ABORTED the rollout was changed meanwhile, read it and try again; UNAUTHENTICATED / PERMISSION_DENIED
+    a missing / wrong admin token.
     """
 
     @staticmethod

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class PredictionServiceStub(object):
-    """Answers multimodal requests with an action, the probability it was picked with, and an id that feedback refers to.
+    """Predictions: an action for a multimodal request, its probability, and an id that feedback refers to.
 
     Errors: INVALID_ARGUMENT names the field and the value that was wrong; NOT_FOUND an unknown model;
     RESOURCE_EXHAUSTED a full queue (retry later); DEADLINE_EXCEEDED a request that expired before it was computed;
@@ -52,7 +52,7 @@ class PredictionServiceStub(object):
 
 
 class PredictionServiceServicer(object):
-    """Answers multimodal requests with an action, the probability it was picked with, and an id that feedback refers to.
+    """Predictions: an action for a multimodal request, its probability, and an id that feedback refers to.
 
     Errors: INVALID_ARGUMENT names the field and the value that was wrong; NOT_FOUND an unknown model;
     RESOURCE_EXHAUSTED a full queue (retry later); DEADLINE_EXCEEDED a request that expired before it was computed;
@@ -96,7 +96,7 @@ def add_PredictionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PredictionService(object):
-    """Answers multimodal requests with an action, the probability it was picked with, and an id that feedback refers to.
+    """Predictions: an action for a multimodal request, its probability, and an id that feedback refers to.
 
     Errors: INVALID_ARGUMENT names the field and the value that was wrong; NOT_FOUND an unknown model;
     RESOURCE_EXHAUSTED a full queue (retry later); DEADLINE_EXCEEDED a request that expired before it was computed;

@@ -59,6 +59,7 @@ from plaudit.core.events import Content, Decision, DynamicAction, Features, Feed
 from plaudit.core.experience import DecisionHeader, Experience, FeedbackState, Label, header_of
 from plaudit.core.ports.log import Positions
 from plaudit.core.ports.store import (
+    ExperimentSummary,
     FeedbackStatus,
     IngestBatch,
     IntakeStats,
@@ -66,11 +67,13 @@ from plaudit.core.ports.store import (
     LabelUpdate,
     LeaderCommit,
     PredictionHistory,
+    RaterCommand,
     StoredFeedback,
 )
 from plaudit.core.wire import decode_event, encode_event
+from plaudit_models.evaluation.raters import TrustLevel
 
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 """Of the tables below. Another one is refused: everything in them can be had again from the log."""
 LEASE_S: Final = 5.0
 """How long a leader that is not heard of stays the leader."""
@@ -176,10 +179,29 @@ _FEATURES = Table(
 )
 """Little-endian float32."""
 
-_MEMORY = Table(
-    "memory", _METADATA, Column("key", String, primary_key=True), Column("value", LargeBinary, nullable=False)
+_STATE = Table(
+    "learner_state", _METADATA, Column("part", String, primary_key=True), Column("value", LargeBinary, nullable=False)
 )
-"""What the leader remembers between steps: reward states, counters, comparison, jobs."""
+"""The learner's state by part, in the encoding of learner/state.py."""
+
+_COMMANDS = Table(
+    "rater_commands",
+    _METADATA,
+    Column("number", _Number, primary_key=True, autoincrement=True),
+    Column("user_id", String, nullable=False),
+    Column("trust_level", String, nullable=False),
+    sqlite_autoincrement=True,
+)
+"""Commands of operators that are not applied yet."""
+
+_EXPERIMENTS = Table(
+    "experiment_summaries",
+    _METADATA,
+    Column("generation", Integer, primary_key=True, autoincrement=False),
+    Column("version", Integer, nullable=False, index=True),
+    Column("details", Text, nullable=False),
+)
+"""``details``: JSON."""
 
 _ADDED: Final = (_DECISIONS.c.user_group, _DECISIONS.c.dynamic_actions)
 """Columns that tables of this schema may lack still. They have defaults, so that who does not know them can write."""
@@ -301,11 +323,15 @@ class SqlStore:
             number = self._judge(connection, row.last_number, changes.silent)
             if number != row.last_number:
                 connection.execute(update(_STANDING).values(last_number=number))
-            kept = {key: value for key, value in changes.memory.items() if value is not None}
-            self._upsert(connection, _MEMORY, [{"key": key, "value": value} for key, value in kept.items()])
-            forgotten = [key for key, value in changes.memory.items() if value is None]
-            if forgotten:
-                connection.execute(_MEMORY.delete().where(_MEMORY.c.key.in_(forgotten)))
+            parts = [{"part": part, "value": value} for part, value in changes.state.items() if value is not None]
+            self._upsert(connection, _STATE, parts)
+            removed = [part for part, value in changes.state.items() if value is None]
+            if removed:
+                connection.execute(_STATE.delete().where(_STATE.c.part.in_(removed)))
+            for commands in _chunks(changes.commands):
+                applied = _COMMANDS.c.number.in_([command.number for command in commands])
+                connection.execute(_COMMANDS.delete().where(applied))
+            self._upsert(connection, _EXPERIMENTS, [_summary_row(summary) for summary in changes.experiments])
 
     def forget(self, before_s: float, learned: int, limit: int) -> int:
         same = _EXPERIENCES.c.prediction_id == _DECISIONS.c.prediction_id
@@ -341,14 +367,19 @@ class SqlStore:
 
     # --- what anybody reads ------------------------------------------------------------------------------------------
 
-    def recall(self, key: str) -> bytes | None:
+    def get_state(self, part: str) -> bytes | None:
         with self._reading() as connection:
-            value: bytes | None = connection.scalar(select(_MEMORY.c.value).where(_MEMORY.c.key == key))
+            value: bytes | None = connection.scalar(select(_STATE.c.value).where(_STATE.c.part == part))
         return value
 
-    def leave(self, key: str, value: bytes) -> None:
-        with self._errors(), self._writing.begin() as connection:
-            self._upsert(connection, _MEMORY, [{"key": key, "value": value}])
+    def put_command(self, user_id: str, trust_level: TrustLevel) -> None:
+        with self._locked() as (connection, _):
+            connection.execute(_COMMANDS.insert().values(user_id=user_id, trust_level=trust_level))
+
+    def pending_commands(self) -> Sequence[RaterCommand]:
+        with self._reading() as connection:
+            rows = connection.execute(select(_COMMANDS).order_by(_COMMANDS.c.number))
+            return [RaterCommand(row.number, row.user_id, row.trust_level) for row in rows]
 
     def histories(self, prediction_ids: Sequence[str]) -> Mapping[str, PredictionHistory]:
         decisions: dict[str, DecisionHeader] = {}
@@ -375,7 +406,7 @@ class SqlStore:
                 for row in connection.execute(select(_FEEDBACK).where(_FEEDBACK.c.feedback_id.in_(ids)))
             }
 
-    def fate(self, feedback_id: str) -> FeedbackStatus | None:
+    def feedback_status(self, feedback_id: str) -> FeedbackStatus | None:
         query = (
             select(*(_FEEDBACK.c[name] for name in ("state", "time_s", "reason", "batch")), _EXPERIENCES.c.excluded)
             .outerjoin(_EXPERIENCES, _EXPERIENCES.c.prediction_id == _FEEDBACK.c.prediction_id)
@@ -386,6 +417,13 @@ class SqlStore:
         if row is None:
             return None
         return FeedbackStatus(FeedbackState(row.state), row.time_s, row.reason, row.batch, bool(row.excluded))
+
+    def experiment_summary(self, version: int) -> ExperimentSummary | None:
+        of_version = _EXPERIMENTS.c.version == version
+        query = select(_EXPERIMENTS).where(of_version).order_by(_EXPERIMENTS.c.generation.desc()).limit(1)
+        with self._reading() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else ExperimentSummary(row.generation, row.version, json.loads(row.details))
 
     def orphans(self, limit: int) -> Sequence[Feedback]:
         waiting = _FEEDBACK.c.state == FeedbackState.WAITING
@@ -798,6 +836,14 @@ def _experience(row: Row[Any], decision: DecisionHeader, label: Label | None) ->
     if row.probabilities is not None:
         probabilities = tuple(np.frombuffer(row.probabilities, "<f8").tolist())
     return Experience(row.number, decision, label, probabilities, row.excluded)
+
+
+def _summary_row(summary: ExperimentSummary) -> dict[str, Any]:
+    return {
+        "generation": summary.generation,
+        "version": summary.version,
+        "details": json.dumps(summary.details),
+    }
 
 
 def _standing(row: Row[Any]) -> IntakeStats:

@@ -1,6 +1,6 @@
 """Tracing with OpenTelemetry: spans go to any collector that speaks OTLP, over gRPC or HTTP.
 
-What raises says its class, not its message: messages quote what users sent.
+The status of a failed span names the class of the exception, not its message: messages quote what users sent.
 """
 
 from __future__ import annotations
@@ -37,13 +37,15 @@ class OtelTracing:
     provider: makes the spans; shut down by :meth:`close`.
     """
 
+    enabled: Final = True
+
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
         self._tracer = provider.get_tracer("plaudit", plaudit.__version__)
 
     @property
     def provider(self) -> TracerProvider:
-        """For a client of ours, whose calls are then below the present span."""
+        """For a client of the gRPC services, whose calls are then below the present span."""
         return self._provider
 
     def span(
@@ -60,7 +62,7 @@ class OtelTracing:
     def stream(
         self, name: str, answers: Callable[[], Iterator[Answer]], *, kind: Kind = "internal", parent: str = ""
     ) -> Iterator[Answer]:
-        """The span is the present one only while an answer is made: whoever takes it may be on another thread."""
+        """The span is the present one only while an answer is made: it may be consumed on another thread."""
         span = self._begin(name, kind, parent, (), None)
         try:
             with self._around(span, ends=False):
@@ -140,12 +142,12 @@ def _links(traceparents: Iterable[str]) -> Iterator[trace.Link]:
 def otlp_tracing(service: str, *, endpoint: str | None, protocol: str, sample_ratio: float | None) -> OtelTracing:
     """Tracing whose spans go to a collector.
 
+    Spans that cannot be exported are dropped and logged by OpenTelemetry; no caller waits for them.
+
     Args:
-        service: what the spans say they are of, unless OTEL_SERVICE_NAME says something else.
+        service: the spans' service.name, unless OTEL_SERVICE_NAME is set.
         endpoint: ``http://host:port`` or ``https://host:port``; None: as OTEL_EXPORTER_OTLP_ENDPOINT says.
         sample_ratio: share of the traces that begin here and are kept; None: as OTEL_TRACES_SAMPLER says, or all.
-
-    What cannot be handed on is dropped and logged by OpenTelemetry; nothing waits for it.
 
     Raises:
         ValueError: the protocol is none of :data:`PROTOCOLS`.

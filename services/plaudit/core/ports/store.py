@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from plaudit.core.events import Content, Decision, DynamicAction, Features, Feedback
 from plaudit.core.experience import DecisionHeader, Experience, FeedbackState, Label
 from plaudit.core.ports.log import Positions
+from plaudit_models.evaluation.raters import TrustLevel
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,30 +118,46 @@ class FeedbackStatus:
     excluded: bool = False
 
 
-class FeedbackStatuses(Protocol):
-    """Where to ask what the learners made of feedback. Safe to use from several threads."""
+@dataclass(frozen=True, slots=True)
+class ExperimentSummary:
+    """State of one experiment, for people and for other services.
 
-    def fate(self, model: str, feedback_id: str) -> FeedbackStatus | None:
-        """None if no learner of that model has read it yet.
+    Attributes:
+        generation: of the rollout that began it; one experiment per generation.
+        version: the candidate.
+        details: JSON-ready; ``verdict`` is None while the experiment is under way.
+    """
 
-        Raises:
-            StoreUnavailable: it cannot be told now.
-        """
+    generation: int
+    version: int
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RaterCommand:
+    """An operator's command to give a user a trust level, not applied yet. ``number``: in the order they were given."""
+
+    number: int
+    user_id: str
+    trust_level: TrustLevel
+
+
+class StatusReader(Protocol):
+    """Status of feedback and experiments of one model, as its learners last saved it. Safe to use from several
+    threads. Every method raises StoreUnavailable.
+    """
+
+    def feedback_status(self, feedback_id: str) -> FeedbackStatus | None:
+        """None if no learner has read it yet, or it is no longer in the store."""
+        ...
+
+    def experiment_summary(self, version: int) -> ExperimentSummary | None:
+        """Summary of the latest experiment of a version; None if there was none."""
         ...
 
 
-class ExperimentReports(Protocol):
-    """Where to ask what the learners made of experiments. Safe to use from several threads."""
-
-    def experiment(self, model: str, version: int) -> Mapping[str, Any] | None:
-        """How the latest experiment of a version stands, or how it ended; None if there is none to tell of.
-
-        JSON-ready, as the learner reports it. ``verdict`` is None while it is under way.
-
-        Raises:
-            StoreUnavailable: it cannot be told now.
-        """
-        ...
+StatusReaders = Callable[[str], StatusReader | None]
+"""The status reader of a model by its name; None if no learner of it has run yet. Raises StoreUnavailable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +185,9 @@ class LeaderCommit:
         excluded: numbers of experiences that are set aside.
         resolved: revisions that are learned.
         silent: predictions that nobody said anything about; they become experiences.
-        memory: what the leader remembers between steps, by key; None forgets the key.
+        state: the learner's state by the name of its part, see learner/state.py; None removes the part.
+        commands: rater commands whose effects are in this commit; they are pending no longer.
+        experiments: summaries, each replacing that of the same generation.
     """
 
     features: Mapping[str, Features] = field(default_factory=dict)
@@ -176,7 +195,9 @@ class LeaderCommit:
     excluded: Sequence[int] = ()
     resolved: Sequence[LabelRevision] = ()
     silent: Sequence[LabelUpdate] = ()
-    memory: Mapping[str, bytes | None] = field(default_factory=dict)
+    state: Mapping[str, bytes | None] = field(default_factory=dict)
+    commands: Sequence[RaterCommand] = ()
+    experiments: Sequence[ExperimentSummary] = ()
 
 
 class ExperienceStore(Protocol):
@@ -233,8 +254,8 @@ class ExperienceStore(Protocol):
         """
         ...
 
-    def recall(self, key: str) -> bytes | None:
-        """What was last saved in ``LeaderCommit.memory`` under the key."""
+    def get_state(self, part: str) -> bytes | None:
+        """Value last saved in ``LeaderCommit.state`` for the part."""
         ...
 
     def histories(self, prediction_ids: Sequence[str]) -> Mapping[str, PredictionHistory]:
@@ -245,8 +266,12 @@ class ExperienceStore(Protocol):
         """Of those of the ids that are known."""
         ...
 
-    def fate(self, feedback_id: str) -> FeedbackStatus | None:
-        """None if it is not, or no longer, in the store."""
+    def feedback_status(self, feedback_id: str) -> FeedbackStatus | None:
+        """See :class:`StatusReader`."""
+        ...
+
+    def experiment_summary(self, version: int) -> ExperimentSummary | None:
+        """See :class:`StatusReader`."""
         ...
 
     def orphans(self, limit: int) -> Sequence[Feedback]:
@@ -260,12 +285,16 @@ class ExperienceStore(Protocol):
         """
         ...
 
-    def leave(self, key: str, value: bytes) -> None:
-        """Leave a note for the leader, whoever that is, which finds it with :meth:`recall`. Anybody may.
+    def put_command(self, user_id: str, trust_level: TrustLevel) -> None:
+        """Add a rater command for the leader to apply. Any process may; commands given at once are all kept.
 
         Raises:
-            StoreUnavailable: nothing was left.
+            StoreUnavailable: nothing was saved.
         """
+        ...
+
+    def pending_commands(self) -> Sequence[RaterCommand]:
+        """Rater commands that no commit of a leader has applied, in the order they were given."""
         ...
 
     def experiences(

@@ -17,7 +17,6 @@ import numpy as np
 
 from plaudit.core.events import Answers, ExperimentReport, ShadowAnswer
 from plaudit.core.experience import Experience
-from plaudit.core.ports.log import Cursor
 from plaudit.core.rollout import Rollout, in_experiment
 from plaudit.learner.evaluation.off_policy import speaks_plainly
 from plaudit_models.evaluation.gate import GROUP, Verdict
@@ -126,7 +125,6 @@ class Experiment:
         actor: who began it.
         started_at_s: UTC seconds since the epoch.
         position: number of the last experience looked at.
-        cursors: where reading the reports goes on.
         seen: the last report of each replica.
         problem: why a replica cannot run the candidate; "" if all can.
         slices: evidence by kind of input and by user group.
@@ -146,7 +144,6 @@ class Experiment:
     slices: Mapping[str, TwoArmTest] = field(default_factory=dict)
     ungrouped: int = 0
     shadowed: Shadowed = Shadowed()
-    cursors: Mapping[str, Cursor] = field(default_factory=dict)
     seen: Mapping[str, int] = field(default_factory=dict)
     problem: str = ""
     verdict: Verdict | None = None
@@ -212,7 +209,6 @@ _PLAIN: Final = (
     "started_at_s",
     "position",
     "ungrouped",
-    "cursors",
     "seen",
     "problem",
     "verdict",
@@ -220,9 +216,7 @@ _PLAIN: Final = (
 )
 
 
-def experiment_from_bytes(raw: bytes | None) -> Experiment | None:
-    if raw is None:
-        return None
+def experiment_from_bytes(raw: bytes) -> Experiment:
     fields = json.loads(raw)
     made: dict[str, Any] = {
         "evidence": two_arm_test_from_dict(fields["evidence"]),

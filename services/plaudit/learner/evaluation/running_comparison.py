@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 import numpy as np
 
@@ -25,9 +24,7 @@ from plaudit.learner.evaluation.off_policy import (
 )
 from plaudit.learner.features.policies import PolicyCache, allowed_mask
 from plaudit_models.bandit.features import Float64
-from plaudit_models.evaluation.gate import Comparison, GateRules, comparison_from_dict, new_comparison
-
-KEY: Final = "comparison"
+from plaudit_models.evaluation.gate import Comparison, comparison_from_dict
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,15 +43,9 @@ class RunningComparison:
         return json.dumps(raw).encode()
 
 
-def running_from_bytes(raw: bytes | None, rules: GateRules) -> RunningComparison:
-    """Starts anew if there is nothing to continue or the rules have changed."""
-    if raw is None:
-        return RunningComparison(0, 0, new_comparison(rules))
+def running_from_bytes(raw: bytes) -> RunningComparison:
     fields = json.loads(raw)
-    comparison = comparison_from_dict(fields["comparison"])
-    if comparison.rules != rules:
-        return RunningComparison(0, 0, new_comparison(rules))
-    return RunningComparison(fields["gated"], fields["after_version"], comparison)
+    return RunningComparison(fields["gated"], fields["after_version"], comparison_from_dict(fields["comparison"]))
 
 
 def update(

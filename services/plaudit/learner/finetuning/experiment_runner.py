@@ -10,7 +10,6 @@ about where candidates come from.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,17 +20,15 @@ import structlog
 
 from plaudit.core.events import ExperimentReport, Topic
 from plaudit.core.experience import Experience
-from plaudit.core.experiments import CURSORS, PAST, PRESENT, SHOWN
-from plaudit.core.ports.log import Cursor, EventLog, EventReader
+from plaudit.core.ports.log import EventLog, EventReader, Positions
 from plaudit.core.ports.registry import ModelRegistry
-from plaudit.core.ports.store import ExperienceStore, LeaderCommit
+from plaudit.core.ports.store import ExperienceStore, ExperimentSummary, LeaderCommit
 from plaudit.core.rollout import Change, Rollout, end_canary, promote
 from plaudit.core.rollout_updates import LEARNER, update_rollout
 from plaudit.learner.evaluation.experiment import (
     Experiment,
     ExperimentRules,
     decide,
-    experiment_from_bytes,
     heed,
     weigh,
 )
@@ -39,6 +36,7 @@ from plaudit.learner.evaluation.propensities import propensities_of
 from plaudit.learner.features.policies import PolicyCache
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.progress import Progress
+from plaudit.learner.state import LearnerState
 from plaudit_models.evaluation.gate import Verdict
 from plaudit_models.evaluation.guards import new_guards
 from plaudit_models.evaluation.two_arm_test import (
@@ -56,8 +54,6 @@ _POLLS: Final = 8
 _REPORTS_INTERVAL_S: Final = 0.2
 _WAIT_S: Final = 0.2
 """For reports that are known to be there."""
-_KEPT: Final = 20
-"""Experiments remembered after their end."""
 
 _log = structlog.get_logger("plaudit.learner")
 
@@ -67,6 +63,7 @@ class ExperimentRunner:
 
     Args:
         log: reports of inference services come from here.
+        state: the experiment under way is part of it.
         store, registry, versions, metrics, clock: as the learner's.
         rules: how experiments are judged.
     """
@@ -75,6 +72,7 @@ class ExperimentRunner:
         self,
         *,
         log: EventLog,
+        state: LearnerState,
         store: ExperienceStore,
         registry: ModelRegistry,
         versions: PolicyCache,
@@ -83,6 +81,7 @@ class ExperimentRunner:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._log = log
+        self._state = state
         self._store = store
         self._registry = registry
         self._versions = versions
@@ -95,8 +94,6 @@ class ExperimentRunner:
     def load(self) -> None:
         """Begin, or begin again, from what was saved."""
         self.close()
-        self._experiment = experiment_from_bytes(self._store.recall(PRESENT))
-        self._past: tuple[Mapping[str, Any], ...] = tuple(json.loads(self._store.recall(PAST) or b"[]"))
         self._looked_s = -_REPORTS_INTERVAL_S
         self.busy = False
 
@@ -109,19 +106,20 @@ class ExperimentRunner:
     @property
     def experiment(self) -> Experiment | None:
         """The one under way."""
-        return self._experiment
+        return self._state.experiment
 
     def outcome(self, version: int) -> Mapping[str, Any] | None:
-        """How the latest experiment of a version ended; None if it has not, or there was none."""
-        return next((past for past in reversed(self._past) if past["version"] == version), None)
+        """Details of the latest experiment of a version that has ended; None if it has not, or there was none."""
+        summary = self._store.experiment_summary(version)
+        return None if summary is None or summary.details["verdict"] is None else summary.details
 
     def report(self) -> dict[str, Any] | None:
         """Of the experiment under way, for people; None if there is none."""
-        return None if self._experiment is None else self._experiment.report()
+        return None if self.experiment is None else self.experiment.report()
 
     def step(self, rollout: Rollout, progress: Progress) -> None:
         """Begin, go on with or end the experiment that the rollout asks for."""
-        experiment = self._experiment
+        experiment = self.experiment
         if experiment is not None and experiment.verdict is not None:
             self._act(experiment)  # begun by a leader that died before it was done
             return
@@ -149,7 +147,6 @@ class ExperimentRunner:
             position=max(0, progress.last_number - _LOOK_BACK),
             evidence=new_two_arm_test(self._rules.canary(share)),
             guards=new_guards(self._rules.guards(share)),
-            cursors=json.loads(self._store.recall(CURSORS) or b"{}"),
         )
         self._remember(experiment)
         _log.info(
@@ -164,24 +161,24 @@ class ExperimentRunner:
     def _go_on(self, experiment: Experiment, rollout: Rollout, progress: Progress) -> None:
         chunk = self._store.experiences(after=experiment.position, up_to=progress.last_number, limit=_CHUNK)
         self.busy = len(chunk) == _CHUNK
-        after = experiment
+        after, cursors = experiment, dict(self._state.report_cursors)
         if chunk:
             after = weigh(
                 after, chunk, rollout, self._rules, progress.n_users, partial(self._chances, experiment, rollout)
             )
             after = replace(after, position=chunk[-1].number)
-        for report, cursors in self._reports(after):
-            after = replace(heed(after, report), cursors={**after.cursors, **cursors})
+        for report, behind in self._reports():
+            after, cursors = heed(after, report), {**cursors, **behind}
         after = decide(after, self._rules)
-        if after is not experiment:
-            self._remember(after)
+        if after is not experiment or cursors != self._state.report_cursors:
+            self._remember(after, cursors)
         if after.verdict is not None:
             self._act(after)
 
     def _chances(self, experiment: Experiment, rollout: Rollout, rows: Sequence[Experience]) -> Propensities:
         return propensities_of(rows, experiment.version, rollout.live or 0, self._store, self._versions)
 
-    def _reports(self, experiment: Experiment) -> list[tuple[ExperimentReport, Mapping[str, Cursor]]]:
+    def _reports(self) -> list[tuple[ExperimentReport, Positions]]:
         """The next reports about this model, each with where reading goes on behind it."""
         now_s = time.monotonic()
         if now_s - self._looked_s < _REPORTS_INTERVAL_S:
@@ -189,9 +186,9 @@ class ExperimentRunner:
         self._looked_s = now_s
         if self._reader is None:
             group = f"plaudit-experiments-{self._registry.model}"
-            cursors = dict(experiment.cursors)
+            cursors = self._state.report_cursors
             self._reader = self._log.reader(group, (Topic.EXPERIMENTS,), start=lambda: cursors)
-        found: list[tuple[ExperimentReport, Mapping[str, Cursor]]] = []
+        found: list[tuple[ExperimentReport, Positions]] = []
         for _ in range(_POLLS):
             if not self._reader.lag():  # it joins the group, too; polling without waiting for anything never would
                 break
@@ -241,19 +238,16 @@ class ExperimentRunner:
         self._metrics.canary_verdicts.labels(verdict).inc()
         _log.info("experiment ended", verdict=verdict, version=experiment.version, why=why)
         ended = replace(experiment, verdict=verdict, why=why).report() | {"ended_at_s": self._clock()}
-        past = (*self._past, ended)[-_KEPT:]
-        cursors = json.dumps(dict(experiment.cursors)).encode()
-        self._store.save(
-            LeaderCommit(memory={PRESENT: None, SHOWN: None, PAST: json.dumps(past).encode(), CURSORS: cursors})
-        )
-        self._experiment, self._past, self.busy = None, past, False
+        summary = ExperimentSummary(experiment.generation, experiment.version, ended)
+        self._state.save(LeaderCommit(experiments=[summary]), experiment=None)
+        self.busy = False
         self._tell(None)
         self.close()
 
-    def _remember(self, experiment: Experiment) -> None:
-        shown = json.dumps(experiment.report()).encode()
-        self._store.save(LeaderCommit(memory={PRESENT: experiment.to_bytes(), SHOWN: shown}))
-        self._experiment = experiment
+    def _remember(self, experiment: Experiment, cursors: Positions | None = None) -> None:
+        summary = ExperimentSummary(experiment.generation, experiment.version, experiment.report())
+        cursors = self._state.report_cursors if cursors is None else cursors
+        self._state.save(LeaderCommit(experiments=[summary]), experiment=experiment, report_cursors=cursors)
         self._tell(experiment)
 
     def _tell(self, experiment: Experiment | None) -> None:

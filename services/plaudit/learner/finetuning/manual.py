@@ -15,11 +15,10 @@ from plaudit.core.job_run import CANDIDATE, last_progress
 from plaudit.core.ports.jobs import JobLauncher, JobState
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import ExperienceStore
-from plaudit.learner import progress as progresses
 from plaudit.learner.features.head_builder import HeadBuilder
 from plaudit.learner.finetuning.job_spec import TrainingPlan
 from plaudit.learner.finetuning.scheduler import cannot_train, prepare_run
-from plaudit.learner.progress import progress_from_bytes
+from plaudit.learner.state import LearnerState
 from plaudit_models.bundle import Manifest
 from plaudit_models.preprocess import Limits
 
@@ -63,7 +62,7 @@ def finetune_manually(
         run_dir,
         registry,
         live,
-        progress_from_bytes(store.recall(progresses.KEY)),
+        LearnerState(store).progress,
         plan=plan,
         maker=maker,
         limits=limits,

@@ -10,13 +10,12 @@ Knows nothing about training, nor about where jobs run.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import structlog
 
@@ -54,7 +53,9 @@ from plaudit.learner.finetuning.job_spec import (
 )
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.progress import Progress
+from plaudit.learner.state import LearnerState
 from plaudit.learner.tracing import LearnerTrace
+from plaudit.learner.tuning_state import Tuning
 from plaudit_models.bandit.features import features
 from plaudit_models.bandit.reward_model import RewardPosterior, RewardState, posterior, state_from_bytes
 from plaudit_models.bundle import MANIFEST, CorruptBundle, Manifest, read_manifest
@@ -63,13 +64,9 @@ from plaudit_models.evaluation.gate import (
     GateReport,
     GateRules,
     Verdict,
-    comparison_from_dict,
     new_comparison,
 )
 from plaudit_models.preprocess import Limits
-
-KEY: Final = "finetune"
-GATE: Final = "gate"
 
 _CHUNK: Final = 32
 """Experiences judged per step of the loop: a new trunk on that much content takes well under a refresh's time."""
@@ -77,48 +74,6 @@ _HISTORY: Final = 20
 _LOOK_INTERVAL_S: Final = 0.2
 
 _log = structlog.get_logger("plaudit.learner")
-
-
-def served_key(version: int) -> str:
-    """Under which the store remembers the evidence that a version's head was built from."""
-    return f"served/{version}"
-
-
-@dataclass(frozen=True, slots=True)
-class Tuning:
-    """Where fine-tuning stands; what the store remembers.
-
-    Attributes:
-        phase: idle, a job is training, its candidate is at the gate, or it is in an experiment with a share of the
-        users. run: name of the run folder.
-        last_snapshot: number of the last experience when a job was last started.
-        position: number of the last experience that the gate has looked at.
-        started_at_s: when the job or the experiment began, UTC seconds since the epoch.
-        version: the version in an experiment; 0 if there is none.
-        resumed_step: gradient step from which the job was last made to go on after it was killed.
-        traceparent: of the span that started the job; "" if that was not traced.
-        outcomes: the latest ones, oldest first: run, outcome, why, version (if one was published), ended_at_s.
-    """
-
-    phase: Literal["idle", "training", "gating", "canary"] = "idle"
-    run: str = ""
-    last_snapshot: int = 0
-    position: int = 0
-    started_at_s: float = 0.0
-    version: int = 0
-    resumed_step: int = 0
-    traceparent: str = ""
-    outcomes: tuple[dict[str, Any], ...] = ()
-
-    def to_bytes(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
-
-
-def tuning_from_bytes(raw: bytes | None) -> Tuning:
-    if raw is None:
-        return Tuning()
-    fields = json.loads(raw)
-    return Tuning(outcomes=tuple(fields.pop("outcomes")), **fields)
 
 
 def cannot_train(live: Manifest) -> str:
@@ -171,6 +126,7 @@ class Finetuning:
 
     Args:
         jobs: where jobs run.
+        state: what fine-tuning remembers is part of it.
         store, registry, versions, maker, metrics, clock: as the learner's.
         runs_dir: gets a folder per run.
         every: new experiences after which a job is due.
@@ -186,6 +142,7 @@ class Finetuning:
         self,
         *,
         jobs: JobLauncher,
+        state: LearnerState,
         store: ExperienceStore,
         registry: ModelRegistry,
         versions: PolicyCache,
@@ -203,6 +160,7 @@ class Finetuning:
         trace: LearnerTrace | None = None,
     ) -> None:
         self._jobs = jobs
+        self._state = state
         self._store = store
         self._registry = registry
         self._versions = versions
@@ -222,10 +180,8 @@ class Finetuning:
 
     def load(self) -> None:
         """Begin, or begin again, from what was saved. A job that was running is found again by its folder."""
-        self._tuning = tuning_from_bytes(self._store.recall(KEY))
         self._metrics.phase(self._tuning.phase)
-        saved = self._store.recall(GATE)
-        self._comparison = new_comparison(self._rules) if saved is None else comparison_from_dict(json.loads(saved))
+        self._comparison = self._state.gate or new_comparison(self._rules)
         self._candidate: _Candidate | None = None
         self._backlog = False
         self._off = ""
@@ -233,8 +189,8 @@ class Finetuning:
         self._tell_kl(self._latest())
 
     @property
-    def tuning(self) -> Tuning:
-        return self._tuning
+    def _tuning(self) -> Tuning:
+        return self._state.tuning
 
     @property
     def busy(self) -> bool:
@@ -454,7 +410,7 @@ class Finetuning:
         why = "; ".join(report.reasons)
         published = self._published() or self._publish(report)
         self._trace.tuned(published.version)
-        self._store.save(LeaderCommit(memory={served_key(published.version): candidate.state.to_bytes()}))
+        self._state.save(served_heads={published.version: candidate.state})
         if verdict == "promote":
             why += self._promote(published.version, f"passed the gate: {why}")
         self._metrics.gate_verdicts.labels(verdict).inc()
@@ -526,7 +482,7 @@ class Finetuning:
 
         return "" if update_rollout(self._registry, transition) else "; not made live, because a version is pinned"
 
-    # --- memory ------------------------------------------------------------------------------------------------------
+    # --- state -------------------------------------------------------------------------------------------------------
 
     def _end(self, outcome: str, why: str, *, version: int | None) -> None:
         run_dir = self._run_dir
@@ -551,11 +507,7 @@ class Finetuning:
             (run_dir / large).unlink(missing_ok=True)
 
     def _remember(self, tuning: Tuning, also: LeaderCommit | None = None) -> None:
-        memory: dict[str, bytes | None] = {KEY: tuning.to_bytes(), GATE: None}
-        if tuning.phase == "gating":
-            memory[GATE] = json.dumps(self._comparison.to_dict()).encode()
-        self._store.save(replace(also or LeaderCommit(), memory=memory))
-        self._tuning = tuning
+        self._state.save(also, tuning=tuning, gate=self._comparison if tuning.phase == "gating" else None)
         self._metrics.phase(tuning.phase)
 
 

@@ -13,12 +13,11 @@ from pathlib import Path
 import structlog
 
 from plaudit.core.ports.registry import ModelRegistry
-from plaudit.core.ports.store import ExperienceStore, LeaderCommit
+from plaudit.core.ports.store import ExperienceStore
 from plaudit.core.rollout import Change as RolloutChange
 from plaudit.core.rollout import Rollout, refresh
 from plaudit.core.rollout_updates import LEARNER, update_rollout
 from plaudit.learner.features.head_builder import HeadBuilder, publish_refresh
-from plaudit.learner.finetuning.scheduler import served_key
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.online.contexts import Contexts
 from plaudit.learner.state import LearnerState
@@ -29,7 +28,7 @@ from plaudit_models.bandit.dynamic_actions import (
     empty_dynamic_action_state,
 )
 from plaudit_models.bandit.improvement import Step
-from plaudit_models.bandit.reward_model import RewardState, empty_state, state_from_bytes
+from plaudit_models.bandit.reward_model import RewardState, empty_state
 from plaudit_models.bundle import DYNAMIC_HEAD, Manifest
 
 _log = structlog.get_logger("plaudit.learner")
@@ -131,10 +130,7 @@ class HeadRefresher:
         )
         # A step cut short leaves evidence for the next refresh, as if one experience were still unlearned.
         refreshed = progress.changes if share >= 1.0 else progress.changes - 1
-        self._knowledge.save(
-            LeaderCommit(memory={served_key(published.version): state.to_bytes()}),
-            progress=replace(progress, refreshed=refreshed),
-        )
+        self._knowledge.save(served_heads={published.version: state}, progress=replace(progress, refreshed=refreshed))
         self._trace.published(published.version)
         change = RolloutChange(LEARNER, self._clock(), published.reason)
         version = published.version
@@ -151,8 +147,8 @@ class HeadRefresher:
     def _served(self, live: Manifest) -> RewardState:
         """The evidence that live's head was built from."""
         assert self._knowledge.reward is not None
-        served = self._store.recall(served_key(live.version))
-        return empty_state(self._knowledge.reward.space) if served is None else state_from_bytes(served)
+        served = self._knowledge.served_head(live.version)
+        return empty_state(self._knowledge.reward.space) if served is None else served
 
     def _step(self, live: Manifest) -> Step[RewardState] | None:
         """Towards the latest evidence; None if nothing was answered with the model's actions yet."""
@@ -182,4 +178,4 @@ class HeadRefresher:
     def _prune(self) -> None:
         removed = self._registry.prune(self._versions_kept)
         if removed:
-            self._knowledge.save(LeaderCommit(memory={served_key(version): None for version in removed}))
+            self._knowledge.save(served_heads=dict.fromkeys(removed))

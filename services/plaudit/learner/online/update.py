@@ -6,6 +6,7 @@ it is. Knows nothing about the log, nor about when heads are made from what is l
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections import deque
@@ -30,7 +31,6 @@ from plaudit.learner.features.policies import PolicyCache
 from plaudit.learner.ingest.join import silence
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.online.contexts import Contexts, features_of, served_probabilities
-from plaudit.learner.online.rater_commands import unheeded, user_hash
 from plaudit.learner.online.satisfaction import SatisfactionByVersion
 from plaudit.learner.progress import Progress
 from plaudit.learner.state import LearnerState
@@ -82,6 +82,11 @@ class Expected:
 
     reward: Float64
     known: Float64
+
+
+def user_hash(user: str) -> str:
+    """Name of a user in the service's own log: the same for the same user, and not the id."""
+    return hashlib.sha256(user.encode()).hexdigest()[:12]
 
 
 class Learning:
@@ -181,20 +186,23 @@ class Learning:
 
     def _obey(self, live: Manifest) -> None:
         """Do with raters what people have ordered since the last time."""
-        learned, orders = self._knowledge.learned, unheeded(self._store)
-        if learned is None or not orders.todo:
+        learned, commands = self._knowledge.learned, self._store.pending_commands()
+        if learned is None or not commands:
             return
+        trust_levels = {command.user_id: command.trust_level for command in commands}  # the last one of a user counts
         raters, progress = self._knowledge.raters, self._knowledge.progress
-        for user, trust_level in orders.todo.items():
+        for user, trust_level in trust_levels.items():
             raters = raters.set_trust_level(user, trust_level)
-            _log.info("rater's standing changed by order", rater=user_hash(user), trust_level=trust_level)
-        changes = self._without([user for user, trust_level in orders.todo.items() if trust_level == "quarantined"], [])
+            _log.info("rater's trust level set by an operator", rater=user_hash(user), trust_level=trust_level)
+        changes = self._without(
+            [user for user, trust_level in trust_levels.items() if trust_level == "quarantined"], []
+        )
         known = self._store.features([_id(c) for c in changes], live.trunk_digest)
         listed = self._lists([c.after for c in changes], known, live)
         forget = [said_by(c.after, c.subtracts, known, listed) for c in changes]
         index = {action: i for i, action in enumerate(live.spec.actions)}
         self._knowledge.save(
-            LeaderCommit(excluded=[c.after.number for c in changes], memory=orders.heeded),
+            LeaderCommit(excluded=[c.after.number for c in changes], commands=commands),
             learned=learned.subtract([each for each in forget if each is not None], index),
             raters=raters,
             progress=replace(

@@ -1,4 +1,4 @@
-"""A bounded number of places. Whoever finds none is refused at once, before any work is done for him."""
+"""A bounded number of places. A request that finds none is refused at once, before any work is done for it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from plaudit.core.errors import InvalidInput, Overloaded
 
 class Admission:
     """Args:
-    what: what is full when it is full, for the error.
-    limit: how many places there are.
+    what: name of what is full when no place is free, for the error.
+    limit: number of places.
     """
 
     def __init__(self, what: str, limit: int) -> None:
@@ -23,11 +23,12 @@ class Admission:
 
     @property
     def taken(self) -> int:
+        """Number of places that are held."""
         return self._taken
 
     @contextmanager
     def places(self, count: int = 1) -> Iterator[None]:
-        """Holds that many places.
+        """Holds ``count`` places.
 
         Raises:
             Overloaded: there are not that many free.

@@ -1,21 +1,20 @@
-"""Joins concurrent callers into one call of something that takes a list. Knows nothing about what the items are.
+"""Joins concurrent calls into one call of something that takes a list. Knows nothing about what the items are.
 
 Greedy: as soon as a worker is free, it gets whatever waits; there is no timer, so an idle server adds no delay and a
-busy one finds its batches full. How many may wait is decided where callers are let in (admission.py).
+busy one finds its batches full. How many may wait is decided where calls are admitted (admission.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from queue import Empty, SimpleQueue
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from plaudit.core.errors import Draining, Expired
+from plaudit.serving.engine.call_context import NO_DEADLINE, CallContext, ClientGone
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -25,41 +24,24 @@ Run = Callable[[Sequence[Item]], Sequence[Result | Exception]]
 exception that is raised fails the batch and no other."""
 
 
-class ClientGone(Exception):
-    """The caller left before its batch began; nobody waits for this outcome."""
-
-
-def _always() -> bool:
-    return True
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who waits for an answer.
-
-    Attributes:
-        deadline_s: on the clock of ``time.monotonic``; what is not begun by then is not computed.
-        waits: False once the caller has left.
-        takes: asked once, before an answer becomes a fact that is logged: False if the caller has left, and if True,
-            too late for him to leave.
-    """
-
-    deadline_s: float = math.inf
-    waits: Callable[[], bool] = _always
-    takes: Callable[[], bool] = _always
-
-
-NO_DEADLINE: Final = Caller()
+def results(outcomes: Iterable[Result | Exception]) -> list[Result]:
+    """The outcomes, none of which is an exception; raises the first one that is."""
+    found = []
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
+        found.append(outcome)
+    return found
 
 
 class _Waiting(Generic[Item, Result]):
-    """One item on its way; a lock is the cheapest thing a thread can wait for."""
+    """One item in the queue; a lock is the cheapest thing a thread can wait for."""
 
-    __slots__ = ("_answered", "_outcome", "caller", "item")
+    __slots__ = ("_answered", "_outcome", "call", "item")
 
-    def __init__(self, item: Item, caller: Caller) -> None:
+    def __init__(self, item: Item, call: CallContext) -> None:
         self.item = item
-        self.caller = caller
+        self.call = call
         self._answered = threading.Lock()
         self._answered.acquire()
 
@@ -73,15 +55,15 @@ class _Waiting(Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Callers on threads of their own; batches on one worker thread for each of ``runs``.
+    """Calls on threads of their own; batches on one worker thread for each of ``runs``.
 
-    A caller that has left, or whose deadline has passed, is never computed. Whatever happens to one caller, the others
-    of its batch get their answers.
+    An item whose client has left, or whose deadline has passed, is never computed. Whatever happens to one call, the
+    others of its batch get their answers.
 
     Args:
         runs: what computes a batch, one for each worker; each is only ever called by its own.
-        name: what the workers' threads are called.
-        max_batch: the most items of one call; asked before each.
+        name: prefix of the workers' thread names.
+        max_batch: the most items of one batch; asked before each.
     """
 
     def __init__(self, runs: Sequence[Run[Item, Result]], *, name: str, max_batch: Callable[[], int]) -> None:
@@ -94,7 +76,7 @@ class Batcher(Generic[Item, Result]):
         ]
         self._closing = threading.Lock()
         self._closed = False
-        self._taken = 0
+        self._submitted = 0
 
     def start(self) -> None:
         for worker in self._workers:
@@ -110,37 +92,30 @@ class Batcher(Generic[Item, Result]):
             worker.join()
 
     @property
-    def taken(self) -> int:
-        """Items that were ever taken in."""
-        return self._taken
+    def submitted(self) -> int:
+        """Number of items ever taken in."""
+        return self._submitted
 
     def waiting(self) -> int:
-        """Callers whose items no worker has taken up."""
+        """Number of calls whose items no worker has begun."""
         return self._queue.qsize()
 
-    def submit(self, items: Sequence[Item], caller: Caller = NO_DEADLINE) -> list[Result | Exception]:
+    def submit(self, items: Sequence[Item], call: CallContext = NO_DEADLINE) -> list[Result | Exception]:
         """The outcome of each item, in their order. Blocks until all are there.
 
         An outcome is an exception where ``run`` gave or raised one, where the deadline passed before the batch began
-        (Expired), and where the caller had left (Gone).
+        (Expired), and where the client had left (ClientGone).
 
         Raises:
             Draining: the batcher is closed.
         """
-        waiting = [_Waiting[Item, Result](item, caller) for item in items]
+        waiting = [_Waiting[Item, Result](item, call) for item in items]
         with self._closing:
             if self._closed:
                 raise Draining
             self._queue.put(waiting)
-            self._taken += len(waiting)
+            self._submitted += len(waiting)
         return [each.outcome() for each in waiting]
-
-    def ask(self, item: Item, caller: Caller = NO_DEADLINE) -> Result:
-        """The result for one item; raises what :meth:`submit` would give or raise."""
-        (outcome,) = self.submit((item,), caller)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
 
     def _work(self, run: Run[Item, Result]) -> None:
         """What does not fit into a batch is the beginning of this worker's next one."""
@@ -166,9 +141,9 @@ class Batcher(Generic[Item, Result]):
         now_s = time.monotonic()
         due = []
         for waiting in batch:
-            if waiting.caller.deadline_s <= now_s:
+            if waiting.call.deadline_s <= now_s:
                 waiting.answer(Expired())
-            elif not waiting.caller.waits():
+            elif not waiting.call.is_active():
                 waiting.answer(ClientGone())
             else:
                 due.append(waiting)

@@ -1,4 +1,4 @@
-"""Logs what was decided, behind the back of the request: an answer never waits for the log.
+"""Logs decisions off the request path: an answer never waits for the log.
 
 Knows nothing about how decisions are made.
 """
@@ -16,12 +16,12 @@ import structlog
 
 from plaudit.core.errors import LogUnavailable
 from plaudit.core.events import Decision, ExperimentReport, RolloutChanged
-from plaudit.core.ports.log import EventLog
+from plaudit.serving.telemetry.appends import Append
 from plaudit.serving.telemetry.metrics import ServingMetrics
 
 _BATCH: Final = 256
 _LINGER_S: Final = 0.05
-"""How long a decision may wait for company: a commit costs the same for one and for many."""
+"""How long a decision may wait for others: a commit costs the same for one and for many."""
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 2.0
 
@@ -31,23 +31,24 @@ logger = structlog.get_logger(__name__)
 
 
 class DecisionLog:
-    """A bounded queue and a thread that appends to the log.
+    """A bounded queue and a thread that appends to the event log.
 
     While the log is away, it tries again, with growing pauses, and the queue fills; what does not fit is dropped and
     counted. An append that is repeated adds nothing, because events have ids.
 
     Args:
+        append: of the event log.
         queue_limit: events that may wait.
     """
 
-    def __init__(self, log: EventLog, metrics: ServingMetrics, *, queue_limit: int) -> None:
-        self._log = log
+    def __init__(self, append: Append, metrics: ServingMetrics, *, queue_limit: int) -> None:
+        self._append = append
         self._metrics = metrics
         self._queue_limit = queue_limit
         self._queue: SimpleQueue[Recorded | None] = SimpleQueue()
         self._closing = threading.Event()
         self._give_up_s = math.inf
-        self._thread = threading.Thread(target=self._work, name="decision-recorder", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="decision-log", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -61,6 +62,7 @@ class DecisionLog:
             self._queue.put(event)
 
     def waiting(self) -> int:
+        """Number of events that wait."""
         return self._queue.qsize()
 
     def close(self, timeout_s: float) -> None:
@@ -83,14 +85,14 @@ class DecisionLog:
                     self._queue.put(None)
                     break
                 batch.append(following)
-            self._append(batch)
+            self._append_all(batch)
 
-    def _append(self, batch: Sequence[Recorded]) -> None:
+    def _append_all(self, batch: Sequence[Recorded]) -> None:
         pause_s = _FIRST_PAUSE_S
         while time.monotonic() < self._give_up_s:
             try:
                 with self._metrics.decision_append_seconds.time():
-                    self._log.append(batch)
+                    self._append(batch)
             except LogUnavailable as error:
                 logger.warning("decisions_wait", problem=str(error), waiting=self._queue.qsize() + len(batch))
                 time.sleep(pause_s)

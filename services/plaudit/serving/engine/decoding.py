@@ -1,7 +1,9 @@
-"""The content of one request → the arrays of a version's graph inputs, or an error that names the modality."""
+"""Content of one request → arrays of a version's graph inputs, or an error that names the modality."""
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,22 +12,52 @@ import numpy.typing as npt
 from plaudit.core.errors import InvalidInput
 from plaudit.core.events import Content, EncodedContent, TensorContent, TextContent
 from plaudit.core.ports.runtime import ServableModel
+from plaudit.serving.engine.call_context import CallContext
+from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit_models.preprocess import InvalidContent, Limits, decode
 from plaudit_models.spec import Modality, ModelSpec
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
-def is_encoded(content: Mapping[str, Content]) -> bool:
-    """True if there is an image or a sound to decode."""
-    return any(isinstance(part, EncodedContent) for part in content.values())
+class Decoder:
+    """Decodes requests; safe to use from several threads.
+
+    Args:
+        limits: sizes beyond which content is refused.
+        max_concurrent: images and sounds that are decoded at once. Decoders release the interpreter's lock in the
+            middle, and many threads that want it back spend their time on switching.
+    """
+
+    def __init__(self, limits: Limits, metrics: ServingMetrics, *, max_concurrent: int) -> None:
+        self._limits = limits
+        self._metrics = metrics
+        self._slots = threading.Semaphore(max_concurrent)
+
+    def decode(self, content: Mapping[str, Content], model: ServableModel, call: CallContext) -> Arrays:
+        """Graph inputs by modality name, without the batch axis.
+
+        Raises:
+            InvalidInput: naming the modality.
+            Expired: nothing was decoded.
+        """
+        check_modalities(content, model.manifest.spec)
+        call.check_deadline()
+        started_s = time.perf_counter()
+        try:
+            if not _is_encoded(content):
+                return decode_content(content, model, self._limits)
+            with self._slots:
+                return decode_content(content, model, self._limits)
+        finally:
+            self._metrics.versions.of(model).decode_seconds.observe(time.perf_counter() - started_s)
 
 
 def check_modalities(content: Mapping[str, Content], spec: ModelSpec) -> None:
-    """Whether these are modalities of the model, each of a fitting kind; looks at no bytes.
+    """Check that these are modalities of the model, each of a fitting kind; looks at no bytes.
 
     Raises:
-        InvalidInput: naming the modality, and what there is instead.
+        InvalidInput: naming the modality, and which ones there are.
     """
     if not content:
         raise InvalidInput("content", f"is empty; give at least one of {list(spec.modalities)}")
@@ -61,6 +93,11 @@ def _decode(name: str, part: Content, modality: Modality, model: ServableModel, 
         return decode(raw, modality, name=name, tokenizer=model.tokenizer, limits=limits)
     except InvalidContent as error:
         raise InvalidInput(f'content["{name}"]', error.problem) from error
+
+
+def _is_encoded(content: Mapping[str, Content]) -> bool:
+    """True if there is an image or a sound to decode."""
+    return any(isinstance(part, EncodedContent) for part in content.values())
 
 
 def _kind(part: Content) -> str:

@@ -3,7 +3,7 @@
 Runs on a worker's thread. Knows nothing about queues, ids or answers.
 
 Notation:
-    b: batch size, d: embedding size, a: number of actions, k: number of dynamic actions
+    b: batch size, d: embedding size, a: number of actions of a request's action set
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.core.ports.runtime import ServableModel
+from plaudit.core.ports.runtime import ServableModel, TrunkOutputs
+from plaudit.core.tracing import Attributes, Tracing
+from plaudit.serving.engine.action_sets import ActionSet, Scores
+from plaudit.serving.engine.batcher import Run
 from plaudit.serving.engine.decoding import Arrays
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.serving.telemetry.statistics import BatchTimes, Statistics
@@ -27,29 +30,29 @@ from plaudit_models.preprocess import Batch
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EvaluationRequest:
-    """A decoded request, bound to the version it was decoded for.
+    """One decoded row, bound to the version it was decoded for.
 
     Attributes:
         inputs: graph inputs by modality name, without the batch axis.
-        allowed: ``[a]``, True where the action may be picked; at least one.
+        actions: what is picked from.
         greedy: pick the most probable action.
         outputs: native outputs of an imported graph that are wanted too.
-        vectors: ``[k, d]``, of the dynamic actions that are picked from instead of the actions; None: the actions.
-        asked_ns: when, on the clock of ``time.monotonic_ns``.
+        traceparent: of the span that waits for the evaluation; "" where nothing is traced.
+        submitted_ns: on the clock of ``time.monotonic_ns``.
     """
 
     model: ServableModel
     inputs: Arrays
-    allowed: Bool
+    actions: ActionSet
     greedy: bool = False
     outputs: tuple[str, ...] = ()
-    vectors: Float32 | None = None
-    asked_ns: int = field(default_factory=time.monotonic_ns)
+    traceparent: str = ""
+    submitted_ns: int = field(default_factory=time.monotonic_ns)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """What the version makes of a question; ``a`` is ``k`` where it was between dynamic actions.
+    """Policy of a version for one row, and the action picked by it.
 
     Attributes:
         embedding: ``[d]``.
@@ -58,7 +61,7 @@ class Evaluation:
         action: index of the action picked.
         propensity: probability with which it was picked; 1 if greedy.
         native: the native outputs that were asked for, without the batch axis.
-        explored: the action was drawn although another one was more probable.
+        explored: True if another action was more probable than the one drawn.
     """
 
     embedding: Float32
@@ -70,134 +73,181 @@ class Evaluation:
     explored: bool = False
 
 
+def traced(run: Run[EvaluationRequest, Evaluation], tracing: Tracing) -> Run[EvaluationRequest, Evaluation]:
+    """``run`` inside a span that links to the requests of the batch."""
+
+    def traced_run(requests: Sequence[EvaluationRequest]) -> Sequence[Evaluation | Exception]:
+        manifest = requests[0].model.manifest
+        attributes: Attributes = {
+            "plaudit.model": manifest.spec.name,
+            "plaudit.version": manifest.version,
+            "plaudit.requests": len(requests),
+        }
+        with tracing.span("batch", links=[request.traceparent for request in requests], attributes=attributes):
+            return run(requests)
+
+    return traced_run
+
+
 class Evaluator:
-    """One worker's; not for several threads.
+    """Evaluates the batches of one worker; not for several threads.
 
     Args:
         statistics: of all versions, where this worker's batches are counted too.
-        capacity: the most questions of one batch.
+        max_batch: the most rows of one batch.
         rng: of the sampling.
     """
 
     def __init__(
-        self, metrics: ServingMetrics, statistics: Statistics, capacity: int, rng: np.random.Generator
+        self, metrics: ServingMetrics, statistics: Statistics, max_batch: int, rng: np.random.Generator
     ) -> None:
         self._metrics = metrics
         self._statistics = statistics
-        self._capacity = capacity
+        self._max_batch = max_batch
         self._rng = rng
         self._buffers: WeakKeyDictionary[ServableModel, Batch] = WeakKeyDictionary()
 
-    def run(self, questions: Sequence[EvaluationRequest]) -> list[Evaluation | Exception]:
-        """Answers in the order of the questions.
+    def run(self, requests: Sequence[EvaluationRequest]) -> list[Evaluation | Exception]:
+        """Evaluations in the order of the requests.
 
-        A batch that spans a swap holds questions of two versions; each version runs on its own, and one that fails
-        fails its own questions alone. So do inputs of different free lengths.
+        A batch that spans a swap holds requests of two versions; each version runs on its own, and one that fails
+        fails its own requests alone. So do inputs of different free lengths.
         """
         groups: dict[Hashable, list[int]] = {}
-        for place, question in enumerate(questions):
-            groups.setdefault(_shares_arrays_with(question), []).append(place)
-        answers: list[Evaluation | Exception] = [RuntimeError("not evaluated")] * len(questions)
+        for place, request in enumerate(requests):
+            groups.setdefault(_input_key(request), []).append(place)
+        evaluations: list[Evaluation | Exception] = [RuntimeError("not evaluated")] * len(requests)
         for places in groups.values():
-            group = [questions[place] for place in places]
-            counted = self._metrics.versions.of(group[0].model)
+            group = [requests[place] for place in places]
+            model = group[0].model
+            counted = self._metrics.versions.of(model)
             counted.batch_requests.observe(len(group))
-            began_s = time.perf_counter()
+            started_s = time.perf_counter()
             try:
-                outcomes: Sequence[Evaluation | Exception] = self._evaluate(group[0].model, group)
+                found: Sequence[Evaluation | Exception] = self._evaluate(model, group)
             except Exception as error:
-                outcomes = [error] * len(group)
+                found = [error] * len(group)
                 counted.failures.inc(len(group))
-                waited_ns = sum(time.monotonic_ns() - question.asked_ns for question in group)
-                self._statistics.of(group[0].model).failed(len(group), waited_ns)
-            counted.inference_seconds.observe(time.perf_counter() - began_s)
-            for place, outcome in zip(places, outcomes, strict=True):
-                answers[place] = outcome
-        return answers
+                waited_ns = sum(time.monotonic_ns() - request.submitted_ns for request in group)
+                self._statistics.of(model).failed(len(group), waited_ns)
+            counted.inference_seconds.observe(time.perf_counter() - started_s)
+            for place, evaluation in zip(places, found, strict=True):
+                evaluations[place] = evaluation
+        return evaluations
 
     def _evaluate(self, model: ServableModel, group: Sequence[EvaluationRequest]) -> Sequence[Evaluation | Exception]:
-        manifest = model.manifest
-        began_ns = time.monotonic_ns()
+        """The evaluations of requests of one version whose inputs fit into the same arrays."""
+        started_ns = time.monotonic_ns()
         buffer = self._buffers.get(model)
         if buffer is None:
-            buffer = self._buffers[model] = Batch(manifest.spec, self._capacity)
-        wanted = list(dict.fromkeys(name for question in group for name in question.outputs))
-        inputs = buffer.fill([question.inputs for question in group])
+            buffer = self._buffers[model] = Batch(model.manifest.spec, self._max_batch)
+        wanted = list(dict.fromkeys(name for request in group for name in request.outputs))
+        inputs = buffer.fill([request.inputs for request in group])
         filled_ns = time.monotonic_ns()
-        embedding, base_logits, native = model.trunk(inputs, wanted)
-        scores = model.head(embedding, base_logits)  # [b, a]
+        features = model.trunk(inputs, wanted)
+        scored = [(rows, *_score(model, features, group, rows)) for rows in _rows_scored_together(group)]
         inferred_ns = time.monotonic_ns()
+        uniforms = self._rng.random(len(group))
+        evaluations: list[Evaluation | Exception] = [RuntimeError("not picked")] * len(group)
+        for rows, base_logits, scores in scored:
+            drawn = uniforms if len(rows) == len(group) else uniforms[rows]
+            picked = self._pick(model, group, rows, features, base_logits, scores, drawn)
+            for row, evaluation in zip(rows, picked, strict=True):
+                evaluations[row] = evaluation
+        self._count(model, group, started_ns, filled_ns, inferred_ns)
+        return evaluations
+
+    def _pick(
+        self,
+        model: ServableModel,
+        group: Sequence[EvaluationRequest],
+        rows: Sequence[int],
+        features: TrunkOutputs,
+        base_logits: Float32,
+        scores: Scores,
+        uniforms: Float64,
+    ) -> list[Evaluation | Exception]:
+        """One evaluation for each of ``rows``.
+
+        Args:
+            rows: ``[r]``, places in ``group``.
+            base_logits: ``[r, a]``.
+            scores: ``[r, a]``.
+            uniforms: ``[r]``, draws from [0, 1) that decide.
+        """
+        manifest = model.manifest
         finite: Bool = np.asarray(np.isfinite(scores).all(axis=1))
         if not finite.all():
-            wrong = sum(question.vectors is None for question, fine in zip(group, finite, strict=True) if not fine)
-            self._metrics.versions.of(model).failures.inc(wrong)
+            self._metrics.versions.of(model).failures.inc(int((~finite).sum()))
             scores = np.where(finite[:, None], scores, 0.0)
-        policy = probabilities(scores, np.stack([question.allowed for question in group]), manifest.floor)
+        policy = probabilities(scores, np.stack([group[row].actions.allowed for row in rows]), manifest.floor)
         best = policy.argmax(axis=1).tolist()
-        uniforms = self._rng.random(len(group))
         sampled = sample(policy, uniforms).tolist()
-        outcomes: list[Evaluation | Exception] = []
-        for row, question in enumerate(group):
-            if question.vectors is not None:
-                outcomes.append(self._pick_dynamic_action(question, question.vectors, embedding[row], uniforms[row]))
+        picked: list[Evaluation | Exception] = []
+        for place, row in enumerate(rows):
+            if not finite[place]:
+                picked.append(FloatingPointError(f"version {manifest.version} gave scores that are not finite"))
                 continue
-            if not finite[row]:
-                outcomes.append(FloatingPointError(f"version {manifest.version} gave scores that are not finite"))
-                continue
-            action = best[row] if question.greedy else sampled[row]
+            request = group[row]
+            action = best[place] if request.greedy else sampled[place]
             # Rows sum to 1 but for rounding; a probability is never above it.
-            propensity = 1.0 if question.greedy else min(1.0, float(policy[row, action]))
-            outcomes.append(
+            propensity = 1.0 if request.greedy else min(1.0, float(policy[place, action]))
+            picked.append(
                 Evaluation(
-                    embedding[row],
-                    base_logits[row],
-                    policy[row],
+                    features.embedding[row],
+                    base_logits[place],
+                    policy[place],
                     action,
                     propensity,
-                    {name: native[name][row] for name in question.outputs},
-                    action != best[row],
+                    {name: features.native[name][row] for name in request.outputs},
+                    action != best[place],
                 )
             )
-        queue_ns = [began_ns - question.asked_ns for question in group]
+        return picked
+
+    def _count(
+        self,
+        model: ServableModel,
+        group: Sequence[EvaluationRequest],
+        started_ns: int,
+        filled_ns: int,
+        inferred_ns: int,
+    ) -> None:
+        queue_ns = [started_ns - request.submitted_ns for request in group]
         observe = self._metrics.versions.of(model).queue_seconds.observe
         for waited_ns in queue_ns:
             observe(waited_ns / 1e9)
         times = BatchTimes(
             rows=len(group),
             queue_ns=sum(queue_ns),
-            input_ns=filled_ns - began_ns,
+            input_ns=filled_ns - started_ns,
             infer_ns=inferred_ns - filled_ns,
             output_ns=time.monotonic_ns() - inferred_ns,
         )
         self._statistics.of(model).answered(times)
-        return outcomes
-
-    def _pick_dynamic_action(
-        self, question: EvaluationRequest, vectors: Float32, embedding: Float32, uniform: float
-    ) -> Evaluation | Exception:
-        """By the rules of the actions: the same floor, spread over the dynamic actions.
-
-        Args:
-            vectors: ``[k, d]``.
-            embedding: ``[d]``.
-            uniform: the draw from [0, 1) that decides.
-        """
-        manifest = question.model.manifest
-        base_logits: Float32 = vectors @ embedding
-        scores = question.model.dynamic_scores(embedding, vectors, base_logits)
-        if not np.isfinite(scores).all():
-            self._metrics.versions.of(question.model).failures.inc()
-            return FloatingPointError(f"version {manifest.version} gave scores of dynamic actions that are not finite")
-        policy = probabilities(scores[None], np.ones((1, len(scores)), np.bool_), manifest.floor)
-        best = int(policy[0].argmax())
-        action = best if question.greedy else int(sample(policy, np.array([uniform]))[0])
-        propensity = 1.0 if question.greedy else min(1.0, float(policy[0, action]))
-        return Evaluation(embedding, base_logits, policy[0], action, propensity, explored=action != best)
 
 
-def _shares_arrays_with(question: EvaluationRequest) -> Hashable:
-    """Questions with an equal key fit into the same arrays."""
-    model = question.model
+def _input_key(request: EvaluationRequest) -> Hashable:
+    """Requests with an equal key fit into the same input arrays."""
+    model = request.model
     if not model.manifest.spec.has_free_lengths:
         return id(model)
-    return id(model), *((name, array.shape) for name, array in sorted(question.inputs.items()))
+    return id(model), *((name, array.shape) for name, array in sorted(request.inputs.items()))
+
+
+def _rows_scored_together(group: Sequence[EvaluationRequest]) -> Sequence[Sequence[int]]:
+    """Places in ``group``, by how their action sets are scored."""
+    rows: dict[Hashable, list[int]] = {}
+    for row, request in enumerate(group):
+        rows.setdefault(request.actions.scored_with, []).append(row)
+    return list(rows.values())
+
+
+def _score(
+    model: ServableModel, features: TrunkOutputs, group: Sequence[EvaluationRequest], rows: Sequence[int]
+) -> tuple[Float32, Scores]:
+    """Base logits ``[r, a]`` and scores ``[r, a]`` of ``rows``, whose action sets are scored together."""
+    embedding, base_logits = features.embedding, features.base_logits
+    if len(rows) < len(group):
+        embedding, base_logits = embedding[rows], base_logits[rows]
+    return group[rows[0]].actions.score(model, embedding, base_logits)

@@ -1,4 +1,4 @@
-"""The end of a server: whoever serves a long call is told at once, without looking at a clock."""
+"""The end of a server, as a signal: long calls are notified at once instead of polling for it."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ class ShutdownSignal:
     def __init__(self) -> None:
         self._event = threading.Event()
         self._lock = threading.Lock()
-        self._told: dict[object, Callable[[], None]] = {}
+        self._callbacks: dict[object, Callable[[], None]] = {}
 
     def set(self) -> None:
         with self._lock:
             self._event.set()
-            told = list(self._told.values())
-        for tell in told:
-            tell()
+            callbacks = list(self._callbacks.values())
+        for callback in callbacks:
+            callback()
 
     def is_set(self) -> bool:
         return self._event.is_set()
 
     def wait(self, timeout_s: float) -> bool:
-        """True if it is set by then."""
+        """True if it is set within ``timeout_s``."""
         return self._event.wait(timeout_s)
 
     @contextmanager
-    def telling(self, tell: Callable[[], None]) -> Iterator[None]:
-        """Calls ``tell`` when the end comes, or now if it has come; not after the block."""
+    def notifying(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Calls ``callback`` when the signal is set, or now if it is; not after the block."""
         key = object()
         with self._lock:
-            self._told[key] = tell
-            ended = self._event.is_set()
-        if ended:
-            tell()
+            self._callbacks[key] = callback
+            is_set = self._event.is_set()
+        if is_set:
+            callback()
         try:
             yield
         finally:
             with self._lock:
-                del self._told[key]
+                del self._callbacks[key]

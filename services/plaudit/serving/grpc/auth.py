@@ -1,4 +1,4 @@
-"""Who may change what serves: whoever presents the admin token, where one is set."""
+"""Authorization of calls that change what serves: by the admin token, where one is set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from plaudit.core.errors import Unauthorized, WrongToken
 
 
 def authorize(context: Any, admin_token: str | None) -> None:
-    """Look at a call's metadata; a token of None leaves changes open.
+    """Check a call's metadata for the admin token; None: no token is needed.
 
     Raises:
         Unauthorized: there is no token.

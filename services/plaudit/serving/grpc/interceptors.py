@@ -1,4 +1,4 @@
-"""What every call of ours has in common: errors become statuses, calls are counted and timed.
+"""Common to all calls of our services: errors become statuses, calls are counted and timed.
 
 The table here is the only place where a class of error meets a gRPC status.
 """
@@ -20,7 +20,7 @@ from grpc_status import rpc_status
 
 from plaudit.core import errors
 from plaudit.core.errors import InvalidInput
-from plaudit.serving.engine.batcher import ClientGone
+from plaudit.serving.engine.call_context import ClientGone
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.serving.telemetry.request_log import ids_of, log_refusal
 
@@ -41,15 +41,16 @@ STATUSES: Final[Mapping[type[errors.PlauditError], grpc.StatusCode]] = {
 """The nearest class an error is of decides."""
 
 _OURS: Final = {"/plaudit.v1.": "", "/inference.": "inference."}
-"""Prefixes of the methods that are wrapped, and what stands for them in metrics."""
+"""Prefixes of the methods that are wrapped, and what replaces them in metrics."""
 _RETRY_S: Final = 0.05
-"""When a caller who found the queue full may try again: a full queue is worked off in about that time."""
+"""When a client that found the queue full may try again: a full queue is worked off in about that time."""
 
 logger = structlog.get_logger(__name__)
 
 
 def status_of(error: Exception, method: str, request: Any = None) -> tuple[grpc.StatusCode, str]:
-    """Status and text for the caller. What was not raised on purpose is logged in full and told as a reference only.
+    """Status and text for the client. An error that was not raised on purpose is logged in full; the text is a
+    reference.
 
     Args:
         request: the message, for its ids; None if there is none.
@@ -62,7 +63,7 @@ def status_of(error: Exception, method: str, request: Any = None) -> tuple[grpc.
     return grpc.StatusCode.INTERNAL, f"internal error; the server's log tells more under the reference {reference}"
 
 
-class Calls(grpc.ServerInterceptor):
+class CallInterceptor(grpc.ServerInterceptor):
     """Wraps every method of our services; leaves health and reflection alone.
 
     Args:
@@ -84,14 +85,14 @@ class Calls(grpc.ServerInterceptor):
         handler = continuation(handler_call_details)
         if handler is None:
             return None
-        for prefix, stands_for in _OURS.items():
+        for prefix, label in _OURS.items():
             if method.startswith(prefix):
-                self._wrapped[method] = self._wrap(handler, stands_for + method.removeprefix(prefix))
+                self._wrapped[method] = self._wrap(handler, label + method.removeprefix(prefix))
                 return self._wrapped[method]
         return handler
 
     def _wrap(self, handler: Any, method: str) -> Any:
-        """Requests are read in here, so that bytes that are no message are an error like any other."""
+        """Requests are deserialised here, so that bytes that are no message are an error like any other."""
         read = reader_of(handler.request_deserializer)
         write = {"response_serializer": handler.response_serializer}
         if handler.unary_unary:
@@ -148,7 +149,7 @@ class Calls(grpc.ServerInterceptor):
     def _abort(self, error: Exception, method: str, context: Any, request: Any = None) -> NoReturn:
         if isinstance(error, ClientGone) or not context.is_active():
             self._metrics.requests.labels(method, "CANCELLED").inc()
-            context.abort(grpc.StatusCode.CANCELLED, "the caller has left")
+            context.abort(grpc.StatusCode.CANCELLED, "the client has left")
         code, text = status_of(error, method, request)
         if self._log_refusals:
             log_refusal(method, code.name, error, request)

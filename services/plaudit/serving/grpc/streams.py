@@ -21,7 +21,7 @@ from plaudit.core.events import Content, EncodedContent
 from plaudit.serving.engine.shutdown import ShutdownSignal
 from plaudit_models.preprocess import Limits
 
-Answer = TypeVar("Answer")
+Response = TypeVar("Response")
 Request = TypeVar("Request")
 
 _MAX_SAMPLE_RATE_HZ: Final = 384_000
@@ -29,7 +29,7 @@ _READ_AHEAD: Final = 4
 """Groups that may wait while one is worked on."""
 
 
-Put = Callable[[Callable[[], Answer | None]], Future[Answer | None]]
+Put = Callable[[Callable[[], Response | None]], Future[Response | None]]
 """Takes work whose answer comes next, if it has one; waits while there is too much of it.
 
 The future is the answer's: setting it from outside is an answer too.
@@ -38,35 +38,36 @@ The future is the answer's: setting it from outside is an answer too.
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """Nothing more comes: because of ``problem``, unless it is None."""
+    """End of the answers or requests: because of ``problem``, unless it is None."""
 
     problem: BaseException | None
 
 
 def in_order(
-    read: Callable[[Put[Answer]], None], pool: Executor, ending: ShutdownSignal, context: Any, *, limit: int
-) -> Iterator[Answer]:
+    read: Callable[[Put[Response]], None], pool: Executor, shutdown: ShutdownSignal, context: Any, *, limit: int
+) -> Iterator[Response]:
     """The answers of the work that ``read`` puts, in that order.
 
     Args:
         read: reads the requests, puts the work, returns at their end. Has a thread of its own.
         pool: does the work.
-        ending: once set, nothing more is read; what was read is answered, then the stream ends.
+        shutdown: once set, nothing more is read; what was read is answered, then the stream ends.
         context: of the call; once it is over, reading and answering end.
-        limit: pieces of work under way; reading waits beyond that.
+        limit: answers under way; reading waits beyond that.
 
     Raises:
         Draining: the stream was cut short.
         Exception: what ``read`` or a piece of work raised, after the answers that come before it.
     """
-    answers: SimpleQueue[Future[Answer | None] | _End] = SimpleQueue()
-    room = threading.Semaphore(limit)
+    answers: SimpleQueue[Future[Response | None] | _End] = SimpleQueue()
+    free = threading.Semaphore(limit)
 
-    def put(work: Callable[[], Answer | None]) -> Future[Answer | None]:
-        room.acquire()
-        future: Future[Answer | None] = Future()
+    def put(work: Callable[[], Response | None]) -> Future[Response | None]:
+        free.acquire()
+        future: Future[Response | None] = Future()
         answers.put(future)
-        pool.submit(_do, work, future)
+        # In the context of the call, so that spans of the work are below the stream's.
+        pool.submit(contextvars.copy_context().run, _do, work, future)
         return future
 
     def read_all() -> None:
@@ -78,25 +79,25 @@ def in_order(
             answers.put(_End(None))
 
     def over() -> None:
-        room.release()  # so that the reader, if it waits, sees that the call is over
+        free.release()  # so that the reader, if it waits, sees that the call is over
         answers.put(_End(None))
 
-    with ending.telling(lambda: answers.put(_End(Draining()))):
+    with shutdown.notifying(lambda: answers.put(_End(Draining()))):
         if not context.add_callback(over):
             return
         # In the context of the call, so that what is read belongs to its span, if it has one.
         reading = contextvars.copy_context()
         threading.Thread(target=reading.run, args=(read_all,), name="stream-reader", daemon=True).start()
         while not isinstance(answer := answers.get(), _End):
-            found = answer.result()
-            if found is not None:
-                yield found
-            room.release()
+            response = answer.result()
+            if response is not None:
+                yield response
+            free.release()
         if answer.problem is not None:
             raise answer.problem
 
 
-def _do(work: Callable[[], Answer | None], future: Future[Answer | None]) -> None:
+def _do(work: Callable[[], Response | None], future: Future[Response | None]) -> None:
     if future.done():  # dropped before its turn
         return
     try:
@@ -110,41 +111,41 @@ def _do(work: Callable[[], Answer | None], future: Future[Answer | None]) -> Non
 
 
 def in_groups(
-    requests: Iterator[Request], ending: ShutdownSignal, context: Any, *, limit: int
+    requests: Iterator[Request], shutdown: ShutdownSignal, context: Any, *, limit: int
 ) -> Iterator[Sequence[Request]]:
-    """Requests in their order; each group is what came while the last one was worked on, up to ``limit``.
+    """Requests in their order; each group is what arrived while the last one was worked on, up to ``limit``.
 
     Args:
-        ending: once set, nothing more is read; what was read is handed out, then the stream ends.
+        shutdown: once set, nothing more is read; what was read is handed out, then the stream ends.
         context: of the call; once it is over, reading ends.
 
     Raises:
         Draining: the stream was cut short.
         Exception: what reading raised, after what was read before it.
     """
-    came: SimpleQueue[Request | _End] = SimpleQueue()
-    room = threading.Semaphore(_READ_AHEAD * limit)
+    arrived: SimpleQueue[Request | _End] = SimpleQueue()
+    free = threading.Semaphore(_READ_AHEAD * limit)
 
     def read_all() -> None:
         try:
             for request in requests:
-                room.acquire()
-                came.put(request)
+                free.acquire()
+                arrived.put(request)
         except BaseException as problem:
-            came.put(_End(problem))
+            arrived.put(_End(problem))
         else:
-            came.put(_End(None))
+            arrived.put(_End(None))
 
     def over() -> None:
-        room.release()
-        came.put(_End(None))
+        free.release()
+        arrived.put(_End(None))
 
-    with ending.telling(lambda: came.put(_End(Draining()))):
+    with shutdown.notifying(lambda: arrived.put(_End(Draining()))):
         if not context.add_callback(over):
             return
         threading.Thread(target=read_all, name="stream-reader", daemon=True).start()
         while True:
-            first = came.get()
+            first = arrived.get()
             group: list[Request] = []
             following: Request | _End = first
             while not isinstance(following, _End):
@@ -152,12 +153,12 @@ def in_groups(
                 if len(group) == limit:
                     break
                 try:
-                    following = came.get_nowait()
+                    following = arrived.get_nowait()
                 except Empty:
                     break
             if group:
                 yield group
-                room.release(len(group))
+                free.release(len(group))
             if isinstance(following, _End):
                 if following.problem is not None:
                     raise following.problem
@@ -166,13 +167,13 @@ def in_groups(
 
 @dataclass(frozen=True, slots=True)
 class StreamedFormat:
-    """What the chunks of a modality are. ``sample_rate_hz`` of PCM only."""
+    """Format of a modality's chunks. ``sample_rate_hz`` is of PCM only."""
 
     kind: Literal["pcm16", "audio", "image"]
     sample_rate_hz: int = 0
 
 
-class Pieces:
+class ContentChunks:
     """Content of one prediction that arrives in chunks.
 
     Args:
@@ -206,7 +207,7 @@ class Pieces:
         self._data[modality] += data
 
     def so_far(self) -> dict[str, Content]:
-        """What can be said of the content already; half a PCM sample waits for its other half."""
+        """Content that has arrived; half a PCM sample waits for its other half."""
         whole = {
             name: bytes(data[: len(data) - len(data) % 2] if self._formats[name].kind == "pcm16" else data)
             for name, data in self._data.items()
@@ -214,7 +215,7 @@ class Pieces:
         return {name: self._content(name, data) for name, data in whole.items() if data}
 
     def content(self) -> dict[str, Content]:
-        """What has arrived, as if it had been sent in one piece. A modality without a byte is left out, as missing.
+        """All content, as if it had been sent in one piece. A modality without a byte is left out, as missing.
 
         Raises:
             InvalidInput: half a PCM sample.

@@ -1,4 +1,4 @@
-"""How many requests one model evaluation should hold: measured, because more is not always faster.
+"""Best number of rows for one model evaluation: measured, because more is not always faster.
 
 On one core a small model gains from batches of 8 and a large one loses beyond 4: its activations leave the cache.
 """
@@ -12,7 +12,7 @@ from typing import Final
 _GAIN: Final = 0.01
 """A larger batch must be this much faster per request to be worth the longer wait."""
 _OVERHEAD_S: Final = 200e-6
-"""What a batch costs beside the model: waking its worker, the policy, the accounts, and caches that are cold again."""
+"""Cost of a batch beside the model: waking its worker, the policy, the counting, and caches that are cold again."""
 _PATIENCE: Final = 2
 """Sizes in a row without a gain after which larger ones are not tried."""
 _ROUNDS: Final = 3
@@ -37,7 +37,7 @@ def measure_best_batch(
 
     Args:
         run: evaluates a batch of that many rows.
-        overhead_s: what a batch costs beside that.
+        overhead_s: cost of a batch beside that.
         clock_s: what time is measured with.
     """
     per_row_s: dict[int, float] = {}
@@ -55,6 +55,6 @@ def measure_best_batch(
 
 
 def _timed_s(run: Callable[[int], object], size: int, clock_s: Callable[[], float]) -> float:
-    began_s = clock_s()
+    started_s = clock_s()
     run(size)
-    return clock_s() - began_s
+    return clock_s() - started_s

@@ -1,8 +1,8 @@
-"""Holds the version that serves, and follows the registry: load beside, prove, warm, flip one reference.
+"""The version of one model that serves, kept in step with the registry: load beside, prove, warm, flip one reference.
 
 Requests read ``current`` once and use that object to the end, so a version that was replaced drains by itself and is
-released with its last request. Knows nothing about threads: whoever owns it calls :meth:`LiveModel.step`, on a thread
-that neither answers requests nor evaluates models.
+released with its last request. Knows nothing about threads: its owner calls :meth:`LiveModel.sync`, on a thread that
+neither answers requests nor evaluates models.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from plaudit.core.events import ExperimentReport, Role
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.runtime import ModelRuntime, ServableModel
 from plaudit.core.rollout import Rollout, in_experiment
-from plaudit.core.tracing import TRACEPARENT, Attributes, NoTracing, Tracing
+from plaudit.core.tracing import NO_TRACING, TRACEPARENT, Attributes, Tracing
 from plaudit.serving.models.batch_size import measure_best_batch
-from plaudit.serving.models.experiment_reporter import UNWATCHED, Experiment
+from plaudit.serving.models.experiment_reporter import NOT_COUNTED, ExperimentReporter
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit_models.bundle import CorruptBundle
 
@@ -35,7 +35,13 @@ logger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """``retry_s`` is on the monotonic clock; ``pause_s`` the pause before it; ``proof`` what its proof found wrong."""
+    """A version that could not be loaded.
+
+    Attributes:
+        retry_s: when it is tried again, on the monotonic clock.
+        pause_s: the pause before that.
+        proof: problem that its proof found; "" if it failed otherwise.
+    """
 
     retry_s: float
     pause_s: float
@@ -46,9 +52,9 @@ class LiveModel:
     """One model as it serves here.
 
     Args:
-        registry: what to follow.
+        registry: holds its versions and its rollout.
         max_batch: the most requests of one evaluation.
-        tracing: tells when another version serves, and what has made it; None does not.
+        tracing: records when another version serves, below the span that made it.
         clock: monotonic, seconds; paces how often a version that failed is tried again.
     """
 
@@ -59,7 +65,7 @@ class LiveModel:
         metrics: ServingMetrics,
         *,
         max_batch: int,
-        tracing: Tracing | None = None,
+        tracing: Tracing = NO_TRACING,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.registry = registry
@@ -69,14 +75,14 @@ class LiveModel:
         self._runtime = runtime
         self._metrics = metrics
         self._max_batch = max_batch
-        self._tracing = tracing or NoTracing()
-        self._caps: dict[str, int] = {}
+        self._tracing = tracing
+        self._best_batches: dict[str, int] = {}
         self._clock = clock
         self._loaded: dict[int, ServableModel] = {}
         self._failures: dict[int, _Failure] = {}
-        self.experiment: Experiment | None = None
-        self._ended: list[Experiment] = []
-        self._experiment: tuple[Rollout, ServableModel] | None = None
+        self.experiment: ExperimentReporter | None = None
+        self._ended: list[ExperimentReporter] = []
+        self._canary: tuple[Rollout, ServableModel] | None = None
         self._problem = ""
         self._learned_s: float | None = None
         self._lock = threading.Lock()
@@ -90,19 +96,19 @@ class LiveModel:
         return model
 
     def serving_for(self, user_id: str) -> tuple[ServableModel, Role]:
-        """The version that serves this user, and the part it plays. Raises NoLiveModel."""
-        experiment = self._experiment
-        if experiment is not None and in_experiment(experiment[0], user_id):
-            return experiment[1], Role.CANDIDATE
+        """The version that serves this user, and its role. Raises NoLiveModel."""
+        canary = self._canary
+        if canary is not None and in_experiment(canary[0], user_id):
+            return canary[1], Role.CANDIDATE
         return self.serving(), Role.LIVE
 
-    def watch(self, user_id: str) -> AbstractContextManager[None]:
+    def count_request(self, user_id: str, role: Role) -> AbstractContextManager[None]:
         """Around one request of this user: counts how it was answered, while an experiment is under way."""
         experiment = self.experiment
-        return UNWATCHED if experiment is None else experiment.watch(user_id)
+        return NOT_COUNTED if experiment is None else experiment.count_request(user_id, role)
 
     def experiment_reports(self, time_s: float) -> list[ExperimentReport]:
-        """What was seen of experiments since the last time, of one that has ended meanwhile too."""
+        """Counts of experiments since the last call, of one that has ended meanwhile too."""
         with self._lock:
             experiments, self._ended = self._ended, []
             if self.experiment is not None:
@@ -110,17 +116,19 @@ class LiveModel:
         return [report for experiment in experiments if (report := experiment.report(time_s)) is not None]
 
     @property
-    def batch_cap(self) -> int:
-        """The most requests that one evaluation of the live version should hold, as measured when it was loaded."""
+    def best_batch(self) -> int:
+        """Batch size that suits the live version best, as measured when it was loaded."""
         model = self.current
-        return self._max_batch if model is None else self._caps.get(model.manifest.trunk_digest, self._max_batch)
+        return (
+            self._max_batch if model is None else self._best_batches.get(model.manifest.trunk_digest, self._max_batch)
+        )
 
     def bound(self, version: int | None, user_id: str = "") -> tuple[ServableModel, Role]:
-        """The version of that number, if it is kept loaded, whether it serves or not; None is what serves this user.
+        """A loaded version, whether it serves or not, and its role; None: the version that serves this user.
 
         Raises:
             NoLiveModel: nothing serves.
-            NotFound: it is not loaded.
+            NotFound: the version is not loaded.
         """
         if version is None:
             return self.serving_for(user_id)
@@ -130,14 +138,14 @@ class LiveModel:
                 f"version: {version} is not loaded here; loaded are {list(self.loaded_versions())}, "
                 "and none asks for the live one"
             )
-        experiment = self._experiment
-        return model, Role.CANDIDATE if experiment is not None and experiment[1] is model else Role.LIVE
+        canary = self._canary
+        return model, Role.CANDIDATE if canary is not None and canary[1] is model else Role.LIVE
 
     def loaded_versions(self) -> Sequence[int]:
         return sorted(self._loaded)
 
-    def step(self) -> None:
-        """Look at the registry once and do what its rollout asks for.
+    def sync(self) -> None:
+        """Read the registry's rollout once and serve what it names.
 
         The versions that the rollout names are kept loaded, so that going back to one is a flip; others are released.
         What fails is counted and logged, and what serves goes on.
@@ -145,24 +153,24 @@ class LiveModel:
         with self._lock:
             try:
                 rollout = self.registry.rollout()
-            except Exception as error:  # of whatever kind the registry's storage has; the next look may succeed
+            except Exception as error:  # of whatever kind the registry's storage has; the next sync may succeed
                 self._complain(f"{type(error).__name__}: {error}")
                 return
             if rollout.live is None:
-                # A registry always has a live version once it had one: this one is new, or gone from under us.
+                # A registry always has a live version once it had one: this one is new, or its storage is gone.
                 return
             self._problem = ""
             moved = rollout.generation != self.rollout.generation
             candidate = self._get(rollout.candidate)
-            self._experiment = None if candidate is None or rollout.shadow else (rollout, candidate)
-            self._follow_experiment(rollout, candidate)
+            self._canary = None if candidate is None or rollout.shadow else (rollout, candidate)
+            self._sync_experiment(rollout, candidate)
             self._metrics.candidate_version.labels(self.name).set(0 if candidate is None else rollout.candidate or 0)
             self._metrics.candidate_share.labels(self.name).set(
-                0.0 if self._experiment is None else rollout.candidate_share
+                0.0 if self._canary is None else rollout.candidate_share
             )
             if self._serve(rollout) or moved:
                 self._release(rollout)
-            self.rollout = rollout  # who watches hears of it once it serves here
+            self.rollout = rollout  # watchers are sent it once it serves here
             for version in (rollout.previous, rollout.gated):
                 if version is not None:
                     self._get(version)
@@ -179,7 +187,7 @@ class LiveModel:
                 self._loaded[version] = self._load(version)
                 self._failures.pop(version, None)
 
-    def _follow_experiment(self, rollout: Rollout, candidate: ServableModel | None) -> None:
+    def _sync_experiment(self, rollout: Rollout, candidate: ServableModel | None) -> None:
         experiment = self.experiment
         if experiment is not None and experiment.key != (rollout.experiment, rollout.candidate):
             self._ended.append(experiment)
@@ -189,7 +197,7 @@ class LiveModel:
         failure = self._failures.get(rollout.candidate)
         problem = failure.proof if failure is not None and candidate is None else ""
         if experiment is None:
-            self.experiment = Experiment(rollout, candidate, problem)
+            self.experiment = ExperimentReporter(rollout, candidate, problem)
         else:
             experiment.candidate, experiment.problem = candidate, problem
 
@@ -221,14 +229,14 @@ class LiveModel:
         return True
 
     def _note_freshness(self, model: ServableModel) -> None:
-        """How old its latest feedback is; not of the first version here, nor where one that served had learned more."""
+        """Observe the age of its latest feedback; not of the first version here, nor if one before had learned more."""
         learned_s = float(model.manifest.data.get("last_feedback_time_s", 0.0))
         if self._learned_s is not None and learned_s > self._learned_s:
             self._metrics.freshness_seconds.labels(self.name).observe(max(0.0, time.time() - learned_s))
         self._learned_s = max(learned_s, self._learned_s or 0.0)
 
     def _get(self, version: int | None) -> ServableModel | None:
-        """The version if it is loaded or can be; None if it cannot, or could not a moment ago."""
+        """The version, loaded now if need be; None if it cannot be loaded, or could not a moment ago."""
         if version is None:
             return None
         failure = self._failures.get(version)
@@ -254,24 +262,26 @@ class LiveModel:
             self._metrics.failed_proofs.labels(self.name).inc()
             raise UnprovenVersion(version, str(error)) from error
         digest = model.manifest.trunk_digest
-        if digest not in self._caps:
-            self._caps[digest] = measure_best_batch(lambda size: model.warm([size], again=True), self._max_batch)
-            logger.info("batch_cap", model=self.name, version=version, requests=self._caps[digest])
+        if digest not in self._best_batches:
+            self._best_batches[digest] = measure_best_batch(
+                lambda size: model.warm([size], again=True), self._max_batch
+            )
+            logger.info("best_batch", model=self.name, version=version, requests=self._best_batches[digest])
         with self._metrics.warming_seconds.labels(self.name).time():
-            model.warm(range(1, self._caps[digest] + 1))
+            model.warm(range(1, self._best_batches[digest] + 1))
         return model
 
     def _release(self, rollout: Rollout) -> None:
-        """Let go of what neither serves nor is named."""
+        """Release versions that neither serve nor are named."""
         named = {rollout.live, rollout.previous, rollout.gated, rollout.candidate}
         serving = None if self.current is None else self.current.manifest.version
         self._loaded = {v: model for v, model in self._loaded.items() if v in named or v == serving}
         self._failures = {v: failure for v, failure in self._failures.items() if v in named}
         trunks = {model.manifest.trunk_digest for model in self._loaded.values()}
-        self._caps = {digest: cap for digest, cap in self._caps.items() if digest in trunks}
+        self._best_batches = {digest: size for digest, size in self._best_batches.items() if digest in trunks}
 
     def _complain(self, problem: str) -> None:
-        """Once per problem, not once per look."""
+        """Log a problem once, not with every sync."""
         if problem != self._problem:
             self._problem = problem
             logger.error("registry_unreadable", model=self.name, problem=problem)

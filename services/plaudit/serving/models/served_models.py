@@ -1,4 +1,4 @@
-"""The models that are served here, each with its queue and its workers; found, taken up and let go while it serves.
+"""The models that are served here, each with its queue and its workers; found, loaded and unloaded while it serves.
 
 Knows nothing about transports.
 """
@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple
 
 import numpy as np
 import structlog
 
 from plaudit.core.errors import InvalidInput, NoLiveModel, UnknownModel
+from plaudit.core.events import Role
 from plaudit.core.ports.registry import ModelCatalog
-from plaudit.core.ports.runtime import ModelRuntime
-from plaudit.core.tracing import Tracing
+from plaudit.core.ports.runtime import ModelRuntime, ServableModel
+from plaudit.core.tracing import NO_TRACING, Tracing
 from plaudit.serving.engine.admission import Admission
 from plaudit.serving.engine.batcher import Batcher, Run
-from plaudit.serving.engine.evaluator import Evaluation, EvaluationRequest, Evaluator
+from plaudit.serving.engine.evaluator import Evaluation, EvaluationRequest, Evaluator, traced
+from plaudit.serving.models.experiment_reporter import NOT_COUNTED
 from plaudit.serving.models.live_model import LiveModel
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.serving.telemetry.statistics import Statistics
@@ -29,11 +32,24 @@ logger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ServedModel:
-    """One model: what serves, who evaluates, and how many requests may be in the house."""
+    """One model: its versions, its workers, and how many requests may be under way."""
 
     live: LiveModel
     batcher: Batcher[EvaluationRequest, Evaluation]
     admission: Admission
+
+
+class Binding(NamedTuple):
+    """The version that one request is answered by, whatever is swapped meanwhile.
+
+    Attributes:
+        counting: around the request; counts how it was answered if an experiment is under way.
+    """
+
+    served: ServedModel
+    model: ServableModel
+    role: Role
+    counting: AbstractContextManager[None]
 
 
 class ServedModels:
@@ -42,7 +58,7 @@ class ServedModels:
     workers: evaluations of one model that may run at once.
     queue_limit: requests of one model that may be decoded, wait or be computed.
     seed: of the sampling of actions; None is fresh entropy.
-    tracing: of batches and swaps; None: they are not traced.
+    tracing: of batches and swaps.
     """
 
     def __init__(
@@ -55,7 +71,7 @@ class ServedModels:
         workers: int,
         queue_limit: int,
         seed: int | None = None,
-        tracing: Tracing | None = None,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         self._catalog = catalog
         self._runtime = runtime
@@ -66,23 +82,24 @@ class ServedModels:
         self._seeds = np.random.SeedSequence(seed)
         self._tracing = tracing
         self._served: dict[str, ServedModel] = {}  # replaced, never changed: readers take no lock
-        self._let_go: set[str] = set()
+        self._unloaded: set[str] = set()
         self.statistics = Statistics()
         self._lock = threading.Lock()
 
     def names(self) -> Sequence[str]:
+        """Names of the models that are served, sorted."""
         return sorted(self._served)
 
     def all(self) -> Sequence[ServedModel]:
         return list(self._served.values())
 
     def ready(self) -> bool:
-        """Whether every model has a version that serves, and there is one."""
+        """True if there is a model and every model has a version that serves."""
         served = self._served.values()
         return bool(served) and all(model.live.current is not None for model in served)
 
     def known(self) -> Sequence[str]:
-        """Every model there is, served or not."""
+        """Names of all models, served or not, sorted."""
         return sorted({*self._catalog.models(), *self._served})
 
     def get(self, name: str) -> ServedModel | None:
@@ -107,13 +124,29 @@ class ServedModels:
             raise InvalidInput("model", f"is empty; name one of {sorted(served)}")
         return next(iter(served.values()))
 
-    def look(self) -> None:
-        """One look at the catalog for new models, and at the registry of each for what its rollout asks for."""
+    def bind(self, name: str, user_id: str, version: int | None = None) -> Binding:
+        """Bind a request to a version.
+
+        Args:
+            name: as for :meth:`pick`.
+            version: a version that is loaded; None: the one that serves this user.
+
+        Raises:
+            UnknownModel, InvalidInput, NoLiveModel: as :meth:`pick`.
+            NotFound: the version is not loaded.
+        """
+        served = self.pick(name)
+        model, role = served.live.bound(version, user_id)
+        counting = NOT_COUNTED if version is not None else served.live.count_request(user_id, role)
+        return Binding(served, model, role, counting)
+
+    def poll(self) -> None:
+        """Load models that are new in the catalog, and sync each with its registry."""
         for name in self._catalog.models():
-            if name not in self._served and name not in self._let_go:
-                self._take_up(name)
+            if name not in self._served and name not in self._unloaded:
+                self._serve(name)
         for served in self.all():
-            served.live.step()
+            served.live.sync()
             self._metrics.versions.keep(served.live.name, served.live.loaded_versions())
 
     def load(self, name: str) -> ServedModel:
@@ -125,20 +158,20 @@ class ServedModels:
         if name not in self._served:
             if name not in self._catalog.models():
                 raise UnknownModel(name[:80], list(self.known()))
-            self._take_up(name)
+            self._serve(name)
         served = self.pick(name)
-        served.live.step()
+        served.live.sync()
         return served
 
     def unload(self, name: str) -> None:
-        """Take no more requests for the model, answer those under way, let its versions go.
+        """Take no more requests for the model, answer those under way, release its versions.
 
         Raises:
             UnknownModel: it is not served.
         """
         with self._lock:
             served = self.pick(name)
-            self._let_go.add(name)
+            self._unloaded.add(name)
             self._served = {other: kept for other, kept in self._served.items() if other != name}
         served.batcher.close()
         self._metrics.forget(name)
@@ -149,11 +182,11 @@ class ServedModels:
         for served in self.all():
             served.batcher.close()
 
-    def _take_up(self, name: str) -> None:
+    def _serve(self, name: str) -> None:
         with self._lock:
             if name in self._served:
                 return
-            self._let_go.discard(name)
+            self._unloaded.discard(name)
             live = LiveModel(
                 self._catalog.registry(name),
                 self._runtime,
@@ -161,23 +194,14 @@ class ServedModels:
                 max_batch=self._max_batch,
                 tracing=self._tracing,
             )
-            evaluators = [
-                Evaluator(self._metrics, self.statistics, self._max_batch, np.random.default_rng(seed))
+            runs: list[Run[EvaluationRequest, Evaluation]] = [
+                Evaluator(self._metrics, self.statistics, self._max_batch, np.random.default_rng(seed)).run
                 for seed in self._seeds.spawn(self._workers)
             ]
-            batcher = self._batcher([evaluator.run for evaluator in evaluators], live)
+            if self._tracing.enabled:
+                runs = [traced(run, self._tracing) for run in runs]
+            batcher = Batcher(runs, name=f"model-{name}", max_batch=lambda: live.best_batch)
             admission = Admission(f"the queue of model {name!r}", self._queue_limit)
             self._metrics.queue_requests.labels(name).set_function(batcher.waiting)
             batcher.start()
             self._served = {**self._served, name: ServedModel(live, batcher, admission)}
-
-    def _batcher(
-        self, runs: Sequence[Run[EvaluationRequest, Evaluation]], live: LiveModel
-    ) -> Batcher[EvaluationRequest, Evaluation]:
-        name = f"model-{live.name}"
-        if self._tracing is None:
-            return Batcher(runs, name=name, max_batch=lambda: live.batch_cap)
-        from plaudit.serving.traced import TracedBatcher
-
-        traced = TracedBatcher(runs, name=name, max_batch=lambda: live.batch_cap, tracing=self._tracing)
-        return cast("Batcher[EvaluationRequest, Evaluation]", traced)

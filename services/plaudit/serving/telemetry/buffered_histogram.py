@@ -1,7 +1,7 @@
-"""A histogram whose users only append to a list: what a request pays for being counted is a tenth of a microsecond.
+"""A histogram that only appends to a list when it observes: a tenth of a microsecond per request.
 
-What was appended is put into buckets a batch at a time, by whoever appends the last of a batch, and before a scrape is
-answered. Shows itself as a collector of prometheus_client, as any of its own histograms would. Knows no metric.
+Values are sorted into buckets a batch at a time, by the thread that appends the last of a batch, and before a scrape.
+To prometheus_client it is a collector like its own histograms. Knows no metric.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Observed:
             self.fold()
 
     def fold(self) -> tuple[list[int], float]:
-        """Put what waits into its buckets; gives ``[k + 1]`` how many each has, the last without end, and the sum."""
+        """Sort waiting values into buckets; returns the buckets' counts ``[k + 1]``, the last one unbounded, and the
+        sum.
+        """
         with self._lock:
             n = len(self._waiting)
             if n:
@@ -63,8 +65,8 @@ class Observed:
 class BufferedHistogram(Collector):
     """Args:
     labels: names.
-    bounds: upper ends of the buckets, ascending, each part of its bucket; one without end is added.
-    counter: name and help of a counter that says how many there were, too.
+    bounds: upper bounds of the buckets, ascending and inclusive; an unbounded bucket is added.
+    counter: name and help of a counter of the observations, if there is to be one.
     """
 
     def __init__(
@@ -88,14 +90,16 @@ class BufferedHistogram(Collector):
         registry.register(self)
 
     def labels(self, *values: str) -> Observed:
-        """The series with these values; the same each time. Raises ValueError where there are not as many as names."""
+        """The series with these label values, the same each time. Raises ValueError if there are not as many as
+        labels.
+        """
         if len(values) != len(self._labels):
             raise ValueError(f"{self._name} has the labels {self._labels}; {values} are not as many")
         with self._lock:
             return self._series.setdefault(values, Observed(self._bounds))
 
     def remove(self, *values: str) -> None:
-        """It is shown no more; who still holds it appends to what nobody sees. Nothing happens where there is none."""
+        """Remove a series, if there is one; an :class:`Observed` that is still in use counts on, unseen."""
         with self._lock:
             self._series.pop(values, None)
 

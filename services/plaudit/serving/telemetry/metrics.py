@@ -130,7 +130,10 @@ class ServingMetrics:
             registry=registry,
         )
         self.gpu_memory_used = Gauge(
-            "plaudit_serving_gpu_memory_used_bytes", "Memory of a GPU in use, by whomever.", ["gpu"], registry=registry
+            "plaudit_serving_gpu_memory_used_bytes",
+            "Memory of a GPU in use, by any process.",
+            ["gpu"],
+            registry=registry,
         )
         self.gpu_memory = Gauge("plaudit_serving_gpu_memory_bytes", "Memory of a GPU.", ["gpu"], registry=registry)
         self._of_models = (
@@ -142,7 +145,7 @@ class ServingMetrics:
         )
 
     def forget(self, model: str) -> None:
-        """The model is no longer served here: what says how it is leaves; what counts what it did stays."""
+        """Remove the gauges of a model that is no longer served here; its counters stay."""
         self.versions.keep(model, ())
         for metric in self._of_models:
             metric.remove(model)

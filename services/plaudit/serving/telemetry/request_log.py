@@ -12,30 +12,27 @@ import structlog
 
 from plaudit.core.errors import PlauditError
 from plaudit.core.events import Decision, Event, Feedback
-from plaudit.core.ports.log import Appended, EventLog
+from plaudit.core.ports.log import Appended
 from plaudit.core.prediction_id import PredictionIds
+from plaudit.serving.telemetry.appends import Append
 
 _IDS: Final = ("request_id", "id", "prediction_id", "feedback_id")
 """Fields of requests that are logged."""
 _TRACE_ID: Final = slice(3, 35)
-"""Of a traceparent."""
+"""Where a traceparent has its trace id."""
 
 logger = structlog.get_logger(__name__)
 
 
-class LoggedLog:
-    """An event log that writes a line for each decision and each piece of feedback that is appended.
+def logged_append(append: Append, ids: PredictionIds) -> Append:
+    """``append``, which then writes a line for each decision and each piece of feedback that it made durable.
 
     Args:
         ids: read the version out of prediction ids.
     """
 
-    def __init__(self, log: EventLog, ids: PredictionIds) -> None:
-        self._log = log
-        self._ids = ids
-
-    def append(self, events: Sequence[Event]) -> Sequence[Appended]:
-        appended = self._log.append(events)
+    def append_and_log(events: Sequence[Event]) -> Sequence[Appended]:
+        appended = append(events)
         for event, each in zip(events, appended, strict=True):
             match event:
                 case Decision():
@@ -55,31 +52,22 @@ class LoggedLog:
                         feedback_id=event.feedback_id,
                         prediction_id=event.prediction_id,
                         duplicate=each.duplicate,
-                        **self._judged(event),
+                        **_predicted_by(event, ids),
                         **_trace(event.traceparent),
                     )
         return appended
 
-    def _judged(self, feedback: Feedback) -> Mapping[str, Any]:
-        """The version that the feedback is about."""
-        try:
-            prediction = self._ids.check(feedback.prediction_id, now_s=feedback.time_s)
-        except PlauditError:  # it was taken a moment before it expired
-            return {}
-        return {"model": prediction.model, "version": prediction.version}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._log, name)
+    return append_and_log
 
 
 def ids_of(request: Any) -> dict[str, str]:
-    """The ids that a request's message names."""
+    """Ids that a request's message holds, by name."""
     named = {name: getattr(request, name, "") for name in _IDS}
     return {"request_id" if name == "id" else name: str(value)[:128] for name, value in named.items() if value}
 
 
 def log_refusal(method: str, code: str, error: Exception, request: Any) -> None:
-    """Says which field was wrong, but not what was in it."""
+    """Write a line that names the field that was wrong, but not what was in it."""
     field = getattr(error, "field", None)
     logger.warning(
         "refused",
@@ -89,6 +77,15 @@ def log_refusal(method: str, code: str, error: Exception, request: Any) -> None:
         **({} if field is None else {"field": str(field)[:80]}),
         **ids_of(request),
     )
+
+
+def _predicted_by(feedback: Feedback, ids: PredictionIds) -> Mapping[str, str | int]:
+    """Model and version of the prediction that the feedback is about."""
+    try:
+        prediction = ids.check(feedback.prediction_id, now_s=feedback.time_s)
+    except PlauditError:  # it was taken a moment before it expired
+        return {}
+    return {"model": prediction.model, "version": prediction.version}
 
 
 def _trace(traceparent: str) -> Mapping[str, str]:

@@ -1,6 +1,6 @@
-"""How many rows each version has answered and where their time went, in the terms of Triton's statistics.
+"""Number of rows that each version has answered and where their time went, in the terms of Triton's statistics.
 
-Knows nothing about transports. What Prometheus shows is in metrics.py; this is for clients that measure from outside.
+Knows nothing about transports. Prometheus metrics are in metrics.py; this is for clients that measure from outside.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class BatchTimes:
     """One batch, nanoseconds.
 
     Attributes:
-        rows: how many it held.
-        queue_ns: what its rows waited, added up.
+        rows: number of rows.
+        queue_ns: sum of the times its rows waited.
         input_ns: filling the arrays.
         infer_ns: trunk and head.
         output_ns: policy and sampling.
@@ -50,7 +50,7 @@ class BatchTimes:
 
 @dataclass(frozen=True, slots=True)
 class BatchSize:
-    """All batches of one size."""
+    """Times of all batches of one size."""
 
     input: Spent
     infer: Spent
@@ -59,14 +59,14 @@ class BatchSize:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Of one version since it was loaded; durations are counted once for each row, as its caller felt them.
+    """Totals of one version since it was loaded; durations are counted once for each row, as its client saw them.
 
     Attributes:
         last_ms: when a row was last answered, UTC milliseconds since the epoch; 0 is never.
-        rows: that were computed.
-        batches: that they were computed in.
-        success: from asking to the outcome, of the rows that were computed.
-        fail: the same, of the others.
+        rows: number of rows that were computed.
+        batches: number of batches that they were computed in.
+        success: from the submission to the outcome, of the rows that were computed.
+        fail: the same, of the rows that failed.
         sizes: batches by their number of rows, each counted once.
     """
 
@@ -83,7 +83,7 @@ class Totals:
 
 
 class VersionStatistics:
-    """Of one version; safe to use from several threads."""
+    """Statistics of one version; safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -118,7 +118,7 @@ class VersionStatistics:
             size.output.add(1, batch.output_ns)
 
     def failed(self, rows: int, ns: int) -> None:
-        """``ns``: from asking to the failure, added up."""
+        """``ns``: sum of the times from submission to failure."""
         with self._lock:
             self._fail.add(rows, ns)
 
@@ -142,15 +142,15 @@ class VersionStatistics:
 
 
 class Statistics:
-    """Of every version that is loaded; with a version that is let go, its statistics go."""
+    """Statistics of every version that is loaded; those of a version that is unloaded are dropped."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._versions: WeakKeyDictionary[ServableModel, VersionStatistics] = WeakKeyDictionary()
 
     def of(self, model: ServableModel) -> VersionStatistics:
-        found = self._versions.get(model)
-        if found is None:
+        statistics = self._versions.get(model)
+        if statistics is None:
             with self._lock:
-                found = self._versions.setdefault(model, VersionStatistics())
-        return found
+                statistics = self._versions.setdefault(model, VersionStatistics())
+        return statistics

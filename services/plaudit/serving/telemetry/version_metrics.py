@@ -1,7 +1,8 @@
-"""What is counted for each version, and for how long it is shown: versions come and go, their series with them.
+"""Metrics of each version, whose series come and go with the version.
 
-A version that was let go is shown a little longer, so that Prometheus sees the end of it; then its series leave. So a
-scrape stays as large as it is, however many versions there have been. Knows nothing about what is measured when.
+A version that was unloaded is shown a little longer, so that Prometheus scrapes its last values; then its series are
+removed. So a scrape does not grow with the number of versions there have been. Knows nothing about what is measured
+when.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from plaudit.core.ports.runtime import ServableModel
 from plaudit.serving.telemetry.buffered_histogram import BufferedHistogram, Observed
 
 SHOWN_AFTER_S: Final = 60.0
-"""How long a version that was let go is still shown: several scrapes."""
+"""How long a version that was unloaded is still shown: several scrapes."""
 SHOWN_AT_MOST: Final = 20
-"""Versions of one model that were let go and are still shown; more of them, and the oldest leave sooner."""
+"""Unloaded versions of one model that are still shown at most; of more, the oldest are removed sooner."""
 EARLIER: Final = "earlier"
-"""Stands for every version that is not shown, where feedback speaks of it."""
+"""Label of all versions that are not shown, in the metrics of feedback."""
 
 _FAST_S: Final = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.5, 10.0)
 _BATCH: Final = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -32,7 +33,7 @@ _LABELS: Final = ("model", "version")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Counted:
-    """One version's own: no label is looked up where they are used."""
+    """Metrics of one version: no label is looked up where they are used."""
 
     explored: Counter
     failures: Counter
@@ -43,7 +44,7 @@ class Counted:
     inference_seconds: Observed
 
     def answered(self, took_s: float, explored: bool) -> None:
-        """One prediction was decided."""
+        """Count one prediction."""
         if explored:
             self.explored.inc()
         self.prediction_seconds.observe(took_s)
@@ -78,7 +79,7 @@ class VersionMetrics:
         self._queue_seconds = histogram("queue_seconds", "From a decoded request until its batch began.", _FAST_S)
         self._batch_requests = histogram("batch_requests", "Requests of a version that shared one batch.", _BATCH)
         self._inference_seconds = histogram("inference_seconds", "Trunk, head and policy of one batch.", _FAST_S)
-        self._feedback = counter(
+        self._feedback_total = counter(
             "feedback",
             "Feedback by kind of signal and what became of it: accepted, duplicate or refused.",
             "kind",
@@ -96,28 +97,28 @@ class VersionMetrics:
         self._lock = threading.Lock()
         self._counted: WeakKeyDictionary[ServableModel, Counted] = WeakKeyDictionary()
         self._shown: dict[tuple[str, str], float | None] = {}
-        """When each was let go; None: it is loaded."""
-        self._heard: dict[tuple[str, str, str, str], Counter] = {}
+        """Time at which each was unloaded; None: it is loaded."""
+        self._feedback_series: dict[tuple[str, str, str, str], Counter] = {}
 
     def of(self, model: ServableModel) -> Counted:
-        """What is counted for this version."""
+        """Metrics of this version."""
         return self._counted.get(model) or self._make(model)
 
-    def heard(self, model: str, version: int | None, kind: str, status: str) -> Counter:
-        """Counts feedback.
+    def feedback(self, model: str, version: int | None, kind: str, status: str) -> Counter:
+        """Counter of feedback.
 
         Args:
-            model: "" if the prediction is not one of ours.
-            version: that the feedback speaks of; None likewise.
+            model: "" if the prediction id is not valid.
+            version: the one that the feedback is about; None if the prediction id is not valid.
         """
         label = "" if version is None else str(version)
         if version is not None and (model, label) not in self._shown:
             label = EARLIER
         key = (model, label, kind, status)
-        child = self._heard.get(key)
+        child = self._feedback_series.get(key)
         if child is None:
             with self._lock:
-                child = self._heard[key] = self._feedback.labels(*key)
+                child = self._feedback_series[key] = self._feedback_total.labels(*key)
         return child
 
     def keep(self, model: str, loaded: Collection[int]) -> None:
@@ -149,10 +150,10 @@ class VersionMetrics:
         return counted
 
     def _drop(self, model: str, version: str) -> None:
-        """Who still holds what was counted for it counts on, and nobody sees."""
+        """Remove the series; a :class:`Counted` that is still in use counts on, unseen."""
         del self._shown[model, version]
         for metric in self._by_version:
             metric.remove(model, version)
-        for key in [key for key in self._heard if key[:2] == (model, version)]:
-            del self._heard[key]
-            self._feedback.remove(*key)
+        for key in [key for key in self._feedback_series if key[:2] == (model, version)]:
+            del self._feedback_series[key]
+            self._feedback_total.remove(*key)

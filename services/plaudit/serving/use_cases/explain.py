@@ -1,4 +1,4 @@
-"""What each modality contributed to an answer: exact Shapley values. Pure maths.
+"""Contribution of each modality to an answer: exact Shapley values. Pure maths.
 
 L. S. Shapley, "A value for n-person games", 1953.
 """

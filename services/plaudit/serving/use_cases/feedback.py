@@ -1,4 +1,4 @@
-"""The use case of feedback: check it, make it durable, say so; later, say what became of it. Knows no transport."""
+"""The use case of feedback: check it, make it durable, acknowledge it; later, a receipt. Knows no transport."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from plaudit.core.errors import InvalidInput, InvalidPredictionId, PlauditError,
 from plaudit.core.events import Correction, Feedback, Preference, Retract, Signal
 from plaudit.core.experience import FeedbackState
 from plaudit.core.limits import MAX_ID_CHARACTERS
-from plaudit.core.ports.log import Appended, EventLog
+from plaudit.core.ports.log import Appended
 from plaudit.core.ports.registry import ModelRegistry
-from plaudit.core.ports.store import FeedbackStatus, FeedbackStatuses
+from plaudit.core.ports.store import FeedbackStatus, StatusReaders
 from plaudit.core.prediction_id import PredictionIds, SignedPrediction
+from plaudit.core.tracing import NO_TRACING, Tracing
 from plaudit.serving.engine.admission import Admission
-from plaudit.serving.engine.batcher import NO_DEADLINE, Batcher, Caller
+from plaudit.serving.engine.batcher import Batcher, results
+from plaudit.serving.engine.call_context import NO_DEADLINE, CallContext
 from plaudit.serving.models.live_model import LiveModel
 from plaudit.serving.models.served_models import ServedModels
+from plaudit.serving.telemetry.appends import Append
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit_models.bundle import CorruptBundle
 
@@ -34,13 +37,12 @@ logger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class FeedbackRequest:
-    """What a client says about one prediction."""
+    """Signal of a user about one prediction."""
 
     feedback_id: str
     prediction_id: str
     user_id: str
     signal: Signal
-    traceparent: str = ""
 
 
 class ReceiptState(StrEnum):
@@ -53,10 +55,10 @@ class ReceiptState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What became of a piece of feedback.
+    """State of a piece of feedback on its way into a version.
 
     Attributes:
-        used_in_version: the first version there still is that has learned from it.
+        used_in_version: the first version still in the registry that has learned from it.
         live_since_s: when it, or a later version, went live, UTC seconds.
     """
 
@@ -69,32 +71,38 @@ class Receipt:
 
 
 class FeedbackUseCase:
-    """Runs on its callers' threads; one thread appends for all of them.
+    """Runs on its calls' threads; one thread appends for all of them.
 
     Args:
-        fates: what the learners made of feedback; None: receipts say what log and registry know.
+        append: of the event log.
+        recorded_at_s: of the event log: when a piece of feedback was recorded, None if it was not.
+        statuses: what the learners made of feedback; None: receipts say what log and registry know.
         clock: UTC seconds since the epoch.
     """
 
     def __init__(
         self,
         models: ServedModels,
-        log: EventLog,
+        append: Append,
+        recorded_at_s: Callable[[str], float | None],
         ids: PredictionIds,
         metrics: ServingMetrics,
         *,
-        fates: FeedbackStatuses | None = None,
+        statuses: StatusReaders | None = None,
+        tracing: Tracing = NO_TRACING,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._models = models
-        self._log = log
+        self._append = append
+        self._recorded_at_s = recorded_at_s
         self._ids = ids
         self._metrics = metrics
-        self._fates = fates
+        self._statuses = statuses
+        self._tracing = tracing
         self._clock = clock
         self._admission = Admission("the queue of feedback", _QUEUE_LIMIT)
-        self._writer: Batcher[FeedbackRequest, Appended] = Batcher(
-            [self._append], name="feedback", max_batch=lambda: _MAX_BATCH
+        self._writer: Batcher[tuple[FeedbackRequest, str], Appended] = Batcher(
+            [self._append_all], name="feedback", max_batch=lambda: _MAX_BATCH
         )
 
     def start(self) -> None:
@@ -104,52 +112,56 @@ class FeedbackUseCase:
         """Everything that was taken in is durable after this."""
         self._writer.close()
 
-    def send(self, request: FeedbackRequest, caller: Caller = NO_DEADLINE) -> bool:
-        """Returns when the feedback is durable; True if its id was there before, so that nothing was added.
+    def send(self, request: FeedbackRequest, call: CallContext = NO_DEADLINE) -> bool:
+        """Returns when the feedback is durable; True if its id was recorded before, so that nothing was added.
 
         Raises:
             InvalidInput, ExpiredPredictionId: it is refused.
             Overloaded, Expired: nothing was recorded.
             LogUnavailable: it is not known to be; sending it again is safe.
         """
-        (outcome,) = self.send_all([request], caller)
-        if isinstance(outcome, Exception):
-            raise outcome
+        (outcome,) = results(self.send_all([request], call))
         return outcome
 
-    def send_all(self, requests: Sequence[FeedbackRequest], caller: Caller = NO_DEADLINE) -> Sequence[bool | Exception]:
+    def send_all(
+        self, requests: Sequence[FeedbackRequest], call: CallContext = NO_DEADLINE
+    ) -> Sequence[bool | Exception]:
         """What :meth:`send` returns or raises, for each of them; they become durable together."""
         outcomes: list[bool | Exception] = [False] * len(requests)
-        signed: list[SignedPrediction | None] = [None] * len(requests)
-        fine = []
+        predictions: list[SignedPrediction | None] = [None] * len(requests)
+        valid = []
+        traceparent = self._tracing.present()
+        if self._tracing.enabled and len(requests) == 1:
+            (only,) = requests
+            self._tracing.note({"plaudit.feedback_id": only.feedback_id, "plaudit.prediction_id": only.prediction_id})
         with self._metrics.feedback_ack_seconds.time():
             for place, request in enumerate(requests):
                 try:
-                    signed[place] = self._check(request)
+                    predictions[place] = self._check(request)
                 except PlauditError as error:
                     outcomes[place] = error
                 else:
-                    fine.append(place)
+                    valid.append(place)
             try:
-                with self._admission.places(len(fine)):
-                    appended = self._writer.submit([requests[place] for place in fine], caller)
+                with self._admission.places(len(valid)):
+                    appended = self._writer.submit([(requests[place], traceparent) for place in valid], call)
             except PlauditError as error:
-                appended = [error] * len(fine)
-        for place, outcome in zip(fine, appended, strict=True):
-            outcomes[place] = outcome if isinstance(outcome, Exception) else outcome.duplicate
-        for request, of, result in zip(requests, signed, outcomes, strict=True):
-            status = "refused" if isinstance(result, Exception) else "duplicate" if result else "accepted"
-            model, version = ("", None) if of is None else (of.model, of.version)
-            self._metrics.versions.heard(model, version, type(request.signal).__name__.lower(), status).inc()
+                appended = [error] * len(valid)
+        for place, each in zip(valid, appended, strict=True):
+            outcomes[place] = each if isinstance(each, Exception) else each.duplicate
+        for request, prediction, outcome in zip(requests, predictions, outcomes, strict=True):
+            status = "refused" if isinstance(outcome, Exception) else "duplicate" if outcome else "accepted"
+            model, version = ("", None) if prediction is None else (prediction.model, prediction.version)
+            self._metrics.versions.feedback(model, version, type(request.signal).__name__.lower(), status).inc()
         return outcomes
 
     def receipt(self, feedback_id: str) -> Receipt:
-        """Raises UnknownFeedback if it was never recorded, InvalidInput if the id cannot be one."""
+        """Raises UnknownFeedback if it was never recorded, InvalidInput if the id is empty or too long."""
         _check_id("feedback_id", feedback_id)
         return self._receipt(feedback_id)
 
     def _check(self, request: FeedbackRequest) -> SignedPrediction:
-        """The prediction it is about."""
+        """The prediction that the feedback is about. Raises InvalidInput, ExpiredPredictionId."""
         _check_id("feedback_id", request.feedback_id)
         prediction = self._ids.check(request.prediction_id, now_s=self._clock())
         served = self._models.get(prediction.model)
@@ -167,54 +179,60 @@ class FeedbackUseCase:
                 raise InvalidInput("retract.feedback_id", _too_long(feedback_id))
         return prediction
 
-    def _append(self, requests: Sequence[FeedbackRequest]) -> Sequence[Appended]:
-        """On the writer's thread: one append, so one disk flush, for all that came while the last one ran.
+    def _append_all(self, items: Sequence[tuple[FeedbackRequest, str]]) -> Sequence[Appended]:
+        """One append, so one disk flush, for all that came while the last one ran; on the writer's thread.
 
-        They get their time here, so that in the log of one server it never goes back.
+        Feedback is stamped here, so that times in the log of one server never go back.
         """
-        now_s = round(self._clock() * 1e6) / 1e6  # what the log's microseconds will say, so that receipts compare equal
-        return self._log.append(
-            [Feedback(r.feedback_id, r.prediction_id, now_s, r.user_id, r.signal, r.traceparent) for r in requests]
+        now_s = round(self._clock() * 1e6) / 1e6  # the log has microseconds, and receipts must compare equal
+        return self._append(
+            [
+                Feedback(r.feedback_id, r.prediction_id, now_s, r.user_id, r.signal, traceparent)
+                for r, traceparent in items
+            ]
         )
 
     def _receipt(self, feedback_id: str) -> Receipt:
         served = self._models.all()
         for each in served:
-            fate = self._fate(each.live.registry.model, feedback_id)
-            if fate is not None:
-                return _receipt_of(feedback_id, fate, each.live.registry)
-        recorded_at_s = self._log.feedback_recorded(feedback_id)
+            status = self._status(each.live.registry.model, feedback_id)
+            if status is not None:
+                return _receipt_of(feedback_id, status, each.live.registry)
+        recorded_at_s = self._recorded_at_s(feedback_id)
         if recorded_at_s is None:
             raise UnknownFeedback(feedback_id)
         recorded = Receipt(feedback_id, ReceiptState.RECORDED, recorded_at_s)
-        if len(served) != 1 or self._fates is not None:
-            return recorded  # no learner has read it, or we cannot tell which model's would
+        if len(served) != 1 or self._statuses is not None:
+            return recorded  # no learner has read it, or it is unknown which model it is about
         return _learned(recorded, served[0].live.registry, "last_feedback_time_s", recorded_at_s)
 
-    def _fate(self, model: str, feedback_id: str) -> FeedbackStatus | None:
+    def _status(self, model: str, feedback_id: str) -> FeedbackStatus | None:
         try:
-            return None if self._fates is None else self._fates.fate(model, feedback_id)
-        except PlauditError as problem:
-            logger.warning("receipts cannot say what the learner made of feedback", problem=str(problem))
+            reader = None if self._statuses is None else self._statuses(model)
+            return None if reader is None else reader.feedback_status(feedback_id)
+        except PlauditError as error:
+            logger.warning("feedback_status_unknown", problem=str(error))
             return None
 
 
-def _receipt_of(feedback_id: str, fate: FeedbackStatus, registry: ModelRegistry) -> Receipt:
-    receipt = Receipt(feedback_id, ReceiptState.RECORDED, fate.recorded_at_s)
-    match fate.state:
+def _receipt_of(feedback_id: str, status: FeedbackStatus, registry: ModelRegistry) -> Receipt:
+    receipt = Receipt(feedback_id, ReceiptState.RECORDED, status.recorded_at_s)
+    match status.state:
         case FeedbackState.WAITING:
             return replace(receipt, reason="its decision has not arrived")
         case FeedbackState.DISCARDED:
-            return replace(receipt, state=ReceiptState.DISCARDED, reason=fate.reason)
-        case FeedbackState.JOINED if fate.excluded:
-            reason = "set aside: what was learned with it did harm, or its user is not, or no longer, learned from"
+            return replace(receipt, state=ReceiptState.DISCARDED, reason=status.reason)
+        case FeedbackState.JOINED if status.excluded:
+            reason = "excluded: learning from it did harm, or its user is not, or no longer, learned from"
             return replace(receipt, state=ReceiptState.DISCARDED, reason=reason)
         case FeedbackState.JOINED:
-            return _learned(replace(receipt, state=ReceiptState.JOINED), registry, "batches", fate.batch)
+            return _learned(replace(receipt, state=ReceiptState.JOINED), registry, "batches", status.batch)
 
 
 def _learned(receipt: Receipt, registry: ModelRegistry, clue: str, enough: float) -> Receipt:
-    """The receipt of feedback that has been learned by versions whose data has at least ``enough`` of ``clue``."""
+    """The receipt of feedback that versions have learned from whose manifest data has at least ``enough`` of
+    ``clue``.
+    """
     used = _first_with(registry, clue, enough)
     if used is None:
         return receipt
@@ -225,12 +243,12 @@ def _learned(receipt: Receipt, registry: ModelRegistry, clue: str, enough: float
 
 
 def _first_with(registry: ModelRegistry, clue: str, enough: float) -> int | None:
-    """The first version whose learner had taken in as much; its manifest says so."""
+    """The first version whose manifest data has at least ``enough`` of ``clue``; None if there is none."""
     for version in registry.versions():
         try:
             data = registry.manifest(version).data
         except (UnknownVersion, CorruptBundle):
-            continue  # pruned since it was listed, or not for us to judge
+            continue  # pruned since it was listed, or unreadable
         if data.get(clue, -math.inf) >= enough:
             return version
     return None
@@ -248,7 +266,9 @@ def _too_long(value: str) -> str:
 
 
 def _check_action(field: str, action: str, prediction: SignedPrediction, live: LiveModel) -> None:
-    """The dynamic actions of a request are in the log alone: whoever joins feedback there sees whether it names one."""
+    """Raises InvalidInput. A request's dynamic actions are in the log alone, so the learner checks those when it
+    joins.
+    """
     if prediction.dynamic:
         if not action:
             raise InvalidInput(field, "is empty; name one of the request's dynamic actions by its id")

@@ -1,7 +1,7 @@
 """The use case of versions: list them, and change which one serves. Knows no transport.
 
 A change is a compare-and-set on the registry. The version it makes live is loaded and proven here first, so a version
-that fails its proof is refused before anybody is told to serve it, and once the call returns this server serves it.
+that fails its proof is refused before any server is told to serve it, and once the call returns this server serves it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from plaudit.core.errors import (
     UnprovenVersion,
 )
 from plaudit.core.events import RolloutChanged
-from plaudit.core.ports.store import ExperimentReports
+from plaudit.core.ports.store import StatusReaders
 from plaudit.core.rollout import Change, Rollout, end_canary, pin, promote, rollback, start_canary, unpin
 from plaudit.core.rollout_updates import MAX_ATTEMPTS, update_rollout
-from plaudit.serving.engine.batcher import NO_DEADLINE, Caller
+from plaudit.serving.engine.call_context import NO_DEADLINE, CallContext
 from plaudit.serving.engine.decision_log import DecisionLog
 from plaudit.serving.engine.shutdown import ShutdownSignal
 from plaudit.serving.models.live_model import LiveModel
@@ -38,25 +38,25 @@ logger = structlog.get_logger(__name__)
 
 class RolloutService:
     """Args:
-    recorder: where changes of the rollout are told.
-    watch_interval_s: how often watchers look for a change.
-    experiments: what learners make of experiments; None: nothing is known of them.
+    decision_log: logs changes of the rollout.
+    watch_interval_s: how often watchers poll for a change.
+    statuses: what the learners say of experiments; None: nothing is known of them.
     clock: UTC seconds since the epoch.
     """
 
     def __init__(
         self,
         models: ServedModels,
-        recorder: DecisionLog,
+        decision_log: DecisionLog,
         *,
         watch_interval_s: float,
-        experiments: ExperimentReports | None = None,
+        statuses: StatusReaders | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._models = models
-        self._recorder = recorder
+        self._decision_log = decision_log
         self._watch_interval_s = watch_interval_s
-        self._experiments = experiments
+        self._statuses = statuses
         self._clock = clock
 
     def all(self, model: str) -> tuple[Sequence[Manifest], Rollout]:
@@ -68,10 +68,12 @@ class RolloutService:
         return _one(self._models.pick(model).live, version)
 
     def experiment(self, model: str, version: int) -> Mapping[str, Any] | None:
-        """How the latest experiment of a version stands or ended; None if nothing is known. Raises UnknownModel."""
+        """State or result of the latest experiment of a version; None if nothing is known. Raises UnknownModel."""
         name = self._models.pick(model).live.name
         try:
-            return None if self._experiments is None else self._experiments.experiment(name, version)
+            reader = None if self._statuses is None else self._statuses(name)
+            summary = None if reader is None else reader.experiment_summary(version)
+            return None if summary is None else summary.details
         except PlauditError as error:  # whatever is wrong with the store, what the manifest says can be shown
             logger.warning("experiment_unknown", model=name, version=version, problem=str(error))
             return None
@@ -79,11 +81,11 @@ class RolloutService:
     def start_canary(
         self, model: str, version: int, share: float, shadow: bool, expected: int, actor: str, reason: str
     ) -> Rollout:
-        """Try ``version`` out beside the live one.
+        """Start an experiment with ``version`` beside the live one.
 
         Args:
             share: of the users that it serves, in (0, 1); in the shadow, of the requests, in (0, 1].
-            shadow: show its answers to nobody.
+            shadow: its answers are computed and logged, not given.
             expected: as for :meth:`promote`.
 
         Raises:
@@ -100,10 +102,10 @@ class RolloutService:
         )
 
     def stop_canary(self, model: str, version: int, expected: int, actor: str, reason: str) -> Rollout:
-        """End an experiment; live serves everybody again.
+        """End an experiment; the live version serves all users again.
 
         Args:
-            version: whose experiment is meant; 0: whichever is under way.
+            version: the candidate that is meant; 0: whichever is in an experiment.
 
         Raises:
             NoActiveExperiment: it is not in an experiment; nothing changed.
@@ -123,7 +125,7 @@ class RolloutService:
         """Make ``version`` live.
 
         Args:
-            expected: the generation this was decided on; 0: whatever it is.
+            expected: the generation this was decided on; 0: any.
 
         Raises:
             InvalidInput, UnknownModel, UnknownVersion, UnprovenVersion, IncompatibleContract, VersionPinned,
@@ -146,22 +148,22 @@ class RolloutService:
         reason = reason or f"version {version} was pinned"
         return self._change(model, expected, actor, reason, lambda now, how: pin(now, version, how))
 
-    def watch(self, model: str, ending: ShutdownSignal, caller: Caller = NO_DEADLINE) -> Iterator[Rollout]:
-        """The present rollout at once, then every change, until the server ends or the caller leaves.
+    def watch(self, model: str, shutdown: ShutdownSignal, call: CallContext = NO_DEADLINE) -> Iterator[Rollout]:
+        """The present rollout at once, then every change, until the server ends or the client leaves.
 
         Raises:
-            UnknownModel: there is none of that name.
+            UnknownModel: no model of that name is served.
         """
         live = self._models.pick(model).live
         seen = live.registry.rollout()
         yield seen
-        while not ending.is_set() and caller.waits():
+        while not shutdown.is_set() and call.is_active():
             if live.rollout.generation > seen.generation:
                 for rollout in live.registry.ledger():
                     if rollout.generation > seen.generation:
                         seen = rollout
                         yield rollout
-            ending.wait(self._watch_interval_s)
+            shutdown.wait(self._watch_interval_s)
 
     def _change(
         self, model: str, expected: int, actor: str, reason: str, transition: Callable[[Rollout, Change], Rollout]
@@ -171,7 +173,7 @@ class RolloutService:
         rollout = _apply(live, expected, change, transition)
         facts = asdict(rollout)
         facts["time_s"] = facts.pop("changed_at_s")
-        self._recorder.record(RolloutChanged(**facts))
+        self._decision_log.record(RolloutChanged(**facts))
         logger.info("rollout_changed", **facts)
         return rollout
 
@@ -182,7 +184,9 @@ def _check_number(version: int) -> None:
 
 
 def _check_contract(live: LiveModel, before: Rollout, after: Rollout) -> None:
-    """What is to serve must take what the live version takes, or its clients would fail."""
+    """Raises IncompatibleContract: a version that would serve takes other inputs than the live one, so clients would
+    fail.
+    """
     if before.live is None:
         return
     present = live.current
@@ -235,5 +239,5 @@ def _apply(live: LiveModel, expected: int, change: Change, transition: Callable[
 
     rollout = update_rollout(live.registry, checked, max_attempts=1 if expected else MAX_ATTEMPTS)
     assert rollout is not None  # every transition of an operator changes the rollout
-    live.step()
+    live.sync()
     return rollout

@@ -1,8 +1,8 @@
-"""Open Inference Protocol messages ↔ rows of content and their answers; pure, and on the path of every request.
+"""Open Inference Protocol messages ↔ rows of content and predictions; pure, and on the path of every request.
 
-What is the same for all requests of a version (names, datatypes, the response but for its values) is worked out once,
-in its :class:`Contract`. Tensors are views of the bytes that arrived. A response is put together as bytes: messages
-that are written one after another are one message to whoever reads them.
+Names, datatypes and the response but for its values are the same for all requests of a version, and worked out once, in
+its :class:`Contract`. Tensors are views of the bytes that arrived. A response is put together as bytes: concatenated
+messages are read as one message.
 
 Notation:
     n: rows of a request, d: embedding size, a: number of actions
@@ -26,7 +26,7 @@ from plaudit.core.events import Content, EncodedContent, TensorContent, TextCont
 from plaudit.core.ports.runtime import ServableModel
 from plaudit.core.user_groups import check_group
 from plaudit.inference import open_inference_pb2 as pb
-from plaudit.serving.use_cases.predict import Answered, RowsAnswer, RowsRequest
+from plaudit.serving.use_cases.predict import Outcome, Prediction, PredictionRequest
 from plaudit_models.preprocess import input_dtype
 from plaudit_models.spec import EMBEDDING, ImageModality, Modality, ModelSpec, TensorModality, TextModality
 
@@ -51,7 +51,7 @@ DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
 }
-"""Of numbers; BF16 numpy does not have."""
+"""Dtypes of numbers; numpy has no BF16."""
 _NAMES: Final = {dtype.name: datatype for datatype, dtype in DTYPES.items()}
 _CONTENTS: Final = {
     "BOOL": "bool_contents",
@@ -67,7 +67,7 @@ _CONTENTS: Final = {
     "FP64": "fp64_contents",
     BYTES: "bytes_contents",
 }
-"""Where typed contents are; FP16 and BF16 have no place there."""
+"""Fields of typed contents, by datatype; FP16 and BF16 have none."""
 
 _ENCODED: Final = {"image": "encoded images", "audio": "encoded sounds", "text": "UTF-8 texts"}
 _UNSUPPORTED: Final = {
@@ -77,10 +77,10 @@ _UNSUPPORTED: Final = {
 _LENGTH: Final = struct.Struct("<I")
 _FP64: Final = struct.Struct("<d")
 _REMEMBERED: Final = 1024
-"""Responses that are kept prepared, of one version and choice of outputs; more is nothing that honest clients need."""
+"""Prepared responses that are cached for one version and choice of outputs; real clients need far fewer."""
 
 
-Encoder = Callable[[Sequence[Answered]], bytes]
+Encoder = Callable[[Sequence[Outcome]], bytes]
 """One output of all rows → its raw contents."""
 
 
@@ -99,15 +99,15 @@ class Tensor:
     optional: bool = False
 
 
-# --- what a version takes and gives ----------------------------------------------------------------------------------
+# --- contract of a version -------------------------------------------------------------------------------------------
 
 
 class Contract:
-    """Of one version.
+    """Inputs and outputs of one version, as the protocol names them.
 
     Attributes:
         inputs: by modality name, as tensors.
-        outputs: by name. A native output goes before ours of the same name.
+        outputs: by name. A native output replaces ours of the same name.
     """
 
     def __init__(self, model: ServableModel) -> None:
@@ -165,7 +165,7 @@ class Contract:
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def choice(self, outputs: Iterable[pb.ModelInferRequest.InferRequestedOutputTensor]) -> Choice:
-        """What a request wants; all outputs if it names none.
+        """The outputs that a request wants; all of them if it names none.
 
         Raises:
             InvalidInput: naming the output.
@@ -206,8 +206,8 @@ class Choice:
     """The outputs that a request wants.
 
     Attributes:
-        native: those of them that the graph has.
-        free: those of these whose shape only the answer tells.
+        native: names of those that the graph has.
+        free: those of them whose shape depends on the input.
     """
 
     tensors: tuple[Tensor, ...]
@@ -216,20 +216,20 @@ class Choice:
     free: tuple[str, ...]
     _heads: dict[tuple[Any, ...], bytes] = field(default_factory=dict, compare=False, repr=False)
 
-    def response(self, answer: RowsAnswer, request_id: str) -> bytes:
+    def response(self, prediction: Prediction, request_id: str) -> bytes:
         """A serialised ModelInferResponse.
 
         Raises:
             InvalidInput: the rows have outputs of different shapes.
         """
-        rows = answer.rows
+        rows = prediction.outcomes
         shapes = tuple(_shape_of_all(name, rows) for name in self.free)
-        key = (answer.model.digest, answer.role, len(rows), shapes)
+        key = (prediction.model.digest, prediction.role, len(rows), shapes)
         head = self._heads.get(key)
         if head is None:
             if len(self._heads) >= _REMEMBERED:
                 self._heads.clear()
-            head = self._heads[key] = self._head(answer, dict(zip(self.free, shapes, strict=True)))
+            head = self._heads[key] = self._head(prediction, dict(zip(self.free, shapes, strict=True)))
         parts = [head]
         if request_id:
             parts += _delimited(_ID, request_id.encode())
@@ -237,16 +237,16 @@ class Choice:
             parts += _delimited(_RAW_OUTPUT, encode(rows))
         return b"".join(parts)
 
-    def _head(self, answer: RowsAnswer, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
-        """All of a response but its id and its values."""
-        manifest = answer.model.manifest
-        n = len(answer.rows)
+    def _head(self, prediction: Prediction, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+        """A serialised response without its id and its values."""
+        manifest = prediction.model.manifest
+        n = len(prediction.outcomes)
         return pb.ModelInferResponse(
             model_name=manifest.spec.name,
             model_version=str(manifest.version),
             parameters={
-                "version_digest": pb.InferParameter(string_param=answer.model.digest),
-                "role": pb.InferParameter(string_param=answer.role.value),
+                "version_digest": pb.InferParameter(string_param=prediction.model.digest),
+                "role": pb.InferParameter(string_param=prediction.role.value),
             },
             outputs=[
                 pb.ModelInferResponse.InferOutputTensor(
@@ -257,9 +257,9 @@ class Choice:
         ).SerializeToString()
 
 
-def _shape_of_all(name: str, rows: Sequence[Answered]) -> tuple[int, ...]:
-    shape = rows[0].native[name].shape
-    if any(row.native[name].shape != shape for row in rows):
+def _shape_of_all(name: str, rows: Sequence[Outcome]) -> tuple[int, ...]:
+    shape = rows[0].evaluation.native[name].shape
+    if any(row.evaluation.native[name].shape != shape for row in rows):
         raise InvalidInput(f'outputs["{name}"]', "has another shape for each row; send the rows one by one")
     return shape
 
@@ -267,19 +267,19 @@ def _shape_of_all(name: str, rows: Sequence[Answered]) -> tuple[int, ...]:
 def _our_outputs(spec: ModelSpec) -> dict[str, tuple[Tensor, Encoder]]:
     actions = {action: _element(action.encode()) for action in spec.actions}
 
-    def probabilities(rows: Sequence[Answered]) -> bytes:
-        return b"".join([row.probabilities.astype("<f4").tobytes() for row in rows])
+    def probabilities(rows: Sequence[Outcome]) -> bytes:
+        return b"".join([row.evaluation.probabilities.astype("<f4").tobytes() for row in rows])
 
-    def embedding(rows: Sequence[Answered]) -> bytes:
-        return b"".join([row.embedding.tobytes() for row in rows])
+    def embedding(rows: Sequence[Outcome]) -> bytes:
+        return b"".join([row.evaluation.embedding.tobytes() for row in rows])
 
-    def action(rows: Sequence[Answered]) -> bytes:
+    def action(rows: Sequence[Outcome]) -> bytes:
         return b"".join([actions[row.action] for row in rows])
 
-    def propensity(rows: Sequence[Answered]) -> bytes:
-        return b"".join([_FP64.pack(row.propensity) for row in rows])
+    def propensity(rows: Sequence[Outcome]) -> bytes:
+        return b"".join([_FP64.pack(row.evaluation.propensity) for row in rows])
 
-    def prediction_id(rows: Sequence[Answered]) -> bytes:
+    def prediction_id(rows: Sequence[Outcome]) -> bytes:
         return b"".join([_element(row.prediction_id.encode()) for row in rows])
 
     return {
@@ -292,7 +292,7 @@ def _our_outputs(spec: ModelSpec) -> dict[str, tuple[Tensor, Encoder]]:
 
 
 def _native_outputs(spec: ModelSpec) -> Iterator[tuple[str, tuple[Tensor, Encoder]]]:
-    """Those whose values the protocol and numpy both know."""
+    """Native outputs whose datatype the protocol and numpy both know."""
     for name, output in spec.outputs.items():
         if output.dtype == "object":
             yield name, (Tensor(name, BYTES, output.shape), partial(_native_strings, name))
@@ -300,12 +300,12 @@ def _native_outputs(spec: ModelSpec) -> Iterator[tuple[str, tuple[Tensor, Encode
             yield name, (Tensor(name, _NAMES[output.dtype], output.shape), partial(_native_numbers, name))
 
 
-def _native_numbers(name: str, rows: Sequence[Answered]) -> bytes:
-    return b"".join([row.native[name].tobytes() for row in rows])
+def _native_numbers(name: str, rows: Sequence[Outcome]) -> bytes:
+    return b"".join([row.evaluation.native[name].tobytes() for row in rows])
 
 
-def _native_strings(name: str, rows: Sequence[Answered]) -> bytes:
-    return b"".join([_element(text.encode()) for row in rows for text in np.ravel(row.native[name])])
+def _native_strings(name: str, rows: Sequence[Outcome]) -> bytes:
+    return b"".join([_element(text.encode()) for row in rows for text in np.ravel(row.evaluation.native[name])])
 
 
 # --- reading inputs --------------------------------------------------------------------------------------------------
@@ -387,7 +387,7 @@ class _Reader:
         return [EncodedContent(kind, element) for element in elements]
 
     def _elements(self, raw: bytes, n: int) -> Sequence[bytes]:
-        """Each after its length."""
+        """The elements of BYTES, each of which follows its length."""
         elements = []
         at = 0
         for row in range(n):
@@ -429,7 +429,7 @@ class _Reader:
 
 
 def _check_parameters(where: str, parameters: Mapping[str, pb.InferParameter]) -> None:
-    """Unknown ones do nothing, but what would change the answer is not passed over in silence."""
+    """Raises InvalidInput for a parameter that would change the answer and is not supported; others are ignored."""
     for name, problem in _UNSUPPORTED.items():
         if name in parameters:
             raise InvalidInput(f"{where}.parameters[{name!r}]", problem)
@@ -438,27 +438,26 @@ def _check_parameters(where: str, parameters: Mapping[str, pb.InferParameter]) -
 # --- the parameters of a request -------------------------------------------------------------------------------------
 
 
-def rows_request(
-    message: pb.ModelInferRequest, rows: Sequence[Mapping[str, Content]], choice: Choice, version: int | None
-) -> RowsRequest:
-    """Parameters that are unknown mean nothing. Raises InvalidInput naming a parameter."""
+def prediction_request(
+    message: pb.ModelInferRequest, rows: Sequence[Mapping[str, Content]], choice: Choice
+) -> PredictionRequest:
+    """Unknown parameters mean nothing. Raises InvalidInput naming a parameter."""
     parameters = message.parameters
-    listed = _string(parameters, "allowed_actions") if parameters else ""
-    return RowsRequest(
+    allowed = _string(parameters, "allowed_actions") if parameters else ""
+    return PredictionRequest(
         rows=rows,
         model=message.model_name,
-        version=version,
         outputs=choice.native,
         user_id=user_of(message),
-        allowed_actions=_actions(listed) if listed else (),
+        user_group=_group(parameters) if parameters else "",
+        allowed_actions=_actions(allowed) if allowed else (),
         greedy=flag(parameters, "greedy") if parameters else False,
         request_id=message.id,
-        user_group=_group(parameters) if parameters else "",
     )
 
 
 def user_of(message: pb.ModelInferRequest) -> str:
-    """Raises InvalidInput: it is no string."""
+    """The user id among the parameters; "" if it is missing. Raises InvalidInput if it is no string."""
     return _string(message.parameters, "user_id") if message.parameters else ""
 
 
@@ -467,7 +466,7 @@ def _group(parameters: Mapping[str, pb.InferParameter]) -> str:
 
 
 def version_of(text: str) -> int | None:
-    """None, which is any, if there is no text. Raises InvalidInput."""
+    """Version number; None if the text is empty. Raises InvalidInput."""
     if not text:
         return None
     if not (text.isascii() and text.isdecimal() and len(text) < 19):
@@ -476,7 +475,7 @@ def version_of(text: str) -> int | None:
 
 
 def flag(parameters: Mapping[str, pb.InferParameter], name: str) -> bool:
-    """Raises InvalidInput: it is there and no bool."""
+    """Value of a bool parameter; False if it is missing. Raises InvalidInput if it is no bool."""
     if name not in parameters:
         return False
     value = parameters[name]
@@ -495,7 +494,7 @@ def _string(parameters: Mapping[str, pb.InferParameter], name: str) -> str:
 
 
 def _actions(listed: str) -> tuple[str, ...]:
-    """A JSON list, so that an action may hold a comma; or separated by commas."""
+    """Actions of a JSON list, so that they may hold a comma, or of a list that is separated by commas."""
     if not listed.lstrip().startswith("["):
         return tuple(action.strip() for action in listed.split(","))
     try:
@@ -515,7 +514,7 @@ def _shown(value: pb.InferParameter) -> str:
 
 
 def _tag(message: Any, field: str) -> bytes:
-    """Of a field that is length-delimited; its number is small enough for one byte."""
+    """Tag of a length-delimited field whose number is small enough for one byte."""
     return bytes([message.DESCRIPTOR.fields_by_name[field].number << 3 | 2])
 
 

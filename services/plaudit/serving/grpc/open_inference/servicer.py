@@ -1,6 +1,6 @@
 """``inference.GRPCInferenceService``: decode, call, encode. Nothing is decided here.
 
-``ModelInfer`` answers with bytes that were put together elsewhere.
+``ModelInfer`` answers with bytes, which the converters put together.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ import plaudit
 from plaudit.core.errors import InvalidInput, NotFound, Unavailable
 from plaudit.core.ports.runtime import ServableModel
 from plaudit.inference import open_inference_pb2 as pb
-from plaudit.serving.engine.batcher import Caller
+from plaudit.serving.engine.call_context import CallContext
 from plaudit.serving.engine.shutdown import ShutdownSignal
 from plaudit.serving.grpc.auth import authorize
+from plaudit.serving.grpc.context import call_context
 from plaudit.serving.grpc.interceptors import reader_of, status_of
 from plaudit.serving.grpc.open_inference.converters import (
     BYTES,
     Contract,
     Tensor,
     flag,
-    rows_request,
+    prediction_request,
     streamed,
     streamed_error,
     user_of,
     version_of,
 )
-from plaudit.serving.grpc.servicers import caller_of
 from plaudit.serving.grpc.streams import Put, in_order
 from plaudit.serving.models.served_models import ServedModels
 from plaudit.serving.telemetry.statistics import BatchSize, Spent, Totals
@@ -56,30 +56,30 @@ class InferenceServicer:
     """Args:
     max_rows: the most rows of one request.
     pool: works on the requests of streams.
-    admin_token: what loading and unloading must present; None leaves them open.
+    admin_token: token that loading and unloading must present; None: they need none.
     """
 
     def __init__(
         self,
         models: ServedModels,
-        predictor: PredictUseCase,
+        predict: PredictUseCase,
         *,
         max_rows: int,
         pool: Executor,
-        ending: ShutdownSignal,
+        shutdown: ShutdownSignal,
         admin_token: str | None,
     ) -> None:
         self._models = models
-        self._predictor = predictor
+        self._predict = predict
         self._max_rows = max_rows
         self._pool = pool
-        self._ending = ending
+        self._shutdown = shutdown
         self._admin_token = admin_token
         self._contracts: WeakKeyDictionary[ServableModel, Contract] = WeakKeyDictionary()
         self._making = threading.Lock()
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """What a server calls."""
+        """Handlers of all methods, for a server."""
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         for method in SERVICE.methods:
             behaviour = getattr(self, method.name)
@@ -89,14 +89,14 @@ class InferenceServicer:
                 methods[method.name] = grpc.unary_unary_rpc_method_handler(
                     behaviour,
                     request_deserializer=getattr(pb, method.input_type.name).FromString,
-                    response_serializer=None if method.name == "ModelInfer" else _written,
+                    response_serializer=None if method.name == "ModelInfer" else _serialise,
                 )
         return grpc.method_handlers_generic_handler(SERVICE.full_name, methods)
 
     # --- inference -----------------------------------------------------------------------------------------------
 
     def ModelInfer(self, request: pb.ModelInferRequest, context: Any) -> bytes:
-        return self._infer(request, caller_of(context))
+        return self._infer(request, call_context(context))
 
     def ModelStreamInfer(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
         """Answers in the order of the requests; one that is refused is answered too, and the stream goes on.
@@ -106,49 +106,47 @@ class InferenceServicer:
 
         def read(put: Put[bytes]) -> None:
             for request in requests:
-                put(partial(self._infer_streamed, request, caller_of(context)))
+                put(partial(self._infer_streamed, request, call_context(context)))
 
-        return in_order(read, self._pool, self._ending, context, limit=_STREAM_LIMIT)
+        return in_order(read, self._pool, self._shutdown, context, limit=_STREAM_LIMIT)
 
-    def _infer(self, message: pb.ModelInferRequest, caller: Caller) -> bytes:
-        version = version_of(message.model_version)
-        served = self._models.pick(message.model_name)
-        # The version may change before it is bound to the request; what matters is checked again then.
-        contract = self._contract(served.live.bound(version, user_of(message))[0])
+    def _infer(self, message: pb.ModelInferRequest, call: CallContext) -> bytes:
+        binding = self._models.bind(message.model_name, user_of(message), version_of(message.model_version))
+        contract = self._contract(binding.model)
         choice = contract.choice(message.outputs)
         rows = contract.rows(message, max_rows=self._max_rows)
         try:
-            answer = self._predictor.predict_rows(rows_request(message, rows, choice, version), caller)
+            prediction = self._predict.predict(prediction_request(message, rows, choice), call, binding)
         except InvalidInput as error:
             raise InvalidInput(error.field.replace("content[", "inputs[", 1), error.problem) from error
-        return self._contract(answer.model).choice(message.outputs).response(answer, message.id)
+        return choice.response(prediction, message.id)
 
-    def _infer_streamed(self, request: bytes, caller: Caller) -> bytes:
+    def _infer_streamed(self, request: bytes, call: CallContext) -> bytes:
         request_id, marked_final = "", False
         try:
             message = _READ_INFER(request)
             request_id = message.id
             marked_final = flag(message.parameters, "triton_enable_empty_final_response")
-            response = self._infer(message, caller)
+            response = self._infer(message, call)
         except Exception as error:
             _, text = status_of(error, f"{SERVICE.name}/ModelStreamInfer")
             return streamed_error(text, request_id, marked_final=marked_final)
         return streamed(response, marked_final=marked_final)
 
     def _contract(self, model: ServableModel) -> Contract:
-        found = self._contracts.get(model)
-        if found is None:
+        contract = self._contracts.get(model)
+        if contract is None:
             with self._making:
-                found = self._contracts.setdefault(model, Contract(model))
-        return found
+                contract = self._contracts.setdefault(model, Contract(model))
+        return contract
 
-    # --- what there is -------------------------------------------------------------------------------------------
+    # --- state and metadata --------------------------------------------------------------------------------------
 
     def ServerLive(self, request: pb.ServerLiveRequest, context: Any) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
 
     def ServerReady(self, request: pb.ServerReadyRequest, context: Any) -> pb.ServerReadyResponse:
-        return pb.ServerReadyResponse(ready=not self._ending.is_set() and self._models.ready())
+        return pb.ServerReadyResponse(ready=not self._shutdown.is_set() and self._models.ready())
 
     def ModelReady(self, request: pb.ModelReadyRequest, context: Any) -> pb.ModelReadyResponse:
         """A model that is unknown is not ready, as with Triton."""
@@ -156,7 +154,7 @@ class InferenceServicer:
             self._models.pick(request.name).live.bound(version_of(request.version))
         except (NotFound, Unavailable):
             return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=not self._ending.is_set())
+        return pb.ModelReadyResponse(ready=not self._shutdown.is_set())
 
     def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Any) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(name="plaudit", version=plaudit.__version__, extensions=_EXTENSIONS)
@@ -190,20 +188,20 @@ class InferenceServicer:
                 pb.ModelOutput(name=each.name, data_type=_data_type(each.datatype), dims=each.shape)
                 for each in contract.outputs.values()
             ],
-            dynamic_batching=pb.ModelDynamicBatching(preferred_batch_size=[served.live.batch_cap]),
+            dynamic_batching=pb.ModelDynamicBatching(preferred_batch_size=[served.live.best_batch]),
             model_transaction_policy=pb.ModelTransactionPolicy(decoupled=False),
         )
         return pb.ModelConfigResponse(config=config)
 
     def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Any) -> pb.ModelStatisticsResponse:
         version = version_of(request.version)
-        found = []
+        statistics = []
         for served in [self._models.pick(request.name)] if request.name else self._models.all():
             versions: Sequence[int] = served.live.loaded_versions() if version is None else [version]
             for each in versions:
                 totals = self._models.statistics.of(served.live.bound(each)[0]).totals()
-                found.append(_statistics(served.live.name, each, totals))
-        return pb.ModelStatisticsResponse(model_stats=found)
+                statistics.append(_statistics(served.live.name, each, totals))
+        return pb.ModelStatisticsResponse(model_stats=statistics)
 
     # --- the repository ------------------------------------------------------------------------------------------
 
@@ -264,7 +262,7 @@ def _check_repository(name: str) -> None:
 # --- messages --------------------------------------------------------------------------------------------------------
 
 
-def _written(message: Message) -> bytes:
+def _serialise(message: Message) -> bytes:
     return message.SerializeToString()
 
 

@@ -1,8 +1,8 @@
-"""``plaudit up``: the inference service and the learner as child processes of one command. Knows neither from inside.
+"""Supervisor of ``plaudit up`` and of several serving processes: services as child processes of one command.
 
-A child says on stdout, as one JSON object per line, what it has to say; ``{"event": "ready", …}`` means it answers.
-The inference service is the point of it all: when it ends, everything ends. The learner may die and is started again,
-with a pause that doubles; while it is away, the service answers and records.
+A child reports events on stdout, one JSON object a line; ``{"event": "ready", …}`` means that it answers. A service
+that is not restarted, such as inference, ends everything when it ends. One that is, such as the learner, is started
+again after a pause that doubles; meanwhile the others run on.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from plaudit.cli.failures import USAGE
 FIRST_PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 30.0
 SETTLED_S: Final = 60.0
-"""A learner that lived this long starts over with the first pause."""
+"""After a service has run this long, its next pause is the first one again."""
 
 Report = Callable[[Mapping[str, Any]], None]
-"""Gets every event: a child's own, with ``service`` added, and ``exited`` / ``restarting``."""
+"""Called with every event: a child's own, with ``service`` added, and ``exited`` and ``restarting``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Service:
     """A child process.
 
     Attributes:
-        command: ``{address}`` in it stands for where the service it starts after answers.
-        restart: start it again when it ends; otherwise its end is the end of all.
-        after: the service it needs to be ready before it starts; None: none.
+        command: command line; ``{address}`` in it becomes the address of the service named by ``after``.
+        restart: start it again when it ends; otherwise all services are drained then.
+        after: name of the service that must be ready before it starts; None: it starts at once.
     """
 
     name: str
@@ -43,9 +43,9 @@ class Service:
     after: str | None = None
 
 
-def pause_s(deaths: int) -> float:
-    """How long to wait before the start after the ``deaths``-th death in a row: 1, 2, 4, … 30 s."""
-    return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (deaths - 1))
+def pause_s(exits: int) -> float:
+    """Pause before the start after the ``exits``-th exit in a row, in seconds: 1, 2, 4, … 30."""
+    return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (exits - 1))
 
 
 async def run(
@@ -70,34 +70,34 @@ async def run(
             ready[event["service"]].set_result(event.get("address", ""))
         report(event)
 
-    async def keep(service: Service) -> int:
+    async def keep_running(service: Service) -> int:
         if service.after is None:
-            return await _keep(service, listen, stopping, pause, clock)
+            return await _keep_running(service, listen, stopping, pause, clock)
         await _first(asyncio.shield(ready[service.after]), stopping.wait())
         if stopping.is_set():
             return 0
         address = ready[service.after].result()
         command = [part.replace("{address}", address) for part in service.command]
-        return await _keep(replace(service, command=command), listen, stopping, pause, clock)
+        return await _keep_running(replace(service, command=command), listen, stopping, pause, clock)
 
-    keepers = [asyncio.create_task(keep(service)) for service in services]
+    tasks = [asyncio.create_task(keep_running(service)) for service in services]
     try:
-        codes = await asyncio.gather(*keepers)
+        codes = await asyncio.gather(*tasks)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
     return next((code for code in codes if code != 0), 0)
 
 
-async def _keep(
+async def _keep_running(
     service: Service,
     report: Report,
     stopping: asyncio.Event,
     pause: Callable[[float], Any],
     clock: Callable[[], float],
 ) -> int:
-    """Keep one service running until ``stopping``; its last exit code."""
-    deaths = 0
+    """Run one service again and again until ``stopping`` is set. Returns its last exit code."""
+    exits = 0
     while True:
         started_s = clock()
         code = await _run_once(service, report, stopping)
@@ -107,8 +107,8 @@ async def _keep(
         if not service.restart or code == USAGE:  # a wrong setting stays wrong
             stopping.set()
             return code if code > 0 else 1
-        deaths = 1 if clock() - started_s >= SETTLED_S else deaths + 1
-        wait_s = pause_s(deaths)
+        exits = 1 if clock() - started_s >= SETTLED_S else exits + 1
+        wait_s = pause_s(exits)
         report({"event": "restarting", "service": service.name, "in_s": wait_s})
         await _first(pause(wait_s), stopping.wait())
         if stopping.is_set():

@@ -1,0 +1,121 @@
+"""``plaudit.v1.ModelService``: decode, call, encode. Nothing is decided here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from plaudit.core.rollout import Rollout
+from plaudit.serving.engine.shutdown import ShutdownSignal
+from plaudit.serving.grpc.auth import authorize
+from plaudit.serving.grpc.context import call_context, timestamp
+from plaudit.serving.use_cases.rollouts import RolloutService
+from plaudit.v1 import model_pb2, model_pb2_grpc
+from plaudit_models.bundle import Manifest, VersionKind
+
+_KINDS: Final[Mapping[VersionKind, model_pb2.VersionKind]] = {
+    "pretrained": model_pb2.VERSION_KIND_PRETRAINED,
+    "head": model_pb2.VERSION_KIND_HEAD,
+    "finetuned": model_pb2.VERSION_KIND_FINETUNED,
+    "imported": model_pb2.VERSION_KIND_IMPORTED,
+}
+
+
+class ModelServicer(model_pb2_grpc.ModelServiceServicer):
+    """Args:
+    admin_token: token that calls which change something must present; None: they need none.
+    """
+
+    def __init__(self, rollouts: RolloutService, admin_token: str | None, shutdown: ShutdownSignal) -> None:
+        self._rollouts = rollouts
+        self._admin_token = admin_token
+        self._shutdown = shutdown
+
+    def ListVersions(self, request: model_pb2.ListVersionsRequest, context: Any) -> model_pb2.ListVersionsResponse:
+        manifests, rollout = self._rollouts.all(request.model)
+        return model_pb2.ListVersionsResponse(
+            versions=[_version_to_wire(manifest) for manifest in manifests], rollout=_rollout_to_wire(rollout)
+        )
+
+    def GetVersion(self, request: model_pb2.GetVersionRequest, context: Any) -> model_pb2.GetVersionResponse:
+        manifest = self._rollouts.one(request.model, request.version)
+        experiment = self._rollouts.experiment(request.model, request.version)
+        return model_pb2.GetVersionResponse(
+            version=_version_to_wire(manifest), experiment_json="" if experiment is None else json.dumps(experiment)
+        )
+
+    def Promote(self, request: model_pb2.PromoteRequest, context: Any) -> model_pb2.PromoteResponse:
+        authorize(context, self._admin_token)
+        rollout = self._rollouts.promote(
+            request.model, request.version, request.expected_generation, request.actor, request.reason
+        )
+        return model_pb2.PromoteResponse(rollout=_rollout_to_wire(rollout))
+
+    def Rollback(self, request: model_pb2.RollbackRequest, context: Any) -> model_pb2.RollbackResponse:
+        authorize(context, self._admin_token)
+        rollout = self._rollouts.rollback(request.model, request.expected_generation, request.actor, request.reason)
+        return model_pb2.RollbackResponse(rollout=_rollout_to_wire(rollout))
+
+    def Pin(self, request: model_pb2.PinRequest, context: Any) -> model_pb2.PinResponse:
+        authorize(context, self._admin_token)
+        rollout = self._rollouts.pin(
+            request.model, request.version, request.expected_generation, request.actor, request.reason
+        )
+        return model_pb2.PinResponse(rollout=_rollout_to_wire(rollout))
+
+    def StartCanary(self, request: model_pb2.StartCanaryRequest, context: Any) -> model_pb2.StartCanaryResponse:
+        authorize(context, self._admin_token)
+        rollout = self._rollouts.start_canary(
+            request.model,
+            request.version,
+            request.share,
+            request.shadow,
+            request.expected_generation,
+            request.actor,
+            request.reason,
+        )
+        return model_pb2.StartCanaryResponse(rollout=_rollout_to_wire(rollout))
+
+    def StopCanary(self, request: model_pb2.StopCanaryRequest, context: Any) -> model_pb2.StopCanaryResponse:
+        authorize(context, self._admin_token)
+        rollout = self._rollouts.stop_canary(
+            request.model, request.version, request.expected_generation, request.actor, request.reason
+        )
+        return model_pb2.StopCanaryResponse(rollout=_rollout_to_wire(rollout))
+
+    def WatchVersions(
+        self, request: model_pb2.WatchVersionsRequest, context: Any
+    ) -> Iterator[model_pb2.WatchVersionsResponse]:
+        for rollout in self._rollouts.watch(request.model, self._shutdown, call_context(context)):
+            yield model_pb2.WatchVersionsResponse(rollout=_rollout_to_wire(rollout))
+
+
+def _version_to_wire(manifest: Manifest) -> model_pb2.Version:
+    return model_pb2.Version(
+        version=manifest.version,
+        digest=manifest.digest,
+        parent=manifest.parent or 0,
+        kind=_KINDS.get(manifest.kind, model_pb2.VERSION_KIND_UNSPECIFIED),
+        created_at=timestamp(manifest.created_at_s),
+        reason=manifest.reason,
+        manifest_json=manifest.to_json(),
+    )
+
+
+def _rollout_to_wire(rollout: Rollout) -> model_pb2.Rollout:
+    return model_pb2.Rollout(
+        model=rollout.model,
+        generation=rollout.generation,
+        live=rollout.live or 0,
+        previous=rollout.previous or 0,
+        gated=rollout.gated or 0,
+        candidate=rollout.candidate or 0,
+        candidate_share=rollout.candidate_share,
+        pinned=rollout.pinned,
+        changed_at=timestamp(rollout.changed_at_s) if rollout.generation else None,
+        reason=rollout.reason,
+        actor=rollout.actor,
+        shadow=rollout.shadow,
+        experiment=rollout.experiment,
+    )
