@@ -2,7 +2,7 @@
 #   make PYTHON=python3.12 test      another interpreter
 #   UV_TORCH_BACKEND=cpu make demo   torch without CUDA
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kafka test programs dashboards bench-console test-slow bench-serving bench-gpu bench-learning bench-feedback bench-rollout test-faults check house fmt proto clean
+.PHONY: help docs docs-serve reference coverage release demo demo-kafka test programs dashboards bench-console test-slow bench-serving bench-gpu bench-learning bench-feedback bench-rollout test-faults check house fmt proto clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -41,22 +41,38 @@ programs: $(INSTALLED) ## What tests need and .venv lacks: Chromium, Prometheus,
 	@tests/support/tools/fetch-debian.sh kcat .cache/debian/kcat
 
 bench-serving: $(INSTALLED) ## Serving beside the raw ONNX Runtime rate; CHECK=1 fails short of a goal, QUICK=1, ONLY="rates soak"
-	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.serving $(if $(QUICK),--quick) $(ONLY)
+	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.serving $(if $(QUICK),--quick) $(if $(RECORD),--record) $(ONLY)
 
 bench-gpu: $(INSTALLED) ## The serving benchmark's models on an NVIDIA GPU beside the processor; needs the extra gpu
-	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.gpu
+	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.gpu $(if $(QUICK),--quick) $(if $(RECORD),--record)
 
 bench-learning: $(INSTALLED) ## The learner beside its peers; CHECK=1 fails short of a goal, QUICK=1, ONLY="shift gate"
-	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.learning $(if $(QUICK),--quick) $(ONLY)
+	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.learning $(if $(QUICK),--quick) $(if $(RECORD),--record) $(ONLY)
 
-bench-rollout: $(INSTALLED) programs ## Experiments, rollback, the cost of metrics, the console; CHECK=1, QUICK=1, ONLY="experiments rollback"
-	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.rollout $(if $(QUICK),--quick) $(ONLY)
+bench-rollout: $(INSTALLED) programs ## Experiments, rollback, the cost of metrics; CHECK=1, QUICK=1, ONLY="experiments rollback"
+	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.rollout $(if $(QUICK),--quick) $(if $(RECORD),--record) $(ONLY)
 
 bench-feedback: $(INSTALLED) ## Feedback: acknowledged, joined, through an outage of the broker; CHECK=1, QUICK=1, ONLY="acks join"
-	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.feedback $(if $(QUICK),--quick) $(ONLY)
+	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.feedback $(if $(QUICK),--quick) $(if $(RECORD),--record) $(ONLY)
 
 test-faults: $(INSTALLED) ## Kill -9, pauses and slow connections under load, and then count; CHECK=1, ROUNDS=20, SEED=1, ONLY="broker-killed"
 	PYTHONPATH=tests $(BIN)/python -m faults $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) $(ONLY)
+
+docs: $(INSTALLED) ## Build the documentation into build/docs; a warning is an error
+	$(BIN)/python tools/generate_docs.py --check
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+
+docs-serve: docs ## The same, and look at it on http://127.0.0.1:8000/
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/docs 8000
+
+reference: $(INSTALLED) ## Write the generated pages of docs/: reference and benchmark tables
+	$(BIN)/python tools/generate_docs.py
+
+coverage: $(INSTALLED) programs ## The test suite with a report of the lines it runs, into build/coverage
+	$(BIN)/pytest -m 'not slow' --cov=plaudit --cov=plaudit_models --cov-report=term --cov-report=html:build/coverage
+
+release: $(INSTALLED) ## Check, build and tag a release: make release VERSION=0.1.0
+	$(BIN)/python tools/release.py $(VERSION)
 
 check: $(INSTALLED) ## Lint, formatting, types, protos
 	$(BIN)/ruff check
@@ -78,8 +94,8 @@ proto: $(INSTALLED) ## Generate services/plaudit/v1 and services/plaudit/inferen
 	$(BIN)/python -m grpc_tools.protoc -I proto --grpc_python_out=services $(SERVICE_PROTOS)
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=services/plaudit --pyi_out=services/plaudit $(INFERENCE)
 
-bench-console: $(INSTALLED) programs ## First paint and size of the console's page in Chromium; fails later than 1 s
-	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.console $(URL)
+bench-console: $(INSTALLED) programs ## First paint and size of the console's page in Chromium; CHECK=1, QUICK=1, URL=http://…
+	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.console $(if $(URL),--url $(URL)) $(if $(QUICK),--quick) $(if $(RECORD),--record)
 
 dashboards: ## Write deploy/grafana/*.json from deploy/grafana/dashboards.py
 	$(PYTHON) deploy/grafana/dashboards.py

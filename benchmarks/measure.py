@@ -1,4 +1,4 @@
-"""What a benchmark reports: named numbers, most with a goal. Knows nothing about how they were measured."""
+"""Results of a benchmark: named numbers, most with a goal. Knows nothing about how they were measured."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ class Measure:
 
     Attributes:
         name: unique within its benchmark.
-        value: as measured; NaN where there was nothing to measure, which reaches no goal.
-        goal: None where the number is told for comparison only.
+        value: the number, in ``unit``; NaN where there was nothing to measure, which reaches no goal.
+        goal: None where the number is for comparison only.
         direction: whether the value must be at least or at most the goal.
-        note: what the number stands on: shuffles, peers, spread.
-        curve: how it came about, for the plot.
+        note: basis of the number: shuffles, peers, spread.
+        curve: for the plot, None without one.
+        unit: such as ms, 1/s or %; empty for ratios, shares and counts.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Measure:
     direction: Literal["at_least", "at_most"] = "at_least"
     note: str = ""
     curve: Curve | None = None
+    unit: str = ""
 
     @property
     def reached(self) -> bool:
@@ -50,6 +52,12 @@ class Measure:
             return True
         return bool(self.value >= self.goal if self.direction == "at_least" else self.value <= self.goal)
 
+    @property
+    def goal_text(self) -> str:
+        """Goal as text, such as "≥ 0.9"; empty where there is none."""
+        return "" if self.goal is None else f"{'≥' if self.direction == 'at_least' else '≤'} {self.goal:.4g}"
+
     def shortfall(self) -> str:
-        """One line that says what was measured and what was wanted."""
-        return f"{self.name}: {self.value:.4g} is not {self.direction.replace('_', ' ')} {self.goal:.4g}"
+        """Measured value and missed goal, in one line."""
+        unit = f" {self.unit}" if self.unit else ""
+        return f"{self.name}: {self.value:.4g}{unit} is not {self.goal_text}"

@@ -16,7 +16,7 @@ if __name__ == "__main__":
             "feedback",
             ["acks", "join", "outage"],
             argparse.ArgumentParser(
-                description="How much feedback becomes durable and is learned from; what an outage does."
+                description="Rates of feedback made durable and learned from; effects of an outage of the broker."
             ),
         )
     )

@@ -1,6 +1,6 @@
 """Durable acknowledgements a second through gRPC StreamFeedback, over SQLite and over one real broker.
 
-Server, broker and client share the machine's cores. Afterwards the log is asked for what was acknowledged.
+Server, broker and client share the machine's cores. Afterwards the log is read, and must hold what was acknowledged.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def run(*, quick: bool) -> list[Measure]:
         with tempfile.TemporaryDirectory() as made:
             rates = [_round(kind, Path(made) / str(number), count) for number in range(1 if quick else _ROUNDS)]
         note = f"median of {', '.join(f'{rate:.0f}' for rate in rates)}; {_STREAMS} streams of {count} thumbs"
-        measures.append(Measure(f"{kind}: durable acknowledgements (1/s)", median(rates), goal, note=note))
+        measures.append(Measure(f"{kind}: durable acknowledgements", median(rates), goal, note=note, unit="1/s"))
     return measures
 
 

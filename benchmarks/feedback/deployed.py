@@ -19,8 +19,8 @@ class Serving:
 
     Attributes:
         config: its settings file.
-        address: where it answers.
-        metrics: where it tells of itself.
+        address: host and port of its gRPC service.
+        metrics: address of its metrics.
     """
 
     config: Path
@@ -34,14 +34,14 @@ class Serving:
 
 
 def on_kafka(config: Path, bootstrap: str) -> None:
-    """Make a deployment's log the one of that broker."""
+    """Change a deployment's settings to the log of that broker."""
     kafka = f'[log]\nkind = "kafka"\n[kafka]\nbootstrap_servers = {json.dumps(bootstrap)}\n'
     config.write_text(config.read_text(encoding="utf-8") + kafka, encoding="utf-8")
 
 
 @contextmanager
 def serving(folder: Path, cluster: Cluster | None = None) -> Iterator[Serving]:
-    """Until the block ends; over SQLite unless there is a cluster."""
+    """Running service until the block ends; over SQLite unless there is a cluster."""
     config = deployed(folder)
     if cluster is not None:
         on_kafka(config, cluster.bootstrap)

@@ -1,4 +1,4 @@
-"""Events a second that one learner joins and learns from, and its memory while the log grows to 2 million."""
+"""Rate at which one learner joins and learns, and its memory while the log grows to 2 million events."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ def run(*, quick: bool) -> list[Measure]:
     events = 200_000 if quick else 2_000_000
     one_thread_for_algebra()  # in the process below too, as in `plaudit learn`
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.learner", str(events)], stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, "-m", "benchmarks.feedback.learner", str(events)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     found = json.loads(done.stdout)
     resident = {int(at): mib for at, mib in found["resident_mib"].items()}
@@ -24,6 +27,6 @@ def run(*, quick: bool) -> list[Measure]:
     farthest = max(resident.values(), key=lambda mib: abs(mib / first - 1.0))
     note = f"{first:.0f} MiB after {_FIRST} events, {farthest:.0f} at the farthest from that, of {events}"
     return [
-        Measure("joined and learned (events/s)", found["events_per_s"], 10_000.0, note=f"of {events} events"),
-        Measure("memory's way from where it was (%)", abs(farthest / first - 1.0) * 100, 10.0, "at_most", note=note),
+        Measure("joined and learned", found["events_per_s"], 10_000.0, note=f"of {events} events", unit="events/s"),
+        Measure("largest change of memory", abs(farthest / first - 1.0) * 100, 10.0, "at_most", note=note, unit="%"),
     ]

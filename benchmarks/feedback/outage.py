@@ -53,18 +53,20 @@ def run(*, quick: bool) -> list[Measure]:
     return [
         Measure("acknowledged feedback lost", lost, 0, "at_most", note=f"of {said}; the broker was away {away_s:g} s"),
         Measure("feedback refused or failed", load.refused, 0, "at_most", note=f"slowest answer {slowest_s:.2f} s"),
-        Measure("feedback sent (1/s)", said / load.took_s, 0.95 * _FEEDBACK_PER_S),
+        Measure("feedback sent", said / load.took_s, 0.95 * _FEEDBACK_PER_S, unit="1/s"),
         Measure("Predict failed", load.failed, 0, "at_most", note=f"of {load.predictions}"),
-        Measure("backlog drained (s)", drained_s, _DRAINED_S, "at_most", note=f"{spooled:.0f} events, while more came"),
+        Measure(
+            "backlog drained", drained_s, _DRAINED_S, "at_most", note=f"{spooled:.0f} events, while more came", unit="s"
+        ),
     ]
 
 
 class Load:
-    """Predictions and thumbs about the latest of them, each at its pace whatever comes back.
+    """Predictions, and thumbs about the latest of them, each at a fixed rate independent of the answers.
 
     Attributes:
         acknowledged: ids of feedback that the service called durable.
-        waited_s: for each acknowledgement, from the moment it was due to be sent.
+        waited_s: seconds from when each feedback was due to be sent to its acknowledgement.
     """
 
     def __init__(self, address: str) -> None:
@@ -116,7 +118,7 @@ class Load:
                 self.acknowledged.add(answer.feedback_id)
 
     def _paced(self, per_s: float) -> Iterator[float]:
-        """When each is due, once it is."""
+        """Due times, each once it has come."""
         due_s = time.monotonic()
         while not self._ending.is_set():
             time.sleep(max(0.0, due_s - time.monotonic()))

@@ -1,4 +1,4 @@
-"""A client that streams thumbs as fast as they are acknowledged. Prints how many that were a second, as JSON.
+"""A client that streams thumbs as fast as they are acknowledged. Prints the rate as JSON.
 
 It costs little itself: requests are written beforehand, acknowledgements are only read after the clock has stopped.
 """

@@ -1,1 +1,1 @@
-"""How well the learner learns, measured beside its peers on the same streams; `make bench-learning`."""
+"""Quality of what the learner learns, beside its peers on the same streams; `make bench-learning`."""

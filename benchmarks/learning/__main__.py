@@ -45,8 +45,10 @@ def _plot(out: Path, benchmark: str, measures: Sequence[Measure]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="How well the learner learns.")
-    parser.add_argument("--shuffles", type=int, default=5)
+    parser = argparse.ArgumentParser(
+        description="Quality of what the learner learns, beside its peers on the same streams."
+    )
+    parser.add_argument("--shuffles", type=int, default=5, help="repetitions with other seeds")
     sys.exit(
         main(
             "learning",

@@ -1,5 +1,4 @@
-"""The Open Bandit Dataset's logs as plaudit_models.evaluation.ope wants them: who logged what, and what both policies
-would do.
+"""The Open Bandit Dataset's logs as plaudit_models.evaluation.ope takes them, and the policies that logged them.
 
 Reads the samples in shared/data/bandit beside the repository (see the SOURCE.md there). Knows nothing about estimators.
 

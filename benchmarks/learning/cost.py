@@ -1,4 +1,4 @@
-"""What the fast loop costs: one update of 64 events, one head refresh, and whether an event's cost grows with the
+"""Costs of the fast loop: one update of 64 events, one head refresh, and whether an event's cost grows with the
 number of events learned before it.
 """
 
@@ -40,11 +40,12 @@ def run(shuffles: int, quick: bool) -> list[Measure]:
     refresh_s = _seconds(lambda: _refresh(space, state, batches, rng), repeats=5)
     return [
         Measure(
-            "update with 64 events, ms",
+            "update with 64 events",
             1e3 * update_s,
             5.0,
             "at_most",
             f"{ACTIONS} actions × {space.n_features} features, median of {REPEATS}",
+            unit="ms",
         ),
         Measure(
             "cost of an event after the last point over that after the first",
@@ -54,7 +55,7 @@ def run(shuffles: int, quick: bool) -> list[Measure]:
             ", ".join(f"{1e6 * s:.1f} µs at {p}" for s, p in zip(seconds, points, strict=True)),
             Curve(tuple(map(float, points)), tuple(1e6 * s for s in seconds), "events learned before", "µs an event"),
         ),
-        Measure("head refresh, ms", 1e3 * refresh_s, note="posterior, KL bound and graph"),
+        Measure("head refresh", 1e3 * refresh_s, note="posterior, KL bound and graph", unit="ms"),
     ]
 
 

@@ -69,12 +69,12 @@ def _peer(
 
 
 def _linucb(seed: int) -> LinUcb:
-    """At the best of 16 pairs of optimism and precision tried on this task."""
+    """LinUCB at the best of 16 pairs of optimism and precision tried on this task."""
     return LinUcb(n_features=65, n_actions=ACTIONS, optimism=0.3, precision=0.1, seed=seed)
 
 
 def _lengthened(pixels: Float64) -> Float64:
-    """Unit length, and a constant: with these LinUCB does best."""
+    """Features of unit length and a constant, with which LinUCB does best."""
     unit = pixels / np.linalg.norm(pixels, axis=1, keepdims=True)
     return np.concatenate([unit, np.ones((len(pixels), 1))], axis=1)
 

@@ -1,8 +1,8 @@
 """dynamic_actions: which of 64 dynamic actions, each with a text, answers an utterance? Thumbs alone; texts never
 listed before.
 
-Utterances of clinc150 (150 intents; its folder tells the source); a candidate is an intent, its text the intent's name.
-The base model is what a model that scores text would be before anybody spoke: utterances and names in one space of
+Utterances of clinc150 (150 intents; its folder tells the source); a dynamic action is an intent, its text the intent's
+name. The base model is what a model that scores text would be before any feedback: utterances and names in one space of
 topics, found without labels (latent semantic analysis, Deerwester et al. 1990). Names say the right thing of many
 utterances, not of all. Thumbs come on lists of 100 intents; the other 50 are listed for the first time when the policy
 is judged, on held-out utterances.
@@ -46,7 +46,7 @@ _HASHED: Final = 4_096
 _LISTED: Final = 100
 """Intents that are listed while users speak; the others are new."""
 _SCALE: Final = 12.0
-"""Of base logits: cosines are at most 1."""
+"""Factor of the base logits, as cosines are at most 1."""
 BATCH: Final = 64
 _RECENT: Final = 64
 _JUDGED: Final = 400
@@ -102,20 +102,20 @@ def run(shuffles: int, quick: bool) -> list[Measure]:
 
 
 def _one(task: Task, rounds: int, seed: int) -> dict[str, float | list[float]]:
-    """Satisfaction, by who and on what."""
-    told: dict[str, float | list[float]] = {}
+    """Satisfaction by learner and part of the data."""
+    found: dict[str, float | list[float]] = {}
     known, new = _lists(task.known, task, 11), _lists(task.new, task, 12, every=True)
     for name, lists in (("base known", known), ("base new", new)):
-        told[name] = float(np.mean([base_probabilities(each.base_logits[None])[0, right] for each, right in lists]))
+        found[name] = float(np.mean([base_probabilities(each.base_logits[None])[0, right] for each, right in lists]))
     stream = _lists(task.stream, task, seed)[:rounds]
-    told |= _plaudit(stream, known, new, seed)
+    found |= _plaudit(stream, known, new, seed)
     for optimism in _OPTIMISM:
-        told |= {f"linucb {optimism:g} {what}": value for what, value in _linucb(stream, new, optimism).items()}
-    return told
+        found |= {f"linucb {optimism:g} {what}": value for what, value in _linucb(stream, new, optimism).items()}
+    return found
 
 
 Lists = list[tuple[ActionList, int]]
-"""Each with the place of the right candidate."""
+"""Lists of dynamic actions, each with the index of the right one."""
 
 
 def _plaudit(stream: Lists, known: Lists, new: Lists, seed: int) -> dict[str, float | list[float]]:
@@ -148,7 +148,7 @@ def _plaudit(stream: Lists, known: Lists, new: Lists, seed: int) -> dict[str, fl
 
 
 def _linucb(stream: Lists, new: Lists, optimism: float) -> dict[str, float]:
-    """With the prior of the reward model: expected rewards begin at the base probabilities."""
+    """LinUCB with the prior of the reward model: expected rewards begin at the base probabilities."""
     maker = head_builder(Settings())
     space = DynamicActionSpace("benchmark", "benchmark", SIZE, maker.pair_features)
     f = space.n_features
@@ -217,7 +217,7 @@ def _task(seed: int) -> Task:
 
 
 def _counts(text: str) -> Float64:
-    """Of words and of pieces of four letters, hashed, ``[4096]``."""
+    """Counts of words and of pieces of four letters, hashed, ``[4096]``."""
     counts, padded = np.zeros(_HASHED), f" {text.lower()} "
     for piece in [*padded.split(), *(padded[i : i + 4] for i in range(len(padded) - 3))]:
         counts[zlib.crc32(piece.encode()) % _HASHED] += 1.0

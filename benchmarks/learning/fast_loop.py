@@ -29,7 +29,7 @@ RECENT = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Contexts:
-    """What the trunk says of some inputs: embeddings ``[n, d]`` and base logits ``[n, a]``."""
+    """Outputs of the trunk for some inputs: embeddings ``[n, d]`` and base logits ``[n, a]``."""
 
     embedding: Floats
     base_logits: Floats
@@ -43,12 +43,12 @@ class Contexts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """What a stream brought.
+    """Results of a stream.
 
     Attributes:
-        liked: True where the served answer was the wanted one, ``[n]``.
+        liked: True where the served answer was the wanted one, shape ``[n]``.
         predicted: the reward expected of the served answer before its thumb, ``[n]``.
-        thumbs: what the user said, ``[n]``.
+        thumbs: the feedback, 1 for a thumb up, shape ``[n]``.
         judged: probabilities at the contexts to judge on, of the policy before each batch and of the last one,
             ``[batches + 1, e, a]``; empty if there were none.
     """

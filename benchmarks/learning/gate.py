@@ -1,9 +1,9 @@
-"""The gate's error rates: how often it lets through what is not better, and how soon it sees what is.
+"""Error rates of the gate: share of candidates promoted that are not better, and decisions until better ones are.
 
 Live is a softmax classifier of handwritten digits, served with the exploration floor; users rate what they are served,
 5 % of the thumbs the wrong way round. The gate looks every 100 decisions, up to 5,000, with users and slices as in the
-learner. Candidates differ from live by a gain that is known exactly, because both policies and the chance of a thumb up
-are known for every digit:
+learner. Candidates differ from live by a gain that is known exactly, because both policies and the probability of a
+thumb up are known for every digit:
     small change   answers differ in a few contexts only
     full retrain   trained on other digits, so that it errs elsewhere
 The reward model is the candidate's own, learned from decisions before those at the gate, as in the learner.
@@ -45,12 +45,12 @@ N_ACTIONS: Final = 10
 
 @dataclass(frozen=True, slots=True, eq=False)
 class World:
-    """Everything about the digits that is ever served: live's and the candidate's probabilities, and the truth.
+    """Policies of live and of the candidate on all digits that are served, and the true rewards.
 
     Attributes:
         live, candidate: shape ``[n, a]``.
-        rewards: chance of a thumb up, shape ``[n, a]``.
-        q_hat: the candidate's reward model's opinion, shape ``[n, a]``.
+        rewards: probability of a thumb up, shape ``[n, a]``.
+        q_hat: rewards that the candidate's reward model expects, shape ``[n, a]``.
         slices: the class live finds most likely, n names.
     """
 
@@ -67,12 +67,12 @@ class World:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Log:
-    """Decisions that live made, and whom they were made for.
+    """Decisions of live, and their users.
 
     Attributes:
-        digit: which digit it was, shape ``[n]``.
+        digit: index of the digit, shape ``[n]``.
         log: of the decisions.
-        users: who rated them, n names.
+        users: names of the raters, n of them.
     """
 
     digit: Int64
@@ -93,7 +93,7 @@ SCENARIOS: Final = (
 
 
 def run(shuffles: int, quick: bool) -> list[Measure]:
-    """What counts here is the number of replicates; ``shuffles`` changes nothing."""
+    """Measures of fixed numbers of replicates; ``shuffles`` changes nothing."""
     del shuffles
     replicates = 10 if quick else REPLICATES
     measures = []
@@ -125,7 +125,7 @@ RULES: Final = gate_rules(Settings())
 
 
 def verdict(world: World, replicate: int) -> GateReport:
-    """What the gate says of one log that it looks through."""
+    """Verdict of the gate on one log."""
     return look_through(world, serve(world, np.random.default_rng([7, replicate]), LAST), RULES)
 
 
@@ -144,7 +144,7 @@ def look_through(world: World, logged: Log, rules: GateRules) -> GateReport:
 
 
 def judge_differences(world: World, logged: Log) -> Differences:
-    """What the gate makes of the log, as the learner calls it."""
+    """Differences that the gate computes from the log, as the learner calls it."""
     live = world.live[logged.digit]
     return differences(
         logged.log,
@@ -157,7 +157,7 @@ def judge_differences(world: World, logged: Log) -> Differences:
 
 
 def serve(world: World, rng: np.random.Generator, n: int) -> Log:
-    """n decisions of live about digits drawn anew, and what users thought of them."""
+    """n decisions of live about digits drawn anew, and their feedback."""
     digit = rng.integers(0, len(world.live), n)
     action = sample(world.live[digit], rng.random(n))
     reward = (rng.random(n) < world.rewards[digit, action]).astype(np.float64)
@@ -185,7 +185,7 @@ class _Digits:
     target: Int64
 
     def logits(self, labelled: slice) -> Float64:
-        """Of a classifier trained on these, for those that are served, ``[n, a]``."""
+        """Logits of a classifier trained on these digits, for those that are served, shape ``[n, a]``."""
         model = LogisticRegression(C=10.0, max_iter=500).fit(self.pixels[labelled], self.target[labelled])
         logits: Float64 = model.decision_function(self.pixels[POOL:])
         return logits
@@ -204,7 +204,7 @@ def digits() -> _Digits:
 
 @cache
 def world(kind: str, gain: float) -> World:
-    """A candidate of this kind that is better than live by exactly ``gain``."""
+    """World with a candidate of this kind that is better than live by exactly ``gain``."""
     target, live_logits = digits().served_target, digits().logits(slice(0, LABELS))
     rewards = np.where(np.arange(N_ACTIONS) == target[:, None], 1.0 - WRONG_THUMBS, WRONG_THUMBS)
     live = _served(live_logits)
@@ -281,7 +281,7 @@ def _served(logits: Float64) -> Float64:
 
 
 def _predicted(world: World) -> Float64:
-    """What the candidate's reward model, fed with decisions of live before those at the gate, expects everywhere."""
+    """Rewards that the candidate's reward model expects, learned from decisions of live before those at the gate."""
     logged = serve(world, np.random.default_rng(5), SNAPSHOT)
     base_logits, pixels = np.log(world.candidate), digits().pixels[POOL:]
     maker = head_builder(Settings())

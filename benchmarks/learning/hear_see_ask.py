@@ -2,8 +2,8 @@
 
 (a) for sums, users like only the last digit; (b) a kind of question that was never labelled is 30 % of the traffic:
 "which is smaller", whose answers the model knows from other kinds, and "how far apart", whose answers it does not.
-Every answer is drawn from a version that the learner put in place, and every version that answered anybody is judged on
-held-out images, voices and wordings with exactly the probabilities it served.
+Every answer is drawn from a version that the learner put in place, and every version that answered a request is judged
+on held-out images, voices and wordings with exactly the probabilities it served.
 
 Pre-training ends by steps and fine-tuning by replays, never by the clock, so the numbers do not depend on the machine.
 """
@@ -67,8 +67,8 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Of one run: blocks of labelled rows and passes over them, thumbs of the streams and between fine-tuning jobs,
-    held-out examples a kind.
+    """Sizes of one run: blocks of labelled rows and passes over them, thumbs of the streams and between fine-tuning
+    jobs, held-out examples a kind.
     """
 
     train_blocks: int
@@ -94,11 +94,11 @@ QUICK: Final = Sizes(
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What a stream brought.
+    """Results of a stream.
 
     Attributes:
         liked: per thumb, the kind asked for and whether the user liked the answer.
-        live: after each chunk, thumbs so far and the version that was live.
+        live: number of thumbs and live version after each chunk.
         judged: version → satisfaction on held-out inputs, of every version that answered and of the first.
         outcomes: of the fine-tuning jobs.
     """
@@ -236,7 +236,7 @@ def observe(
     per_kind: int,
     seed: int,
 ) -> Observed:
-    """Serve one stream, and judge what served.
+    """Serve one stream, and evaluate the versions that served.
 
     Args:
         folder: made; everything is in it.

@@ -26,7 +26,7 @@ _LOOKS: Final = 16
 
 
 def run(shuffles: int, quick: bool) -> list[Measure]:
-    """There is one log of each kind, so ``shuffles`` changes nothing; nor is there anything to shorten."""
+    """Measures of one log of each kind; neither ``shuffles`` nor ``quick`` changes anything."""
     del shuffles, quick
     if not FOLDER.exists():
         return [Measure("logs found", 0.0, goal=1.0, note=f"{FOLDER} is not there")]
@@ -93,7 +93,7 @@ def sample_inputs(sample: dict[str, Any]) -> tuple[LoggedRounds, Float64, Float6
 
 
 def estimates(log: LoggedRounds, probs: Float64, q_hat: Float64, clip: float) -> dict[str, float]:
-    """Under the names that tests/models/obp_reference.py gives Open Bandit Pipeline's."""
+    """Estimates by the names that tests/models/obp_reference.py gives Open Bandit Pipeline's."""
     return {
         "ips": ope.ips(log, probs).value,
         "ips clipped": ope.ips(log, probs, clip).value,

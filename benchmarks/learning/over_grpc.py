@@ -33,8 +33,8 @@ RATE: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class DecisionHeader:
-    """What users saw.
+class Streamed:
+    """Answers that users got.
 
     Attributes:
         answers, failures: of all requests.
@@ -56,7 +56,7 @@ def serve_stream(
     *,
     seed: int,
     sections: Mapping[str, Mapping[str, Any]],
-) -> DecisionHeader:
+) -> Streamed:
     """Serve one stream.
 
     Args:
@@ -84,7 +84,7 @@ def serve_stream(
     jobs = job_launcher(settings, SPEC.name)
     for run_dir in (learner_dir(settings, SPEC.name) / "runs").glob("*"):
         jobs.cancel(run_dir)
-    return DecisionHeader(registry, settings, watched.answers, watched.failures, time.time() - watched.started_s)
+    return Streamed(registry, settings, watched.answers, watched.failures, time.time() - watched.started_s)
 
 
 async def _drive(config: Path, data_dir: Path, log: Path, watched: Watched, new_kind: Kind, seed: int) -> None:

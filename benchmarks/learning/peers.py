@@ -1,4 +1,4 @@
-"""What the learner is measured against, on the same streams: LinUCB and Vowpal Wabbit. Both see thumbs only.
+"""Peers of the learner on the same streams: LinUCB and Vowpal Wabbit. Both see thumbs only.
 
 Notation:
     n: rounds, e: contexts to judge on, f: number of features, a: number of actions
@@ -84,7 +84,7 @@ class VowpalWabbit:
         self._probs = np.zeros((0, self.n_actions))
 
     def probabilities(self, features: Float64) -> Float64:
-        """``[n, a]``."""
+        """Probabilities of the actions, shape ``[n, a]``."""
         rows = np.array([self._workspace.predict(self._lines(row)) for row in features])
         probs: Float64 = rows / rows.sum(axis=1, keepdims=True)
         return probs
@@ -96,7 +96,7 @@ class VowpalWabbit:
         return np.minimum(actions, self.n_actions - 1)
 
     def learn(self, features: Float64, actions: Int64, rewards: Float64) -> None:
-        """The rows last picked for."""
+        """Learn from the rows last picked for."""
         for row, probs, action, reward in zip(features, self._probs, actions, rewards, strict=True):
             lines = self._lines(row)
             lines[1 + action] = f"0:{1.0 - reward}:{probs[action]} {lines[1 + action]}"
@@ -127,7 +127,7 @@ VOWPAL_SETTINGS = (
 def run_peer(
     peer: LinUcb | VowpalWabbit, features: Float64, wanted: Int64, *, batch: int, wrong: float, seed: int
 ) -> npt.NDArray[np.bool_]:
-    """Whether the answer was the wanted one, ``[n]``; the peer learns after every ``batch`` rounds."""
+    """Mask, True where the answer was the wanted one, shape ``[n]``; the peer learns after every ``batch`` rounds."""
     rng = np.random.default_rng(seed)
     liked = []
     for start in range(0, len(wanted), batch):

@@ -1,7 +1,7 @@
 """Poisoned feedback: 5 % of the users always say the opposite, and one client sends 30 % of all events inverted.
 
 A classifier of handwritten digits serves; for three of ten classes the users prefer another answer, and it learns them
-from their thumbs. Three curves: nobody attacks, the attackers are believed, the attackers meet the caps and the
+from their thumbs. Three curves: no attack, the attackers are believed, the attackers meet the caps and the
 quarantine of plaudit_models.evaluation.raters, in the order in which the learner uses them. And: can the client push a
 bad candidate through the gate?
 
@@ -43,21 +43,21 @@ LAST: Final = 2_000
 CLIENT: Final = "client"
 USER_CAP: Final = Settings().learner.user_cap
 MEASURABLE: Final = 0.01
-"""Of a smaller loss no share can be told: the curves' own noise is about a tenth of this."""
+"""Smallest loss of which a share can be measured: the curves' own noise is about a tenth of this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """Who is against us: the share of the events that one client inverts, and of the users that always do."""
+    """Attackers: share of the events that one client inverts, and share of the users who always say the opposite."""
 
     client_share: float = 0.0
     wrong_users: float = 0.0
 
 
 Defence = Literal["none", "raters", "oracle"]
-"""The oracle knows the attackers and never hears them. What it loses against nobody attacking, is thumbs not given."""
+"""The oracle excludes the attackers from the start. Its loss is the missing thumbs, as without an attack."""
 
-NOBODY: Final = Attack()
+NO_ATTACK: Final = Attack()
 ATTACKS: Final = {
     "both": Attack(CLIENT_SHARE, WRONG_USERS),
     "client": Attack(client_share=CLIENT_SHARE),
@@ -73,7 +73,7 @@ def run(shuffles: int, quick: bool) -> list[Measure]:
         mean: Float64 = np.mean([stream(attack, seed, events, defence) for seed in range(shuffles)], axis=0)
         return mean
 
-    clean = curve(NOBODY, "none")
+    clean = curve(NO_ATTACK, "none")
     n_last = last // BATCH
     top = float(clean[-n_last:].mean())
     measures = [_curve("clean, undefended", clean, n_last)]
@@ -88,9 +88,9 @@ def run(shuffles: int, quick: bool) -> list[Measure]:
             measures.append(Measure(f"{name}: share that an oracle recovers", (lost - missing) / lost, note=note))
         else:
             measures.append(Measure(f"{name}: loss left", left, goal=MEASURABLE, direction="at_most", note=note))
-    defended_clean = curve(NOBODY, "raters")
+    defended_clean = curve(NO_ATTACK, "raters")
     cost = top - float(defended_clean[-n_last:].mean())
-    measures.append(Measure("what the defence costs when nobody attacks", cost, goal=0.01, direction="at_most"))
+    measures.append(Measure("cost of the defence without an attack", cost, goal=0.01, direction="at_most"))
     replicates = 10 if quick else gate.REPLICATES
     for user_cap, goal in ((gate.RULES.user_cap, 0.02), (1.0, None)):
         promoted = [poisoned_verdict(replicate, user_cap) == "promote" for replicate in range(replicates)]
@@ -117,7 +117,7 @@ def _curve(name: str, satisfaction: Float64, n_last: int) -> Measure:
 
 @dataclass(slots=True)
 class _Learned:
-    """The learner's half that matters here: sums, raters, and what each user was learned to say."""
+    """State of the learner: sums, raters, and the latest rewards of each user."""
 
     state: RewardState
     raters: Raters = field(default_factory=Raters)
@@ -125,7 +125,7 @@ class _Learned:
 
 
 def stream(attack: Attack, seed: int, events: int, defence: Defence) -> Float64:
-    """The chance that an honest user likes what is served, mean of each batch."""
+    """Probability that an honest user likes what is served, mean of each batch."""
     rng = np.random.default_rng([13, seed])
     pixels, base_logits = digits().pixels[POOL:], digits().logits(slice(0, LABELS))
     target, wanted = digits().served_target, np.arange(N_ACTIONS)
@@ -170,7 +170,7 @@ def stream(attack: Attack, seed: int, events: int, defence: Defence) -> Float64:
 
 
 def _users(rng: np.random.Generator, attack: Attack) -> tuple[list[str], Bool]:
-    """Who sees the next batch, and whose thumbs are the wrong way round, ``[BATCH]``."""
+    """Users of the next batch, and a mask, True where their thumbs are inverted, shape ``[BATCH]``."""
     number = rng.integers(0, USERS, BATCH)
     of_client = rng.random(BATCH) < attack.client_share
     users = [CLIENT if client else f"user {u}" for u, client in zip(number, of_client, strict=True)]
@@ -196,10 +196,10 @@ def _learn(
         belief = posterior(learned.state, prior)
         rows = np.flatnonzero([learned.raters[user].trust_level != "quarantined" for user in users])
         q, variance = belief.predict(phi[digit[rows]])
-        told = 1.0 - variance / belief.prior_variance(phi[digit[rows]])
+        known = 1.0 - variance / belief.prior_variance(phi[digit[rows]])
         at = np.arange(len(rows)), action[rows]
         learned.raters, caught = learned.raters.hear(
-            [users[i] for i in rows], reward[rows], q[at], np.clip(told[at], 0.0, 1.0)
+            [users[i] for i in rows], reward[rows], q[at], np.clip(known[at], 0.0, 1.0)
         )
         for user in caught:
             what = learned.said.pop(user, [])
@@ -217,7 +217,7 @@ def _learn(
 
 
 def poisoned_verdict(replicate: int, user_cap: float) -> str:
-    """Of a candidate that is worse by 3 points; the client likes what it says more often than live, and only that."""
+    """Verdict on a candidate that is worse by 3 points; the client likes only what it answers more often than live."""
     world = gate.world("full retrain", -0.03)
     rng = np.random.default_rng([17, replicate])
     logged = gate.serve(world, rng, gate.LAST)

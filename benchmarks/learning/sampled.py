@@ -1,9 +1,9 @@
-"""Answers sampled out of so many that nobody wants to enumerate them: `finetune.objective = "sampled"` and `target`.
+"""Answers sampled where there are too many to enumerate: `finetune.objective = "sampled"` and `target`.
 
 A sight and a sound make a situation, and each situation has four answers of its own. For half of the sounds labels
-told which one is right; for the others they named any of the four, and users like one, of which only thumbs can tell.
+say which one is right; for the others they named any of the four, and users like one, of which only thumbs can tell.
 Both objectives ask the same reward model, fitted on thumbs about what the pre-trained policy answered. What is reported
-is how probable the liked answer is on content that nobody was asked about.
+is the probability of the liked answer on content without feedback.
 
 The cost of a step is the objective's own, from logits to their gradient, in processor time; what the policy itself
 takes to make logits is the same for both.
@@ -36,10 +36,10 @@ from plaudit_models.training.pretrain import PretrainSettings, pretrain
 from plaudit_models.training.reward import RewardModel, RewardSettings, fit_reward_model, rewards_on
 
 SENSES: Final = 12
-"""Features of a sight, and of a sound."""
+"""Number of features of a sight, and of a sound."""
 NOISE: Final = 0.3
 ANSWERS: Final = 4
-"""Of each situation."""
+"""Number of answers of each situation."""
 WRONG: Final = 0.05
 """Share of thumbs that say the opposite."""
 BATCH: Final = 64
@@ -53,8 +53,8 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Of a run: kinds of sight and as many of sound, labelled rows and steps on them, thumbs, how often each is looked
-    at, contents to judge on, and numbers of actions at which a step is timed.
+    """Sizes of a run: kinds of sight and as many of sound, labelled rows and steps on them, thumbs, how often each is
+    looked at, contents to judge on, and numbers of actions at which a step is timed.
     """
 
     kinds: int
@@ -100,7 +100,7 @@ class Situations:
 
 
 def run(shuffles: int, quick: bool) -> list[Measure]:
-    """Of each shuffle a task, a policy and its thumbs."""
+    """Measures over shuffles, each with a task, a policy and its thumbs of its own."""
     torch.set_num_threads(1)
     sizes = QUICK if quick else FULL
     found = [compare(sizes, seed) for seed in range(1 if quick else min(shuffles, 3))]
@@ -120,7 +120,7 @@ def run(shuffles: int, quick: bool) -> list[Measure]:
 
 
 def compare(sizes: Sizes, seed: int) -> dict[str, float]:
-    """How probable liked answers are, where labels do not tell them and where they do: before, and after each job."""
+    """Probabilities of liked answers, where labels do not tell them and where they do: before, and after each job."""
     rng = np.random.default_rng(seed)
     prototypes = rng.normal(size=(2, sizes.kinds, SENSES)).astype(np.float32)
     spec = _spec(sizes.actions)
@@ -155,7 +155,7 @@ def job(
     sizes: Sizes,
     seed: int,
 ) -> Finetuned:
-    """As the fine-tuning job does it, at its default settings, but for encoders of tensors, which learn too."""
+    """Fine-tuning job at its default settings, but for encoders of tensors, which learn too."""
     plan = training_plan(settings_from({"finetune": {"objective": objective}}))
     settings = FinetuneSettings(
         replays_per_experience=sizes.replays,
@@ -189,7 +189,7 @@ def pretrained(spec: ModelSpec, prototypes: Floats, sizes: Sizes, rng: np.random
 def thumbs(
     parent: FusionPolicy, prototypes: Floats, sizes: Sizes, rng: np.random.Generator
 ) -> tuple[Experiences, FeedbackTargets]:
-    """What the policy answered, floor included, and what users said."""
+    """Answers of the policy, floor included, and their thumbs."""
     asked = _draw(prototypes, sizes.thumbs, rng)
     maker = head_builder(Settings())
     probs = (1.0 - maker.floor) * _probabilities(parent, asked) + maker.floor / sizes.actions
@@ -208,7 +208,7 @@ def thumbs(
 
 
 def costs(numbers: tuple[int, ...]) -> list[Measure]:
-    """How a step's cost grows from the smallest to the largest number of actions."""
+    """Growth of a step's cost from the smallest to the largest number of actions."""
     seconds = {name: [_step_s(name, n) for n in numbers] for name in ("target", "sampled")}
     grown = {name: each[-1] / each[0] for name, each in seconds.items()}
     times = {name: ", ".join(f"{1e3 * s:.1f}" for s in each) for name, each in seconds.items()}

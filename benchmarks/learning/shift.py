@@ -35,11 +35,11 @@ class Task:
     """One shuffle.
 
     Attributes:
-        stream: contexts users bring.
-        wanted: what they want, one a row of the stream.
+        stream: contexts of the requests.
+        wanted: wanted action of each row of the stream.
         judge_on: held-out contexts.
-        judged_wanted: what users want there.
-        judged_before: what they wanted before.
+        judged_wanted: wanted actions there.
+        judged_before: wanted actions before the shift.
     """
 
     stream: Contexts
@@ -61,7 +61,7 @@ class Task:
         return judged[:, np.arange(len(self.judged_wanted)), self.judged_wanted]
 
     def events_to_recover(self, satisfaction: Float64, batch: int) -> float:
-        """Infinity where it never does."""
+        """Number of events until 95 % of the former satisfaction; infinite where it is never reached."""
         former = self.base[np.arange(len(self.judged_before)), self.judged_before].mean()
         reached = np.flatnonzero(satisfaction.mean(axis=1) >= RECOVERED * former)
         return float(reached[0] * batch) if reached.size else float("inf")
@@ -139,7 +139,8 @@ def _task(seed: int, n_events: int) -> Task:
 
 
 def _linucb(task: Task, wrong: float, seed: int) -> Float64:
-    """Bayesian ridge and UCB on the base probabilities, with the base model's opinion as prior: ``[versions, e]``.
+    """Bayesian ridge and UCB on the base probabilities, with the base model's probabilities as prior: ``[versions,
+    e]``.
 
     Optimism and precision are the best of 12 pairs that recover in every shuffle.
     """

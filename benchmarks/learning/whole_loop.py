@@ -90,7 +90,9 @@ class WholeLoop:
         return live
 
     def ask(self, requests: Sequence[tuple[str, Mapping[str, Content]]]) -> list[Decision]:
-        """Decisions on what users ask, by whichever version serves each; at most ``chunk`` of them. Not logged yet."""
+        """Decisions on requests, each by the version that serves its user; at most ``chunk`` of them. Not logged
+        yet.
+        """
         rollout = self.registry.rollout()
         versions = [
             rollout.candidate if rollout.candidate is not None and in_experiment(rollout, user) else rollout.live

@@ -1,1 +1,1 @@
-"""How versions are rolled out and watched; see __main__.py."""
+"""Rollout of versions and their monitoring; see __main__.py."""

@@ -14,7 +14,9 @@ if __name__ == "__main__":
     sys.exit(
         main(
             "rollout",
-            ["experiments", "real_experiment", "rollback", "shadow", "metrics", "scrape", "console"],
-            argparse.ArgumentParser(description="How soon a bad version is gone, and what watching costs."),
+            ["experiments", "real_experiment", "rollback", "shadow", "metrics", "scrape"],
+            argparse.ArgumentParser(
+                description="Time until a bad version is withdrawn, and costs of shadows and metrics."
+            ),
         )
     )

@@ -1,9 +1,9 @@
 """Experiments in accelerated time: the learner's own functions, users who are drawn, two services that report.
 
 A version that users like 10 points less, and one that they like as much, each behind a 10 % canary at 50 feedback/s.
-Every user has an opinion of his own about what is served: the chance of a thumb up is drawn for each, around 80 %.
-Users judge the version that served them, whatever it answered. Once the draw of the user is all that is known of an
-answer, and once how probable it was under either version, as the learner knows where both can be asked: two policies of
+Each user has a probability of a thumb up of their own, drawn around 80 %.
+Users judge the version that served them, whatever it answered. First only the draw of the user is known of an
+answer, then also its probability under either version, as the learner knows where both can be asked: two policies of
 four answers, most of whose weight lies on different ones, as those of the experiments over running services.
 """
 
@@ -31,19 +31,19 @@ SHARE: Final = 0.1
 FEEDBACK_PER_S: Final = 50
 LIKED: Final = 0.8
 SPREAD: Final = 0.1
-"""Standard deviation of users' own chances."""
+"""Standard deviation of the users' probabilities of a thumb up."""
 USERS: Final = 2_000
 REPLICAS: Final = 2
 WORSE: Final = 0.10
 WITHIN_S: Final = 120.0
 POLICIES: Final = np.array([[0.54, 0.42, 0.02, 0.02], [0.07, 0.01, 0.32, 0.60]])
-"""How probable each answer is by live and by the candidate."""
+"""Probability of each answer under live and under the candidate."""
 ERRORS: Final = 0.005
-"""Share of the answers that fail, whoever gives them."""
+"""Share of the answers that fail, of either version."""
 
 
-def a_experiment(rules: ExperimentRules) -> tuple[Experiment, Rollout]:
-    """Version 2 beside version 1, with nothing seen yet."""
+def an_experiment(rules: ExperimentRules) -> tuple[Experiment, Rollout]:
+    """Experiment with version 2 beside version 1, before any feedback."""
     change = Change("bench", 0.0, "")
     rollout = start_canary(promote(Rollout("bench"), 1, change), 2, SHARE, change)
     experiment = Experiment(
@@ -60,17 +60,17 @@ def a_experiment(rules: ExperimentRules) -> tuple[Experiment, Rollout]:
     return experiment, rollout
 
 
-def run_once(seed: int, worse: float, rules: ExperimentRules, *, told: bool = False) -> tuple[str, float]:
-    """Until the experiment is decided: the verdict, and after how many seconds.
+def run_once(seed: int, worse: float, rules: ExperimentRules, *, with_propensities: bool = False) -> tuple[str, float]:
+    """Verdict of one experiment, and the seconds until it.
 
     Args:
-        told: how probable answers were.
+        with_propensities: whether the probabilities of answers under both versions are known.
     """
     rng = np.random.default_rng(seed)
-    experiment, rollout = a_experiment(rules)
+    experiment, rollout = an_experiment(rules)
     rollout = replace(rollout, model=f"bench {seed}")  # another draw of the users
     users = [f"user {number}" for number in range(USERS)]
-    liked = feedback_targets(rng)
+    liked = thumb_up_probabilities(rng)
     upto = POLICIES.cumsum(axis=1)[:, :-1]
     number = 0
     for second in range(1, 100_000):
@@ -87,7 +87,7 @@ def run_once(seed: int, worse: float, rules: ExperimentRules, *, told: bool = Fa
             arms[version][bucket(0.008 * rng.lognormal(0.0, 0.4))] += 1
             action = int(np.searchsorted(upto[version - 1], rng.random(), side="right"))
             rows.append(_experience(number, users[index], version, up, float(second), action))
-        experiment = weigh(experiment, rows, rollout, rules, USERS, _chances if told else _unknown)
+        experiment = weigh(experiment, rows, rollout, rules, USERS, _propensities if with_propensities else _unknown)
         report = ExperimentReport(
             replica=f"replica {second % REPLICAS}",
             number=second,
@@ -104,12 +104,12 @@ def run_once(seed: int, worse: float, rules: ExperimentRules, *, told: bool = Fa
     raise AssertionError("an experiment ends after max_events")
 
 
-def feedback_targets(rng: np.random.Generator) -> Float64:
-    """Each user's chance of a thumb up for what is live, ``[USERS]``."""
+def thumb_up_probabilities(rng: np.random.Generator) -> Float64:
+    """Probability of a thumb up of each user for answers of live, shape ``[USERS]``."""
     return np.clip(rng.normal(LIKED, SPREAD, USERS), 0.0, 1.0)
 
 
-def _chances(rows: Sequence[Experience]) -> Propensities:
+def _propensities(rows: Sequence[Experience]) -> Propensities:
     live, candidate = POLICIES[:, [int(row.decision.action) for row in rows]]
     return Propensities(candidate, live)
 
@@ -138,35 +138,38 @@ def run(*, quick: bool) -> list[Measure]:
     rules = ExperimentRules(max_events=20_000)
     measures: list[Measure] = []
     with ProcessPoolExecutor() as pool:
-        for told, known in ((False, "the draw alone is known"), (True, "chances are known")):
-            go = partial(run_once, rules=rules, told=told)
+        for known, title in ((False, "draws known"), (True, "propensities known")):
+            go = partial(run_once, rules=rules, with_propensities=known)
             worse = list(pool.map(go, range(times), repeat(WORSE)))
             equal = list(pool.map(go, range(1_000, 1_000 + times), repeat(0.0)))
-            measures += _measures(worse, equal, known)
+            measures += _measures(worse, equal, title)
     return measures
 
 
-def _measures(worse: list[tuple[str, float]], equal: list[tuple[str, float]], known: str) -> list[Measure]:
+def _measures(worse: list[tuple[str, float]], equal: list[tuple[str, float]], title: str) -> list[Measure]:
     times = len(worse)
     back_s = sorted(after_s for verdict, after_s in worse if verdict == "reject")
     in_time = sum(verdict == "reject" and after_s <= WITHIN_S for verdict, after_s in worse)
     note = f"of {times} runs, 10 % canary, {FEEDBACK_PER_S} feedback/s, {USERS} users"
     return [
-        Measure(f"{known}: worse by 10 points, rolled back within 2 minutes, %", 100 * in_time / times, 95, note=note),
-        Measure(f"{known}: seconds until it is, median", _quantile(back_s, times, 0.5)),
-        Measure(f"{known}: seconds until it is, 95 % of the runs", _quantile(back_s, times, 0.95)),
         Measure(
-            f"{known}: equal, rolled back for harm, %",
+            f"{title}: worse by 10 points, rolled back within 2 minutes", 100 * in_time / times, 95, note=note, unit="%"
+        ),
+        Measure(f"{title}: time until then, median", _quantile(back_s, times, 0.5), unit="s"),
+        Measure(f"{title}: time until then, 95 % of the runs", _quantile(back_s, times, 0.95), unit="s"),
+        Measure(
+            f"{title}: equal, rolled back for harm",
             100 * sum(verdict == "reject" for verdict, _ in equal) / times,
             5,
             "at_most",
             note=f"of {times} runs until 20,000 feedback",
+            unit="%",
         ),
-        Measure(f"{known}: equal, promoted, %", 100 * sum(verdict == "promote" for verdict, _ in equal) / times),
+        Measure(f"{title}: equal, promoted", 100 * sum(verdict == "promote" for verdict, _ in equal) / times, unit="%"),
     ]
 
 
 def _quantile(back_s: list[float], times: int, share: float) -> float:
-    """Runs that are never rolled back count as infinitely late."""
+    """Quantile of the times; runs that are never rolled back count as infinitely late."""
     place = int(np.ceil(share * times)) - 1
     return back_s[place] if place < len(back_s) else float("inf")

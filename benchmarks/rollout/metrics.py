@@ -1,10 +1,10 @@
-"""What metrics cost: one service, whose metrics are switched off and on while it serves.
+"""Cost of metrics: one service, whose metrics are switched off and on while it serves.
 
 The cost is smaller than what one run of a service differs from the next by: where its objects lie in memory, what else
 the machine does. So it is measured within one process, in short slices: each slice is the same number of requests, with
 metrics or without, and what it costs is the processor time that the process used meanwhile (user and system, in ns).
 Slices come in pairs, one of each kind in random order, so that what drifts hits both; a pair says by how much more of
-the processor the requests needed with metrics. What is told is the mean over the pairs without the tenth at either end
+the processor the requests needed with metrics. Reported is the mean over the pairs without the tenth at either end
 (Tukey, McLaughlin 1963: trimmed means and their standard error), and what must keep below the goal is the upper end of
 its 95 % interval.
 
@@ -76,14 +76,15 @@ def run(*, quick: bool) -> list[Measure]:
     counting_us = _counting_us(1_000 if quick else 50_000)
     return [
         Measure(
-            "metrics, share of the processor time of a request, upper end of 95 %, %",
+            "metrics, share of the processor time of a request, upper end of 95 %",
             mean + 1.96 * error,
             GOAL_PERCENT,
             "at_most",
             note=f"{mean:.2f} ± {1.96 * error:.2f} of {pairs} pairs of {SLICE} requests, {CONCURRENCY} at once; "
             f"medians {with_us:.0f} µs with, {without_us:.0f} without",
+            unit="%",
         ),
-        Measure("metrics, share of the processor time of a request, %", mean),
+        Measure("metrics, share of the processor time of a request", mean, unit="%"),
         Measure(
             "counting alone, of a request in a batch of its own, µs",
             counting_us,
@@ -122,7 +123,7 @@ class _Served:
         return calls, predictions
 
     def slice_us(self, on: bool) -> float:
-        """Processor time that a request took of the service, with or without metrics."""
+        """Processor time of the service for a request, with or without metrics, µs."""
         self._used_ns(on)
         self.send(WARM)
         began_ns = self._used_ns(on)
@@ -130,7 +131,7 @@ class _Served:
         return (self._used_ns(on) - began_ns) / SLICE / 1e3
 
     def send(self, n: int) -> None:
-        """So many requests, a few at once; returns when all are answered."""
+        """Send n requests, a few at once; return when all are answered."""
         lock, ended = threading.Lock(), threading.Event()
         sent, answered = 0, 0
 
@@ -183,7 +184,7 @@ def _served(folder: Path) -> Iterator[_Served]:
 
 @contextmanager
 def on_core(core: str) -> Iterator[None]:
-    """This process is there, so that the client is not where the service is."""
+    """Pin this process to ``core`` until the block ends, so that the client does not share the service's."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {int(core)})
     try:
@@ -198,7 +199,7 @@ def a_request(seed: int) -> bytes:
 
 
 def _counting_us(times: int) -> float:
-    """What the interceptor, the use case, the batch and the recorder count for one request."""
+    """Processor time of everything that is counted for one request, µs."""
     metrics = ServingMetrics(CollectorRegistry())
     model: Any = _Model(manifest=SimpleNamespace(version=1, spec=SimpleNamespace(name="tiny")))
     ok = metrics.requests.labels("PredictionService/Predict", "OK")

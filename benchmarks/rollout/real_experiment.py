@@ -1,9 +1,9 @@
 """Experiments over running services: `plaudit up`, and users over gRPC at 50 a second who like one version less.
 
 The accelerated experiments (experiments.py) count seconds of feedback and nothing else. Here it also takes what it
-takes from a thumb to the learner, to a verdict, to the rollout: told as the delay, from the last thumb that the verdict
-rests on to the withdrawal. Users are the same: each has a chance of his own to be content, and judges the version that
-served him, whatever it answered.
+takes from a thumb to the learner, to a verdict, to the rollout: reported as the delay from the last thumb that the
+verdict rests on to the withdrawal. Users are the same: each has a probability of a thumb up of their own, and judges
+the version that served them, whatever it answered.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ import numpy as np
 
 from benchmarks.measure import Measure
 from benchmarks.rollout.deployment_of import deployed_with_two
-from benchmarks.rollout.experiments import FEEDBACK_PER_S, SHARE, USERS, WITHIN_S, WORSE, feedback_targets
+from benchmarks.rollout.experiments import FEEDBACK_PER_S, SHARE, USERS, WITHIN_S, WORSE, thumb_up_probabilities
 from plaudit.client import Client
 from support.deployment import PLAUDIT, Service
 
 RUNS: Final = 12
 AT_ONCE: Final = 3
 GOAL_RUNS: Final = 11
-"""Of twelve: with a chance of 95 % each, all twelve are in time in every second benchmark only."""
+"""Of twelve: with a probability of 95 % each, all twelve are in time in every second benchmark only."""
 SETTINGS: Final = "[canary]\nmax_events = 20000\n[finetune]\nenabled = false\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How one experiment went.
+    """Result of one experiment.
 
     Attributes:
-        took_s: from its beginning to the withdrawal; infinite if there was none in time.
-        sent: thumbs.
-        counted: thumbs that the verdict rests on.
+        took_s: seconds from the start to the withdrawal; infinite if there was none in time.
+        sent: number of thumbs sent.
+        counted: number of thumbs that the verdict rests on.
         per_s: thumbs a second.
     """
 
@@ -70,20 +70,21 @@ def run(*, quick: bool) -> list[Measure]:
             GOAL_RUNS,
             note=f"{', '.join(f'{each:.0f}' for each in took_s)} s; {rate:.0f} thumbs/s in the slowest of the clients",
         ),
-        Measure("seconds until it is, median", statistics.median(took_s)),
-        Measure("seconds until it is, worst", took_s[-1], note=slowest.reason or "still in an experiment"),
+        Measure("time until then, median", statistics.median(took_s), unit="s"),
+        Measure("time until then, worst", took_s[-1], note=slowest.reason or "still in an experiment", unit="s"),
         Measure(
-            "from the last thumb that the verdict rests on to the withdrawal, median, s",
+            "from the last thumb that the verdict rests on to the withdrawal, median",
             statistics.median(each.delay_s for each in back) if back else math.nan,
             note=f"worst {max((each.delay_s for each in back), default=math.nan):.1f}",
+            unit="s",
         ),
     ]
 
 
 def one(seed: int, within_s: float) -> Ended:
-    """One deployment and one experiment."""
+    """Result of one deployment with one experiment."""
     rng = np.random.default_rng(seed)
-    liked = feedback_targets(rng)
+    liked = thumb_up_probabilities(rng)
     with tempfile.TemporaryDirectory() as folder:
         config, registry = deployed_with_two(Path(folder), SETTINGS)
         text = config.read_text(encoding="utf-8").replace("batch = 1\n", "batch = 1000000\nmax_wait_s = 1000000.0\n")

@@ -1,4 +1,4 @@
-"""How soon after a rollback every replica answers with the version before: real services, one of which is told."""
+"""Time from a rollback until every replica answers with the version before: real services, one of which is called."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ REPLICAS: Final = 2
 GOAL_MS: Final = 100.0
 _PAUSE_S: Final = 0.002
 _ANY_TIME_S: Final = 0.2
-"""Changes come after a random while up to this, so that they hit services at any moment between two of their
-looks.
-"""
+"""Longest random pause before a change, so that changes hit services at any moment between two polls."""
 
 
 @dataclass
@@ -41,7 +39,7 @@ class Watched:
                 time.sleep(_PAUSE_S)
 
     def wait_for(self, version: int, after_s: float) -> float:
-        """When it answered for good with the version: the first such answer after the last other one."""
+        """Time of the first answer with the version after the last one with another."""
         while True:
             recent = [(at_s, found) for at_s, found in list(self.seen) if at_s >= after_s]
             if len(recent) >= 10 and all(found == version for _, found in recent[-10:]):
@@ -80,9 +78,9 @@ def run(*, quick: bool) -> list[Measure]:
                     thread.join()
     note = f"of {times}, from the call to the first answer of the version before, on the later of {REPLICAS} services"
     return [
-        Measure("rollback on every replica, worst, ms", max(took_ms), GOAL_MS, "at_most", note=note),
-        Measure("rollback on every replica, median, ms", statistics.median(took_ms)),
-        Measure("a canary that is stopped serves nobody, worst, ms", max(stopped_ms), GOAL_MS, "at_most"),
+        Measure("rollback on every replica, worst", max(took_ms), GOAL_MS, "at_most", note=note, unit="ms"),
+        Measure("rollback on every replica, median", statistics.median(took_ms), unit="ms"),
+        Measure("a stopped canary serves no user, worst", max(stopped_ms), GOAL_MS, "at_most", unit="ms"),
     ]
 
 

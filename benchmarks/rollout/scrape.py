@@ -1,4 +1,4 @@
-"""How fast a service answers `/metrics` after it has served many versions, each of which answered somebody."""
+"""Time that a service takes to answer `/metrics` after many versions have served."""
 
 from __future__ import annotations
 
@@ -43,6 +43,6 @@ def run(*, quick: bool) -> list[Measure]:
                 took_ms.append(1e3 * (time.monotonic() - began_s))
     note = f"{len(body) / 1e3:.0f} kB, {body.count(b'{') + 1} series with labels; of {SCRAPES} scrapes"
     return [
-        Measure(f"/metrics after {versions} versions, worst, ms", max(took_ms), GOAL_MS, "at_most", note=note),
-        Measure(f"/metrics after {versions} versions, median, ms", statistics.median(took_ms)),
+        Measure(f"/metrics after {versions} versions, worst", max(took_ms), GOAL_MS, "at_most", note=note, unit="ms"),
+        Measure(f"/metrics after {versions} versions, median", statistics.median(took_ms), unit="ms"),
     ]

@@ -3,7 +3,8 @@
 python -m benchmarks.rollout.served CONFIG
 
 For each line "on" or "off" on standard input it prints the processor time that the process has used so far, ns, and
-from then on counts, or counts nothing. What is switched are methods of classes: whoever holds a metric need not know.
+from then on counts, or counts nothing. What is switched are methods of classes: objects that hold a metric are
+unaffected.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _NOTHING: Final = contextlib.nullcontext()
 
 
 class _Mute:
-    """Whatever is done to it, it does nothing."""
+    """Stand-in for a metric whose methods do nothing."""
 
     def __getattr__(self, name: str) -> Any:
         return self
@@ -73,12 +74,12 @@ _LOUD: Final = tuple(getattr(cls, name) for cls, name, _ in _MUTED)
 
 
 def switch(on: bool) -> None:
-    """Of every metric of this process."""
+    """Switch every metric of this process."""
     for (cls, name, mute), loud in zip(_MUTED, _LOUD, strict=True):
         setattr(cls, name, loud if on else mute)
 
 
-def _obey() -> None:
+def _run_commands() -> None:
     for line in sys.stdin:
         used_ns = time.process_time_ns()
         switch(line.strip() == "on")
@@ -91,7 +92,7 @@ def main() -> None:
     def report(event: Mapping[str, Any]) -> None:
         print(json.dumps(event), flush=True)
         if event["event"] == "ready":
-            threading.Thread(target=_obey, daemon=True).start()
+            threading.Thread(target=_run_commands, daemon=True).start()
 
     asyncio.run(services.serve(load_settings(Path(sys.argv[1])), report))
 

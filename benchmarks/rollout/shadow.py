@@ -1,4 +1,4 @@
-"""What a version in the shadow costs those who are served by live: one service, with and without one, turn about.
+"""Cost of a version in the shadow for requests that live answers: one service, with and without one in turn.
 
 The candidate is computed behind every request (share 1), which is the most there can be. It begins when the answer is
 there, in a thread of its own with the lowest priority, and not while requests wait; but it is in the same process, and
@@ -49,7 +49,7 @@ GOAL_RATE: Final = 0.9
 
 
 class _AtRandom(Load):
-    """Requests that come whenever they like (a Poisson process), so that some come while the shadow is at work."""
+    """Requests at random times (a Poisson process), so that some come while the shadow is at work."""
 
     def at_random(self, per_s: float, seconds: float) -> None:
         rng, at_s = random.Random(0), time.monotonic()
@@ -167,7 +167,7 @@ def _service(config: Path) -> Iterator[tuple[Any, Client]]:
 
 
 def _computed(config: Path) -> dict[int, tuple[int, int]]:
-    """By experiment: requests that were computed in the shadow, and that were dropped."""
+    """Numbers of requests computed in the shadow and dropped, by experiment."""
     found: dict[int, tuple[int, int]] = {}
     with (
         closing(event_log(load_settings(config))) as log,

@@ -15,6 +15,8 @@ if __name__ == "__main__":
         main(
             "serving",
             ["start", "rates", "content", "overload", "soak"],
-            argparse.ArgumentParser(description="How close serving comes to the raw ONNX Runtime rate."),
+            argparse.ArgumentParser(
+                description="Rates, latencies and memory of serving, beside the raw ONNX Runtime rate."
+            ),
         )
     )

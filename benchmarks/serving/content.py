@@ -32,7 +32,7 @@ from plaudit_models.training.fusion import FusionConfig, FusionPolicy
 
 SHARE = 0.85
 SIZES = {"small": (96, 3, 8), "base": (256, 8, 16)}
-"""Width, layers and tokens a modality."""
+"""Width, number of layers and tokens per modality, by name."""
 TEXT = ("is it a cat or a dog?", "what do you hear", "which animal barks", "say what you see, please")
 
 

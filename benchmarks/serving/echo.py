@@ -1,4 +1,4 @@
-"""A server that answers anything at once: what the client can drive when nothing else is in the way.
+"""Server that answers every request at once, for the highest rate that the client can drive.
 
 python -m benchmarks.serving.echo        prints its address as JSON and serves until it is terminated
 """

@@ -1,6 +1,6 @@
 """The two models that are served: tri-modal transformers with seeded random weights, written as ONNX node by node.
 
-What they answer means nothing; what they cost does: a request takes `small` about 1 ms on one core, `base`
+Their answers mean nothing; their cost does: a request takes `small` about 1 ms on one core, `base`
 a little less than 10 ms.
 Knows nothing about plaudit.
 
@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 ACTIONS: Final = 20
 SHAPES: Final = {"image": (3, 64, 64), "audio": (6400,), "text": (16,)}
-"""Without the batch axis; together 75 kB a request."""
+"""Shapes of the inputs without the batch axis; together 75 kB a request."""
 VOCABULARY: Final = 1000
 _HEADS: Final = 4
 _PATCH: Final = 8

@@ -1,4 +1,4 @@
-"""Prints how many requests a second this process answers when it calls decode and model itself, and what each costs it;
+"""Prints the rate at which this process calls decode and model itself, and the processor time of each request;
 no server, no log.
 
     python -m benchmarks.serving.in_process VERSION_FOLDER REQUESTS SECONDS

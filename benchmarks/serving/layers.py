@@ -1,4 +1,4 @@
-"""Where the microseconds of a request go: the server's processor time by thread and library, `small` at 32 at once.
+"""Processor time of the server for a request, by thread and library: `small` at 32 at once.
 
     PYTHONPATH=tests python -m benchmarks.serving.layers
     needs perf (Debian: linux-perf) and py-spy (pip install py-spy), and to be let trace
@@ -37,7 +37,7 @@ LIBRARIES: Final = {
     "sqlite": "SQLite",
     "libc.": "C library: copies, memory, locks",
 }
-"""Part of a library's path → what it is."""
+"""Kind of library by a part of its path."""
 _EVENT: Final = ("-e", "cpu-clock", "-F", "997")
 _SWITCHING: Final = ("finish_task_switch", "futex", "schedule", "raw_spin_unlock", "try_to_wake_up")
 _SAMPLE: Final = re.compile(r"\s*(?P<thread>\d+)\s+[0-9a-f]+ (?P<symbol>.*) \((?P<library>.*)\)")
@@ -108,7 +108,7 @@ def _print(found: Counter[tuple[str, str]], used_us: float, per_s: float) -> Non
 
 
 def _run(command: list[object]) -> str:
-    """Its standard output."""
+    """Standard output of the command."""
     words = [str(word) for word in command]
     return subprocess.run(words, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
 

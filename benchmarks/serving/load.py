@@ -1,4 +1,4 @@
-"""The client: sends ready bytes, hardly looks at the answers, prints what it saw as JSON.
+"""Load generator: sends ready bytes, hardly reads the answers, prints rates and latencies as JSON.
 
     python -m benchmarks.serving.load ADDRESS METHOD REQUESTS --seconds S --concurrency N      closed loop
     python -m benchmarks.serving.load ADDRESS METHOD REQUESTS --seconds S --per-s R            open loop
@@ -59,8 +59,8 @@ class Client:
         version: of an answer; what calls are listed with.
 
     Attributes:
-        ending: set, it sends no more.
-        calls: that have ended.
+        ending: no further request is sent once it is set.
+        calls: ended calls, each as (start, duration, status, version).
     """
 
     def __init__(self, method: Any, requests: list[bytes], version: Callable[[bytes], str] = lambda answer: "") -> None:

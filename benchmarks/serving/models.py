@@ -1,4 +1,4 @@
-"""The two models of graphs.py as the service knows them: imported, published, live."""
+"""Deployment of the two models of graphs.py: imported, published, live."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_graph(data_dir: Path, name: str, seed: int = 0) -> Path:
 
 
 def deploy(data_dir: Path, *names: str) -> Settings:
-    """A data directory in which these models are imported and live. Their graphs are ``NAME-0.onnx`` in it."""
+    """Make a data directory in which these models are imported and live. Their graphs are ``NAME-0.onnx`` in it."""
     settings = Settings(data_dir=data_dir)
     for name in names:
         import_model(settings, write_graph(data_dir, name), name, IMPORT, go_live=True)

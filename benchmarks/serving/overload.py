@@ -1,4 +1,4 @@
-"""Five times as many requests as can be answered, sent at even intervals whatever comes back.
+"""Five times as many requests as can be answered, sent at even intervals independent of the answers.
 
 Steady is the same server saturated by 32 users who wait for their answers; capacity is what that gives. What the flood
 itself sees of latencies is partly its own, since it keeps its core busy. So a few polite users on a connection of
@@ -22,7 +22,7 @@ FACTOR: Final = 5
 TAIL: Final = 2.0
 REFUSED_MS: Final = 10.0
 OFFERED: Final = 0.95
-"""Share of the rate asked for that the flood must have sent."""
+"""Share of the intended rate that the flood must have sent."""
 _USERS: Final = 16
 _LEAD_S: Final = 2.0
 """The flood begins so long before the polite users, who begin after their interpreter has started, and ends after."""
@@ -76,11 +76,12 @@ def _measures(name: str, rounds: list[dict[str, Any]]) -> list[Measure]:
     return [
         Measure(f"{name}: p99 of what is accepted / steady", median(tails), TAIL, "at_most", note=accepted_note),
         Measure(
-            f"{name}: p99 of refusals (ms)",
+            f"{name}: p99 of refusals",
             median(each["polite"]["refused_ms"]["p99"] for each in rounds),
             REFUSED_MS,
             "at_most",
             note=refused_note,
+            unit="ms",
         ),
         Measure(f"{name}: share of the flood that was sent", median(each["offered"] for each in rounds), OFFERED),
     ]

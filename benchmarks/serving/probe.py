@@ -20,7 +20,7 @@ import grpc
 from benchmarks.serving.load import Call, read_requests, summary
 
 _PAUSE_S: Final = 0.02
-"""After a refusal; the server's hint is 50 ms."""
+"""Pause after a refusal; the server's hint is 50 ms."""
 
 
 def main() -> None:

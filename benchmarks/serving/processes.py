@@ -16,7 +16,7 @@ SERVER_CORE: Final = "0"
 CLIENT_CORE: Final = "1"
 BOTH: Final = "0,1"
 POLITE: Final = 3
-"""Niceness of what must not hold up a measurement on the same core."""
+"""Niceness of processes that must not hold up a measurement on the same core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Server:
     pid: int
 
     def rss_mib(self) -> float:
-        """Resident memory."""
+        """Resident memory of the process, MiB."""
         for line in Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) / 1024
@@ -36,7 +36,7 @@ class Server:
 
 @contextmanager
 def serving(data_dir: Path, *, core: str = SERVER_CORE, port: int = 0) -> Iterator[Server]:
-    """``plaudit serve`` until the block ends, on a free port unless one is named."""
+    """Running ``plaudit serve`` until the block ends, on a free port unless one is named."""
     command = ["plaudit", "serve", "--json", "--data-dir", str(data_dir), "--port", str(port), "--metrics-port", "0"]
     with program(command, core) as server:
         yield server
@@ -44,14 +44,14 @@ def serving(data_dir: Path, *, core: str = SERVER_CORE, port: int = 0) -> Iterat
 
 @contextmanager
 def echoing() -> Iterator[Server]:
-    """echo.py on the server's core until the block ends."""
+    """Running echo.py on the server's core until the block ends."""
     with program(["benchmarks.serving.echo"], SERVER_CORE) as server:
         yield server
 
 
 @contextmanager
 def program(module_and_arguments: Sequence[str], core: str) -> Iterator[Server]:
-    """A module that prints ``{"address": …}`` when it answers."""
+    """Running module that prints ``{"address": …}`` when it answers, until the block ends."""
     command = ["taskset", "-c", core, sys.executable, "-m", *module_and_arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
@@ -66,18 +66,18 @@ def program(module_and_arguments: Sequence[str], core: str) -> Iterator[Server]:
 
 
 def run(module: str, *arguments: object, core: str) -> Any:
-    """A module of this package on a core; what it prints as JSON."""
+    """Run a module of this package on a core. Returns the JSON that it prints."""
     return result(start(module, *arguments, core=core))
 
 
 def start(module: str, *arguments: object, core: str, niceness: int = 0) -> subprocess.Popen[str]:
-    """The same, not waited for; see :func:`result`."""
+    """Start a module of this package on a core; see :func:`result`."""
     command = ["nice", "-n", str(niceness), "taskset", "-c", core, sys.executable, "-m", f"benchmarks.serving.{module}"]
     return subprocess.Popen([*command, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
 
 
 def result(process: subprocess.Popen[str]) -> Any:
-    """Waits for the end of a started module; what it printed as JSON."""
+    """Wait for the end of a started module. Returns the JSON that it printed."""
     out, _ = process.communicate()
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, process.args)

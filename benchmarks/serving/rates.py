@@ -1,4 +1,5 @@
-"""Share of the raw ONNX Runtime rate that `ModelInfer` reaches, by model and concurrency; and what two cores give.
+"""Share of the raw ONNX Runtime rate that `ModelInfer` reaches, by model and concurrency; and the gain of a second
+core.
 
 In each round the raw rate of the best batch size is measured on the server's core before and after the service, and
 the share is of their mean: the machine drifts. Medians of the rounds. That the client is not what is measured is
@@ -23,7 +24,7 @@ SHARES: Final = {"small": {1: 0.45, 8: 0.68, 32: 0.75}, "base": {1: 0.80, 8: 0.9
 TAIL: Final = 1.6
 TWO_CORES: Final = 1.7
 HEADROOM: Final = 2.0
-"""How much faster than the fastest service the client must be able to go."""
+"""Required rate of the client on the echo, relative to the fastest service."""
 
 
 def run(*, quick: bool) -> list[Measure]:

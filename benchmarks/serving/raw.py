@@ -1,4 +1,4 @@
-"""Prints the raw ONNX Runtime rate on this process's core, and what a request costs it, of the best batch size.
+"""Prints the raw ONNX Runtime rate on this process's core and the processor time of a request, at the best batch size.
 
 One batch after another on ready inputs.
 

@@ -1,4 +1,4 @@
-"""What clients send: an Open Inference Protocol request of 75 KB with three ready tensors."""
+"""Requests of clients: an Open Inference Protocol request of 75 KB with three ready tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DATATYPES: Final = {"float32": "FP32", "int64": "INT64"}
 
 
 def infer_requests(path: Path, model: str, count: int = 16) -> Path:
-    """All outputs are asked for, which is what clients get who name none."""
+    """Write requests that name no outputs, which asks for all."""
     rng = np.random.default_rng(0)
     requests = []
     for _ in range(count):

@@ -2,7 +2,7 @@
 
 Every third swap brings another trunk; the others bring another head on the same one, as the learner's refreshes do. A
 swap's window is from the change of the rollout until the new version has answered, and a moment more, in which the old
-one is let go. A call is within a window if any of it is. Steady is whatever is within none.
+one is unloaded. A call is within a window if any of it is. Steady is whatever is within none.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ TAIL: Final = 1.3
 GROWTH: Final = 0.05
 CONCURRENCY: Final = 32
 PAUSE_S: Final = 0.4
-"""Between swaps, so that there is steady load to compare with."""
+"""Pause between swaps, for steady load to compare with."""
 AFTER_S: Final = 0.1
-"""For how long a window goes on once the new version has answered."""
+"""Seconds that a window goes on once the new version has answered."""
 TRUNKS: Final = 8
 HEADS: Final = 3
 _READY: Final = "/inference.GRPCInferenceService/ModelReady"

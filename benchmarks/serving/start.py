@@ -1,4 +1,4 @@
-"""From starting the process to the first answer, and what it holds in memory with both models loaded and used."""
+"""Time from the start of the process to the first answer, and its memory with both models loaded and used."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def run(*, quick: bool) -> list[Measure]:
                         processes.run(*common, "--seconds", seconds, "--concurrency", 32, core=processes.CLIENT_CORE)
                     used_mib.append(server.rss_mib())
     return [
-        Measure("start to first answer (s)", median(took_s), START_S, "at_most", note=f"{rounds} starts"),
-        Measure("memory, both models loaded (MiB)", median(fresh_mib), MEMORY_MIB, "at_most"),
-        Measure("memory after load, 32 at once (MiB)", median(used_mib), MEMORY_MIB, "at_most"),
+        Measure("start to first answer", median(took_s), START_S, "at_most", note=f"{rounds} starts", unit="s"),
+        Measure("memory, both models loaded", median(fresh_mib), MEMORY_MIB, "at_most", unit="MiB"),
+        Measure("memory after load, 32 at once", median(used_mib), MEMORY_MIB, "at_most", unit="MiB"),
     ]
 
 

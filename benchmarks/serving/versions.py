@@ -1,4 +1,4 @@
-"""Versions to swap to, as the learner and people make them: trunks with other weights, and on each trunk several heads
+"""Versions to swap to, as the learner makes them: trunks with other weights, and on each trunk several heads
 that follow made-up feedback. Written as folders; publishing them is the caller's.
 
 Notation:
@@ -56,7 +56,7 @@ def _write_trunk(home: Path, model: str, seed: int, heads: int) -> list[Path]:
 def _write_head(
     folder: Path, manifest: Manifest, golden: dict[str, npt.NDArray[Any]], rng: np.random.Generator
 ) -> None:
-    """As large and as dear as one that was learned: it follows random thumbs on the recorded features."""
+    """Write a head as large and costly as a learned one: it follows random thumbs on the recorded features."""
     spec = manifest.spec
     space = FeatureSpace(manifest.trunk_digest, len(spec.actions), spec.embedding_size, _EMBEDDING_FEATURES)
     rows = rng.integers(0, len(golden[EMBEDDING]), _THUMBS)

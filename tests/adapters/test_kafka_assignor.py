@@ -46,7 +46,7 @@ def test_what_a_dead_member_had_is_free_at_once() -> None:
     assert share_out(range(4), {"a": {0, 1}, "c": set()}) == {"a": {0, 1}, "c": {2, 3}}
 
 
-def test_what_two_claim_is_nobodys_until_both_let_go() -> None:
+def test_a_partition_claimed_twice_is_unassigned_until_both_release_it() -> None:
     shares = share_out(range(2), {"a": {0, 1}, "b": {1}})
     assert shares == {"a": {0}, "b": set()}
     assert share_out(range(2), shares) == {"a": {0}, "b": {1}}

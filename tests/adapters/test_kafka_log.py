@@ -173,7 +173,7 @@ def test_a_topic_that_takes_less_than_we_think_says_so(kafka: Kafka) -> None:
         log.append([some_feedback("p", feedback_id="after")])
 
 
-def test_a_record_of_50_mb_is_poison_and_its_dead_letter_fits(kafka: Kafka) -> None:
+def test_a_record_of_50_mb_is_unreadable_and_its_dead_letter_fits(kafka: Kafka) -> None:
     """A topic that takes it, and a program that writes it: the reader goes on, and the letter says what was cut off."""
     with contextlib.closing(kafka.log(max_record_bytes=60_000_000)) as generous:
         generous.append([some_feedback("p", feedback_id="f1")])
@@ -204,7 +204,7 @@ def test_fields_of_a_newer_schema_are_read_past_and_stay_in_the_log(kafka: Kafka
     assert consumed[1] == newer
 
 
-def test_a_record_of_another_topic_is_poison_though_it_could_be_read(kafka: Kafka, log: KafkaLog) -> None:
+def test_a_record_of_another_topic_is_unreadable_though_it_could_be_decoded(kafka: Kafka, log: KafkaLog) -> None:
     log.append([some_feedback("p", feedback_id="f0")])
     send(
         kafka,
@@ -398,7 +398,7 @@ def test_readers_of_a_group_share_and_hand_over(kafka: Kafka) -> None:
     assert [readers.owners[name] for name in after] == [{"second"}] * 40
 
 
-def test_who_takes_a_readers_seat_goes_on_in_its_place_at_once(kafka: Kafka, tmp_path: Path) -> None:
+def test_a_reader_that_takes_a_process_slot_goes_on_in_its_place_at_once(kafka: Kafka, tmp_path: Path) -> None:
     """Though the one before is, for all that the brokers know, still there: killed a moment ago, or stuck."""
     seat = ProcessSlot(tmp_path)
     with contextlib.closing(kafka.log(seat=seat)) as log:
@@ -410,7 +410,7 @@ def test_who_takes_a_readers_seat_goes_on_in_its_place_at_once(kafka: Kafka, tmp
         before.close()
 
 
-def test_a_reader_with_a_seat_leaves_the_group_when_it_is_closed(
+def test_a_reader_with_a_process_slot_leaves_the_group_when_it_is_closed(
     kafka: Kafka, admin: KafkaAdminClient, tmp_path: Path
 ) -> None:
     with contextlib.closing(kafka.log(seat=ProcessSlot(tmp_path))) as log:
@@ -434,7 +434,7 @@ def frail(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield cluster
 
 
-def test_nobody_there(kafka: Kafka) -> None:
+def test_no_broker_there(kafka: Kafka) -> None:
     with contextlib.closing(Kafka("127.0.0.1:9").log()) as log:
         with pytest.raises(LogUnavailable, match=r"kafka\.bootstrap_servers: 127\.0\.0\.1:9 cannot be reached"):
             log.append([some_feedback("p")])

@@ -72,7 +72,7 @@ def test_versions_with_the_same_trunk_share_it(runtime: OnnxRuntime, folder: Pat
     np.testing.assert_array_equal(first.head(*features), [[0.0, 0.0, 0.0, 0.0]])
 
 
-def test_a_trunk_nobody_uses_is_released(runtime: OnnxRuntime, folder: Path) -> None:
+def test_an_unused_trunk_is_released(runtime: OnnxRuntime, folder: Path) -> None:
     model = runtime.load(folder)
     assert len(runtime._trunks) == 1
     del model

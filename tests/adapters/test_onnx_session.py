@@ -246,16 +246,19 @@ def test_a_gpu_gives_what_the_processor_gives(trunk: Path, cuda_graphs: bool) ->
 @pytest.mark.gpu
 @needs_gpu
 def test_the_benchmark_of_a_gpu_measures_every_model_and_batch(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.gpu", "--seconds", "0.05", "--out", str(tmp_path / "out.json")]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--seconds", "0.05", "--out", str(tmp_path)]
     root = Path(__file__).parents[2]
     env = {**os.environ, "PYTHONPATH": f"{root / 'tests'}:{root}"}
     done = subprocess.run(command, cwd=root, env=env, check=False, timeout=250)
     assert done.returncode == 0
-    measured = json.loads((tmp_path / "out.json").read_text())
-    assert list(measured) == ["small", "base"]
-    for found in measured.values():
-        assert list(found) == ["processor", "cuda", "cuda graphs"]
-        assert all(list(rates) == ["1", "8", "32"] for rates in found.values())
+    figures = json.loads((tmp_path / "gpu.json").read_text())["figures"]
+    assert list(figures) == [
+        f"rates: {model}, {device}, batches of {batch}"
+        for model in ("small", "base")
+        for device in ("processor", "cuda", "cuda graphs")
+        for batch in (1, 8, 32)
+    ]
+    assert all(figure["value"] > 0 for figure in figures.values())
 
 
 @pytest.mark.gpu

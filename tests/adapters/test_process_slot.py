@@ -17,7 +17,7 @@ SITS = (
 )
 
 
-def test_everybody_has_a_seat_and_a_name_of_his_own(tmp_path: Path) -> None:
+def test_every_process_has_a_slot_and_a_name_of_its_own(tmp_path: Path) -> None:
     seats = [ProcessSlot(tmp_path), ProcessSlot(tmp_path), ProcessSlot(tmp_path / "elsewhere")]
     assert [seat.number for seat in seats] == [0, 1, 0]
     assert len({seat.name() for seat in seats}) == 3
@@ -36,7 +36,7 @@ def test_whoever_sits_down_next_has_the_name_of_the_one_before(tmp_path: Path) -
     after.leave()
 
 
-def test_kill_9_leaves_the_seat(tmp_path: Path) -> None:
+def test_kill_9_frees_the_slot(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SITS + "print(seat.name(), flush=True); sys.stdin.read()", str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None

@@ -60,7 +60,7 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
         up.kill()
 
 
-def test_a_experiment_from_the_shell(shop: Shop) -> None:
+def test_an_experiment_from_the_shell(shop: Shop) -> None:
     assert "no version is in an experiment" in shop.run("canary").stdout
     nothing = shop.run("canary", "stop")
     assert (nothing.returncode, "no version is in an experiment" in nothing.stderr) == (1, True)

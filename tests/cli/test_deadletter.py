@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from plaudit.adapters.log.sqlite import SqliteLog
-from plaudit.adapters.store.sql import SqlStore, sqlite_url
+from plaudit.adapters.store.engine import sqlite_url
+from plaudit.adapters.store.sql import SqlStore
 from plaudit.cli import main
 from plaudit.core.events import DeadLetter, Decision, Features, Thumb
 from plaudit.core.experience import FeedbackState
@@ -146,7 +147,9 @@ def test_what_can_be_read_and_not_used_is_left(shell: Shell, data_dir: Path, eve
 def test_orphans_are_listed(shell: Shell, data_dir: Path) -> None:
     store = SqlStore(sqlite_url(data_dir / "experiences.sqlite"))
     orphan = some_feedback("gone", feedback_id="f1", user_id="ada", time_s=1.0)
-    store.take_in(IngestBatch(feedback=[StoredFeedback(orphan, FeedbackState.WAITING)], arrived=[orphan], waiting=1))
+    store.save_batch(
+        IngestBatch(feedback=[StoredFeedback(orphan, FeedbackState.WAITING)], new_feedback=[orphan], waiting=1)
+    )
     store.close()
     code, out, _ = shell("orphans", "--json")
     assert code == 0

@@ -119,7 +119,7 @@ def test_three_copies_of_which_one_counts(tmp_path: Path) -> None:
     assert "a record counts as durable on one broker" in finding.message
 
 
-def test_nobody_there(tmp_path: Path) -> None:
+def test_no_broker_there(tmp_path: Path) -> None:
     (finding,) = found(settings_for(Kafka("127.0.0.1:9"), tmp_path))
     assert finding.state is State.ERROR
     assert "127.0.0.1:9 cannot be reached" in finding.message

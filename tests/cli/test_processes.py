@@ -244,7 +244,7 @@ def test_processes_that_are_killed_while_scraped_and_reporting_leave_the_page_an
     assert service.stop(signal.SIGTERM) == 0
 
 
-def test_a_console_that_is_killed_leaves_nothing_behind_and_disturbs_nobody(config: Path, start: Any) -> None:
+def test_a_console_that_is_killed_leaves_nothing_behind_and_disturbs_no_other_process(config: Path, start: Any) -> None:
     service = start(*PLAUDIT, "serve", "--config", str(config), "--json")
     ready = service.event(event="ready")
     target, page = ready["address"], f"http://{ready['metrics']}/metrics"
@@ -316,7 +316,7 @@ def _get(url: str) -> str:
 
 
 @pytest.mark.parametrize("setting", ["port", "metrics-port"])
-def test_several_processes_need_ports_that_nobody_has(config: Path, setting: str) -> None:
+def test_several_processes_need_free_ports(config: Path, setting: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         failed = _plaudit("serve", "--config", str(config), "--processes", "2", f"--{setting}", port)

@@ -54,7 +54,7 @@ def test_no_allowed_action_is_refused_before_it_would_mean_all(call: Call, serve
     assert server.received == []
 
 
-def test_candidates_are_sent_in_their_order(call: Call, server: Recorder) -> None:
+def test_dynamic_actions_are_sent_in_their_order(call: Call, server: Recorder) -> None:
     call("predict", {"text": "hi"}, dynamic_actions={"b": "block a card", "a": "change a PIN"})
     sent = [(each.id, each.text) for each in server.received[0].dynamic_actions]
     assert sent == [("b", "block a card"), ("a", "change a PIN")]
@@ -68,7 +68,7 @@ def test_candidates_are_sent_in_their_order(call: Call, server: Recorder) -> Non
         ({"a": 3}, "'a': 3 is not an id and its text"),
     ],
 )
-def test_candidates_that_cannot_be_sent(
+def test_dynamic_actions_that_cannot_be_sent(
     call: Call, server: Recorder, dynamic_actions: dict[str, int] | list[str], complaint: str
 ) -> None:
     with pytest.raises(ClientError, match=complaint) as refused:

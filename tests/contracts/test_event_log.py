@@ -312,7 +312,7 @@ def test_a_cursor_of_another_kind_is_refused(log: EventLog) -> None:
         reader.poll(1, WAIT_S)
 
 
-def test_poison_is_handed_on_and_does_not_stop_the_reader(adapter: Adapter, log: EventLog) -> None:
+def test_an_unreadable_record_is_handed_on_and_does_not_stop_the_reader(adapter: Adapter, log: EventLog) -> None:
     log.append([a_decision("p1")])
     adapter.write_raw(Topic.FEEDBACK, b"\xff\xff not protobuf")
     log.append([a_decision("p2")])

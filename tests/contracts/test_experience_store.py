@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, inspect, text
 
-from plaudit.adapters.store.sql import SqlStore, sqlite_url
+from plaudit.adapters.store.engine import sqlite_url
+from plaudit.adapters.store.sql import SqlStore
 from plaudit.core.errors import ConfigError, StoreMoved, StoreUnavailable, WrongStore
 from plaudit.core.events import Decision, DynamicAction, EncodedContent, Features, Feedback
 from plaudit.core.experience import Experience, FeedbackState, Label, header_of
@@ -71,20 +72,20 @@ def store(open_store: Callable[[], ExperienceStore]) -> ExperienceStore:
 def make_experiences(store: ExperienceStore, n: int) -> list[Experience]:
     """The experiences 1 … n, about p1 … pn."""
     decisions = [a_decision(f"p{i + 1}") for i in range(n)]
-    store.take_in(IngestBatch(decisions=decisions, judged=[LabelUpdate(d.prediction_id, GOOD) for d in decisions]))
+    store.save_batch(IngestBatch(decisions=decisions, labels=[LabelUpdate(d.prediction_id, GOOD) for d in decisions]))
     return [Experience(i + 1, header_of(decision), GOOD) for i, decision in enumerate(decisions)]
 
 
-def between_candidates(prediction_id: str) -> Decision:
+def among_dynamic_actions(prediction_id: str) -> Decision:
     """A decision between three dynamic actions."""
     dynamic_actions = (DynamicAction("a", "one"), DynamicAction("b", "two"), DynamicAction("c — é", 'the "third"\n\0'))
     features = Features(TRUNK, np.ones(8, np.float32), np.array([0.5, -1.0, 2.0], np.float32))
     return a_decision(prediction_id, action="b", dynamic_actions=dynamic_actions, features=features)
 
 
-def judge_again(store: ExperienceStore, prediction_id: str, label: Label | None) -> None:
+def label_again(store: ExperienceStore, prediction_id: str, label: Label | None) -> None:
     before = store.histories([prediction_id])[prediction_id].experience
-    store.take_in(IngestBatch(judged=[LabelUpdate(prediction_id, label, before)]))
+    store.save_batch(IngestBatch(labels=[LabelUpdate(prediction_id, label, before)]))
 
 
 def test_a_fresh_store_knows_nothing(store: ExperienceStore) -> None:
@@ -104,13 +105,13 @@ def test_everything_saved_is_there_after_reopening(
     )
     kept = StoredFeedback(some_feedback("p1", feedback_id="f1"), FeedbackState.DISCARDED, "no reason")
     label = Label({"cat": 0.5}, 0.25, "dog")
-    store.take_in(
+    store.save_batch(
         IngestBatch(
             positions={"0": "7"},
             decisions=[decision],
             feedback=[kept],
-            judged=[LabelUpdate("p1", label)],
-            arrived=[kept.feedback],
+            labels=[LabelUpdate("p1", label)],
+            new_feedback=[kept.feedback],
             waiting=2,
             outcomes={"decision": 1, "feedback": 3},
         )
@@ -138,15 +139,18 @@ def test_everything_saved_is_there_after_reopening(
     assert other.experiences() == [experience]
 
 
-def test_candidates_stay_with_their_decision(store: ExperienceStore) -> None:
+def test_dynamic_actions_stay_with_their_decision(store: ExperienceStore) -> None:
     """Their ids wherever the decision goes, their texts when asked for; features have a logit for each."""
-    decision, plain = between_candidates("p1"), a_decision("p2")
-    store.take_in(IngestBatch(decisions=[decision, plain], judged=[LabelUpdate("p1", Label({"b": 1.0}, 1.0))]))
+    decision, plain = among_dynamic_actions("p1"), a_decision("p2")
+    store.save_batch(IngestBatch(decisions=[decision, plain], labels=[LabelUpdate("p1", Label({"b": 1.0}, 1.0))]))
     assert store.dynamic_actions(["p1", "p2", "p3"]) == {"p1": decision.dynamic_actions, "p2": ()}
     assert store.experiences()[0].decision == header_of(decision)
     assert store.experiences()[0].decision.dynamic_actions == ("a", "b", "c — é")
     assert store.experiences()[0].reward == 1.0
-    assert [placed.dynamic_actions for _, placed in store.silent(0, NOW_S + 1, 10)] == [("a", "b", "c — é"), ()]
+    assert [header.dynamic_actions for _, header in store.decisions_since(0, NOW_S + 1, 10)] == [
+        ("a", "b", "c — é"),
+        (),
+    ]
     assert decision.features is not None
     kept = store.features(["p1"], TRUNK)["p1"]
     np.testing.assert_array_equal(kept.base_logits, decision.features.base_logits)
@@ -158,20 +162,22 @@ def test_what_is_taken_in_adds_up(store: ExperienceStore) -> None:
     def feedback(id_: str, time_s: float) -> Feedback:
         return some_feedback(id_, feedback_id=id_, time_s=time_s)
 
-    store.take_in(IngestBatch(arrived=[feedback("late", NOW_S + 9)], waiting=1, outcomes={"feedback": 1}))
-    store.take_in(IngestBatch(arrived=[feedback("early", NOW_S)], waiting=-1, outcomes={"feedback": 1, "poison": 2}))
+    store.save_batch(IngestBatch(new_feedback=[feedback("late", NOW_S + 9)], waiting=1, outcomes={"feedback": 1}))
+    store.save_batch(
+        IngestBatch(new_feedback=[feedback("early", NOW_S)], waiting=-1, outcomes={"feedback": 1, "unreadable": 2})
+    )
     assert store.intake_stats() == IntakeStats(
         batches=2,
         feedback=2,
         last_feedback_id="early",
         last_feedback_time_s=NOW_S + 9,
-        outcomes={"feedback": 2, "poison": 2},
+        outcomes={"feedback": 2, "unreadable": 2},
     )
 
 
 def test_content_comes_back_as_it_was_sent(store: ExperienceStore) -> None:
     content = tiny_content(3)
-    store.take_in(IngestBatch(decisions=[a_decision("p1", content=content), a_decision("p2", content={})]))
+    store.save_batch(IngestBatch(decisions=[a_decision("p1", content=content), a_decision("p2", content={})]))
     found = store.contents(["p1", "p2", "p3"])
     assert found.keys() == {"p1", "p2"}
     assert found["p2"] == {}
@@ -184,7 +190,7 @@ def test_features_are_kept_per_trunk(store: ExperienceStore) -> None:
     """Those of the decision under the trunk that served, others under theirs."""
     decision = a_decision("p1")
     other = Features("aa" * 32, np.ones(3, np.float32), np.zeros(2, np.float32))
-    store.take_in(IngestBatch(decisions=[decision]))
+    store.save_batch(IngestBatch(decisions=[decision]))
     store.save(LeaderCommit(features={"p1": other}))
     assert decision.features is not None
     np.testing.assert_array_equal(store.features(["p1"], TRUNK)["p1"].embedding, decision.features.embedding)
@@ -194,15 +200,15 @@ def test_features_are_kept_per_trunk(store: ExperienceStore) -> None:
 
 
 def test_a_decision_without_features_has_none(store: ExperienceStore) -> None:
-    store.take_in(IngestBatch(decisions=[a_decision("p1", features=None)]))
+    store.save_batch(IngestBatch(decisions=[a_decision("p1", features=None)]))
     assert store.features(["p1"], TRUNK) == {}
 
 
 def test_experiences_are_numbered_on_and_come_in_ranges(store: ExperienceStore) -> None:
     experiences = make_experiences(store, 2)
     decisions = [a_decision("q1"), a_decision("q2")]
-    store.take_in(IngestBatch(decisions=decisions, judged=[LabelUpdate("q2", BAD)]))
-    store.take_in(IngestBatch(judged=[LabelUpdate("q1", GOOD)]))
+    store.save_batch(IngestBatch(decisions=decisions, labels=[LabelUpdate("q2", BAD)]))
+    store.save_batch(IngestBatch(labels=[LabelUpdate("q1", GOOD)]))
     experiences += [Experience(3, header_of(decisions[1]), BAD), Experience(4, header_of(decisions[0]), GOOD)]
     assert store.experiences() == experiences
     assert store.experiences(after=1, up_to=3) == experiences[1:3]
@@ -210,10 +216,10 @@ def test_experiences_are_numbered_on_and_come_in_ranges(store: ExperienceStore) 
     assert store.intake_stats().last_number == 4
 
 
-def test_a_changed_judgement_is_a_revision_until_it_is_resolved(store: ExperienceStore) -> None:
+def test_a_changed_label_is_a_revision_until_it_is_resolved(store: ExperienceStore) -> None:
     """Histories have what is said now; experiences are as the leader knows them."""
     first, second = make_experiences(store, 2)
-    judge_again(store, "p1", BAD)
+    label_again(store, "p1", BAD)
     assert store.histories(["p1"])["p1"].experience == Experience(1, first.decision, BAD)
     assert store.experiences() == [first, second]
     (revision,) = store.revisions(2, 10)
@@ -224,11 +230,11 @@ def test_a_changed_judgement_is_a_revision_until_it_is_resolved(store: Experienc
     assert store.experiences() == [Experience(1, first.decision, BAD), second]
 
 
-def test_a_judgement_that_changes_while_its_revision_is_learned_is_a_revision_again(store: ExperienceStore) -> None:
+def test_a_label_that_changes_while_its_revision_is_learned_is_a_revision_again(store: ExperienceStore) -> None:
     (first,) = make_experiences(store, 1)
-    judge_again(store, "p1", BAD)
+    label_again(store, "p1", BAD)
     (learned,) = store.revisions(1, 10)
-    judge_again(store, "p1", None)
+    label_again(store, "p1", None)
     store.save(LeaderCommit(resolved=[learned]))
     (again,) = store.revisions(1, 10)
     assert (again.experience, again.label) == (Experience(1, first.decision, BAD), None)
@@ -237,16 +243,16 @@ def test_a_judgement_that_changes_while_its_revision_is_learned_is_a_revision_ag
     assert store.experiences() == [Experience(1, first.decision, None)]
 
 
-def test_experiences_are_set_aside_and_stay_so_when_judged_again(store: ExperienceStore) -> None:
+def test_experiences_are_excluded_and_stay_so_when_labelled_again(store: ExperienceStore) -> None:
     make_experiences(store, 3)
     store.save(LeaderCommit(excluded=[2, 3]))
-    judge_again(store, "p2", BAD)
+    label_again(store, "p2", BAD)
     assert [e.excluded for e in store.experiences()] == [False, True, True]
 
 
 def test_the_experiences_of_one_user(store: ExperienceStore) -> None:
     decisions = [a_decision(f"p{i}", user_id=user) for i, user in enumerate(["ada", "bob", "ada", ""])]
-    store.take_in(IngestBatch(decisions=decisions, judged=[LabelUpdate(d.prediction_id, GOOD) for d in decisions]))
+    store.save_batch(IngestBatch(decisions=decisions, labels=[LabelUpdate(d.prediction_id, GOOD) for d in decisions]))
     assert [e.number for e in store.experiences(user_id="ada")] == [1, 3]
     assert [e.number for e in store.experiences(user_id="ada", up_to=2)] == [1]
     assert [e.number for e in store.experiences(user_id="")] == [4]
@@ -256,18 +262,18 @@ def test_the_experiences_of_one_user(store: ExperienceStore) -> None:
 def test_what_was_silent_becomes_an_experience(store: ExperienceStore) -> None:
     make_experiences(store, 1)
     decision = a_decision("quiet")
-    store.take_in(IngestBatch(decisions=[decision]))
+    store.save_batch(IngestBatch(decisions=[decision]))
     store.save(LeaderCommit(silent=[LabelUpdate("quiet", BAD)]))
     assert store.experiences(after=1) == [Experience(2, header_of(decision), BAD)]
 
 
-def test_silence_and_feedback_do_not_both_judge(store: ExperienceStore) -> None:
+def test_silence_and_feedback_do_not_both_label(store: ExperienceStore) -> None:
     """Whoever comes second is told to look again."""
-    store.take_in(IngestBatch(decisions=[a_decision("p1"), a_decision("p2")]))
+    store.save_batch(IngestBatch(decisions=[a_decision("p1"), a_decision("p2")]))
     store.save(LeaderCommit(silent=[LabelUpdate("p1", BAD)]))
     with pytest.raises(StoreMoved):
-        store.take_in(IngestBatch(judged=[LabelUpdate("p1", GOOD)]))
-    store.take_in(IngestBatch(judged=[LabelUpdate("p2", GOOD)]))
+        store.save_batch(IngestBatch(labels=[LabelUpdate("p1", GOOD)]))
+    store.save_batch(IngestBatch(labels=[LabelUpdate("p2", GOOD)]))
     with pytest.raises(StoreMoved):
         store.save(LeaderCommit(silent=[LabelUpdate("p2", BAD)]))
     assert [e.label for e in store.experiences()] == [BAD, GOOD]
@@ -277,7 +283,7 @@ def test_orphans_are_the_feedback_that_waits_oldest_first(store: ExperienceStore
     def kept(name: str, time_s: float, state: FeedbackState) -> StoredFeedback:
         return StoredFeedback(some_feedback(name, feedback_id=name, time_s=time_s), state)
 
-    store.take_in(
+    store.save_batch(
         IngestBatch(
             feedback=[
                 kept("late", NOW_S + 2, FeedbackState.WAITING),
@@ -292,11 +298,11 @@ def test_orphans_are_the_feedback_that_waits_oldest_first(store: ExperienceStore
 
 def test_silent_lists_decisions_up_to_the_first_that_is_too_young(store: ExperienceStore) -> None:
     times = {"p1": NOW_S, "p2": NOW_S + 1, "p3": NOW_S + 9, "p4": NOW_S + 2}
-    store.take_in(IngestBatch(decisions=[a_decision(id_, time_s=time_s) for id_, time_s in times.items()]))
-    found = store.silent(0, NOW_S + 5, 10)
+    store.save_batch(IngestBatch(decisions=[a_decision(id_, time_s=time_s) for id_, time_s in times.items()]))
+    found = store.decisions_since(0, NOW_S + 5, 10)
     assert [decision.prediction_id for _, decision in found] == ["p1", "p2"]
-    assert [decision.prediction_id for _, decision in store.silent(found[0][0], NOW_S + 5, 10)] == ["p2"]
-    assert len(store.silent(0, NOW_S + 5, 1)) == 1
+    assert [decision.prediction_id for _, decision in store.decisions_since(found[0][0], NOW_S + 5, 10)] == ["p2"]
+    assert len(store.decisions_since(0, NOW_S + 5, 1)) == 1
 
 
 def test_state_can_be_replaced_and_removed(store: ExperienceStore) -> None:
@@ -309,12 +315,14 @@ def test_the_status_of_feedback(store: ExperienceStore) -> None:
     """It carries the number of the batch in which it became what it is."""
     states = {"waits": FeedbackState.WAITING, "bad": FeedbackState.DISCARDED, "good": FeedbackState.JOINED}
     feedback = {id_: some_feedback("p1", feedback_id=id_, time_s=NOW_S) for id_ in states}
-    store.take_in(IngestBatch(feedback=[StoredFeedback(feedback[id_], state, "why") for id_, state in states.items()]))
+    store.save_batch(
+        IngestBatch(feedback=[StoredFeedback(feedback[id_], state, "why") for id_, state in states.items()])
+    )
     assert {id_: store.feedback_status(id_) for id_ in ("waits", "bad", "good")} == {
         id_: FeedbackStatus(state, NOW_S, "why", batch=1) for id_, state in states.items()
     }
     joined = StoredFeedback(feedback["waits"], FeedbackState.JOINED)
-    store.take_in(IngestBatch(decisions=[a_decision("p1")], feedback=[joined], judged=[LabelUpdate("p1", GOOD)]))
+    store.save_batch(IngestBatch(decisions=[a_decision("p1")], feedback=[joined], labels=[LabelUpdate("p1", GOOD)]))
     assert store.feedback_status("waits") == FeedbackStatus(FeedbackState.JOINED, NOW_S, "", batch=2)
     store.save(LeaderCommit(excluded=[1]))
     assert store.feedback_status("waits") == FeedbackStatus(FeedbackState.JOINED, NOW_S, "", batch=2, excluded=True)
@@ -386,14 +394,14 @@ def test_the_latest_experiment_of_a_version_is_told_of(
 
 def test_a_save_that_fails_changes_nothing(store: ExperienceStore) -> None:
     """The second decision of that id cannot be saved, so nothing that came with it is."""
-    store.take_in(IngestBatch(positions={"0": "1"}, decisions=[a_decision("p1")]))
+    store.save_batch(IngestBatch(positions={"0": "1"}, decisions=[a_decision("p1")]))
     twice = [a_decision("p2"), a_decision("p1")]
     with pytest.raises(StoreMoved):
-        store.take_in(IngestBatch(since={"0": "1"}, positions={"0": "2"}, decisions=twice, waiting=5))
+        store.save_batch(IngestBatch(since={"0": "1"}, positions={"0": "2"}, decisions=twice, waiting=5))
     assert store.positions() == {"0": "1"}
     assert store.intake_stats().waiting == 0
     assert store.histories(["p2"])["p2"].decision is None
-    store.take_in(IngestBatch(since={"0": "1"}, positions={"0": "2"}, decisions=twice[:1]))
+    store.save_batch(IngestBatch(since={"0": "1"}, positions={"0": "2"}, decisions=twice[:1]))
     assert store.positions() == {"0": "2"}
 
 
@@ -402,12 +410,12 @@ def test_a_partition_is_taken_in_by_one_after_the_other(
 ) -> None:
     """Two readers of one partition: the slower one finds that it moved. Other partitions are nothing to it."""
     other = open_store()
-    store.take_in(IngestBatch(positions={"0": "5"}))
-    other.take_in(IngestBatch(positions={"1": "3"}))
-    other.take_in(IngestBatch(since={"0": "5"}, positions={"0": "8"}))
+    store.save_batch(IngestBatch(positions={"0": "5"}))
+    other.save_batch(IngestBatch(positions={"1": "3"}))
+    other.save_batch(IngestBatch(since={"0": "5"}, positions={"0": "8"}))
     for since in ({"0": "5"}, {}):
         with pytest.raises(StoreMoved):
-            store.take_in(IngestBatch(since=since, positions={"0": "6", "1": "9"}, decisions=[a_decision("p")]))
+            store.save_batch(IngestBatch(since=since, positions={"0": "6", "1": "9"}, decisions=[a_decision("p")]))
     assert store.positions() == {"0": "8", "1": "3"}
     assert store.histories(["p"])["p"].decision is None
 
@@ -422,7 +430,7 @@ def test_only_the_leader_saves(store: ExperienceStore, open_store: Callable[[], 
         with pytest.raises(StoreMoved):
             save()
     assert store.get_state("a") == b"2"
-    store.take_in(IngestBatch(waiting=1))
+    store.save_batch(IngestBatch(waiting=1))
     assert other.intake_stats().waiting == 1
 
 
@@ -461,11 +469,11 @@ def test_old_predictions_leave_with_all_that_belongs_to_them(store: ExperienceSt
         for d in (old, young)
     ]
     orphan = StoredFeedback(some_feedback("gone", feedback_id="orphan", time_s=NOW_S - 10), FeedbackState.WAITING)
-    store.take_in(
+    store.save_batch(
         IngestBatch(
             decisions=[old, young],
             feedback=[*about, orphan],
-            judged=[LabelUpdate("old", GOOD), LabelUpdate("young", GOOD)],
+            labels=[LabelUpdate("old", GOOD), LabelUpdate("young", GOOD)],
             waiting=1,
         )
     )
@@ -484,14 +492,14 @@ def test_old_predictions_leave_with_all_that_belongs_to_them(store: ExperienceSt
 
 
 def test_predictions_leave_a_few_at_a_time_the_oldest_first(store: ExperienceStore) -> None:
-    store.take_in(IngestBatch(decisions=[a_decision(f"p{i}", time_s=NOW_S - i) for i in range(5)]))
+    store.save_batch(IngestBatch(decisions=[a_decision(f"p{i}", time_s=NOW_S - i) for i in range(5)]))
     assert store.forget(NOW_S, 0, 3) == 3
     assert [id_ for id_ in ("p1", "p2", "p3", "p4") if store.histories([id_])[id_].decision] == ["p1"]
 
 
 def test_what_is_not_learned_yet_stays(store: ExperienceStore) -> None:
     make_experiences(store, 3)
-    judge_again(store, "p1", BAD)
+    label_again(store, "p1", BAD)
     assert store.forget(NOW_S + 1e6, learned=2, limit=10) == 1
     assert [e.number for e in store.experiences()] == [1, 3]
 
@@ -501,9 +509,9 @@ def test_what_is_not_learned_yet_stays(store: ExperienceStore) -> None:
 
 def test_more_ids_than_one_query_takes(store: ExperienceStore) -> None:
     ids = [f"p{n}" for n in range(1_203)]
-    store.take_in(
+    store.save_batch(
         IngestBatch(
-            decisions=[a_decision(id_, content={}) for id_ in ids], judged=[LabelUpdate(id_, GOOD) for id_ in ids]
+            decisions=[a_decision(id_, content={}) for id_ in ids], labels=[LabelUpdate(id_, GOOD) for id_ in ids]
         )
     )
     assert all(history.decision is not None for history in store.histories(ids).values())
@@ -523,58 +531,17 @@ def test_tables_of_another_version_are_refused(url: str, open_store: Callable[[]
         open_store()
 
 
-def test_tables_from_before_there_were_user_groups_are_given_the_column(
-    url: str, open_store: Callable[[], ExperienceStore]
-) -> None:
-    store = open_store()
-    (before,) = make_experiences(store, 1)
-    store.close()
+def test_tables_of_the_release_before_are_refused(url: str, open_store: Callable[[], ExperienceStore]) -> None:
+    """They had other names. The message names the database and the way on; nothing is written into it."""
     engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
     with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE decisions DROP COLUMN user_group"))
+        connection.execute(text("CREATE TABLE standing (id INTEGER PRIMARY KEY, schema INTEGER)"))
+        connection.execute(text("CREATE TABLE decisions (place INTEGER PRIMARY KEY)"))
+    with pytest.raises(WrongStore, match=r"version 3, this Plaudit has 4; move it away, and the learner") as refused:
+        open_store()
+    assert url.rpartition("/")[2] in str(refused.value)
+    assert sorted(inspect(engine).get_table_names()) == ["decisions", "standing"]
     engine.dispose()
-    store = open_store()
-    store.take_in(IngestBatch(decisions=[a_decision("p2", user_group="de-DE")], judged=[LabelUpdate("p2", GOOD)]))
-    assert store.experiences()[0] == before
-    assert [e.decision.user_group for e in open_store().experiences()] == ["", "de-DE"]
-
-
-def test_who_does_not_know_user_groups_can_write_to_the_same_tables(
-    url: str, open_store: Callable[[], ExperienceStore]
-) -> None:
-    """A learner of the version before: its statements name the columns that it knows."""
-    store = open_store()
-    make_experiences(store, 1)
-    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
-    known = "prediction_id, time_s, user_id, version, action, propensity, allowed_actions, greedy, modalities, payload"
-    with engine.begin() as connection:
-        some = known.replace("prediction_id", "'p2'", 1)
-        connection.execute(text(f"INSERT INTO decisions ({known}) SELECT {some} FROM decisions"))
-    engine.dispose()
-    served = store.histories(["p2"])["p2"].decision
-    assert served is not None
-    assert served.user_group == ""
-
-
-def test_tables_from_before_there_were_candidates_are_given_the_column(
-    url: str, open_store: Callable[[], ExperienceStore]
-) -> None:
-    """What they hold is still there, and what they never had can be added."""
-    store = open_store()
-    assert store.lead()
-    make_experiences(store, 2)
-    store.save(LeaderCommit(state={"a": b"1"}))
-    store.close()
-    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
-    with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE decisions DROP COLUMN dynamic_actions"))
-    engine.dispose()
-    for store in (open_store(), open_store()):
-        assert [e.decision.dynamic_actions for e in store.experiences()] == [(), ()]
-        assert store.dynamic_actions(["p1"]) == {"p1": ()}
-        assert store.get_state("a") == b"1"
-    store.take_in(IngestBatch(decisions=[between_candidates("p3")]))
-    assert store.histories(["p3"])["p3"].decision == header_of(between_candidates("p3"))
 
 
 def test_tables_from_before_there_were_versions_are_refused(tmp_path: Path) -> None:
@@ -614,13 +581,17 @@ def test_a_wrong_password_is_named_and_not_shown(postgres: PostgresServer) -> No
 def test_a_server_that_goes_away_and_returns(own_postgres: PostgresServer) -> None:
     store = SqlStore(own_postgres.create_database())
     assert store.lead()
-    store.take_in(IngestBatch(decisions=[a_decision("p1")]))
+    store.save_batch(IngestBatch(decisions=[a_decision("p1")]))
     own_postgres.stop()
-    for use in (lambda: store.take_in(IngestBatch(waiting=1)), store.intake_stats, lambda: store.save(LeaderCommit())):
+    for use in (
+        lambda: store.save_batch(IngestBatch(waiting=1)),
+        store.intake_stats,
+        lambda: store.save(LeaderCommit()),
+    ):
         with pytest.raises(StoreUnavailable):
             use()
     own_postgres.start()
-    store.take_in(IngestBatch(waiting=1))
+    store.save_batch(IngestBatch(waiting=1))
     store.save(LeaderCommit(state={"a": b"1"}))
     assert store.intake_stats().waiting == 1
     assert store.histories(["p1"])["p1"].decision is not None
@@ -646,11 +617,11 @@ def test_whoever_is_killed_while_saving_leaves_nothing_behind(
         def die(*arguments):
             os.kill(os.getpid(), signal.SIGKILL)
         store = sql_store.SqlStore(sys.argv[1])
-        store._judge = die
-        store.take_in(IngestBatch(positions={"0": "9"}, decisions=[a_decision("p1")]))
+        store._label = die
+        store.save_batch(IngestBatch(positions={"0": "9"}, decisions=[a_decision("p1")]))
     """)
     path = ":".join(str(Path(__file__).parents[2] / part) for part in ("tests", "services", "models"))
     child = subprocess.run([sys.executable, "-c", script, url], env={"PYTHONPATH": path}, check=False)
     assert child.returncode == -signal.SIGKILL
-    store.take_in(IngestBatch(positions={"0": "1"}, decisions=[a_decision("p1")]))
+    store.save_batch(IngestBatch(positions={"0": "1"}, decisions=[a_decision("p1")]))
     assert open_store().positions() == {"0": "1"}

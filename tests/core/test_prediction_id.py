@@ -44,7 +44,7 @@ def test_two_ids_of_the_same_prediction_differ() -> None:
 
 
 @given(predictions)
-def test_a_foreign_id_is_refused(prediction: SignedPrediction) -> None:
+def test_an_id_signed_by_another_service_is_refused(prediction: SignedPrediction) -> None:
     with pytest.raises(InvalidPredictionId, match="was not signed by this service"):
         OURS.check(THEIRS.sign(prediction), now_s=NOW_S)
 

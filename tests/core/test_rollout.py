@@ -196,7 +196,7 @@ TestRollouts = Rollouts.TestCase
 # --- the canary ------------------------------------------------------------------------------------------------------
 
 
-def test_a_experiment_is_sticky_and_has_its_share() -> None:
+def test_an_experiment_is_sticky_and_has_its_share() -> None:
     experiment = start_canary(Rollout("m", live=1), 2, 0.25, CHANGE)
     users = [f"user {i}" for i in range(4000)]
     chosen = [in_experiment(experiment, user) for user in users]
@@ -205,7 +205,7 @@ def test_a_experiment_is_sticky_and_has_its_share() -> None:
     assert chosen != [in_experiment(start_canary(Rollout("m", live=1), 3, 0.25, CHANGE), user) for user in users]
 
 
-def test_nobody_in_particular_is_never_on_experiment() -> None:
+def test_a_request_without_a_user_is_never_in_an_experiment() -> None:
     assert not in_experiment(start_canary(Rollout("m", live=1), 2, 0.999, CHANGE), "")
 
 
@@ -241,7 +241,7 @@ def test_one_experiment_at_a_time_and_never_of_the_live_version() -> None:
         end_canary(ended, CHANGE)
 
 
-def test_in_the_shadow_nobody_is_on_experiment_and_a_pinned_version_may_have_one() -> None:
+def test_in_the_shadow_no_user_is_in_an_experiment_and_a_pinned_version_may_have_one() -> None:
     pinned = pin(promote(EMPTY, 1, CHANGE), 1, CHANGE)
     with pytest.raises(VersionPinned):
         start_canary(pinned, 2, 0.5, CHANGE)

@@ -95,7 +95,7 @@ decisions = st.builds(
 
 
 @st.composite
-def between_candidates(draw: st.DrawFn) -> Decision:
+def among_dynamic_actions(draw: st.DrawFn) -> Decision:
     ids = draw(st.lists(texts, min_size=1, max_size=5, unique=True))
     logits = draw(npst.arrays(np.float32, len(ids), elements=floats32))
     features = st.none() | st.builds(Features, trunk_digest=texts, embedding=vectors, base_logits=st.just(logits))
@@ -156,7 +156,7 @@ experiment_reports = st.builds(
     problem=texts,
 )
 events: st.SearchStrategy[Event] = st.one_of(
-    decisions, between_candidates(), feedbacks, dead_letters, rollouts, experiment_reports
+    decisions, among_dynamic_actions(), feedbacks, dead_letters, rollouts, experiment_reports
 )
 
 
@@ -195,7 +195,7 @@ def test_any_bytes_are_an_event_of_the_topic_or_unreadable(topic: Topic, payload
     assert event is None or topic_of(event) == topic
 
 
-@given(decisions | between_candidates(), st.data())
+@given(decisions | among_dynamic_actions(), st.data())
 def test_a_damaged_decision_is_a_decision_or_unreadable(decision: Decision, data: st.DataObject) -> None:
     payload = bytearray(encode_event(decision))
     payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
@@ -225,7 +225,9 @@ def test_a_decision_without_a_propensity_is_unreadable(propensity: float) -> Non
         (["a", "b", "c"], "a", r"features\.base_logits: has 2 values for 3 dynamic actions"),
     ],
 )
-def test_a_decision_that_contradicts_its_candidates_is_unreadable(ids: list[str], action: str, problem: str) -> None:
+def test_a_decision_that_contradicts_its_dynamic_actions_is_unreadable(
+    ids: list[str], action: str, problem: str
+) -> None:
     features = Features("trunk", np.zeros(3, np.float32), np.zeros(2, np.float32))
     decision = replace(
         a_decision("p1"),

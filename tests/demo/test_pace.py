@@ -36,7 +36,7 @@ async def test_requests_are_due_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     assert due_s == [100.0, 100.5, 101.0, 101.5]
 
 
-async def test_nobody_asks_while_held_and_then_all_go_on_as_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_request_is_sent_while_held_and_then_all_go_on_as_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     pace = Pace(0.5, clock)
     await pace.turn(0)

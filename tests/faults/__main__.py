@@ -34,7 +34,7 @@ def main() -> int:
         measures = run(Path(folder), options.rounds, options.seed, options.only or FAULTS).measures()
     took_s = time.monotonic() - began_s
     print(table("faults", measures, took_s), flush=True)
-    return conclude(options.out, {"faults": measures}, {"faults": took_s})
+    return conclude([options.out / "faults.json"], "faults", "make test-faults", {"faults": measures})
 
 
 if __name__ == "__main__":

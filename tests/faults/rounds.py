@@ -148,8 +148,8 @@ class Outcome:
             Measure("feedback counted twice", self.twice, 0, "at_most", note=log),
             Measure("feedback not counted", self.missing, 0, "at_most"),
             Measure("reward state differs from the recount", float(not self.same_sums), 0, "at_most"),
-            Measure("slowest recovery (s)", took_s[-1], RECOVERY_S, "at_most", note=slowest),
-            Measure("median recovery (s)", median(took_s)),
+            Measure("slowest recovery", took_s[-1], RECOVERY_S, "at_most", note=slowest, unit="s"),
+            Measure("median recovery", median(took_s), unit="s"),
             Measure(
                 "fine-tuning jobs",
                 self.jobs.total(),

@@ -15,7 +15,7 @@ INDEX = {"cat": 0, "dog": 1}
 ROW = Features("trunk", np.zeros(1, np.float32), np.zeros(2, np.float32))
 
 
-def test_a_judgement_speaks_of_the_actions_it_names() -> None:
+def test_a_label_covers_the_actions_it_names() -> None:
     evidence = evidence_of(SPACE, [(ROW, Label({"dog": 0.75}, 0.5))], INDEX)
     np.testing.assert_array_equal(evidence.known_mask, [[False, True]])
     np.testing.assert_array_equal(evidence.rewards, [[0.0, 0.75]])
@@ -29,6 +29,6 @@ def test_an_action_that_left_the_action_set_teaches_nothing() -> None:
     assert not state.target.any()
 
 
-def test_no_judgements_teach_nothing() -> None:
+def test_no_labels_teach_nothing() -> None:
     state = empty_state(SPACE).add(evidence_of(SPACE, [], INDEX))
     assert not state.gram.any()

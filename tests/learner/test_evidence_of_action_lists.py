@@ -63,7 +63,7 @@ def test_what_is_subtracted_leaves_no_trace() -> None:
         np.testing.assert_allclose(sums, 0.0, atol=1e-12)
 
 
-def test_nothing_is_learned_of_candidates_that_cannot_be_scored() -> None:
+def test_nothing_is_learned_of_dynamic_actions_that_cannot_be_scored() -> None:
     without = Learned(empty_state(SPACE), None)
     learned = without.add([dynamic({"cat": 1.0})], INDEX).subtract([dynamic({"x": 1.0})], INDEX)
     assert learned.dynamic_actions is None

@@ -16,7 +16,8 @@ from safetensors.numpy import load_file
 from plaudit.adapters.jobs.subprocess import SubprocessJobs
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.adapters.runtime.onnx import OnnxRuntime
-from plaudit.adapters.store.sql import SqlStore, sqlite_url
+from plaudit.adapters.store.engine import sqlite_url
+from plaudit.adapters.store.sql import SqlStore
 from plaudit.compose.learner import head_builder, training_plan
 from plaudit.compose.runtime import content_limits
 from plaudit.core.events import Content, Correction, DynamicAction, Feedback, Preference, TextContent, Thumb
@@ -101,7 +102,7 @@ class Workplace:
                 said = some_feedback(f"p{number}", Preference("dog", "cat"))
             decisions.append(decision)
             judged.append(LabelUpdate(decision.prediction_id, join(header_of(decision), [said], SPEC.actions)))
-        self.store.take_in(IngestBatch(decisions=decisions, judged=judged))
+        self.store.save_batch(IngestBatch(decisions=decisions, labels=judged))
 
     def run_dir(self, name: str = "run", **finetune: Any) -> Path:
         finetune = {"max_duration_s": 60.0, "steps_per_event": 40.0, **finetune}
@@ -222,7 +223,7 @@ def test_what_is_too_stale_is_left_out(workplace: Workplace) -> None:
         lessons(workplace.store, SPEC, tokenizer, task, version=10)
 
 
-def test_answers_that_were_picked_from_candidates_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_answers_picked_from_dynamic_actions_are_left_out_and_counted(tmp_path: Path) -> None:
     """Even where their ids are those of actions."""
     store = SqlStore(sqlite_url(tmp_path / "learner.db"))
     dynamic_actions = (DynamicAction("cat", "a cat"), DynamicAction("dog", "a dog"))
@@ -237,7 +238,7 @@ def test_answers_that_were_picked_from_candidates_are_left_out_and_counted(tmp_p
         LabelUpdate(d.prediction_id, join(header_of(d), [some_feedback(d.prediction_id)], SPEC.actions))
         for d in decisions
     ]
-    store.take_in(IngestBatch(decisions=decisions, judged=judged))
+    store.save_batch(IngestBatch(decisions=decisions, labels=judged))
     settings = Settings()
     task = JobSpec(
         snapshot=5,
@@ -303,7 +304,7 @@ def test_a_reward_model_says_what_is_better_and_the_card_reports_it(workplace: W
 
 
 @pytest.mark.parametrize("objective", ["likelihood", "target", "sampled"])
-def test_all_thumbs_down_are_an_opinion(tmp_path: Path, objective: str) -> None:
+def test_all_thumbs_down_are_evidence(tmp_path: Path, objective: str) -> None:
     """Neither answer is ever liked: all is finite, and neither one drives the other out."""
     workplace = Workplace(tmp_path, content=False)
     run_dir = workplace.run_dir(objective=objective)

@@ -123,7 +123,7 @@ def test_a_named_retraction_takes_back_exactly_that_signal() -> None:
     assert join(DECISION, two, ACTIONS) == Label({"cat": 1.0}, 1.0)
 
 
-def test_nobody_takes_back_what_others_said() -> None:
+def test_a_user_cannot_retract_the_feedback_of_others() -> None:
     assert join(DECISION, said(("ada", Thumb(up=True)), ("eve", Retract("f0"))), ACTIONS) is not None
 
 
@@ -166,7 +166,7 @@ def test_the_order_of_delivery_does_not_matter(both: tuple[Sequence[Feedback], S
 
 
 @given(st.lists(st.tuples(st.sampled_from(["ada", "bob", "cy"]), signals), max_size=8).map(lambda s: said(*s)))
-def test_a_judgement_stays_in_bounds(feedback: Sequence[Feedback]) -> None:
+def test_a_label_stays_in_bounds(feedback: Sequence[Feedback]) -> None:
     label = join(DECISION, feedback, ACTIONS)
     if label is not None:
         assert all(0.0 <= reward <= 1.0 for reward in label.rewards.values())
@@ -187,16 +187,16 @@ def test_a_judgement_stays_in_bounds(feedback: Sequence[Feedback]) -> None:
         (Preference("a", "b"), Label({"a": 0.75, "b": 0.25}, 1.0)),
     ],
 )
-def test_what_is_said_of_candidates_is_of_these_alone(signal: Signal, expected: Label) -> None:
+def test_feedback_on_dynamic_actions_is_about_these_alone(signal: Signal, expected: Label) -> None:
     assert join(BETWEEN, said(("ada", signal)), ACTIONS) == expected
     assert refusal(BETWEEN, said(("ada", signal))[0], ACTIONS) is None
 
 
-def test_an_action_that_was_no_candidate_is_refused() -> None:
+def test_an_action_that_was_not_listed_is_refused() -> None:
     for signal, field in ((Correction("dog"), "correction"), (Preference("a", "dog"), "preference.rejected")):
         problem = refusal(BETWEEN, said(("ada", signal))[0], ACTIONS)
         assert problem == f"{field}: 'dog' is not one of the 3 dynamic actions of the request"
 
 
-def test_silence_is_about_the_candidate_that_was_picked() -> None:
+def test_silence_is_about_the_dynamic_action_that_was_picked() -> None:
     assert silence(BETWEEN, 0.5).rewards == {"b": 0.5}

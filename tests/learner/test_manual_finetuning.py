@@ -9,7 +9,8 @@ import pytest
 
 from plaudit.adapters.jobs.inline import InlineJobs
 from plaudit.adapters.registry.directory import DirectoryRegistry
-from plaudit.adapters.store.sql import SqlStore, sqlite_url
+from plaudit.adapters.store.engine import sqlite_url
+from plaudit.adapters.store.sql import SqlStore
 from plaudit.compose.learner import head_builder, training_plan
 from plaudit.compose.runtime import content_limits
 from plaudit.core.errors import NoLiveModel

@@ -184,7 +184,7 @@ def listed_together(rows: list[int]) -> Comparison:
     )
 
 
-def test_each_answer_is_compared_over_its_own_candidates() -> None:
+def test_each_answer_is_compared_over_its_own_dynamic_actions() -> None:
     """As if every list were compared alone, with nothing behind its last candidate."""
     alone = []
     for row, baseline, q_hat in zip(ROWS, BASELINE, Q_HAT, strict=True):
@@ -202,5 +202,5 @@ def test_each_answer_is_compared_over_its_own_candidates() -> None:
     assert listed_together([1, 0, 2]).gain_sum == pytest.approx(sum(alone))
 
 
-def test_all_that_was_picked_from_candidates_of_one_kind_of_input_is_one_slice() -> None:
+def test_decisions_on_dynamic_actions_of_one_kind_of_input_are_one_slice() -> None:
     assert {slice_of(row, SPEC) for row in ROWS} == {"text: one of its dynamic actions"}

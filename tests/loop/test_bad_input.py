@@ -69,7 +69,7 @@ def test_fields_of_a_newer_version_are_passed_over(make_world: MakeWorld) -> Non
         )
     world.settle(learner)
     assert learner.progress.experiences == 1
-    assert "poison" not in learner.intake_stats.outcomes
+    assert "unreadable" not in learner.intake_stats.outcomes
 
 
 def test_a_record_of_50_megabytes_is_learned_from(make_world: MakeWorld) -> None:
@@ -95,7 +95,7 @@ def test_a_store_that_goes_away_in_the_middle_of_a_step(
     world.first_version()
     learner = world.learner()
     world.traffic(10, likes_fish)
-    method = "take_in" if moment == "before what was read is saved" else "save"
+    method = "save_batch" if moment == "before what was read is saved" else "save"
     original, calls = getattr(world.store, method), []
 
     def crash_first(changes: object) -> None:
@@ -114,7 +114,7 @@ def test_a_store_that_goes_away_in_the_middle_of_a_step(
             own_postgres.start()
 
     with capture_logs() as said:
-        learner._reading._limit = 20
+        learner._consumer._limit = 20
         learner.run(Stop(learner, 20, mend))  # type: ignore[arg-type]
     assert len(failures) >= 2
     problems = [each["problem"] for each in said if each["log_level"] == "error"]
@@ -190,7 +190,7 @@ def test_what_no_server_of_ours_would_log_goes_to_the_dead_letters_by_field(make
         )
     world.log.append([decision, world.say(decision, Thumb(up=True))])
     world.settle(learner)
-    assert (learner.progress.experiences, learner.intake_stats.outcomes["poison"]) == (1, 2)
+    assert (learner.progress.experiences, learner.intake_stats.outcomes["unreadable"]) == (1, 2)
     reader = world.log.reader("test", [Topic.DEAD_LETTER], start=dict)
     letters = [record.event for record in reader.poll(10, 0.0)]
     reader.close()

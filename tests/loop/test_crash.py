@@ -143,7 +143,7 @@ from typing import Any
 
 
 @pytest.mark.parametrize("killed", ["before", "after"])
-def test_killed_in_the_middle_of_a_experiment_the_next_learner_counts_on(tmp_path: Path, killed: str) -> None:
+def test_killed_in_the_middle_of_an_experiment_the_next_learner_counts_on(tmp_path: Path, killed: str) -> None:
     """As many experiences count for and against the candidate as with a learner that is left alone."""
     counted = []
     for name in ("killed", "left alone"):

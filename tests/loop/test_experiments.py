@@ -14,6 +14,7 @@ import pytest
 
 from plaudit.core.errors import StoreUnavailable
 from plaudit.core.events import Answers, Decision, ExperimentReport, ShadowAnswer
+from plaudit.core.ports.store import LeaderCommit
 from plaudit.core.rollout import Change, end_canary, pin, promote, start_canary
 from plaudit.learner.loop import Learner
 from plaudit_models.evaluation.guards import BUCKETS, bucket
@@ -76,7 +77,7 @@ def until_seen(learner: Learner, replica: str, number: int) -> None:
         learner.step()
 
 
-def test_a_experiment_begun_by_a_person_is_promoted_on_proof_without_any_fine_tuning(make_world: MakeWorld) -> None:
+def test_an_experiment_begun_by_a_person_is_promoted_on_proof_without_any_fine_tuning(make_world: MakeWorld) -> None:
     world = on_experiment_world(make_world)
     learner = world.learner()
     learner.step()
@@ -104,7 +105,7 @@ def test_without_leave_to_promote_the_experiment_goes_on_with_proof(make_world: 
     assert (shown["verdict"], world.registry.rollout().candidate) == (None, 2)
 
 
-def test_a_candidate_that_fails_is_withdrawn_though_nobody_says_anything(make_world: MakeWorld) -> None:
+def test_a_candidate_that_fails_is_withdrawn_without_any_feedback(make_world: MakeWorld) -> None:
     """Two replicas, each with a part of the failures that proves nothing by itself."""
     world = on_experiment_world(make_world, share=0.1)
     learner = world.learner()
@@ -239,10 +240,10 @@ def test_a_learner_that_dies_between_verdict_and_note_withdraws_once(make_world:
     learner.step()
     save = world.store.save
 
-    def dies_at_the_end(changes: Any) -> None:
-        if changes.state.get("experiment", b"") is None:
+    def dies_at_the_end(commit: LeaderCommit) -> None:
+        if commit.state.get("experiment", b"") is None:
             raise StoreUnavailable("killed here")
-        save(changes)
+        save(commit)
 
     world.store.save = dies_at_the_end  # type: ignore[method-assign]
     world.log.append([report(world, "r1", 1, live=answers(108), candidate=answers(0, failed=12))])
@@ -256,7 +257,7 @@ def test_a_learner_that_dies_between_verdict_and_note_withdraws_once(make_world:
     assert world.registry.rollout().generation == generation
 
 
-def test_harm_on_one_kind_of_input_ends_a_experiment_that_looks_equal_over_all(make_world: MakeWorld) -> None:
+def test_harm_on_one_kind_of_input_ends_an_experiment_that_looks_equal_over_all(make_world: MakeWorld) -> None:
     """Without a picture the candidate is hated, with one it is loved a little more: over all nothing is proven."""
     world = on_experiment_world(make_world, share=0.5, promote=False)
     learner = world.learner()
@@ -303,7 +304,7 @@ def test_a_candidate_that_is_better_over_all_but_worse_for_one_group_is_withdraw
     }
 
 
-def test_group_labels_without_end_do_not_grow_a_experiment(make_world: MakeWorld) -> None:
+def test_group_labels_without_end_do_not_grow_an_experiment(make_world: MakeWorld) -> None:
     world = on_experiment_world(make_world, promote=False)
     learner = world.learner()
     learner.step()

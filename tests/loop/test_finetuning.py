@@ -27,6 +27,7 @@ from plaudit.core.errors import StoreUnavailable
 from plaudit.core.events import Decision
 from plaudit.core.job_run import CANDIDATE, RESULT, write_json
 from plaudit.core.ports.jobs import JobLauncher, JobState, JobStatus
+from plaudit.core.ports.store import LeaderCommit
 from plaudit.core.rollout import Change, pin
 from plaudit.learner.finetuning.job_spec import CHECKPOINT, STATE, read_job_spec
 from plaudit.learner.loop import Learner
@@ -403,11 +404,11 @@ def test_a_learner_that_dies_between_publishing_and_noting_it_publishes_once(mak
     learner = world.learner()
     save = world.store.save
 
-    def dies_at_the_end(changes: Any) -> None:
-        memory = changes.state.get("tuning")
-        if memory is not None and b'"promote"' in memory:
+    def dies_at_the_end(commit: LeaderCommit) -> None:
+        tuning = commit.state.get("tuning")
+        if tuning is not None and b'"promote"' in tuning:
             raise StoreUnavailable("killed here")
-        save(changes)
+        save(commit)
 
     world.store.save = dies_at_the_end  # type: ignore[method-assign]
     with pytest.raises(StoreUnavailable):
@@ -467,7 +468,7 @@ def test_what_the_gate_cannot_tell_users_can(make_world: MakeWorld) -> None:
     assert learner.reward_state.weight.sum() == pytest.approx(learner.progress.experiences)
 
 
-def test_a_experiment_does_not_keep_the_learner_from_waiting(make_world: MakeWorld) -> None:
+def test_an_experiment_does_not_keep_the_learner_from_waiting(make_world: MakeWorld) -> None:
     """The gate gave up with experiences left; nothing is left to do in the experiment until there are new ones."""
     world = tuning_world(make_world, candidate_that_prefers("fish"), {"share": 0.5}, max_events=1, alpha=1e-9)
     learner = world.learner()
@@ -486,7 +487,7 @@ def test_a_candidate_that_users_like_less_is_withdrawn(make_world: MakeWorld) ->
     assert (world.registry.rollout().live, world.registry.rollout().candidate) == (1, None)
 
 
-def test_a_experiment_without_proof_ends(make_world: MakeWorld) -> None:
+def test_an_experiment_without_proof_ends(make_world: MakeWorld) -> None:
     world = tuning_world(
         make_world, candidate_that_prefers("fish"), {"share": 0.5, "max_events": 30}, max_events=1, alpha=1e-9
     )
@@ -495,7 +496,7 @@ def test_a_experiment_without_proof_ends(make_world: MakeWorld) -> None:
     assert (world.registry.rollout().live, world.registry.rollout().candidate) == (1, None)
 
 
-def test_a_experiment_goes_on_after_the_learner_was_started_again(make_world: MakeWorld) -> None:
+def test_an_experiment_goes_on_after_the_learner_was_started_again(make_world: MakeWorld) -> None:
     world = tuning_world(make_world, candidate_that_prefers("fish"), {"share": 0.5}, max_events=1, alpha=1e-9)
     learner = world.learner()
     for _ in range(8):
@@ -508,7 +509,7 @@ def test_a_experiment_goes_on_after_the_learner_was_started_again(make_world: Ma
     assert world.learner().report()["finetune"]["canary"] == before["canary"]
 
 
-def test_an_operator_ends_a_experiment(make_world: MakeWorld) -> None:
+def test_an_operator_ends_an_experiment(make_world: MakeWorld) -> None:
     world = tuning_world(make_world, candidate_that_prefers("fish"), {"share": 0.5}, max_events=1, alpha=1e-9)
     learner = world.learner()
     for _ in range(8):

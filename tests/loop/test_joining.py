@@ -98,7 +98,7 @@ def test_an_earlier_word_that_comes_later_changes_nothing(make_world: MakeWorld)
     assert judged(world) == {decision.prediction_id: 0.0}
 
 
-def test_a_decision_that_nobody_speaks_of_is_kept_with_its_content(make_world: MakeWorld) -> None:
+def test_a_decision_without_feedback_is_kept_with_its_content(make_world: MakeWorld) -> None:
     world = make_world()
     learner = world.learner()
     decision = world.decide()

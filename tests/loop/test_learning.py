@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from plaudit.core.errors import StoreUnavailable
 from plaudit.core.events import Correction, Decision, Event, Feedback, Preference, Retract, Signal, Thumb, Topic
 from plaudit.core.experience import FeedbackState
+from plaudit.core.ports.store import LeaderCommit
 from plaudit.core.rollout import Change, pin, unpin
 from plaudit.learner.ingest.join import SILENCE_WEIGHT
 from plaudit_models.bandit.reward_model import empty_state
@@ -104,7 +105,7 @@ def test_sums_equal_a_recount_of_the_log(make_world: MakeWorld) -> None:
     assert learner.progress.experiences == count == 30
 
 
-def test_what_is_taken_back_leaves_nothing_behind(make_world: MakeWorld) -> None:
+def test_what_is_retracted_leaves_nothing_behind(make_world: MakeWorld) -> None:
     world = make_world()
     learner = world.learner()
     decisions = world.traffic(20, likes_fish)
@@ -171,11 +172,11 @@ def test_decisions_of_another_model_are_counted_and_left_alone(make_world: MakeW
     learner = world.learner()
     world.log.append([world.decide(model="somebody-elses")])
     world.settle(learner)
-    assert learner.intake_stats.outcomes["foreign"] == 1
+    assert learner.intake_stats.outcomes["other_model"] == 1
     assert "decision" not in learner.intake_stats.outcomes
 
 
-def test_a_poison_record_goes_to_the_dead_letters_and_the_loop_goes_on(make_world: MakeWorld) -> None:
+def test_an_unreadable_record_goes_to_the_dead_letters_and_the_loop_goes_on(make_world: MakeWorld) -> None:
     world = make_world()
     learner = world.learner()
     decision = world.decide()
@@ -192,7 +193,7 @@ def test_a_poison_record_goes_to_the_dead_letters_and_the_loop_goes_on(make_worl
     world.log.append([bad, world.say(decision, Thumb(up=True))])
     world.settle(learner)
     assert learner.progress.experiences == 1
-    assert learner.intake_stats.outcomes["poison"] == 2
+    assert learner.intake_stats.outcomes["unreadable"] == 2
     reader = world.log.reader("test", [Topic.DEAD_LETTER], start=dict)
     letters = [record.event for record in reader.poll(10, 0.0)]
     reader.close()
@@ -316,11 +317,11 @@ def test_a_step_that_could_not_be_saved_is_done_again(make_world: MakeWorld) -> 
     world.traffic(10, likes_fish)
     save, calls = world.store.save, []
 
-    def away_once(changes: object) -> None:
-        calls.append(changes)
+    def away_once(commit: LeaderCommit) -> None:
+        calls.append(commit)
         if len(calls) == 1:
             raise StoreUnavailable("disk full")
-        save(changes)  # type: ignore[arg-type]
+        save(commit)
 
     world.store.save = away_once  # type: ignore[method-assign]
 
@@ -396,7 +397,7 @@ def test_any_order_and_number_of_deliveries_comes_to_the_same(
         first, second = world.learner(), other.learner()
         world.settle(first)
         other.settle(second)
-        second._reading._take_in(_again(other, shuffled), SPEC.actions)
+        second._consumer._save(_again(other, shuffled), SPEC.actions)
         other.settle(second)
         assert second.reward_state is not None
         assert_same_sums(first.reward_state, second.reward_state)

@@ -49,13 +49,13 @@ def test_each_version_has_its_mean_and_its_interval() -> None:
     assert metric(registry, "version_satisfaction", version="2") == 0.5
 
 
-def test_what_was_set_aside_is_not_what_users_think() -> None:
+def test_excluded_experiences_do_not_count_as_satisfaction() -> None:
     registry = CollectorRegistry()
     SatisfactionByVersion(LearnerMetrics(registry)).hear([judged(1, 1.0), judged(1, 0.0, excluded=True)], 0.0)
     assert metric(registry, "version_satisfaction", version="1") == 1.0
 
 
-def test_versions_that_nobody_speaks_of_any_more_leave() -> None:
+def test_versions_without_recent_feedback_leave() -> None:
     registry = CollectorRegistry()
     by_version = SatisfactionByVersion(LearnerMetrics(registry))
     for version in range(500):

@@ -31,7 +31,7 @@ def experiment(world: World, share: float = 0.5) -> tuple[int, list[Decision]]:
     return candidate, decisions
 
 
-def test_each_answer_has_the_chance_that_candidate_and_live_gave_it(make_world: MakeWorld) -> None:
+def test_each_answer_has_the_propensity_that_candidate_and_live_gave_it(make_world: MakeWorld) -> None:
     world = make_world({"learner": {"batch": 10_000, "max_wait_s": 1e9}})
     candidate, decisions = experiment(world)
     rows = world.store.experiences(after=0)

@@ -132,7 +132,7 @@ def test_a_single_user_is_learned_from_in_full(make_world: MakeWorld) -> None:
 
 
 @pytest.mark.parametrize("up", [True, False])
-def test_everybody_pressing_the_same_thumb_harms_nobody(make_world: MakeWorld, up: bool) -> None:
+def test_the_same_thumb_from_every_user_harms_no_rater(make_world: MakeWorld, up: bool) -> None:
     world = make_world({"learner": {"batch": 64}})
     learner = world.learner()
     for _ in range(3):

@@ -80,7 +80,7 @@ def test_each_reads_its_partitions_and_one_learns_all(crew: Crew) -> None:
     crew.log.assign({"ada": [0, 1], "bob": [2, 3]})
     ada, bob = crew.learner("ada"), crew.learner("bob")
     crew.world.log.append([crew.world.say(d, Retract()) for d in crew.traffic(40)[:4]])
-    while ada._reading.step(SPEC.actions, 0.0):  # as long as it does not lead
+    while ada._consumer.step(SPEC.actions, 0.0):  # as long as it does not lead
         pass
     settle(bob)
     assert bob.leading
@@ -107,12 +107,12 @@ def test_partitions_change_hands_in_the_middle_of_a_batch(crew: Crew) -> None:
     crew.log.assign({"ada": [0, 1, 2, 3], "bob": []})
     ada, bob = crew.learner("ada"), crew.learner("bob")
     crew.traffic(30)
-    assert ada._reading._reader is not None
-    polled = ada._reading._reader.poll(1_000, 0.0)
+    assert ada._consumer._reader is not None
+    polled = ada._consumer._reader.poll(1_000, 0.0)
     crew.log.assign({"ada": [], "bob": [0, 1, 2, 3]})
     settle(bob)
     with pytest.raises(StoreMoved):
-        ada._reading._take_in(polled, SPEC.actions)
+        ada._consumer._save(polled, SPEC.actions)
     ada._load()
     crew.log.assign({"ada": [0, 1, 2, 3], "bob": []})
     crew.traffic(10)
@@ -163,7 +163,7 @@ from typing import Any
     from plaudit.adapters.store.sql import SqlStore
 
     PLACES = {
-        "before taking in": (SqlStore, "take_in", False),
+        "before taking in": (SqlStore, "save_batch", False),
         "before the log hears of it": (PartitionedReader, "commit", False),
         "before what was learned is saved": (SqlStore, "save", False),
         "after what was learned is saved": (SqlStore, "save", True),

@@ -47,7 +47,7 @@ def world(make_world: MakeWorld) -> World:
     return make_world({"learner": {"batch": 10**6, "max_wait_s": 10**6}})
 
 
-def test_harm_is_taken_back_and_forgotten(world: World) -> None:
+def test_harm_is_reverted_and_forgotten(world: World) -> None:
     learner = gated_on_fish(world)
     gated = world.registry.rollout().live
     world.traffic(50, likes_fish)  # by the gated version itself: compared with nobody
@@ -70,7 +70,7 @@ def test_harm_is_taken_back_and_forgotten(world: World) -> None:
     assert learner.running.comparison.n == 0
 
 
-def test_late_feedback_on_a_version_that_was_taken_back_counts_against_nobody(world: World) -> None:
+def test_late_feedback_on_a_reverted_version_counts_against_no_other(world: World) -> None:
     learner = gated_on_fish(world)
     harmful = served_by(world, "cat", prefer="cat")
     late = [world.decide() for _ in range(200)]
@@ -84,7 +84,7 @@ def test_late_feedback_on_a_version_that_was_taken_back_counts_against_nobody(wo
     assert learner.running.comparison.n == 0
 
 
-def test_what_was_set_aside_stays_so_when_minds_change(world: World) -> None:
+def test_what_was_excluded_stays_so_when_labels_change(world: World) -> None:
     learner = gated_on_fish(world)
     harmful = served_by(world, "cat", prefer="cat")
     seen: list[Decision] = []

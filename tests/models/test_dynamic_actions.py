@@ -82,7 +82,7 @@ def test_features_by_hand() -> None:
     np.testing.assert_allclose(np.linalg.norm(phi[:, 1:-1], axis=1), 0.533961, atol=1e-6)
 
 
-def test_pair_features_are_those_of_the_product_of_context_and_candidate() -> None:
+def test_pair_features_are_those_of_the_product_of_context_and_action() -> None:
     """e ⊙ g is [1, 0, 0] for both, whatever else they are."""
     first = ActionList(np.array([1.0, 0.0, 2.0]), np.array([[1.0, 5.0, 0.0], [1.0, 9.0, 0.0]]), np.zeros(2))
     second = ActionList(np.array([2.0, 3.0, 0.0]), np.array([[4.0, 0.0, 7.0]]), np.zeros(1))
@@ -146,7 +146,7 @@ def test_praise_speaks_against_all_others_together_as_far_as_answers_are_exclusi
     assert len(thumb(SPACE, listed, picked=2, reward=0.0).weights) == 1
 
 
-def test_a_correction_speaks_of_every_candidate() -> None:
+def test_a_correction_covers_every_dynamic_action() -> None:
     listed = random_list(1, k=4)
     evidence = evidence_of_list(SPACE, listed, np.eye(4)[1], np.ones(4, np.bool_), weight=0.5)
     assert evidence.rewards.tolist() == [0.0, 1.0, 0.0, 0.0]
@@ -246,7 +246,7 @@ def test_where_nothing_is_known_the_scores_are_the_base_policy_exactly(k: int) -
     assert (scores == shifted - np.log(np.exp(shifted).sum())).all()
 
 
-def test_one_candidate_has_nobody_to_yield_to() -> None:
+def test_a_single_dynamic_action_is_always_picked() -> None:
     listed = random_list(1, k=1)
     scores = DynamicActionHead(HeadSettings(), random_state(1)).scores(
         listed.embedding, listed.vectors, listed.base_logits
@@ -255,7 +255,7 @@ def test_one_candidate_has_nobody_to_yield_to() -> None:
 
 
 @given(st.permutations(list(range(6))), st.integers(0, 1000))
-def test_a_permutation_of_the_candidates_permutes_the_scores(order: list[int], seed: int) -> None:
+def test_a_permutation_of_the_actions_permutes_the_scores(order: list[int], seed: int) -> None:
     listed, head = random_list(seed, k=6), DynamicActionHead(HeadSettings(), random_state(1))
     moved = reordered(listed, order)
     scores = head.scores(listed.embedding, listed.vectors, listed.base_logits)
@@ -264,7 +264,7 @@ def test_a_permutation_of_the_candidates_permutes_the_scores(order: list[int], s
     )
 
 
-def test_what_is_learned_of_some_candidates_is_known_of_new_ones() -> None:
+def test_what_is_learned_of_some_actions_is_known_of_new_ones() -> None:
     """Users like dynamic actions on the third coordinate of the product, which the base model knows nothing of."""
     space = replace(SPACE, pair_features=64, exclusivity=0.0)
     rng = np.random.default_rng(0)

@@ -83,7 +83,7 @@ def test_strong_evidence_does_not_overflow() -> None:
     assert np.isfinite(open_e_process(1.0, ZERO).update(np.ones(100_000)).e_value(0))
 
 
-def test_bets_travel_as_json() -> None:
+def test_an_e_process_travels_as_json() -> None:
     bets = open_e_process(1.0, np.linspace(-1, 1, 5)).update(np.array([0.3, -0.2, 0.9]))
     back = e_process_from_dict(json.loads(json.dumps(bets.to_dict())))
     np.testing.assert_array_equal(back.update(np.ones(2)).best, bets.update(np.ones(2)).best)

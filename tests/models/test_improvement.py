@@ -140,7 +140,7 @@ def test_where_the_base_policy_knows_nothing_caution_changes_nothing() -> None:
     np.testing.assert_allclose(scores[0], scores[1])
 
 
-def test_a_step_is_as_long_as_the_divergence_allows() -> None:
+def test_a_step_is_as_long_as_the_policy_shift_allows() -> None:
     context = logits_of(0)
     served = empty_state(space_of(4))
     latest = thumbs(served, context, action=0, reward=0.0, times=12)

@@ -34,7 +34,7 @@ def test_with_too_few_users_for_the_cap_they_are_equals() -> None:
 
 
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=80), st.floats(0.01, 1.0))
-def test_nobody_exceeds_the_cap_if_that_is_possible(users: list[int], cap: float) -> None:
+def test_no_rater_exceeds_the_cap_if_that_is_possible(users: list[int], cap: float) -> None:
     names = [str(user) for user in users]
     weights = capped_weights(names, cap)
     assert ((weights > 0.0) & (weights <= 1.0)).all()
@@ -133,7 +133,7 @@ def test_thumbs_at_random_and_wrong_ones_now_and_then_are_borne() -> None:
     assert caught <= 10
 
 
-def test_where_nothing_is_known_nobody_is_suspected() -> None:
+def test_where_nothing_is_known_no_rater_is_suspected() -> None:
     rater = hear(crowd(), "a", [False] * 1_000, known=0.0)["a"]
     assert rater.trust_level == "heard"
     assert rater.reliability == pytest.approx(0.9)
@@ -159,7 +159,7 @@ def test_a_million_thumbs_count_for_a_share() -> None:
     assert not raters["user 1"].floods
 
 
-def test_all_thumbs_down_from_everybody_is_an_opinion() -> None:
+def test_all_thumbs_down_from_every_rater_are_evidence() -> None:
     """Once the reward model has learned it, it is what is expected, and nobody disagrees."""
     raters = crowd()
     for i in range(20):
@@ -219,8 +219,6 @@ def test_the_cap_where_there_are_few_users() -> None:
         ([1.0, 1.0], [0.5], [1.0], "1 users, 2 rewards"),
     ],
 )
-def test_bad_judgements_are_refused(
-    rewards: list[float], expected: list[float], known: list[float], message: str
-) -> None:
+def test_bad_labels_are_refused(rewards: list[float], expected: list[float], known: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Raters().hear(["a"], np.array(rewards), np.array(expected), np.array(known))

@@ -58,7 +58,7 @@ def test_kl_to_reference() -> None:
     assert kl_to_reference(LOGITS, reference).tolist() == pytest.approx([0.173287, 0.0], abs=1e-6)
 
 
-def test_opinion_nll_of_single_actions() -> None:
+def test_feedback_nll_of_single_actions() -> None:
     """Log-odds log 3 is p = ¾. δ = 0.05: up 0.725. Up: −log 0.725 = 0.321584; down: −log 0.275 = 1.290984.
 
     A rating of ½ costs half of each: 0.806284. Log-odds 0, either thumb: log 2 = 0.693147.

@@ -230,7 +230,7 @@ def test_it_learns_from_preferences_alone(policy: FusionPolicy) -> None:
     assert "log_loss" not in report.to_dict()
 
 
-def test_opinions_without_trust_teach_nothing(policy: FusionPolicy) -> None:
+def test_feedback_without_trust_teaches_nothing(policy: FusionPolicy) -> None:
     experiences, right = _experiences(100, 1)
     said = [{int(r): 0.75, 1 - int(r): 0.25} if i % 2 else {int(r): 1.0} for i, r in enumerate(right)]
     settings = RewardSettings(max_duration_s=None, weight_decay=0.0)

@@ -140,7 +140,7 @@ def test_it_tells_apart_what_it_has_never_been_asked_for(trained: Pretrained) ->
     assert accuracy(trained.model, UNSEEN, wordings) > 0.6
 
 
-def test_accuracy_by_name_is_that_of_candidates_with_the_actions_names(trained: Pretrained) -> None:
+def test_accuracy_by_name_is_that_of_dynamic_actions_with_the_actions_names(trained: Pretrained) -> None:
     data = asked(KNOWN, 512, 2)
     found = evaluate(trained.model, data, by_name=True)
     assert found.overall == pytest.approx(accuracy(trained.model, KNOWN, names_of(KNOWN)))
@@ -181,9 +181,7 @@ def version(trained: Pretrained, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-def test_the_candidate_graph_does_what_torch_does_and_is_sealed_with_its_proof(
-    trained: Pretrained, version: Path
-) -> None:
+def test_the_text_scorer_does_what_torch_does_and_is_sealed_with_its_proof(trained: Pretrained, version: Path) -> None:
     assert {TEXT_SCORER, TEXT_SCORER_GOLDEN} < set(verify(version).files)
     session = onnxruntime.InferenceSession(str(version / TEXT_SCORER), providers=["CPUExecutionProvider"])
     assert [(i.name, i.shape, i.type) for i in session.get_inputs()] == [(TOKENS, ["k", 4], "tensor(int64)")]

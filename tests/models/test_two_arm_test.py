@@ -27,7 +27,7 @@ def test_weights_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("c", "live"), [(1.5, 0.5), (-0.1, 0.5), (0.0, 0.0)])
-def test_chances_that_are_none_are_refused(c: float, live: float) -> None:
+def test_probabilities_out_of_range_are_refused(c: float, live: float) -> None:
     chances = Propensities(np.array([c]), np.array([live]))
     with pytest.raises(ValueError, match="chances"):
         weights(np.array([True]), chances, TwoArmTestRules(share=0.5))
@@ -122,7 +122,7 @@ def test_one_user_counts_for_no_more_than_the_cap() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1])
-def test_a_share_of_nobody_or_everybody_is_no_experiment(share: float) -> None:
+def test_a_share_of_no_user_or_every_user_is_no_experiment(share: float) -> None:
     with pytest.raises(ValueError, match="share"):
         TwoArmTestRules(share=share)
 
@@ -132,7 +132,7 @@ def test_rewards_out_of_range_are_refused() -> None:
         new_two_arm_test(TwoArmTestRules(share=0.5)).update(np.array([1.5]), np.array([True]), ["ada"])
 
 
-def test_a_experiment_that_was_saved_before_weights_were_kept_goes_on() -> None:
+def test_an_experiment_that_was_saved_before_weights_were_kept_goes_on() -> None:
     """Its guess begins anew at ½, which is as valid a guess as any."""
     rules = TwoArmTestRules(share=0.5)
     saved = (
@@ -209,7 +209,7 @@ def test_harm_is_found_too_where_users_judge_the_version_and_not_its_answer() ->
     assert [judged_by_version(seed, 0.0) for seed in range(20)].count("none") >= 15
 
 
-def test_a_experiment_that_was_saved_when_there_was_one_bettor_goes_on() -> None:
+def test_an_experiment_that_was_saved_when_there_was_one_bettor_goes_on() -> None:
     """Both have what he had, so the evidence is what it was."""
     rules = TwoArmTestRules(share=0.5)
     before = new_two_arm_test(rules).update(np.ones(40), np.arange(40) % 2 == 0, [f"user {i}" for i in range(40)])

@@ -74,7 +74,7 @@ def policy(logits: npt.NDArray[np.floating], floor: float) -> npt.NDArray[np.flo
     return np.asarray((1.0 - floor) * weights / weights.sum() + floor / len(logits))
 
 
-async def test_candidates_are_scored_by_their_texts_and_logged_with_them(
+async def test_dynamic_actions_are_scored_by_their_texts_and_logged_with_them(
     serve: Serve, registry: DirectoryRegistry, ids: PredictionIds
 ) -> None:
     running = await serve()
@@ -101,7 +101,7 @@ async def test_candidates_are_scored_by_their_texts_and_logged_with_them(
     np.testing.assert_allclose([scores[id_] for id_ in TEXTS], policy(base_logits, 0.2), rtol=1e-4)
 
 
-async def test_candidates_are_picked_as_often_as_is_said(serve: Serve) -> None:
+async def test_dynamic_actions_are_picked_as_often_as_their_propensity_says(serve: Serve) -> None:
     """χ² of 2000 picks with 3 degrees of freedom: above 16.3 with probability 0.001."""
     running = await serve()
     n = 2000
@@ -115,7 +115,7 @@ async def test_candidates_are_picked_as_often_as_is_said(serve: Serve) -> None:
     assert all(answer.propensity == pytest.approx(expected[answer.action] / n, rel=1e-4) for answer in answers)
 
 
-async def test_the_order_of_candidates_and_the_company_of_others_change_no_score(serve: Serve) -> None:
+async def test_neither_order_nor_other_dynamic_actions_change_a_score(serve: Serve) -> None:
     running = await serve()
     one = await running.predict(dynamic_actions=listed())
     turned = await running.predict(dynamic_actions=listed()[::-1])
@@ -139,7 +139,7 @@ async def test_greedy_top_k_and_explanations(serve: Serve) -> None:
     assert (single.action, single.propensity) == ("only", 1.0)
 
 
-async def test_streams_and_their_previews_take_candidates(serve: Serve, log: SqliteLog) -> None:
+async def test_streams_and_their_previews_take_dynamic_actions(serve: Serve, log: SqliteLog) -> None:
     running = await serve()
     question = {"question": contents_to_wire(tiny_content())["question"]}
     request = prediction_pb2.PredictRequest(content=question, dynamic_actions=listed(), greedy=True)
@@ -197,7 +197,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-async def test_wrong_candidates_are_named(serve: Serve, log: SqliteLog) -> None:
+async def test_wrong_dynamic_actions_are_named(serve: Serve, log: SqliteLog) -> None:
     running = await serve(max_text_bytes=100)
     for fields, complaint in WRONG.values():
         given = [prediction_pb2.DynamicAction(id=id_, text=text) for id_, text in fields["dynamic_actions"]]
@@ -264,7 +264,7 @@ def test_as_many_vectors_are_kept_as_may_be(
     assert computed(DynamicAction("one", "same"), DynamicAction("two", "same")) == 1
 
 
-async def test_feedback_on_a_candidate_may_name_any_id_and_is_checked_where_the_list_is(
+async def test_feedback_on_a_dynamic_action_may_name_any_id_and_is_checked_by_the_learner(
     serve: Serve, log: SqliteLog
 ) -> None:
     """Ids that are no actions, beside one that is: which were listed is known to the log alone."""
@@ -304,7 +304,7 @@ async def test_feedback_on_a_candidate_may_name_any_id_and_is_checked_where_the_
     assert feedback(log)[0].signal == Thumb(up=True)
 
 
-async def test_a_shadow_is_not_asked_about_candidates(serve: Serve, registry: DirectoryRegistry) -> None:
+async def test_a_shadow_does_not_evaluate_dynamic_actions(serve: Serve, registry: DirectoryRegistry) -> None:
     registry.set_rollout(start_canary(registry.rollout(), 2, 1.0, CHANGE, shadow=True))
     running = await serve()
     await until(lambda: running.metric("plaudit_serving_candidate_version", model="tiny") == 2)
@@ -322,7 +322,7 @@ async def test_a_shadow_is_not_asked_about_candidates(serve: Serve, registry: Di
     assert [each.prediction_id for report in told for each in report.shadows] in ([], [shown.prediction_id])
 
 
-async def test_a_version_on_experiment_answers_its_users_with_candidates_of_its_own(
+async def test_a_version_in_an_experiment_scores_dynamic_actions_for_its_users(
     serve: Serve, registry: DirectoryRegistry
 ) -> None:
     registry.set_rollout(start_canary(registry.rollout(), 2, 0.5, CHANGE))

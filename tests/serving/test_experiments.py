@@ -65,7 +65,7 @@ async def reports(running: Running) -> list[ExperimentReport]:
 # --- people ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_canary_serves_its_users_when_the_call_returns_and_nobody_once_it_is_stopped(serve: Serve) -> None:
+async def test_a_canary_serves_its_users_when_the_call_returns_and_no_user_once_it_is_stopped(serve: Serve) -> None:
     running = await serve(watch_interval_s=60)
     rollout = await start(running, 3, 0.5, actor="ada", reason="new")
     assert (rollout.live, rollout.candidate, rollout.candidate_share, rollout.experiment) == (1, 3, 0.5, 2)
@@ -290,7 +290,7 @@ async def test_in_the_shadow_everybody_gets_live_answers_and_the_candidates_are_
     assert sum(each.live.answered for each in told) == 4
 
 
-async def test_a_version_that_fails_in_the_shadow_fails_nobody(serve: Serve, runtime: ModelRuntime) -> None:
+async def test_a_version_that_fails_in_the_shadow_fails_no_request(serve: Serve, runtime: ModelRuntime) -> None:
     running = await serve(runtime=Broken(runtime, 3))
     await start(running, 3, 1.0, shadow=True)
     assert (await running.predict(user_id="ada")).version == 1
@@ -299,7 +299,7 @@ async def test_a_version_that_fails_in_the_shadow_fails_nobody(serve: Serve, run
     assert shadow.failure == "FloatingPointError: version 3 gave scores that are not finite"
 
 
-async def test_a_version_that_hangs_in_the_shadow_keeps_nobody_waiting_and_the_rest_is_dropped(
+async def test_a_version_that_hangs_in_the_shadow_delays_no_request_and_the_rest_is_dropped(
     serve: Serve, runtime: ModelRuntime
 ) -> None:
     """The candidate never answers; live goes on, and what cannot be computed is dropped and counted."""

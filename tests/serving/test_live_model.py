@@ -382,9 +382,7 @@ TestFollowing.settings = settings(max_examples=100, stateful_step_count=40, dead
 # --- the canary ------------------------------------------------------------------------------------------------------
 
 
-def test_a_candidate_serves_its_share_of_the_users_and_nobody_else(
-    registry: DirectoryRegistry, live: LiveModel
-) -> None:
+def test_a_candidate_serves_its_share_of_the_users_alone(registry: DirectoryRegistry, live: LiveModel) -> None:
     go_live(registry, 1)
     candidate = 2
     registry.set_rollout(start_canary(registry.rollout(), candidate, 0.5, CHANGE))
@@ -400,7 +398,7 @@ def test_a_candidate_serves_its_share_of_the_users_and_nobody_else(
     assert {live.serving_for(f"user {i}")[1] for i in range(200)} == {Role.LIVE}
 
 
-def test_a_candidate_that_fails_its_proof_serves_nobody(registry: DirectoryRegistry, live: LiveModel) -> None:
+def test_a_candidate_that_fails_its_proof_serves_no_user(registry: DirectoryRegistry, live: LiveModel) -> None:
     go_live(registry, 1)
     candidate = 2
     damaged = registry.folder(candidate) / HEAD

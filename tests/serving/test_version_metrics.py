@@ -63,7 +63,7 @@ def shown(registry: CollectorRegistry, model: str = "pets") -> set[str]:
     }
 
 
-def test_a_version_that_was_let_go_is_shown_for_a_while_and_then_leaves(
+def test_an_unloaded_version_is_shown_for_a_while_and_then_leaves(
     versions: VersionMetrics, page: CollectorRegistry, clock: Clock
 ) -> None:
     for number in (1, 2):
@@ -238,7 +238,7 @@ async def test_freshness_is_measured_when_a_version_first_serves(
     assert running.metric(count, model="tiny") == 1
 
 
-async def test_a_experiment_is_shown_while_it_lasts(serve: Serve, registry: DirectoryRegistry, tmp_path: Path) -> None:
+async def test_an_experiment_is_shown_while_it_lasts(serve: Serve, registry: DirectoryRegistry, tmp_path: Path) -> None:
     running = await serve()
     candidate = 2
     registry.set_rollout(start_canary(registry.rollout(), candidate, 0.25, CHANGE))

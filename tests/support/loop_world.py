@@ -18,7 +18,8 @@ from plaudit.adapters.jobs.inline import InlineJobs
 from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.adapters.runtime.onnx import OnnxRuntime
-from plaudit.adapters.store.sql import LEASE_S, SqlStore, sqlite_url
+from plaudit.adapters.store.engine import sqlite_url
+from plaudit.adapters.store.sql import LEASE_S, SqlStore
 from plaudit.compose.learner import build_learner
 from plaudit.compose.settings import settings_from
 from plaudit.core.events import Content, Decision, Features, Feedback, Role, Signal, Thumb

@@ -25,7 +25,7 @@ def list_letters(common: CommonOptions) -> None:
     settings = common.settings()
     with needs_extra("learn"):
         from plaudit.compose.log import event_log
-        from plaudit.learner.ingest.dead_letters import buried
+        from plaudit.learner.ingest.dead_letters import dead_letters
     with contextlib.closing(event_log(settings)) as log:
         rows = [
             {
@@ -35,7 +35,7 @@ def list_letters(common: CommonOptions) -> None:
                 "reason": each.letter.reason,
                 "usable": not each.problem,
             }
-            for each in buried(log)
+            for each in dead_letters(log)
         ]
     common.show(rows, output.print_dead_letters)
 
@@ -56,7 +56,7 @@ def replay(
         from plaudit.compose.log import event_log
         from plaudit.learner.ingest import dead_letters
     with contextlib.closing(event_log(settings)) as log:
-        found = {each.place: each for each in dead_letters.buried(log)}
+        found = {each.place: each for each in dead_letters.dead_letters(log)}
         unknown = [place for place in places or () if place not in found]
         if unknown:
             raise CommandFailed(f"there is no dead letter of {unknown[0]!r}; `plaudit deadletter list` names them")

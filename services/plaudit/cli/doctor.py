@@ -87,7 +87,7 @@ def _log(settings: Settings) -> Iterator[Finding]:
         try:
             connection, plan = kafka_cluster(settings)
         except ConfigError as error:
-            yield Finding("event log", State.ERROR, str(error), "see [kafka] in the README")
+            yield Finding("event log", State.ERROR, str(error), "see [kafka] in docs/reference/settings.md")
             return
         from plaudit.cli.doctor_kafka import examine_kafka
 
@@ -131,7 +131,7 @@ def _store(settings: Settings) -> Finding:
         with contextlib.closing(experience_store(settings, settings.spec().name)) as store:
             stats = store.intake_stats()
     except ConfigError as error:
-        return Finding("experience store", State.ERROR, str(error), "see [store] in the README")
+        return Finding("experience store", State.ERROR, str(error), "see [store] in docs/reference/settings.md")
     except PlauditError as error:
         return Finding("experience store", State.ERROR, str(error), fix)
     return Finding("experience store", State.OK, f"{stats.last_number} experiences from {stats.feedback} signals")

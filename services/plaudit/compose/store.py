@@ -19,7 +19,7 @@ def store_url(settings: Settings, model: str) -> str:
     Raises:
         ConfigError: ``store.url`` is set and there are several models.
     """
-    from plaudit.adapters.store.sql import sqlite_url
+    from plaudit.adapters.store.engine import sqlite_url
 
     if settings.store.url is None:
         return sqlite_url(store_file(settings, model))

@@ -379,7 +379,7 @@ class Settings:
     data_dir: Path = Path("plaudit-data")
     """Directory with all state of the embedded default: event log, registry, experience store, signing key."""
     model: Mapping[str, Any] = field(default_factory=dict)
-    """[model] Name, modalities and actions; see the documentation, "Describe your model"."""
+    """[model] Name, modalities and actions of the model; see docs/tutorials/your-own-model.md."""
     serving: ServingSettings = ServingSettings()
     log: LogSettings = LogSettings()
     kafka: KafkaSettings = KafkaSettings()

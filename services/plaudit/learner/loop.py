@@ -28,7 +28,7 @@ from plaudit.learner.features.head_builder import HeadBuilder
 from plaudit.learner.features.policies import PolicyCache
 from plaudit.learner.finetuning.experiment_runner import ExperimentRunner
 from plaudit.learner.finetuning.scheduler import Finetuning
-from plaudit.learner.ingest.consumer import Reading
+from plaudit.learner.ingest.consumer import LogConsumer
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.online.contexts import Contexts
 from plaudit.learner.online.policy_shift import PolicyShift
@@ -104,7 +104,7 @@ class Learner:
         self._knowledge = state
         contexts = Contexts(store, versions, self._knowledge)
         trace = trace or LearnerTrace()
-        self._reading = Reading(
+        self._consumer = LogConsumer(
             log, store, registry.model, limit=pace.poll_limit, metrics=metrics, clock=clock, trace=trace
         )
         self._learning = Learning(
@@ -185,7 +185,7 @@ class Learner:
         if self._live is None:
             return False
         started_s = time.monotonic()
-        read = self._reading.step(self._live.spec.actions, self._wait_s())
+        read = self._consumer.step(self._live.spec.actions, self._wait_s())
         self._behind = read == self._limit
         learned = self._lead_on(self._live) if self._leads() else 0
         if read or learned:
@@ -194,14 +194,14 @@ class Learner:
 
     def close(self) -> None:
         """Let go of the log. A fine-tuning job goes on, and is found again by the next leader."""
-        self._reading.close()
+        self._consumer.close()
         self._experiments.close()
 
     # --- what is remembered ------------------------------------------------------------------------------------------
 
     def _load(self) -> None:
         """Begin, or begin again, from what was saved."""
-        self._reading.load()
+        self._consumer.load()
         self._live: Manifest | None = None
         self._rollout: Rollout | None = None
         self._behind = False

@@ -10,15 +10,12 @@ done.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Final
 
-from plaudit.core.tracing import MOST_LINKS, TRACEPARENT, Attributes, NoTracing, Tracing
-from plaudit.learner.ingest.batch import Read
+from plaudit.core.events import Decision, Feedback
+from plaudit.core.tracing import MOST_LINKS, NO_TRACING, TRACEPARENT, Attributes, Tracing
 from plaudit_models.bundle import Manifest
-
-NO_TRACING: Final[Tracing] = NoTracing()
 
 
 class LearnerTrace:
@@ -31,13 +28,13 @@ class LearnerTrace:
         self._unlearned: deque[str] = deque(maxlen=MOST_LINKS)
         self._untuned: deque[str] = deque(maxlen=MOST_LINKS - 1)
 
-    def joined(self, batch: Read, began_ns: int) -> None:
+    def joined(self, feedback: Collection[Feedback], decisions: Collection[Decision], began_ns: int) -> None:
         """A batch was joined and saved; ``began_ns`` on the clock of ``time.time_ns``."""
-        said = [feedback.traceparent for feedback in batch.feedback.values() if feedback.traceparent]
-        decided = [decision.traceparent for decision in batch.decisions.values()]
+        said = [each.traceparent for each in feedback if each.traceparent]
+        decided = [decision.traceparent for decision in decisions]
         self._unlearned.extend(said)
         self._untuned.extend(said)
-        attributes = {"plaudit.feedback": len(batch.feedback), "plaudit.decisions": len(batch.decisions)}
+        attributes = {"plaudit.feedback": len(feedback), "plaudit.decisions": len(decisions)}
         self._tracing.record("join", began_ns, links=[*said, *decided], attributes=attributes)
 
     def refreshing(self, live: int) -> AbstractContextManager[object]:

@@ -63,7 +63,7 @@ class InferenceServer:
     """One process of the inference service: ``start()``, later ``stop()``.
 
     A call has a thread of its own from beginning to end. Threads cost less than an event loop here: a request that
-    waits for the model waits for one lock (README, "Performance").
+    waits for the model waits for one lock (docs/benchmarks/serving.md).
 
     Args:
         catalog: the models that are served.

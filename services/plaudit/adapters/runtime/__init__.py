@@ -1,1 +1,1 @@
-"""Model runtimes, and what brings foreign models into them."""
+"""Model runtimes, and the import of other ONNX files."""

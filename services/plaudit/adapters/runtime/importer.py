@@ -55,11 +55,11 @@ class CannotImport(Exception):
 class ImportOptions:
     """Attributes:
     logits: the output that holds an unnormalised log-probability for each action; "" if there is just one that can.
-    embedding: the output that holds the embedding; "": the logits stand in for it.
+    embedding: the output that holds the embedding; "": the logits are used instead.
     probabilities: the output named by ``logits`` holds probabilities instead; their logarithm is taken.
     actions: their names in the order of the logits; empty numbers them from 0.
     floor: the exploration floor.
-    golden: recorded inputs ``[b, …]`` by name; None makes some up.
+    golden: recorded inputs ``[b, …]`` by name; None: random ones.
     """
 
     logits: str = ""
@@ -76,7 +76,7 @@ def import_onnx(file: Path, name: str, folder: Path, options: ImportOptions, *, 
     Args:
         name: what the model will be called.
         folder: empty; gets the version.
-        seed: of the inputs that are made up.
+        seed: of the random inputs.
 
     Raises:
         CannotImport: the file is no ONNX graph that can be served, or the options do not fit it.
@@ -135,7 +135,7 @@ def _read(file: Path) -> onnx.ModelProto:
         raise CannotImport(f"{file}: {error.strerror or error}: {error.filename}") from error
     except CannotImport:
         raise
-    except Exception as error:  # onnx and protobuf raise what they like on damaged files
+    except Exception as error:  # onnx and protobuf raise all kinds of exceptions on damaged files
         raise CannotImport(f"{file}: is not a readable ONNX file ({type(error).__name__}: {error})") from error
     if not all(each.type.tensor_type.HasField("shape") for each in graph.graph.output):
         graph = onnx.shape_inference.infer_shapes(graph)
@@ -143,13 +143,13 @@ def _read(file: Path) -> onnx.ModelProto:
 
 
 def _data_files(graph: onnx.ModelProto, file: Path) -> set[Path]:
-    """Where the graph has its large constants, if not in the file itself."""
+    """Files that hold the graph's large constants, if they are not in the file itself."""
     kept_outside = [constant for constant in graph.graph.initializer if uses_external_data(constant)]
     return {file.parent / ExternalDataInfo(constant).location for constant in kept_outside}
 
 
 def _inputs(graph: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """Without initializers, which old exporters list as inputs too."""
+    """The graph's inputs without initializers, which old exporters list as inputs too."""
     constants = {each.name for each in graph.graph.initializer}
     return [each for each in graph.graph.input if each.name not in constants]
 
@@ -230,12 +230,12 @@ def _embedding(native: Mapping[str, OutputSpec], options: ImportOptions, logits:
 
 
 def _complete(graph: onnx.ModelProto, logits: str, embedding: str, probabilities: bool) -> None:
-    """Add the contract's outputs. An inner value that has one of their names gets another one."""
+    """Add the contract's outputs. An inner value that has one of their names is renamed."""
     native = {each.name for each in graph.graph.output}
     clashes = [name for name in (BASE_LOGITS, EMBEDDING) if name in native and name not in (logits, embedding)]
     if clashes:
         raise CannotImport(
-            f"output {clashes[0]!r}: is something else than what this name stands for; export it as another"
+            f"output {clashes[0]!r}: has a reserved name and another meaning; export it under another name"
         )
     for name in (BASE_LOGITS, EMBEDDING):
         if name not in native:
@@ -257,7 +257,7 @@ def _complete(graph: onnx.ModelProto, logits: str, embedding: str, probabilities
             continue
         if name in native:  # the output called base_logits is the embedding, or holds probabilities
             raise CannotImport(
-                f"output {name!r}: is something else than what this name stands for; export it as another"
+                f"output {name!r}: has a reserved name and another meaning; export it under another name"
             )
         graph.graph.node.append(helper.make_node("Identity", [of], [name]))
         graph.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", size]))
@@ -281,8 +281,8 @@ def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
 
 
 def _record(folder: Path, spec: ModelSpec, golden: Arrays | None, seed: int) -> None:
-    """Golden inputs and what the graph makes of them; rows alone must give what they give together."""
-    given = _made_up(spec, seed) if golden is None else _checked(golden, spec)
+    """Record golden inputs and outputs. Raises CannotImport if a row alone gives other outputs than in a batch."""
+    given = _random_inputs(spec, seed) if golden is None else _checked(golden, spec)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     try:
@@ -323,8 +323,8 @@ def _record(folder: Path, spec: ModelSpec, golden: Arrays | None, seed: int) -> 
     save_file({SCORES: base_logits}, folder / HEAD_GOLDEN)
 
 
-def _made_up(spec: ModelSpec, seed: int) -> dict[str, npt.NDArray[Any]]:
-    """Floats in [0, 1); whole numbers 0 and 1, which every vocabulary has."""
+def _random_inputs(spec: ModelSpec, seed: int) -> dict[str, npt.NDArray[Any]]:
+    """Random inputs: floats in [0, 1); integers 0 and 1, which every vocabulary has."""
     rng = np.random.default_rng(seed)
     made = {}
     for name, modality in spec.modalities.items():

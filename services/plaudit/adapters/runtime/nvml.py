@@ -1,4 +1,4 @@
-"""How much memory the GPUs of this machine have and use, as NVIDIA's management library says. Knows no metric."""
+"""Memory of the GPUs of this machine, in all and in use, from NVIDIA's management library. Knows no metric."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Gpu:
     Attributes:
         name: its number on this machine.
         memory_bytes: all it has.
-        used_bytes: in use now, by whomever; NaN if that cannot be told any more.
+        used_bytes: in use now, by any process; NaN if it cannot be read any more.
     """
 
     name: str

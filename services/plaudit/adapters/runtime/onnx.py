@@ -57,8 +57,8 @@ RELATIVE_TOLERANCE: Final = 1e-3
 """How far golden outputs may be from the recorded ones: other processors and batch sizes round differently."""
 
 _ONNX_DTYPES: Final = {"float64": "double", "float32": "float"}
-"""ONNX Runtime's names of dtypes where they are not numpy's."""
-_REMEMBERED_FILES: Final = 10_000
+"""ONNX Runtime's names of dtypes that differ from numpy's."""
+_CACHED_DIGESTS: Final = 10_000
 
 
 class OnnxRuntime:
@@ -70,7 +70,7 @@ class OnnxRuntime:
         gpu_mem_limit_bytes, cuda_graphs, tensorrt_dir: see :func:`plaudit.adapters.runtime.session.choose_providers`.
 
     Raises:
-        ConfigError: something was asked for that is not there.
+        ConfigError: a setting asks for a device or library that is not there.
     """
 
     def __init__(
@@ -86,15 +86,15 @@ class OnnxRuntime:
             device, gpu_mem_limit_bytes=gpu_mem_limit_bytes, cuda_graphs=cuda_graphs, tensorrt_dir=tensorrt_dir
         )
         self._open = partial(Graph, providers=providers, threads=threads, cuda_graphs=cuda_graphs)
-        # Texts of dynamic actions are short and what is made of them is kept, so they do not queue for a GPU.
+        # Texts of dynamic actions are short and their vectors are cached, so they do not queue for a GPU.
         self._open_small = partial(Graph, providers=[(CPU, {})], threads=threads)
         self._lock = threading.Lock()
         self._trunks: WeakValueDictionary[tuple[str | None, ...], _Trunk] = WeakValueDictionary()
-        self._texts: WeakValueDictionary[tuple[str, ...], _Texts] = WeakValueDictionary()
+        self._texts: WeakValueDictionary[tuple[str, ...], _TextGraph] = WeakValueDictionary()
         self._digests: dict[tuple[int, int, int, int], FileDigest] = {}
 
     def load(self, folder: Path) -> OnnxModel:
-        with self._lock:  # two callers that load the same trunk at once end with one
+        with self._lock:  # two threads that load the same trunk at once share one
             manifest = verify(folder, self._digest)
             for name in (TRUNK, HEAD, TRUNK_GOLDEN, HEAD_GOLDEN):
                 if name not in manifest.files:
@@ -117,7 +117,7 @@ class OnnxRuntime:
             graph = self._open_small(folder / manifest.stored_name(TEXT_SCORER))
             _, modality = manifest.spec.dynamic_action_modality
             _check_contract(graph, {TOKENS: ("tensor(int64)", list(modality.shape))})
-            texts = self._texts[key] = _Texts(graph, _arrays(folder / manifest.stored_name(TEXT_SCORER_GOLDEN)))
+            texts = self._texts[key] = _TextGraph(graph, _arrays(folder / manifest.stored_name(TEXT_SCORER_GOLDEN)))
         head = _dynamic_head(folder, manifest) if manifest.has(DYNAMIC_HEAD) else None
         text_scorer = _TextScorer(texts, head, trunk.tokenizer, manifest.spec)
         text_scorer.prove(f"{DYNAMIC_HEAD} in {folder}", trunk.golden_outputs[EMBEDDING])
@@ -135,11 +135,11 @@ class OnnxRuntime:
         return trunk
 
     def _digest(self, path: Path) -> FileDigest:
-        """A file that was digested before and has not been written to since is not read again."""
+        """Digest of a file; one that has not been written to since the last time is not read again."""
         status = path.stat()
         key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         if key not in self._digests:
-            if len(self._digests) >= _REMEMBERED_FILES:
+            if len(self._digests) >= _CACHED_DIGESTS:
                 self._digests.clear()
             self._digests[key] = digest_file(path)
         return self._digests[key]
@@ -209,8 +209,8 @@ class _Trunk:
         self.golden_outputs = {name: golden[name] for name in outputs}
 
 
-class _Texts:
-    """A proven text scorer, shared by the versions that have it in common."""
+class _TextGraph:
+    """A proven graph of texts → vectors, shared by the versions that have it in common."""
 
     def __init__(self, graph: Graph, golden: Arrays) -> None:
         self.graph = graph
@@ -219,9 +219,11 @@ class _Texts:
 
 
 class _TextScorer:
-    """How one version scores dynamic actions. Without a head of its own their scores are their base logits."""
+    """Scores of dynamic actions by one version; their base logits where it has no head for them."""
 
-    def __init__(self, texts: _Texts, head: DynamicActionHead | None, tokenizer: Tokenizer, spec: ModelSpec) -> None:
+    def __init__(
+        self, texts: _TextGraph, head: DynamicActionHead | None, tokenizer: Tokenizer, spec: ModelSpec
+    ) -> None:
         self._texts = texts
         self._head = head
         self._tokenizer = tokenizer
@@ -234,7 +236,7 @@ class _TextScorer:
         return base_logits if self._head is None else self._head.scores(embedding, vectors, base_logits)
 
     def prove(self, where: str, embeddings: Float) -> None:
-        """Golden contexts and texts must be of one size, and give scores that are finite."""
+        """Raises CorruptBundle if golden contexts and texts differ in size, or their scores are not finite."""
         vectors = self._texts.golden_vectors
         if vectors.shape[1:] != embeddings.shape[1:]:
             raise CorruptBundle(f"{where}: vectors are {vectors.shape[1:]}, the embedding is {embeddings.shape[1:]}")
@@ -280,7 +282,7 @@ def _actions(spec: ModelSpec) -> tuple[str, list[int]]:
 
 
 def _check_contract(graph: Graph, expected: Mapping[str, tuple[str, list[int]]]) -> None:
-    """Inputs as the spec says, each with a batch axis of any length in front."""
+    """Raises CorruptBundle if the inputs are not the expected ones, each with a batch axis of any length in front."""
     found = graph.inputs()
     where = f"{graph.path.name} in {graph.path.parent}"
     if found.keys() != expected.keys():
@@ -295,7 +297,7 @@ def _check_contract(graph: Graph, expected: Mapping[str, tuple[str, list[int]]])
 
 
 def _prove(graph: Graph, inputs: Arrays, expected: Arrays, outputs: Sequence[str]) -> None:
-    """The recorded inputs must give the recorded outputs, whatever rows they are computed with."""
+    """Raises CorruptBundle if the recorded inputs do not give the recorded outputs, in one batch and row by row."""
     where = f"{graph.path.name} in {graph.path.parent}"
     missing = [name for name in (*graph.inputs(), *outputs) if name not in {*inputs, *expected}]
     if missing:

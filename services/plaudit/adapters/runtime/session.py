@@ -1,7 +1,7 @@
-"""ONNX graphs in sessions: on which device they run, and how arrays get there and back. Knows nothing about versions.
+"""ONNX graphs in sessions: the device they run on, and the arrays' way there and back. Knows nothing about versions.
 
 On an NVIDIA GPU arrays travel through buffers that are made once for each thread and batch size: page-locked memory of
-the host, which the GPU reads by itself, and memory of the device that the session is bound to. A batch size may then be
+the host, which the GPU reads directly, and memory of the device that the session is bound to. A batch size may then be
 captured as a CUDA graph, which replays all kernels with one launch; as every captured size keeps its buffers, batches
 are padded to a few sizes.
 """
@@ -36,7 +36,7 @@ CUDA: Final = "CUDAExecutionProvider"
 TENSORRT: Final = "TensorrtExecutionProvider"
 
 _NUMPY_DTYPES: Final = {"float": "float32", "double": "float64"}
-"""Numpy's names of dtypes where they are not onnxruntime's."""
+"""Numpy's names of dtypes that differ from onnxruntime's."""
 _PROBE: Final = (
     b'\x08\n:;\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x05probeZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x12"
@@ -54,7 +54,7 @@ def choose_providers(
     cuda_graphs: bool = False,
     tensorrt_dir: Path | None = None,
 ) -> Providers:
-    """What to open sessions with.
+    """Execution providers to open sessions with.
 
     Args:
         device: ``auto`` takes CUDA where it works.
@@ -63,7 +63,7 @@ def choose_providers(
         tensorrt_dir: use TensorRT, and keep the engines that it builds here; None: do not.
 
     Raises:
-        ConfigError: something was asked for that is not there.
+        ConfigError: a setting asks for a device or library that is not there.
     """
     wanted = [
         *(["serving.device: 'cuda'"] if device == "cuda" else []),
@@ -85,7 +85,7 @@ def choose_providers(
 
 
 def gpu_providers(gpu_mem_limit_bytes: int | None, cuda_graphs: bool, tensorrt_dir: Path | None) -> Providers:
-    """As :func:`choose_providers`, whether or not they are there."""
+    """Providers of :func:`choose_providers` on a GPU, whether or not there is one."""
     capture = str(int(cuda_graphs))
     cuda = {
         # The default tries every convolution algorithm for every new batch size, in the middle of a request.
@@ -113,14 +113,14 @@ def gpu_providers(gpu_mem_limit_bytes: int | None, cuda_graphs: bool, tensorrt_d
 
 
 def _missing(providers: Providers) -> str:
-    """Why sessions cannot use all of them; "" if they can."""
+    """Reason why sessions cannot use all of the providers; "" if they can."""
     offered = onnxruntime.get_available_providers()
     absent = [name for name, _ in providers if name not in offered]
     if absent:
         return f"onnxruntime offers only {', '.join(offered)}, not {absent[0]}; install the extra `gpu`"
-    # What is offered is what onnxruntime was built with. Whether there is a GPU, with its driver and libraries, a
-    # session tells: it goes on without what it cannot load.
-    with contextlib.redirect_stdout(sys.stderr):  # where it says what it did not find
+    # Offered are the providers that onnxruntime was built with. Whether there is a GPU, with its driver and libraries,
+    # only a session shows: it goes on without a provider that it cannot load.
+    with contextlib.redirect_stdout(sys.stderr):  # where it reports the libraries that it did not find
         onnxruntime.preload_dlls()
     try:
         session = onnxruntime.InferenceSession(_PROBE, providers=list(providers), enable_fallback=0)
@@ -143,10 +143,10 @@ def share_arena() -> None:
 
 
 def return_free_memory() -> None:
-    """Give back to the system what the C library keeps of freed memory.
+    """Return freed memory that the C library keeps to the system.
 
-    Opening a session takes its weights several times over for a moment. Without this the process would keep that, and
-    more with every version that is loaded.
+    Opening a session holds its weights several times over for a moment. Without this the process would keep that
+    memory, and more with every version that is loaded.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):  # glibc has it
@@ -224,7 +224,7 @@ class Graph:
         return outputs
 
     def _bound(self, size: int, names: tuple[str, ...]) -> _Bound:
-        """This thread's own: what one thread writes into buffers, no other runs on."""
+        """Buffers of this thread, which no other thread writes to."""
         if not hasattr(self._of_thread, "bound"):
             self._of_thread.bound = {}
         bound: dict[tuple[int, tuple[str, ...]], _Bound] = self._of_thread.bound
@@ -281,7 +281,7 @@ class _Bound:
 
 
 def _has_fixed_lengths(value: Any) -> bool:
-    """But for the batch."""
+    """True if all lengths but that of the batch are fixed."""
     return all(isinstance(length, int) for length in value.shape[1:])
 
 
@@ -291,7 +291,7 @@ def _dtype(value: Any) -> np.dtype[Any]:
 
 
 def _page_lock(array: npt.NDArray[Any]) -> None:
-    """Keep the array's memory where it is, as long as it lives, so that the GPU can read it by itself."""
+    """Keep the array's memory where it is, as long as it lives, so that the GPU can read it directly."""
     runtime = ctypes.CDLL(f"libcudart.so.{onnxruntime.cuda_version.partition('.')[0]}")
     address = ctypes.c_void_p(array.ctypes.data)
     failed = runtime.cudaHostRegister(address, ctypes.c_size_t(array.nbytes), 0)

@@ -1,4 +1,8 @@
-"""Port of the experience store: the learners' durable state."""
+"""Ports of the experience store, the learners' durable state, by capability. One adapter implements them all.
+
+Any number of learners save what they read of the log, each its own partitions (IngestStore). One of them leads: it
+alone learns, so it alone saves what is learned (LeaderStore). Any process may read meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from plaudit_models.evaluation.raters import TrustLevel
 
 @dataclass(frozen=True, slots=True)
 class StoredFeedback:
-    """A piece of feedback in the store, with what became of it. ``reason`` says why it was discarded."""
+    """A piece of feedback in the store, and its state. ``reason`` says why it was discarded."""
 
     feedback: Feedback
     state: FeedbackState
@@ -23,12 +27,12 @@ class StoredFeedback:
 
 @dataclass(frozen=True, slots=True)
 class PredictionHistory:
-    """Everything the store knows about one prediction.
+    """Everything in the store about one prediction.
 
     Attributes:
         decision: None while the decision has not arrived.
         feedback: in no particular order.
-        experience: as of now; None if it was never judged.
+        experience: as of now; None if it was never labelled.
     """
 
     decision: DecisionHeader | None
@@ -38,11 +42,11 @@ class PredictionHistory:
 
 @dataclass(frozen=True, slots=True)
 class LabelUpdate:
-    """What users say about one prediction has changed.
+    """A new or changed label of one prediction.
 
     Attributes:
-        label: what they say now; None if all was taken back.
-        before: the experience it becomes of; None: it becomes a new one.
+        label: None if everything that users said was retracted.
+        before: the experience that gets the label; None: the prediction has none yet and becomes one.
     """
 
     prediction_id: str
@@ -52,42 +56,42 @@ class LabelUpdate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestBatch:
-    """What one batch of records amounts to; see :meth:`ExperienceStore.take_in`.
+    """Effects of one batch of records; see :meth:`IngestStore.save_batch`.
 
     Attributes:
-        since: where the partitions of the batch were read from.
-        positions: where reading them continues.
-        decisions: new ones, with their content and features.
-        feedback: new, or with a new state.
-        judged: experiences to be made or changed.
-        arrived: how many pieces of feedback are new.
-        waiting: how many more wait for their decision than before.
-        outcomes: records by what became of them.
+        since: positions from which the partitions of the batch were read.
+        positions: positions at which reading them continues.
+        decisions: new decisions, with their content and features.
+        feedback: feedback that is new, or has a new state.
+        labels: experiences to be made or changed.
+        new_feedback: feedback that is new.
+        waiting: change of the number of pieces of feedback that wait for their decision.
+        outcomes: number of records by outcome.
     """
 
     since: Positions = field(default_factory=dict)
     positions: Positions = field(default_factory=dict)
     decisions: Sequence[Decision] = ()
     feedback: Sequence[StoredFeedback] = ()
-    judged: Sequence[LabelUpdate] = ()
-    arrived: Sequence[Feedback] = ()
+    labels: Sequence[LabelUpdate] = ()
+    new_feedback: Sequence[Feedback] = ()
     waiting: int = 0
     outcomes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class IntakeStats:
-    """What all learners of a store have taken in together.
+    """Counts over everything that all learners of a store have saved.
 
     Attributes:
-        batches: how many times something was taken in.
+        batches: batches saved.
         last_number: number of the last experience.
-        feedback: signals ever taken in.
+        feedback: pieces of feedback ever saved.
         last_feedback_id: the last of them.
-        last_feedback_time_s: when the server received the latest of them, UTC seconds.
-        waiting: signals whose decision has not arrived.
-        discarded: signals that cannot be learned from.
-        outcomes: records of the log by what became of them.
+        last_feedback_time_s: latest time at which the server received one of them, UTC seconds.
+        waiting: pieces of feedback whose decision has not arrived.
+        discarded: pieces of feedback that cannot be learned from.
+        outcomes: number of records by outcome.
     """
 
     batches: int = 0
@@ -102,12 +106,12 @@ class IntakeStats:
 
 @dataclass(frozen=True, slots=True)
 class FeedbackStatus:
-    """What has become of a piece of feedback in the learners' store.
+    """Status of a piece of feedback in the store.
 
     Attributes:
-        recorded_at_s: when the server received it, UTC seconds.
+        recorded_at_s: time at which the server received it, UTC seconds.
         reason: why it was discarded.
-        batch: as how many batches were taken in was this so.
+        batch: number of the batch that gave it this state.
         excluded: it was joined, but its experience is not learned from.
     """
 
@@ -142,32 +146,14 @@ class RaterCommand:
     trust_level: TrustLevel
 
 
-class StatusReader(Protocol):
-    """Status of feedback and experiments of one model, as its learners last saved it. Safe to use from several
-    threads. Every method raises StoreUnavailable.
-    """
-
-    def feedback_status(self, feedback_id: str) -> FeedbackStatus | None:
-        """None if no learner has read it yet, or it is no longer in the store."""
-        ...
-
-    def experiment_summary(self, version: int) -> ExperimentSummary | None:
-        """Summary of the latest experiment of a version; None if there was none."""
-        ...
-
-
-StatusReaders = Callable[[str], StatusReader | None]
-"""The status reader of a model by its name; None if no learner of it has run yet. Raises StoreUnavailable."""
-
-
 @dataclass(frozen=True, slots=True)
 class LabelRevision:
     """An experience whose label has changed since it was made, or since the leader last resolved its revision.
 
     Attributes:
-        experience: as it was.
-        label: as it is.
-        times: how often it has changed meanwhile.
+        experience: with the former label.
+        label: the present label.
+        times: number of changes meanwhile.
     """
 
     experience: Experience
@@ -177,14 +163,14 @@ class LabelRevision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaderCommit:
-    """Everything that one step of the leader changes; see :meth:`ExperienceStore.save`.
+    """Everything that one step of the leader changes; see :meth:`LeaderStore.save`.
 
     Attributes:
         features: features by prediction id.
-        probabilities: those of experiences, by their number.
-        excluded: numbers of experiences that are set aside.
+        probabilities: probabilities of the actions by experience number.
+        excluded: numbers of experiences that are no longer learned from.
         resolved: revisions that are learned.
-        silent: predictions that nobody said anything about; they become experiences.
+        silent: labels of predictions without feedback; they become experiences.
         state: the learner's state by the name of its part, see learner/state.py; None removes the part.
         commands: rater commands whose effects are in this commit; they are pending no longer.
         experiments: summaries, each replacing that of the same generation.
@@ -200,54 +186,91 @@ class LeaderCommit:
     experiments: Sequence[ExperimentSummary] = ()
 
 
-class ExperienceStore(Protocol):
-    """The learners' durable state: decisions, feedback, experiences, features, and what they remember.
-
-    Any number of learners take in what they read of the log, each its own partitions. One of them leads: it alone
-    learns, so it alone saves. Anybody may read meanwhile.
-    """
+class IngestStore(Protocol):
+    """What every learner saves of the log, leader or not, and reads to decide what is new."""
 
     def positions(self) -> Positions:
-        """Up to where the log's effects are saved."""
+        """Positions in the log up to which its effects are saved."""
         ...
 
-    def take_in(self, arrivals: IngestBatch) -> None:
+    def save_batch(self, batch: IngestBatch) -> None:
         """All of it or nothing, in one transaction. New experiences are numbered on, without a gap.
 
         Raises:
-            StoreMoved: somebody else has taken in one of the partitions since ``arrivals.since``, or has judged one of
-                the predictions. Nothing was saved.
+            StoreMoved: another learner has saved records of one of the partitions since ``batch.since``, or has
+                labelled one of the predictions. Nothing was saved.
             StoreUnavailable: nothing was saved.
         """
         ...
 
-    def intake_stats(self) -> IntakeStats: ...
+    def histories(self, prediction_ids: Sequence[str]) -> Mapping[str, PredictionHistory]:
+        """Histories of all ids that are asked for; the history of an unknown prediction is empty."""
+        ...
+
+    def feedback(self, feedback_ids: Sequence[str]) -> Mapping[str, StoredFeedback]:
+        """Feedback by id, of those of the ids that are known."""
+        ...
+
+
+class ExperienceReader(Protocol):
+    """Experiences and what the store has of their predictions."""
+
+    def experiences(
+        self,
+        *,
+        after: int = 0,
+        up_to: int | None = None,
+        limit: int | None = None,
+        user_id: str | None = None,
+    ) -> Sequence[Experience]:
+        """Experiences numbered ``after`` + 1 … ``up_to``, by number, including those without a label any more.
+
+        One with a revision has the former label. With ``user_id`` only those of decisions made for that user.
+        """
+        ...
+
+    def features(self, prediction_ids: Sequence[str], trunk_digest: str) -> Mapping[str, Features]:
+        """Features by id, of those of the predictions that have features of this trunk."""
+        ...
+
+    def contents(self, prediction_ids: Sequence[str]) -> Mapping[str, Mapping[str, Content]]:
+        """Content by id, of those of the ids whose decision arrived; empty where content was not logged."""
+        ...
+
+    def dynamic_actions(self, prediction_ids: Sequence[str]) -> Mapping[str, Sequence[DynamicAction]]:
+        """Dynamic actions with their texts by id, of those of the ids whose decision arrived; empty where the request
+        listed none."""
+        ...
+
+
+class LeaderStore(Protocol):
+    """What the leader reads and saves."""
 
     def lead(self) -> bool:
-        """Become or stay the leader; False if somebody else is. A leader that does not ask for seconds may lose it.
+        """Become or stay the leader; False if another learner is. A leader that does not ask for seconds may lose it.
 
         Raises:
             StoreMoved: the store has room for one learner, and another has taken over.
         """
         ...
 
-    def save(self, changes: LeaderCommit) -> None:
+    def save(self, commit: LeaderCommit) -> None:
         """All of it or nothing, in one transaction.
 
         Raises:
-            StoreMoved: this store does not lead, or no longer; or somebody spoke about what was silent. Nothing was
-                saved.
+            StoreMoved: this store does not lead, or no longer; or feedback about a silent prediction has arrived.
+                Nothing was saved.
             StoreUnavailable: nothing was saved.
         """
         ...
 
     def forget(self, before_s: float, learned: int, limit: int) -> int:
-        """Remove predictions made before ``before_s``, the oldest first, with all that belongs to them; leaders only.
+        """Remove predictions made before ``before_s``, the oldest first, with all that belongs to them.
 
         Experiences numbered above ``learned`` stay, and so do those with a revision.
 
         Returns:
-            How many predictions and pieces of waiting feedback went, at most ``limit`` of each.
+            Number of predictions and pieces of waiting feedback removed, at most ``limit`` of each.
 
         Raises:
             StoreMoved, StoreUnavailable: as :meth:`save`.
@@ -258,35 +281,23 @@ class ExperienceStore(Protocol):
         """Value last saved in ``LeaderCommit.state`` for the part."""
         ...
 
-    def histories(self, prediction_ids: Sequence[str]) -> Mapping[str, PredictionHistory]:
-        """Of every id asked for; one that was never heard of has an empty history."""
+    def revisions(self, up_to: int, limit: int) -> Sequence[LabelRevision]:
+        """Revisions of experiences numbered at most ``up_to``."""
         ...
 
-    def feedback(self, feedback_ids: Sequence[str]) -> Mapping[str, StoredFeedback]:
-        """Of those of the ids that are known."""
-        ...
-
-    def feedback_status(self, feedback_id: str) -> FeedbackStatus | None:
-        """See :class:`StatusReader`."""
-        ...
-
-    def experiment_summary(self, version: int) -> ExperimentSummary | None:
-        """See :class:`StatusReader`."""
-        ...
-
-    def orphans(self, limit: int) -> Sequence[Feedback]:
-        """Feedback whose decision has not arrived, oldest first."""
-        ...
-
-    def silent(self, after: int, before_s: float, limit: int) -> Sequence[tuple[int, DecisionHeader]]:
+    def decisions_since(self, after: int, before_s: float, limit: int) -> Sequence[tuple[int, DecisionHeader]]:
         """Decisions in the order they arrived, each with its place (> ``after``), that were made before ``before_s``.
 
         Ends at the first one that was made later.
         """
         ...
 
+
+class RaterCommandStore(Protocol):
+    """Commands of operators about raters, which the leader applies with its next step."""
+
     def put_command(self, user_id: str, trust_level: TrustLevel) -> None:
-        """Add a rater command for the leader to apply. Any process may; commands given at once are all kept.
+        """Add a command. Any process may; commands given at once are all kept.
 
         Raises:
             StoreUnavailable: nothing was saved.
@@ -294,37 +305,43 @@ class ExperienceStore(Protocol):
         ...
 
     def pending_commands(self) -> Sequence[RaterCommand]:
-        """Rater commands that no commit of a leader has applied, in the order they were given."""
+        """Commands that no :class:`LeaderCommit` has applied, in the order they were given."""
         ...
 
-    def experiences(
-        self,
-        *,
-        after: int = 0,
-        up_to: int | None = None,
-        limit: int | None = None,
-        user_id: str | None = None,
-    ) -> Sequence[Experience]:
-        """Experiences numbered ``after`` + 1 … ``up_to``, by number; those that were taken back are included.
 
-        One with a revision is as it was before. With ``user_id`` only those of decisions made for that user.
-        """
+class StatusReader(Protocol):
+    """Status of feedback and experiments of one model, as its learners last saved it. Safe to use from several
+    threads. Every method raises StoreUnavailable.
+    """
+
+    def feedback_status(self, feedback_id: str) -> FeedbackStatus | None:
+        """None if no learner has read it yet, or it is no longer in the store."""
         ...
 
-    def revisions(self, up_to: int, limit: int) -> Sequence[LabelRevision]:
-        """Of experiences numbered at most ``up_to``."""
+    def experiment_summary(self, version: int) -> ExperimentSummary | None:
+        """Summary of the latest experiment of a version; None if there was none."""
         ...
 
-    def features(self, prediction_ids: Sequence[str], trunk_digest: str) -> Mapping[str, Features]:
-        """Of those of the ids that have features of this trunk."""
+    def intake_stats(self) -> IntakeStats: ...
+
+    def orphans(self, limit: int) -> Sequence[Feedback]:
+        """Feedback whose decision has not arrived, oldest first."""
         ...
 
-    def contents(self, prediction_ids: Sequence[str]) -> Mapping[str, Mapping[str, Content]]:
-        """Of those of the ids whose decision arrived; empty where content was not logged."""
+
+StatusReaders = Callable[[str], StatusReader | None]
+"""The status reader of a model by its name; None if no learner of it has run yet. Raises StoreUnavailable."""
+
+
+class FeatureStore(ExperienceReader, Protocol):
+    """Reads experiences, and saves the features that are computed of their content."""
+
+    def save(self, commit: LeaderCommit) -> None:
+        """See :meth:`LeaderStore.save`."""
         ...
 
-    def dynamic_actions(self, prediction_ids: Sequence[str]) -> Mapping[str, Sequence[DynamicAction]]:
-        """With their texts, of those of the ids whose decision arrived; empty where the request listed none."""
-        ...
+
+class ExperienceStore(IngestStore, LeaderStore, ExperienceReader, RaterCommandStore, StatusReader, Protocol):
+    """All capabilities of one store, as the composition root opens it."""
 
     def close(self) -> None: ...

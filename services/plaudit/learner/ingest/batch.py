@@ -1,4 +1,4 @@
-"""From records of the log to what they change: new decisions, feedback with its fate, judgements before and after.
+"""From records of the log to their effects: new decisions, feedback with its state, labels before and after.
 
 Pure but for reading the store. Each prediction id and each feedback id counts once, however often it is delivered.
 Knows nothing about reward models, versions or when to save.
@@ -16,7 +16,7 @@ import numpy as np
 from plaudit.core.events import DeadLetter, Decision, Features, Feedback
 from plaudit.core.experience import DecisionHeader, FeedbackState, header_of
 from plaudit.core.ports.log import Positions, Record, UnreadableRecord
-from plaudit.core.ports.store import ExperienceStore, IngestBatch, LabelUpdate, PredictionHistory, StoredFeedback
+from plaudit.core.ports.store import IngestBatch, IngestStore, LabelUpdate, PredictionHistory, StoredFeedback
 from plaudit.core.user_groups import group_problem
 from plaudit.core.wire import encode_event
 from plaudit.learner.ingest.join import join, refusal
@@ -25,14 +25,14 @@ _E = TypeVar("_E", Decision, Feedback)
 
 
 @dataclass(slots=True)
-class Read:
-    """What a batch of records holds that was never seen before.
+class DecodedBatch:
+    """Events of a batch of records that the store does not have.
 
     Attributes:
         decisions, feedback: by their ids.
-        histories: what the store has of every prediction that these speak of, by prediction id.
+        histories: histories of the predictions that these are about, by prediction id.
         dead_letters: records that cannot be used, with the reason.
-        outcomes: how many records had which fate: decision, feedback, duplicate, foreign (of another model), poison.
+        outcomes: number of records by outcome: decision, feedback, duplicate, other_model, unreadable (a dead letter).
     """
 
     decisions: dict[str, Decision] = field(default_factory=dict)
@@ -42,23 +42,23 @@ class Read:
     outcomes: Counter[str] = field(default_factory=Counter)
 
 
-def read(records: Sequence[Record], store: ExperienceStore, model: str, now_s: float) -> Read:
-    """Sort the records; leave out what the store already has."""
-    batch = Read()
+def decode_batch(records: Sequence[Record], store: IngestStore, model: str, now_s: float) -> DecodedBatch:
+    """Sort the records by kind; leave out what the store already has."""
+    batch = DecodedBatch()
     for record in records:
         match record.event:
             case UnreadableRecord(payload, reason):
-                _bury(batch, record, reason, payload, now_s)
+                _reject(batch, record, reason, payload, now_s)
             case Decision() as decision if decision.model != model:
-                batch.outcomes["foreign"] += 1
+                batch.outcomes["other_model"] += 1
             case Decision() | Feedback() as event if (problem := unusable(event)) is not None:
-                _bury(batch, record, problem, encode_event(event), now_s)
+                _reject(batch, record, problem, encode_event(event), now_s)
             case Decision() as decision:
                 _first(batch, batch.decisions, decision.prediction_id, decision)
             case Feedback() as feedback:
                 _first(batch, batch.feedback, feedback.feedback_id, feedback)
             case _:
-                batch.outcomes["foreign"] += 1
+                batch.outcomes["other_model"] += 1
     batch.histories = store.histories(
         list(dict.fromkeys((*batch.decisions, *(f.prediction_id for f in batch.feedback.values()))))
     )
@@ -91,68 +91,67 @@ def unusable(event: Decision | Feedback) -> str | None:
     return None
 
 
-def arrivals(batch: Read, actions: Sequence[str], since: Positions, positions: Positions) -> IngestBatch:
-    """Judge every prediction that the batch speaks of anew.
+def ingest_batch(batch: DecodedBatch, actions: Sequence[str], since: Positions, positions: Positions) -> IngestBatch:
+    """Effects of the batch: every prediction that it is about is labelled anew.
 
     Args:
-        batch: what is new.
         actions: the action set.
-        since: where the partitions of the batch were read from.
-        positions: where reading them continues.
+        since: positions from which the partitions of the batch were read.
+        positions: positions at which reading them continues.
     """
     said: dict[str, list[Feedback]] = {}
     for feedback in batch.feedback.values():
         said.setdefault(feedback.prediction_id, []).append(feedback)
-    judged: list[LabelUpdate] = []
-    fates: list[StoredFeedback] = []
+    labels: list[LabelUpdate] = []
+    stored: list[StoredFeedback] = []
     waiting = 0
     for id_ in dict.fromkeys((*batch.decisions, *said)):
         history = batch.histories[id_]
         decision = header_of(batch.decisions[id_]) if id_ in batch.decisions else history.decision
         fresh = [StoredFeedback(feedback, FeedbackState.WAITING) for feedback in said.get(id_, ())]
         if decision is None:
-            fates += fresh
+            stored += fresh
             waiting += len(fresh)
             continue
-        waiting -= sum(kept.state == FeedbackState.WAITING for kept in history.feedback)
-        decided = [_decided(decision, kept, actions) for kept in (*history.feedback, *fresh)]
-        fates += [new for new, old in zip(decided, (*history.feedback, *fresh), strict=True) if new != old]
-        usable = [kept.feedback for kept in decided if kept.state == FeedbackState.JOINED]
+        waiting -= sum(each.state == FeedbackState.WAITING for each in history.feedback)
+        decided = [_decided(decision, each, actions) for each in (*history.feedback, *fresh)]
+        stored += [new for new, old in zip(decided, (*history.feedback, *fresh), strict=True) if new != old]
+        usable = [each.feedback for each in decided if each.state == FeedbackState.JOINED]
         label, before = join(decision, usable, actions), history.experience
         if label != (None if before is None else before.label):
-            judged.append(LabelUpdate(id_, label, before))
+            labels.append(LabelUpdate(id_, label, before))
     return IngestBatch(
         since=since,
         positions=positions,
         decisions=list(batch.decisions.values()),
-        feedback=fates,
-        judged=judged,
-        arrived=list(batch.feedback.values()),
+        feedback=stored,
+        labels=labels,
+        new_feedback=list(batch.feedback.values()),
         waiting=waiting,
         outcomes=batch.outcomes,
     )
 
 
-def _decided(decision: DecisionHeader, kept: StoredFeedback, actions: Sequence[str]) -> StoredFeedback:
-    """A fate once decided stays: action sets change, the past does not."""
-    if kept.state != FeedbackState.WAITING:
-        return kept
-    problem = refusal(decision, kept.feedback, actions)
+def _decided(decision: DecisionHeader, stored: StoredFeedback, actions: Sequence[str]) -> StoredFeedback:
+    """The feedback with its state. One that is decided stays: action sets change, the past does not."""
+    if stored.state != FeedbackState.WAITING:
+        return stored
+    problem = refusal(decision, stored.feedback, actions)
     if problem is not None:
-        return StoredFeedback(kept.feedback, FeedbackState.DISCARDED, problem)
-    return StoredFeedback(kept.feedback, FeedbackState.JOINED)
+        return StoredFeedback(stored.feedback, FeedbackState.DISCARDED, problem)
+    return StoredFeedback(stored.feedback, FeedbackState.JOINED)
 
 
-def _first(batch: Read, seen: dict[str, _E], id_: str, event: _E) -> None:
+def _first(batch: DecodedBatch, seen: dict[str, _E], id_: str, event: _E) -> None:
     if id_ in seen:
         batch.outcomes["duplicate"] += 1
     else:
         seen[id_] = event
 
 
-def _bury(batch: Read, record: Record, reason: str, payload: bytes, now_s: float) -> None:
+def _reject(batch: DecodedBatch, record: Record, reason: str, payload: bytes, now_s: float) -> None:
     batch.dead_letters.append(DeadLetter(record.topic, record.position, reason, payload, now_s))
-    batch.outcomes["poison"] += 1
+    batch.outcomes["unreadable"] += 1
 
 
 def _finite(features: Features) -> bool:

@@ -1,7 +1,7 @@
-"""What every learner does, leader or not: poll → join → save → commit, for the partitions that are its own.
+"""The part of every learner, leader or not: poll → join → save → commit, for the partitions that are its own.
 
-The effects of a batch and the positions of its partitions are saved in one transaction, before the log hears of it;
-whatever is killed in between is done again from what was saved, and changes nothing twice. Knows nothing about
+The effects of a batch and the positions of its partitions are saved in one transaction, before they are committed to
+the log; after a kill in between, reading continues from what was saved, and nothing counts twice. Knows nothing about
 learning.
 """
 
@@ -14,8 +14,8 @@ from typing import Final
 from plaudit.core.errors import StoreMoved
 from plaudit.core.events import Topic
 from plaudit.core.ports.log import Cursor, EventLog, EventReader, Positions, Record
-from plaudit.core.ports.store import ExperienceStore
-from plaudit.learner.ingest.batch import arrivals, read
+from plaudit.core.ports.store import IngestStore
+from plaudit.learner.ingest.batch import decode_batch, ingest_batch
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.tracing import LearnerTrace
 
@@ -26,23 +26,21 @@ _ATTEMPTS: Final = 3
 _LAG_INTERVAL_S: Final = 1.0
 
 
-class Reading:
-    """Takes in what the log says about one model.
+class LogConsumer:
+    """Reads the records of one model and saves their effects.
 
     Args:
         log: decisions and feedback come from here; dead letters go there.
-        store: gets them.
-        model: whose decisions are meant.
-        limit: the most records read at once.
-        metrics: where to count.
+        model: name of the model; records of others are passed over.
+        limit: largest number of records of one batch.
         clock: UTC seconds since the epoch.
-        trace: where to say what was joined.
+        trace: records a span per batch.
     """
 
     def __init__(
         self,
         log: EventLog,
-        store: ExperienceStore,
+        store: IngestStore,
         model: str,
         *,
         limit: int,
@@ -73,41 +71,41 @@ class Reading:
             self._reader = None
 
     def step(self, actions: Sequence[str], wait_s: float) -> int:
-        """Wait for records and take them in; returns how many they were.
+        """Wait for records and save their effects; returns the number of records.
 
         Args:
             actions: the action set.
-            wait_s: how long to wait for the first record.
+            wait_s: longest time to wait for the first record.
 
         Raises:
-            StoreMoved: another learner has taken in a partition that this one read.
+            StoreMoved: another learner has saved records of a partition that this one read.
         """
         assert self._reader is not None
         records = self._reader.poll(self._limit, wait_s)
         if records:
-            self._take_in(records, actions)
-        self._look_at_lag()
+            self._save(records, actions)
+        self._measure_lag()
         return len(records)
 
-    def _take_in(self, records: Sequence[Record], actions: Sequence[str]) -> None:
+    def _save(self, records: Sequence[Record], actions: Sequence[str]) -> None:
         began_ns = time.time_ns()
         positions = {record.partition: record.cursor for record in records}
         since = {name: self._positions[name] for name in positions if name in self._positions}
         for attempt in range(_ATTEMPTS):
-            batch = read(records, self._store, self._model, self._clock())
+            batch = decode_batch(records, self._store, self._model, self._clock())
             if batch.dead_letters and attempt == 0:
                 self._log.append(batch.dead_letters)
             try:
-                self._store.take_in(arrivals(batch, actions, since, positions))
+                self._store.save_batch(ingest_batch(batch, actions, since, positions))
                 break
             except StoreMoved:
-                # The leader may have judged the silence about one of these meanwhile; then look again.
+                # The leader may have labelled one of these as silent meanwhile; then the store is read again.
                 if attempt == _ATTEMPTS - 1 or self._have_moved(since, positions):
                     raise
         self._positions |= positions
         assert self._reader is not None
         self._reader.commit(positions)
-        self._trace.joined(batch, began_ns)
+        self._trace.joined(batch.feedback.values(), batch.decisions.values(), began_ns)
         if batch.feedback:
             oldest_s = min(feedback.time_s for feedback in batch.feedback.values())
             self._metrics.join_seconds.observe(max(0.0, self._clock() - oldest_s))
@@ -122,7 +120,7 @@ class Reading:
         saved = self._store.positions()
         return any(saved.get(name) != since.get(name) for name in positions)
 
-    def _look_at_lag(self) -> None:
+    def _measure_lag(self) -> None:
         assert self._reader is not None
         now_s = time.monotonic()
         if now_s - self._lag_checked_s >= _LAG_INTERVAL_S:

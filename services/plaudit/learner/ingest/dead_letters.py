@@ -1,6 +1,6 @@
-"""Records that could not be used: which there are, whether they can be used by now, and back with them if so.
+"""Dead letters: the records that could not be used, whether they can be used by now, and their replay.
 
-A record that is replayed is read again like any other: what the learner has had of it meanwhile counts once.
+A record that is replayed is read again like any other, and counts once even if its event has arrived meanwhile.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ _WAIT_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Buried:
-    """Attributes:
-    event: what the record says; None if that cannot be read.
-    problem: why it cannot be used by this Plaudit; "" if it can.
+class ExaminedLetter:
+    """A dead letter as this release reads it.
+
+    Attributes:
+        event: the record's event; None if it cannot be read.
+        problem: why the record cannot be used by this release; "" if it can.
     """
 
     letter: DeadLetter
@@ -32,11 +34,11 @@ class Buried:
 
     @property
     def place(self) -> str:
-        """Where the record stood: its topic and its position there."""
+        """Topic and position of the record."""
         return f"{self.letter.source_topic}:{self.letter.source_position}"
 
 
-def buried(log: EventLog) -> Sequence[Buried]:
+def dead_letters(log: EventLog) -> Sequence[ExaminedLetter]:
     """Every dead letter, oldest first.
 
     Raises:
@@ -53,7 +55,7 @@ def buried(log: EventLog) -> Sequence[Buried]:
     return [_examined(letter) for letter in sorted(once.values(), key=lambda letter: letter.time_s)]
 
 
-def replay(log: EventLog, wanted: Sequence[Buried]) -> Sequence[Buried]:
+def replay(log: EventLog, wanted: Sequence[ExaminedLetter]) -> Sequence[ExaminedLetter]:
     """Put those that can be used back into their topics; returns them.
 
     Raises:
@@ -64,12 +66,12 @@ def replay(log: EventLog, wanted: Sequence[Buried]) -> Sequence[Buried]:
     return usable
 
 
-def _examined(letter: DeadLetter) -> Buried:
+def _examined(letter: DeadLetter) -> ExaminedLetter:
     if letter.source_topic not in (Topic.DECISIONS, Topic.FEEDBACK):
-        return Buried(letter, None, f"{letter.source_topic} is not a topic that learners read")
+        return ExaminedLetter(letter, None, f"{letter.source_topic} is not a topic that learners read")
     try:
         event = decode_event(Topic(letter.source_topic), letter.payload)
     except UnreadableEvent as error:
-        return Buried(letter, None, str(error))
+        return ExaminedLetter(letter, None, str(error))
     assert isinstance(event, Decision | Feedback)
-    return Buried(letter, event, unusable(event) or "")
+    return ExaminedLetter(letter, event, unusable(event) or "")

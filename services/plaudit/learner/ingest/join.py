@@ -35,7 +35,7 @@ IMPLICIT_REWARDS: Final[Mapping[ImplicitKind, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """What one user says."""
+    """Verdict of one user."""
 
     rewards: Mapping[str, float]
     weight: float
@@ -43,7 +43,7 @@ class _Verdict:
 
 
 def join(decision: DecisionHeader, feedback: Sequence[Feedback], actions: Sequence[str]) -> Label | None:
-    """What the users together say about the decision; None if nothing is left that says anything.
+    """Label of the decision from everything that users said about it; None if nothing is left.
 
     Args:
         feedback: everything ever received about it, in any order; each id once; none that :func:`refusal` refuses.
@@ -71,7 +71,7 @@ def join(decision: DecisionHeader, feedback: Sequence[Feedback], actions: Sequen
 
 
 def silence(decision: DecisionHeader, reward: float) -> Label:
-    """The label of a decision that nobody said anything about."""
+    """Label of a decision without feedback."""
     return Label(rewards={decision.action: reward}, weight=SILENCE_WEIGHT)
 
 
@@ -102,19 +102,19 @@ def refusal(decision: DecisionHeader, feedback: Feedback, actions: Sequence[str]
 
 
 def _by_user(feedback: Iterable[Feedback]) -> Mapping[str, Sequence[Feedback]]:
-    """Signals that stand, per user, oldest first."""
+    """Signals that are not retracted, per user, oldest first."""
     ordered = sorted(feedback, key=lambda f: (f.time_s, f.feedback_id))
-    taken_back = {
+    retracted = {
         (f.user_id, f.signal.feedback_id) for f in ordered if isinstance(f.signal, Retract) and f.signal.feedback_id
     }
-    intake_stats: dict[str, list[Feedback]] = defaultdict(list)
+    left: dict[str, list[Feedback]] = defaultdict(list)
     for f in ordered:
         if isinstance(f.signal, Retract):
             if not f.signal.feedback_id:
-                intake_stats.pop(f.user_id, None)
-        elif (f.user_id, f.feedback_id) not in taken_back:
-            intake_stats[f.user_id].append(f)
-    return intake_stats
+                left.pop(f.user_id, None)
+        elif (f.user_id, f.feedback_id) not in retracted:
+            left[f.user_id].append(f)
+    return left
 
 
 def _explicit_first(said: Sequence[Feedback]) -> Sequence[Feedback]:

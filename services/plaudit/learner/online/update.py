@@ -219,7 +219,7 @@ class Learning:
         if reward is None:
             return
         progress = self._knowledge.progress
-        quiet = self._store.silent(progress.silence_place, self._clock() - self._silence_after_s, self._limit)
+        quiet = self._store.decisions_since(progress.silence_place, self._clock() - self._silence_after_s, self._limit)
         if not quiet:
             return
         histories = self._store.histories([decision.prediction_id for _, decision in quiet])

@@ -1,11 +1,14 @@
-"""How many events a learner takes in and learns per second, and whether its memory stays flat while it does.
+"""Rate at which a learner takes in events and learns from them, and its memory meanwhile.
 
 A log of decisions, each with a thumb, is written with the embedded log; then a learner reads it to the end, and its
-resident memory is noted on the way. Usage: learner.py [EVENTS] [sqlite | postgres]
+resident memory is noted on the way. Prints JSON.
+
+    python -m benchmarks.feedback.learner 2000000 --store postgres
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import sys
@@ -101,4 +104,8 @@ def resident_mib() -> float:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100_000, sys.argv[2] if len(sys.argv) > 2 else "sqlite")
+    parser = argparse.ArgumentParser(description="Rate and memory of one learner.")
+    parser.add_argument("events", type=int, nargs="?", default=100_000)
+    parser.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite")
+    options = parser.parse_args()
+    main(options.events, options.store)

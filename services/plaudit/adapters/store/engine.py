@@ -1,0 +1,71 @@
+"""Databases that the experience store can be in: URLs and connections. Only this module knows what each one needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from plaudit.core.errors import ConfigError
+
+_BUSY_TIMEOUT_S: Final = 30.0
+_SERVER_TIMEOUT_S: Final = 10
+"""Longest time that PostgreSQL may take to answer a connection or to give the lock, or waits for an idle client that
+holds it."""
+
+
+def sqlite_url(path: Path) -> str:
+    return f"sqlite:///{path}"
+
+
+def parsed_url(url: str) -> URL:
+    """The URL with the driver we use. The message never shows what was given: there may be a password in it."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ConfigError(
+            "store.url: is no database URL; it should look like postgresql://user:password@host:5432/plaudit"
+        ) from error
+    dialect = parsed.get_backend_name()
+    if dialect == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    if dialect != "sqlite":
+        raise ConfigError(f"store.url: {dialect} is not supported; use sqlite or postgresql")
+    return parsed
+
+
+def create_store_engine(url: URL) -> Engine:
+    if url.get_backend_name() == "postgresql":
+        timeout_ms = _SERVER_TIMEOUT_S * 1000
+        settings = f"-c lock_timeout={timeout_ms} -c idle_in_transaction_session_timeout={timeout_ms}"
+        arguments = {
+            "connect_timeout": _SERVER_TIMEOUT_S,
+            "tcp_user_timeout": timeout_ms,
+            "keepalives_idle": _SERVER_TIMEOUT_S,
+            "options": settings,
+        }
+        try:
+            return create_engine(url, hide_parameters=True, connect_args=arguments)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "store.url: PostgreSQL needs the extra postgres: pip install 'plaudit[postgres]'"
+            ) from error
+    engine = create_engine(url, hide_parameters=True)
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # we begin transactions ourselves, see below
+        connection.execute(f"PRAGMA busy_timeout = {round(_BUSY_TIMEOUT_S * 1000)}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        # A power cut may lose the last commits, and with them the positions: they are then learned again from the log.
+        connection.execute("PRAGMA synchronous = NORMAL")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # One that will write must have the lock before it reads, as FOR UPDATE has it elsewhere.
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
+
+    return engine

@@ -1,0 +1,147 @@
+"""Values of the store as rows of its tables, and back. Payloads are in the log's own encoding (core/wire.py)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+from sqlalchemy import Row
+
+from plaudit.adapters.store.schema import LABEL_COLUMNS
+from plaudit.core.events import Decision, Features, Feedback, Topic
+from plaudit.core.experience import DecisionHeader, Experience, FeedbackState, Label, header_of
+from plaudit.core.ports.store import ExperimentSummary, IntakeStats, StoredFeedback
+from plaudit.core.wire import decode_event, encode_event
+
+_NO_ACTIONS: Final = "[]"
+"""Without dynamic actions. Lists of them differ from request to request, so unlike names they are not cached."""
+
+
+def decision_row(decision: Decision) -> dict[str, Any]:
+    header = header_of(decision)
+    return {
+        "prediction_id": header.prediction_id,
+        "time_s": header.time_s,
+        "user_id": header.user_id,
+        "version": header.version,
+        "action": header.action,
+        "propensity": header.propensity,
+        "allowed_actions": _listed(header.allowed_actions),
+        "greedy": header.greedy,
+        "modalities": _listed(header.modalities),
+        "payload": encode_event(replace(decision, features=None)),
+        "user_group": header.user_group,
+        "dynamic_actions": json.dumps(header.dynamic_actions) if header.dynamic_actions else _NO_ACTIONS,
+    }
+
+
+def header_from_row(row: Row[Any]) -> DecisionHeader:
+    return DecisionHeader(
+        prediction_id=row.prediction_id,
+        time_s=row.time_s,
+        user_id=row.user_id,
+        version=row.version,
+        action=row.action,
+        propensity=row.propensity,
+        allowed_actions=_names(row.allowed_actions),
+        greedy=row.greedy,
+        modalities=_names(row.modalities),
+        user_group=row.user_group,
+        dynamic_actions=tuple(json.loads(row.dynamic_actions)) if row.dynamic_actions != _NO_ACTIONS else (),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _listed(names: tuple[str, ...]) -> str:
+    return json.dumps(names)
+
+
+@lru_cache(maxsize=1024)
+def _names(listed: str) -> tuple[str, ...]:
+    return tuple(json.loads(listed))
+
+
+def decision_from_payload(payload: bytes) -> Decision:
+    decision = decode_event(Topic.DECISIONS, payload)
+    assert isinstance(decision, Decision)
+    return decision
+
+
+def feedback_row(stored: StoredFeedback) -> dict[str, Any]:
+    return {
+        "feedback_id": stored.feedback.feedback_id,
+        "prediction_id": stored.feedback.prediction_id,
+        "time_s": stored.feedback.time_s,
+        "state": stored.state.value,
+        "reason": stored.reason,
+        "payload": encode_event(stored.feedback),
+    }
+
+
+def feedback_from_row(row: Row[Any]) -> StoredFeedback:
+    feedback = decode_event(Topic.FEEDBACK, row.payload)
+    assert isinstance(feedback, Feedback)
+    return StoredFeedback(feedback, FeedbackState(row.state), row.reason)
+
+
+def label_row(label: Label | None) -> dict[str, Any]:
+    if label is None:
+        return dict.fromkeys(LABEL_COLUMNS)
+    return {
+        "rewards": json.dumps(label.rewards),
+        "weight": label.weight,
+        "correction": label.correction,
+    }
+
+
+def label_from_row(row: Row[Any], prefix: str = "") -> Label | None:
+    rewards, weight, correction = (getattr(row, prefix + name) for name in LABEL_COLUMNS)
+    return None if rewards is None else Label(json.loads(rewards), weight, correction)
+
+
+def experience_from_row(row: Row[Any], decision: DecisionHeader, label: Label | None) -> Experience:
+    probabilities = None
+    if row.probabilities is not None:
+        probabilities = tuple(np.frombuffer(row.probabilities, "<f8").tolist())
+    return Experience(row.number, decision, label, probabilities, row.excluded)
+
+
+def summary_row(summary: ExperimentSummary) -> dict[str, Any]:
+    return {
+        "generation": summary.generation,
+        "version": summary.version,
+        "details": json.dumps(summary.details),
+    }
+
+
+def stats_from_row(row: Row[Any]) -> IntakeStats:
+    return IntakeStats(
+        batches=row.batches,
+        last_number=row.last_number,
+        feedback=row.feedback,
+        last_feedback_id=row.last_feedback_id,
+        last_feedback_time_s=row.last_feedback_time_s,
+        waiting=row.waiting,
+        discarded=row.discarded,
+        outcomes=json.loads(row.outcomes),
+    )
+
+
+def features_row(prediction_id: str, features: Features) -> dict[str, Any]:
+    return {
+        "prediction_id": prediction_id,
+        "trunk_digest": features.trunk_digest,
+        "embedding": features.embedding.astype("<f4").tobytes(),
+        "base_logits": features.base_logits.astype("<f4").tobytes(),
+    }
+
+
+def features_from_row(row: Row[Any]) -> Features:
+    return Features(
+        trunk_digest=row.trunk_digest,
+        embedding=np.frombuffer(row.embedding, "<f4"),
+        base_logits=np.frombuffer(row.base_logits, "<f4"),
+    )

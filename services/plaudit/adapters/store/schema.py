@@ -1,0 +1,160 @@
+"""Tables of the experience store, and whether those of a database are of this version."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    inspect,
+    select,
+)
+
+SCHEMA: Final = 4
+"""Version of the tables below. Another one is refused: everything in them can be had again from the log."""
+
+METADATA = MetaData()
+_Number = BigInteger().with_variant(Integer, "sqlite")
+
+INTAKE_STATS = Table(
+    "intake_stats",
+    METADATA,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("schema", Integer, nullable=False),
+    Column("leader", String, nullable=False),
+    Column("epoch", _Number, nullable=False),
+    Column("lead_until_s", Double, nullable=False),
+    Column("batches", _Number, nullable=False),
+    Column("last_number", _Number, nullable=False),
+    Column("feedback", _Number, nullable=False),
+    Column("last_feedback_id", String, nullable=False),
+    Column("last_feedback_time_s", Double, nullable=False),
+    Column("waiting", _Number, nullable=False),
+    Column("discarded", _Number, nullable=False),
+    Column("outcomes", Text, nullable=False),
+)
+"""One row: counts (:class:`plaudit.core.ports.store.IntakeStats`), and the leader. ``epoch`` grows whenever the leader
+changes. ``outcomes``: JSON."""
+
+POSITIONS = Table(
+    "positions", METADATA, Column("partition", String, primary_key=True), Column("cursor", Text, nullable=False)
+)
+DECISIONS = Table(
+    "decisions",
+    METADATA,
+    Column("place", _Number, primary_key=True, autoincrement=True),
+    Column("prediction_id", String, nullable=False, unique=True),
+    Column("time_s", Double, nullable=False, index=True),
+    Column("user_id", String, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("action", String, nullable=False),
+    Column("propensity", Double, nullable=False),
+    Column("allowed_actions", Text, nullable=False),
+    Column("greedy", Boolean, nullable=False),
+    Column("modalities", Text, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("user_group", String, nullable=False),
+    Column("dynamic_actions", Text, nullable=False),
+)
+"""``payload``: the DecisionEvent without its features. The other columns repeat what is needed without the content;
+``dynamic_actions``: their ids."""
+
+FEEDBACK = Table(
+    "feedback",
+    METADATA,
+    Column("feedback_id", String, primary_key=True),
+    Column("prediction_id", String, nullable=False, index=True),
+    Column("time_s", Double, nullable=False),
+    Column("state", String, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("batch", _Number, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Index("feedback_by_state", "state", "time_s"),
+)
+EXPERIENCES = Table(
+    "experiences",
+    METADATA,
+    Column("number", _Number, primary_key=True, autoincrement=False),
+    Column("prediction_id", String, nullable=False, unique=True),
+    Column("rewards", Text),
+    Column("weight", Double),
+    Column("correction", String),
+    Column("probabilities", LargeBinary),
+    Column("excluded", Boolean, nullable=False),
+)
+"""``rewards``: JSON, action → reward; NULL once all was retracted. ``probabilities``: little-endian float64."""
+
+REVISIONS = Table(
+    "label_revisions",
+    METADATA,
+    Column("number", _Number, primary_key=True, autoincrement=False),
+    Column("rewards", Text),
+    Column("weight", Double),
+    Column("correction", String),
+    Column("times", Integer, nullable=False),
+)
+"""The label of an experience as the leader last knew it, where it has changed since."""
+
+FEATURES = Table(
+    "features",
+    METADATA,
+    Column("prediction_id", String, primary_key=True),
+    Column("trunk_digest", String, primary_key=True),
+    Column("embedding", LargeBinary, nullable=False),
+    Column("base_logits", LargeBinary, nullable=False),
+)
+"""Little-endian float32."""
+
+STATE = Table(
+    "learner_state", METADATA, Column("part", String, primary_key=True), Column("value", LargeBinary, nullable=False)
+)
+"""The learner's state by part, in the encoding of learner/state.py."""
+
+COMMANDS = Table(
+    "rater_commands",
+    METADATA,
+    Column("number", _Number, primary_key=True, autoincrement=True),
+    Column("user_id", String, nullable=False),
+    Column("trust_level", String, nullable=False),
+    sqlite_autoincrement=True,
+)
+"""Commands of operators that are not applied yet."""
+
+EXPERIMENTS = Table(
+    "experiment_summaries",
+    METADATA,
+    Column("generation", Integer, primary_key=True, autoincrement=False),
+    Column("version", Integer, nullable=False, index=True),
+    Column("details", Text, nullable=False),
+)
+"""``details``: JSON."""
+
+HEADER_COLUMNS: Final = [c for c in DECISIONS.columns if c.name not in ("place", "payload")]
+LABEL_COLUMNS: Final = ("rewards", "weight", "correction")
+EXPERIENCE_COLUMNS: Final = [
+    *EXPERIENCES.columns,
+    *(c for c in HEADER_COLUMNS if c.name != "prediction_id"),
+    *(REVISIONS.c[name].label(f"was_{name}") for name in LABEL_COLUMNS),
+    REVISIONS.c.times,
+]
+
+
+def found_schema(connection: Connection) -> int | None:
+    """Version of the tables that are there; None if there are none."""
+    tables = set(inspect(connection).get_table_names())
+    if INTAKE_STATS.name in tables:
+        return connection.scalar(select(INTAKE_STATS.c.schema))
+    if "standing" in tables:  # of schema 3
+        return 3
+    return 1 if tables & {"decisions", "experiences", "memory"} else None
