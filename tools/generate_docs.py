@@ -147,7 +147,7 @@ def _bounds(metadata: Sequence[Any]) -> list[str]:
             bound = getattr(each, attribute, None)
             if bound is not None:
                 found.append(f"{sign} {bound:g}")
-    return [", ".join(found)] if found else []
+    return [" and ".join(found)] if found else []
 
 
 def default_text(default: Any) -> str:
@@ -637,7 +637,7 @@ def benchmark(path: Path) -> str:
         f"\nMeasured {report['date']} with `{report['command']}` on {report['machine']}.\n",
     ]
     for group in report["tables"]:
-        rows = [[row["what"], row["measured"], row.get("goal", "")] for row in group["rows"]]
+        rows = [[row["what"], row["measured"], _goal(row)] for row in group["rows"]]
         with_goals = any(row.get("goal") for row in group["rows"])
         shown = rows if with_goals else [row[:2] for row in rows]
         columns = ["", "measured", "goal"] if with_goals else ["", "measured"]
@@ -648,6 +648,10 @@ def benchmark(path: Path) -> str:
     if report.get("notes"):
         out.append("\n## Notes\n\n" + "".join(f"- {note}\n" for note in report["notes"]))
     return "".join(out)
+
+
+def _goal(row: Mapping[str, Any]) -> str:
+    return (row.get("goal") or "") + ("" if row.get("reached", True) else " (missed)")
 
 
 def recorded() -> str:
@@ -663,7 +667,7 @@ def recorded() -> str:
     for path in sorted((DOCS / "benchmarks/figures").glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
         rows = [
-            [name, _value(figure), figure.get("goal") or "", figure.get("note") or "", figure["date"]]
+            [name, _value(figure), _goal(figure), figure.get("note") or "", figure["date"]]
             for name, figure in report["figures"].items()
         ]
         out.append(f"\n## {report['name']}\n\nOn {report['machine']}.\n\n")
@@ -672,9 +676,7 @@ def recorded() -> str:
 
 
 def _value(figure: Mapping[str, Any]) -> str:
-    missed = "" if figure.get("reached", True) else " (missed)"
-    value = figure["value"]
-    return ("none" if value is None else f"{value:.4g} {figure['unit']}".strip()) + missed
+    return "none" if figure["value"] is None else f"{figure['value']:.4g} {figure['unit']}".strip()
 
 
 # --- all of it -------------------------------------------------------------------------------------------------------

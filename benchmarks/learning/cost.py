@@ -24,8 +24,8 @@ REPEATS = 50
 
 
 def run(shuffles: int, quick: bool) -> list[Measure]:
-    maker = head_builder(Settings())
-    space = FeatureSpace("benchmark", ACTIONS, EMBEDDING, maker.embedding_features, maker.exclusivity)
+    builder = head_builder(Settings())
+    space = FeatureSpace("benchmark", ACTIONS, EMBEDDING, builder.embedding_features, builder.exclusivity)
     rng = np.random.default_rng(0)
     batches = [_batch(space, rng) for _ in range(8)]
     state = empty_state(space)
@@ -65,11 +65,11 @@ def _batch(space: FeatureSpace, rng: np.random.Generator) -> Evidence:
 
 
 def _refresh(space: FeatureSpace, state: RewardState, batches: list[Evidence], rng: np.random.Generator) -> None:
-    maker = head_builder(Settings())
+    builder = head_builder(Settings())
     served, latest = state, state.add(batches[0])
     recent = rng.normal(size=(256, EMBEDDING)), rng.normal(size=(256, ACTIONS))
-    step = bounded_step(maker.settings, served, latest, *recent, floor=maker.floor, max_kl=maker.max_kl)
-    build_head(maker.settings, step.state).SerializeToString()
+    step = bounded_step(builder.settings, served, latest, *recent, floor=builder.floor, max_kl=builder.max_kl)
+    build_head(builder.settings, step.state).SerializeToString()
 
 
 def _seconds(call: Callable[[], object], repeats: int = REPEATS) -> float:

@@ -31,6 +31,7 @@ from plaudit_models.bandit.dynamic_actions import (
     ActionList,
     DynamicActionHead,
     DynamicActionSpace,
+    bounded_dynamic_step,
     dynamic_action_features,
     empty_dynamic_action_state,
     evidence_of_list,
@@ -119,25 +120,29 @@ Lists = list[tuple[ActionList, int]]
 
 
 def _plaudit(stream: Lists, known: Lists, new: Lists, seed: int) -> dict[str, float | list[float]]:
-    maker, rng = head_builder(Settings()), np.random.default_rng(seed)
-    space = DynamicActionSpace("benchmark", "benchmark", SIZE, maker.pair_features, maker.exclusivity)
+    builder, rng = head_builder(Settings()), np.random.default_rng(seed)
+    space = DynamicActionSpace("benchmark", "benchmark", SIZE, builder.pair_features, builder.exclusivity)
     served = latest = empty_dynamic_action_state(space)
 
     def judged(lists: Lists) -> float:
-        head = DynamicActionHead(maker.settings, served)
-        return float(np.mean([head.probabilities(each, maker.floor)[right] for each, right in lists]))
+        head = DynamicActionHead(builder.settings, served)
+        return float(np.mean([head.probabilities(each, builder.floor)[right] for each, right in lists]))
 
     liked, curve = [], [judged(new)]
     for start in range(0, len(stream), BATCH):
-        batch, head = stream[start : start + BATCH], DynamicActionHead(maker.settings, served)
+        batch, head = stream[start : start + BATCH], DynamicActionHead(builder.settings, served)
         evidence = []
         for listed, right in batch:
             k = len(listed.base_logits)
-            picked = int(sample(head.probabilities(listed, maker.floor)[None], rng.random(1))[0])
+            picked = int(sample(head.probabilities(listed, builder.floor)[None], rng.random(1))[0])
             liked.append(picked == right)
             evidence.append(evidence_of_list(space, listed, np.full(k, float(picked == right)), np.arange(k) == picked))
         latest = latest.add(evidence)
-        served = maker.dynamic_step(served, latest, [each for each, _ in batch[-_RECENT:]]).state
+        recent = [each for each, _ in batch[-_RECENT:]]
+        step = bounded_dynamic_step(
+            builder.settings, served, latest, recent, floor=builder.floor, max_kl=builder.max_kl
+        )
+        served = step.state
         curve.append(judged(new))
     return {
         "plaudit stream": float(np.mean(liked)),
@@ -149,8 +154,8 @@ def _plaudit(stream: Lists, known: Lists, new: Lists, seed: int) -> dict[str, fl
 
 def _linucb(stream: Lists, new: Lists, optimism: float) -> dict[str, float]:
     """LinUCB with the prior of the reward model: expected rewards begin at the base probabilities."""
-    maker = head_builder(Settings())
-    space = DynamicActionSpace("benchmark", "benchmark", SIZE, maker.pair_features)
+    builder = head_builder(Settings())
+    space = DynamicActionSpace("benchmark", "benchmark", SIZE, builder.pair_features)
     f = space.n_features
     gram, target = np.eye(f), np.eye(f)[0]
     liked = []

@@ -69,17 +69,17 @@ def run_stream(
         batch: rounds between refreshes.
         wrong: share of thumbs that say the opposite.
     """
-    maker = head_builder(Settings())
+    builder = head_builder(Settings())
     rng = np.random.default_rng(seed)
     n, a = stream.base_logits.shape
-    space = FeatureSpace("benchmark", a, stream.embedding.shape[1], maker.embedding_features, maker.exclusivity)
+    space = FeatureSpace("benchmark", a, stream.embedding.shape[1], builder.embedding_features, builder.exclusivity)
     served = latest = empty_state(space)
     liked, predicted, thumbs = np.zeros(n, np.bool_), np.zeros(n), np.zeros(n)
     judged = []
 
     def policy(contexts: Contexts) -> Float64:
-        scores = head_scores(maker.settings, served, contexts.embedding, contexts.base_logits)
-        return probabilities(scores, np.ones(scores.shape, np.bool_), maker.floor)
+        scores = head_scores(builder.settings, served, contexts.embedding, contexts.base_logits)
+        return probabilities(scores, np.ones(scores.shape, np.bool_), builder.floor)
 
     for start in range(0, n, batch):
         if judge_on is not None:
@@ -90,18 +90,18 @@ def run_stream(
         liked[rows] = actions == wanted[rows]
         thumbs[rows] = liked[rows] ^ (rng.random(len(contexts)) < wrong)
         phi = features(space, contexts.embedding, contexts.base_logits)
-        expected, _ = posterior(latest, maker.settings.prior).predict(phi)
+        expected, _ = posterior(latest, builder.settings.prior).predict(phi)
         predicted[rows] = np.clip(expected[np.arange(len(contexts)), actions], 0.0, 1.0)
         latest = latest.add(evidence_of_actions(space, phi, actions, thumbs[rows]))
         recent = stream[slice(max(0, start + batch - RECENT), start + batch)]
         served = bounded_step(
-            maker.settings,
+            builder.settings,
             served,
             latest,
             recent.embedding,
             recent.base_logits,
-            floor=maker.floor,
-            max_kl=maker.max_kl,
+            floor=builder.floor,
+            max_kl=builder.max_kl,
         ).state
     if judge_on is not None:
         judged.append(policy(judge_on))

@@ -284,9 +284,9 @@ def _predicted(world: World) -> Float64:
     """Rewards that the candidate's reward model expects, learned from decisions of live before those at the gate."""
     logged = serve(world, np.random.default_rng(5), SNAPSHOT)
     base_logits, pixels = np.log(world.candidate), digits().pixels[POOL:]
-    maker = head_builder(Settings())
-    space = FeatureSpace("candidate", N_ACTIONS, pixels.shape[1], maker.embedding_features, maker.exclusivity)
+    builder = head_builder(Settings())
+    space = FeatureSpace("candidate", N_ACTIONS, pixels.shape[1], builder.embedding_features, builder.exclusivity)
     phi = features(space, pixels, base_logits)
     evidence = evidence_of_actions(space, phi[logged.digit], logged.log.action, logged.log.reward)
-    q_hat, _ = posterior(empty_state(space).add(evidence), maker.settings.prior).predict(phi)
+    q_hat, _ = posterior(empty_state(space).add(evidence), builder.settings.prior).predict(phi)
     return q_hat

@@ -32,7 +32,7 @@ from plaudit.core.events import Content, Decision, EncodedContent, TextContent
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import Settings
-from plaudit.demo.judge import judge
+from plaudit.demo.held_out import evaluate_versions
 from plaudit.demo.report import SHIFTED_KIND, UNCHANGED_KINDS, Satisfaction, first_answers, version_after, worst_drop
 from plaudit.demo.task import (
     HARD_KIND,
@@ -287,4 +287,4 @@ def _judged(
 ) -> Mapping[int, Satisfaction]:
     test: Pool = collect("test", seed)
     examples = evaluation_examples(test, per_kind=per_kind, seed=seed, kinds=(*LABELLED_KINDS, new_kind))
-    return judge(registry.folder, model_runtime(settings), sorted(versions), examples)
+    return evaluate_versions(registry.folder, model_runtime(settings), sorted(versions), examples)

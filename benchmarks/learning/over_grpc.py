@@ -21,12 +21,12 @@ from plaudit.compose.registry import model_registry
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.settings import Settings
 from plaudit.demo.drive import drive
-from plaudit.demo.pace import Pace
 from plaudit.demo.report import Answer, Failure
+from plaudit.demo.request_pacing import RequestPacing
 from plaudit.demo.services import DemoFailed, services, toml
 from plaudit.demo.task import SPEC, Kind, collect
 from plaudit.demo.users import traffic
-from plaudit.demo.view import Watched
+from plaudit.demo.view import TrafficState
 
 RATE: Final = 60.0
 """Requests a second."""
@@ -79,7 +79,7 @@ def serve_stream(
     begin(registry)
     config = folder / "plaudit.toml"
     config.write_text(toml({"data_dir": str(folder / "data"), "model": SPEC.to_dict(), **sections}), encoding="utf-8")
-    watched = Watched(total=thumbs, started_s=time.time())
+    watched = TrafficState(total=thumbs, started_s=time.time())
     asyncio.run(_drive(config, settings.data_dir, folder / "services.log", watched, new_kind, seed))
     jobs = job_launcher(settings, SPEC.name)
     for run_dir in (learner_dir(settings, SPEC.name) / "runs").glob("*"):
@@ -87,11 +87,13 @@ def serve_stream(
     return Streamed(registry, settings, watched.answers, watched.failures, time.time() - watched.started_s)
 
 
-async def _drive(config: Path, data_dir: Path, log: Path, watched: Watched, new_kind: Kind, seed: int) -> None:
+async def _drive(config: Path, data_dir: Path, log: Path, watched: TrafficState, new_kind: Kind, seed: int) -> None:
     requests = traffic(await asyncio.to_thread(collect, "traffic", seed), seed=seed, new_kind=new_kind)
     async with services(config, data_dir, log, lambda _: None) as (target, ended), AsyncClient(target) as client:
         watched.started_s = time.time()
-        driving = asyncio.create_task(drive(client, requests, watched, pace=Pace(1.0 / RATE), id_prefix="benchmark-"))
+        driving = asyncio.create_task(
+            drive(client, requests, watched, pacing=RequestPacing(1.0 / RATE), id_prefix="benchmark-")
+        )
         await asyncio.wait([driving, ended], return_when=asyncio.FIRST_COMPLETED)
         if not driving.done():
             driving.cancel()

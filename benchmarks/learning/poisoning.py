@@ -21,7 +21,7 @@ from benchmarks.learning.gate import LABELS, N_ACTIONS, POOL, digits
 from benchmarks.measure import Curve, Measure
 from plaudit.compose.learner import head_builder
 from plaudit.core.settings import Settings
-from plaudit.learner.online.contexts import RECENT_CONTEXTS
+from plaudit.learner.features.action_heads import FixedActions
 from plaudit.learner.online.update import USER_SHARES
 from plaudit_models.bandit.features import FeatureSpace, Float64, features
 from plaudit_models.bandit.improvement import bounded_step, head_scores
@@ -131,15 +131,15 @@ def stream(attack: Attack, seed: int, events: int, defence: Defence) -> Float64:
     target, wanted = digits().served_target, np.arange(N_ACTIONS)
     shifted = rng.permutation(N_ACTIONS)[:3]
     wanted[shifted] = (shifted + rng.integers(1, N_ACTIONS, 3)) % N_ACTIONS
-    maker = head_builder(Settings())
-    space = FeatureSpace("digits", N_ACTIONS, pixels.shape[1], maker.embedding_features, maker.exclusivity)
+    builder = head_builder(Settings())
+    space = FeatureSpace("digits", N_ACTIONS, pixels.shape[1], builder.embedding_features, builder.exclusivity)
     phi = features(space, pixels, base_logits)
     learned, served = _Learned(empty_state(space)), empty_state(space)
     satisfaction, recent = [], np.zeros(0, np.int64)
     for _ in range(events // BATCH):
         digit = rng.integers(0, len(target), BATCH)
-        scores = head_scores(maker.settings, served, pixels[digit], base_logits[digit])
-        probs = probabilities(scores, np.ones(scores.shape, np.bool_), maker.floor)
+        scores = head_scores(builder.settings, served, pixels[digit], base_logits[digit])
+        probs = probabilities(scores, np.ones(scores.shape, np.bool_), builder.floor)
         action = sample(probs, rng.random(BATCH))
         right = wanted[target[digit]]
         satisfaction.append(float(probs[np.arange(BATCH), right].mean()))
@@ -148,7 +148,7 @@ def stream(attack: Attack, seed: int, events: int, defence: Defence) -> Float64:
         heard = ~inverts if defence == "oracle" else np.ones(BATCH, np.bool_)
         _learn(
             learned,
-            maker.settings.prior,
+            builder.settings.prior,
             phi,
             digit[heard],
             action[heard],
@@ -156,15 +156,15 @@ def stream(attack: Attack, seed: int, events: int, defence: Defence) -> Float64:
             [user for user, is_heard in zip(users, heard, strict=True) if is_heard],
             defended=defence == "raters",
         )
-        recent = np.concatenate([recent, digit])[-RECENT_CONTEXTS:]
+        recent = np.concatenate([recent, digit])[-FixedActions.RECENT :]
         served = bounded_step(
-            maker.settings,
+            builder.settings,
             served,
             learned.state,
             pixels[recent],
             base_logits[recent],
-            floor=maker.floor,
-            max_kl=maker.max_kl,
+            floor=builder.floor,
+            max_kl=builder.max_kl,
         ).state
     return np.array(satisfaction)
 

@@ -191,8 +191,8 @@ def thumbs(
 ) -> tuple[Experiences, FeedbackTargets]:
     """Answers of the policy, floor included, and their thumbs."""
     asked = _draw(prototypes, sizes.thumbs, rng)
-    maker = head_builder(Settings())
-    probs = (1.0 - maker.floor) * _probabilities(parent, asked) + maker.floor / sizes.actions
+    builder = head_builder(Settings())
+    probs = (1.0 - builder.floor) * _probabilities(parent, asked) + builder.floor / sizes.actions
     action = (probs.cumsum(axis=1) < rng.random((sizes.thumbs, 1))).sum(axis=1).clip(max=sizes.actions - 1)
     up = (action == asked.liked) ^ (rng.random(sizes.thumbs) < WRONG)
     experiences = Experiences(
@@ -204,7 +204,7 @@ def thumbs(
         weight=np.ones(sizes.thumbs, np.float32),
     )
     said = [{int(a): float(r)} for a, r in zip(action, up, strict=True)]
-    return experiences, feedback_targets(said, [1.0] * len(said), sizes.actions, exclusivity=maker.exclusivity)
+    return experiences, feedback_targets(said, [1.0] * len(said), sizes.actions, exclusivity=builder.exclusivity)
 
 
 def costs(numbers: tuple[int, ...]) -> list[Measure]:

@@ -23,7 +23,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from plaudit.cli import services
 from plaudit.compose.settings import load_settings
-from plaudit.serving.telemetry.buffered_histogram import Observed
+from plaudit.serving.telemetry.buffered_histogram import BufferedSeries
 from plaudit.serving.telemetry.version_metrics import VersionMetrics
 
 _NOTHING: Final = contextlib.nullcontext()
@@ -66,7 +66,7 @@ _MUTED: Final[tuple[tuple[type, str, Callable[..., Any]], ...]] = (
     (Gauge, "set", _nothing),
     (Histogram, "observe", _nothing),
     (Histogram, "time", _no_time),
-    (Observed, "observe", _nothing),
+    (BufferedSeries, "observe", _nothing),
     (VersionMetrics, "of", _mute),
     (VersionMetrics, "feedback", _mute),
 )

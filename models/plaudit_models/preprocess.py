@@ -35,6 +35,7 @@ from plaudit_models.spec import (
     ModelSpec,
     TensorModality,
     TextModality,
+    TextTokenizer,
 )
 
 Float = npt.NDArray[np.float32]
@@ -88,7 +89,7 @@ def decode(
     modality: Modality,
     *,
     name: str,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: TextTokenizer | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> npt.NDArray[Any]:
     """Turn the content of one modality into its graph input (without the batch axis).
@@ -204,7 +205,7 @@ def decode_audio(data: bytes, modality: AudioModality, *, name: str, limits: Lim
 
 
 def tokenize(
-    text: str | bytes, modality: TextModality, tokenizer: Tokenizer, *, name: str, limits: Limits = DEFAULT_LIMITS
+    text: str | bytes, modality: TextModality, tokenizer: TextTokenizer, *, name: str, limits: Limits = DEFAULT_LIMITS
 ) -> Ids:
     """Turn UTF-8 text into int64 token ids ``[max_tokens]``, cut at the end, 0 is padding.
 
@@ -223,13 +224,13 @@ def tokenize(
     return _fit(np.asarray(ids, np.int64), modality.max_tokens)
 
 
-def tokenize_all(texts: Sequence[str], modality: TextModality, tokenizer: Tokenizer) -> Ids:
+def tokenize_all(texts: Sequence[str], modality: TextModality, tokenizer: TextTokenizer) -> Ids:
     """Token ids of texts that were checked before, ``[k, max_tokens]``, cut at the end; 0 is padding."""
     encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
     return np.stack([_fit(np.asarray(each.ids, np.int64), modality.max_tokens) for each in encoded])
 
 
-def action_texts(spec: ModelSpec, tokenizer: Tokenizer) -> Ids:
+def action_texts(spec: ModelSpec, tokenizer: TextTokenizer) -> Ids:
     """Token ids of the actions' names as a user would write them, ``[a, max_tokens]``.
 
     Raises:

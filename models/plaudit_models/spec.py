@@ -28,7 +28,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 PRESENT: Final = "present"
 EMBEDDING: Final = "embedding"
@@ -60,6 +60,23 @@ TENSOR_DTYPES: Final = frozenset(
 )
 
 ModalityKind = Literal["image", "audio", "text", "tensor"]
+
+
+class Encoded(Protocol):
+    """Token ids of one text."""
+
+    @property
+    def ids(self) -> Sequence[int]: ...
+
+
+class TextTokenizer(Protocol):
+    """Text → token ids: what is used of :class:`tokenizers.Tokenizer`."""
+
+    def encode(self, text: str, /, *, add_special_tokens: bool) -> Encoded: ...
+
+    def encode_batch(self, texts: Sequence[str], /, *, add_special_tokens: bool) -> Sequence[Encoded]: ...
+
+    def get_vocab_size(self) -> int: ...
 
 
 class InvalidSpec(ValueError):

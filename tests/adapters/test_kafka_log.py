@@ -163,7 +163,7 @@ def test_an_event_that_is_too_large_is_refused_by_name(kafka: Kafka) -> None:
         assert log.append([some_feedback("p", feedback_id="f1")])[0].duplicate is False
 
 
-def test_a_topic_that_takes_less_than_we_think_says_so(kafka: Kafka) -> None:
+def test_a_topic_that_takes_less_than_configured_says_so(kafka: Kafka) -> None:
     with contextlib.closing(kafka.log(max_record_bytes=70_000)) as log:
         log.append([some_feedback("p")])
     large = a_decision("large", content={"question": TextContent("x" * 200_000)})
@@ -400,8 +400,8 @@ def test_readers_of_a_group_share_and_hand_over(kafka: Kafka) -> None:
 
 def test_a_reader_that_takes_a_process_slot_goes_on_in_its_place_at_once(kafka: Kafka, tmp_path: Path) -> None:
     """Though the one before is, for all that the brokers know, still there: killed a moment ago, or stuck."""
-    seat = ProcessSlot(tmp_path)
-    with contextlib.closing(kafka.log(seat=seat)) as log:
+    slot = ProcessSlot(tmp_path)
+    with contextlib.closing(kafka.log(slot=slot)) as log:
         log.append([some_feedback("p", feedback_id=f"f{number}") for number in range(4)])
         before = log.reader("g", BOTH, dict)
         taken = read(before, 2)
@@ -413,7 +413,7 @@ def test_a_reader_that_takes_a_process_slot_goes_on_in_its_place_at_once(kafka: 
 def test_a_reader_with_a_process_slot_leaves_the_group_when_it_is_closed(
     kafka: Kafka, admin: KafkaAdminClient, tmp_path: Path
 ) -> None:
-    with contextlib.closing(kafka.log(seat=ProcessSlot(tmp_path))) as log:
+    with contextlib.closing(kafka.log(slot=ProcessSlot(tmp_path))) as log:
         log.append([some_feedback("p", feedback_id="f")])
         reader = log.reader("g", BOTH, dict)
         read(reader, 1)
@@ -427,7 +427,7 @@ def test_a_reader_with_a_process_slot_leaves_the_group_when_it_is_closed(
 
 
 @pytest.fixture(scope="module")
-def frail(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def frail(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A broker that may be hurt; every test leaves it running."""
     need_broker()
     with Cluster(tmp_path_factory.mktemp("frail")) as cluster:
@@ -442,7 +442,7 @@ def test_no_broker_there(kafka: Kafka) -> None:
             reader.poll(1, 0)
 
 
-def test_somebody_else_there() -> None:
+def test_another_service_there() -> None:
     """Something listens that is no broker."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -472,7 +472,7 @@ def _shut(client: KafkaNetClient, node: str) -> None:
         raise LogUnavailable("not yet")
 
 
-def test_killed_and_back(frail: Any) -> None:
+def test_killed_and_back(frail: Cluster) -> None:
     kafka = Kafka(frail.bootstrap).corner()
     log = kafka.log(delivery_timeout_s=2.0)
     log.append([some_feedback("p", feedback_id="before")])
@@ -489,7 +489,7 @@ def test_killed_and_back(frail: Any) -> None:
     log.close()
 
 
-def test_stopped_in_its_tracks_and_back(frail: Any) -> None:
+def test_stopped_in_its_tracks_and_back(frail: Cluster) -> None:
     """A paused broker takes connections and says nothing; what it was sent may be added all the same."""
     kafka = Kafka(frail.bootstrap).corner()
     log = kafka.log(delivery_timeout_s=1.0, timeout_s=1.0)
@@ -509,7 +509,7 @@ def test_stopped_in_its_tracks_and_back(frail: Any) -> None:
     log.close()
 
 
-def test_what_was_acknowledged_survives_the_brokers_kill_9(frail: Any) -> None:
+def test_what_was_acknowledged_survives_the_brokers_kill_9(frail: Cluster) -> None:
     kafka = Kafka(frail.bootstrap).corner()
     log = kafka.log(delivery_timeout_s=1.0)
     acknowledged: list[str] = []
@@ -557,7 +557,7 @@ def _eventually(attempt: Callable[[], object]) -> None:
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A broker that only lets alice in."""
     need_broker()
     with Cluster(tmp_path_factory.mktemp("guarded"), users={"alice": "wonderland"}) as cluster:
@@ -565,7 +565,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256"])
-def test_who_is_known_may_write_and_read(guarded: Any, mechanism: str) -> None:
+def test_who_is_known_may_write_and_read(guarded: Cluster, mechanism: str) -> None:
     kafka = Kafka(guarded.bootstrap).corner()
     log = kafka.log(
         security="SASL_PLAINTEXT", sasl_mechanism=mechanism, sasl_username="alice", sasl_password="wonderland"
@@ -585,7 +585,9 @@ def test_who_is_known_may_write_and_read(guarded: Any, mechanism: str) -> None:
         ({"security": "SASL_SSL"}, r"does not do TLS as we do"),
     ],
 )
-def test_who_is_not_known_is_told_which_setting_is_wrong(guarded: Any, changes: dict[str, str], problem: str) -> None:
+def test_who_is_not_known_is_told_which_setting_is_wrong(
+    guarded: Cluster, changes: dict[str, str], problem: str
+) -> None:
     known = {"security": "SASL_PLAINTEXT", "sasl_username": "alice", "sasl_password": "wonderland", "timeout_s": 2.0}
     with contextlib.closing(Kafka(guarded.bootstrap).log(**known | changes)) as log:
         with pytest.raises(LogUnavailable, match=problem):

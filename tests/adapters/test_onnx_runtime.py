@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -175,7 +174,9 @@ def no_rows(folder: Path) -> None:
         (no_rows, "shape"),
     ],
 )
-def test_outputs_that_are_not_golden(runtime: OnnxRuntime, folder: Path, change: Any, complaint: str) -> None:
+def test_outputs_that_are_not_golden(
+    runtime: OnnxRuntime, folder: Path, change: Callable[[Path], None], complaint: str
+) -> None:
     change(folder)
     reseal(folder)
     with pytest.raises(CorruptBundle, match=complaint):

@@ -11,33 +11,33 @@ import pytest
 from plaudit.adapters.log.process_slot import ProcessSlot
 from plaudit.core.errors import LogUnavailable
 
-SITS = (
+TAKES_A_SLOT = (
     "import sys; from pathlib import Path; from plaudit.adapters.log.process_slot import ProcessSlot; "
-    "seat = ProcessSlot(Path(sys.argv[1])); "
+    "slot = ProcessSlot(Path(sys.argv[1])); "
 )
 
 
 def test_every_process_has_a_slot_and_a_name_of_its_own(tmp_path: Path) -> None:
-    seats = [ProcessSlot(tmp_path), ProcessSlot(tmp_path), ProcessSlot(tmp_path / "elsewhere")]
-    assert [seat.number for seat in seats] == [0, 1, 0]
-    assert len({seat.name() for seat in seats}) == 3
-    for seat in seats:
-        seat.leave()
+    slots = [ProcessSlot(tmp_path), ProcessSlot(tmp_path), ProcessSlot(tmp_path / "elsewhere")]
+    assert [slot.number for slot in slots] == [0, 1, 0]
+    assert len({slot.name() for slot in slots}) == 3
+    for slot in slots:
+        slot.leave()
 
 
-def test_whoever_sits_down_next_has_the_name_of_the_one_before(tmp_path: Path) -> None:
-    seat = ProcessSlot(tmp_path)
-    name = seat.name()
-    assert seat.name() == name
-    seat.leave()
-    seat.leave()
+def test_the_next_owner_of_a_slot_has_the_name_of_the_one_before(tmp_path: Path) -> None:
+    slot = ProcessSlot(tmp_path)
+    name = slot.name()
+    assert slot.name() == name
+    slot.leave()
+    slot.leave()
     after = ProcessSlot(tmp_path)
     assert (after.number, after.name()) == (0, name)
     after.leave()
 
 
 def test_kill_9_frees_the_slot(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SITS + "print(seat.name(), flush=True); sys.stdin.read()", str(tmp_path)]
+    command = [sys.executable, "-c", TAKES_A_SLOT + "print(slot.name(), flush=True); sys.stdin.read()", str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         name = other.stdout.readline().strip()

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.adapters.store.engine import sqlite_url
 from plaudit.adapters.store.sql import SqlStore
 from plaudit.cli import main
-from plaudit.core.events import DeadLetter, Decision, Features, Thumb
+from plaudit.core.events import DeadLetter, Decision, Features, Feedback, Thumb
 from plaudit.core.experience import FeedbackState
 from plaudit.core.ports.store import IngestBatch, StoredFeedback
 from plaudit.core.wire import encode_event
@@ -136,7 +135,9 @@ def test_one_can_be_named(shell: Shell, data_dir: Path) -> None:
         (some_feedback("p1", feedback_id="f\0"), "feedback_id"),
     ],
 )
-def test_what_can_be_read_and_not_used_is_left(shell: Shell, data_dir: Path, event: Any, problem: str) -> None:
+def test_what_can_be_read_and_not_used_is_left(
+    shell: Shell, data_dir: Path, event: Decision | Feedback, problem: str
+) -> None:
     topic = "plaudit.decisions" if isinstance(event, Decision) else "plaudit.feedback"
     bury(data_dir, DeadLetter(topic, "1", "?", encode_event(event), 1.0))
     _, out, _ = shell("deadletter", "replay", "--json")

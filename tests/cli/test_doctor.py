@@ -99,7 +99,7 @@ def test_a_missing_model_table_is_bad(tmp_path: Path) -> None:
     assert _findings(_settings(tmp_path, model={}))["model"].state is State.ERROR
 
 
-def test_a_port_somebody_else_uses_is_bad(tmp_path: Path) -> None:
+def test_a_port_in_use_is_bad(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         findings = _findings(_settings(tmp_path, serving={"port": 0, "metrics_port": port}))

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,12 @@ def config(tmp_path: Path) -> Path:
     return deployed(tmp_path)
 
 
+Start = Callable[..., Service]
+"""``start(*command)``: a process that is killed after the test."""
+
+
 @pytest.fixture
-def start() -> Iterator[Any]:
+def start() -> Iterator[Start]:
     running: list[Service] = []
 
     def start_one(*command: str) -> Service:
@@ -58,7 +62,7 @@ def _plaudit(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_serve_answers_without_torch_and_drains_on_a_signal(config: Path, start: Any, number: signal.Signals) -> None:
+def test_serve_answers_without_torch_and_drains_on_a_signal(config: Path, start: Start, number: signal.Signals) -> None:
     service = start(sys.executable, "-c", ONLY_SERVE, "serve", "--config", str(config), "--json")
     target = service.event(event="ready")["address"]
 
@@ -75,7 +79,7 @@ def test_serve_answers_without_torch_and_drains_on_a_signal(config: Path, start:
     log.close()
 
 
-def test_the_shell_speaks_to_a_real_server(config: Path, start: Any, tmp_path: Path) -> None:
+def test_the_shell_calls_a_real_server(config: Path, start: Start, tmp_path: Path) -> None:
     service = start(*PLAUDIT, "serve", "--config", str(config), "--json")
     target = ["--target", service.event(event="ready")["address"]]
     (tmp_path / "a.png").write_bytes(builders.png())
@@ -106,7 +110,7 @@ def test_the_shell_speaks_to_a_real_server(config: Path, start: Any, tmp_path: P
         assert "Traceback" not in done.stderr
 
 
-def test_up_learns_from_a_thumb_restarts_a_killed_learner_and_drains(config: Path, start: Any) -> None:
+def test_up_learns_from_a_thumb_restarts_a_killed_learner_and_drains(config: Path, start: Start) -> None:
     service = start(*PLAUDIT, "up", "--config", str(config), "--json")
     ready = [service.event(event="ready"), service.event(event="ready")]
     (target,) = [event["address"] for event in ready if event["service"] == "serve"]
@@ -172,7 +176,7 @@ def test_a_missing_extra_is_named_and_exits_with_2(config: Path) -> None:
     assert "onnx is missing; this command needs the extra learn: pip install 'plaudit[learn]'" in done.stderr
 
 
-def test_several_processes_share_the_port_and_one_that_is_killed_is_started_again(config: Path, start: Any) -> None:
+def test_several_processes_share_the_port_and_one_that_is_killed_is_started_again(config: Path, start: Start) -> None:
     service = start(*PLAUDIT, "serve", "--config", str(config), "--json", "--processes", "2")
     ready = [service.event(event="ready") for _ in range(2)]
     assert {event["service"] for event in ready} == {"serve-0", "serve-1"}
@@ -199,7 +203,7 @@ def test_several_processes_share_the_port_and_one_that_is_killed_is_started_agai
 
 
 def test_processes_that_are_killed_while_scraped_and_reporting_leave_the_page_and_the_log_whole(
-    config: Path, start: Any
+    config: Path, start: Start
 ) -> None:
     """Kill -9 of one of two, three times, right after both have reported on an experiment; the page is read all
     along.
@@ -244,7 +248,9 @@ def test_processes_that_are_killed_while_scraped_and_reporting_leave_the_page_an
     assert service.stop(signal.SIGTERM) == 0
 
 
-def test_a_console_that_is_killed_leaves_nothing_behind_and_disturbs_no_other_process(config: Path, start: Any) -> None:
+def test_a_console_that_is_killed_leaves_nothing_behind_and_disturbs_no_other_process(
+    config: Path, start: Start
+) -> None:
     service = start(*PLAUDIT, "serve", "--config", str(config), "--json")
     ready = service.event(event="ready")
     target, page = ready["address"], f"http://{ready['metrics']}/metrics"
@@ -312,7 +318,8 @@ def _files(folder: Path) -> set[str]:
 
 def _get(url: str) -> str:
     with urllib.request.urlopen(url, timeout=30) as answer:
-        return answer.read().decode()  # type: ignore[no-any-return]
+        page: bytes = answer.read()
+    return page.decode()
 
 
 @pytest.mark.parametrize("setting", ["port", "metrics-port"])

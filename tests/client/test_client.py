@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import grpc
 import pytest
 
-from plaudit.client import Acknowledgement, ClientError, Prediction, Receipt, Rollout, feedback
+from plaudit.client import Acknowledgement, AsyncClient, Client, ClientError, Prediction, Receipt, Rollout, feedback
 from plaudit.v1 import feedback_pb2
 from support.recording_server import Call, Recorder
 
@@ -64,7 +65,7 @@ def test_dynamic_actions_are_sent_in_their_order(call: Call, server: Recorder) -
     ("dynamic_actions", "complaint"),
     [
         ({}, "{} lists nothing to pick"),
-        (["a", "b"], "list is no mapping; give the text of each by its id"),
+        (["a", "b"], "list is not a mapping; give the text of each by its id"),
         ({"a": 3}, "'a': 3 is not an id and its text"),
     ],
 )
@@ -235,3 +236,11 @@ def test_an_error_on_a_stream_is_the_same_error(call: Call, server: Recorder) ->
 def test_an_unknown_option_is_a_type_error(call: Call) -> None:
     with pytest.raises(TypeError, match="usr_id"):
         call("predict", {"text": "hi"}, usr_id="ada")
+
+
+def test_both_clients_have_the_same_methods_with_the_same_parameters() -> None:
+    methods = {name for name in vars(Client) if not name.startswith("_")}
+    assert methods == {name for name in vars(AsyncClient) if not name.startswith("_")}
+    for name in methods - {"close", "stream_feedback"}:  # pieces may come asynchronously
+        ours, theirs = inspect.signature(getattr(Client, name)), inspect.signature(getattr(AsyncClient, name))
+        assert ours.parameters == theirs.parameters, name

@@ -61,7 +61,7 @@ def test_the_last_number_is_found(n: int) -> None:
     assert store.asked < 30
 
 
-def test_new_answers_and_changed_minds_are_seen() -> None:
+def test_new_answers_and_changed_labels_are_seen() -> None:
     store = Experiences(1.0, 0.0)
     kept = _judged(lambda: store, Clock())
     assert _rewards(kept) == [1.0, 0.0]

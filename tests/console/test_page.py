@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect, sync_playwright
 
 from plaudit.compose.registry import model_registry
 from plaudit.compose.settings import load_settings
@@ -22,8 +22,8 @@ from support.programs import chromium
 
 pytestmark = pytest.mark.browser
 
-DESKTOP = {"width": 1280, "height": 900}
-PHONE = {"width": 390, "height": 844}
+DESKTOP: ViewportSize = {"width": 1280, "height": 900}
+PHONE: ViewportSize = {"width": 390, "height": 844}
 LIVE = re.compile(r"live in version \d+")
 
 Open = Callable[..., Page]
@@ -64,8 +64,8 @@ def opened(browser: Browser, page_url: str) -> Iterator[Open]:
     problems: list[str] = []
     contexts = []
 
-    def open_page(viewport: dict[str, int] = DESKTOP) -> Page:
-        context = browser.new_context(viewport=viewport)  # type: ignore[arg-type]
+    def open_page(viewport: ViewportSize = DESKTOP) -> Page:
+        context = browser.new_context(viewport=viewport)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: problems.append(message.text))
@@ -139,7 +139,7 @@ def test_what_was_learned_shows_in_the_loop(opened: Open) -> None:
     expect(page.locator("#curve canvas")).to_be_visible()
     expect(page.locator("#curve")).to_have_attribute("aria-label", re.compile("Now version 1 and its refreshes: .* %"))
     expect(page.locator("#facts")).to_contain_text("In the queue")
-    expect(page.locator("#learner")).to_contain_text("It runs.")
+    expect(page.locator("#learner")).to_contain_text("Running.")
     page.get_by_label("with every head refresh").check()
     name = page.locator(".name", has_text=re.compile(f"^Version {version}$"))
     expect(page.locator("#versions > li", has=name)).to_contain_text("head refresh")

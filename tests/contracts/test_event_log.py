@@ -99,7 +99,7 @@ def _kafka(request: pytest.FixtureRequest) -> Adapter:
     return Adapter(
         open=kafka.log,
         open_source=f"Kafka({kafka.bootstrap!r}, {kafka.prefix!r}).log()",
-        imports="from kafka_broker import Kafka",
+        imports="from support.kafka_broker import Kafka",
         write_raw=write_raw,
         looks_up=False,
     )
@@ -317,10 +317,10 @@ def test_an_unreadable_record_is_handed_on_and_does_not_stop_the_reader(adapter:
     adapter.write_raw(Topic.FEEDBACK, b"\xff\xff not protobuf")
     log.append([a_decision("p2")])
     records = read_all(log)
-    (poison,) = (record.event for record in of(Topic.FEEDBACK, records))
-    assert isinstance(poison, UnreadableRecord)
-    assert poison.payload == b"\xff\xff not protobuf"
-    assert Topic.FEEDBACK in poison.problem
+    (unreadable,) = (record.event for record in of(Topic.FEEDBACK, records))
+    assert isinstance(unreadable, UnreadableRecord)
+    assert unreadable.payload == b"\xff\xff not protobuf"
+    assert Topic.FEEDBACK in unreadable.problem
     assert ids(of(Topic.DECISIONS, records)) == ["p1", "p2"]
 
 
@@ -403,6 +403,16 @@ def test_what_was_acknowledged_survives_kill_9(adapter: Adapter, log: EventLog) 
 
 
 # --- SQLite only: the ways a file can fail ---------------------------------------------------------------------------
+
+
+def test_sqlite_passes_over_records_of_a_topic_of_the_release_before(tmp_path: Path) -> None:
+    """Reports of experiments were in plaudit.trials; a file may hold them still."""
+    adapter = sqlite_adapter(tmp_path)
+    with contextlib.closing(adapter.open()) as log:
+        log.append([a_decision("p1")])
+        adapter.write_raw("plaudit.trials", b"\xff")  # type: ignore[arg-type]  # no topic any more
+        log.append([some_feedback("p1", feedback_id="f1")])
+        assert [record.topic for record in read_all(log)] == [Topic.DECISIONS, Topic.FEEDBACK]
 
 
 def test_sqlite_full_disk_records_nothing_and_recovers(tmp_path: Path) -> None:

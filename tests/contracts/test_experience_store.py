@@ -18,7 +18,7 @@ from sqlalchemy import create_engine, inspect, text
 from plaudit.adapters.store.engine import sqlite_url
 from plaudit.adapters.store.sql import SqlStore
 from plaudit.core.errors import ConfigError, StoreMoved, StoreUnavailable, WrongStore
-from plaudit.core.events import Decision, DynamicAction, EncodedContent, Features, Feedback
+from plaudit.core.events import Decision, DynamicAction, EncodedContent, Features, Feedback, TensorContent
 from plaudit.core.experience import Experience, FeedbackState, Label, header_of
 from plaudit.core.ports.store import (
     ExperienceStore,
@@ -183,7 +183,10 @@ def test_content_comes_back_as_it_was_sent(store: ExperienceStore) -> None:
     assert found["p2"] == {}
     assert found["p1"]["image"] == content["image"]
     assert isinstance(found["p1"]["audio"], EncodedContent)
-    np.testing.assert_array_equal(found["p1"]["sensor"].array, content["sensor"].array)  # type: ignore[union-attr]
+    sensor, sent = found["p1"]["sensor"], content["sensor"]
+    assert isinstance(sensor, TensorContent)
+    assert isinstance(sent, TensorContent)
+    np.testing.assert_array_equal(sensor.array, sent.array)
 
 
 def test_features_are_kept_per_trunk(store: ExperienceStore) -> None:
@@ -445,7 +448,7 @@ def test_a_leader_is_not_replaced_while_it_is_heard_of(postgres: PostgresServer)
     second.close()
 
 
-def test_on_sqlite_whoever_was_replaced_is_told_what_to_do(tmp_path: Path) -> None:
+def test_on_sqlite_a_replaced_learner_is_told_what_to_do(tmp_path: Path) -> None:
     url = sqlite_url(tmp_path / "learner.db")
     first, second = SqlStore(url), SqlStore(url, lease_s=0.0)
     assert first.lead()
@@ -605,7 +608,7 @@ def test_stores_opened_at_once_agree_on_the_tables(postgres: PostgresServer) -> 
     assert [child.wait() for child in children] == [0] * 4
 
 
-def test_whoever_is_killed_while_saving_leaves_nothing_behind(
+def test_a_process_that_is_killed_while_saving_leaves_nothing_behind(
     url: str, store: ExperienceStore, open_store: Callable[[], ExperienceStore]
 ) -> None:
     """Killed inside the transaction, with the lock held: others go on at once, and see nothing of it."""

@@ -184,6 +184,17 @@ def test_rollouts_are_kept_in_order(adapter: Adapter, registry: ModelRegistry, t
     assert list(adapter.open().ledger()) == [first, second, third]
 
 
+def test_a_rollout_and_a_ledger_of_the_release_before_are_read(tmp_path: Path) -> None:
+    """They call the generation of the experiment ``trial``."""
+    registry = DirectoryRegistry(tmp_path, "tiny")
+    raw = {"model": "tiny", "generation": 7, "live": 3, "candidate": 5, "candidate_share": 0.1, "trial": 6}
+    (tmp_path / "tiny" / "rollout.json").write_text(json.dumps(raw))
+    (tmp_path / "tiny" / "ledger.jsonl").write_text(json.dumps(raw) + "\n")
+    expected = Rollout("tiny", 7, live=3, candidate=5, candidate_share=0.1, experiment=6)
+    assert registry.rollout() == expected
+    assert list(registry.ledger()) == [expected]
+
+
 def test_set_rollout_is_compare_and_set(registry: ModelRegistry, folder: Path) -> None:
     registry.publish(folder)
     first = promote(registry.rollout(), 1, CHANGE)

@@ -17,8 +17,8 @@ from plaudit.demo.plot import draw
 from plaudit.demo.report import (
     Answer,
     Failure,
-    Learned,
-    Observed,
+    Observations,
+    RefreshedHead,
     Satisfaction,
     accuracy,
     expected_satisfaction,
@@ -37,10 +37,10 @@ from plaudit.demo.report import (
 )
 from plaudit.demo.task import Kind
 from plaudit.demo.view import (
-    Watched,
-    finetuning_words,
+    TrafficState,
+    finetuning_text,
     line,
-    outcome_words,
+    outcome_text,
     recent_satisfaction,
     render,
     results,
@@ -102,16 +102,16 @@ def test_version_after() -> None:
 
 def test_reached_after_counts_thumbs_before_the_first_answer() -> None:
     """Version 4 is the first at 0.75; it first answers at 31 s, when the thumbs of 2, 12 and 22 s are durable."""
-    judged = {1: held_out(add=0.5), 2: held_out(add=0.7), 4: held_out(add=0.75)}
-    assert reached_after(ANSWERS, judged, "add", 0.75) == 3
-    assert reached_after(ANSWERS, judged, "add", 0.76) is None
-    assert reached_after(ANSWERS, judged, "add", 0.5) == 0
+    satisfaction = {1: held_out(add=0.5), 2: held_out(add=0.7), 4: held_out(add=0.75)}
+    assert reached_after(ANSWERS, satisfaction, "add", 0.75) == 3
+    assert reached_after(ANSWERS, satisfaction, "add", 0.76) is None
+    assert reached_after(ANSWERS, satisfaction, "add", 0.5) == 0
 
 
 def test_worst_drop_is_over_versions_and_unchanged_kinds() -> None:
     """hear falls by 1 point in version 2, see by 4 in version 3; add and smaller do not count, however they fall."""
-    judged = {1: held_out(), 2: held_out(hear=0.89, add=0.1), 3: held_out(see=0.86, smaller=0.0)}
-    points, version, kind = worst_drop(judged, 1)
+    satisfaction = {1: held_out(), 2: held_out(hear=0.89, add=0.1), 3: held_out(see=0.86, smaller=0.0)}
+    points, version, kind = worst_drop(satisfaction, 1)
     assert points == pytest.approx(4.0)
     assert (version, kind) == (3, "see")
 
@@ -125,7 +125,12 @@ def test_freshness() -> None:
     Version 3 learned from f1 (12 s) and never answered, but version 4, which knows more, did at 31 s: 19 s.
     Version 4 learned from f2 (22 s) and answered at 31 s: 9 s.
     Version 5 learned from f4 and nothing that knows as much ever answered: left out."""
-    learned = [Learned(2, 1, "f0"), Learned(3, 2, "f1"), Learned(4, 3, "f2"), Learned(5, 5, "f4")]
+    learned = [
+        RefreshedHead(2, 1, "f0"),
+        RefreshedHead(3, 2, "f1"),
+        RefreshedHead(4, 3, "f2"),
+        RefreshedHead(5, 5, "f4"),
+    ]
     assert freshness_s(ANSWERS, learned) == pytest.approx([19.0, 19.0, 9.0])
 
 
@@ -165,15 +170,15 @@ def test_percentile() -> None:
     assert percentile([], 50) is None
 
 
-def observed() -> Observed:
-    return Observed(
+def observed() -> Observations:
+    return Observations(
         answers=[*ANSWERS, an_answer(6, 1, kind="smaller", liked=False)],
         failures=[Failure(7, "Predict", "UNAVAILABLE: gone"), Failure(8, "SendFeedback", "UNAVAILABLE: gone")],
-        judged={1: held_out(), 2: held_out(add=0.8, hear=0.88), 4: held_out(smaller=0.6)},
+        satisfaction={1: held_out(), 2: held_out(add=0.8, hear=0.88), 4: held_out(smaller=0.6)},
         baseline=1,
         digests={v: f"digest {v}" for v in (1, 2, 3, 4)},
         kinds={1: "pretrained", 2: "head", 3: "head", 4: "finetuned"},
-        learned=[Learned(2, 1, "f0"), Learned(3, 2, "f1"), Learned(4, 3, "f2")],
+        refreshed_heads=[RefreshedHead(2, 1, "f0"), RefreshedHead(3, 2, "f1"), RefreshedHead(4, 3, "f2")],
         verdicts=["reject", "promote"],
         accuracy={"hear": 0.97},
         without={"image": {"hear": 0.96}},
@@ -229,12 +234,12 @@ def test_a_line_of_the_live_view_is_a_line_of_the_terminal(width: int) -> None:
     shown_kinds: tuple[Kind, ...] = ("hear", "see", "larger", "add", "smaller")
     kinds = itertools.cycle(shown_kinds)
     answers = [an_answer(n, 1, kind=next(kinds)) for n in range(400)]
-    watched = Watched(total=8_000, started_s=0.0, answers=answers, live=123, waits_for="the learner")
-    watched.happenings.append("  100 s  version 123 serves: " + "64 new or changed experiences since version 122 " * 3)
+    state = TrafficState(total=8_000, started_s=0.0, answers=answers, live=123, paused_for="the learner")
+    state.changes.append("  100 s  version 123 serves: " + "64 new or changed experiences since version 122 " * 3)
     file = io.StringIO()
-    Console(file=file, width=width).print(render(watched, 52.0, width))
+    Console(file=file, width=width).print(render(state, 52.0, width))
     lines = file.getvalue().splitlines()
-    assert len(lines) == len(shown(render(watched, 52.0, 140)).splitlines())
+    assert len(lines) == len(shown(render(state, 52.0, 140)).splitlines())
     assert "never labelled" in file.getvalue()
     assert "users wait for the learner" in file.getvalue()
 
@@ -246,13 +251,13 @@ def test_recent_satisfaction_forgets() -> None:
 
 
 def test_the_live_view_shows_what_happened() -> None:
-    watched = Watched(total=80, started_s=0.0, answers=list(ANSWERS), live=4, swaps=2, finetuning="step 12 of 40")
-    watched.happenings.append("   31 s  version 4 serves: fine-tuned on 3 experiences")
-    for text in (shown(render(watched, now_s=52.0)), line(watched, now_s=52.0)):
+    state = TrafficState(total=80, started_s=0.0, answers=list(ANSWERS), live=4, swaps=2, finetuning="step 12 of 40")
+    state.changes.append("   31 s  version 4 serves: fine-tuned on 3 experiences")
+    for text in (shown(render(state, now_s=52.0)), line(state, now_s=52.0)):
         assert "version 4" in text
         assert "2 swaps" in text
         assert "step 12 of 40" in text
-    assert "fine-tuned on 3 experiences" in shown(render(watched, now_s=52.0))
+    assert "fine-tuned on 3 experiences" in shown(render(state, now_s=52.0))
 
 
 @pytest.mark.parametrize(
@@ -266,7 +271,7 @@ def test_the_live_view_shows_what_happened() -> None:
     ],
 )
 def test_finetuning_in_words(report: dict[str, object], words: str) -> None:
-    assert words in finetuning_words(report)
+    assert words in finetuning_text(report)
 
 
 @pytest.mark.parametrize(
@@ -274,12 +279,12 @@ def test_finetuning_in_words(report: dict[str, object], words: str) -> None:
     [
         ("promote", 7, "fine-tuned version 7 was promoted: why"),
         ("reject", 7, "fine-tuned version 7 was rejected: why"),
-        ("insufficient", 7, "fine-tuned version 7 was left, for want of evidence: why"),
+        ("insufficient", 7, "fine-tuned version 7 was not promoted for lack of evidence: why"),
         ("failed", None, "fine-tuned run-1 failed: why"),
     ],
 )
 def test_outcomes_in_words(outcome: str, version: int | None, words: str) -> None:
-    assert outcome_words({"run": "run-1", "outcome": outcome, "version": version, "why": "why"}) == words
+    assert outcome_text({"run": "run-1", "outcome": outcome, "version": version, "why": "why"}) == words
 
 
 def test_the_final_table_shows_the_summary() -> None:

@@ -235,8 +235,9 @@ def _wait(world: World, done: Callable[[], bool], otherwise: str) -> None:
 
 def _count(world: World, users: Users, outcome: Outcome) -> None:
     """Log, store and reward state against each other; services are stopped."""
-    state = LearnerState(world.store).reward
-    assert state is not None
+    head = LearnerState(world.store).fixed_actions
+    assert head is not None
+    state = head.state
     with world.log() as log:
         expected, experiences = recount(log, world.settings.spec(), state.space)
         feedback = [event.feedback_id for event in everything(log) if isinstance(event, Feedback)]

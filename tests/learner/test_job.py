@@ -26,7 +26,8 @@ from plaudit.core.job_run import CANDIDATE, JOB, PROGRESS, RESULT, last_progress
 from plaudit.core.ports.jobs import JobState
 from plaudit.core.ports.store import IngestBatch, LabelUpdate
 from plaudit.core.settings import FinetuneSettings, Settings
-from plaudit.learner.features.evidence import evidence_of
+from plaudit.learner.features.action_heads import evidence_of
+from plaudit.learner.features.context import Context, LabelledContext
 from plaudit.learner.finetuning.job import run_job
 from plaudit.learner.finetuning.job_spec import (
     FEATURES,
@@ -168,8 +169,12 @@ def test_the_head_stands_on_the_experiences_as_the_new_trunk_sees_them(workplace
     features = read_features(run_dir / FEATURES, manifest.trunk_digest)
     state = state_from_bytes((run_dir / STATE).read_bytes())
     experiences = workplace.store.experiences(up_to=SNAPSHOT)
-    judged = [(features[e.decision.prediction_id], e.label) for e in experiences if e.label is not None]
-    expected = empty_state(state.space).add(evidence_of(state.space, judged, {"cat": 0, "dog": 1}))
+    labelled = [
+        LabelledContext(Context(features[e.decision.prediction_id], ("cat", "dog")), e.label)
+        for e in experiences
+        if e.label is not None
+    ]
+    expected = empty_state(state.space).add(evidence_of(state.space, labelled))
     np.testing.assert_allclose(state.gram, expected.gram, atol=1e-4)
     assert state.space.trunk_digest == manifest.trunk_digest
 

@@ -62,7 +62,7 @@ def test_nothing_said_is_nothing_learned() -> None:
     assert join(DECISION, [], ACTIONS) is None
 
 
-def test_silence_speaks_of_the_served_action_and_weighs_little() -> None:
+def test_silence_covers_the_served_action_and_weighs_little() -> None:
     label = silence(DECISION, 0.6)
     assert label.rewards == {"cat": 0.6}
     assert label.weight < IMPLICIT_WEIGHT

@@ -17,12 +17,13 @@ from plaudit.learner.evaluation.off_policy import (
     Policy,
     can_answer,
     compare,
-    compare_lists,
+    compare_on_one_trunk,
     counts_as_proof,
     logged_policies,
     slice_of,
     speaks_plainly,
 )
+from plaudit.learner.features.context import Context
 from plaudit_models.evaluation.gate import Comparison, GateRules, differences, new_comparison
 from plaudit_models.evaluation.ope import LoggedRounds
 from plaudit_models.spec import ModelSpec
@@ -38,7 +39,8 @@ def an_experience(action: str = "cat", *, version: int = 1, reward: float = 1.0,
 
 
 def compared(experience: Experience) -> Compared:
-    return Compared(experience, Features("t", np.zeros(4, np.float32), np.array([3.0, 0.0, 0.0], np.float32)))
+    features = Features("t", np.zeros(4, np.float32), np.array([3.0, 0.0, 0.0], np.float32))
+    return Compared(experience, Context(features, SPEC.actions))
 
 
 @dataclass
@@ -82,7 +84,6 @@ def test_a_candidate_with_a_new_action_is_given_no_credit_for_it() -> None:
     after = compare(
         new_comparison(RULES),
         [compared(an_experience())],
-        SPEC,
         candidate=Policy(("bird",), np.array([[1.0]])),
         baseline=logged,
         logged=logged,
@@ -98,7 +99,6 @@ def test_a_candidate_without_the_answer_that_was_given_is_judged_all_the_same() 
     after = compare(
         new_comparison(RULES),
         [compared(an_experience(reward=0.0))],
-        SPEC,
         candidate=Policy(("dog", "fish"), np.array([[0.5, 0.5]])),
         baseline=logged,
         logged=logged,
@@ -118,7 +118,6 @@ def test_a_decision_counts_in_the_slice_of_its_input_and_in_that_of_its_users_gr
     after = compare(
         new_comparison(RULES),
         [compared(each) for each in rows],
-        SPEC,
         candidate=policy,
         baseline=policy,
         logged=policy,
@@ -158,7 +157,8 @@ def picked(ids: tuple[str, ...], action: str, reward: float, probabilities: tupl
         "p", NOW_S, "ada", 1, action, probabilities[ids.index(action)], (), False, ("text",), dynamic_actions=ids
     )
     experience = Experience(1, served, Label({action: reward}, 1.0), probabilities)
-    return Compared(experience, Features("t", np.zeros(4, np.float32), np.zeros(len(ids), np.float32)))
+    features = Features("t", np.zeros(4, np.float32), np.zeros(len(ids), np.float32))
+    return Compared(experience, Context(features, ids, vectors=np.zeros((len(ids), 4), np.float32)))
 
 
 ROWS = [
@@ -172,10 +172,9 @@ Q_HAT = [[0.2, 0.9], [0.6, 0.3, 0.5, 0.1], [0.8]]
 
 def listed_together(rows: list[int]) -> Comparison:
     own = [ROWS[i].experience.probabilities or () for i in rows]
-    return compare_lists(
+    return compare_on_one_trunk(
         new_comparison(RULES),
         [ROWS[i] for i in rows],
-        SPEC,
         candidate=own,
         baseline=[BASELINE[i] for i in rows],
         logged=own,
@@ -185,7 +184,7 @@ def listed_together(rows: list[int]) -> Comparison:
 
 
 def test_each_answer_is_compared_over_its_own_dynamic_actions() -> None:
-    """As if every list were compared alone, with nothing behind its last candidate."""
+    """As if every list were compared alone, with nothing behind its last action."""
     alone = []
     for row, baseline, q_hat in zip(ROWS, BASELINE, Q_HAT, strict=True):
         served, own = row.experience.decision, np.array([row.experience.probabilities])
@@ -203,4 +202,4 @@ def test_each_answer_is_compared_over_its_own_dynamic_actions() -> None:
 
 
 def test_decisions_on_dynamic_actions_of_one_kind_of_input_are_one_slice() -> None:
-    assert {slice_of(row, SPEC) for row in ROWS} == {"text: one of its dynamic actions"}
+    assert {slice_of(row) for row in ROWS} == {"text: one of its dynamic actions"}

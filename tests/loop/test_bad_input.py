@@ -57,9 +57,9 @@ def test_fields_of_a_newer_version_are_passed_over(make_world: MakeWorld) -> Non
     learner = world.learner()
     decision = world.decide()
     for event in (decision, world.say(decision, Thumb(up=True))):
-        topic = "plaudit.decisions" if isinstance(event, Decision) else "plaudit.feedback"
+        topic = Topic.DECISIONS if isinstance(event, Decision) else Topic.FEEDBACK
         newer = encode_event(event) + unknown
-        decoded = decode_event(topic, newer)  # type: ignore[arg-type]
+        decoded = decode_event(topic, newer)
         message = events_pb2.DecisionEvent if isinstance(event, Decision) else events_pb2.FeedbackEvent
         # As messages: maps have no order among their bytes.
         assert message.FromString(encode_event(decoded)) == message.FromString(encode_event(event))
@@ -129,7 +129,6 @@ def test_a_store_that_goes_away_in_the_middle_of_a_step(
 FULL_DISK = textwrap.dedent("""
     import os, resource, sys
     from pathlib import Path
-from typing import Any
     from support.loop_world import World
 
     def limit(size):

@@ -26,7 +26,6 @@ MakeWorld = Callable[..., World]
 LEARNER = textwrap.dedent("""
     import os, signal, sys
     from pathlib import Path
-from typing import Any
     from support.loop_world import World
     from plaudit.adapters.log.sqlite import SqliteReader
     from plaudit.adapters.store.sql import SqlStore
@@ -124,7 +123,6 @@ CANARY: Mapping[str, Mapping[str, Any]] = {
 EXPERIMENT = textwrap.dedent("""
     import os, signal, sys
     from pathlib import Path
-from typing import Any
     from support.loop_world import World
     from plaudit.adapters.store.sql import SqlStore
 

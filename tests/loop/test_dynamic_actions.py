@@ -147,7 +147,7 @@ def test_dynamic_and_fixed_actions_are_learned_apart(world: DynamicActionWorld) 
     assert learner.progress.dynamic_experiences == 20
 
 
-def test_sums_equal_a_recount_after_changed_minds_and_retractions(world: DynamicActionWorld) -> None:
+def test_sums_equal_a_recount_after_changed_feedback_and_retractions(world: DynamicActionWorld) -> None:
     learner = world.learner()
     decisions = some_decisions(world, 12)
     world.log.append([event for d in decisions for event in (d, world.say(d, Thumb(up=True)))])

@@ -40,7 +40,7 @@ def judged(version: int, reward: float, *, excluded: bool = False) -> Experience
 def test_each_version_has_its_mean_and_its_interval() -> None:
     registry = CollectorRegistry()
     by_version = SatisfactionByVersion(LearnerMetrics(registry))
-    by_version.hear([judged(1, 1.0)] * 8 + [judged(1, 0.0)] * 2 + [judged(2, 0.5)], 0.0)
+    by_version.add([judged(1, 1.0)] * 8 + [judged(1, 0.0)] * 2 + [judged(2, 0.5)], 0.0)
     assert metric(registry, "version_satisfaction", version="1") == pytest.approx(0.8)
     low, high = wilson(0.8, 10)
     assert metric(registry, "version_satisfaction_low", version="1") == pytest.approx(low)
@@ -51,7 +51,7 @@ def test_each_version_has_its_mean_and_its_interval() -> None:
 
 def test_excluded_experiences_do_not_count_as_satisfaction() -> None:
     registry = CollectorRegistry()
-    SatisfactionByVersion(LearnerMetrics(registry)).hear([judged(1, 1.0), judged(1, 0.0, excluded=True)], 0.0)
+    SatisfactionByVersion(LearnerMetrics(registry)).add([judged(1, 1.0), judged(1, 0.0, excluded=True)], 0.0)
     assert metric(registry, "version_satisfaction", version="1") == 1.0
 
 
@@ -59,9 +59,9 @@ def test_versions_without_recent_feedback_leave() -> None:
     registry = CollectorRegistry()
     by_version = SatisfactionByVersion(LearnerMetrics(registry))
     for version in range(500):
-        by_version.hear([judged(version, 1.0), judged(7, 1.0)], 0.0)
+        by_version.add([judged(version, 1.0), judged(7, 1.0)], 0.0)
     assert shown_versions(registry) == {"7", *(str(version) for version in range(501 - SHOWN_AT_MOST, 500))}
-    by_version.hear([judged(499, 1.0)], SHOWN_AFTER_S)
+    by_version.add([judged(499, 1.0)], SHOWN_AFTER_S)
     assert shown_versions(registry) == {"499"}
 
 

@@ -8,7 +8,8 @@ import pytest
 import structlog
 
 from plaudit.core.events import Decision, Feedback, Thumb
-from plaudit.learner.features.evidence import evidence_of
+from plaudit.learner.features.action_heads import evidence_of
+from plaudit.learner.features.context import Context, LabelledContext
 from plaudit.learner.loop import Learner
 from plaudit.learner.online.update import user_hash
 from plaudit.learner.state import LearnerState
@@ -36,9 +37,9 @@ def learned_sums(world: World, learner: Learner) -> RewardState:
     space = learner.reward_state.space
     kept = [e for e in world.store.experiences() if not e.excluded and e.label is not None]
     found = world.store.features([e.decision.prediction_id for e in kept], space.trunk_digest)
-    judged = [(found[e.decision.prediction_id], e.label) for e in kept]
-    index = {action: i for i, action in enumerate(SPEC.actions)}
-    return empty_state(space).add(evidence_of(space, judged, index))  # type: ignore[arg-type]
+    contexts = [Context(found[e.decision.prediction_id], SPEC.actions) for e in kept]
+    labelled = [LabelledContext(each, e.label) for each, e in zip(contexts, kept, strict=True) if e.label is not None]
+    return empty_state(space).add(evidence_of(space, labelled))
 
 
 def of_mallory(world: World) -> list[bool]:
@@ -54,7 +55,7 @@ def attacked(make_world: MakeWorld) -> tuple[World, Learner]:
     return world, learner
 
 
-def test_who_says_the_opposite_is_quarantined_and_all_of_it_forgotten(make_world: MakeWorld) -> None:
+def test_a_user_who_says_the_opposite_is_quarantined_and_their_feedback_forgotten(make_world: MakeWorld) -> None:
     with structlog.testing.capture_logs() as logs:
         world, learner = attacked(make_world)
     raters = LearnerState(world.store).raters

@@ -127,10 +127,10 @@ def test_a_leader_that_was_replaced_while_it_learned_saves_nothing(crew: Crew) -
     settle(bob)
     crew.traffic(30)
     assert ada._leads()
-    save, ada._knowledge._store = ada._knowledge._store, Interrupted(lambda: settle(bob), ada._knowledge._store)  # type: ignore[assignment]
+    save, ada._state._store = ada._state._store, Interrupted(lambda: settle(bob), ada._state._store)  # type: ignore[assignment]
     with pytest.raises(StoreMoved):
         settle(ada)
-    ada._knowledge._store = save
+    ada._state._store = save
     ada._load()
     settle(ada, bob)
     settle(ada)
@@ -155,7 +155,6 @@ class Interrupted:
 LEARNER = textwrap.dedent("""
     import os, signal, sys, threading
     from pathlib import Path
-from typing import Any
     from support.kafka_broker import Kafka
     from support.loop_world import World
     from support.partitioned_log import PartitionedLog, PartitionedReader

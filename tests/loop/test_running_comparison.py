@@ -8,7 +8,8 @@ import pytest
 
 from plaudit.core.events import Decision, Thumb
 from plaudit.core.rollout import Change, pin, refresh
-from plaudit.learner.features.evidence import evidence_of
+from plaudit.learner.features.action_heads import evidence_of
+from plaudit.learner.features.context import Context, LabelledContext
 from plaudit.learner.loop import Learner
 from plaudit_models.bandit.reward_model import empty_state
 from support.builders import NOW_S, tiny_head_refresh
@@ -163,6 +164,9 @@ def test_a_revert_leaves_what_the_gated_version_had_learned(make_world: MakeWorl
     state = learner.reward_state
     assert state is not None
     features = world.store.features([e.decision.prediction_id for e in kept], state.space.trunk_digest)
-    judged = [(features[e.decision.prediction_id], e.label) for e in kept if e.label is not None]
-    index = {action: i for i, action in enumerate(SPEC.actions)}
-    assert_same_sums(state, empty_state(state.space).add(evidence_of(state.space, judged, index)))
+    labelled = [
+        LabelledContext(Context(features[e.decision.prediction_id], SPEC.actions), e.label)
+        for e in kept
+        if e.label is not None
+    ]
+    assert_same_sums(state, empty_state(state.space).add(evidence_of(state.space, labelled)))

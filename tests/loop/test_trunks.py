@@ -8,7 +8,8 @@ import pytest
 
 from plaudit.core.events import Decision, Thumb
 from plaudit.core.rollout import Change, rollback
-from plaudit.learner.features.evidence import evidence_of
+from plaudit.learner.features.action_heads import evidence_of
+from plaudit.learner.features.context import Context, LabelledContext
 from plaudit_models.bandit.reward_model import RewardState, empty_state
 from support.builders import NOW_S
 from support.loop_world import World, assert_same_sums
@@ -22,14 +23,14 @@ def likes_fish(decision: Decision) -> bool:
 
 def recount_on(world: World, version: int, state: RewardState) -> RewardState:
     """Sums over all thumbs at what the version's trunk makes of their content."""
-    judged = []
+    labelled = []
     for experience in world.store.experiences():
         id_ = experience.decision.prediction_id
         assert experience.label is not None
         _, features = world.policy(version, world.store.contents([id_])[id_])
-        judged.append((features, experience.label))
-    index = {action: i for i, action in enumerate(world.registry.manifest(version).spec.actions)}
-    return empty_state(state.space).add(evidence_of(state.space, judged, index))
+        context = Context(features, world.registry.manifest(version).spec.actions)
+        labelled.append(LabelledContext(context, experience.label))
+    return empty_state(state.space).add(evidence_of(state.space, labelled))
 
 
 def assert_stands_on(world: World, version: int, state: RewardState | None) -> None:

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from plaudit_models.dataset import InvalidData, LabelledData, load_data_folder, tokenizer_for
+from plaudit_models.dataset import InvalidData, LabelledData, Split, load_data_folder, tokenizer_for
 from plaudit_models.spec import AudioModality, ImageModality, ModelSpec, TensorModality, TextModality
 
 SPEC = ModelSpec(
@@ -40,8 +40,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def load(folder: Path, split: str = "train") -> LabelledData:
-    return load_data_folder(folder, SPEC, split, tokenizer_for(folder, SPEC))  # type: ignore[arg-type]
+def load(folder: Path, split: Split = "train") -> LabelledData:
+    return load_data_folder(folder, SPEC, split, tokenizer_for(folder, SPEC))
 
 
 def test_each_distinct_item_is_decoded_once_and_rows_keep_their_order(folder: Path) -> None:

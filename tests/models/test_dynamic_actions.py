@@ -137,7 +137,7 @@ def test_before_feedback_the_base_probability_is_the_expected_reward() -> None:
     np.testing.assert_allclose(known, 0.0, atol=1e-12)
 
 
-def test_praise_speaks_against_all_others_together_as_far_as_answers_are_exclusive() -> None:
+def test_praise_counts_against_all_others_together_as_far_as_answers_are_exclusive() -> None:
     listed = random_list(1, k=5)
     evidence = thumb(SPACE, listed, picked=2, reward=0.5)
     np.testing.assert_allclose(np.sort(evidence.weights), [0.0125] * 4 + [1.0])  # 0.1·0.5 over four

@@ -8,7 +8,7 @@ import pytest
 from plaudit_models.feedback_targets import feedback_targets
 
 
-def test_a_thumb_speaks_of_one_action_and_by_praise_of_the_others() -> None:
+def test_a_thumb_covers_one_action_and_by_praise_the_others() -> None:
     """Trust ½, ρ = 0.1: up on action 1 says 1 of it with weight ½, and 0 of the others with ½·0.1·1 = 0.05."""
     made = feedback_targets([{1: 1.0}, {1: 0.0}], [0.5, 1.0], 3, exclusivity=0.1)
     np.testing.assert_allclose(made.reward, [[0, 1, 0], [0, 0, 0]])
@@ -17,13 +17,13 @@ def test_a_thumb_speaks_of_one_action_and_by_praise_of_the_others() -> None:
     assert made.preferred.tolist() == [-1, -1]
 
 
-def test_a_correction_speaks_of_all() -> None:
+def test_a_correction_covers_all_actions() -> None:
     made = feedback_targets([{0: 0.0, 1: 0.0, 2: 1.0}], [1.0], 3, exclusivity=0.1)
     assert made.reward.tolist() == [[0, 0, 1]]
     assert made.weight.tolist() == [[1, 1, 1]]
 
 
-def test_a_preference_speaks_of_a_pair_alone() -> None:
+def test_a_preference_covers_its_pair_alone() -> None:
     made = feedback_targets([{2: 0.25, 0: 0.75}], [1.0], 3, exclusivity=0.1)
     assert (made.preferred[0], made.rejected[0], made.share[0]) == (0, 2, 1.0)
     assert not made.weight.any()

@@ -213,7 +213,7 @@ def test_few_decisions_give_no_verdict() -> None:
     assert compare(constant(1.0, 100)).report().verdict == "promote"
 
 
-def test_one_loud_user_cannot_push_a_bad_candidate_through() -> None:
+def test_one_heavy_user_cannot_push_a_bad_candidate_through() -> None:
     """A third of the feedback is one client's and always praises the candidate; it counts for 1 %."""
     _, seen = world(gain=-0.05).seen(np.random.default_rng(2), 6_000)
     loud = np.arange(6_000) % 3 == 0
@@ -320,7 +320,7 @@ def test_few_users_share_equally_instead_of_being_left_out() -> None:
     assert not any("left out" in reason for reason in fair.reasons)
 
 
-def test_one_loud_user_of_few_counts_as_one_of_them() -> None:
+def test_one_heavy_user_of_few_counts_as_one_of_them() -> None:
     """19 honest users know a bad candidate; the 20th sends half of the events and praises it.
 
     An equal share is 1/20, so he has 199 ≤ 0.05·3999 of the 2,199 that count.

@@ -51,7 +51,7 @@ def test_a_tally_admits_by_what_it_has_seen() -> None:
     assert tally == UserTally(seen=8, counted={"a": 2, "b": 1, "c": 1, "d": 1, "e": 1})
 
 
-def test_a_loud_user_counts_for_his_share() -> None:
+def test_a_heavy_user_counts_for_their_share() -> None:
     """His last event is the 2,998th: 0.01·2998 allows 29."""
     users = ["loud" if i % 3 == 0 else f"u{i}" for i in range(3_000)]
     admitted, tally = UserTally().admit(users, cap=0.01)
@@ -104,7 +104,7 @@ def test_wealth_by_hand() -> None:
     assert hear(raters, "a", [False])["a"].log_wealth == pytest.approx(np.log(1.64))
 
 
-def test_who_always_says_the_opposite_is_quarantined_after_fourteen() -> None:
+def test_a_user_who_always_says_the_opposite_is_quarantined_after_fourteen() -> None:
     """1.64¹⁴ = 1017 ≥ 1000 > 1.64¹³."""
     raters = hear(crowd(), "mallory", [False] * 13)
     assert raters["mallory"].trust_level == "heard"
@@ -139,7 +139,7 @@ def test_where_nothing_is_known_no_rater_is_suspected() -> None:
     assert rater.reliability == pytest.approx(0.9)
 
 
-def test_if_everybody_disagrees_it_is_not_the_users() -> None:
+def test_if_all_users_disagree_no_user_is_suspected() -> None:
     """At most a fifth is ever quarantined, and of two users nobody is."""
     raters = Raters()
     for i in range(50):

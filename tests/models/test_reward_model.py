@@ -77,7 +77,7 @@ def test_a_correction_is_a_thumb_for_every_action() -> None:
     np.testing.assert_allclose(q, [[0.2, 0.8]])
 
 
-def test_praise_speaks_against_the_other_actions_as_far_as_answers_are_exclusive() -> None:
+def test_praise_counts_against_the_other_actions_as_far_as_answers_are_exclusive() -> None:
     """ρ = ½, λ = 1, a thumb up for action 0: action 1 gets reward 0 with weight ½, so h = ½·1.5 = 0.75 and
     q' = 0.5 + 0.75/1.75·(0 − 0.5) = 2/7. Half praise (a rating of ½) says half as much: h = 0.375, q' = 4/11.
 

@@ -84,7 +84,7 @@ def test_the_likelihood_by_hand() -> None:
     assert opinions_nll(odds, said, noise=0.0).tolist() == pytest.approx([0.831777, 0.143841], abs=1e-5)
 
 
-def test_before_anybody_spoke_it_believes_what_the_policy_does(policy: FusionPolicy) -> None:
+def test_before_any_feedback_it_believes_what_the_policy_does(policy: FusionPolicy) -> None:
     """But for a doubt of 0.05: log-odds of 0.05 + 0.9·P."""
     experiences, _ = _experiences(5, 0)
     contents = (torch.from_numpy(experiences.pools["sensor"]), torch.tensor([[1, 0]]).expand(5, -1), torch.ones(5, 2))
@@ -157,7 +157,7 @@ def test_how_unsure_a_reward_is_by_hand(policy: FusionPolicy) -> None:
     assert sigma.tolist() == pytest.approx([1.35, 1.0125], abs=1e-5)
 
 
-def test_it_is_surer_of_what_users_spoke_of(policy: FusionPolicy) -> None:
+def test_it_is_surer_of_actions_with_feedback(policy: FusionPolicy) -> None:
     """ "none" was never served: its log-odds are as unsure as before; those of the other two are far surer."""
     experiences, _ = _experiences(400, 1)
     model, report = fit_reward_model(policy, experiences, _thumbs(experiences), settings=SETTINGS)

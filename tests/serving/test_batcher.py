@@ -1,4 +1,4 @@
-"""The batcher: who shares a batch, who is never computed, and that nobody gets another's answer."""
+"""The batcher: which items share a batch, which are never computed, and that no call gets another's answer."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Gate:
 
 
 class Asking:
-    """One caller on a thread of its own."""
+    """One call on a thread of its own."""
 
     def __init__(self, users: Users, items: Sequence[int], deadline_s: float) -> None:
         self._left = threading.Event()
@@ -252,7 +252,7 @@ STEPS = st.lists(
 @settings(deadline=None, max_examples=100)
 @given(steps=STEPS, max_batch=st.integers(1, 5), workers=st.integers(1, 3))
 def test_no_answer_crosses_requests(steps: list[tuple[str, int]], max_batch: int, workers: int) -> None:
-    """Whatever the interleaving of arrivals, departures, batches and failures: every caller that stays gets twice its
+    """Whatever the interleaving of arrivals, departures, batches and failures: every call that stays gets twice its
     own items, or the failure of its own batch; no item is computed twice."""
     gate = Gate()
     asked: list[tuple[list[int], Asking]] = []

@@ -83,7 +83,7 @@ def test_what_waits_is_bounded_without_a_scrape(ours: BufferedHistogram) -> None
     assert len(observed._waiting) < _BATCH
 
 
-def test_a_series_that_was_removed_stays_away_whoever_still_counts_in_it(
+def test_a_removed_series_stays_away_though_it_is_still_counted_in(
     ours: BufferedHistogram, page: CollectorRegistry
 ) -> None:
     held = ours.labels("1")

@@ -1,4 +1,4 @@
-"""The decision recorder: everything durable in time, nothing waited for, what is dropped is counted."""
+"""DecisionLog: everything durable in time, no answer waits, dropped decisions are counted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MovableLog:
     """A log that is away until :meth:`come_back`.
 
     Attributes:
-        tried: set once somebody has tried to append in vain.
+        tried: set once an append has failed.
     """
 
     def __init__(self) -> None:
@@ -61,50 +61,50 @@ def counted(metrics: ServingMetrics) -> Counted:
 
 
 def test_everything_is_logged_in_order_at_close(log: SqliteLog, metrics: ServingMetrics, counted: Counted) -> None:
-    recorder = DecisionLog(log.append, metrics, queue_limit=1000)
-    recorder.start()
+    queue = DecisionLog(log.append, metrics, queue_limit=1000)
+    queue.start()
     made = [a_decision() for _ in range(600)]
     for decision in made:
-        recorder.record(decision)
-    recorder.close(timeout_s=30)
+        queue.record(decision)
+    queue.close(timeout_s=30)
     assert [d.prediction_id for d in decisions(log)] == [d.prediction_id for d in made]
     assert (counted("logged"), counted("dropped")) == (600, 0)
 
 
 def test_what_does_not_fit_is_dropped_and_counted(metrics: ServingMetrics, counted: Counted) -> None:
-    recorder = decision_log(MovableLog(), metrics, queue_limit=3)
+    queue = decision_log(MovableLog(), metrics, queue_limit=3)
     for _ in range(5):
-        recorder.record(a_decision())  # nobody empties the queue: it was not started
-    assert recorder.waiting() == 3
+        queue.record(a_decision())  # it was not started, so the queue stays full
+    assert queue.waiting() == 3
     assert counted("dropped") == 2
 
 
 def test_it_tries_again_until_the_log_is_back(metrics: ServingMetrics, counted: Counted) -> None:
     log = MovableLog()
-    recorder = decision_log(log, metrics, queue_limit=100)
-    recorder.start()
+    queue = decision_log(log, metrics, queue_limit=100)
+    queue.start()
     made = [a_decision() for _ in range(3)]
     for decision in made:
-        recorder.record(decision)
+        queue.record(decision)
     assert log.tried.wait(30)
     log.come_back()
-    recorder.close(timeout_s=30)
+    queue.close(timeout_s=30)
     assert log.appended == made
     assert (counted("logged"), counted("dropped")) == (3, 0)
 
 
 def test_a_log_that_stays_away_does_not_hold_up_the_shutdown(metrics: ServingMetrics, counted: Counted) -> None:
-    recorder = decision_log(MovableLog(), metrics, queue_limit=1000)
-    recorder.start()
+    queue = decision_log(MovableLog(), metrics, queue_limit=1000)
+    queue.start()
     for _ in range(600):
-        recorder.record(a_decision())
-    recorder.close(timeout_s=0)
+        queue.record(a_decision())
+    queue.close(timeout_s=0)
     assert (counted("logged"), counted("dropped")) == (0, 600)
 
 
 def test_an_unexpected_error_costs_its_batch_and_not_the_thread(metrics: ServingMetrics, counted: Counted) -> None:
-    recorder = decision_log(BrokenLog(), metrics, queue_limit=1000)
-    recorder.start()
-    recorder.record(a_decision())
-    recorder.close(timeout_s=30)
+    queue = decision_log(BrokenLog(), metrics, queue_limit=1000)
+    queue.start()
+    queue.record(a_decision())
+    queue.close(timeout_s=30)
     assert counted("dropped") == 1

@@ -231,17 +231,17 @@ async def test_texts_are_embedded_once_for_all_versions_of_a_trunk(serve: Serve,
         return running.metric("plaudit_serving_dynamic_action_texts_total", vectors=vectors)
 
     await running.predict(dynamic_actions=listed())
-    assert (texts("computed"), texts("kept")) == (4, 0)
+    assert (texts("computed"), texts("cached")) == (4, 0)
     go_live(registry, 2)
     await until(lambda: running.metric("plaudit_serving_live_version", model="tiny") == 2)
     answer = await running.predict(
         dynamic_actions=[*listed(), prediction_pb2.DynamicAction(id="new", text="another one")]
     )
     assert answer.version == 2
-    assert (texts("computed"), texts("kept")) == (5, 4)
+    assert (texts("computed"), texts("cached")) == (5, 4)
 
 
-def test_as_many_vectors_are_kept_as_may_be(
+def test_the_cache_of_vectors_is_bounded(
     runtime: ModelRuntime, registry: DirectoryRegistry, metrics: ServingMetrics
 ) -> None:
     model = runtime.load(registry.folder(1))
@@ -315,11 +315,11 @@ async def test_a_shadow_does_not_evaluate_dynamic_actions(serve: Serve, registry
     assert experiment is not None
     await until(lambda: bool(experiment._shadows) or experiment._dropped > 0)
     await asyncio.to_thread(running.server.stop)
-    told = [event for event in events(running.log, Topic.EXPERIMENTS) if isinstance(event, ExperimentReport)]
-    assert sum(report.live.answered for report in told) == 4
-    assert sum(report.live.failed + report.candidate.failed for report in told) == 0
-    assert sum(len(report.shadows) + report.dropped for report in told) == 1
-    assert [each.prediction_id for report in told for each in report.shadows] in ([], [shown.prediction_id])
+    reported = [event for event in events(running.log, Topic.EXPERIMENTS) if isinstance(event, ExperimentReport)]
+    assert sum(report.live.answered for report in reported) == 4
+    assert sum(report.live.failed + report.candidate.failed for report in reported) == 0
+    assert sum(len(report.shadows) + report.dropped for report in reported) == 1
+    assert [each.prediction_id for report in reported for each in report.shadows] in ([], [shown.prediction_id])
 
 
 async def test_a_version_in_an_experiment_scores_dynamic_actions_for_its_users(

@@ -77,7 +77,7 @@ async def test_a_canary_serves_its_users_when_the_call_returns_and_no_user_once_
     assert {(await running.predict(user_id=user)).version for user in inside} == {1}
 
 
-async def test_what_cannot_go_on_experiment(serve: Serve, registry: DirectoryRegistry, tmp_path: Path) -> None:
+async def test_what_cannot_go_into_an_experiment(serve: Serve, registry: DirectoryRegistry, tmp_path: Path) -> None:
     running = await serve()
     tiny_bundle(tmp_path / "other", spec=ModelSpec("tiny", {"scan": ImageModality(8, 8, 1)}, ("cat", "dog"), 8))
     registry.publish(tmp_path / "other")
@@ -100,7 +100,7 @@ async def test_what_cannot_go_on_experiment(serve: Serve, registry: DirectoryReg
     assert (await running.predict()).version == 1
 
 
-async def test_two_operators_cannot_both_begin_or_end_a_experiment(serve: Serve) -> None:
+async def test_two_operators_cannot_both_begin_or_end_an_experiment(serve: Serve) -> None:
     running = await serve()
     outcomes = await asyncio.gather(*(start(running, version) for version in (2, 3)), return_exceptions=True)
     (lost,) = [each for each in outcomes if isinstance(each, grpc.aio.AioRpcError)]
@@ -117,7 +117,7 @@ async def test_two_operators_cannot_both_begin_or_end_a_experiment(serve: Serve)
 
 
 async def test_two_operators_promoting_on_the_same_generation(serve: Serve, registry: DirectoryRegistry) -> None:
-    """Compare and set: one of them wins, the other is told to look again, and the ledger has one change."""
+    """Compare and set: one of them wins, the other is refused and looks again, and the ledger has one change."""
     running = await serve()
     outcomes = await asyncio.gather(
         *(promote(running, version, expected_generation=1) for version in (2, 3)), return_exceptions=True
@@ -223,26 +223,26 @@ async def test_both_arms_are_counted_and_told_to_the_log(serve: Serve, runtime: 
     for user in users_of(running, candidate=True, n=3):
         code, _ = await refusal(running.predict(user_id=user))
         assert code is grpc.StatusCode.INTERNAL
-    for user in [*users_of(running, candidate=False, n=5), ""]:  # nobody in particular counts for neither
+    for user in [*users_of(running, candidate=False, n=5), ""]:  # without a user id it counts for neither
         await running.predict(user_id=user)
-    code, _ = await refusal(running.predict(user_id="user 1", content={}))  # a wrong request is nobody's failure
+    code, _ = await refusal(running.predict(user_id="user 1", content={}))  # a wrong request is no failure of a version
     assert code is grpc.StatusCode.INVALID_ARGUMENT
-    told = await reports(running)
-    assert {(each.model, each.experiment, each.version) for each in told} == {("tiny", 2, 3)}
-    assert [each.number for each in told] == list(range(1, len(told) + 1))
-    assert sum(each.live.answered for each in told) == 5
-    assert sum(each.live.failed for each in told) == 0
-    assert sum(each.candidate.answered for each in told) == 0
-    assert sum(each.candidate.failed for each in told) == 3
+    reported = await reports(running)
+    assert {(each.model, each.experiment, each.version) for each in reported} == {("tiny", 2, 3)}
+    assert [each.number for each in reported] == list(range(1, len(reported) + 1))
+    assert sum(each.live.answered for each in reported) == 5
+    assert sum(each.live.failed for each in reported) == 0
+    assert sum(each.candidate.answered for each in reported) == 0
+    assert sum(each.candidate.failed for each in reported) == 3
 
 
-async def test_without_a_experiment_nothing_is_told(serve: Serve) -> None:
+async def test_without_an_experiment_nothing_is_reported(serve: Serve) -> None:
     running = await serve()
     await running.predict(user_id="ada")
     assert await reports(running) == []
 
 
-async def test_a_candidate_that_fails_its_proof_here_is_told(serve: Serve, registry: DirectoryRegistry) -> None:
+async def test_a_candidate_that_fails_its_proof_here_is_reported(serve: Serve, registry: DirectoryRegistry) -> None:
     running = await serve()
     damage(registry, 3)
     registry.set_rollout(start_canary(registry.rollout(), 3, 0.5, CHANGE))
@@ -268,7 +268,7 @@ async def shadowed(running: Running, n: int) -> None:
     await until(lambda: len(experiment._shadows) + experiment._dropped >= n)
 
 
-async def test_in_the_shadow_everybody_gets_live_answers_and_the_candidates_are_logged(serve: Serve) -> None:
+async def test_in_the_shadow_every_user_gets_live_answers_and_the_candidates_are_logged(serve: Serve) -> None:
     running = await serve()
     await start(running, 3, 1.0, shadow=True)
     answers = []
@@ -278,8 +278,8 @@ async def test_in_the_shadow_everybody_gets_live_answers_and_the_candidates_are_
     assert {(answer.version, answer.role) for answer in answers} == {(1, 1)}
     await promote(running, 3)
     its = [(await running.predict(seed, greedy=True)).action for seed in range(4)]
-    told = await reports(running)  # those of the experiment's last moments too
-    shadows = [shadow for each in told for shadow in each.shadows]
+    reported = await reports(running)  # those of the experiment's last moments too
+    shadows = [shadow for each in reported for shadow in each.shadows]
     assert [shadow.prediction_id for shadow in shadows] == [answer.prediction_id for answer in answers]
     assert [shadow.action for shadow in shadows] == its
     best = [max(answer.scores, key=lambda score: score.probability).action for answer in answers]
@@ -287,7 +287,7 @@ async def test_in_the_shadow_everybody_gets_live_answers_and_the_candidates_are_
     assert all(shadow.kl_nats > 0.0 and shadow.duration_s > 0.0 and not shadow.failure for shadow in shadows)
     shown = [(each.version, each.role) for each in decisions(running.log)]
     assert shown == [(1, Role.LIVE)] * 4 + [(3, Role.LIVE)] * 4
-    assert sum(each.live.answered for each in told) == 4
+    assert sum(each.live.answered for each in reported) == 4
 
 
 async def test_a_version_that_fails_in_the_shadow_fails_no_request(serve: Serve, runtime: ModelRuntime) -> None:
@@ -320,8 +320,8 @@ async def test_a_version_that_hangs_in_the_shadow_delays_no_request_and_the_rest
     assert experiment._dropped == 24 - 1 - 16  # one is computed, sixteen wait
     stuck.stuck = False
     stuck.go_on.set()
-    told = await reports(running)
-    assert sum(each.dropped + len(each.shadows) for each in told) == 24
+    reported = await reports(running)
+    assert sum(each.dropped + len(each.shadows) for each in reported) == 24
 
 
 async def test_a_share_of_the_requests_is_computed_in_the_shadow(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from plaudit.core.events import (
     Preference,
     Rating,
     Retract,
+    Signal,
     Thumb,
 )
 from plaudit.core.experience import FeedbackState
@@ -64,7 +65,7 @@ def signed(ids: PredictionIds, **fields: Any) -> str:
     ],
 )
 async def test_every_signal_is_in_the_log_when_it_is_answered(
-    serve: Serve, log: SqliteLog, fields: dict[str, Any], signal: Any
+    serve: Serve, log: SqliteLog, fields: dict[str, Any], signal: Signal
 ) -> None:
     running = await serve()
     prediction = await running.predict()
@@ -256,7 +257,7 @@ async def test_a_receipt_follows_feedback_from_the_log_into_the_live_version(
     assert receipt.live_since.seconds == 1_700_000_000
 
 
-class Told:
+class LearnerStatuses:
     """What the learners make of feedback, as the test says."""
 
     def __init__(self) -> None:
@@ -273,8 +274,8 @@ async def test_a_receipt_says_what_the_learner_made_of_it(
     serve: Serve, registry: DirectoryRegistry, ids: PredictionIds, tmp_path: Path
 ) -> None:
     """Joined in the third batch, so learned by the first version that had taken in three."""
-    told = Told()
-    running = await serve(statuses=lambda model: told)
+    learner = LearnerStatuses()
+    running = await serve(statuses=lambda model: learner)
     await running.feedback.SendFeedback(a_thumb(signed(ids), "f1"))
 
     async def receipt() -> feedback_pb2.Receipt:
@@ -283,7 +284,7 @@ async def test_a_receipt_says_what_the_learner_made_of_it(
         return answer
 
     assert (await receipt()).state == feedback_pb2.RECEIPT_STATE_RECORDED
-    for fate, state, reason in (
+    for status, state, reason in (
         (
             FeedbackStatus(FeedbackState.WAITING, NOW_S, "", 1),
             feedback_pb2.RECEIPT_STATE_RECORDED,
@@ -292,7 +293,7 @@ async def test_a_receipt_says_what_the_learner_made_of_it(
         (FeedbackStatus(FeedbackState.DISCARDED, NOW_S, "no", 1), feedback_pb2.RECEIPT_STATE_DISCARDED, "no"),
         (FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3), feedback_pb2.RECEIPT_STATE_JOINED, ""),
     ):
-        told.statuses["f1"] = fate
+        learner.statuses["f1"] = status
         found = await receipt()
         assert (found.state, found.reason, found.used_in_version) == (state, reason, 0)
 
@@ -309,24 +310,24 @@ async def test_a_receipt_says_what_the_learner_made_of_it(
     go_live(registry, refresh(4))
     found = await receipt()
     assert (found.state, found.used_in_version) == (feedback_pb2.RECEIPT_STATE_LIVE, with_it)
-    told.statuses["f1"] = FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3, excluded=True)
+    learner.statuses["f1"] = FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3, excluded=True)
     found = await receipt()
     assert (found.state, found.reason[:9]) == (feedback_pb2.RECEIPT_STATE_DISCARDED, "excluded:")
 
 
 async def test_a_receipt_of_what_only_the_learner_remembers(serve: Serve) -> None:
     """A log need not find old feedback by its id; the learner's store does."""
-    told = Told()
-    running = await serve(statuses=lambda model: told)
-    told.statuses["old"] = FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3)
+    learner = LearnerStatuses()
+    running = await serve(statuses=lambda model: learner)
+    learner.statuses["old"] = FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3)
     found = await running.feedback.GetReceipt(feedback_pb2.GetReceiptRequest(feedback_id="old"))
     assert (found.state, found.recorded_at.seconds) == (feedback_pb2.RECEIPT_STATE_JOINED, int(NOW_S))
 
 
 async def test_a_receipt_says_what_it_can_when_the_store_is_away(serve: Serve, ids: PredictionIds) -> None:
-    told = Told()
-    told.problem = StoreUnavailable("no route to host")
-    running = await serve(statuses=lambda model: told)
+    learner = LearnerStatuses()
+    learner.problem = StoreUnavailable("no route to host")
+    running = await serve(statuses=lambda model: learner)
     await running.feedback.SendFeedback(a_thumb(signed(ids), "f1"))
     found = await running.feedback.GetReceipt(feedback_pb2.GetReceiptRequest(feedback_id="f1"))
     assert found.state == feedback_pb2.RECEIPT_STATE_RECORDED

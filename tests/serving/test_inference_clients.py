@@ -152,12 +152,12 @@ async def test_perf_analyzer(serve: Serve, options: list[str]) -> None:
     analyzer = programs.perf_analyzer()
     running = await serve()
     measured = ["--concurrency-range", "2", "--measurement-interval", "200", "--max-trials", "3"]
-    told = await output_of(
+    printed = await output_of(
         *(analyzer.path, "-m", "tiny", "-i", "grpc", "-u", address(running), "--input-data", "zero"),
         *(*measured, "--stability-percentage", "999", *options),
         environment=analyzer.environment,
     )
-    text = told.decode()
+    text = printed.decode()
     rows = int(_number(r"Inference count: (\d+)", text))
     batches = int(_number(r"Execution count: (\d+)", text))
     assert rows >= batches > 0

@@ -1,4 +1,4 @@
-"""Errors and statuses: every class has one, and nothing that was not meant for the caller reaches it."""
+"""Errors and statuses: every class has one, and no internal detail reaches the client."""
 
 from __future__ import annotations
 

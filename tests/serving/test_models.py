@@ -80,8 +80,8 @@ async def test_promote_serves_when_it_returns_and_rollback_goes_back(
     assert registry.rollout().live == 1
 
     await asyncio.to_thread(running.server.stop)
-    told = [event for event in events(log, Topic.VERSIONS) if isinstance(event, RolloutChanged)]
-    assert [(event.generation, event.live, event.actor) for event in told] == [(2, 3, "ada"), (3, 1, "bob")]
+    logged = [event for event in events(log, Topic.VERSIONS) if isinstance(event, RolloutChanged)]
+    assert [(event.generation, event.live, event.actor) for event in logged] == [(2, 3, "ada"), (3, 1, "bob")]
 
 
 async def test_a_version_that_fails_its_proof_is_not_promoted(serve: Serve, registry: DirectoryRegistry) -> None:
@@ -123,10 +123,12 @@ async def test_a_change_decided_on_another_generation(serve: Serve) -> None:
     assert (await promote(running, 3, expected_generation=1)).generation == 2
 
 
-async def test_a_change_for_any_generation_is_made_again_where_somebody_was_faster(
+async def test_a_change_for_any_generation_is_retried_after_a_concurrent_change(
     serve: Serve, registry: DirectoryRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between reading the rollout and writing it, somebody pins version 2: then promoting is refused as pinned."""
+    """Between reading the rollout and writing it, another operator pins version 2; then promoting is refused as
+    pinned.
+    """
     running = await serve()
     original = registry.set_rollout
 
@@ -187,7 +189,7 @@ async def test_watching_shows_the_present_then_every_change_and_ends_at_drain(
     running = await serve()
     call = running.models.WatchVersions(model_pb2.WatchVersionsRequest())
     assert (await call.read()).rollout.generation == 1
-    for version in (2, 3, 1, 2):  # faster than anybody polls
+    for version in (2, 3, 1, 2):  # faster than watchers poll
         go_live(registry, version)
     assert [(await call.read()).rollout.live for _ in range(4)] == [2, 3, 1, 2]
     await promote(running, 3)

@@ -25,7 +25,7 @@ from plaudit.serving.grpc.open_inference.converters import (
     user_of,
     version_of,
 )
-from plaudit.serving.use_cases.predict import Outcome, Prediction
+from plaudit.serving.use_cases.predict import Outcome, Predictions
 from plaudit_models.spec import ModelSpec, OutputSpec, TensorModality
 from support.builders import png, tiny_spec
 from support.serving_harness import array_of, text_of
@@ -299,9 +299,9 @@ def chosen(contract: Contract, *names: str) -> Any:
     return contract.choice([pb.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in names])
 
 
-def an_answer(contract_model: Any, rows: int = 2, native: Any = None, role: Role = Role.LIVE) -> Prediction:
+def an_answer(contract_model: Any, rows: int = 2, native: Any = None, role: Role = Role.LIVE) -> Predictions:
     spec = contract_model.manifest.spec
-    return Prediction(
+    return Predictions(
         contract_model,
         role,
         fixed_actions(spec, ()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,17 +28,17 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture(params=[io.StringIO, Terminal])
-def stderr(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+def stderr(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     """What a service writes there, on a terminal and elsewhere."""
-    told = request.param()
-    monkeypatch.setattr(sys, "stderr", told)
+    written: io.StringIO = request.param()
+    monkeypatch.setattr(sys, "stderr", written)
     log_to_stderr()
-    yield told
+    yield written
     structlog.reset_defaults()
 
 
 @pytest.fixture
-def logged() -> Any:
+def logged() -> Iterator[list[Any]]:
     """What is logged, as it is before it is written."""
     with structlog.testing.capture_logs() as lines:
         yield lines
@@ -53,7 +54,7 @@ def lines(logged: list[Any], event: str) -> list[Any]:
     return [line for line in logged if line["event"] == event]
 
 
-async def test_a_decision_and_its_feedback_are_found_by_their_ids(serve: Serve, logged: Any) -> None:
+async def test_a_decision_and_its_feedback_are_found_by_their_ids(serve: Serve, logged: list[Any]) -> None:
     running = await serve(log_requests=True)
     answer = await running.predictions.Predict(request())
     for _ in range(2):
@@ -75,7 +76,7 @@ async def test_a_decision_and_its_feedback_are_found_by_their_ids(serve: Serve, 
     assert (first["duplicate"], again["duplicate"]) == (False, True)
 
 
-async def test_a_refusal_names_the_field_and_not_what_was_in_it(serve: Serve, logged: Any) -> None:
+async def test_a_refusal_names_the_field_and_not_what_was_in_it(serve: Serve, logged: list[Any]) -> None:
     running = await serve(log_requests=True)
     await refusal(running.predictions.Predict(request(allowed_actions=[TEXT])))
     (refused,) = lines(logged, "refused")
@@ -84,7 +85,7 @@ async def test_a_refusal_names_the_field_and_not_what_was_in_it(serve: Serve, lo
     assert TEXT not in str(logged)
 
 
-async def test_requests_are_not_logged_unless_asked_for(serve: Serve, logged: Any) -> None:
+async def test_requests_are_not_logged_unless_asked_for(serve: Serve, logged: list[Any]) -> None:
     running = await serve()
     await running.predictions.Predict(request())
     await refusal(running.predictions.Predict(request(allowed_actions=[TEXT])))
@@ -92,7 +93,9 @@ async def test_requests_are_not_logged_unless_asked_for(serve: Serve, logged: An
     assert not any("request_id" in line for line in logged)
 
 
-async def test_nothing_that_users_sent_or_are_is_written(serve: Serve, runtime: ModelRuntime, stderr: Any) -> None:
+async def test_nothing_that_users_sent_or_are_is_written(
+    serve: Serve, runtime: ModelRuntime, stderr: io.StringIO
+) -> None:
     """Not with an answer, not with a refusal, and not where the model fails with all of it in its variables."""
 
     class Failing:
@@ -125,15 +128,15 @@ async def test_nothing_that_users_sent_or_are_is_written(serve: Serve, runtime: 
 
 
 async def test_lines_are_json_where_machines_read(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", told)
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
     log_to_stderr()
     try:
         running = await serve(log_requests=True)
         answer = await running.predictions.Predict(request())
-        await until(lambda: "decided" in told.getvalue())
+        await until(lambda: "decided" in written.getvalue())
     finally:
         structlog.reset_defaults()
-    found = [json.loads(line) for line in told.getvalue().splitlines()]
+    found = [json.loads(line) for line in written.getvalue().splitlines()]
     (decided,) = [line for line in found if line["event"] == "decided"]
     assert (decided["prediction_id"], decided["level"]) == (answer.prediction_id, "info")

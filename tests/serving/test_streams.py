@@ -127,16 +127,16 @@ def test_what_work_raises_ends_the_stream(pool: ThreadPoolExecutor) -> None:
 
 
 def test_draining_answers_what_was_read_and_says_so(pool: ThreadPoolExecutor) -> None:
-    ending, requests = ShutdownSignal(), Requests()
+    shutdown, requests = ShutdownSignal(), Requests()
 
     def read(put: Put[int]) -> None:
         for request in requests:
             put(partial(int, request))
 
-    answers = in_order(read, pool, ending, Call(), limit=8)
+    answers = in_order(read, pool, shutdown, Call(), limit=8)
     requests.send(1)
     assert next(answers) == 1  # and the client keeps the stream open
-    ending.set()
+    shutdown.set()
     with pytest.raises(Draining):
         next(answers)
     requests.send(None)
@@ -178,21 +178,21 @@ def test_what_reading_fails_with_comes_after_the_groups_before_it() -> None:
 
 
 def test_draining_ends_groups_too() -> None:
-    requests, ending = Requests(), ShutdownSignal()
-    groups = in_groups(iter(requests), ending, Call(), limit=3)
+    requests, shutdown = Requests(), ShutdownSignal()
+    groups = in_groups(iter(requests), shutdown, Call(), limit=3)
     requests.send(1)
     assert next(groups) == [1]
-    ending.set()
+    shutdown.set()
     with pytest.raises(Draining):
         next(groups)
     requests.send(None)
 
 
 def test_the_end_is_told_even_if_it_came_before() -> None:
-    ending, told = ShutdownSignal(), []
-    ending.set()
-    with ending.notifying(lambda: told.append("now")):
-        assert told == ["now"]
+    shutdown, notified = ShutdownSignal(), []
+    shutdown.set()
+    with shutdown.notifying(lambda: notified.append("now")):
+        assert notified == ["now"]
 
 
 def test_pcm_becomes_a_wav_of_the_same_samples() -> None:

@@ -68,7 +68,7 @@ class Kafka:
     def corner(self) -> Kafka:
         return replace(self, prefix=f"t{uuid.uuid4().hex[:8]}.")
 
-    def log(self, seat: Any = None, **changes: Any) -> Any:
+    def log(self, slot: Any = None, **changes: Any) -> Any:
         """A log in this corner, for tests: quick to give up. ``changes``: fields of what it is made of."""
         from plaudit.adapters.log.kafka.cluster import KafkaConnection, TopicPlan
         from plaudit.adapters.log.kafka.log import Delivery, KafkaLog
@@ -80,7 +80,7 @@ class Kafka:
             return {name: value for name, value in fields.items() if name in kind.__dataclass_fields__}
 
         connection, plan = KafkaConnection(**of(KafkaConnection)), TopicPlan(**of(TopicPlan))
-        return KafkaLog(connection, plan, Delivery(**of(Delivery)), seat)
+        return KafkaLog(connection, plan, Delivery(**of(Delivery)), slot)
 
 
 @pytest.fixture(scope="session")

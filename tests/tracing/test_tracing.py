@@ -33,6 +33,7 @@ from plaudit.core.settings import Settings, TracingSettings
 from plaudit.core.tracing import NO_TRACING, Attributes, NoTracing
 from plaudit.core.wire import decode_event, encode_event
 from plaudit.serving.grpc.interceptors import CallInterceptor
+from plaudit.serving.server import InferenceServer
 from support import builders
 from support.deployment import PLAUDIT, Service, deployed
 from support.otlp_receiver import Received, Receiver, over_grpc, over_http
@@ -65,7 +66,7 @@ def recorded() -> Recorded:
 
 
 @pytest.fixture
-def server(tmp_path: Path, recorded: Recorded) -> Iterator[Any]:
+def server(tmp_path: Path, recorded: Recorded) -> Iterator[InferenceServer]:
     """A server whose spans stay in memory, without processes."""
     settings = load_settings(deployed(tmp_path))
     log = serving_log(settings)
@@ -77,7 +78,7 @@ def server(tmp_path: Path, recorded: Recorded) -> Iterator[Any]:
 
 
 @pytest.fixture
-def client(server: Any, recorded: Recorded) -> Iterator[Client]:
+def client(server: InferenceServer, recorded: Recorded) -> Iterator[Client]:
     with Client(f"127.0.0.1:{server.port}", tracer_provider=recorded.provider) as client:
         yield client
 
@@ -155,7 +156,7 @@ def test_what_is_refused_says_so_without_saying_what_was_sent(client: Client, re
     assert not any(SECRET in span.to_json() or USER in span.to_json() for span in recorded.all())
 
 
-def test_streams_are_traced_too(client: Client, recorded: Recorded, server: Any) -> None:
+def test_streams_are_traced_too(client: Client, recorded: Recorded, server: InferenceServer) -> None:
     answers = [client.predict({"question": SECRET}) for _ in range(2)]
     recorded.exporter.clear()
     list(client.stream_feedback([thumbs_up(answer) for answer in answers]))
@@ -163,7 +164,7 @@ def test_streams_are_traced_too(client: Client, recorded: Recorded, server: Any)
     assert any(_id(stream) in _links(append) for append in recorded.all("append"))
 
 
-async def test_the_client_of_asyncio_is_traced_too(server: Any, recorded: Recorded) -> None:
+async def test_the_client_of_asyncio_is_traced_too(server: InferenceServer, recorded: Recorded) -> None:
     async with AsyncClient(f"127.0.0.1:{server.port}", tracer_provider=recorded.provider) as client:
         await client.predict({"question": SECRET})
     called, served = recorded.all(PREDICT)[::-1]
@@ -171,7 +172,7 @@ async def test_the_client_of_asyncio_is_traced_too(server: Any, recorded: Record
     assert _parent_id(served) == _id(called)
 
 
-async def test_a_batch_links_to_every_request_that_it_answers(server: Any, recorded: Recorded) -> None:
+async def test_a_batch_links_to_every_request_that_it_answers(server: InferenceServer, recorded: Recorded) -> None:
     async with AsyncClient(f"127.0.0.1:{server.port}") as client:
         await asyncio.gather(*(client.predict({"question": f"{SECRET} {n}"}) for n in range(30)))
     waits = {_id(span) for span in recorded.all("wait for the model")}
@@ -240,7 +241,7 @@ def _settings(**fields: Any) -> Settings:
     return Settings(tracing=TracingSettings(**fields))
 
 
-def test_tracing_is_off_unless_somebody_asks_for_it(otel: Callable[..., None]) -> None:
+def test_tracing_is_off_unless_it_is_asked_for(otel: Callable[..., None]) -> None:
     assert service_tracing(_settings(), "plaudit-serve") is None
     otel(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_SDK_DISABLED="true")
     assert service_tracing(_settings(), "plaudit-serve") is None
@@ -318,7 +319,7 @@ def test_events_keep_their_traceparent_in_the_log() -> None:
 
 @pytest.fixture
 def command(
-    tmp_path: Path, server: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, server: InferenceServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
     """``command("versions", "--json")`` in this process, of the server whose spans stay in memory; its output."""
 
@@ -360,7 +361,7 @@ def test_a_command_whose_traces_cannot_be_made_is_done_all_the_same(
 
 
 def test_the_console_begins_traces_too(
-    tmp_path: Path, server: Any, collector: Receiver, recorded: Recorded, otel: Callable[..., None]
+    tmp_path: Path, server: InferenceServer, collector: Receiver, recorded: Recorded, otel: Callable[..., None]
 ) -> None:
     otel(OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint, OTEL_BSP_SCHEDULE_DELAY="50")
     where = ["--config", str(tmp_path / "plaudit.toml"), "--target", f"127.0.0.1:{server.port}"]

@@ -1,4 +1,4 @@
-"""The body of ``plaudit finetune``: a progress bar around one job. The training itself is another process."""
+"""``plaudit finetune``: a progress bar around one fine-tuning job, which runs in another process."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from plaudit.core.settings import Settings
 from plaudit.learner.finetuning.manual import FinetuningFailed, finetune_manually
 from plaudit_models.bundle import Manifest
 
-_LOOK_INTERVAL_S: Final = 0.2
+_POLL_INTERVAL_S: Final = 0.2
 
 
 def finetune(settings: Settings, model: str, reason: str) -> Manifest:
-    """Raises CommandFailed, or another error with a sentence for the user."""
+    """Run one job and publish its version. Raises CommandFailed, or another error with a sentence for the user."""
     started_s = time.time()
     bar = Progress(
         TextColumn("{task.description}"),
@@ -53,7 +53,7 @@ def finetune(settings: Settings, model: str, reason: str) -> Manifest:
                 limits=content_limits(settings),
                 now_s=started_s,
                 reason=reason or "by hand",
-                wait=lambda: time.sleep(_LOOK_INTERVAL_S),
+                wait=lambda: time.sleep(_POLL_INTERVAL_S),
                 on_progress=show,
             )
         except FinetuningFailed as error:

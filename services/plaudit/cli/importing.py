@@ -1,4 +1,6 @@
-"""The body of ``plaudit import``: file → version folder → registry. Imports onnx; import it inside the command."""
+"""``plaudit import``: from an ONNX file to a version in the registry. Imports onnx; to be imported inside the
+command.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,14 @@ from plaudit_models.bundle import CorruptBundle, Manifest
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """``live``: it serves from now on."""
+    """A published version; ``live``: True: it serves from now on."""
 
     manifest: Manifest
     live: bool
 
 
 def read_actions(file: Path | None) -> list[str]:
-    """One action a line. Raises CommandFailed."""
+    """Actions from a file with one a line; [] without a file. Raises CommandFailed."""
     if file is None:
         return []
     try:
@@ -39,7 +41,7 @@ def read_actions(file: Path | None) -> list[str]:
 
 
 def read_golden(file: Path | None) -> dict[str, np.ndarray] | None:
-    """Arrays by name from an .npz. Raises CommandFailed."""
+    """Arrays by name from an .npz; None without a file. Raises CommandFailed."""
     if file is None:
         return None
     try:
@@ -53,7 +55,7 @@ def import_model(settings: Settings, file: Path, name: str, options: ImportOptio
     """Publish the file as the next version of the model.
 
     Args:
-        go_live: make it live even if another version is; the first version of a model goes live anyhow.
+        go_live: make it live even if another version is; the first version of a model always goes live.
 
     Raises:
         CommandFailed: with a sentence for the user.
@@ -63,7 +65,7 @@ def import_model(settings: Settings, file: Path, name: str, options: ImportOptio
         folder = Path(made)
         try:
             import_onnx(file, name, folder, options)
-            model_runtime(settings).load(folder)  # published is only what can serve
+            model_runtime(settings).load(folder)  # publish only a version that can serve
             manifest = registry.publish(folder)
         except (CannotImport, CorruptBundle) as error:
             raise CommandFailed(str(error)) from error

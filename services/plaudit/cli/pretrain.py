@@ -1,8 +1,7 @@
-"""The body of ``plaudit pretrain``: a progress bar around the training. Imports torch; import it inside the command."""
+"""``plaudit pretrain``: a progress bar around the training. Imports torch; to be imported inside the command."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from plaudit.cli import output
 from plaudit.cli.failures import CommandFailed
-from plaudit.compose.registry import model_registry
+from plaudit.compose import pretraining
 from plaudit.core.settings import Settings
-from plaudit.learner.finetuning.pretraining import Published, pretrain_and_publish
+from plaudit.learner.finetuning.pretraining import Published
 from plaudit_models.dataset import InvalidData
 from plaudit_models.training.export import ExportMismatch
 from plaudit_models.training.pretrain import PretrainProgress
 
 
 def pretrain(settings: Settings, folder: Path) -> Published:
-    """Raises CommandFailed or ConfigError with a sentence for the user."""
-    spec, registry, options = settings.spec(), model_registry(settings), settings.pretrain
+    """Train and publish. Raises CommandFailed or ConfigError with a sentence for the user."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -44,21 +42,7 @@ def pretrain(settings: Settings, folder: Path) -> Published:
             bar.update(task, description=done, completed=progress.fraction, measured=measured, left=left)
 
         try:
-            published = pretrain_and_publish(
-                folder,
-                spec,
-                registry,
-                now_s=time.time(),
-                floor=settings.policy.floor,
-                max_duration_s=options.max_duration_s,
-                max_epochs=options.max_epochs,
-                batch=options.batch,
-                learning_rate=options.learning_rate,
-                patience=options.patience,
-                threads=options.threads,
-                seed=options.seed,
-                on_progress=show,
-            )
+            published = pretraining.pretrain(settings, folder, show)
         except (InvalidData, ExportMismatch, FloatingPointError) as error:
             raise CommandFailed(str(error)) from error
         bar.update(task, description="published", completed=1.0)
@@ -66,7 +50,7 @@ def pretrain(settings: Settings, folder: Path) -> Published:
 
 
 def summary(published: Published) -> dict[str, Any]:
-    """What ``--json`` prints."""
+    """Result as JSON."""
     metrics = published.manifest.metrics
     return {
         "version": published.manifest.version,
@@ -80,6 +64,7 @@ def summary(published: Published) -> dict[str, Any]:
 
 
 def show(published: Published) -> None:
+    """Print the result as text."""
     metrics = published.manifest.metrics
     output.out.print(
         f"version {published.manifest.version} is published{' and live' if published.live else ''}: "

@@ -1,4 +1,4 @@
-"""Talk to a Plaudit server: sync :class:`Client`, asyncio :class:`AsyncClient`. Needs grpcio and protobuf alone.
+"""Client of a Plaudit server: :class:`Client` for threads, :class:`AsyncClient` for asyncio. Needs grpcio and protobuf.
 
 from plaudit.client import Client
 

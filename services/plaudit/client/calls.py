@@ -1,6 +1,6 @@
-"""Every call as a value: which method, which request, how the answer is read. Sends nothing.
+"""Calls as values: the method, the request, and the function that reads the answer. Sends nothing.
 
-The sync and the asyncio client share all of this and differ only in how they wait.
+The clients for threads and for asyncio share all of this and differ only in waiting.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _MODEL: Final = "/plaudit.v1.ModelService/"
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[Result]):
-    """One call.
+    """A call.
 
     Attributes:
         method: full gRPC method name.
-        request: what is sent; None where the requests are a stream.
-        response: the message class of the answer, or of each answer of a stream.
-        read: an answer's message → what the user gets.
-        admin: it needs the admin token where one is configured.
+        request: message to send; None where the requests are a stream.
+        response: message class of the answer, or of each answer of a stream.
+        read: makes the result of an answer's message.
+        admin: True: it needs the admin token where one is configured.
     """
 
     method: str
@@ -47,19 +47,19 @@ class Call(Generic[Result]):
 
 
 class PredictOptions(TypedDict, total=False):
-    """What ``predict`` takes by keyword.
+    """Keyword arguments of ``predict``.
 
     Attributes:
-        user_id: who asks; opaque.
-        allowed_actions: what may be picked; None allows all of the model's actions.
-        dynamic_actions: what may be picked instead of the model's actions, text by id; each is scored by its text, so
-            it may be new to the model. None: the model's actions. Only models that score text take them.
-        greedy: pick the most probable action instead of sampling; such answers teach the model less.
-        top_k: how many scores to return; 0 is all.
-        explain: say what each modality contributed.
+        user_id: opaque id of the user.
+        allowed_actions: actions to pick from; None: all of the model's.
+        dynamic_actions: actions of this request to pick from instead of the model's, text by id; each is scored by its
+            text, so it may be new to the model. None: the model's actions. Only models that score text take them.
+        greedy: True: pick the most probable action instead of sampling; such answers teach the model less.
+        top_k: number of scores to return; 0: all.
+        explain: True: return the contribution of each modality.
         request_id: comes back unchanged and appears in the server's logs.
-        model: may be left out where one model is served.
-        user_group: a group that the user belongs to, such as "premium": no version may make answers worse for it.
+        model: name of the model; may be left out where one model is served.
+        user_group: group of the user, such as "premium": no version may make answers worse for a group.
     """
 
     user_id: str
@@ -74,13 +74,14 @@ class PredictOptions(TypedDict, total=False):
 
 
 class ChangeOptions(TypedDict, total=False):
-    """What ``promote``, ``rollback``, ``pin``, ``unpin`` and the canary's take by keyword.
+    """Keyword arguments of the methods that change the rollout.
 
     Attributes:
-        reason: why, in one sentence.
-        actor: who decides; None is the user this process runs as.
-        expected_generation: refuse if the rollout has moved on from it; 0 is whatever it is.
-        model: may be left out where one model is served.
+        reason: reason for the change, in one sentence.
+        actor: author of the change; None: the user this process runs as.
+        expected_generation: generation that the decision is based on: refused if the rollout was changed since; 0: do
+            not check.
+        model: name of the model; may be left out where one model is served.
     """
 
     reason: str
@@ -102,14 +103,14 @@ def predict(
     model: str = "",
     user_group: str = "",
 ) -> Call[results.Prediction]:
-    """Raises ClientError naming the field if something cannot be sent."""
+    """Call of Predict. Raises ClientError naming the field if something cannot be sent."""
     if isinstance(allowed_actions, str):
         raise invalid("allowed_actions", f"{allowed_actions!r} is one string; give a list of actions")
     if allowed_actions is not None and not allowed_actions:
         raise invalid("allowed_actions", "[] allows no action; leave it out (None) to allow all of them")
     if dynamic_actions is not None and not isinstance(dynamic_actions, Mapping):
         raise invalid(
-            "dynamic_actions", f"{type(dynamic_actions).__name__} is no mapping; give the text of each by its id"
+            "dynamic_actions", f"{type(dynamic_actions).__name__} is not a mapping; give the text of each by its id"
         )
     if dynamic_actions is not None and not dynamic_actions:
         raise invalid(
@@ -195,7 +196,7 @@ def rollback(
 def pin(
     number: int | None, *, reason: str = "", actor: str | None = None, expected_generation: int = 0, model: str = ""
 ) -> Call[results.Rollout]:
-    """None unpins; on the wire that is version 0, so 0 itself is refused."""
+    """Call of Pin; None unpins. On the wire that is version 0, so 0 itself is refused."""
     if number is not None and number <= 0:
         raise invalid("version", f"{number} is not a version; versions count from 1")
     request = model_pb2.PinRequest(
@@ -238,7 +239,7 @@ def stop_canary(
     expected_generation: int = 0,
     model: str = "",
 ) -> Call[results.Rollout]:
-    """None stops whichever experiment is under way."""
+    """Call of StopCanary; None stops any experiment."""
     request = model_pb2.StopCanaryRequest(
         model=model,
         version=number or 0,

@@ -1,4 +1,4 @@
-"""How the client's channels behave: message size, keep-alive, and which calls are tried again."""
+"""Options of the client's channels: message size, keep-alive, and which calls are retried."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ DEFAULT_TARGET: Final = "127.0.0.1:8001"
 DEFAULT_TIMEOUT_S: Final = 10.0
 DEFAULT_MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 
-# Tried again on UNAVAILABLE: calls that read, a prediction (a decision without feedback teaches nothing), and feedback,
-# whose id the client made, so that a second arrival is recognised as a duplicate. Promote, Rollback and Pin are
-# not here: rolling back twice is not rolling back once.
+# Retried on UNAVAILABLE: calls that read, a prediction (a decision without feedback teaches nothing), and feedback,
+# whose id the client made, so that a second arrival is recognised as a duplicate. Changes of the rollout are not:
+# rolling back twice is not rolling back once.
 _RETRIED: Final = {
     "plaudit.v1.PredictionService": ("Predict",),
     "plaudit.v1.FeedbackService": ("SendFeedback", "GetReceipt"),
@@ -44,7 +44,7 @@ def options(max_message_bytes: int) -> Sequence[tuple[str, int | str]]:
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-        # A server that was started again is found within two seconds; gRPC by itself would wait for up to two minutes.
+        # A restarted server is found within two seconds; by default gRPC waits for up to two minutes.
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 2_000),
         # Notices a dead peer under an idle stream; Plaudit's servers allow a ping every 30 s.

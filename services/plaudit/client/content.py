@@ -1,4 +1,4 @@
-"""What users have at hand (paths, bytes, strings, arrays) → Content messages. Knows no model.
+"""Content messages from paths, bytes, strings and arrays. Knows no model.
 
 A ``str`` is always text, also where it looks like a path. Bytes and paths are told apart by their first bytes.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     Part = content_pb2.Content | str | bytes | Path | NDArray[Any]
-    """What :meth:`Client.predict` takes for one modality."""
+    """Content of one modality, as :meth:`Client.predict` takes it."""
 
 _MAGIC: Final[tuple[tuple[bytes, Literal["image", "audio"]], ...]] = (
     (b"\x89PNG\r\n\x1a\n", "image"),
@@ -33,23 +33,24 @@ _RIFF_KIND_AT: Final = slice(8, 12)
 
 
 def image(source: bytes | Path) -> content_pb2.Content:
-    """An encoded image (PNG, JPEG, WebP, BMP, GIF): its bytes, or the file that holds them."""
+    """Encoded image (PNG, JPEG, WebP, BMP, GIF): its bytes, or its file."""
     return content_pb2.Content(image=_bytes(source, "image"))
 
 
 def audio(source: bytes | Path) -> content_pb2.Content:
-    """An encoded sound (WAV, FLAC, OGG): its bytes, or the file that holds them."""
+    """Encoded sound (WAV, FLAC, OGG): its bytes, or its file."""
     return content_pb2.Content(audio=_bytes(source, "audio"))
 
 
 def text(value: str) -> content_pb2.Content:
+    """Text."""
     return content_pb2.Content(text=value)
 
 
 def tensor(values: ArrayLike) -> content_pb2.Content:
-    """A ready tensor without the batch axis: numbers as an array or nested lists. Needs numpy.
+    """Tensor without the batch axis: numbers as an array or nested lists. Needs numpy.
 
-    Floats of any width travel as float32, integers as int64.
+    Floats of any width are sent as float32, integers as int64.
     """
     import numpy as np
 
@@ -66,13 +67,13 @@ def tensor(values: ArrayLike) -> content_pb2.Content:
 
 
 def to_content(name: str, part: Part) -> content_pb2.Content:
-    """One modality of a request.
+    """Content of one modality.
 
     Args:
-        name: the modality, for errors.
+        name: name of the modality, for errors.
 
     Raises:
-        ClientError: the value's kind cannot be told, or its file cannot be read.
+        ClientError: the kind of the value is unknown, or its file cannot be read.
     """
     field = f'content["{name}"]'
     match part:
@@ -87,7 +88,7 @@ def to_content(name: str, part: Part) -> content_pb2.Content:
                 raise invalid(
                     field,
                     f"{_shown(part)} is neither a known image (PNG, JPEG, WebP, GIF, BMP) nor a known sound "
-                    "(WAV, FLAC, OGG); say what it is with image(...), audio(...), text(...) or tensor(...)",
+                    "(WAV, FLAC, OGG); state its kind with image(...), audio(...), text(...) or tensor(...)",
                 )
             return image(data) if kind == "image" else audio(data)
         case _ if hasattr(part, "__array__"):
@@ -99,7 +100,7 @@ def to_content(name: str, part: Part) -> content_pb2.Content:
 
 
 def sniff(data: bytes) -> Literal["image", "audio"] | None:
-    """What encoded bytes are, by their first bytes; None if unknown."""
+    """Kind of encoded bytes, by their first bytes; None if unknown."""
     if data.startswith(b"RIFF"):
         return _RIFF_KINDS.get(data[_RIFF_KIND_AT])
     if len(data) > 1 and data[0] == 0xFF and data[1] & 0xE6 == 0xE2:  # MP3 without tags: frame sync, layer III

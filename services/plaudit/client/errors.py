@@ -1,4 +1,4 @@
-"""The one exception of the client: what the server refused, or what would have been refused had it been sent."""
+"""Exception of the client: a request that the server refused, or that the client refuses to send."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _NAMES_A_FIELD = re.compile(r'([a-z_]+(?:\["[^"]*"\]|\[\d+\])?(?:\.[a-z_]+)*): '
 
 
 class ClientError(Exception):
-    """A call that gave no result.
+    """A call without a result.
 
     Attributes:
-        code: the gRPC status; INVALID_ARGUMENT also for what the client itself refuses to send.
-        message: one sentence for people.
-        field: the field of the request the message is about, such as ``content["image"]``; "" if about none.
+        code: gRPC status; INVALID_ARGUMENT also where the client refuses to send the request.
+        message: one sentence.
+        field: field of the request that the message names, such as ``content["image"]``; "" if none.
     """
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
@@ -27,12 +27,12 @@ class ClientError(Exception):
 
 
 def invalid(field: str, problem: str) -> ClientError:
-    """What the client refuses to send."""
+    """Error for a request that the client refuses to send."""
     return ClientError(grpc.StatusCode.INVALID_ARGUMENT, f"{field}: {problem}")
 
 
 def from_rpc_error(error: grpc.RpcError, target: str) -> ClientError:
-    """Both colours of grpc's errors have a code and details, though the base class does not say so."""
+    """Error for one of grpc, sync or asyncio; both have a code and details, though their base class has not."""
     code: grpc.StatusCode = error.code()
     details: str = error.details() or "the server gave no reason"
     if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in details:

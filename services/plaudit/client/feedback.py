@@ -1,7 +1,7 @@
-"""Builds feedback. Sends none: hand it to ``send_feedback`` or ``stream_feedback``.
+"""Feedback as messages, to be sent with ``send_feedback`` or ``stream_feedback``.
 
-Each piece gets a fresh ``feedback_id`` unless one is given. The id is the idempotency key: sending the same piece again
-(after a lost connection, say) records nothing new.
+Each gets a fresh ``feedback_id`` unless one is given. The id is the idempotency key: sending the same feedback again,
+such as after a lost connection, records nothing new.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from plaudit.v1 import feedback_pb2
 
 Feedback = feedback_pb2.SendFeedbackRequest
 Subject = Prediction | str
-"""What feedback is about: what ``predict`` gave, or its prediction id."""
+"""The prediction that feedback refers to: the result of ``predict``, or its prediction id."""
 
 ImplicitKind = Literal["rephrased", "interrupted", "accepted"]
 _IMPLICIT: Final = {
@@ -26,11 +26,11 @@ _IMPLICIT: Final = {
 
 
 class FeedbackOptions(TypedDict, total=False):
-    """What every kind of feedback takes by keyword.
+    """Keyword arguments of every kind of feedback.
 
     Attributes:
-        user_id: who says it; by default who asked, where that is known.
-        feedback_id: the idempotency key; by default a fresh UUID.
+        user_id: user whose feedback it is; by default the user of the prediction, where that is known.
+        feedback_id: idempotency key; by default a fresh UUID.
     """
 
     user_id: str
@@ -38,33 +38,35 @@ class FeedbackOptions(TypedDict, total=False):
 
 
 def thumbs_up(subject: Subject, **options: Unpack[FeedbackOptions]) -> Feedback:
+    """Thumb up: the answer was good."""
     piece = _about(subject, **options)
     piece.thumb = feedback_pb2.THUMB_UP
     return piece
 
 
 def thumbs_down(subject: Subject, **options: Unpack[FeedbackOptions]) -> Feedback:
+    """Thumb down: the answer was bad."""
     piece = _about(subject, **options)
     piece.thumb = feedback_pb2.THUMB_DOWN
     return piece
 
 
 def rate(subject: Subject, rating: float, **options: Unpack[FeedbackOptions]) -> Feedback:
-    """How good the answer was, in [0, 1]."""
+    """Rating of the answer in [0, 1], 1 being best."""
     piece = _about(subject, **options)
     piece.rating = rating
     return piece
 
 
 def correct(subject: Subject, action: str, **options: Unpack[FeedbackOptions]) -> Feedback:
-    """``action`` would have been right."""
+    """Correction: ``action`` would have been right."""
     piece = _about(subject, **options)
     piece.correction = action
     return piece
 
 
 def prefer(subject: Subject, preferred: str, rejected: str, **options: Unpack[FeedbackOptions]) -> Feedback:
-    """For this content the action ``preferred`` is better than ``rejected``."""
+    """Preference: for this content the action ``preferred`` is better than ``rejected``."""
     piece = _about(subject, **options)
     piece.preference.preferred = preferred
     piece.preference.rejected = rejected
@@ -72,7 +74,7 @@ def prefer(subject: Subject, preferred: str, rejected: str, **options: Unpack[Fe
 
 
 def implicit(subject: Subject, kind: ImplicitKind, **options: Unpack[FeedbackOptions]) -> Feedback:
-    """What the user did rather than said."""
+    """Implicit signal: what the user did after the answer."""
     if kind not in _IMPLICIT:
         raise invalid("implicit.kind", f"{kind!r} is not one of {sorted(_IMPLICIT)}")
     piece = _about(subject, **options)
@@ -81,20 +83,20 @@ def implicit(subject: Subject, kind: ImplicitKind, **options: Unpack[FeedbackOpt
 
 
 def retract(subject: Subject, retracted: str = "", **options: Unpack[FeedbackOptions]) -> Feedback:
-    """Take the feedback with id ``retracted`` back; "" takes back all of this user's feedback on the prediction."""
+    """Retraction of the feedback with the id ``retracted``; "": of all this user's feedback on the prediction."""
     piece = _about(subject, **options)
     piece.retract.feedback_id = retracted
-    piece.retract.SetInParent()  # an empty message is still a choice
+    piece.retract.SetInParent()  # an empty message still selects the signal
     return piece
 
 
 def _about(subject: Subject, *, user_id: str | None = None, feedback_id: str | None = None) -> Feedback:
     if isinstance(subject, Prediction):
-        prediction_id, asked_by = subject.prediction_id, subject.user_id
+        prediction_id, asker = subject.prediction_id, subject.user_id
     else:
-        prediction_id, asked_by = subject, ""
+        prediction_id, asker = subject, ""
     return Feedback(
         feedback_id=str(uuid.uuid4()) if feedback_id is None else feedback_id,
         prediction_id=prediction_id,
-        user_id=asked_by if user_id is None else user_id,
+        user_id=asker if user_id is None else user_id,
     )

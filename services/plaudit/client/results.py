@@ -1,6 +1,6 @@
-"""What calls answer, as frozen values, and how they are read from messages. Knows no channel.
+"""Results of calls as frozen values, read from messages. Knows no channel.
 
-Times are UTC seconds since the epoch; None stands for what is not there.
+Times are UTC seconds since the epoch; None: there is no value.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _STATES: Final[Mapping[int, ReceiptState]] = {
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """An answer.
+    """Answer to a request.
 
     Attributes:
-        prediction_id: what feedback refers to.
+        prediction_id: signed id that feedback refers to.
         propensity: probability with which ``action`` was picked, exploration included.
-        scores: action → probability, most probable first.
-        contributions: what each modality added to the picked action's probability; empty unless asked for.
-        user_id: who asked, as given to ``predict``; feedback on this prediction is theirs unless said otherwise.
+        scores: probability by action, most probable first.
+        contributions: of each modality to the probability of the picked action; empty without ``explain``.
+        user_id: as given to ``predict``; also of feedback on this prediction, unless that names another user.
     """
 
     prediction_id: str
@@ -65,11 +65,11 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
-    """Feedback is durable.
+    """Acknowledgement that feedback is durable.
 
     Attributes:
-        duplicate: this feedback_id had been recorded before; nothing changed.
-        error: on ``stream_feedback`` only: why this one was refused and not recorded; "" if it was not.
+        duplicate: True: this feedback_id was recorded before; nothing changed.
+        error: on ``stream_feedback`` only: reason why this one was not recorded; "" if it was.
     """
 
     feedback_id: str
@@ -79,12 +79,12 @@ class Acknowledgement:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What became of a piece of feedback.
+    """State of a piece of feedback on its way into a version.
 
     Attributes:
-        reason: why it was discarded; "" if it was not.
-        used_in_version: the first version that learned from it.
-        live_since_s: when that version, or a later one, went live.
+        reason: reason why it was discarded; "" if it was not.
+        used_in_version: first version that learned from it.
+        live_since_s: time at which that version, or a later one, went live.
     """
 
     feedback_id: str
@@ -97,12 +97,12 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One immutable version.
+    """An immutable version of a model.
 
     Attributes:
-        reason: why it was made, in one sentence.
-        manifest: everything known about it: spec, digests, data range, metrics, gate evidence.
-        experiment: how its latest experiment stands or ended; None if there was none, or where versions are listed.
+        reason: reason why it was made, in one sentence.
+        manifest: spec, digests, data range, metrics, gate evidence.
+        experiment: report on its latest experiment; None if there was none, and in lists of versions.
     """
 
     version: int
@@ -117,15 +117,15 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Which version serves, and why.
+    """Rollout of a model: which version serves, and why.
 
     Attributes:
         generation: grows by one with every change.
-        previous: what ``rollback`` returns to.
+        previous: the version that ``rollback`` returns to.
         gated: the last version that passed the gate.
         candidate: the version in an experiment, serving ``candidate_share`` of the users.
-        shadow: it serves nobody; it is computed behind that share of the requests, and logged.
-        experiment: the generation with which the experiment began.
+        shadow: True: the candidate serves no user; its answers to that share of the requests are logged.
+        experiment: generation with which the experiment began.
     """
 
     model: str
@@ -145,7 +145,7 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """Every version, oldest first, and which of them serves."""
+    """All versions of a model, oldest first, and its rollout."""
 
     versions: tuple[Version, ...]
     rollout: Rollout

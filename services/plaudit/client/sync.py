@@ -1,4 +1,4 @@
-"""The sync client. Safe to use from several threads; one per server is enough."""
+"""Client for threads. Safe to use from several threads; one per server is enough."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ Result = TypeVar("Result")
 
 
 class Client:
-    """A connection to one Plaudit server, or to several behind one name.
+    """Connection to one Plaudit server, or to several behind one name.
 
-    Every method raises :class:`~plaudit.client.ClientError`. Keyword arguments are those of
+    Every method raises :class:`~plaudit.client.ClientError`. Other keyword arguments are those of
     :class:`~plaudit.client.calls.PredictOptions`, :class:`~plaudit.client.feedback.FeedbackOptions` and
-    :class:`~plaudit.client.calls.ChangeOptions`; each method also takes ``timeout_s`` in place of the client's own.
+    :class:`~plaudit.client.calls.ChangeOptions`; ``timeout_s``, in seconds, replaces the client's own for one call.
 
     Args:
         target: ``host:port`` of the gRPC port.
         admin_token: for promote, rollback and pin, where the server asks for one.
-        credentials: such as ``grpc.ssl_channel_credentials()``; None is plain text.
-        timeout_s: how long a call may take, trying again included. Streams have no limit unless given one.
-        max_message_bytes: the largest message sent or taken.
-        tracer_provider: OpenTelemetry's, for a span around each call; None: calls are not traced.
+        credentials: such as ``grpc.ssl_channel_credentials()``; None: plain text.
+        timeout_s: time limit of a call in seconds, retries included. Streams have none unless the method gets one.
+        max_message_bytes: size of the largest message sent or received.
+        tracer_provider: of OpenTelemetry, for a span around each call; None: calls are not traced.
     """
 
     def __init__(
@@ -76,37 +76,39 @@ class Client:
     def predict(
         self, content: Mapping[str, Part], *, timeout_s: float | None = None, **options: Unpack[PredictOptions]
     ) -> Prediction:
-        """Ask for an action.
+        """Get an action for the content.
 
         Args:
             content: by modality name; a modality may be missing. ``str`` is text, a ``Path`` or bytes an image or a
-                sound (told apart by its first bytes), a numpy array a tensor; the helpers ``image``, ``audio``,
-                ``text`` and ``tensor`` say it outright.
+                sound (told apart by their first bytes), a numpy array a tensor; the functions ``image``, ``audio``,
+                ``text`` and ``tensor`` state the kind.
         """
         return self._invoke(calls.predict(content, **options), timeout_s)
 
-    # --- feedback: when a method returns, it is durable ---------------------------------------------------------------
+    # --- feedback: durable when a method returns ----------------------------------------------------------------------
 
     def thumbs_up(
         self, subject: Subject, *, timeout_s: float | None = None, **options: Unpack[FeedbackOptions]
     ) -> Acknowledgement:
+        """Say that the answer was good."""
         return self.send_feedback(feedback.thumbs_up(subject, **options), timeout_s=timeout_s)
 
     def thumbs_down(
         self, subject: Subject, *, timeout_s: float | None = None, **options: Unpack[FeedbackOptions]
     ) -> Acknowledgement:
+        """Say that the answer was bad."""
         return self.send_feedback(feedback.thumbs_down(subject, **options), timeout_s=timeout_s)
 
     def rate(
         self, subject: Subject, rating: float, *, timeout_s: float | None = None, **options: Unpack[FeedbackOptions]
     ) -> Acknowledgement:
-        """How good the answer was, in [0, 1]."""
+        """Rate the answer in [0, 1], 1 being best."""
         return self.send_feedback(feedback.rate(subject, rating, **options), timeout_s=timeout_s)
 
     def correct(
         self, subject: Subject, action: str, *, timeout_s: float | None = None, **options: Unpack[FeedbackOptions]
     ) -> Acknowledgement:
-        """``action`` would have been right."""
+        """Name the action that would have been right."""
         return self.send_feedback(feedback.correct(subject, action, **options), timeout_s=timeout_s)
 
     def prefer(
@@ -118,7 +120,7 @@ class Client:
         timeout_s: float | None = None,
         **options: Unpack[FeedbackOptions],
     ) -> Acknowledgement:
-        """For this content the action ``preferred`` is better than ``rejected``."""
+        """Say that for this content the action ``preferred`` is better than ``rejected``."""
         return self.send_feedback(feedback.prefer(subject, preferred, rejected, **options), timeout_s=timeout_s)
 
     def implicit(
@@ -129,7 +131,7 @@ class Client:
         timeout_s: float | None = None,
         **options: Unpack[FeedbackOptions],
     ) -> Acknowledgement:
-        """What the user did rather than said."""
+        """Report what the user did after the answer."""
         return self.send_feedback(feedback.implicit(subject, kind, **options), timeout_s=timeout_s)
 
     def retract(
@@ -140,19 +142,19 @@ class Client:
         timeout_s: float | None = None,
         **options: Unpack[FeedbackOptions],
     ) -> Acknowledgement:
-        """Take feedback back: the piece with the id ``retracted``, or all of this user's on the prediction."""
+        """Retract the feedback with the id ``retracted``; "": all of this user's feedback on the prediction."""
         return self.send_feedback(feedback.retract(subject, retracted, **options), timeout_s=timeout_s)
 
     def send_feedback(self, piece: Feedback, *, timeout_s: float | None = None) -> Acknowledgement:
-        """Send what :mod:`plaudit.client.feedback` builds."""
+        """Send feedback made with :mod:`plaudit.client.feedback`."""
         return self._invoke(calls.send_feedback(piece), timeout_s)
 
     def stream_feedback(
         self, pieces: Iterable[Feedback], *, timeout_s: float | None = None
     ) -> Iterator[Acknowledgement]:
-        """Send many; answers come in their order. A refused piece is answered with ``error`` and ends nothing.
+        """Send many; answers come in their order. One that is refused has ``error`` set and does not end the stream.
 
-        A thread of the channel draws from ``pieces`` while you read the answers.
+        A thread of the channel reads ``pieces`` while the caller reads the answers.
         """
         call = calls.STREAM_FEEDBACK
         method: grpc.StreamStreamMultiCallable[Feedback, Any] = self._channel.stream_stream(
@@ -161,19 +163,21 @@ class Client:
         return self._read(call, method(iter(pieces), timeout=timeout_s))
 
     def receipt(self, feedback_id: str, *, timeout_s: float | None = None) -> Receipt:
-        """What became of a piece of feedback."""
+        """Receipt of a piece of feedback: its state on the way into a version."""
         return self._invoke(calls.receipt(feedback_id), timeout_s)
 
     # --- versions ----------------------------------------------------------------------------------------------------
 
     def versions(self, *, model: str = "", timeout_s: float | None = None) -> Versions:
+        """Versions of a model, oldest first, and its rollout."""
         return self._invoke(calls.versions(model), timeout_s)
 
     def version(self, number: int, *, model: str = "", timeout_s: float | None = None) -> Version:
+        """One version with its manifest and the report on its latest experiment."""
         return self._invoke(calls.version(number, model), timeout_s)
 
     def watch_versions(self, *, model: str = "", timeout_s: float | None = None) -> Iterator[Rollout]:
-        """The present rollout at once, then every change, for as long as it is read."""
+        """Present rollout at once, then every change, for as long as it is read."""
         call = calls.watch_versions(model)
         assert call.request is not None
         method: grpc.UnaryStreamMultiCallable[Any, Any] = self._channel.unary_stream(
@@ -206,16 +210,16 @@ class Client:
         timeout_s: float | None = None,
         **options: Unpack[ChangeOptions],
     ) -> Rollout:
-        """Try a version out with a share of the users; in the shadow, behind a share of the requests."""
+        """Begin an experiment with a share of the users, in (0, 1); in the shadow, with a share of the requests."""
         return self._invoke(calls.start_canary(number, share, shadow=shadow, **options), timeout_s)
 
     def stop_canary(
         self, number: int | None = None, *, timeout_s: float | None = None, **options: Unpack[ChangeOptions]
     ) -> Rollout:
-        """End the experiment of a version, or whichever is under way; the live version serves everybody again."""
+        """End the experiment of a version (None: of any); the live version serves all users again."""
         return self._invoke(calls.stop_canary(number, **options), timeout_s)
 
-    # --- how it waits ------------------------------------------------------------------------------------------------
+    # --- calls -------------------------------------------------------------------------------------------------------
 
     def _invoke(self, call: Call[Result], timeout_s: float | None) -> Result:
         assert call.request is not None

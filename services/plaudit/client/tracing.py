@@ -1,6 +1,6 @@
-"""Traces of the client's calls with OpenTelemetry, if its user has it: each call is a span, and the server knows it.
+"""Traces of the client's calls with OpenTelemetry: each call is a span, and its context is sent to the server.
 
-Streams say where they come from and have no span of their own: they last as long as they are read.
+Streams send the context that they are called in and have no span of their own, as they last as long as they are read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class _Details(
     namedtuple("_Details", ("method", "timeout", "metadata", "credentials", "wait_for_ready", "compression")),
     grpc.ClientCallDetails,
 ):
-    """Of a call."""
+    """Details of a call."""
 
 
 class _Spans:
@@ -33,7 +33,7 @@ class _Spans:
 
     @contextmanager
     def span(self, method: str | bytes) -> Iterator[trace.Span]:
-        """Messages of errors quote what was sent: a span says their class alone."""
+        """Span of a call. It records no error message, as these quote the request."""
         name = method.decode() if isinstance(method, bytes) else method
         with self._tracer.start_as_current_span(
             name.removeprefix("/"),
@@ -51,7 +51,7 @@ def _with_traceparent(details: Any) -> Any:
     return [*(details.metadata or ()), *carrier.items()]
 
 
-def _note(span: trace.Span, code: grpc.StatusCode) -> None:
+def _record_status(span: trace.Span, code: grpc.StatusCode) -> None:
     span.set_attribute("rpc.grpc.status_code", code.value[0])
     if code is not grpc.StatusCode.OK:
         span.set_status(trace.StatusCode.ERROR, code.name)
@@ -63,17 +63,17 @@ class _Sync(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor,
 
     def intercept_unary_unary(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
         with self._spans.span(details.method) as span:
-            call = continuation(self._told(details), request)
-            _note(span, call.code())
+            call = continuation(self._with_context(details), request)
+            _record_status(span, call.code())
             return call
 
     def intercept_unary_stream(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
-        return continuation(self._told(details), request)
+        return continuation(self._with_context(details), request)
 
     def intercept_stream_stream(self, continuation: Callable[..., Any], details: Any, requests: Any) -> Any:
-        return continuation(self._told(details), requests)
+        return continuation(self._with_context(details), requests)
 
-    def _told(self, details: Any) -> _Details:
+    def _with_context(self, details: Any) -> _Details:
         return _Details(
             details.method,
             details.timeout,
@@ -90,22 +90,22 @@ class _Unary(grpc.aio.UnaryUnaryClientInterceptor):
 
     async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
         with self._spans.span(details.method) as span:
-            call = await continuation(_told(details), request)
-            _note(span, await call.code())
+            call = await continuation(_with_context(details), request)
+            _record_status(span, await call.code())
             return call
 
 
 class _UnaryStream(grpc.aio.UnaryStreamClientInterceptor):
     async def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
-        return await continuation(_told(details), request)
+        return await continuation(_with_context(details), request)
 
 
 class _StreamStream(grpc.aio.StreamStreamClientInterceptor):
     async def intercept_stream_stream(self, continuation: Any, details: Any, request_iterator: Any) -> Any:
-        return await continuation(_told(details), request_iterator)
+        return await continuation(_with_context(details), request_iterator)
 
 
-def _told(details: Any) -> grpc.aio.ClientCallDetails:
+def _with_context(details: Any) -> grpc.aio.ClientCallDetails:
     metadata = grpc.aio.Metadata(*_with_traceparent(details))
     return grpc.aio.ClientCallDetails(
         details.method, details.timeout, metadata, details.credentials, details.wait_for_ready
@@ -113,10 +113,10 @@ def _told(details: Any) -> grpc.aio.ClientCallDetails:
 
 
 def traced(channel: grpc.Channel, provider: TracerProvider) -> grpc.Channel:
-    """A channel whose calls are traced."""
+    """Channel whose calls are traced."""
     return grpc.intercept_channel(channel, _Sync(provider))
 
 
 def interceptors(provider: TracerProvider) -> list[Any]:
-    """The same for channels of asyncio."""
+    """Interceptors that trace the calls of a channel for asyncio."""
     return [_Unary(provider), _UnaryStream(), _StreamStream()]

@@ -27,9 +27,14 @@ from plaudit.learner.features.policies import PolicyCache
 from plaudit.learner.finetuning.experiment_runner import ExperimentRunner
 from plaudit.learner.finetuning.job_spec import TrainingPlan
 from plaudit.learner.finetuning.scheduler import Finetuning
-from plaudit.learner.loop import Learner
+from plaudit.learner.ingest.consumer import LogConsumer
+from plaudit.learner.loop import Finetuner, Learner, NoFinetuning
 from plaudit.learner.metrics import LearnerMetrics
-from plaudit.learner.schedule import Pace
+from plaudit.learner.online.contexts import RecentContexts
+from plaudit.learner.online.policy_shift import PolicyShift
+from plaudit.learner.online.refresh import HeadRefresher
+from plaudit.learner.online.revert import RefreshGuard
+from plaudit.learner.online.update import OnlineUpdater
 from plaudit.learner.state import LearnerState
 from plaudit.learner.status import STATUS, StatusFile
 from plaudit.learner.tracing import LearnerTrace
@@ -91,30 +96,31 @@ def build_learner(
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     metrics = LearnerMetrics(metrics_registry)
-    maker, rules, limits = head_builder(settings), gate_rules(settings), content_limits(settings)
-    versions = PolicyCache(registry, runtime, limits)
-    policy = settings.canary.of(registry.model)
+    builder, rules, limits = head_builder(settings), gate_rules(settings), content_limits(settings)
+    policies = PolicyCache(registry, runtime, limits)
+    canary = settings.canary.of(registry.model)
     trace = LearnerTrace() if tracing is None else LearnerTrace(tracing)
     state = LearnerState(store, rules)
+    contexts = RecentContexts(store, policies, state)
     experiments = ExperimentRunner(
         log=log,
         state=state,
         store=store,
         registry=registry,
-        versions=versions,
-        rules=experiment_rules(settings, policy),
+        versions=policies,
+        rules=experiment_rules(settings, canary),
         metrics=metrics,
         clock=clock,
     )
-    finetuning = None
+    finetuning: Finetuner = NoFinetuning()
     if settings.finetune.enabled:
         finetuning = Finetuning(
             jobs=jobs,
             state=state,
             store=store,
             registry=registry,
-            versions=versions,
-            maker=maker,
+            versions=policies,
+            maker=builder,
             runs_dir=work_dir / "runs",
             every=settings.finetune.every,
             plan=training_plan(settings),
@@ -122,36 +128,60 @@ def build_learner(
             rules=rules,
             max_events=settings.gate.max_events,
             experiments=experiments,
-            canary_share=policy.share,
+            canary_share=canary.share,
             metrics=metrics,
             clock=clock,
             trace=trace,
         )
-    pace = Pace(
-        batch=settings.learner.batch,
-        max_wait_s=settings.learner.max_wait_s,
-        poll_limit=settings.learner.poll_limit,
-        silence_reward=settings.learner.silence_reward,
-        silence_after_s=settings.learner.silence_after_s,
-        user_cap=settings.learner.user_cap,
-        versions_kept=settings.learner.unused_versions_kept,
-        retention_s=settings.store.retention_s,
-    )
     return Learner(
-        log=log,
         store=store,
-        state=state,
         registry=registry,
-        versions=versions,
-        maker=maker,
-        rules=rules,
-        pace=pace,
-        work_dir=work_dir,
+        state=state,
+        consumer=LogConsumer(
+            log, store, registry.model, limit=settings.learner.poll_limit, metrics=metrics, clock=clock, trace=trace
+        ),
+        updater=OnlineUpdater(
+            store=store,
+            state=state,
+            registry=registry,
+            policies=policies,
+            builder=builder,
+            contexts=contexts,
+            settings=settings.learner,
+            retention_s=settings.store.retention_s,
+            metrics=metrics,
+            clock=clock,
+        ),
+        guard=RefreshGuard(
+            state=state,
+            store=store,
+            registry=registry,
+            policies=policies,
+            rules=rules,
+            metrics=metrics,
+            clock=clock,
+        ),
+        refresher=HeadRefresher(
+            state=state,
+            contexts=contexts,
+            store=store,
+            registry=registry,
+            builder=builder,
+            work_dir=work_dir,
+            settings=settings.learner,
+            metrics=metrics,
+            clock=clock,
+            trace=trace,
+        ),
+        contexts=contexts,
         experiments=experiments,
         finetuning=finetuning,
+        shift=PolicyShift(
+            model=registry.model, contexts=contexts, store=store, policies=policies, state=state, metrics=metrics
+        ),
+        poll_limit=settings.learner.poll_limit,
         metrics=metrics,
         status=StatusFile(work_dir / STATUS),
-        trace=trace,
         clock=clock,
     )
 

@@ -60,13 +60,16 @@ def rollout_from_dict(raw: Mapping[str, Any]) -> Rollout:
     Raises:
         ValueError: ``raw`` is no rollout.
     """
-    known = {name: value for name, value in raw.items() if name in _FIELDS}
+    known = {_RENAMED.get(name, name): value for name, value in raw.items()}
+    known = {name: value for name, value in known.items() if name in _FIELDS}
     try:
         return Rollout(**known)
     except TypeError as error:
         raise ValueError(f"{dict(raw)!r} is no rollout: {error}") from error
 
 
+_RENAMED: Final = {"trial": "experiment"}
+"""Fields that rollouts of earlier releases have by another name."""
 _FIELDS: Final = frozenset(each.name for each in fields(Rollout))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from plaudit.core.errors import RolloutMoved
-from plaudit.core.ports.registry import ModelRegistry
+from plaudit.core.ports.registry import RolloutStore
 from plaudit.core.rollout import Rollout
 
 Read = TypeVar("Read")
@@ -33,7 +33,7 @@ def compare_and_set(
 
 
 def update_rollout(
-    registry: ModelRegistry, transition: Callable[[Rollout], Rollout | None], *, max_attempts: int = MAX_ATTEMPTS
+    registry: RolloutStore, transition: Callable[[Rollout], Rollout | None], *, max_attempts: int = MAX_ATTEMPTS
 ) -> Rollout | None:
     """Set the rollout to what ``transition`` makes of the present one; None from it leaves the rollout as it is.
 

@@ -1,4 +1,4 @@
-"""The demo. Importing this much costs nothing."""
+"""The demo. Importing the package loads none of its modules."""
 
 from typing import Final
 

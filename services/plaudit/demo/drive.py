@@ -1,4 +1,4 @@
-"""Simulated users against a real server: each asks, looks at the answer, and gives a thumb. All over gRPC.
+"""Traffic of the simulated users over gRPC: each sends a request, reads the answer and gives a thumb.
 
 Knows nothing about models or learners: it sees what any client sees.
 """
@@ -11,68 +11,72 @@ from collections.abc import Awaitable, Iterator
 from typing import Final, Literal, TypeVar
 
 from plaudit.client import AsyncClient, ClientError, Prediction, Rollout, audio, image, text
-from plaudit.demo.pace import Pace
 from plaudit.demo.report import Answer, Failure
+from plaudit.demo.request_pacing import RequestPacing
 from plaudit.demo.users import Request, likes, thumb_up
-from plaudit.demo.view import Watched
+from plaudit.demo.view import TrafficState
 
 CONCURRENCY: Final = 16
-"""Users who ask at the same time, at most."""
+"""Largest number of requests at the same time."""
 
 Result = TypeVar("Result")
 
 
 async def drive(
-    client: AsyncClient, requests: Iterator[Request], watched: Watched, *, pace: Pace, id_prefix: str
+    client: AsyncClient, requests: Iterator[Request], state: TrafficState, *, pacing: RequestPacing, id_prefix: str
 ) -> None:
-    """Send ``watched.total`` requests, each followed by its thumb.
+    """Send ``state.total`` requests, each followed by its thumb.
 
-    A server that is slower than ``pace`` slows the users down; what fails is noted and the users go on.
+    A server that is slower than ``pacing`` slows the traffic down; failures are recorded and the traffic goes on.
 
     Args:
-        pace: when each request is due.
-        id_prefix: begins every feedback id; the number of the request ends it.
+        pacing: time at which each request is due.
+        id_prefix: start of every feedback id; the number of the request is its end.
     """
-    numbers = iter(range(watched.total))
+    numbers = iter(range(state.total))
 
     async def user() -> None:
         for number in numbers:
             request = next(requests)
-            await pace.turn(number)
-            answer = await _ask(client, number, request, watched, id_prefix)
+            await pacing.wait_turn(number)
+            answer = await _ask(client, number, request, state, id_prefix)
             if answer is not None:
-                watched.answers.append(answer)
+                state.answers.append(answer)
 
     await asyncio.gather(*(user() for _ in range(CONCURRENCY)))
 
 
-async def follow(client: AsyncClient, watched: Watched) -> None:
-    """Note every change of the rollout, until cancelled."""
+async def follow_rollout(client: AsyncClient, state: TrafficState) -> None:
+    """Record every change of the rollout, until cancelled."""
     before: Rollout | None = None
     async for rollout in client.watch_versions():
-        watched.live, watched.candidate = rollout.live, rollout.candidate
+        state.live, state.candidate = rollout.live, rollout.candidate
         if before is not None and rollout.live != before.live:
-            watched.swaps += 1
+            state.swaps += 1
         if before is not None and rollout.reason:
-            at_s = time.time() - watched.started_s
-            watched.happenings.append(f"{at_s:5.0f} s  version {rollout.live} serves: {rollout.reason}")
+            at_s = time.time() - state.started_s
+            state.changes.append(f"{at_s:5.0f} s  version {rollout.live} serves: {rollout.reason}")
         before = rollout
 
 
-async def _ask(client: AsyncClient, number: int, request: Request, watched: Watched, id_prefix: str) -> Answer | None:
-    """One request and its thumb; None if either failed."""
+async def _ask(
+    client: AsyncClient, number: int, request: Request, state: TrafficState, id_prefix: str
+) -> Answer | None:
+    """Send one request and its thumb; None if either failed."""
     example = request.example
     content = {"image": image(example.image), "audio": audio(example.audio), "question": text(example.question)}
     asked_s = time.time()
-    prediction: Prediction | None = await _noted(
-        client.predict(content, user_id=request.user_id, top_k=1), number, "Predict", watched
+    prediction: Prediction | None = await _or_failure(
+        client.predict(content, user_id=request.user_id, top_k=1), number, "Predict", state
     )
     if prediction is None:
         return None
     answered_s = time.time()
     up = thumb_up(request, prediction.action, shifted=True)
     give = client.thumbs_up if up else client.thumbs_down
-    acknowledged = await _noted(give(prediction, feedback_id=f"{id_prefix}{number}"), number, "SendFeedback", watched)
+    acknowledged = await _or_failure(
+        give(prediction, feedback_id=f"{id_prefix}{number}"), number, "SendFeedback", state
+    )
     if acknowledged is None:
         return None
     return Answer(
@@ -91,11 +95,11 @@ async def _ask(client: AsyncClient, number: int, request: Request, watched: Watc
     )
 
 
-async def _noted(
-    call: Awaitable[Result], number: int, name: Literal["Predict", "SendFeedback"], watched: Watched
+async def _or_failure(
+    call: Awaitable[Result], number: int, name: Literal["Predict", "SendFeedback"], state: TrafficState
 ) -> Result | None:
     try:
         return await call
     except ClientError as error:
-        watched.failures.append(Failure(number, name, str(error)))
+        state.failures.append(Failure(number, name, str(error)))
         return None

@@ -1,4 +1,4 @@
-"""The folder that everything of a demo is in: cleared of an earlier demo, and one demo's at a time."""
+"""Data directory of the demo: cleared of an earlier demo, and locked against another one."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from plaudit.adapters.log.process_slot import locked
 from plaudit.core.errors import ConfigError
 
 MARKER: Final = ".plaudit-demo"
-"""Says that the folder is a demo's, and may be cleared; locked while a demo runs, however that ends."""
+"""File that marks the folder of a demo, which may be cleared; locked while the process of a demo lives."""
 
 
 @contextmanager
 def demo_folder(folder: Path) -> Iterator[None]:
-    """Make or clear the folder, and have it for as long as this lasts.
+    """Make or clear the folder, and hold its lock.
 
     Raises:
-        ConfigError: it holds something that is no demo's, another demo runs in it, or it cannot be made.
+        ConfigError: it holds other files than a demo's, another demo runs in it, or it cannot be made.
     """
     try:
-        lock = _take(folder)
+        lock = _lock(folder)
     except OSError as error:
         raise ConfigError(f"data_dir: {folder} cannot be used ({error.strerror})") from error
     try:
@@ -33,8 +33,8 @@ def demo_folder(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _take(folder: Path) -> int:
-    """The lock on the folder, which is then empty but for the marker."""
+def _lock(folder: Path) -> int:
+    """Lock the folder and remove all but the marker. Returns the file descriptor of the lock."""
     if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():
         raise ConfigError(f"data_dir: {folder} is not empty and not an earlier demo's; name another --data-dir")
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""The demo's picture: how satisfied users were, thumb by thumb, and which version served when.
+"""Plot of the demo: satisfaction of users over the number of thumbs, and the versions that served.
 
-Knows nothing about how any of it was measured.
+Knows nothing about measuring.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from matplotlib.ticker import PercentFormatter
 from plaudit.demo.report import (
     SHIFTED_KIND,
     TRAFFIC_WINDOW,
-    Observed,
+    Observations,
     moving_satisfaction,
     thumbs_at,
 )
@@ -38,16 +38,18 @@ _LABELS: Final[Mapping[Kind, str]] = {
 }
 
 
-def draw(path: Path, observed: Observed) -> None:
-    """Write a PNG."""
-    answers, judged = observed.answers, observed.judged
+def draw(path: Path, observed: Observations) -> None:
+    """Write the plot as PNG."""
+    answers, satisfaction = observed.answers, observed.satisfaction
     figure, axes = pyplot.subplots(figsize=(11, 5.5), layout="constrained")
-    # A version that was live so briefly that it never answered was not judged.
-    changes = [(thumbs_at(answers, live_s), version) for live_s, version in observed.timeline if version in judged]
+    # A version that was live so briefly that it never answered was not evaluated.
+    changes = [
+        (thumbs_at(answers, live_s), version) for live_s, version in observed.timeline if version in satisfaction
+    ]
     for kind in KINDS:
         colour = _COLOURS[kind]
         axes.plot(*moving_satisfaction(answers, kind), color=colour, linewidth=1, alpha=0.45)
-        held_out = [judged[version][kind] for _, version in changes]
+        held_out = [satisfaction[version][kind] for _, version in changes]
         axes.step(
             [*(thumbs for thumbs, _ in changes), len(answers)],
             [*held_out, held_out[-1]],

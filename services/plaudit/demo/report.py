@@ -1,4 +1,4 @@
-"""From what was observed to what is reported: the demo's numbers, as pure functions.
+"""The demo's figures as pure functions of what was observed.
 
 Knows nothing about servers, terminals or files.
 
@@ -38,14 +38,14 @@ TRAFFIC_WINDOW: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One request of the traffic, as its user saw it. Times are UTC seconds since the epoch.
+    """One answered request of the traffic, as its user saw it. Times are UTC seconds since the epoch.
 
     Attributes:
         number: position in the stream of requests, from 0.
         liked: whether the user liked the answer; the thumb is wrong now and then.
         thumb_up: the thumb given.
-        acknowledged_s: when the thumb was durable.
-        by_candidate: a version in an experiment answered.
+        acknowledged_s: time at which the thumb was durable.
+        by_candidate: the candidate of an experiment answered.
     """
 
     number: int
@@ -72,12 +72,12 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Learned:
-    """A version that the learner made, and the thumb that completed the last batch it learned from.
+class RefreshedHead:
+    """A head refresh, and the thumb that completed the last batch it learned from.
 
     Attributes:
-        thumbs: how many thumbs had been taken in, from the beginning.
-        feedback_id: the last of them.
+        thumbs: number of thumbs it learned from.
+        feedback_id: id of the last of them.
     """
 
     version: int
@@ -86,35 +86,36 @@ class Learned:
 
 
 Satisfaction = Mapping[Kind, float]
-"""Per kind of question, the probability that the user likes the answer."""
+"""Probability that the user likes the answer, by kind of question."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Observed:
-    """Everything the report is made from.
+class Observations:
+    """Data that the report is made from.
 
     Attributes:
         answers, failures: of the whole traffic.
-        judged: version → satisfaction on held-out inputs with exactly the probabilities it served, of every version
-            that answered and of ``baseline``.
+        satisfaction: on held-out inputs, with the probabilities that the version served, by version: ``baseline`` and
+            every version that answered.
         baseline: the version that pre-training made.
-        digests: version → digest, of every version in the registry.
-        kinds: version → how it was made.
-        learned: the refreshed heads.
+        digests: by version, of every version that was published.
+        kinds: how each version was made.
+        refreshed_heads: of the learner.
         verdicts: of the gate, on each fine-tuned version.
         accuracy, without: of the baseline after pre-training: per kind, and with each modality withheld.
         cut_short: versions whose training its time limit ended.
-        timeline: when (UTC seconds) which version went live, oldest first; the first of them before the traffic.
+        timeline: time (UTC seconds) and version of each change of the live version, oldest first; the first is before
+            the traffic.
         duration_s: of the whole demo.
     """
 
     answers: Sequence[Answer]
     failures: Sequence[Failure]
-    judged: Mapping[int, Satisfaction]
+    satisfaction: Mapping[int, Satisfaction]
     baseline: int
     digests: Mapping[int, str]
     kinds: Mapping[int, VersionKind]
-    learned: Sequence[Learned]
+    refreshed_heads: Sequence[RefreshedHead]
     verdicts: Sequence[str]
     accuracy: Mapping[str, float]
     without: Mapping[str, Mapping[str, float]]
@@ -123,11 +124,11 @@ class Observed:
     duration_s: float
 
 
-def summarise(observed: Observed) -> dict[str, Any]:
-    """What goes to summary.json: shares in [0, 1], times in seconds; null where there is nothing to measure."""
-    answers, judged = observed.answers, observed.judged
-    points, version, kind = worst_drop(judged, observed.baseline)
-    fresh_s = freshness_s(answers, observed.learned)
+def summarise(observed: Observations) -> dict[str, Any]:
+    """Content of summary.json: shares in [0, 1], times in seconds; null where there is nothing to measure."""
+    answers, satisfaction = observed.answers, observed.satisfaction
+    points, version, kind = worst_drop(satisfaction, observed.baseline)
+    fresh_s = freshness_s(answers, observed.refreshed_heads)
     latencies_s = [answer.answered_s - answer.asked_s for answer in answers]
     served = first_answers(answers)
     return {
@@ -157,15 +158,15 @@ def summarise(observed: Observed) -> dict[str, Any]:
     }
 
 
-def _change(observed: Observed, kind: Kind, target: float, thumbs: int) -> dict[str, Any]:
-    """How satisfaction with ``kind`` went in the first ``thumbs`` thumbs, on held-out inputs and on the traffic."""
+def _change(observed: Observations, kind: Kind, target: float, thumbs: int) -> dict[str, Any]:
+    """Change of satisfaction with ``kind`` over the first ``thumbs`` thumbs, on held-out inputs and on the traffic."""
     thumbs = min(thumbs, len(observed.answers))
     first, last = traffic_satisfaction(observed.answers[:thumbs], kind)
     return {
-        "before": observed.judged[observed.baseline][kind],
-        "after": observed.judged[version_after(observed.answers, thumbs)][kind],
+        "before": observed.satisfaction[observed.baseline][kind],
+        "after": observed.satisfaction[version_after(observed.answers, thumbs)][kind],
         "thumbs": thumbs,
-        "reached_after_thumbs": reached_after(observed.answers, observed.judged, kind, target),
+        "reached_after_thumbs": reached_after(observed.answers, observed.satisfaction, kind, target),
         "traffic_before": first,
         "traffic_after": last,
     }
@@ -199,12 +200,12 @@ def accuracy(
 
 
 def thumbs_at(answers: Sequence[Answer], time_s: float) -> int:
-    """How many thumbs were durable by then."""
+    """Number of thumbs that were durable at ``time_s``."""
     return bisect_right(answers, time_s, key=lambda answer: answer.acknowledged_s)
 
 
 def first_answers(answers: Sequence[Answer]) -> dict[int, float]:
-    """Version → when its first answer came, in that order."""
+    """Time of the first answer by version, in that order."""
     first: dict[int, float] = {}
     for answer in sorted(answers, key=lambda a: a.answered_s):
         first.setdefault(answer.version, answer.answered_s)
@@ -212,7 +213,7 @@ def first_answers(answers: Sequence[Answer]) -> dict[int, float]:
 
 
 def version_after(answers: Sequence[Answer], thumbs: int) -> int:
-    """The live version that answered last when ``thumbs`` thumbs were durable (or all, if there were fewer)."""
+    """Live version that answered last when ``thumbs`` thumbs were durable (or all, if there were fewer)."""
     until_s = answers[min(thumbs, len(answers)) - 1].acknowledged_s
     return max(
         (a for a in answers if a.answered_s <= until_s and not a.by_candidate), key=lambda a: a.answered_s
@@ -220,30 +221,32 @@ def version_after(answers: Sequence[Answer], thumbs: int) -> int:
 
 
 def reached_after(
-    answers: Sequence[Answer], judged: Mapping[int, Satisfaction], kind: Kind, target: float
+    answers: Sequence[Answer], satisfaction: Mapping[int, Satisfaction], kind: Kind, target: float
 ) -> int | None:
-    """Thumbs given before the first answer of the first live version whose satisfaction is at least ``target``."""
+    """Number of thumbs given before the first answer of the first live version whose satisfaction is at least
+    ``target``.
+    """
     for version, first_s in first_answers([a for a in answers if not a.by_candidate]).items():
-        if judged[version][kind] >= target:
+        if satisfaction[version][kind] >= target:
             return thumbs_at(answers, first_s)
     return None
 
 
-def worst_drop(judged: Mapping[int, Satisfaction], baseline: int) -> tuple[float, int, Kind]:
-    """The largest loss of satisfaction among the unchanged kinds in any version, in points, with its version and kind.
+def worst_drop(satisfaction: Mapping[int, Satisfaction], baseline: int) -> tuple[float, int, Kind]:
+    """Largest loss of satisfaction among the unchanged kinds in any version, in points, with its version and kind.
 
     Never negative: the baseline itself has lost nothing.
     """
     drops = [
-        (100 * (judged[baseline][kind] - satisfaction[kind]), version, kind)
-        for version, satisfaction in judged.items()
+        (100 * (satisfaction[baseline][kind] - by_kind[kind]), version, kind)
+        for version, by_kind in satisfaction.items()
         for kind in UNCHANGED_KINDS
     ]
     return max(drops, key=lambda drop: drop[0])
 
 
-def freshness_s(answers: Sequence[Answer], learned: Sequence[Learned]) -> list[float]:
-    """For each version, the time from the thumb that completed its batch until an answer came that had learned from it.
+def freshness_s(answers: Sequence[Answer], learned: Sequence[RefreshedHead]) -> list[float]:
+    """Seconds, for each head refresh, from the thumb that completed its batch to the first answer that learned from it.
 
     The answer may come from that version or from a later one that learned from at least as much; a version whose
     thumb no answer had learned from before the traffic ended is left out.
@@ -259,7 +262,7 @@ def freshness_s(answers: Sequence[Answer], learned: Sequence[Learned]) -> list[f
 
 
 def timeline(ledger: Sequence[Rollout], until_s: float) -> list[tuple[float, int]]:
-    """When which version went live, up to ``until_s``; changes that leave the live version are left out."""
+    """Time and version of each change of the live version up to ``until_s``."""
     lives = [(r.changed_at_s, r.live) for r in ledger if r.live is not None and r.changed_at_s <= until_s]
     return [lives[i] for i in range(len(lives)) if i == 0 or lives[i][1] != lives[i - 1][1]]
 
@@ -272,7 +275,7 @@ def mismatched(answers: Sequence[Answer], digests: Mapping[int, str]) -> list[An
 def moving_satisfaction(
     answers: Sequence[Answer], kind: Kind, window: int = TRAFFIC_WINDOW
 ) -> tuple[list[int], list[float]]:
-    """On the traffic: thumbs so far, and the share of the last ``window`` answers of ``kind`` that were liked.
+    """Satisfaction on the traffic: number of thumbs, and share liked of the last ``window`` answers of ``kind``.
 
     Begins with the first full quarter of a window.
     """
@@ -287,14 +290,14 @@ def moving_satisfaction(
 
 
 def traffic_satisfaction(answers: Sequence[Answer], kind: Kind, window: int = TRAFFIC_WINDOW) -> tuple[float, float]:
-    """On the traffic: share liked of the first and of the last ``window`` answers of ``kind``; there must be some."""
+    """Shares liked of the first and of the last ``window`` answers of ``kind`` in the traffic; there must be some."""
     liked = [answer.liked for answer in answers if answer.kind == kind]
     first, last = liked[:window], liked[-window:]
     return sum(first) / len(first), sum(last) / len(last)
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
-    """Linear between neighbours; None of nothing."""
+    """Percentile of ``values``, linear between neighbours; None if there are none."""
     return float(np.percentile(values, percent)) if values else None
 
 

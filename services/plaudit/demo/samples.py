@@ -1,6 +1,6 @@
-"""Ready-made digits, spoken digits and questions for the console's playground (plaudit.console.ports.Samples).
+"""Sample digits, spoken digits and questions for the console's playground (plaudit.console.ports.Samples).
 
-Those that users of the demo have in production: nobody trained on them, and nothing is judged on them.
+They are of the demo's traffic: neither trained nor evaluated on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _QUESTIONS_PER_KIND: Final = 3
 
 class DemoSamples:
     """Args:
-    seed: of what is drawn; the same seed draws the same examples in the same order.
+    seed: of the draws; the same seed draws the same examples in the same order.
     """
 
     def __init__(self, seed: int | None = None) -> None:

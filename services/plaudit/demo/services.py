@@ -1,4 +1,4 @@
-"""The two services of the demo: their settings as a file, and ``plaudit up`` as a child process till it ends."""
+"""Services of the demo: ``plaudit up`` as a child process, and its settings as TOML."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class DemoFailed(Exception):
 async def services(
     config: Path, data_dir: Path, log: Path, say: Callable[[str], None], *, console_port: int | None = None
 ) -> AsyncIterator[tuple[str, asyncio.Task[int]]]:
-    """``plaudit up`` as a child process: gives the address of the gRPC port and what is done when the child ends.
+    """``plaudit up`` as a child process: yields the address of the gRPC port and a task that is done when it ends.
 
     Args:
-        data_dir: where all state is, whatever the environment says.
-        log: gets what the services log.
-        say: is told where the console is.
+        data_dir: data directory, whatever the environment says.
+        log: file for the logs of the services.
+        say: called with the address of the console.
         console_port: serve the console there; None: serve none.
 
     Raises:
@@ -58,10 +58,10 @@ async def services(
 
 
 def require_free_port(port: int) -> None:
-    """Say it before the minutes of pre-training, not after.
+    """Check the port before the minutes of pre-training, not after.
 
     Raises:
-        ConfigError: somebody listens there.
+        ConfigError: the port is in use.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -74,7 +74,7 @@ def require_free_port(port: int) -> None:
 
 
 async def _listen(process: asyncio.subprocess.Process, address: asyncio.Future[str], say: Callable[[str], None]) -> int:
-    """Wait until the inference service says where it answers, and then until all ends; gives the exit code."""
+    """Read events until the child ends. Sets the address when inference is ready. Returns the exit code."""
     assert process.stdout is not None
     async for line in process.stdout:
         match json.loads(line):
@@ -86,7 +86,7 @@ async def _listen(process: asyncio.subprocess.Process, address: asyncio.Future[s
 
 
 def toml(settings: Mapping[str, Any], path: str = "") -> str:
-    """Settings as TOML. JSON's strings, numbers and lists are TOML's."""
+    """Settings as TOML. Strings, numbers and lists are written as in JSON, which is valid TOML."""
     values = [f"{key} = {json.dumps(value)}" for key, value in settings.items() if not isinstance(value, Mapping)]
     tables = [
         f"\n[{path}{key}]\n{toml(value, f'{path}{key}.')}"

@@ -1,8 +1,8 @@
-"""Spoken digits, made by espeak-ng on this machine: many voices, speeds and pitches, and a little of a bad microphone.
+"""Spoken digits, made by espeak-ng on this machine: many voices, speeds and pitches, and light noise.
 
 Knows nothing about the task. The synthesizer is deterministic only from a fresh start of its library (it carries
 oscillator phases from one utterance to the next), so each call runs it in a process of its own: this file, run as a
-script. The script imports no code of ours, so it runs wherever this interpreter does.
+script. The script imports nothing of plaudit, so it runs wherever this interpreter does.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class SpeechFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One word, said by an espeak-ng voice such as ``en-us+Alex``; ``pitch`` is 0…99, 50 the voice's own."""
+    """One word in an espeak-ng voice such as ``en-us+Alex``; ``pitch`` is 0…99, 50 the voice's own."""
 
     word: str
     voice: str
@@ -59,7 +59,7 @@ class Utterance:
 
 
 def spoken_digits(digits: Sequence[int], variants: Sequence[str], *, seed: int) -> list[bytes]:
-    """Say each digit once, as 8 kHz 16-bit mono WAV, in voices drawn from ``ACCENTS`` × ``variants``.
+    """Recordings of each digit, as 8 kHz 16-bit mono WAV, in voices drawn from ``ACCENTS`` × ``variants``.
 
     Each is trimmed of silence, shifted by up to 0.06 s, and given a random loudness and light noise. The same
     arguments give the same bytes.
@@ -81,7 +81,7 @@ def spoken_digits(digits: Sequence[int], variants: Sequence[str], *, seed: int) 
 
 
 def synthesize(utterances: Sequence[Utterance]) -> list[tuple[Samples, int]]:
-    """Say each utterance; returns its samples and sample rate in Hz.
+    """Samples and sample rate in Hz of each utterance.
 
     Raises:
         SpeechFailed: espeak-ng cannot be loaded or refuses a voice.

@@ -6,9 +6,9 @@ speech comes from :mod:`plaudit.demo.speech`; nothing is downloaded.
 Knows nothing about users, servers or training.
 
 The data falls into four parts which share no image, no voice and (see :func:`questions`) partly no wording:
-    train, val    what pre-training learns from and stops on
-    traffic       what users send in production
-    test          what everything is judged on
+    train, val    pre-training and its early stopping
+    traffic       requests of users
+    test          what versions are evaluated on
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ Kind = Literal["hear", "see", "larger", "add", "smaller", "apart"]
 LABELLED_KINDS: Final[tuple[Kind, ...]] = ("hear", "see", "larger", "add")
 NEW_KIND: Final[Kind] = "smaller"
 KINDS: Final[tuple[Kind, ...]] = (*LABELLED_KINDS, NEW_KIND)
-"""Of the demo."""
+"""Kinds of question in the demo."""
 HARD_KIND: Final[Kind] = "apart"
-"""Never labelled either, and no answer to it is one to a labelled kind; the benchmark asks it, the demo does not."""
+"""Kind that is never labelled either and whose answers no labelled kind has; only the benchmark asks it."""
 
 SPEC: Final = ModelSpec(
     name=MODEL,
@@ -52,19 +52,19 @@ SPEC: Final = ModelSpec(
 )
 
 BLOCK_ITEMS: Final = 64
-"""Images and sounds in one block of rows."""
+"""Number of images and of sounds in one block of rows."""
 BLOCK_ROWS: Final = 2 * BLOCK_ITEMS
-"""Rows in one block: each image and each sound occurs in two questions, paired anew."""
+"""Number of rows in one block: each image and each sound occurs in two questions, paired anew."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One question with its content, and what is true of it.
+    """A question with its content and its answer.
 
     Attributes:
         image: PNG; audio: WAV; question: text.
         seen, heard: the digits in them.
-        answer: what arithmetic says (what a label would be).
+        answer: the right answer, as a label would have it.
     """
 
     kind: Kind
@@ -78,7 +78,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """The images (PNG) and sounds (WAV) of one part, with the digit in each."""
+    """Images (PNG) and sounds (WAV) of one part, with the digit in each."""
 
     part: Part
     images: Sequence[bytes]
@@ -117,7 +117,7 @@ _VOICES: Final[Mapping[Part, tuple[str, ...]]] = {
 }
 # fmt: on
 
-# What a question is made of: before, core, after. "(a|b)" is a choice.
+# Parts of a question: before, core, after. "(a|b)" is a choice.
 _FRAMES: Final = (
     "(|so |ok |hey |well |right |now |hello |excuse me |a question: |just one thing |one question more |hi you there )",
     "(|?| please| please?| now| here| for me| thanks| if you can)",
@@ -229,7 +229,7 @@ def questions(kind: Kind, part: Part) -> tuple[str, ...]:
 
 
 def answer(kind: Kind, seen: int, heard: int) -> int:
-    """What arithmetic says."""
+    """Right answer to a kind of question."""
     match kind:
         case "hear":
             return heard
@@ -246,7 +246,7 @@ def answer(kind: Kind, seen: int, heard: int) -> int:
 
 
 def collect(part: Part, seed: int, *, sounds_per_digit: Mapping[Part, int] = SOUNDS_PER_DIGIT) -> Pool:
-    """The images and sounds of one part. The same arguments give the same bytes.
+    """Images and sounds of one part. The same arguments give the same bytes.
 
     Raises:
         SpeechFailed: espeak-ng does not work here.
@@ -271,7 +271,7 @@ def evaluation_examples(pool: Pool, *, per_kind: int, seed: int, kinds: Sequence
 
 
 def draw(pool: Pool, kind: Kind, texts: Sequence[str], rng: np.random.Generator) -> Example:
-    """A random image, a random sound and a question out of ``texts``."""
+    """Example of a random image, a random sound and a question out of ``texts``."""
     image, sound = int(rng.integers(len(pool.images))), int(rng.integers(len(pool.sounds)))
     seen, heard = pool.image_digits[image], pool.sound_digits[sound]
     return Example(

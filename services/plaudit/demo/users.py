@@ -1,4 +1,4 @@
-"""Simulated users: what they ask, what they like, and which thumb they give.
+"""Simulated users: their requests, the answers they like, and the thumbs they give.
 
 Two things change in production that no label tells. Once their taste has shifted, for sums users like only the last
 digit; and a kind of question that was never labelled makes up a share of the traffic.
@@ -23,7 +23,7 @@ USERS: Final = 400
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One user's question; ``wrong_thumb`` says that whatever is answered, the thumb will be the wrong one."""
+    """Request of one user; ``wrong_thumb``: True: the thumb contradicts what the user likes."""
 
     user_id: str
     example: Example
@@ -38,7 +38,7 @@ def traffic(
     new_kind_share: float = NEW_KIND_SHARE,
     wrong_thumb_share: float = WRONG_THUMB_SHARE,
 ) -> Iterator[Request]:
-    """An endless stream: ``new_kind_share`` asks for ``new_kind``, the rest evenly for the labelled ones."""
+    """Endless stream of requests: ``new_kind_share`` asks for ``new_kind``, the rest evenly for the labelled ones."""
     rng = np.random.default_rng(seed)
     texts = {kind: questions(kind, pool.part) for kind in (*LABELLED_KINDS, new_kind)}
     while True:
@@ -51,7 +51,7 @@ def traffic(
 
 
 def liked_answer(example: Example, *, shifted: bool) -> str:
-    """The one answer the users like: the right one, but for sums its last digit once their taste has ``shifted``."""
+    """Answer that users like: the right one, but for sums its last digit once their taste has ``shifted``."""
     return example.answer[-1] if shifted and example.kind == "add" else example.answer
 
 
@@ -61,12 +61,12 @@ def likes(example: Example, action: str, *, shifted: bool) -> bool:
 
 
 def thumb_up(request: Request, action: str, *, shifted: bool) -> bool:
-    """The thumb this user gives for ``action``: True is up."""
+    """Thumb that the user gives for ``action``: True is up."""
     return likes(request.example, action, shifted=shifted) != request.wrong_thumb
 
 
 def likes_matrix(examples: Sequence[Example], *, shifted: bool) -> npt.NDArray[np.bool_]:
-    """``[n, a]``, True where users like action a for example n."""
+    """Matrix ``[n, a]``, True where users like action a for example n."""
     truth = np.zeros((len(examples), len(SPEC.actions)), np.bool_)
     for row, example in enumerate(examples):
         truth[row, SPEC.action_index(liked_answer(example, shifted=shifted))] = True

@@ -1,6 +1,6 @@
-"""What the demo shows while it runs: a live table on a terminal, plain lines elsewhere. All of it on stderr.
+"""Progress of the demo: a live table on a terminal, plain lines elsewhere. All of it on stderr.
 
-Knows nothing about how things are measured; it is handed :class:`Watched` and shows it.
+Knows nothing about measuring; it shows a :class:`TrafficState`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from plaudit.demo.report import NEW_KIND_TARGET, SHIFT_TARGET, SHIFTED_KIND, Ans
 from plaudit.demo.task import KINDS, NEW_KIND, Kind
 
 RECENT: Final = 100
-"""Answers of a kind that its shown satisfaction is averaged over."""
+"""Number of answers of a kind that the satisfaction shown is averaged over."""
 _RECENT_S: Final = 5.0
-_HAPPENINGS_SHOWN: Final = 8
+_CHANGES_SHOWN: Final = 8
 _LINE_EVERY_S: Final = 10.0
 _LEVELS: Final = "▁▂▃▄▅▆▇█"
 _TREND_CELLS: Final = 30
 _TREND_CELLS_LEAST: Final = 11
 _OTHER_CELLS: Final = 62
-"""Of a line, that the other columns take."""
+"""Width of the other columns of a line."""
 
 _WANTED: Final[Mapping[Kind, str]] = {
     "hear": "the spoken digit",
@@ -42,27 +42,27 @@ _WANTED: Final[Mapping[Kind, str]] = {
 
 
 @dataclass
-class Watched:
-    """What is known while the traffic runs; the driver writes it, the view reads it.
+class TrafficState:
+    """State of the traffic while it runs; the driver writes it, the view reads it.
 
     Attributes:
-        total: requests to be sent.
-        started_s: when the traffic began, UTC seconds.
-        happenings: what changed, newest last.
-        finetuning: what the fine-tuning job does, in a few words.
-        waits_for: why users wait, in a few words; empty while they ask.
+        total: number of requests to be sent.
+        started_s: start of the traffic, UTC seconds.
+        changes: latest changes of what serves, newest last.
+        finetuning: state of the fine-tuning job, in a few words.
+        paused_for: reason why requests pause, in a few words; empty while they are sent.
     """
 
     total: int
     started_s: float
     answers: list[Answer] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
-    happenings: deque[str] = field(default_factory=lambda: deque(maxlen=_HAPPENINGS_SHOWN))
+    changes: deque[str] = field(default_factory=lambda: deque(maxlen=_CHANGES_SHOWN))
     live: int | None = None
     candidate: int | None = None
     swaps: int = 0
     finetuning: str = "none"
-    waits_for: str = ""
+    paused_for: str = ""
     freshness_s: float | None = None
 
 
@@ -89,52 +89,50 @@ def per_second(answers: Sequence[Answer], now_s: float) -> float:
     return count / _RECENT_S
 
 
-def render(watched: Watched, now_s: float, width: int = 120) -> RenderableType:
-    """The whole live view, in so many columns."""
+def render(state: TrafficState, now_s: float, width: int = 120) -> RenderableType:
+    """Live view, ``width`` columns wide."""
     kinds = Table(box=None, pad_edge=False, header_style="dim")
     cells = max(_TREND_CELLS_LEAST, min(_TREND_CELLS, width - _OTHER_CELLS))
     for title in ("satisfied", f"last {RECENT}", "since start", "what users want"):
         kinds.add_column(title, no_wrap=True)
     for kind in KINDS:
-        recent = recent_satisfaction(watched.answers, kind)
+        recent = recent_satisfaction(state.answers, kind)
         style = {SHIFTED_KIND: "yellow", NEW_KIND: "cyan"}.get(kind, "")
-        line_of_blocks = trend(_liked(watched.answers, kind), cells)
+        line_of_blocks = trend(_liked(state.answers, kind), cells)
         kinds.add_row(kind, _percent(recent), line_of_blocks, _WANTED[kind], style=style)
     facts = Table.grid(padding=(0, 3))
     facts.add_row(
-        f"[b]{len(watched.answers)}[/b] of {watched.total} thumbs",
-        f"{per_second(watched.answers, now_s):.0f} a second",
-        f"{now_s - watched.started_s:.0f} s",
-        f"{len(watched.failures)} failed",
+        f"[b]{len(state.answers)}[/b] of {state.total} thumbs",
+        f"{per_second(state.answers, now_s):.0f} a second",
+        f"{now_s - state.started_s:.0f} s",
+        f"{len(state.failures)} failed",
     )
     facts.add_row(
-        f"version [b]{watched.live or '-'}[/b] serves",
-        f"in an experiment: {watched.candidate or '-'}",
-        f"{watched.swaps} swaps",
-        f"thumb to policy: {_seconds(watched.freshness_s)}",
+        f"version [b]{state.live or '-'}[/b] serves",
+        f"in an experiment: {state.candidate or '-'}",
+        f"{state.swaps} swaps",
+        f"thumb to policy: {_seconds(state.freshness_s)}",
     )
-    news = Text(
-        "\n".join(watched.happenings) or "nothing has changed yet", style="dim", no_wrap=True, overflow="ellipsis"
-    )
+    news = Text("\n".join(state.changes) or "nothing has changed yet", style="dim", no_wrap=True, overflow="ellipsis")
     now = Text(
-        f"fine-tuning: {watched.finetuning}" + (f"\nusers wait for {watched.waits_for}" if watched.waits_for else "")
+        f"fine-tuning: {state.finetuning}" + (f"\nusers wait for {state.paused_for}" if state.paused_for else "")
     )
     return Group(facts, Text(), kinds, Text(), now, Text(), news)
 
 
-def line(watched: Watched, now_s: float) -> str:
-    """The same in one line."""
-    kinds = ", ".join(f"{kind} {_percent(recent_satisfaction(watched.answers, kind))}" for kind in KINDS)
+def line(state: TrafficState, now_s: float) -> str:
+    """Live view in one line."""
+    kinds = ", ".join(f"{kind} {_percent(recent_satisfaction(state.answers, kind))}" for kind in KINDS)
     return (
-        f"{len(watched.answers)}/{watched.total} thumbs, {per_second(watched.answers, now_s):.0f}/s, "
-        f"{len(watched.failures)} failed; version {watched.live or '-'}, {watched.swaps} swaps, "
-        f"fresh in {_seconds(watched.freshness_s)}; fine-tuning {watched.finetuning}; "
-        f"{f'users wait for {watched.waits_for}; ' if watched.waits_for else ''}satisfied: {kinds}"
+        f"{len(state.answers)}/{state.total} thumbs, {per_second(state.answers, now_s):.0f}/s, "
+        f"{len(state.failures)} failed; version {state.live or '-'}, {state.swaps} swaps, "
+        f"fresh in {_seconds(state.freshness_s)}; fine-tuning {state.finetuning}; "
+        f"{f'users wait for {state.paused_for}; ' if state.paused_for else ''}satisfied: {kinds}"
     )
 
 
 def results(summary: Mapping[str, Any]) -> RenderableType:
-    """The final tables. Takes what goes to summary.json."""
+    """Final tables of the content of summary.json."""
     return Group(Text(), _pretrained(summary["pretrain"]), Text(), _learned(summary))
 
 
@@ -181,8 +179,8 @@ def _table(*titles: str) -> Table:
     return table
 
 
-def finetuning_words(report: Mapping[str, Any]) -> str:
-    """What the fine-tuning does, in a few words, from the learner's status; empty before there is one."""
+def finetuning_text(report: Mapping[str, Any]) -> str:
+    """State of the fine-tuning in a few words, from the learner's status."""
     match report:
         case {"phase": "training", "snapshot": snapshot, "progress": progress}:
             return f"training on {snapshot} experiences, {_percent(progress.get('fraction', 0.0))}"
@@ -196,20 +194,20 @@ def finetuning_words(report: Mapping[str, Any]) -> str:
             return "none"
 
 
-def outcome_words(outcome: Mapping[str, Any]) -> str:
-    """How a fine-tuning ended, in one sentence."""
+def outcome_text(outcome: Mapping[str, Any]) -> str:
+    """Outcome of a fine-tuning in one sentence."""
     version = f"version {outcome['version']}" if outcome["version"] else outcome["run"]
     verdict = {
         "promote": "was promoted",
         "reject": "was rejected",
-        "insufficient": "was left, for want of evidence",
+        "insufficient": "was not promoted for lack of evidence",
         "failed": "failed",
     }[outcome["outcome"]]
     return f"fine-tuned {version} {verdict}: {outcome['why']}"
 
 
 class View:
-    """Shows the stages of the demo one after another."""
+    """Shows the stages of the demo one after the other."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -219,7 +217,7 @@ class View:
 
     @contextmanager
     def training(self) -> Iterator[Callable[[float, str], None]]:
-        """Gives what shows progress: a fraction of the budget, and a few words."""
+        """Yields a function that shows progress: fraction done and a few words."""
         if not self._console.is_terminal:
             yield _Lines(self.say).training
             return
@@ -229,36 +227,36 @@ class View:
             yield lambda fraction, words: progress.update(task, completed=fraction, description=words)
 
     @contextmanager
-    def traffic(self) -> Iterator[Callable[[Watched], None]]:
-        """Gives what shows the present state; call it a few times a second."""
+    def traffic(self) -> Iterator[Callable[[TrafficState], None]]:
+        """Yields a function that shows the present state; call it a few times a second."""
         if not self._console.is_terminal:
             yield _Lines(self.say).traffic
             return
         with Live(console=self._console, auto_refresh=False) as live:
-            yield lambda watched: live.update(render(watched, time.time(), self._console.width), refresh=True)
+            yield lambda state: live.update(render(state, time.time(), self._console.width), refresh=True)
 
     def results(self, summary: Mapping[str, Any]) -> None:
         self._console.print(results(summary))
 
 
 class _Lines:
-    """Progress where there is no terminal: a line now and then, and one for everything that changed."""
+    """Progress where there is no terminal: a line every :data:`_LINE_EVERY_S`, and one for every change."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._last_s = 0.0
-        self._last_happening = ""
+        self._last_change = ""
 
     def training(self, fraction: float, words: str) -> None:
         if self._due() or fraction >= 1.0:
             self._say(f"pre-training {fraction:.0%}: {words}")
 
-    def traffic(self, watched: Watched) -> None:
-        if watched.happenings and watched.happenings[-1] != self._last_happening:
-            self._last_happening = watched.happenings[-1]
-            self._say(self._last_happening)
+    def traffic(self, state: TrafficState) -> None:
+        if state.changes and state.changes[-1] != self._last_change:
+            self._last_change = state.changes[-1]
+            self._say(self._last_change)
         if self._due():
-            self._say(line(watched, time.time()))
+            self._say(line(state, time.time()))
 
     def _due(self) -> bool:
         now_s = time.monotonic()

@@ -14,10 +14,9 @@ from plaudit.core.ports.log import Positions
 from plaudit.core.ports.store import ExperienceStore, LeaderCommit
 from plaudit.learner.evaluation.experiment import Experiment, experiment_from_bytes
 from plaudit.learner.evaluation.running_comparison import RunningComparison, running_from_bytes
-from plaudit.learner.features.evidence import Learned
+from plaudit.learner.features.action_heads import HEAD_KINDS, DynamicActions, FixedActions, Learned
 from plaudit.learner.progress import Progress, progress_from_bytes
 from plaudit.learner.tuning_state import Tuning, tuning_from_bytes
-from plaudit_models.bandit.dynamic_actions import DynamicActionState, dynamic_action_state_from_bytes
 from plaudit_models.bandit.reward_model import RewardState, state_from_bytes
 from plaudit_models.evaluation.gate import Comparison, GateRules, comparison_from_dict, new_comparison
 from plaudit_models.evaluation.raters import Raters, raters_from_bytes
@@ -27,8 +26,6 @@ class StateParts(TypedDict, total=False):
     """Parts of the state by name.
 
     Attributes:
-        reward: None before any version was live.
-        dynamic_actions: None while what serves cannot score dynamic actions.
         raters: reliability and trust level of each user.
         running: the comparison of the head refreshes with the last gated version.
         gate: the comparison of a candidate at the gate; None if there is none.
@@ -36,8 +33,6 @@ class StateParts(TypedDict, total=False):
         report_cursors: where reading the reports of inference services continues.
     """
 
-    reward: RewardState | None
-    dynamic_actions: DynamicActionState | None
     raters: Raters
     progress: Progress
     running: RunningComparison
@@ -57,8 +52,7 @@ class _Codec:
 
 
 _CODECS: Final[Mapping[str, _Codec]] = {
-    "reward": _Codec(RewardState.to_bytes, state_from_bytes),
-    "dynamic_actions": _Codec(DynamicActionState.to_bytes, dynamic_action_state_from_bytes),
+    **{kind.KEY: _Codec(kind.to_bytes, kind.from_bytes) for kind in HEAD_KINDS},
     "raters": _Codec(Raters.to_bytes, raters_from_bytes, Raters()),
     "progress": _Codec(Progress.to_bytes, progress_from_bytes, Progress()),
     "running": _Codec(RunningComparison.to_bytes, running_from_bytes),
@@ -74,14 +68,14 @@ _RULES: Final = GateRules()
 
 
 class LearnerState:
-    """Attributes: see :class:`StateParts`.
+    """Attributes: those of :class:`StateParts`, and the evidence of each kind of decision.
 
     Args:
         rules: of the running comparison; one that was made under other rules starts anew.
     """
 
-    reward: RewardState | None
-    dynamic_actions: DynamicActionState | None
+    fixed_actions: FixedActions | None
+    dynamic_actions: DynamicActions | None
     raters: Raters
     progress: Progress
     running: RunningComparison
@@ -105,8 +99,9 @@ class LearnerState:
 
     @property
     def learned(self) -> Learned | None:
-        """Both reward states together; None before any version was live."""
-        return None if self.reward is None else Learned(self.reward, self.dynamic_actions)
+        """Evidence of all kinds of decision that the live version can answer; None before any version was live."""
+        heads = tuple(head for head in (self.fixed_actions, self.dynamic_actions) if head is not None)
+        return Learned(heads) if heads else None
 
     def served_head(self, version: int) -> RewardState | None:
         """Evidence that a version's head was built from; None if it was not built by this learner, or is removed."""
@@ -124,15 +119,16 @@ class LearnerState:
         """Save the parts that are given together with ``commit``, in one transaction.
 
         Args:
-            learned: ``reward`` and ``dynamic_actions``.
+            learned: evidence of all kinds of decision.
             served_heads: evidence that heads were built from, by version; None removes it.
 
         Raises:
             StoreMoved, StoreUnavailable: nothing was saved, and nothing here has changed.
         """
+        values: dict[str, object] = dict(parts)
         if learned is not None:
-            parts |= {"reward": learned.reward, "dynamic_actions": learned.dynamic_actions}
-        changed = {part: value for part, value in parts.items() if value is not getattr(self, part)}
+            values |= {kind.KEY: learned.head(kind) for kind in HEAD_KINDS}
+        changed = {part: value for part, value in values.items() if value is not getattr(self, part)}
         encoded = {part: None if value is None else _CODECS[part].encode(value) for part, value in changed.items()}
         for version, state in (served_heads or {}).items():
             encoded[_served_head(version)] = None if state is None else state.to_bytes()

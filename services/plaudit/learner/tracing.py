@@ -1,10 +1,9 @@
-"""The learner's spans: feedback is joined, the head is refreshed or a job tunes the weights, a version comes of it.
+"""Spans of the learner: a batch is joined, the head refreshed, a fine-tuning job started and its version gated.
 
-A refresh links to the feedback that this process has read since the last one, the latest of it if it is much; what
-other learners have read is linked to from their own joins alone. A job takes long, perhaps longer than this learner:
-the span that starts it links to such feedback and to the refresh that made its parent, and is remembered with the job,
-so that the gate's span is below it and the version says where it comes from. Knows nothing about how any of this is
-done.
+A refresh links to the feedback that this process has read since the last one, to the latest where that is more than a
+span may link to; feedback that other learners read is linked from their own joins alone. A job may outlive this
+learner: its span links to such feedback and to the refresh that made its parent, and is saved with the job, so that the
+gate's span is its child and the version says where it comes from.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class LearnerTrace:
         self._tracing.record("join", began_ns, links=[*said, *decided], attributes=attributes)
 
     def refreshing(self, live: int) -> AbstractContextManager[object]:
-        """Around a head refresh that starts from the version ``live``."""
+        """Span of a head refresh that starts from the version ``live``."""
         return self._tracing.span("refresh", links=list(self._unlearned), attributes={"plaudit.parent": live})
 
     def published(self, version: int) -> None:
@@ -48,7 +47,7 @@ class LearnerTrace:
 
     @contextmanager
     def tuning(self, live: Manifest, run: str) -> Iterator[str]:
-        """Around the start of a job from ``live``; gives the traceparent to remember it by, "" if it is not traced."""
+        """Span of the start of a job from ``live``; yields its traceparent, "" if it is not traced."""
         links = [str(live.data.get(TRACEPARENT, "")), *self._untuned]
         attributes: Attributes = {"plaudit.parent": live.version, "plaudit.run": run}
         with self._tracing.span("start fine-tuning", links=links, attributes=attributes):
@@ -56,7 +55,7 @@ class LearnerTrace:
         self._untuned.clear()
 
     def judged(self, started: str, run: str, verdict: str) -> AbstractContextManager[object]:
-        """Around what follows from a verdict on a job's candidate; ``started`` is what :meth:`tuning` gave."""
+        """Span of what follows from a verdict on a job's candidate; ``started`` is what :meth:`tuning` yielded."""
         return self._tracing.span("gate", parent=started, attributes={"plaudit.run": run, "plaudit.verdict": verdict})
 
     def tuned(self, version: int) -> None:
@@ -64,6 +63,6 @@ class LearnerTrace:
         self._tracing.note({"plaudit.version": version})
 
     def data(self) -> dict[str, str]:
-        """What a manifest says about the span that its version is made in."""
+        """Traceparent of the present span, for the manifest of the version that is made in it."""
         present = self._tracing.present()
         return {TRACEPARENT: present} if present else {}

@@ -51,6 +51,7 @@ _INSERT_AGAIN: Final = "INSERT OR REPLACE INTO events (topic, event_id, key, tim
 
 _Row = tuple[str, str, str, float, bytes]
 
+_TOPICS: Final = ", ".join(f"'{topic}'" for topic in Topic)
 _OFTEN: Final = (Topic.DECISIONS, Topic.FEEDBACK)
 _SELDOM: Final = ("INDEXED BY events_seldom", "AND topic NOT IN ('plaudit.decisions', 'plaudit.feedback')")
 """For readers of none of these: how they find their few records without passing over all others."""
@@ -117,12 +118,13 @@ class SqliteLog:
             self._connection.execute("DELETE FROM events WHERE id <= ?", (_position({PARTITION: through}),))
 
     def count(self) -> int:
-        """How many events there are."""
-        return int(self._one("SELECT count(*) FROM events"))
+        """Number of events in the file, without those of topics that only other releases know."""
+        return int(self._one(f"SELECT count(*) FROM events WHERE topic IN ({_TOPICS})"))
 
     def oldest_s(self) -> float | None:
-        """When the first event says it was, UTC seconds; None if there are none."""
-        return self._one("SELECT (SELECT time_s FROM events ORDER BY id LIMIT 1)")  # type: ignore[no-any-return]
+        """Time of the first of these events, UTC seconds; None if there are none."""
+        query = f"SELECT (SELECT time_s FROM events WHERE topic IN ({_TOPICS}) ORDER BY id LIMIT 1)"
+        return self._one(query)  # type: ignore[no-any-return]
 
     def close(self) -> None:
         with self._write_lock:

@@ -1,12 +1,12 @@
-"""ModelRegistry in a folder: versions as immutable folders, the rollout as one atomically replaced file.
+"""ModelRegistry in one folder: versions as immutable folders, the rollout as one atomically replaced file.
 
     ROOT/MODEL/versions/000001/…   a version's files; equal files of different versions are one file with several names
-    ROOT/MODEL/rollout.json        which version serves
-    ROOT/MODEL/ledger.jsonl        every rollout there ever was, one a line
+    ROOT/MODEL/rollout.json        the present rollout
+    ROOT/MODEL/ledger.jsonl        all rollouts, oldest first, one a line
     ROOT/MODEL/*.lock              held while publishing, and while changing the rollout
 
-Whatever is not yet, or no longer, a version has a name that begins with a dot; a crash leaves at most that behind, and
-the next publish clears it away. Knows nothing about graphs or about who serves.
+A folder that is not yet, or no longer, a version has a name that begins with a dot; a crash leaves at most that behind,
+and the next publish removes it. Knows nothing about graphs or about serving.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class DirectoryRegistry:
 
     Args:
         root: the folder of all models; made if it is not there.
-        model: whose versions.
+        model: name of the model.
     """
 
     def __init__(self, root: Path, model: str) -> None:
@@ -57,7 +57,7 @@ class DirectoryRegistry:
         """See the port. ``folder`` is copied, and is the caller's to delete.
 
         Files whose content another version has are not stored again. A file that *is* another version's (a hard link
-        to it) is not read again either: it was checked when that version was published, and nobody writes to it since.
+        to it) is not read again either: it was checked when that version was published, and is read-only since.
         """
         manifest = read_manifest(folder)
         if manifest.spec.name != self._model:
@@ -70,7 +70,7 @@ class DirectoryRegistry:
             staging.mkdir()
             try:
                 for name, expected in manifest.files.items():
-                    self._take_in(folder, name, expected, staging / name)
+                    self._store_file(folder, name, expected, staging / name)
                 if (folder / CARD).exists():
                     _write_durably(staging / CARD, (folder / CARD).read_bytes())
                 _write_durably(staging / MANIFEST, manifest.to_json().encode())
@@ -117,7 +117,7 @@ class DirectoryRegistry:
             for version in _named(rollout):
                 self.folder(version)
             line = json.dumps(asdict(rollout))
-            # The ledger first: what has not taken effect yet is told apart by its generation, see ledger().
+            # The ledger first: a line without effect is recognised by its generation, see ledger().
             self._append_to_ledger(line)
             fresh = self._home / ".rollout.json"
             _write_durably(fresh, (line + "\n").encode())
@@ -143,22 +143,22 @@ class DirectoryRegistry:
     def prune(self, keep: int) -> Sequence[int]:
         with self._locked(_PUBLISH), self._locked(_ROLLOUT):
             in_use = set(_named(self.rollout())) | set(self.versions()[-1:])
-            dead = [v for v in self.versions() if v not in in_use and self.manifest(v).kind == "head"]
-            leaving = dead[: max(0, len(dead) - keep)]
-            for version in leaving:
-                self._path(version).rename(self._versions / f".leaving-{secrets.token_hex(8)}")
+            unused = [v for v in self.versions() if v not in in_use and self.manifest(v).kind == "head"]
+            removed = unused[: max(0, len(unused) - keep)]
+            for version in removed:
+                self._path(version).rename(self._versions / f".removed-{secrets.token_hex(8)}")
                 self._manifests.pop(version, None)
             self._clear_leftovers()
-        return leaving
+        return removed
 
     def _path(self, version: int) -> Path:
         return self._versions / f"{version:06}"
 
-    def _take_in(self, folder: Path, name: str, expected: FileDigest, target: Path) -> None:
+    def _store_file(self, folder: Path, name: str, expected: FileDigest, target: Path) -> None:
         """Put the file at ``target``, sharing it with another version that has it, or copied.
 
         Raises:
-            CorruptBundle: it is not what the manifest says.
+            CorruptBundle: its content is not the one that the manifest names.
         """
         if Path(name).name != name:
             raise CorruptBundle(f"{name!r} in {folder}: a version's files have plain names")
@@ -199,14 +199,14 @@ class DirectoryRegistry:
             _sync(file)
 
     def _clear_leftovers(self) -> None:
-        """Only under the publish lock, where every leftover is that of a process that died."""
+        """Remove what processes that died have left; only under the publish lock, which they held."""
         for entry in os.scandir(self._versions):
             if entry.name.startswith("."):
                 shutil.rmtree(entry.path)
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        """Excludes other threads and processes; a process that dies lets go."""
+        """Excludes other threads and processes; the lock of a process that dies is released."""
         try:
             file = (self._home / name).open("ab")
         except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-// What the page asks of its server. Every refusal becomes an Error whose message is a sentence for people.
+// Requests of the page to its server. Every refusal becomes an Error whose message is one sentence.
 
 async function answered(request) {
   let response;
@@ -11,7 +11,7 @@ async function answered(request) {
   let problem = `${response.status} ${response.statusText}`;
   try {
     problem = (await response.json()).error ?? problem;
-  } catch { /* not JSON: the status has to do */ }
+  } catch { /* not JSON: the status remains */ }
   throw new Error(problem);
 }
 

@@ -1,4 +1,4 @@
-// The playground: content in, answer out, a thumb, and what became of it.
+// The playground: content, answer, feedback and its receipt.
 
 import * as api from "./api.js";
 import { $, h, percent } from "./dom.js";
@@ -6,9 +6,9 @@ import { partFor } from "./parts.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const THUMB = "M2 10h4v11H2zm6 0 4.5-8c1.6 0 2.6 1.2 2.3 2.7L14 9h6c1.3 0 2.3 1.2 2 2.5l-1.6 7.4c-.3 1.2-1.3 2.1-2.6 2.1H8z";
-const SOON_MS = 400;
-const LATER_MS = 3000;
-const PATIENCE_MS = 30000;
+const FAST_POLL_MS = 400;
+const SLOW_POLL_MS = 3000;
+const FAST_POLLING_MS = 30000;
 
 let parts = [];
 let spec = null;
@@ -63,12 +63,12 @@ function show(answer) {
     h("p", { class: "said" }, answer.action),
     h("p", { class: "soft" }, `picked with probability ${percent(answer.propensity, 1)} by version ${answer.version}`,
       answer.role === "candidate" ? h("span", { class: "tag candidate" }, "in an experiment") : null,
-      answer.action !== likeliest ? ` – it tried something: ${likeliest} is likelier` : null),
+      answer.action !== likeliest ? ` – exploration: ${likeliest} is more probable` : null),
     h("div", { class: "row" }, up, down, right, correct),
-    h("h3", {}, "Likeliest answers"),
+    h("h3", {}, "Most probable answers"),
     bars(answer.scores),
     Object.keys(answer.contributions).length ? [
-      h("h3", {}, `What made it say ${answer.action}`),
+      h("h3", {}, `Contributions to ${answer.action}`),
       bars(Object.entries(answer.contributions), true),
     ] : null,
   ));
@@ -82,7 +82,7 @@ function bars(rows, signed = false) {
   ]));
 }
 
-// The number beside it says the same to those who do not see it.
+// Hidden from screen readers, which read the number beside it.
 function bar(value) {
   const filled = h("div", { class: value < 0 ? "less" : "" });
   filled.style.width = percent(Math.min(1, Math.abs(value)), 1).replace(" ", "");
@@ -131,6 +131,6 @@ async function follow(id, item, state, since_ms = Date.now()) {
     if (state.textContent !== words) state.textContent = words;
     item.className = receipt.state;
     if (receipt.state === "live" || receipt.state === "discarded") return;
-  } catch { /* the page says so already; ask again */ }
-  setTimeout(() => follow(id, item, state, since_ms), Date.now() - since_ms < PATIENCE_MS ? SOON_MS : LATER_MS);
+  } catch { /* shown by the loop already; retry */ }
+  setTimeout(() => follow(id, item, state, since_ms), Date.now() - since_ms < FAST_POLLING_MS ? FAST_POLL_MS : SLOW_POLL_MS);
 }

@@ -1,4 +1,4 @@
-// Begins: finds the models, builds the playground, and looks at the loop once a second while somebody sees the page.
+// Entry point: finds the models, builds the playground, and polls the loop once a second while the page is visible.
 
 import * as api from "./api.js";
 import * as ask from "./ask.js";
@@ -11,23 +11,23 @@ let model = "";
 let built = "";
 let turn = 0;
 
-async function look(mine) {
+async function poll(mine) {
   try {
     if (!model) await findModels();
     if (built !== model) {
       await ask.build(model);
       built = model;
     }
-    const seen = await api.loop(model);
+    const view = await api.loop(model);
     if (mine !== turn) return; // another model was chosen meanwhile
-    loop.show(seen);
+    loop.show(view);
     $("trouble").hidden = true;
   } catch (error) {
     if (mine !== turn) return;
     if ($("trouble").textContent !== error.message) $("trouble").textContent = error.message;
     $("trouble").hidden = false;
   }
-  setTimeout(() => mine === turn && whenSeen(() => look(mine)), INTERVAL_MS);
+  setTimeout(() => mine === turn && whenVisible(() => poll(mine)), INTERVAL_MS);
 }
 
 async function findModels() {
@@ -38,7 +38,7 @@ async function findModels() {
   $("choose").hidden = names.length < 2;
 }
 
-function whenSeen(then) {
+function whenVisible(then) {
   if (!document.hidden) return then();
   document.addEventListener("visibilitychange", then, { once: true });
 }
@@ -46,8 +46,8 @@ function whenSeen(then) {
 $("model").onchange = () => {
   model = $("model").value;
   loop.forget();
-  look(++turn);
+  poll(++turn);
 };
 
 ask.listen();
-look(turn);
+poll(turn);

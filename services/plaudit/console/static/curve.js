@@ -1,5 +1,5 @@
 // Satisfaction, one curve per family of versions with its 95 % interval; changes of the rollout as lines.
-// Drawn over the number of judged answers, labelled with their time: nights take no room.
+// Drawn over the number of rated answers and labelled with their time, so that idle hours take no space.
 
 import { h, percent, plural } from "./dom.js";
 
@@ -35,7 +35,7 @@ export class Curve {
     this.clear();
     this.drawn = drawn;
     if (!this.families?.length) {
-      this.box.append(h("p", { class: "soft" }, "Nobody has judged an answer yet. Ask something, and press a thumb."));
+      this.box.append(h("p", { class: "soft" }, "No answer has been rated yet. Ask something, then press a thumb."));
       return;
     }
     this.marks = this.changes.map((change) => change.place);
@@ -80,7 +80,7 @@ export class Curve {
     };
   }
 
-  // The time of the nearest point; the day where it changes.
+  // Time of the nearest point; the day where it changes.
   times(places) {
     let day = "";
     const span_s = this.timed.at(-1).time_s - this.timed[0].time_s;
@@ -112,7 +112,7 @@ export class Curve {
     plot.ctx.restore();
   }
 
-  // Under the pointer, or the latest of each.
+  // Values under the pointer, or the latest of each family.
   label(index) {
     this.legend.replaceChildren(...this.families.map((family, i) => {
       const at = this.plot.data[0][index] ?? Infinity;

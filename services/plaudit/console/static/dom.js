@@ -1,4 +1,4 @@
-// Small helpers: elements without markup in strings, times and numbers as people read them.
+// Helpers: elements without markup in strings, times and numbers as text.
 
 export const $ = (id) => document.getElementById(id);
 

@@ -1,4 +1,4 @@
-// The live loop: what serves and why, how users like it, what the learner does.
+// The loop: rollout, satisfaction of users, learner, versions.
 
 import { Curve } from "./curve.js";
 import { $, ago, h, percent, plural, when } from "./dom.js";
@@ -17,7 +17,7 @@ export function show(loop) {
   put("facts", facts(loop));
   put("learner", learning(learner, now_s));
   curve.draw(loop.satisfaction, loop.changes);
-  $("judged").textContent = loop.judged ? `The latest ${plural(loop.judged, "judged answer")}, and when something changed` : "";
+  $("judged").textContent = loop.judged ? `The latest ${plural(loop.judged, "rated answer")}, with the changes of the rollout` : "";
   showVersions(loop);
   put("changes", loop.changes.map((change) => h("li", {},
     h("time", { dateTime: new Date(1000 * change.changed_at_s).toISOString() }, when(change.changed_at_s, now_s)),
@@ -32,7 +32,7 @@ export const forget = () => {
 
 $("heads").onchange = () => shown && showVersions(shown);
 
-// Replace only what differs, so that nothing jumps under a pointer or a screen reader.
+// Replaces only content that differs, so that nothing moves under a pointer or a screen reader.
 function put(id, children) {
   const fresh = h("div", {}, children);
   if (fresh.innerHTML !== $(id).innerHTML) $(id).replaceChildren(...fresh.childNodes);
@@ -42,13 +42,13 @@ function facts({ rollout, learner, lately, now_s }) {
   const fact = (name, value, more) => h("div", {}, h("dt", {}, name), h("dd", {}, value, more ? h("small", {}, more) : null));
   const rows = [fact("Serves", rollout.live ? `version ${rollout.live}` : "nothing",
     rollout.changed_at_s ? `since ${when(rollout.changed_at_s, now_s)}` : null)];
-  if (rollout.candidate) rows.push(fact("On experiment", `version ${rollout.candidate}`, `for ${percent(rollout.candidate_share)} of the users`));
-  if (rollout.gated) rows.push(fact("Last through the gate", `version ${rollout.gated}`));
-  if (lately) rows.push(fact("Satisfied lately", percent(lately.mean), `of the latest ${plural(lately.n, "judged answer")}`));
+  if (rollout.candidate) rows.push(fact("In an experiment", `version ${rollout.candidate}`, `for ${percent(rollout.candidate_share)} of the users`));
+  if (rollout.gated) rows.push(fact("Last gated", `version ${rollout.gated}`));
+  if (lately) rows.push(fact("Recent satisfaction", percent(lately.mean), `of the latest ${plural(lately.n, "rated answer")}`));
   if (!learner) return rows;
   rows.push(
     fact("Feedback", learner.feedback.toLocaleString(), `${plural(learner.experiences, "answer")} learned from`),
-    fact("In the queue", learner.pending.toLocaleString(), "not yet in a version"),
+    fact("In the queue", learner.pending.toLocaleString(), "feedback that no version has learned from"),
   );
   if (learner.waiting || learner.discarded) {
     rows.push(fact("Cannot be used", (learner.waiting + learner.discarded).toLocaleString(),
@@ -61,11 +61,11 @@ function learning(learner, now_s) {
   if (!learner) return h("p", { class: "soft" }, "No learner of this model has run here.");
   const silent_s = now_s - learner.time_s;
   return [
-    h("p", { class: silent_s > 10 ? "problem" : "soft" }, silent_s > 10 ? `Last heard of ${ago(silent_s)}.` : "It runs."),
+    h("p", { class: silent_s > 10 ? "problem" : "soft" }, silent_s > 10 ? `Last status ${ago(silent_s)}.` : "Running."),
     h("p", {}, tuning(learner.finetune, now_s)),
     learner.canary && learner.finetune?.phase !== "canary" ? h("p", {}, experiment(learner.canary, now_s)) : null,
-    compared("Head refreshes compared with the last version through the gate", learner.comparison),
-    learner.finetune?.gate ? compared("The fine-tuned candidate at the gate", learner.finetune.gate) : null,
+    compared("Head refreshes compared with the last gated version", learner.comparison),
+    learner.finetune?.gate ? compared("The fine-tuned version at the gate", learner.finetune.gate) : null,
   ];
 }
 
@@ -73,7 +73,7 @@ function experiment(canary, now_s) {
   const since = `since ${when(canary.started_at_s, now_s)}, by ${canary.actor}`;
   if (!canary.shadow) return `Version ${canary.version} is in an experiment with ${percent(canary.share)} of the users, ${since}: ${canary.why}.`;
   const { n, failed, agreement } = canary.shadowed;
-  const agrees = agreement === null ? "" : `, ${percent(agreement)} agree with what was shown`;
+  const agrees = agreement === null ? "" : `, ${percent(agreement)} agree with the live version`;
   return `Version ${canary.version} is in the shadow, ${since}: ${plural(n, "answer")}, ${failed} failed${agrees}.`;
 }
 
@@ -81,9 +81,9 @@ function tuning(finetune, now_s) {
   const since = finetune?.started_at_s ? `, since ${when(finetune.started_at_s, now_s)}` : "";
   switch (finetune?.phase) {
     case "training": return `Fine-tuning on ${plural(finetune.snapshot, "experience")}: ${percent(finetune.progress.fraction ?? 0)} done${since}.`;
-    case "gating": return `A fine-tuned candidate is at the gate${since}.`;
+    case "gating": return `A fine-tuned version is at the gate${since}.`;
     case "canary": return `Version ${finetune.canary.version} is in an experiment: ${plural(finetune.canary.n, "experience")}${since}; ${finetune.canary.why}.`;
-    case "idle": return finetune.off ? `Fine-tuning is off: ${finetune.off}.` : "No fine-tuning job runs; the next one starts when there is enough new experience.";
+    case "idle": return finetune.off ? `Fine-tuning is off: ${finetune.off}.` : "No fine-tuning job is running; the next one starts after enough new experiences.";
     default: return "Fine-tuning is off.";
   }
 }
@@ -104,13 +104,13 @@ function evidence(report) {
     row("difference in satisfaction", `${points(report.gain)} (${points(report.lower)} to ${points(report.upper)})`),
     row("evidence for a gain", `e = ${number(report.e_value_gain)}`),
     row("evidence for harm", `e = ${number(report.e_value_harm)}`),
-    row("counted", `${plural(report.n, "answer")}${report.capped ? `, ${report.capped} left out: their users have had their share` : ""}`),
-    row("finding", report.reasons?.length ? report.reasons.join("; ") : report.verdict),
+    row("counted", `${plural(report.n, "answer")}${report.capped ? `, ${report.capped} excluded by the limit per user` : ""}`),
+    row("verdict", report.reasons?.length ? report.reasons.join("; ") : report.verdict),
     harmed.map((slice) => row(`harm on ${slice.name}`, `e = ${number(slice.e_value_harm)} of ${number(slice.threshold)}`)),
   ));
 }
 
-const number = (value) => (value === null ? "beyond measure" : value >= 1e4 ? value.toExponential(1) : value.toFixed(value < 10 ? 2 : 0));
+const number = (value) => (value === null ? "∞" : value >= 1e4 ? value.toExponential(1) : value.toFixed(value < 10 ? 2 : 0));
 
 // --- versions ---------------------------------------------------------------------------------------------------------
 
@@ -145,7 +145,7 @@ function versionItem(version, now_s) {
       h("table", {}, h("tbody", {},
         fact("made", when(version.created_at_s, now_s) + (version.parent ? ` from version ${version.parent}` : "")),
         version.live_since_s ? fact("went live", when(version.live_since_s, now_s)) : null,
-        version.data.experiences === undefined ? null : fact("knows", `${plural(version.data.experiences, "experience")}, ${plural(version.data.feedback, "signal")}`),
+        version.data.experiences === undefined ? null : fact("learned from", `${plural(version.data.experiences, "experience")}, ${plural(version.data.feedback, "signal")}`),
         fact("digest", version.digest.slice(0, 16)),
       )),
       version.gate.verdict ? [h("p", { class: "soft" }, `At the gate: ${version.gate.verdict}`), evidence(version.gate)] : null,

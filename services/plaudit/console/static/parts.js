@@ -1,4 +1,4 @@
-// One input per modality. Each has an `element` and a `content()`: what is sent, or null where it is left out.
+// One input per modality. Each has an `element` and a `content()`: the content to send, or null where it is left out.
 
 import * as api from "./api.js";
 import { h } from "./dom.js";
@@ -19,7 +19,7 @@ class Part {
   }
 
   say() {
-    const needed = this.modality.required ? "needed" : "left out";
+    const needed = this.modality.required ? "required" : "left out";
     this.state.textContent = this.given ? "" : `– ${needed}`;
   }
 
@@ -28,7 +28,7 @@ class Part {
     this.problem.hidden = false;
   }
 
-  // A button for a file, one that clears, and a list of examples where there are some.
+  // A button for a file, one that clears, and a list of samples where there are some.
   tools(accept, ...others) {
     const file = h("input", { type: "file", accept, onchange: () => file.files[0] && this.take(file.files[0]) });
     const clear = h("button", { type: "button", onclick: () => this.clear() }, "Leave out");
@@ -135,7 +135,7 @@ class ImagePart extends Part {
       this.blob = blob;
       this.say();
     } catch {
-      this.fail(new Error("this is no image that the browser can read"));
+      this.fail(new Error("the browser cannot read this image"));
     }
   }
 
@@ -145,7 +145,7 @@ class ImagePart extends Part {
     return { image: await base64(await this.export()) };
   }
 
-  // What was drawn fills the picture, as examples in data sets do, at the size that the model looks at.
+  // The drawing fills the image, as in data sets, at the size of the model's input.
   export() {
     const { width, height } = this.modality;
     const box = this.inkBox();
@@ -209,7 +209,7 @@ class AudioPart extends Part {
       });
       this.button.textContent = "Stop";
     } catch {
-      this.fail(new Error("the browser gives no microphone to this page"));
+      this.fail(new Error("the browser does not let this page use a microphone"));
     }
   }
 
@@ -277,7 +277,7 @@ class TensorPart extends Part {
   async content() {
     if (!this.given) return null;
     try {
-      return { tensor: JSON.parse(this.input.value), dtype: this.modality.dtype ?? "float32" }; // JSON does not tell 1 from 1.0
+      return { tensor: JSON.parse(this.input.value), dtype: this.modality.dtype ?? "float32" }; // JSON does not distinguish 1 from 1.0
     } catch {
       throw new Error(`${this.name}: this is not JSON; write numbers as [1, 2.5]`);
     }

@@ -1,6 +1,6 @@
-// Sound from the microphone → a WAV of the length and rate that a model takes.
+// Sound from the microphone as a WAV of the length and rate that the model takes.
 
-const LEAD_S = 1.5; // people do not begin to speak when they press
+const LEAD_S = 1.5; // pause between the click and speech
 
 export class Recorder {
   constructor(stream, modality, done) {
@@ -28,7 +28,7 @@ export class Recorder {
   }
 }
 
-// Whatever the browser can decode → 16-bit mono WAV at the model's rate, its loudest stretch of the model's length.
+// 16-bit mono WAV at the model's rate of anything that the browser decodes: the loudest part of the model's length.
 async function wav(blob, { sample_rate_hz, max_duration_s }) {
   const context = new OfflineAudioContext(1, 1, sample_rate_hz);
   const decoded = await context.decodeAudioData(await blob.arrayBuffer());

@@ -8,18 +8,18 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from plaudit_models.bundle import Manifest
+from plaudit_models.spec import TextTokenizer
 
 
 class TrunkOutputs(NamedTuple):
-    """What a trunk makes of a batch.
+    """Outputs of a trunk for a batch.
 
     Attributes:
         embedding: ``[b, d]``.
         base_logits: ``[b, a]``.
-        native: the native outputs that were asked for, by name, ``[b, …]``.
+        native: requested native outputs, by name, ``[b, …]``.
     """
 
     embedding: npt.NDArray[np.float32]
@@ -30,7 +30,7 @@ class TrunkOutputs(NamedTuple):
 class ServableModel(Protocol):
     """One proven version, loaded for inference. Safe to use from several threads.
 
-    There is no close: it is released when nobody refers to it any more, so never under a request.
+    There is no close: it is released with its last reference, so never under a request.
 
     Notation:
         b: batch size, d: embedding size, a: number of actions, k: number of dynamic actions
@@ -45,8 +45,8 @@ class ServableModel(Protocol):
         ...
 
     @property
-    def tokenizer(self) -> Tokenizer | None:
-        """For the text modalities; None if the version has none."""
+    def tokenizer(self) -> TextTokenizer | None:
+        """Tokenizer of the text modalities; None if the version has none."""
         ...
 
     def trunk(self, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str] = ()) -> TrunkOutputs:
@@ -54,7 +54,7 @@ class ServableModel(Protocol):
 
         Args:
             inputs: as :class:`plaudit_models.preprocess.Batch` makes them.
-            outputs: native outputs of an imported graph that are wanted too.
+            outputs: names of native outputs of an imported graph that are requested too.
         """
         ...
 
@@ -63,7 +63,7 @@ class ServableModel(Protocol):
         ...
 
     def action_vectors(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """What dynamic actions are scored by, ``[k, d]``: base logits are ``embedding · vectorsᵀ``. Only where the spec
+        """Vectors that score dynamic actions, ``[k, d]``: base logits are ``embedding · vectorsᵀ``. Only where the spec
         says that the model scores text."""
         ...
 

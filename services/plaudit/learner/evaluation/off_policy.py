@@ -1,9 +1,9 @@
-"""Two policies on the same logged experiences: what plaudit_models.evaluation.gate needs, made from experiences.
+"""Two policies on the same logged experiences, as :mod:`plaudit_models.evaluation.gate` compares them.
 
-Used twice: by the running comparison of head refreshes with the gated version, and by the gate of fine-tuned versions.
+Used by the running comparison of head refreshes with the gated version, and by the gate of fine-tuned versions.
 
 Notation:
-    n: experiences, a: number of actions
+    n: experiences, a: number of actions, k: actions of one experience
 """
 
 from __future__ import annotations
@@ -15,54 +15,50 @@ from typing import Final
 import numpy as np
 
 from plaudit.core.errors import UnknownVersion
-from plaudit.core.events import Features
 from plaudit.core.experience import DecisionHeader, Experience
 from plaudit.core.ports.registry import ModelRegistry
-from plaudit.learner.features.evidence import Listed
+from plaudit.learner.features.context import Context
 from plaudit_models.bandit.policy import Float64
-from plaudit_models.evaluation.gate import Comparison, Differences, differences
+from plaudit_models.evaluation.gate import Comparison, differences
 from plaudit_models.evaluation.ope import LoggedRounds
 from plaudit_models.spec import ModelSpec
 
 MIN_WEIGHT: Final = 0.5
-"""Only what users say counts as proof, not what they do or leave undone."""
+"""Weight from which feedback counts as proof: that of what users say, not of what they do or leave undone."""
+
+Values = Sequence[float] | Float64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Compared:
-    """An experience with the features that were logged with it (those of the trunk that served it).
-
-    Attributes:
-        listed: what it was picked from, where those were dynamic actions.
-    """
+    """An experience and its context on the trunk that it is compared on."""
 
     experience: Experience
-    features: Features
-    listed: Listed | None = None
+    context: Context
 
 
 def speaks_plainly(experience: Experience) -> bool:
-    """Whether its user has said something about the answer, not only done something, or nothing."""
+    """Whether a user said something about the answer: explicit feedback, not implicit and not silence."""
     label = experience.label
     return label is not None and label.weight >= MIN_WEIGHT and experience.reward is not None
 
 
 def counts_as_proof(experience: Experience) -> bool:
-    """Whether off-policy evaluation can use it: a judged answer drawn at random from a known policy.
+    """Whether off-policy evaluation can use the experience: a rated answer drawn at random from a known policy.
 
-    A greedy answer would have been the same whatever its logged propensity pretends, so it says nothing about others.
+    A greedy answer would have been the same whatever its logged propensity is, so it says nothing about others.
     """
     return speaks_plainly(experience) and experience.probabilities is not None and not experience.decision.greedy
 
 
 def can_answer(served: DecisionHeader, spec: ModelSpec) -> bool:
-    """Whether a policy with these actions has any of those that were allowed."""
+    """Whether the action set has any of the actions that the request allowed."""
     return not served.allowed_actions or any(spec.has_action(action) for action in served.allowed_actions)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Policy:
-    """What a policy would answer, or is expected to earn, in each of n contexts.
+    """Probabilities, or expected rewards, of a policy in each of n contexts.
 
     Attributes:
         actions: its action set.
@@ -73,17 +69,17 @@ class Policy:
     values: Float64
 
     def onto(self, actions: Sequence[str], missing: float = 0.0) -> Float64:
-        """The same in the order of ``actions``, which have all of ours; ``missing`` for those that are not."""
+        """Values in the order of ``actions``, a superset of its own; ``missing`` for actions it does not have."""
         placed = np.full((len(self.values), len(actions)), missing)
         placed[:, [actions.index(action) for action in self.actions]] = self.values
         return placed
 
 
 def logged_policies(rows: Sequence[Compared], registry: ModelRegistry, otherwise: Sequence[str]) -> Policy:
-    """Those that served each experience, as noted when it was joined, over all actions that any of them had.
+    """Probabilities of the versions that served, as stored with each experience, over all actions that any of them has.
 
     Args:
-        otherwise: the action set of versions that are gone: a refresh has that of the version it came from.
+        otherwise: action set of versions that are gone: a refresh has that of the version it came from.
     """
     own = [_actions(registry, row.experience.decision.version, otherwise) for row in rows]
     actions = list(dict.fromkeys(action for each in dict.fromkeys(own) for action in each))
@@ -103,7 +99,6 @@ def _actions(registry: ModelRegistry, version: int, otherwise: Sequence[str]) ->
 def compare(
     comparison: Comparison,
     rows: Sequence[Compared],
-    spec: ModelSpec,
     *,
     candidate: Policy,
     baseline: Policy,
@@ -111,95 +106,100 @@ def compare(
     q_hat: Policy,
     n_users: int,
 ) -> Comparison:
-    """Take in n experiences, n ≥ 1, that :func:`counts_as_proof`.
+    """The comparison with n more experiences of fixed actions, n ≥ 1, that :func:`counts_as_proof`.
 
-    The action sets may differ. An answer that was never offered counts as the worst there is where gain is to be
-    proven, and as the best where harm is; one that the candidate has no more is one it never gives.
+    The action sets may differ. An action that was never offered counts as the worst there is where gain is to be
+    proven, and as the best where harm is; one that the candidate does not have has probability 0.
 
     Args:
-        spec: names the slices.
         candidate: its probabilities.
         baseline: those of what it is compared with.
         logged: those of what served.
         q_hat: predicted rewards that know nothing of these experiences.
-        n_users: how many users there were before these experiences.
+        n_users: number of users before these experiences.
     """
     actions = list(dict.fromkeys([*candidate.actions, *baseline.actions, *logged.actions, *q_hat.actions]))
-    log = LoggedRounds(
-        reward=np.array([row.experience.reward for row in rows], np.float64),
-        action=np.array([actions.index(row.experience.decision.action) for row in rows], np.int64),
-        pscore=np.array([row.experience.decision.propensity for row in rows], np.float64),
-    )
-    seen = differences(
-        log,
-        candidate.onto(actions),
-        baseline.onto(actions),
-        q_hat.onto(actions, missing=0.5),
-        logging_probs=logged.onto(actions),
-        rules=comparison.rules,
-    )
-    return _taken_in(comparison, seen, rows, spec, n_users)
-
-
-def compare_lists(
-    comparison: Comparison,
-    rows: Sequence[Compared],
-    spec: ModelSpec,
-    *,
-    candidate: Sequence[Sequence[float]],
-    baseline: Sequence[Sequence[float]],
-    logged: Sequence[Sequence[float]],
-    q_hat: Sequence[Sequence[float]],
-    n_users: int,
-) -> Comparison:
-    """As :func:`compare`, of n experiences that were picked from dynamic actions, each from its own.
-
-    All are values of its own dynamic actions, in their order. A place in one list means nothing in another: lists are
-    only filled up with places that nobody picks.
-    """
-    places = [row.experience.decision.dynamic_actions.index(row.experience.decision.action) for row in rows]
-    log = LoggedRounds(
-        reward=np.array([row.experience.reward for row in rows], np.float64),
-        action=np.array(places, np.int64),
-        pscore=np.array([row.experience.decision.propensity for row in rows], np.float64),
-    )
-    seen = differences(
-        log,
-        _filled(candidate),
-        _filled(baseline),
-        _filled(q_hat),
-        logging_probs=_filled(logged),
-        rules=comparison.rules,
-    )
-    return _taken_in(comparison, seen, rows, spec, n_users)
-
-
-def _taken_in(
-    comparison: Comparison, seen: Differences, rows: Sequence[Compared], spec: ModelSpec, n_users: int
-) -> Comparison:
-    return comparison.update(
-        seen,
-        [row.experience.decision.user_id for row in rows],
-        [slice_of(row, spec) for row in rows],
-        groups=[row.experience.decision.user_group for row in rows],
+    return _updated(
+        comparison,
+        rows,
+        [actions.index(row.experience.decision.action) for row in rows],
+        candidate=candidate.onto(actions),
+        baseline=baseline.onto(actions),
+        logged=logged.onto(actions),
+        q_hat=q_hat.onto(actions, missing=0.5),
         n_users=n_users,
     )
 
 
-def _filled(lists: Sequence[Sequence[float]]) -> Float64:
-    """Zeros behind the shorter ones."""
-    whole = np.zeros((len(lists), max(len(each) for each in lists)))
-    for row, each in zip(whole, lists, strict=True):
+def compare_on_one_trunk(
+    comparison: Comparison,
+    rows: Sequence[Compared],
+    *,
+    candidate: Sequence[Values],
+    baseline: Sequence[Values],
+    logged: Sequence[Values],
+    q_hat: Sequence[Values],
+    n_users: int,
+) -> Comparison:
+    """As :func:`compare`, of policies that have one trunk, so that each decides between the context's own actions.
+
+    Takes decisions of every kind. All values are ``[k]``, in the order of the context's actions. A place in one list of
+    dynamic actions means nothing in another: shorter lists are only filled up with places of probability 0.
+    """
+    return _updated(
+        comparison,
+        rows,
+        [row.context.actions.index(row.experience.decision.action) for row in rows],
+        candidate=_filled(candidate),
+        baseline=_filled(baseline),
+        logged=_filled(logged),
+        q_hat=_filled(q_hat),
+        n_users=n_users,
+    )
+
+
+def _updated(
+    comparison: Comparison,
+    rows: Sequence[Compared],
+    places: Sequence[int],
+    *,
+    candidate: Float64,
+    baseline: Float64,
+    logged: Float64,
+    q_hat: Float64,
+    n_users: int,
+) -> Comparison:
+    decisions = [row.experience.decision for row in rows]
+    rounds = LoggedRounds(
+        reward=np.array([row.experience.reward for row in rows], np.float64),
+        action=np.array(places, np.int64),
+        pscore=np.array([decision.propensity for decision in decisions], np.float64),
+    )
+    seen = differences(rounds, candidate, baseline, q_hat, logging_probs=logged, rules=comparison.rules)
+    return comparison.update(
+        seen,
+        [decision.user_id for decision in decisions],
+        [slice_of(row) for row in rows],
+        groups=[decision.user_group for decision in decisions],
+        n_users=n_users,
+    )
+
+
+def _filled(values: Sequence[Values]) -> Float64:
+    """Matrix ``[n, max k]`` with zeros behind the shorter rows."""
+    whole = np.zeros((len(values), max(len(each) for each in values)))
+    for row, each in zip(whole, values, strict=True):
         row[: len(each)] = each
     return whole
 
 
-def slice_of(row: Compared, spec: ModelSpec) -> str:
-    """Which modalities were given and what the base policy would say: both known before the answer.
+def slice_of(row: Compared) -> str:
+    """Modalities that were given and the base policy's answer: both known before the decision.
 
-    All that was picked from dynamic actions of such an input is one slice.
+    All decisions between dynamic actions with the same modalities are one slice.
     """
     modalities = "+".join(row.experience.decision.modalities) or "unknown"
-    if row.experience.decision.dynamic_actions:
+    context = row.context
+    if context.dynamic:
         return f"{modalities}: one of its dynamic actions"
-    return f"{modalities}: {spec.actions[int(row.features.base_logits.argmax())]}"
+    return f"{modalities}: {context.actions[int(context.features.base_logits.argmax())]}"

@@ -1,7 +1,7 @@
-"""The running comparison: do the head refreshes that serve do better than the last gated version?
+"""Running comparison of the head refreshes that serve with the last gated version.
 
-Each experience of a refresh counts once, judged by what was known before it was learned. Knows nothing about what
-follows from a finding.
+Each experience of a refresh counts once, with rewards that were predicted before it was learned. Knows nothing about
+what follows from a finding.
 """
 
 from __future__ import annotations
@@ -10,19 +10,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from plaudit.core.experience import Experience
 from plaudit.core.ports.registry import ModelRegistry
-from plaudit.learner.evaluation.off_policy import (
-    Compared,
-    Policy,
-    compare,
-    compare_lists,
-    counts_as_proof,
-    logged_policies,
-)
-from plaudit.learner.features.policies import PolicyCache, allowed_mask
+from plaudit.learner.evaluation.off_policy import Compared, compare_on_one_trunk, counts_as_proof
+from plaudit.learner.features.policies import PolicyCache
 from plaudit_models.bandit.features import Float64
 from plaudit_models.evaluation.gate import Comparison, comparison_from_dict
 
@@ -30,8 +21,9 @@ from plaudit_models.evaluation.gate import Comparison, comparison_from_dict
 @dataclass(frozen=True, slots=True, eq=False)
 class RunningComparison:
     """Attributes:
-    gated: the version compared with; 0 if there is none.
-    after_version: refreshes with a greater number are compared; those before were judged by an earlier comparison.
+    gated: version that refreshes are compared with; 0 if there is none.
+    after_version: refreshes with a greater number are compared; earlier ones were in an earlier comparison.
+    comparison: the evidence so far.
     """
 
     gated: int
@@ -53,57 +45,39 @@ def update(
     fresh: Sequence[Compared],
     q_hat: Mapping[int, Float64],
     registry: ModelRegistry,
-    versions: PolicyCache,
+    policies: PolicyCache,
     *,
     n_users: int,
 ) -> RunningComparison:
-    """Take in experiences that are about to be learned for the first time.
+    """The comparison with experiences that are about to be learned for the first time.
 
     Args:
-        running: so far.
-        fresh: in order; features are those of the gated version's trunk.
-        q_hat: predicted rewards ``[a]``, or ``[k]`` of the dynamic actions, before they are learned, by experience
-        number. n_users: how many users there were before these experiences.
+        running: the comparison so far.
+        fresh: in order. Those on another trunk than the gated version's, or not of a refresh, are left out.
+        q_hat: rewards ``[k]`` predicted before the experiences are learned, by experience number.
+        n_users: number of users before these experiences.
     """
     if running.gated == 0:
         return running
-    gated = versions.version(running.gated)
-    spec = gated.manifest.spec
+    gated = policies.version(running.gated)
     rows = [
         row
         for row in fresh
         if row.experience.decision.version > running.after_version
-        and row.features.trunk_digest == gated.manifest.trunk_digest
+        and row.context.features.trunk_digest == gated.manifest.trunk_digest
         and counts_as_proof(row.experience)
         and _is_refresh(row.experience, registry)
     ]
-    comparison = running.comparison
-    between = [row for row in rows if row.listed is not None]
-    if between and gated.scores_dynamic_actions:
-        own = [row.experience.probabilities or () for row in between]
-        comparison = compare_lists(
-            comparison,
-            between,
-            spec,
-            candidate=own,
-            baseline=[gated.list_probabilities(row.listed.seen).tolist() for row in between if row.listed is not None],
-            logged=own,
-            q_hat=[q_hat[row.experience.number].tolist() for row in between],
-            n_users=n_users,
-        )
-    rows = [row for row in rows if not row.experience.decision.dynamic_actions]
     if not rows:
-        return replace(running, comparison=comparison)
-    logged = logged_policies(rows, registry, spec.actions)
-    allowed = allowed_mask(spec, [row.experience.decision for row in rows])
-    compared = compare(
-        comparison,
+        return running
+    served = [row.experience.probabilities or () for row in rows]
+    compared = compare_on_one_trunk(
+        running.comparison,
         rows,
-        spec,
-        candidate=logged,
-        baseline=Policy(spec.actions, gated.probabilities([row.features for row in rows], allowed)),
-        logged=logged,
-        q_hat=Policy(spec.actions, np.array([q_hat[row.experience.number] for row in rows])),
+        candidate=served,
+        baseline=gated.answers([row.context for row in rows]),
+        logged=served,
+        q_hat=[q_hat[row.experience.number] for row in rows],
         n_users=n_users,
     )
     return replace(running, comparison=compared)

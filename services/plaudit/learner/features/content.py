@@ -9,19 +9,18 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from plaudit.core.events import Content, EncodedContent, TensorContent, TextContent
 from plaudit_models import preprocess
 from plaudit_models.preprocess import InvalidContent, Limits, decode
-from plaudit_models.spec import ModelSpec
+from plaudit_models.spec import ModelSpec, TextTokenizer
 
 ROWS_PER_RUN: Final = 16
 """Contents that share one run of the trunk."""
 
 
 def decode_contents(
-    spec: ModelSpec, tokenizer: Tokenizer | None, content: Mapping[str, Content], limits: Limits
+    spec: ModelSpec, tokenizer: TextTokenizer | None, content: Mapping[str, Content], limits: Limits
 ) -> dict[str, npt.NDArray[Any]] | None:
     """The graph inputs of one content; None if the model can make nothing of it.
 

@@ -1,131 +1,129 @@
-"""The reward states of one trunk, counted anew from the store: what the fast loop stands on after the trunk changed.
+"""Features and contexts of experiences on the trunk of one version.
 
-Knows nothing about why it is asked for.
+They are taken from the store where it has them and made from stored content where it has not. Knows nothing about why
+they are asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 from plaudit.core.events import Features
 from plaudit.core.experience import Experience, Label
 from plaudit.core.ports.store import ExperienceStore, LeaderCommit
-from plaudit.learner.features.evidence import Learned, Listed, Said
+from plaudit.learner.features.action_heads import Learned
+from plaudit.learner.features.context import Context, Floats32, LabelledContext
 from plaudit.learner.features.policies import LoadedPolicy
-from plaudit_models.bandit.dynamic_actions import ActionList, DynamicActionSpace, empty_dynamic_action_state
-from plaudit_models.bandit.features import FeatureSpace
-from plaudit_models.bandit.reward_model import empty_state
 
 CHUNK: Final = 256
 
+Save = Callable[[LeaderCommit], None]
+
+
+def is_dynamic(experience: Experience) -> bool:
+    """Whether its action was picked from dynamic actions of the request."""
+    return bool(experience.decision.dynamic_actions)
+
 
 def features_on(
-    version: LoadedPolicy,
-    store: ExperienceStore,
-    experiences: Sequence[Experience],
-    save: Callable[[LeaderCommit], None],
-) -> Mapping[str, Features]:
-    """Features of the experiences on a version's trunk, by prediction id.
+    version: LoadedPolicy, store: ExperienceStore, experiences: Sequence[Experience], save: Save
+) -> dict[str, Features]:
+    """Features of the experiences on a version's trunk, by prediction id; those that had to be made are saved.
 
-    What the store has is taken from there; the rest is made from stored content and saved. Experiences without content
-    have none, nor have those between dynamic actions where the version cannot score any.
+    Experiences without content have none, nor have those between dynamic actions where the version scores no text.
     """
-    ids = [experience.decision.prediction_id for experience in experiences]
-    found = dict(store.features(ids, version.manifest.trunk_digest))
-    fresh = made_features(version, store, [e for e in experiences if e.decision.prediction_id not in found])
-    if fresh:
-        save(LeaderCommit(features=fresh))
-        found |= fresh
-    return found
+    stored = stored_features(version.manifest.trunk_digest, store, experiences)
+    made = made_features(version, store, [e for e in experiences if e.decision.prediction_id not in stored])
+    if made:
+        save(LeaderCommit(features=made))
+    return stored | made
+
+
+def stored_features(
+    trunk_digest: str, store: ExperienceStore, experiences: Sequence[Experience]
+) -> dict[str, Features]:
+    """Features that the store has of this trunk, by prediction id."""
+    return dict(store.features([e.decision.prediction_id for e in experiences], trunk_digest))
 
 
 def made_features(
     version: LoadedPolicy, store: ExperienceStore, experiences: Sequence[Experience]
 ) -> dict[str, Features]:
     """Features made from stored content, by prediction id."""
-    usable = [e for e in experiences if version.scores_dynamic_actions or not e.decision.dynamic_actions]
-    ids = [experience.decision.prediction_id for experience in usable]
+    usable = [e for e in experiences if version.scores_dynamic_actions or not is_dynamic(e)]
+    ids = [e.decision.prediction_id for e in usable]
     if not ids:
         return {}
     contents = store.contents(ids)
-    made = {
-        id_: row for id_, row in zip(ids, version.embed([contents[id_] for id_ in ids]), strict=True) if row is not None
-    }
-    between = [
-        e.decision.prediction_id for e in usable if e.decision.dynamic_actions and e.decision.prediction_id in made
-    ]
-    if between:
-        listed = store.dynamic_actions(between)
-        for id_ in between:
-            vectors = version.action_vectors([candidate.text for candidate in listed[id_]])
-            made[id_] = replace(made[id_], base_logits=vectors @ made[id_].embedding)
+    rows = zip(ids, version.embed([contents[id_] for id_ in ids]), strict=True)
+    made = {id_: row for id_, row in rows if row is not None}
+    for id_, (_, vectors) in _action_lists(version, store, usable, made).items():
+        made[id_] = replace(made[id_], base_logits=vectors @ made[id_].embedding)
     return made
 
 
-def lists_of(
-    version: LoadedPolicy, store: ExperienceStore, experiences: Sequence[Experience], found: Mapping[str, Features]
-) -> dict[str, Listed]:
-    """What those of the experiences were picked from that were between dynamic actions, by prediction id.
+def contexts_on(
+    version: LoadedPolicy, store: ExperienceStore, experiences: Sequence[Experience], features: Mapping[str, Features]
+) -> dict[str, Context]:
+    """Contexts of the experiences on a version's trunk, by prediction id.
 
     Args:
-        version: one that scores dynamic actions, or there are none; its vectors are taken.
-        found: features on its trunk by prediction id; what has none is left out.
+        features: on that trunk, by prediction id. What has none has no context, nor have decisions between dynamic
+            actions where the version scores no text.
     """
-    if not version.scores_dynamic_actions:
-        return {}
-    ids = [
-        e.decision.prediction_id
-        for e in experiences
-        if e.decision.dynamic_actions and e.decision.prediction_id in found
+    lists = _action_lists(version, store, experiences, features)
+    actions = version.manifest.spec.actions
+    contexts = {}
+    for experience in experiences:
+        decision = experience.decision
+        id_ = decision.prediction_id
+        if id_ in lists:
+            ids, vectors = lists[id_]
+            contexts[id_] = Context(features[id_], ids, vectors=vectors)
+        elif id_ in features and not is_dynamic(experience):
+            contexts[id_] = Context(features[id_], actions, decision.allowed_actions)
+    return contexts
+
+
+def labelled_contexts(
+    labels: Iterable[tuple[Experience, Label | None]], contexts: Mapping[str, Context]
+) -> list[LabelledContext]:
+    """Labels with the contexts of their experiences; what has no label or no context is left out."""
+    return [
+        LabelledContext(contexts[experience.decision.prediction_id], label)
+        for experience, label in labels
+        if label is not None and experience.decision.prediction_id in contexts
     ]
-    listed: dict[str, Listed] = {}
-    for id_, dynamic_actions in (store.dynamic_actions(ids) if ids else {}).items():
-        row, vectors = found[id_], version.action_vectors([candidate.text for candidate in dynamic_actions])
-        seen = ActionList(row.embedding, vectors, row.base_logits)
-        listed[id_] = Listed([candidate.id for candidate in dynamic_actions], seen)
-    return listed
 
 
-def said_of(
-    experiences: Sequence[Experience], found: Mapping[str, Features], listed: Mapping[str, Listed]
-) -> list[Said]:
-    """What is learned of those of the experiences that are judged and can be seen."""
-    said = [said_by(experience, experience.label, found, listed) for experience in experiences]
-    return [each for each in said if each is not None]
-
-
-def said_by(
-    experience: Experience, label: Label | None, found: Mapping[str, Features], listed: Mapping[str, Listed]
-) -> Said | None:
-    """What is learned, or was, of one experience that is judged so; None if nothing is."""
-    id_ = experience.decision.prediction_id
-    if label is None or id_ not in found or (experience.decision.dynamic_actions and id_ not in listed):
-        return None
-    return Said(found[id_], label, listed.get(id_))
-
-
-def rebuilt_state(
-    version: LoadedPolicy,
-    store: ExperienceStore,
-    space: FeatureSpace,
-    dynamic_space: DynamicActionSpace | None,
-    save: Callable[[LeaderCommit], None],
-    *,
-    up_to: int | None = None,
+def relearned(
+    empty: Learned, version: LoadedPolicy, store: ExperienceStore, save: Save, *, up_to: int | None = None
 ) -> Learned:
-    """The sums over all experiences that are learned from, numbered at most ``up_to``, as this version sees them.
+    """Evidence of all experiences that are learned from, numbered at most ``up_to``, on the version's trunk.
 
     Args:
-        dynamic_space: None where the version cannot score dynamic actions; then there are no sums of them.
+        empty: no evidence, in the feature spaces of that trunk.
     """
-    learned = Learned(empty_state(space), None if dynamic_space is None else empty_dynamic_action_state(dynamic_space))
-    index = {action: i for i, action in enumerate(version.manifest.spec.actions)}
-    last = 0
+    learned, last = empty, 0
     while chunk := store.experiences(after=last, up_to=up_to, limit=CHUNK):
         last = chunk[-1].number
         usable = [e for e in chunk if e.label is not None and not e.excluded]
-        found = features_on(version, store, usable, save)
-        learned = learned.add(said_of(usable, found, lists_of(version, store, usable, found)), index)
+        contexts = contexts_on(version, store, usable, features_on(version, store, usable, save))
+        learned = learned.add(labelled_contexts([(e, e.label) for e in usable], contexts))
     return learned
+
+
+def _action_lists(
+    version: LoadedPolicy, store: ExperienceStore, experiences: Sequence[Experience], features: Mapping[str, Features]
+) -> dict[str, tuple[list[str], Floats32]]:
+    """Ids and vectors ``[k, d]`` of the dynamic actions of those that have features, by prediction id."""
+    if not version.scores_dynamic_actions:
+        return {}
+    dynamic = [e.decision.prediction_id for e in experiences if is_dynamic(e)]
+    ids = [id_ for id_ in dynamic if id_ in features]
+    return {
+        id_: ([action.id for action in actions], version.action_vectors([action.text for action in actions]))
+        for id_, actions in (store.dynamic_actions(ids) if ids else {}).items()
+    }

@@ -1,4 +1,4 @@
-"""A head refresh: a version folder with the parent's trunk and a head built from the latest evidence, published.
+"""How heads are made, and a head refresh as a version: the parent's trunk with heads built from the latest evidence.
 
 Knows nothing about events or when a refresh is due.
 """
@@ -9,54 +9,33 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import load_file, save_file
-
-from plaudit.core.events import Features
 from plaudit.core.ports.registry import ModelRegistry
-from plaudit.learner.features.evidence import stack
-from plaudit_models.bandit.dynamic_actions import (
-    ActionList,
-    DynamicActionHead,
-    DynamicActionSpace,
-    DynamicActionState,
-    bounded_dynamic_step,
-)
+from plaudit.learner.features.action_heads import ActionHead, DynamicActions, FixedActions, Learned, StepRules
+from plaudit_models.bandit.dynamic_actions import DynamicActionSpace, empty_dynamic_action_state
 from plaudit_models.bandit.features import FeatureSpace
-from plaudit_models.bandit.head import build_head
-from plaudit_models.bandit.improvement import HeadSettings, Step, bounded_step, head_scores
-from plaudit_models.bandit.reward_model import RewardState
-from plaudit_models.bundle import (
-    CARD,
-    DYNAMIC_HEAD,
-    HEAD,
-    HEAD_GOLDEN,
-    TEXT_SCORER,
-    TRUNK_FILES,
-    TRUNK_GOLDEN,
-    Manifest,
-    seal,
-)
-from plaudit_models.spec import BASE_LOGITS, EMBEDDING, SCORES
+from plaudit_models.bandit.improvement import HeadSettings
+from plaudit_models.bandit.reward_model import empty_state
+from plaudit_models.bundle import CARD, TEXT_SCORER, TRUNK_FILES, Manifest, seal
 from plaudit_models.version_card import card
 
 
 @dataclass(frozen=True, slots=True)
 class HeadBuilder:
-    """Builds heads.
+    """How heads are made.
 
     Attributes:
         settings: how boldly a head follows the evidence.
         floor: logged exploration floor ε in (0, 1] of the versions made.
         max_kl: the most one refresh may move the policy, in nats, counted where the base policy is sure.
-        embedding_features: how many features the embedding is given; 0 leaves it out.
-        exclusivity: how much praise of one answer speaks against each other one, as a share of an event; of a list of
+        embedding_features: number of features of the embedding; 0 leaves it out.
+        exclusivity: how much praise of one action speaks against each other one, as a share of an event; of a list of
             dynamic actions, against all its others together.
-        pair_features: how many features a candidate and its context are given together.
+        pair_features: number of features of a dynamic action together with its context.
     """
 
     settings: HeadSettings
@@ -66,15 +45,19 @@ class HeadBuilder:
     exclusivity: float = 0.1
     pair_features: int = 64
 
+    @property
+    def step_rules(self) -> StepRules:
+        return StepRules(self.settings, self.floor, self.max_kl)
+
     def space(self, manifest: Manifest) -> FeatureSpace:
-        """The feature space of the fast loop on a version's trunk."""
+        """Feature space of fixed actions on a version's trunk."""
         spec = manifest.spec
         return FeatureSpace(
             manifest.trunk_digest, len(spec.actions), spec.embedding_size, self.embedding_features, self.exclusivity
         )
 
     def dynamic_space(self, manifest: Manifest) -> DynamicActionSpace | None:
-        """The same of dynamic actions; None where the version cannot score any."""
+        """Feature space of dynamic actions on a version's trunk; None if the version scores no text."""
         if not manifest.has(TEXT_SCORER):
             return None
         return DynamicActionSpace(
@@ -85,36 +68,26 @@ class HeadBuilder:
             self.exclusivity,
         )
 
-    def step(self, served: RewardState, latest: RewardState, recent: Sequence[Features]) -> Step[RewardState]:
-        """From the evidence served towards the latest, as far as the KL bound allows on one or more ``recent`` rows."""
-        return bounded_step(self.settings, served, latest, *stack(recent), floor=self.floor, max_kl=self.max_kl)
+    def spaces(self, manifest: Manifest) -> list[FeatureSpace | DynamicActionSpace]:
+        """Feature space of each kind of decision that the version can answer."""
+        dynamic = self.dynamic_space(manifest)
+        return [self.space(manifest)] if dynamic is None else [self.space(manifest), dynamic]
 
-    def dynamic_step(
-        self, served: DynamicActionState, latest: DynamicActionState, recent: Sequence[ActionList]
-    ) -> Step[DynamicActionState]:
-        """The same of dynamic actions, on one or more ``recent`` lists."""
-        return bounded_dynamic_step(self.settings, served, latest, recent, floor=self.floor, max_kl=self.max_kl)
-
-    def write(self, folder: Path, state: RewardState, dynamic_actions: DynamicActionState | None = None) -> None:
-        """Write head and golden scores beside the trunk and its golden pairs, and the candidate head if there is one.
-
-        The golden scores come from the formula, not from the graph, so that whoever runs the graph proves it right.
-        """
-        (folder / HEAD).write_bytes(build_head(self.settings, state).SerializeToString())
-        golden = load_file(folder / TRUNK_GOLDEN)
-        scores = head_scores(self.settings, state, golden[EMBEDDING], golden[BASE_LOGITS])
-        save_file({SCORES: scores.astype("float32")}, folder / HEAD_GOLDEN)
-        if dynamic_actions is not None:
-            (folder / DYNAMIC_HEAD).write_bytes(DynamicActionHead(self.settings, dynamic_actions).to_bytes())
+    def empty(self, manifest: Manifest) -> Learned:
+        """No evidence, with a head for each kind of decision that the version can answer."""
+        heads: list[ActionHead] = [FixedActions(empty_state(self.space(manifest)))]
+        dynamic = self.dynamic_space(manifest)
+        if dynamic is not None:
+            heads.append(DynamicActions(empty_dynamic_action_state(dynamic)))
+        return Learned(tuple(heads))
 
 
 def publish_refresh(
     registry: ModelRegistry,
     work_dir: Path,
-    maker: HeadBuilder,
+    builder: HeadBuilder,
     parent: Manifest,
-    state: RewardState,
-    dynamic_actions: DynamicActionState | None = None,
+    heads: Iterable[ActionHead],
     *,
     created_at_s: float,
     reason: str,
@@ -123,8 +96,8 @@ def publish_refresh(
 ) -> Manifest:
     """Assemble and publish; the trunk's files are shared with the parent wherever the file system can.
 
-    Args:
-        dynamic_actions: what the candidate head is built from; None: there is nothing to build it from.
+    Raises:
+        CorruptBundle: a file of the parent is not what its manifest says.
     """
     source = registry.folder(parent.version)
     with tempfile.TemporaryDirectory(dir=work_dir, prefix="refresh-") as temporary:
@@ -132,7 +105,8 @@ def publish_refresh(
         for name in TRUNK_FILES:
             if parent.has(name):
                 share(source / parent.stored_name(name), folder / name)
-        maker.write(folder, state, dynamic_actions)
+        for head in heads:
+            head.write(folder, builder.settings)
         manifest = seal(
             folder,
             Manifest(
@@ -141,7 +115,7 @@ def publish_refresh(
                 created_at_s=created_at_s,
                 files={},
                 parent=parent.version,
-                floor=maker.floor,
+                floor=builder.floor,
                 reason=reason,
                 data=data,
                 metrics=metrics,

@@ -1,6 +1,6 @@
-"""What versions of the registry would do: their policies at logged features, their trunks on stored content.
+"""Policies of the registry's versions: their answers in logged contexts, their trunks on stored content.
 
-Keeps a few opened versions. Knows nothing about feedback.
+Keeps a few loaded versions. Knows nothing about feedback.
 
 Notation:
     b: batch size, d: embedding size, a: number of actions, k: dynamic actions of one request
@@ -17,20 +17,18 @@ from typing import Final
 import numpy as np
 
 from plaudit.core.events import Content, Features
-from plaudit.core.experience import DecisionHeader
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.learner.features.content import ROWS_PER_RUN, decode_contents
-from plaudit.learner.features.evidence import Floats32, stack
+from plaudit.learner.features.context import Context, Floats32, allowed_mask, stack
 from plaudit_models.bandit.dynamic_actions import ActionList, served_over
 from plaudit_models.bandit.policy import Bool, Float64, probabilities
 from plaudit_models.bundle import Manifest
 from plaudit_models.preprocess import Limits, assemble
-from plaudit_models.spec import ModelSpec
 
-_KEPT_OPEN: Final = 8
-_KEPT_VECTORS: Final = 4_096
-"""Of dynamic actions' texts, by version."""
+_MAX_LOADED: Final = 8
+_MAX_VECTORS: Final = 4_096
+"""Vectors of dynamic actions' texts that are kept for each version."""
 
 
 class LoadedPolicy:
@@ -49,22 +47,42 @@ class LoadedPolicy:
     def manifest(self) -> Manifest:
         return self._model.manifest
 
+    def answers(self, contexts: Sequence[Context]) -> list[Float64]:
+        """Probabilities of each context's own actions as they would be served, floor included, ``[k]`` each.
+
+        Contexts are on this version's trunk, those of fixed actions have its action set.
+        """
+        answers: list[Float64] = [np.zeros(0)] * len(contexts)
+        fixed = [i for i, context in enumerate(contexts) if not context.dynamic]
+        if fixed:
+            own = [contexts[i] for i in fixed]
+            probs = self.probabilities(
+                [context.features for context in own],
+                allowed_mask(self.manifest.spec.actions, [each.allowed for each in own]),
+            )
+            for i, row in zip(fixed, probs, strict=True):
+                answers[i] = row
+        for i, context in enumerate(contexts):
+            if context.dynamic:
+                answers[i] = self._among(context.action_list)
+        return answers
+
     def probabilities(self, rows: Sequence[Features], allowed: Bool) -> Float64:
-        """What would be served at these features, floor included, ``[b, a]``."""
+        """Probabilities of the fixed actions as they would be served at these features, floor included, ``[b, a]``."""
         return probabilities(self._model.head(*stack(rows)), allowed, self.manifest.floor)
 
     def base_probabilities(self, rows: Sequence[Features]) -> Float64:
-        """What the trunk alone would serve at these features, floor included, every action allowed, ``[b, a]``."""
+        """Probabilities that the trunk alone would serve, floor included, every action allowed, ``[b, a]``."""
         _, base_logits = stack(rows)
         return probabilities(base_logits, np.ones(base_logits.shape, np.bool_), self.manifest.floor)
 
     @property
     def scores_dynamic_actions(self) -> bool:
-        """Whether it can be asked about dynamic actions."""
+        """Whether the version can answer with dynamic actions."""
         return self.manifest.spec.scores_text
 
     def action_vectors(self, texts: Sequence[str]) -> Floats32:
-        """What its candidate graph makes of texts, ``[k, d]``; the latest are remembered."""
+        """Vectors of texts, ``[k, d]``; the latest are remembered."""
         keys = [hashlib.sha256(text.encode()).digest() for text in texts]
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._vectors}
         if missing:
@@ -72,16 +90,15 @@ class LoadedPolicy:
         for key in keys:
             self._vectors.move_to_end(key)
         vectors = np.stack([self._vectors[key] for key in keys])
-        while len(self._vectors) > _KEPT_VECTORS:
+        while len(self._vectors) > _MAX_VECTORS:
             self._vectors.popitem(last=False)
         return vectors
 
-    def list_probabilities(self, seen: ActionList) -> Float64:
-        """What would be served of a list of dynamic actions, floor included, ``[k]``."""
+    def _among(self, actions: ActionList) -> Float64:
         scores = self._model.dynamic_scores(
-            np.asarray(seen.embedding, np.float32),
-            np.asarray(seen.vectors, np.float32),
-            np.asarray(seen.base_logits, np.float32),
+            np.asarray(actions.embedding, np.float32),
+            np.asarray(actions.vectors, np.float32),
+            np.asarray(actions.base_logits, np.float32),
         )
         return served_over(scores, self.manifest.floor)
 
@@ -90,48 +107,39 @@ class LoadedPolicy:
         spec, digest = self.manifest.spec, self.manifest.trunk_digest
         decoded = [decode_contents(spec, self._model.tokenizer, content, self._limits) for content in contents]
         usable = [i for i, row in enumerate(decoded) if row is not None]
-        found: list[Features | None] = [None] * len(contents)
+        features: list[Features | None] = [None] * len(contents)
         for start in range(0, len(usable), ROWS_PER_RUN):
             places = usable[start : start + ROWS_PER_RUN]
             embedding, base_logits, _ = self._model.trunk(assemble(spec, [decoded[i] or {} for i in places]))
             for row, i in enumerate(places):
-                found[i] = Features(digest, embedding[row], base_logits[row])
-        return found
+                features[i] = Features(digest, embedding[row], base_logits[row])
+        return features
 
 
 class PolicyCache:
-    """The versions of a registry, opened when asked for.
+    """Versions of a registry, loaded when first asked for; the latest used stay loaded.
 
     Args:
-        registry: where they are.
-        runtime: what runs them.
-        limits: what content is decoded; as wide as the server's.
+        registry: of one model.
+        runtime: loads version folders.
+        limits: of the content that is decoded; as wide as the server's.
     """
 
     def __init__(self, registry: ModelRegistry, runtime: ModelRuntime, limits: Limits) -> None:
         self._registry = registry
         self._runtime = runtime
         self._limits = limits
-        self._open: OrderedDict[int, LoadedPolicy] = OrderedDict()
+        self._loaded: OrderedDict[int, LoadedPolicy] = OrderedDict()
 
     def version(self, number: int) -> LoadedPolicy:
         """Raises UnknownVersion."""
-        if number not in self._open:
-            self._open[number] = self.folder(self._registry.folder(number))
-        self._open.move_to_end(number)
-        while len(self._open) > _KEPT_OPEN:
-            self._open.popitem(last=False)
-        return self._open[number]
+        if number not in self._loaded:
+            self._loaded[number] = self.folder(self._registry.folder(number))
+        self._loaded.move_to_end(number)
+        while len(self._loaded) > _MAX_LOADED:
+            self._loaded.popitem(last=False)
+        return self._loaded[number]
 
     def folder(self, folder: Path) -> LoadedPolicy:
         """A version that is not, or not yet, in the registry."""
         return LoadedPolicy(folder, self._runtime, self._limits)
-
-
-def allowed_mask(spec: ModelSpec, rows: Sequence[DecisionHeader]) -> Bool:
-    """True where the action might be picked, ``[b, a]``."""
-    mask = np.ones((len(rows), len(spec.actions)), np.bool_)
-    for i, row in enumerate(rows):
-        if row.allowed_actions:
-            mask[i] = [action in row.allowed_actions for action in spec.actions]
-    return mask

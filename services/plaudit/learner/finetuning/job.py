@@ -26,7 +26,8 @@ from plaudit.core.experience import Experience
 from plaudit.core.job_run import CANDIDATE, ERROR, PROGRESS, RESULT, read_json, write_json
 from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.core.ports.store import ExperienceStore
-from plaudit.learner.features.evidence import evidence_of
+from plaudit.learner.features.action_heads import FixedActions
+from plaudit.learner.features.context import Context, LabelledContext
 from plaudit.learner.features.head_builder import write_card
 from plaudit.learner.features.policies import LoadedPolicy
 from plaudit.learner.finetuning.job_spec import (
@@ -207,9 +208,7 @@ def _build_head(
 ) -> int:
     """Give the candidate a head built on the experiences as its trunk sees them; returns how many it could see."""
     version = LoadedPolicy(candidate, runtime, task.limits)
-    space = task.maker.space(manifest)
-    state = empty_state(space)
-    actions = {action: i for i, action in enumerate(manifest.spec.actions)}
+    head = FixedActions(empty_state(task.maker.space(manifest)))
     found: dict[str, Features] = {}
     for start in range(0, len(used), CHUNK):
         chunk = used[start : start + CHUNK]
@@ -218,11 +217,11 @@ def _build_head(
         made = zip(chunk, version.embed([contents[id_] for id_ in ids]), strict=True)
         judged = [(row, e, e.label) for e, row in made if row is not None and e.label is not None]
         found |= {e.decision.prediction_id: row for row, e, _ in judged}
-        state = state.add(evidence_of(space, [(row, label) for row, _, label in judged], actions))
-    task.maker.write(candidate, state)
+        head = head.add([LabelledContext(Context(row, manifest.spec.actions), label) for row, _, label in judged])
+    head.write(candidate, task.maker.settings)
     write_card(candidate, seal(candidate, manifest))
     write_features(run_dir / FEATURES, found)
-    (run_dir / STATE).write_bytes(state.to_bytes())
+    (run_dir / STATE).write_bytes(head.to_bytes())
     return len(found)
 
 

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from plaudit.core.events import Features
 from plaudit.core.job_run import JOB, read_json, write_json
-from plaudit.learner.features.evidence import stack
+from plaudit.learner.features.context import stack
 from plaudit.learner.features.head_builder import HeadBuilder
 from plaudit_models.bandit.improvement import HeadSettings
 from plaudit_models.bandit.reward_model import RewardPrior

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import structlog
 
 from plaudit.core.errors import UnknownVersion
@@ -35,10 +36,10 @@ from plaudit.learner.evaluation.off_policy import (
     counts_as_proof,
     logged_policies,
 )
-from plaudit.learner.features.evidence import stack
-from plaudit.learner.features.features import features_on
+from plaudit.learner.features.action_heads import FixedActions
+from plaudit.learner.features.features import contexts_on, features_on, is_dynamic
 from plaudit.learner.features.head_builder import HeadBuilder, share, write_card
-from plaudit.learner.features.policies import LoadedPolicy, PolicyCache, allowed_mask
+from plaudit.learner.features.policies import LoadedPolicy, PolicyCache
 from plaudit.learner.finetuning.experiment_runner import ExperimentRunner
 from plaudit.learner.finetuning.job_spec import (
     CHECKPOINT,
@@ -56,8 +57,6 @@ from plaudit.learner.progress import Progress
 from plaudit.learner.state import LearnerState
 from plaudit.learner.tracing import LearnerTrace
 from plaudit.learner.tuning_state import Tuning
-from plaudit_models.bandit.features import features
-from plaudit_models.bandit.reward_model import RewardPosterior, RewardState, posterior, state_from_bytes
 from plaudit_models.bundle import MANIFEST, CorruptBundle, Manifest, read_manifest
 from plaudit_models.evaluation.gate import (
     Comparison,
@@ -349,8 +348,7 @@ class Finetuning:
     def _open_candidate(self) -> _Candidate:
         if self._candidate is None:
             version = self._versions.folder(self._run_dir / CANDIDATE)
-            state = state_from_bytes((self._run_dir / STATE).read_bytes())
-            self._candidate = _Candidate(version, state, posterior(state, self._maker.settings.prior))
+            self._candidate = _Candidate(version, FixedActions.from_bytes((self._run_dir / STATE).read_bytes()))
         return self._candidate
 
     def _judge(self, progress: Progress) -> None:
@@ -361,11 +359,13 @@ class Finetuning:
             candidate = self._open_candidate()
             spec = candidate.version.manifest.spec
             proof = [e for e in chunk if not e.excluded and counts_as_proof(e)]
-            between = sum(bool(e.decision.dynamic_actions) for e in proof)
-            self._metrics.gate_left_out.inc(between)
-            usable = [e for e in proof if not e.decision.dynamic_actions and can_answer(e.decision, spec)]
+            self._metrics.gate_left_out.inc(sum(map(is_dynamic, proof)))
+            usable = [e for e in proof if not is_dynamic(e) and can_answer(e.decision, spec)]
             found = features_on(candidate.version, self._store, usable, self._store.save)
-            rows = [Compared(e, found[e.decision.prediction_id]) for e in usable if e.decision.prediction_id in found]
+            contexts = contexts_on(candidate.version, self._store, usable, found)
+            rows = [
+                Compared(e, contexts[e.decision.prediction_id]) for e in usable if e.decision.prediction_id in found
+            ]
             if rows:
                 self._comparison = self._compare(candidate, rows, progress.n_users)
             self._remember(replace(self._tuning, position=chunk[-1].number))
@@ -385,18 +385,16 @@ class Finetuning:
 
     def _compare(self, candidate: _Candidate, rows: list[Compared], n_users: int) -> Comparison:
         """Against the policies that logged: on the features they served on, as noted when each was joined."""
-        spec, made = candidate.version.manifest.spec, [row.features for row in rows]
-        predicted, _ = candidate.belief.predict(features(candidate.state.space, *stack(made)))
-        allowed = allowed_mask(spec, [row.experience.decision for row in rows])
-        logged = logged_policies(rows, self._registry, spec.actions)
+        actions, contexts = candidate.version.manifest.spec.actions, [row.context for row in rows]
+        expected = candidate.head.expected(self._maker.settings.prior, contexts)
+        logged = logged_policies(rows, self._registry, actions)
         return compare(
             self._comparison,
             rows,
-            spec,
-            candidate=Policy(spec.actions, candidate.version.probabilities(made, allowed)),
+            candidate=Policy(actions, np.array(candidate.version.answers(contexts))),
             baseline=logged,
             logged=logged,
-            q_hat=Policy(spec.actions, predicted),
+            q_hat=Policy(actions, np.array([each.reward for each in expected])),
             n_users=n_users,
         )
 
@@ -410,7 +408,7 @@ class Finetuning:
         why = "; ".join(report.reasons)
         published = self._published() or self._publish(report)
         self._trace.tuned(published.version)
-        self._state.save(served_heads={published.version: candidate.state})
+        self._state.save(served_heads={published.version: candidate.head.state})
         if verdict == "promote":
             why += self._promote(published.version, f"passed the gate: {why}")
         self._metrics.gate_verdicts.labels(verdict).inc()
@@ -514,5 +512,4 @@ class Finetuning:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Candidate:
     version: LoadedPolicy
-    state: RewardState
-    belief: RewardPosterior
+    head: FixedActions

@@ -20,7 +20,7 @@ from plaudit.core.events import Content, EncodedContent, TensorContent, TextCont
 from plaudit.core.experience import Experience, Label
 from plaudit.core.ports.store import ExperienceStore
 from plaudit.learner.features.content import decode_contents
-from plaudit.learner.features.policies import allowed_mask
+from plaudit.learner.features.context import allowed_mask
 from plaudit.learner.finetuning.job_spec import JobSpec
 from plaudit_models.feedback_targets import NO_PAIR, FeedbackTargets, feedback_targets
 from plaudit_models.preprocess import input_dtype
@@ -129,7 +129,7 @@ def training_data(
             [spec.action_index(c) if c is not None and spec.has_action(c) else _MISSING for c in corrections], np.int64
         ),
         weight=np.array([0.0 if r is None else j.weight for r, j in zip(rewards, judgements, strict=True)], np.float32),
-        allowed_mask=allowed_mask(spec, [e.decision for e in used]) if restricted else None,
+        allowed_mask=allowed_mask(spec.actions, [e.decision.allowed_actions for e in used]) if restricted else None,
     )
     spoken = feedback_targets(
         said, [j.weight for j in judgements], len(spec.actions), exclusivity=task.maker.exclusivity

@@ -1,11 +1,11 @@
-"""How far the policy that serves has moved, measured after every swap, whoever made it.
+"""Shift of the policy that serves, measured after every swap.
 
 KL(π ‖ π'), the mean over the latest contexts, of the live version from
     reference   the policy it is anchored to: its own trunk's base policy
     previous    the version that served before it, each on its own trunk
-all as they are served, floor included and with every action allowed, so that it is finite. Contexts that were answered
-with one of their own dynamic_actions are left out: what was listed once is no action of the policy. Refreshes are
-bounded before they serve (plaudit_models.bandit.improvement); this is what they, and everything else, came to.
+all as they are served, floor included and with every action allowed, so that it is finite. RecentContexts that were
+answered with one of their own dynamic_actions are left out: what was listed once is no action of the policy. Refreshes
+are bounded before they serve (plaudit_models.bandit.improvement); this is what they, and everything else, came to.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import structlog
 from plaudit.core.errors import UnknownVersion
 from plaudit.core.events import Features
 from plaudit.core.ports.store import ExperienceStore
-from plaudit.learner.features.features import features_on
+from plaudit.learner.features.action_heads import FixedActions
+from plaudit.learner.features.features import features_on, is_dynamic
 from plaudit.learner.features.policies import LoadedPolicy, PolicyCache
 from plaudit.learner.metrics import LearnerMetrics
-from plaudit.learner.online.contexts import RECENT_CONTEXTS, Contexts
+from plaudit.learner.online.contexts import RecentContexts
 from plaudit.learner.state import LearnerState
 from plaudit_models.bandit.policy import Float64, divergence
 from plaudit_models.bundle import Manifest
@@ -34,71 +35,76 @@ PREVIOUS: Final = "previous"
 
 
 class PolicyShift:
-    """Args:
-    model: the metrics' label.
-    contexts: what it is measured on where both versions have one trunk.
-    store, versions, knowledge, metrics: as the learner's.
+    """Measures the shift of the policy.
+
+    Args:
+        model: label of the metrics.
+        contexts: the shift is measured on them where both versions have one trunk.
+        store: of the leader.
+        policies: of the registry's versions.
+        state: of the leader.
+        metrics: of the learner.
     """
 
     def __init__(
         self,
         *,
         model: str,
-        contexts: Contexts,
+        contexts: RecentContexts,
         store: ExperienceStore,
-        versions: PolicyCache,
-        knowledge: LearnerState,
+        policies: PolicyCache,
+        state: LearnerState,
         metrics: LearnerMetrics,
     ) -> None:
         self._model = model
         self._contexts = contexts
         self._store = store
-        self._versions = versions
-        self._knowledge = knowledge
+        self._policies = policies
+        self._state = state
         self._metrics = metrics
         self._measured = 0
 
     def measure(self, live: Manifest) -> None:
-        """Once for each version that goes live, as soon as there is a context to measure it on."""
+        """Measure once for each version that goes live, as soon as there is a context to measure on."""
         if live.version == self._measured:
             return
-        rows = self._contexts.on(live)
+        rows = [context.features for context in self._contexts.on(live) if FixedActions.owns(context)]
         if not rows:
             return
         before, self._measured = self._measured, live.version
-        version = self._versions.version(live.version)
+        version = self._policies.version(live.version)
         now = _served(version, rows)
-        self._tell(REFERENCE, divergence(now, version.base_probabilities(rows)))
+        self._record(REFERENCE, divergence(now, version.base_probabilities(rows)))
         if before == 0:
-            return  # nothing is known to have served before it
+            return  # it is not known what served before
         try:
-            previous = self._versions.version(before)
+            previous = self._policies.version(before)
         except UnknownVersion:
             return
         if previous.manifest.trunk_digest == live.trunk_digest:
-            self._tell(PREVIOUS, divergence(now, _served(previous, rows)))
+            self._record(PREVIOUS, divergence(now, _served(previous, rows)))
         elif previous.manifest.spec.actions == live.spec.actions:
             self._across_trunks(version, previous)
 
     def _across_trunks(self, version: LoadedPolicy, previous: LoadedPolicy) -> None:
-        """The latest experiences, as each of the two trunks sees them; those without content one of them cannot see."""
-        last = self._knowledge.progress.last_number
-        latest = self._store.experiences(after=max(0, last - RECENT_CONTEXTS), up_to=last)
-        latest = [e for e in latest if not e.decision.dynamic_actions]
+        """On the latest experiences that have features on both trunks."""
+        last = self._state.progress.last_number
+        latest = self._store.experiences(after=max(0, last - FixedActions.RECENT), up_to=last)
+        latest = [e for e in latest if not is_dynamic(e)]
         seen = [features_on(each, self._store, latest, self._store.save) for each in (version, previous)]
         both = [id_ for id_ in seen[0] if id_ in seen[1]]
         if both:
             now, before = (
                 _served(each, [rows[id_] for id_ in both]) for each, rows in zip((version, previous), seen, strict=True)
             )
-            self._tell(PREVIOUS, divergence(now, before))
+            self._record(PREVIOUS, divergence(now, before))
 
-    def _tell(self, against: str, kl: Float64) -> None:
+    def _record(self, against: str, kl: Float64) -> None:
         mean = float(kl.mean())
         self._metrics.policy_kl.labels(self._model, against).set(mean)
         _log.info("policy moved", version=self._measured, against=against, kl_nats=round(mean, 4), contexts=len(kl))
 
 
 def _served(version: LoadedPolicy, rows: Sequence[Features]) -> Float64:
-    """With every action allowed, ``[b, a]``."""
+    """Probabilities with every action allowed, ``[b, a]``."""
     return version.probabilities(rows, np.ones((len(rows), len(version.manifest.spec.actions)), np.bool_))

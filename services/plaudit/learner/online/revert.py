@@ -1,6 +1,6 @@
-"""What follows from the running comparison: refreshes that do harm are taken back, one that is better becomes gated.
+"""Consequences of the running comparison: refreshes that do harm are reverted, one that is better becomes gated.
 
-Knows nothing about how the comparison is made (running.py).
+Knows nothing about how the comparison is made (evaluation/running_comparison.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from plaudit.core.rollout import Change as RolloutChange
 from plaudit.core.rollout import Rollout, confirm, revert
 from plaudit.core.rollout_updates import LEARNER, update_rollout
 from plaudit.learner.evaluation.running_comparison import RunningComparison
-from plaudit.learner.features.features import lists_of, said_of
+from plaudit.learner.features.features import contexts_on, is_dynamic, labelled_contexts, stored_features
 from plaudit.learner.features.policies import PolicyCache
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.state import LearnerState
@@ -27,26 +27,33 @@ _log = structlog.get_logger("plaudit.learner")
 
 
 class RefreshGuard:
-    """Args:
-    knowledge: holds the comparison.
-    store, registry, rules, metrics, clock: as the learner's.
+    """Reverts or confirms head refreshes.
+
+    Args:
+        state: holds the running comparison.
+        store: of the leader.
+        registry: of the model that is learned.
+        policies: of the registry's versions.
+        rules: of the running comparison.
+        metrics: of the learner.
+        clock: UTC seconds since the epoch.
     """
 
     def __init__(
         self,
         *,
-        knowledge: LearnerState,
+        state: LearnerState,
         store: ExperienceStore,
         registry: ModelRegistry,
-        versions: PolicyCache,
+        policies: PolicyCache,
         rules: GateRules,
         metrics: LearnerMetrics,
         clock: Callable[[], float],
     ) -> None:
-        self._knowledge = knowledge
+        self._state = state
         self._store = store
         self._registry = registry
-        self._versions = versions
+        self._policies = policies
         self._rules = rules
         self._metrics = metrics
         self._clock = clock
@@ -54,16 +61,16 @@ class RefreshGuard:
     def follow(self, rollout: Rollout) -> None:
         """Compare with the gated version of this rollout, from the beginning if that was another one so far."""
         gated = rollout.gated or 0
-        if gated != self._knowledge.running.gated:
+        if gated != self._state.running.gated:
             self._restart(gated, after_version=gated)
 
     def act(self, live: Manifest, rollout: Rollout) -> None:
-        """Take the refreshes back on evidence of harm; make the latest the gated version on evidence of gain."""
-        comparison = self._knowledge.running.comparison
+        """Revert to the gated version on evidence of harm; make the latest refresh gated on evidence of gain."""
+        comparison = self._state.running.comparison
         finding = comparison.finding()
         if finding == "none" or rollout.pinned:
             return
-        gated = self._knowledge.running.gated
+        gated = self._state.running.gated
         reasons = "; ".join(comparison.report().reasons)
         if finding == "harm":
             self._revert(live, gated, f"refreshes since version {gated} did harm: {reasons}")
@@ -71,26 +78,25 @@ class RefreshGuard:
             self._confirm(live, gated, f"refreshes since version {gated} did better: {reasons}")
 
     def _revert(self, live: Manifest, gated: int, reason: str) -> None:
-        """Serving first; then set aside what was learned since the gated version, or the next refresh does it again."""
+        """Revert what serves, then exclude what was learned since the gated version, or the next refresh harms
+        again.
+        """
         change = RolloutChange(LEARNER, self._clock(), reason)
         moved = update_rollout(self._registry, lambda r: revert(r, change) if r.gated == gated != r.live else None)
-        learned, progress = self._knowledge.learned, self._knowledge.progress
+        learned, progress = self._state.learned, self._state.progress
         assert learned is not None
         learned_by_gated = int(self._registry.manifest(gated).data.get("last_experience", 0))
         since = self._store.experiences(after=learned_by_gated, up_to=progress.last_number)
         harmful = [e for e in since if e.label is not None and not e.excluded]
-        found = self._store.features([e.decision.prediction_id for e in harmful], learned.reward.space.trunk_digest)
-        between = [e for e in harmful if e.decision.dynamic_actions]
-        listed = lists_of(self._versions.version(live.version), self._store, between, found) if between else {}
-        index = {action: i for i, action in enumerate(live.spec.actions)}
-        self._knowledge.save(
+        features = stored_features(learned.trunk_digest, self._store, harmful)
+        contexts = contexts_on(self._policies.version(live.version), self._store, harmful, features)
+        self._state.save(
             LeaderCommit(excluded=[e.number for e in since]),
-            learned=learned.subtract(said_of(harmful, found, listed), index),
+            learned=learned.subtract(labelled_contexts([(e, e.label) for e in harmful], contexts)),
             progress=replace(
                 progress,
                 experiences=progress.experiences - len(harmful),
-                dynamic_experiences=progress.dynamic_experiences
-                - sum(bool(e.decision.dynamic_actions) for e in harmful),
+                dynamic_experiences=progress.dynamic_experiences - sum(map(is_dynamic, harmful)),
                 refreshed=progress.changes,
             ),
             running=RunningComparison(gated, max(self._registry.versions()), new_comparison(self._rules)),
@@ -114,4 +120,4 @@ class RefreshGuard:
         _log.info("confirmed", version=moved.gated, reason=reason)
 
     def _restart(self, gated: int, *, after_version: int) -> None:
-        self._knowledge.save(running=RunningComparison(gated, after_version, new_comparison(self._rules)))
+        self._state.save(running=RunningComparison(gated, after_version, new_comparison(self._rules)))

@@ -1,4 +1,4 @@
-"""How satisfied users are with each version: means with intervals, for as long as anybody speaks of the version.
+"""Satisfaction of users with each version: means with intervals, as long as there is feedback on the version.
 
 Knows nothing about where experiences come from.
 """
@@ -14,52 +14,52 @@ from plaudit.learner.metrics import LearnerMetrics
 from plaudit_models.evaluation.intervals import wilson
 
 SHOWN_AT_MOST: Final = 20
-"""Versions shown: those that were last spoken of."""
+"""Largest number of versions shown: those with the latest feedback."""
 SHOWN_AFTER_S: Final = 3600.0
-"""How long a version is shown after it was last spoken of."""
+"""Time that a version is shown after its latest feedback."""
 
 
 @dataclass(slots=True)
-class _Heard:
+class _Tally:
     n: int = 0
     total: float = 0.0
     last_s: float = 0.0
 
 
 class SatisfactionByVersion:
-    """What the reward of each version's answers was, one experience counted once and as it was first judged.
+    """Mean reward of each version's answers; each experience counts once, with its first label.
 
-    Experiences that were set aside are left out: one user's flood is not what users think.
+    Excluded experiences are left out: a flood of one user is not what users think.
     """
 
     def __init__(self, metrics: LearnerMetrics) -> None:
         self._metrics = metrics
-        self._heard: dict[int, _Heard] = {}
-        """In the order in which versions were last spoken of."""
+        self._tallies: dict[int, _Tally] = {}
+        """In the order of their latest feedback."""
 
-    def hear(self, experiences: Iterable[Experience], now_s: float) -> None:
-        """Count these, and show what is known now; ``now_s`` is UTC seconds."""
+    def add(self, experiences: Iterable[Experience], now_s: float) -> None:
+        """Count these and set the metrics; ``now_s`` is UTC seconds."""
         for experience in experiences:
             if experience.reward is not None and not experience.excluded:
                 version = experience.decision.version
-                heard = self._heard[version] = self._heard.pop(version, _Heard())
-                heard.n += 1
-                heard.total += experience.reward
-                heard.last_s = now_s
-        beyond = len(self._heard) - SHOWN_AT_MOST
-        for place, (version, heard) in enumerate(list(self._heard.items())):
-            if place < beyond or now_s - heard.last_s >= SHOWN_AFTER_S:
-                del self._heard[version]
+                tally = self._tallies[version] = self._tallies.pop(version, _Tally())
+                tally.n += 1
+                tally.total += experience.reward
+                tally.last_s = now_s
+        beyond = len(self._tallies) - SHOWN_AT_MOST
+        for place, (version, tally) in enumerate(list(self._tallies.items())):
+            if place < beyond or now_s - tally.last_s >= SHOWN_AFTER_S:
+                del self._tallies[version]
                 for metric in self._metrics.by_version:
                     metric.remove(str(version))
             else:
-                self._show(str(version), heard)
+                self._show(str(version), tally)
 
-    def _show(self, version: str, heard: _Heard) -> None:
-        mean = min(1.0, heard.total / heard.n)
-        low, high = wilson(mean, heard.n)
+    def _show(self, version: str, tally: _Tally) -> None:
+        mean = min(1.0, tally.total / tally.n)
+        low, high = wilson(mean, tally.n)
         metrics = self._metrics
         metrics.version_satisfaction.labels(version).set(mean)
         metrics.version_satisfaction_low.labels(version).set(low)
         metrics.version_satisfaction_high.labels(version).set(high)
-        metrics.version_experiences.labels(version).set(heard.n)
+        metrics.version_experiences.labels(version).set(tally.n)

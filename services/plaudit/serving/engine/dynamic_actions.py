@@ -124,7 +124,7 @@ class TextVectors:
                     self._vectors.move_to_end(key)
                     vectors[key] = self._vectors[key]
         missing = {key: each.text for key, each in zip(keys, dynamic_actions, strict=True) if key not in vectors}
-        self._texts.labels("kept").inc(len(keys) - len(missing))
+        self._texts.labels("cached").inc(len(keys) - len(missing))
         if missing:
             self._texts.labels("computed").inc(len(missing))
             # A copy of each row, so that one that stays cached does not keep the whole matrix in memory.

@@ -12,7 +12,7 @@ from plaudit.serving.engine.shutdown import ShutdownSignal
 from plaudit.serving.grpc.context import call_context, timestamp
 from plaudit.serving.grpc.interceptors import status_of
 from plaudit.serving.grpc.streams import in_groups
-from plaudit.serving.use_cases.feedback import FeedbackRequest, FeedbackUseCase, Receipt, ReceiptState
+from plaudit.serving.use_cases.feedback import FeedbackReceipt, FeedbackRequest, FeedbackUseCase, ReceiptState
 from plaudit.v1 import feedback_pb2, feedback_pb2_grpc
 
 _MAX_GROUP: Final = 256
@@ -87,7 +87,7 @@ def _feedback_to_wire(feedback_id: str, duplicate: bool) -> feedback_pb2.SendFee
     return feedback_pb2.SendFeedbackResponse(feedback_id=feedback_id, status=status)
 
 
-def _receipt_to_wire(receipt: Receipt) -> feedback_pb2.Receipt:
+def _receipt_to_wire(receipt: FeedbackReceipt) -> feedback_pb2.Receipt:
     return feedback_pb2.Receipt(
         feedback_id=receipt.feedback_id,
         state=_STATES[receipt.state],

@@ -60,7 +60,7 @@ def status_of(error: Exception, method: str, request: Any = None) -> tuple[grpc.
             return STATUSES[cls], str(error)
     reference = uuid.uuid4().hex
     logger.error("internal_error", method=method, reference=reference, **ids_of(request), exc_info=error)
-    return grpc.StatusCode.INTERNAL, f"internal error; the server's log tells more under the reference {reference}"
+    return grpc.StatusCode.INTERNAL, f"internal error; find it in the server's log by the reference {reference}"
 
 
 class CallInterceptor(grpc.ServerInterceptor):

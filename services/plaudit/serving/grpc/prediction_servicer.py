@@ -20,7 +20,7 @@ from plaudit.serving.engine.call_context import CallContext, ClientGone
 from plaudit.serving.engine.shutdown import ShutdownSignal
 from plaudit.serving.grpc.context import call_context
 from plaudit.serving.grpc.streams import ContentChunks, Put, StreamedFormat, in_order
-from plaudit.serving.use_cases.predict import Prediction, PredictionRequest, PredictUseCase
+from plaudit.serving.use_cases.predict import PredictionRequest, Predictions, PredictUseCase
 from plaudit.v1 import prediction_pb2, prediction_pb2_grpc
 from plaudit_models.preprocess import Limits
 
@@ -83,20 +83,22 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
         message = streamed.request
         request = _prediction_request(message, streamed.chunks.content())
         try:
-            prediction = self._predict.predict(request, streamed.call_context(call))
+            predictions = self._predict.predict(request, streamed.call_context(call))
         except ClientGone:
             return _cancelled(message.request_id)
-        return prediction_pb2.PredictStreamResponse(final=_response(message, prediction), request_id=message.request_id)
+        return prediction_pb2.PredictStreamResponse(
+            final=_response(message, predictions), request_id=message.request_id
+        )
 
     def _interim(
         self, message: prediction_pb2.PredictRequest, request: PredictionRequest, call: CallContext
     ) -> prediction_pb2.PredictStreamResponse | None:
         try:
-            prediction = self._predict.preview(request, call)
+            predictions = self._predict.preview(request, call)
         except (PlauditError, ClientGone):  # the final answer will say what is wrong, if it still is
             return None
         return prediction_pb2.PredictStreamResponse(
-            interim=_response(message, prediction), request_id=message.request_id
+            interim=_response(message, predictions), request_id=message.request_id
         )
 
 
@@ -206,30 +208,30 @@ def _prediction_request(
     )
 
 
-def _response(request: prediction_pb2.PredictRequest, prediction: Prediction) -> prediction_pb2.PredictResponse:
-    manifest = prediction.model.manifest
-    (outcome,) = prediction.outcomes
+def _response(request: prediction_pb2.PredictRequest, predictions: Predictions) -> prediction_pb2.PredictResponse:
+    manifest = predictions.model.manifest
+    (outcome,) = predictions.outcomes
     return prediction_pb2.PredictResponse(
         prediction_id=outcome.prediction_id,
         action=outcome.action,
         propensity=outcome.evaluation.propensity,
-        scores=_scores(prediction, request.top_k),
+        scores=_scores(predictions, request.top_k),
         version=manifest.version,
-        version_digest=prediction.model.digest,
-        role=ROLE_TO_WIRE[prediction.role],
+        version_digest=predictions.model.digest,
+        role=ROLE_TO_WIRE[predictions.role],
         contributions=outcome.contributions,
         request_id=request.request_id,
         model=manifest.spec.name,
     )
 
 
-def _scores(prediction: Prediction, top_k: int) -> Sequence[prediction_pb2.Score]:
+def _scores(predictions: Predictions, top_k: int) -> Sequence[prediction_pb2.Score]:
     """Allowed actions with their probabilities, most probable first; equals in the order of the action set.
 
     Args:
         top_k: number of actions; 0 is all.
     """
-    actions, (outcome,) = prediction.actions, prediction.outcomes
+    actions, (outcome,) = predictions.actions, predictions.outcomes
     values = outcome.evaluation.probabilities
     ids, probabilities = actions.ids, values.tolist()
     order = np.argsort(-values, kind="stable").tolist()

@@ -25,7 +25,7 @@ _BATCH: Final = 512
 """Values that wait at most: 20 KiB, and their sorting takes what a hundred single ones would."""
 
 
-class Observed:
+class BufferedSeries:
     """One series; safe to use from several threads, as appending to a list and cutting its beginning off are.
 
     Args:
@@ -86,20 +86,20 @@ class BufferedHistogram(Collector):
         self._ends = [str(floatToGoString(bound)) for bound in (*bounds, math.inf)]  # type: ignore[no-untyped-call]
         self._counter = counter
         self._lock = threading.Lock()
-        self._series: dict[tuple[str, ...], Observed] = {}
+        self._series: dict[tuple[str, ...], BufferedSeries] = {}
         registry.register(self)
 
-    def labels(self, *values: str) -> Observed:
+    def labels(self, *values: str) -> BufferedSeries:
         """The series with these label values, the same each time. Raises ValueError if there are not as many as
         labels.
         """
         if len(values) != len(self._labels):
             raise ValueError(f"{self._name} has the labels {self._labels}; {values} are not as many")
         with self._lock:
-            return self._series.setdefault(values, Observed(self._bounds))
+            return self._series.setdefault(values, BufferedSeries(self._bounds))
 
     def remove(self, *values: str) -> None:
-        """Remove a series, if there is one; an :class:`Observed` that is still in use counts on, unseen."""
+        """Remove a series, if there is one; an :class:`BufferedSeries` that is still in use counts on, unseen."""
         with self._lock:
             self._series.pop(values, None)
 

@@ -36,7 +36,7 @@ class ServingMetrics:
         self.versions = VersionMetrics(registry)
         self.dynamic_action_texts = Counter(
             "plaudit_serving_dynamic_action_texts_total",
-            "Texts of dynamic actions, by whether what they are scored by was kept or had to be computed.",
+            "Texts of dynamic actions, by whether their vector was cached or had to be computed.",
             ["vectors"],
             registry=registry,
         )

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from prometheus_client import CollectorRegistry, Counter
 
 from plaudit.core.ports.runtime import ServableModel
-from plaudit.serving.telemetry.buffered_histogram import BufferedHistogram, Observed
+from plaudit.serving.telemetry.buffered_histogram import BufferedHistogram, BufferedSeries
 
 SHOWN_AFTER_S: Final = 60.0
 """How long a version that was unloaded is still shown: several scrapes."""
@@ -32,16 +32,16 @@ _LABELS: Final = ("model", "version")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Counted:
+class VersionSeries:
     """Metrics of one version: no label is looked up where they are used."""
 
     explored: Counter
     failures: Counter
-    prediction_seconds: Observed
-    decode_seconds: Observed
-    queue_seconds: Observed
-    batch_requests: Observed
-    inference_seconds: Observed
+    prediction_seconds: BufferedSeries
+    decode_seconds: BufferedSeries
+    queue_seconds: BufferedSeries
+    batch_requests: BufferedSeries
+    inference_seconds: BufferedSeries
 
     def answered(self, took_s: float, explored: bool) -> None:
         """Count one prediction."""
@@ -95,12 +95,12 @@ class VersionMetrics:
             self._inference_seconds,
         )
         self._lock = threading.Lock()
-        self._counted: WeakKeyDictionary[ServableModel, Counted] = WeakKeyDictionary()
+        self._counted: WeakKeyDictionary[ServableModel, VersionSeries] = WeakKeyDictionary()
         self._shown: dict[tuple[str, str], float | None] = {}
         """Time at which each was unloaded; None: it is loaded."""
         self._feedback_series: dict[tuple[str, str, str, str], Counter] = {}
 
-    def of(self, model: ServableModel) -> Counted:
+    def of(self, model: ServableModel) -> VersionSeries:
         """Metrics of this version."""
         return self._counted.get(model) or self._make(model)
 
@@ -139,18 +139,18 @@ class VersionMetrics:
                 else:
                     self._drop(*key)
 
-    def _make(self, model: ServableModel) -> Counted:
+    def _make(self, model: ServableModel) -> VersionSeries:
         manifest = model.manifest
         key = (manifest.spec.name, str(manifest.version))
         with self._lock:
             counted = self._counted.get(model)
             if counted is None:
                 self._shown.setdefault(key, None)
-                counted = self._counted[model] = Counted(*(metric.labels(*key) for metric in self._by_version))  # type: ignore[arg-type]
+                counted = self._counted[model] = VersionSeries(*(metric.labels(*key) for metric in self._by_version))  # type: ignore[arg-type]
         return counted
 
     def _drop(self, model: str, version: str) -> None:
-        """Remove the series; a :class:`Counted` that is still in use counts on, unseen."""
+        """Remove the series; a :class:`VersionSeries` that is still in use counts on, unseen."""
         del self._shown[model, version]
         for metric in self._by_version:
             metric.remove(model, version)

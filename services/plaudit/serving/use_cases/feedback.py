@@ -54,7 +54,7 @@ class ReceiptState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
+class FeedbackReceipt:
     """State of a piece of feedback on its way into a version.
 
     Attributes:
@@ -155,7 +155,7 @@ class FeedbackUseCase:
             self._metrics.versions.feedback(model, version, type(request.signal).__name__.lower(), status).inc()
         return outcomes
 
-    def receipt(self, feedback_id: str) -> Receipt:
+    def receipt(self, feedback_id: str) -> FeedbackReceipt:
         """Raises UnknownFeedback if it was never recorded, InvalidInput if the id is empty or too long."""
         _check_id("feedback_id", feedback_id)
         return self._receipt(feedback_id)
@@ -192,7 +192,7 @@ class FeedbackUseCase:
             ]
         )
 
-    def _receipt(self, feedback_id: str) -> Receipt:
+    def _receipt(self, feedback_id: str) -> FeedbackReceipt:
         served = self._models.all()
         for each in served:
             status = self._status(each.live.registry.model, feedback_id)
@@ -201,7 +201,7 @@ class FeedbackUseCase:
         recorded_at_s = self._recorded_at_s(feedback_id)
         if recorded_at_s is None:
             raise UnknownFeedback(feedback_id)
-        recorded = Receipt(feedback_id, ReceiptState.RECORDED, recorded_at_s)
+        recorded = FeedbackReceipt(feedback_id, ReceiptState.RECORDED, recorded_at_s)
         if len(served) != 1 or self._statuses is not None:
             return recorded  # no learner has read it, or it is unknown which model it is about
         return _learned(recorded, served[0].live.registry, "last_feedback_time_s", recorded_at_s)
@@ -215,8 +215,8 @@ class FeedbackUseCase:
             return None
 
 
-def _receipt_of(feedback_id: str, status: FeedbackStatus, registry: ModelRegistry) -> Receipt:
-    receipt = Receipt(feedback_id, ReceiptState.RECORDED, status.recorded_at_s)
+def _receipt_of(feedback_id: str, status: FeedbackStatus, registry: ModelRegistry) -> FeedbackReceipt:
+    receipt = FeedbackReceipt(feedback_id, ReceiptState.RECORDED, status.recorded_at_s)
     match status.state:
         case FeedbackState.WAITING:
             return replace(receipt, reason="its decision has not arrived")
@@ -229,7 +229,7 @@ def _receipt_of(feedback_id: str, status: FeedbackStatus, registry: ModelRegistr
             return _learned(replace(receipt, state=ReceiptState.JOINED), registry, "batches", status.batch)
 
 
-def _learned(receipt: Receipt, registry: ModelRegistry, clue: str, enough: float) -> Receipt:
+def _learned(receipt: FeedbackReceipt, registry: ModelRegistry, clue: str, enough: float) -> FeedbackReceipt:
     """The receipt of feedback that versions have learned from whose manifest data has at least ``enough`` of
     ``clue``.
     """

@@ -77,7 +77,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prediction:
+class Predictions:
     """Answer to one request.
 
     Attributes:
@@ -127,7 +127,7 @@ class PredictUseCase:
 
     def predict(
         self, request: PredictionRequest, call: CallContext = NO_DEADLINE, binding: Binding | None = None
-    ) -> Prediction:
+    ) -> Predictions:
         """Answer each row, or none of them. Blocks until they are answered.
 
         Args:
@@ -140,20 +140,20 @@ class PredictUseCase:
         started_s = time.perf_counter()
         binding = binding or self._models.bind(request.model, request.user_id)
         with binding.served.admission.places(len(request.rows)), binding.counting:
-            prediction = self._evaluate(request, binding, call)
+            predictions = self._evaluate(request, binding, call)
             if not call.claim():
                 raise ClientGone
-            for row, outcome in zip(request.rows, prediction.outcomes, strict=True):
-                outcome.prediction_id = self._commit(request, row, prediction, outcome)
+            for row, outcome in zip(request.rows, predictions.outcomes, strict=True):
+                outcome.prediction_id = self._commit(request, row, predictions, outcome)
         counted, took_s = self._metrics.versions.of(binding.model), time.perf_counter() - started_s
-        for outcome in prediction.outcomes:
+        for outcome in predictions.outcomes:
             counted.answered(took_s, outcome.evaluation.explored)
-        self._compare_with_shadow(request, binding.served, prediction)
+        self._compare_with_shadow(request, binding.served, predictions)
         if self._tracing.enabled:
-            self._note(request, prediction)
-        return prediction
+            self._note(request, predictions)
+        return predictions
 
-    def preview(self, request: PredictionRequest, call: CallContext = NO_DEADLINE) -> Prediction:
+    def preview(self, request: PredictionRequest, call: CallContext = NO_DEADLINE) -> Predictions:
         """The prediction as it would be now; it gets no prediction id and is not logged.
 
         Raises:
@@ -170,7 +170,7 @@ class PredictUseCase:
         """Compute nothing more in the shadow."""
         self._shadow.close()
 
-    def _evaluate(self, request: PredictionRequest, binding: Binding, call: CallContext) -> Prediction:
+    def _evaluate(self, request: PredictionRequest, binding: Binding, call: CallContext) -> Predictions:
         """Decode and evaluate every row."""
         model = binding.model
         if request.explain:
@@ -183,7 +183,7 @@ class PredictUseCase:
         if request.explain:
             for row, outcome in zip(inputs, outcomes, strict=True):
                 outcome.contributions = self._explain(binding, actions, row, outcome.evaluation, call)
-        return Prediction(model, binding.role, actions, outcomes)
+        return Predictions(model, binding.role, actions, outcomes)
 
     def _action_set(self, request: PredictionRequest, model: ServableModel, call: CallContext) -> ActionSet:
         spec, dynamic_actions = model.manifest.spec, request.dynamic_actions
@@ -225,10 +225,10 @@ class PredictUseCase:
         return shapley(list(inputs), value)
 
     def _commit(
-        self, request: PredictionRequest, row: Mapping[str, Content], prediction: Prediction, outcome: Outcome
+        self, request: PredictionRequest, row: Mapping[str, Content], predictions: Predictions, outcome: Outcome
     ) -> str:
         """Sign and log a decision; returns its prediction id."""
-        manifest, evaluation = prediction.model.manifest, outcome.evaluation
+        manifest, evaluation = predictions.model.manifest, outcome.evaluation
         now_s = self._clock()
         name, dynamic = manifest.spec.name, bool(request.dynamic_actions)
         signed = SignedPrediction(now_s, name, manifest.version, outcome.action, evaluation.propensity, dynamic=dynamic)
@@ -240,8 +240,8 @@ class PredictUseCase:
                 time_s=now_s,
                 user_id=request.user_id,
                 version=manifest.version,
-                version_digest=prediction.model.digest,
-                role=prediction.role,
+                version_digest=predictions.model.digest,
+                role=predictions.role,
                 action=outcome.action,
                 propensity=evaluation.propensity,
                 allowed_actions=request.allowed_actions,
@@ -256,31 +256,31 @@ class PredictUseCase:
         )
         return prediction_id
 
-    def _compare_with_shadow(self, request: PredictionRequest, served: ServedModel, prediction: Prediction) -> None:
+    def _compare_with_shadow(self, request: PredictionRequest, served: ServedModel, predictions: Predictions) -> None:
         experiment = served.live.experiment
         # The shadow is compared on the model's own actions alone.
         if experiment is None or not experiment.rollout.shadow or request.dynamic_actions:
             return
-        for row, outcome in zip(request.rows, prediction.outcomes, strict=True):
+        for row, outcome in zip(request.rows, predictions.outcomes, strict=True):
             given = GivenAnswer(
                 outcome.prediction_id,
                 row,
-                prediction.model,
+                predictions.model,
                 outcome.evaluation.probabilities,
-                prediction.actions.allowed,
+                predictions.actions.allowed,
             )
             self._shadow.compare(experiment, given, served.batcher.waiting)
 
-    def _note(self, request: PredictionRequest, prediction: Prediction) -> None:
+    def _note(self, request: PredictionRequest, predictions: Predictions) -> None:
         """Attributes of the call's span."""
-        manifest = prediction.model.manifest
+        manifest = predictions.model.manifest
         self._tracing.note(
             {
                 "plaudit.model": manifest.spec.name,
                 "plaudit.version": manifest.version,
-                "plaudit.role": str(prediction.role),
-                "plaudit.rows": len(prediction.outcomes),
-                "plaudit.prediction_id": prediction.outcomes[0].prediction_id,
+                "plaudit.role": str(predictions.role),
+                "plaudit.rows": len(predictions.outcomes),
+                "plaudit.prediction_id": predictions.outcomes[0].prediction_id,
                 "plaudit.request_id": request.request_id,
             }
         )

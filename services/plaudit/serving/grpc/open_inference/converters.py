@@ -26,7 +26,7 @@ from plaudit.core.events import Content, EncodedContent, TensorContent, TextCont
 from plaudit.core.ports.runtime import ServableModel
 from plaudit.core.user_groups import check_group
 from plaudit.inference import open_inference_pb2 as pb
-from plaudit.serving.use_cases.predict import Outcome, Prediction, PredictionRequest
+from plaudit.serving.use_cases.predict import Outcome, PredictionRequest, Predictions
 from plaudit_models.preprocess import input_dtype
 from plaudit_models.spec import EMBEDDING, ImageModality, Modality, ModelSpec, TensorModality, TextModality
 
@@ -216,20 +216,20 @@ class Choice:
     free: tuple[str, ...]
     _heads: dict[tuple[Any, ...], bytes] = field(default_factory=dict, compare=False, repr=False)
 
-    def response(self, prediction: Prediction, request_id: str) -> bytes:
+    def response(self, predictions: Predictions, request_id: str) -> bytes:
         """A serialised ModelInferResponse.
 
         Raises:
             InvalidInput: the rows have outputs of different shapes.
         """
-        rows = prediction.outcomes
+        rows = predictions.outcomes
         shapes = tuple(_shape_of_all(name, rows) for name in self.free)
-        key = (prediction.model.digest, prediction.role, len(rows), shapes)
+        key = (predictions.model.digest, predictions.role, len(rows), shapes)
         head = self._heads.get(key)
         if head is None:
             if len(self._heads) >= _REMEMBERED:
                 self._heads.clear()
-            head = self._heads[key] = self._head(prediction, dict(zip(self.free, shapes, strict=True)))
+            head = self._heads[key] = self._head(predictions, dict(zip(self.free, shapes, strict=True)))
         parts = [head]
         if request_id:
             parts += _delimited(_ID, request_id.encode())
@@ -237,16 +237,16 @@ class Choice:
             parts += _delimited(_RAW_OUTPUT, encode(rows))
         return b"".join(parts)
 
-    def _head(self, prediction: Prediction, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+    def _head(self, predictions: Predictions, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
         """A serialised response without its id and its values."""
-        manifest = prediction.model.manifest
-        n = len(prediction.outcomes)
+        manifest = predictions.model.manifest
+        n = len(predictions.outcomes)
         return pb.ModelInferResponse(
             model_name=manifest.spec.name,
             model_version=str(manifest.version),
             parameters={
-                "version_digest": pb.InferParameter(string_param=prediction.model.digest),
-                "role": pb.InferParameter(string_param=prediction.role.value),
+                "version_digest": pb.InferParameter(string_param=predictions.model.digest),
+                "role": pb.InferParameter(string_param=predictions.role.value),
             },
             outputs=[
                 pb.ModelInferResponse.InferOutputTensor(

@@ -116,10 +116,10 @@ class InferenceServicer:
         choice = contract.choice(message.outputs)
         rows = contract.rows(message, max_rows=self._max_rows)
         try:
-            prediction = self._predict.predict(prediction_request(message, rows, choice), call, binding)
+            predictions = self._predict.predict(prediction_request(message, rows, choice), call, binding)
         except InvalidInput as error:
             raise InvalidInput(error.field.replace("content[", "inputs[", 1), error.problem) from error
-        return choice.response(prediction, message.id)
+        return choice.response(predictions, message.id)
 
     def _infer_streamed(self, request: bytes, call: CallContext) -> bytes:
         request_id, marked_final = "", False

@@ -1,4 +1,4 @@
-"""What is kept for the report while the registry forgets it."""
+"""Versions are archived for the report while the registry prunes them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.core.rollout import Change, promote
-from plaudit.demo.kept_versions import KeptVersions
+from plaudit.demo.version_archive import VersionArchive
 from plaudit_models.bundle import verify
 from support.builders import tiny_bundle, tiny_head_refresh, tiny_spec
 
@@ -23,18 +23,18 @@ def test_versions_outlive_the_registrys_pruning_until_they_are_removed(tmp_path:
     tiny_bundle(tmp_path / "first")
     registry.publish(tmp_path / "first")
     registry.set_rollout(promote(registry.rollout(), 1, Change("test", 0.0, "")))
-    kept = KeptVersions(registry, tmp_path / "served")
+    archive = VersionArchive(registry, tmp_path / "served")
     _publish_heads(registry, tmp_path, 3)
-    kept.look()
+    archive.sync()
     registry.prune(keep=0)
     _publish_heads(registry, tmp_path, 1)
-    kept.look()
+    archive.sync()
     assert list(registry.versions()) == [1, 4, 5]
-    assert list(kept.versions()) == list(kept.manifests) == [1, 2, 3, 4, 5]
-    assert [verify(kept.folder(version)).version for version in kept.versions()] == [1, 2, 3, 4, 5]
-    trunks = {(kept.folder(version) / "trunk.onnx").stat().st_ino for version in kept.versions()}
-    assert len(trunks) == 1, "a version kept is made of links"
-    kept.remove()
+    assert list(archive.versions()) == list(archive.manifests) == [1, 2, 3, 4, 5]
+    assert [verify(archive.folder(version)).version for version in archive.versions()] == [1, 2, 3, 4, 5]
+    trunks = {(archive.folder(version) / "trunk.onnx").stat().st_ino for version in archive.versions()}
+    assert len(trunks) == 1, "a version archive is made of links"
+    archive.remove()
     assert not (tmp_path / "served").exists()
 
 
@@ -44,6 +44,6 @@ def test_what_the_registry_removed_before_the_look_is_left_out(tmp_path: Path) -
     registry.publish(tmp_path / "first")
     _publish_heads(registry, tmp_path, 3)
     registry.prune(keep=0)
-    kept = KeptVersions(registry, tmp_path / "served")
-    kept.look()
-    assert list(kept.versions()) == [1, 4]
+    archive = VersionArchive(registry, tmp_path / "served")
+    archive.sync()
+    assert list(archive.versions()) == [1, 4]

@@ -1,4 +1,4 @@
-"""What every version would have served on held-out inputs: the very probabilities, from the graphs that serve.
+"""Evaluation of versions on held-out inputs, with the probabilities that they would serve, from the same graphs.
 
 Knows nothing about the traffic.
 
@@ -23,35 +23,35 @@ from plaudit_models.bandit.policy import probabilities
 from plaudit_models.preprocess import assemble, decode
 
 PER_KIND: Final = 600
-"""Held-out examples of each kind of question."""
+"""Number of held-out examples of each kind of question."""
 _BATCH: Final = 64
 
 _Float32 = npt.NDArray[np.float32]
 
 
-def judge(
+def evaluate_versions(
     folder: Callable[[int], Path], runtime: ModelRuntime, versions: Sequence[int], examples: Sequence[Example]
 ) -> dict[int, Satisfaction]:
-    """Version → how satisfied users would be with it on ``examples``, their taste having shifted.
+    """Expected satisfaction of users with each version on ``examples``, after their taste has shifted.
 
     Versions that share a trunk share the embedding of the examples.
 
     Args:
-        folder: where a version is.
+        folder: folder of a version.
     """
     kinds = [example.kind for example in examples]
     likes = likes_matrix(examples, shifted=True)
     allowed = np.ones((len(examples), len(SPEC.actions)), np.bool_)
     embedded: dict[str, tuple[_Float32, _Float32]] = {}
-    judged = {}
+    satisfaction = {}
     for number in versions:
         model = runtime.load(folder(number))
         trunk = model.manifest.trunk_digest
         if trunk not in embedded:
             embedded[trunk] = _embed(model, examples)
         served = probabilities(model.head(*embedded[trunk]), allowed, model.manifest.floor)
-        judged[number] = expected_satisfaction(served, likes, kinds)
-    return judged
+        satisfaction[number] = expected_satisfaction(served, likes, kinds)
+    return satisfaction
 
 
 def _embed(model: ServableModel, examples: Sequence[Example]) -> tuple[_Float32, _Float32]:

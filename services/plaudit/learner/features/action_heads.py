@@ -1,0 +1,330 @@
+"""One type per kind of decision: what is learned about it, and the head that follows from that.
+
+:class:`FixedActions` are the model's own, :class:`DynamicActions` those that a request lists. The learner loops over
+the heads of a version and asks nowhere else which kind a decision is of. A label goes into one head: what is said of
+dynamic actions never mixes with what is said of fixed ones. Knows nothing about stores or when a head is refreshed.
+
+Notation:
+    n: contexts, a: number of fixed actions, k: actions of one context
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Final, Protocol, Self, TypeVar
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from plaudit.learner.features.context import Context, LabelledContext, stack
+from plaudit_models.bandit.dynamic_actions import (
+    DynamicActionEvidence,
+    DynamicActionHead,
+    DynamicActionSpace,
+    DynamicActionState,
+    bounded_dynamic_step,
+    dynamic_action_head_from_bytes,
+    dynamic_action_state_from_bytes,
+    empty_dynamic_action_state,
+    evidence_of_list,
+    expected_rewards,
+)
+from plaudit_models.bandit.features import FeatureSpace, Float64, features
+from plaudit_models.bandit.head import build_head
+from plaudit_models.bandit.improvement import HeadSettings, bounded_step, head_scores
+from plaudit_models.bandit.reward_model import (
+    Evidence,
+    RewardPrior,
+    RewardState,
+    empty_state,
+    posterior,
+    state_from_bytes,
+)
+from plaudit_models.bundle import DYNAMIC_HEAD, HEAD, HEAD_GOLDEN, TRUNK_GOLDEN, Manifest
+from plaudit_models.spec import BASE_LOGITS, EMBEDDING, SCORES
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Expected:
+    """What the reward model expects of the actions of one context.
+
+    Attributes:
+        reward: shape ``[k]``.
+        known: how much of what could be known is known, in [0, 1], shape ``[k]``.
+    """
+
+    reward: Float64
+    known: Float64
+
+
+@dataclass(frozen=True, slots=True)
+class LiveVersion:
+    """The version that a refresh starts from.
+
+    Attributes:
+        manifest: its manifest.
+        folder: where its files are.
+        evidence: what its head of fixed actions was built from; None: from nothing, or it is not known.
+    """
+
+    manifest: Manifest
+    folder: Path
+    evidence: RewardState | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepRules:
+    """How boldly heads follow the evidence, and how far one refresh may move the policy.
+
+    Attributes:
+        settings: of the heads.
+        floor: logged exploration floor ε in (0, 1].
+        max_kl: largest divergence from what is served, in nats, counted where the base policy is sure.
+    """
+
+    settings: HeadSettings
+    floor: float
+    max_kl: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadStep:
+    """A step from the served head towards the latest evidence.
+
+    Attributes:
+        head: evidence to build the new head from.
+        n_contexts: recent contexts that the step was measured on; 0: there were none, and the head stays as served.
+        share: share of the way to the latest evidence that was gone, in [0, 1].
+        kl: divergence of the new policy from the served one, as ``StepRules.max_kl`` counts it, in nats.
+    """
+
+    head: ActionHead
+    n_contexts: int = 0
+    share: float = 1.0
+    kl: float = 0.0
+
+
+class ActionHead(Protocol):
+    """Evidence about one kind of decision; immutable, every change is a new one."""
+
+    KEY: ClassVar[str]
+    """Name of the kind, and of its part of the learner's state."""
+    RECENT: ClassVar[int]
+    """Number of latest contexts that a step is measured on."""
+
+    @property
+    def space(self) -> FeatureSpace | DynamicActionSpace:
+        """Feature space of the evidence."""
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Self:
+        """Inverse of :meth:`to_bytes`. Raises CorruptState."""
+
+    def to_bytes(self) -> bytes:
+        """The evidence as safetensors."""
+
+    @staticmethod
+    def owns(context: Context) -> bool:
+        """Whether the context is of this head's kind. The methods below take only such."""
+
+    def add(self, labelled: Sequence[LabelledContext]) -> Self:
+        """The evidence with these labels."""
+
+    def subtract(self, labelled: Sequence[LabelledContext]) -> Self:
+        """Undo :meth:`add` of the same labels."""
+
+    def expected(self, prior: RewardPrior, contexts: Sequence[Context]) -> list[Expected]:
+        """Rewards that are expected in each context."""
+
+    def step_from(self, live: LiveVersion, recent: Sequence[Context], rules: StepRules) -> HeadStep:
+        """From the evidence that ``live`` serves towards this one, as far as the rules allow on the recent contexts."""
+
+    def write(self, folder: Path, settings: HeadSettings) -> None:
+        """Write the head into a version folder that has its trunk and golden pairs."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FixedActions:
+    """Evidence about the model's own actions, and ``head.onnx``."""
+
+    state: RewardState
+
+    KEY: ClassVar[str] = "fixed_actions"
+    RECENT: ClassVar[int] = 256
+
+    @property
+    def space(self) -> FeatureSpace:
+        return self.state.space
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> FixedActions:
+        return cls(state_from_bytes(raw))
+
+    def to_bytes(self) -> bytes:
+        return self.state.to_bytes()
+
+    @staticmethod
+    def owns(context: Context) -> bool:
+        return not context.dynamic
+
+    def add(self, labelled: Sequence[LabelledContext]) -> FixedActions:
+        return FixedActions(self.state.add(evidence_of(self.space, labelled))) if labelled else self
+
+    def subtract(self, labelled: Sequence[LabelledContext]) -> FixedActions:
+        return FixedActions(self.state.subtract(evidence_of(self.space, labelled))) if labelled else self
+
+    def expected(self, prior: RewardPrior, contexts: Sequence[Context]) -> list[Expected]:
+        if not contexts:
+            return []
+        phi = features(self.space, *stack([context.features for context in contexts]))
+        belief = posterior(self.state, prior)
+        rewards, variance = belief.predict(phi)
+        known = np.clip(1.0 - variance / belief.prior_variance(phi), 0.0, 1.0)
+        return [Expected(*each) for each in zip(rewards, known, strict=True)]
+
+    def step_from(self, live: LiveVersion, recent: Sequence[Context], rules: StepRules) -> HeadStep:
+        served = live.evidence or empty_state(self.space)
+        if not recent:
+            return HeadStep(FixedActions(served))
+        rows = stack([context.features for context in recent])
+        step = bounded_step(rules.settings, served, self.state, *rows, floor=rules.floor, max_kl=rules.max_kl)
+        return HeadStep(FixedActions(step.state), len(recent), step.share, step.kl)
+
+    def write(self, folder: Path, settings: HeadSettings) -> None:
+        """Golden scores come from the formula, not from the graph, so that loading the graph proves it right."""
+        (folder / HEAD).write_bytes(build_head(settings, self.state).SerializeToString())
+        golden = load_file(folder / TRUNK_GOLDEN)
+        scores = head_scores(settings, self.state, golden[EMBEDDING], golden[BASE_LOGITS])
+        save_file({SCORES: scores.astype("float32")}, folder / HEAD_GOLDEN)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DynamicActions:
+    """Evidence about dynamic actions, and ``dynamic_head.safetensors``."""
+
+    state: DynamicActionState
+
+    KEY: ClassVar[str] = "dynamic_actions"
+    RECENT: ClassVar[int] = 64  # each context is as large as its list is long
+
+    @property
+    def space(self) -> DynamicActionSpace:
+        return self.state.space
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> DynamicActions:
+        return cls(dynamic_action_state_from_bytes(raw))
+
+    def to_bytes(self) -> bytes:
+        return self.state.to_bytes()
+
+    @staticmethod
+    def owns(context: Context) -> bool:
+        return context.dynamic
+
+    def add(self, labelled: Sequence[LabelledContext]) -> DynamicActions:
+        return DynamicActions(self.state.add(self._evidence(labelled))) if labelled else self
+
+    def subtract(self, labelled: Sequence[LabelledContext]) -> DynamicActions:
+        return DynamicActions(self.state.subtract(self._evidence(labelled))) if labelled else self
+
+    def _evidence(self, labelled: Sequence[LabelledContext]) -> Iterator[DynamicActionEvidence]:
+        """One after another: long lists are large."""
+        for each in labelled:
+            yield evidence_of_list(self.space, each.context.action_list, *each.rewards(), each.label.weight)
+
+    def expected(self, prior: RewardPrior, contexts: Sequence[Context]) -> list[Expected]:
+        return [Expected(*expected_rewards(self.state, prior, context.action_list)) for context in contexts]
+
+    def step_from(self, live: LiveVersion, recent: Sequence[Context], rules: StepRules) -> HeadStep:
+        served = self._served_by(live)
+        if not recent:
+            return HeadStep(DynamicActions(served))
+        lists = [context.action_list for context in recent]
+        step = bounded_dynamic_step(rules.settings, served, self.state, lists, floor=rules.floor, max_kl=rules.max_kl)
+        return HeadStep(DynamicActions(step.state), len(recent), step.share, step.kl)
+
+    def _served_by(self, live: LiveVersion) -> DynamicActionState:
+        """Evidence that live's head was built from; none if that is of another feature space."""
+        if live.manifest.has(DYNAMIC_HEAD):
+            raw = (live.folder / live.manifest.stored_name(DYNAMIC_HEAD)).read_bytes()
+            served = dynamic_action_head_from_bytes(raw).state
+            if served.space == self.space:
+                return served
+        return empty_dynamic_action_state(self.space)
+
+    def write(self, folder: Path, settings: HeadSettings) -> None:
+        """Nothing where nothing was said: without a head, dynamic actions are scored by their base logits."""
+        if self.state.weight:
+            (folder / DYNAMIC_HEAD).write_bytes(DynamicActionHead(settings, self.state).to_bytes())
+
+
+HEAD_KINDS: Final[tuple[type[ActionHead], ...]] = (FixedActions, DynamicActions)
+
+Head = TypeVar("Head", bound=ActionHead)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Learned:
+    """Evidence of all kinds of decision that one trunk can answer.
+
+    Attributes:
+        heads: of fixed actions, and of dynamic ones where the model scores text.
+    """
+
+    heads: tuple[ActionHead, ...]
+
+    @property
+    def spaces(self) -> list[FeatureSpace | DynamicActionSpace]:
+        return [head.space for head in self.heads]
+
+    @property
+    def trunk_digest(self) -> str:
+        """Digest of the trunk whose features the evidence is about."""
+        return self.heads[0].space.trunk_digest
+
+    def head(self, kind: type[Head]) -> Head | None:
+        """Evidence of one kind; None if the model cannot answer such decisions."""
+        return next((head for head in self.heads if isinstance(head, kind)), None)
+
+    def require(self, kind: type[Head]) -> Head:
+        """Evidence of one kind. Raises ValueError if the model cannot answer such decisions."""
+        head = self.head(kind)
+        if head is None:
+            raise ValueError(f"{kind.__name__}: the model cannot answer such decisions")
+        return head
+
+    def add(self, labelled: Sequence[LabelledContext]) -> Learned:
+        return Learned(tuple(head.add([e for e in labelled if head.owns(e.context)]) for head in self.heads))
+
+    def subtract(self, labelled: Sequence[LabelledContext]) -> Learned:
+        """Undo :meth:`add` of the same labels."""
+        return Learned(tuple(head.subtract([e for e in labelled if head.owns(e.context)]) for head in self.heads))
+
+    def expected(self, prior: RewardPrior, contexts: Mapping[int, Context]) -> dict[int, Expected]:
+        """Rewards that are expected in each context, by the contexts' keys."""
+        expected: dict[int, Expected] = {}
+        for head in self.heads:
+            own = {key: context for key, context in contexts.items() if head.owns(context)}
+            expected |= zip(own, head.expected(prior, list(own.values())), strict=True)
+        return expected
+
+    def steps_from(self, live: LiveVersion, recent: Sequence[Context], rules: StepRules) -> list[HeadStep]:
+        """One step per head, each on the latest of the recent contexts that are its own."""
+        return [
+            head.step_from(live, [context for context in recent if head.owns(context)], rules) for head in self.heads
+        ]
+
+
+def evidence_of(space: FeatureSpace, labelled: Sequence[LabelledContext]) -> Evidence:
+    """What labels say about fixed actions. Actions that are not the context's are left out."""
+    n, a = len(labelled), space.n_actions
+    rewards, known_mask = np.zeros((n, a)), np.zeros((n, a), np.bool_)
+    for i, each in enumerate(labelled):
+        rewards[i], known_mask[i] = each.rewards()
+    phi = (
+        features(space, *stack([each.context.features for each in labelled])) if n else np.zeros((0, space.n_features))
+    )
+    return Evidence(space, phi, rewards, known_mask, np.array([each.label.weight for each in labelled]))

@@ -1,0 +1,88 @@
+"""A decision's context as one trunk sees it: features, and the actions that it could pick from.
+
+Knows nothing about stores, versions or rewards.
+
+Notation:
+    n: contexts, d: embedding size, a: number of fixed actions, k: actions of one context
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from plaudit.core.events import Features
+from plaudit.core.experience import Label
+from plaudit_models.bandit.dynamic_actions import ActionList
+from plaudit_models.bandit.policy import Bool, Float64
+
+Floats32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Context:
+    """Context of one decision.
+
+    Attributes:
+        features: embedding ``[d]`` and base logits ``[k]``.
+        actions: in the order of the base logits: the model's own, or the ids that the request listed.
+        allowed: actions that the request allowed; empty means all.
+        vectors: of the texts of dynamic actions, ``[k, d]``; None where the actions are the model's own.
+    """
+
+    features: Features
+    actions: Sequence[str]
+    allowed: Sequence[str] = ()
+    vectors: Floats32 | None = None
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether the actions are those of the request."""
+        return self.vectors is not None
+
+    @property
+    def action_list(self) -> ActionList:
+        """Dynamic actions as their head sees them. Raises ValueError if the actions are the model's own."""
+        if self.vectors is None:
+            raise ValueError("a context of fixed actions has no action list")
+        return ActionList(self.features.embedding, self.vectors, self.features.base_logits)
+
+    def index(self, action: str) -> int | None:
+        """Place of an action in ``actions``; None if it is not one of them."""
+        return self.actions.index(action) if action in self.actions else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledContext:
+    """A context and what users said about its actions."""
+
+    context: Context
+    label: Label
+
+    def rewards(self) -> tuple[Float64, Bool]:
+        """Rewards in [0, 1], and True where the label has one (the reward is 0 elsewhere); both ``[k]``."""
+        said = self.label.rewards
+        actions = self.context.actions
+        return np.array([said.get(action, 0.0) for action in actions]), np.array([action in said for action in actions])
+
+
+def stack(rows: Sequence[Features]) -> tuple[Floats32, Floats32]:
+    """Embeddings ``[n, d]`` and base logits ``[n, a]``; n ≥ 1."""
+    return np.stack([row.embedding for row in rows]), np.stack([row.base_logits for row in rows])
+
+
+def allowed_mask(actions: Sequence[str], allowed: Sequence[Sequence[str]]) -> Bool:
+    """True where a fixed action might be picked, ``[n, a]``.
+
+    Args:
+        actions: the action set.
+        allowed: actions that each request allowed; empty means all.
+    """
+    mask = np.ones((len(allowed), len(actions)), np.bool_)
+    for row, of_request in zip(mask, allowed, strict=True):
+        if of_request:
+            row[:] = [action in of_request for action in actions]
+    return mask
