@@ -143,10 +143,10 @@ def _bounds(metadata: Sequence[Any]) -> list[str]:
     """Limits given by ``annotated_types``."""
     found = []
     for each in metadata:
-        for attribute, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤")):
+        for attribute, words in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"), ("multiple_of", "multiple of")):
             bound = getattr(each, attribute, None)
             if bound is not None:
-                found.append(f"{sign} {bound:g}")
+                found.append(f"{words} {bound:g}")
     return [" and ".join(found)] if found else []
 
 
@@ -417,7 +417,8 @@ def client() -> str:
             if name != "AsyncClient":
                 out += [
                     _function(f"{name}.{member}", f)
-                    for member, f in vars(exported).items()
+                    for cls in exported.__mro__
+                    for member, f in vars(cls).items()
                     if inspect.isfunction(f) and not member.startswith("_")
                 ]
         else:
@@ -451,6 +452,7 @@ def _signature(name: str, called: Any) -> str:
             break
     listed = ", ".join(parts)
     returned = signature.return_annotation
+    returned = str(returned).removesuffix("T") if called.__module__ == "plaudit.client.methods" else returned
     arrow = "" if inspect.isclass(called) or returned is inspect.Signature.empty else f" -> {returned}"
     return f"```text\n{'async ' if inspect.iscoroutinefunction(called) else ''}{name}({listed}){arrow}\n```\n\n"
 

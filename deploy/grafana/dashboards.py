@@ -287,7 +287,7 @@ LEARNING: Final = Dashboard(
                 line(
                     "Not learned from, an hour",
                     "short",
-                    (hourly("plaudit_learner_set_aside_total"), "experiences set aside"),
+                    (hourly("plaudit_learner_excluded_total"), "experiences excluded"),
                     (hourly("plaudit_learner_quarantines_total"), "users into quarantine"),
                     (hourly("plaudit_learner_forgotten_total"), "records forgotten by retention"),
                 ),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from plaudit.adapters.log.kafka.assignor import share_out
+from plaudit.adapters.log.kafka.assignor import assign_evenly
 
 
 def _settle(owned: dict[str, set[int]], count: int) -> tuple[dict[str, set[int]], int]:
     """Rounds until nothing changes: what everybody ends up with, and how many rounds changed something."""
     rounds = 0
-    while (shares := share_out(range(count), owned)) != owned:
+    while (shares := assign_evenly(range(count), owned)) != owned:
         for number in range(count):
             holders = {member for member, held in owned.items() if number in held}
             takers = {member for member, held in shares.items() if number in held}
@@ -20,19 +20,19 @@ def _settle(owned: dict[str, set[int]], count: int) -> tuple[dict[str, set[int]]
 
 
 def test_one_member_gets_everything_at_once() -> None:
-    assert share_out(range(3), {"a": set()}) == {"a": {0, 1, 2}}
+    assert assign_evenly(range(3), {"a": set()}) == {"a": {0, 1, 2}}
 
 
 def test_newcomers_share_evenly_at_once() -> None:
-    shares = share_out(range(5), {"a": set(), "b": set()})
+    shares = assign_evenly(range(5), {"a": set(), "b": set()})
     assert sorted(map(len, shares.values())) == [2, 3]
     assert shares["a"] | shares["b"] == set(range(5))
 
 
 def test_who_has_too_much_lets_go_before_others_get_it() -> None:
-    first = share_out(range(6), {"a": {0, 1, 2, 3, 4, 5}, "b": set()})
+    first = assign_evenly(range(6), {"a": {0, 1, 2, 3, 4, 5}, "b": set()})
     assert first == {"a": {0, 1, 2}, "b": set()}
-    assert share_out(range(6), first) == {"a": {0, 1, 2}, "b": {3, 4, 5}}
+    assert assign_evenly(range(6), first) == {"a": {0, 1, 2}, "b": {3, 4, 5}}
 
 
 def test_what_need_not_move_stays() -> None:
@@ -43,13 +43,13 @@ def test_what_need_not_move_stays() -> None:
 
 
 def test_what_a_dead_member_had_is_free_at_once() -> None:
-    assert share_out(range(4), {"a": {0, 1}, "c": set()}) == {"a": {0, 1}, "c": {2, 3}}
+    assert assign_evenly(range(4), {"a": {0, 1}, "c": set()}) == {"a": {0, 1}, "c": {2, 3}}
 
 
 def test_a_partition_claimed_twice_is_unassigned_until_both_release_it() -> None:
-    shares = share_out(range(2), {"a": {0, 1}, "b": {1}})
+    shares = assign_evenly(range(2), {"a": {0, 1}, "b": {1}})
     assert shares == {"a": {0}, "b": set()}
-    assert share_out(range(2), shares) == {"a": {0}, "b": {1}}
+    assert assign_evenly(range(2), shares) == {"a": {0}, "b": {1}}
 
 
 def test_more_members_than_partitions() -> None:
@@ -58,7 +58,7 @@ def test_more_members_than_partitions() -> None:
 
 
 def test_what_is_no_partition_any_more_is_forgotten() -> None:
-    assert share_out(range(1), {"a": {0, 7}}) == {"a": {0}}
+    assert assign_evenly(range(1), {"a": {0, 7}}) == {"a": {0}}
 
 
 @pytest.mark.parametrize("count", [1, 4, 7, 12])

@@ -15,7 +15,7 @@ import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.net.compat import KafkaNetClient
 
-from plaudit.adapters.log.kafka.cluster import KafkaConnection, TopicPlan, _patient, find_topics
+from plaudit.adapters.log.kafka.cluster import KafkaConnection, TopicPlan, _with_backoff, find_topics
 from plaudit.adapters.log.kafka.log import KafkaLog
 from plaudit.adapters.log.process_slot import ProcessSlot
 from plaudit.core.errors import InvalidInput, LogUnavailable
@@ -218,7 +218,8 @@ def test_a_record_of_another_topic_is_unreadable_though_it_could_be_decoded(kafk
     assert feedback_ids(records) == ["f0"]
     said, unsaid, empty = problems(records)
     assert (
-        said == "plaudit.feedback holds plaudit.v1.FeedbackEvent; this record says that it is plaudit.v1.DecisionEvent"
+        said
+        == "plaudit.feedback holds plaudit.v1.FeedbackEvent; the header of this record says plaudit.v1.DecisionEvent"
     )
     assert "plaudit.feedback" in unsaid
     assert "feedback_id: is empty" in empty
@@ -252,7 +253,7 @@ def test_what_retention_took_before_it_was_read_is_said_once(
     admin.delete_records({TopicPartition(kafka.prefix + Topic.FEEDBACK, 0): 4})
     records = read_all(log, start=positions(taken))  # lag counts from 4 on; the notice comes first
     (problem,) = problems(records)
-    assert problem.endswith("plaudit.feedback-0: offsets 2 to 3 had left the log before they were read")
+    assert problem.endswith("plaudit.feedback-0: offsets 2 to 3 were removed from the log before they were read")
     assert records[0].position == "0:2-3"
     again = read_all(log, start=positions(records))
     assert problems(again) == []
@@ -271,7 +272,7 @@ def test_a_topic_made_anew_is_read_from_its_beginning(
         log.append([some_feedback("p", feedback_id=f"new{number}") for number in range(3)])
         reader = log.reader("g", BOTH, positions(taken))
         notices = read(reader, 2)  # one of each topic
-        assert all("made anew" in problem for problem in problems(notices))
+        assert all("recreated" in problem for problem in problems(notices))
         assert len(problems(notices)) == 2
         records = read(reader, 3)
         reader.close()
@@ -304,7 +305,7 @@ def test_a_topic_made_anew_under_a_reader(kafka: Kafka, admin: KafkaAdminClient,
         records += take()
     reader.close()
     assert set(feedback_ids(records)) == {f"new{number}" for number in range(5)}
-    assert any("made anew" in problem for problem in problems(records))
+    assert any("recreated" in problem for problem in problems(records))
 
 
 def test_a_group_that_is_reset_changes_nothing(kafka: Kafka, log: KafkaLog, admin: KafkaAdminClient) -> None:
@@ -447,7 +448,7 @@ def test_another_service_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         log = Kafka(f"127.0.0.1:{port}").log(timeout_s=0.5)
-        with pytest.raises(LogUnavailable, match=f"127.0.0.1:{port} takes connections but does not answer"):
+        with pytest.raises(LogUnavailable, match=f"127.0.0.1:{port} accepts connections but does not answer"):
             log.append([some_feedback("p")])
         log.close()
 
@@ -457,7 +458,7 @@ def test_a_port_that_opens_and_shuts_at_once_is_tried_again_after_a_pause() -> N
     with socket.create_server(("127.0.0.1", 0)) as port:
         server = f"127.0.0.1:{port.getsockname()[1]}"
         threading.Thread(target=lambda: port.accept()[0].close(), daemon=True).start()
-        client = _patient(KafkaNetClient(bootstrap_servers=server, reconnect_backoff_ms=60_000))
+        client = _with_backoff(KafkaNetClient(bootstrap_servers=server, reconnect_backoff_ms=60_000))
         node = client.cluster.bootstrap_brokers()[0].node_id
         client.maybe_connect(node)
         _eventually(lambda: _shut(client, node))
@@ -582,7 +583,7 @@ def test_who_is_known_may_write_and_read(guarded: Cluster, mechanism: str) -> No
         ({"sasl_password": "wrong", "sasl_mechanism": "PLAIN"}, r"kafka\.sasl_username: .* 'alice'"),
         ({"sasl_mechanism": "SCRAM-SHA-512"}, "SCRAM-SHA-512"),
         ({"security": "PLAINTEXT"}, r"is kafka\.security \(PLAINTEXT\) that of the port"),
-        ({"security": "SASL_SSL"}, r"does not do TLS as we do"),
+        ({"security": "SASL_SSL"}, r"cannot agree on TLS"),
     ],
 )
 def test_who_is_not_known_is_told_which_setting_is_wrong(

@@ -19,7 +19,6 @@ from plaudit_models.bandit.dynamic_actions import (
     evidence_of_list,
 )
 from plaudit_models.bandit.improvement import HeadSettings
-from plaudit_models.bandit.reward_model import load_with_metadata
 from plaudit_models.bundle import (
     DYNAMIC_HEAD,
     HEAD_GOLDEN,
@@ -32,7 +31,7 @@ from plaudit_models.bundle import (
 )
 from plaudit_models.preprocess import tokenize_all
 from plaudit_models.spec import TOKENS, VECTORS
-from support.builders import run_graph, tiny_bundle, tiny_head_refresh, tiny_spec, tiny_tokenizer
+from support.builders import run_graph, tiny_bundle, tiny_head_refresh, tiny_spec, tiny_tokenizer, with_former_names
 
 TEXTS = ["which animal", "small", "zebra"]
 
@@ -177,13 +176,7 @@ def test_a_version_from_before_0_1_0(runtime: OnnxRuntime, folder: Path, tmp_pat
     (folder / DYNAMIC_HEAD).write_bytes(head_of(folder).to_bytes())
     reseal(folder)
     present = runtime.load(folder)
-    tensors, metadata = load_with_metadata((folder / DYNAMIC_HEAD).read_bytes())
-    metadata["space"] = metadata["space"].replace("text_scorer_digest", "candidate_digest")
-    save_file(tensors, folder / "candidate_head.safetensors", metadata)
-    (folder / DYNAMIC_HEAD).unlink()
-    (folder / TEXT_SCORER).rename(folder / "candidate.onnx")
-    (folder / TEXT_SCORER_GOLDEN).rename(folder / "candidate_golden.safetensors")
-    reseal(folder)
+    with_former_names(folder)
     former = runtime.load(folder)
     assert {"candidate.onnx", "candidate_golden.safetensors", "candidate_head.safetensors"} < set(former.manifest.files)
     assert former.digest != present.digest

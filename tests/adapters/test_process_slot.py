@@ -22,18 +22,18 @@ def test_every_process_has_a_slot_and_a_name_of_its_own(tmp_path: Path) -> None:
     assert [slot.number for slot in slots] == [0, 1, 0]
     assert len({slot.name() for slot in slots}) == 3
     for slot in slots:
-        slot.leave()
+        slot.release()
 
 
 def test_the_next_owner_of_a_slot_has_the_name_of_the_one_before(tmp_path: Path) -> None:
     slot = ProcessSlot(tmp_path)
     name = slot.name()
     assert slot.name() == name
-    slot.leave()
-    slot.leave()
+    slot.release()
+    slot.release()
     after = ProcessSlot(tmp_path)
     assert (after.number, after.name()) == (0, name)
-    after.leave()
+    after.release()
 
 
 def test_kill_9_frees_the_slot(tmp_path: Path) -> None:
@@ -47,8 +47,8 @@ def test_kill_9_frees_the_slot(tmp_path: Path) -> None:
         other.wait()
     after = ProcessSlot(tmp_path)
     assert (after.number, after.name()) == (0, name)
-    after.leave()
-    beside.leave()
+    after.release()
+    beside.release()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ class Moody(SqliteLog):
         if self.stuck is not None:
             self.stuck.wait(WAIT_S)
         if self.away:
-            raise LogUnavailable("gone fishing")
+            raise LogUnavailable("not reachable")
         if any(isinstance(event, Feedback) and event.feedback_id in self.refuses for event in events):
             raise InvalidInput("feedback", "is too large")
         appended = super().append(events)
@@ -195,7 +195,7 @@ def test_a_full_spool_refuses_says_so_and_takes_more_once_there_is_room(inner: M
                 log.append([a_decision(f"p{number}", content=large)])
                 taken.append(f"p{number}")
         assert 5 <= len(taken) <= 10
-        assert "gone fishing" in str(refused.value)
+        assert "not reachable" in str(refused.value)
         assert f"holds {len(taken)} events and may have 1048576 bytes (log.spool_limit_bytes)" in str(refused.value)
         inner.away = False
         assert log.drained(WAIT_S)

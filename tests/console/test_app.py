@@ -19,8 +19,8 @@ import pytest
 from plaudit.adapters.registry.directory import DirectoryCatalog
 from plaudit.client import AsyncClient
 from plaudit.console.app import application, finite
-from plaudit.console.judged import Judged
-from plaudit.console.ports import Learning, Learnings, Sources
+from plaudit.console.labelled_answers import LabelledAnswers
+from plaudit.console.ports import LearnerView, LearnerViews, Sources
 from plaudit.console.server import open_port, serve
 from plaudit.core.errors import ConfigError
 from plaudit.core.rollout import Change, promote
@@ -86,8 +86,8 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 
         async def run() -> None:
             async with AsyncClient(recorder.target) as client:
-                learnings = Learnings(lambda model: Learning(lambda: None, Judged(lambda: None)))
-                sources = Sources(catalog, learnings, {"tiny": Samples()})
+                learners = LearnerViews(lambda model: LearnerView(lambda: None, LabelledAnswers(lambda: None)))
+                sources = Sources(catalog, learners, {"tiny": Samples()})
                 app = application(client, sources, hosts=["127.0.0.1"], max_body_bytes=10_000)
                 await serve(app, listening, stopping)
 

@@ -11,23 +11,23 @@ import pytest
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.console.families import families
 from plaudit.console.loop import changes, view, went_live_s
-from plaudit.console.ports import Learning
-from plaudit.console.satisfaction import Rewarded
+from plaudit.console.ports import LearnerView
+from plaudit.console.satisfaction import LabelledAnswer
 from plaudit.core.rollout import Change, Rollout, end_canary, pin, promote, refresh, revert, start_canary
 from support.builders import NOW_S, tiny_bundle, tiny_head_refresh, tiny_spec
 
 
 class Latest:
-    """Judged answers, as many as were given."""
+    """Labelled answers, as many as were given."""
 
-    def __init__(self, *rewarded: Rewarded) -> None:
-        self.rewarded = rewarded
+    def __init__(self, *answers: LabelledAnswer) -> None:
+        self.answers = answers
 
-    def latest(self) -> list[Rewarded]:
-        return list(self.rewarded)
+    def latest(self) -> list[LabelledAnswer]:
+        return list(self.answers)
 
 
-NOBODY = Learning(lambda: None, Latest())  # type: ignore[arg-type]
+NOBODY = LearnerView(lambda: None, Latest())  # type: ignore[arg-type]
 
 
 def _change(time_s: float) -> Change:
@@ -51,8 +51,10 @@ def registry(tmp_path: Path) -> DirectoryRegistry:
 
 
 def test_versions_stand_newest_first_with_their_parts_and_what_users_say(registry: DirectoryRegistry) -> None:
-    latest = Latest(Rewarded(1, NOW_S, 1.0), Rewarded(2, NOW_S + 1.5, 1.0), Rewarded(2, NOW_S + 1.6, 0.0))
-    seen = view(registry, Learning(lambda: {"pending": 3}, latest), now_s=NOW_S + 9)  # type: ignore[arg-type]
+    latest = Latest(
+        LabelledAnswer(1, NOW_S, 1.0), LabelledAnswer(2, NOW_S + 1.5, 1.0), LabelledAnswer(2, NOW_S + 1.6, 0.0)
+    )
+    seen = view(registry, LearnerView(lambda: {"pending": 3}, latest), now_s=NOW_S + 9)  # type: ignore[arg-type]
     json.dumps(seen)
 
     third, second, first = seen["versions"]
@@ -62,14 +64,14 @@ def test_versions_stand_newest_first_with_their_parts_and_what_users_say(registr
     assert (first["live_since_s"], second["live_since_s"], third["live_since_s"]) == (NOW_S, NOW_S + 1, None)
     assert (second["satisfaction"]["n"], second["satisfaction"]["mean"]) == (2, 0.5)
     assert third["satisfaction"] is None
-    assert seen["lately"]["n"] == seen["judged"] == 3
+    assert seen["lately"]["n"] == seen["labelled"] == 3
     assert seen["learner"] == {"pending": 3}
     assert [(curve["family"], curve["points"][0]["n"]) for curve in seen["satisfaction"]] == [(1, 3)]
 
 
-def test_changes_stand_newest_first_where_they_came_among_the_judged_answers(registry: DirectoryRegistry) -> None:
-    latest = Latest(Rewarded(1, NOW_S + 0.5, 1.0), Rewarded(2, NOW_S + 3, 1.0))
-    seen = view(registry, Learning(lambda: None, latest), now_s=NOW_S)  # type: ignore[arg-type]
+def test_changes_stand_newest_first_where_they_came_among_the_labelled_answers(registry: DirectoryRegistry) -> None:
+    latest = Latest(LabelledAnswer(1, NOW_S + 0.5, 1.0), LabelledAnswer(2, NOW_S + 3, 1.0))
+    seen = view(registry, LearnerView(lambda: None, latest), now_s=NOW_S)  # type: ignore[arg-type]
     assert [(change["candidate"], change["place"]) for change in seen["changes"]] == [(3, 1), (None, 0)]
 
 

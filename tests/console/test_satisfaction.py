@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from plaudit.console.satisfaction import Rewarded, by_version, mean_of, over_time
+from plaudit.console.satisfaction import LabelledAnswer, by_version, mean_of, over_time
 
 
-def _rewarded(version: int, *rewards: float, from_s: float = 0.0) -> list[Rewarded]:
-    return [Rewarded(version, from_s + i, reward) for i, reward in enumerate(rewards)]
+def _answers(version: int, *rewards: float, from_s: float = 0.0) -> list[LabelledAnswer]:
+    return [LabelledAnswer(version, from_s + i, reward) for i, reward in enumerate(rewards)]
 
 
 def test_wilsons_interval_of_8_in_10() -> None:
@@ -33,12 +33,12 @@ def test_nothing_has_no_mean() -> None:
 
 
 def test_versions_are_judged_apart() -> None:
-    means = by_version(_rewarded(1, 1.0, 0.0) + _rewarded(2, 0.5))
+    means = by_version(_answers(1, 1.0, 0.0) + _answers(2, 0.5))
     assert {version: (mean.n, mean.mean) for version, mean in means.items()} == {1: (2, 0.5), 2: (1, 0.5)}
 
 
 def test_every_point_stands_for_as_many_answers() -> None:
-    rewarded = _rewarded(1, *[1.0] * 30, *[0.0] * 30)
+    rewarded = _answers(1, *[1.0] * 30, *[0.0] * 30)
     curve = over_time(rewarded, {}, points=4)[1]
     assert [point.mean.n for point in curve] == [15, 15, 15, 15]
     assert [point.mean.mean for point in curve] == [1.0, 1.0, 0.0, 0.0]
@@ -47,13 +47,13 @@ def test_every_point_stands_for_as_many_answers() -> None:
 
 
 def test_a_remainder_is_shared_out_instead_of_making_a_point_that_means_little() -> None:
-    curve = over_time(_rewarded(1, *[1.0] * 29), {}, points=100)[1]
+    curve = over_time(_answers(1, *[1.0] * 29), {}, points=100)[1]
     assert [point.mean.n for point in curve] == [14, 15]
 
 
 def test_refreshes_are_on_the_curve_of_their_family_in_the_order_of_all_answers() -> None:
     rewarded = sorted(
-        _rewarded(1, *[1.0] * 10) + _rewarded(3, *[0.0] * 10, from_s=10.0) + _rewarded(2, *[1.0] * 10, from_s=20.0),
+        _answers(1, *[1.0] * 10) + _answers(3, *[0.0] * 10, from_s=10.0) + _answers(2, *[1.0] * 10, from_s=20.0),
         key=lambda one: one.time_s,
     )
     curves = over_time(rewarded, {1: 1, 2: 1, 3: 3}, points=1_000)

@@ -6,6 +6,7 @@ Texts come with the request; hardly any is listed twice.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,9 @@ from plaudit_models.bandit.dynamic_actions import (
     evidence_of_list,
 )
 from plaudit_models.bandit.reward_model import empty_state
-from plaudit_models.bundle import DYNAMIC_HEAD, TEXT_SCORER
+from plaudit_models.bundle import DYNAMIC_HEAD, FORMER_NAMES, TEXT_SCORER
 from plaudit_models.preprocess import Limits
-from support.builders import tiny_spec
+from support.builders import tiny_spec, with_former_names
 from support.loop_dynamic_actions import (
     SPEC,
     DynamicActionWorld,
@@ -129,6 +130,28 @@ def test_thumbs_make_the_answers_better_among_dynamic_actions_that_were_never_li
     assert learner.report()["dynamic_experiences"] == 384
     assert world.metric("plaudit_learner_dynamic_experiences") == 384
     assert learner.running.comparison.tally.seen > 0
+
+
+def test_a_version_from_before_0_1_0_is_refreshed_under_the_present_names(world: DynamicActionWorld) -> None:
+    """Its text scorer is shared, and the evidence of its dynamic head goes on."""
+    learner = world.learner()
+    world.traffic_between(8, likes_loud)
+    world.settle(learner)
+    refreshed = world.registry.rollout().live
+    assert refreshed is not None
+    shutil.copytree(world.registry.folder(refreshed), world.folder / "former")
+    with_former_names(world.folder / "former")
+    former = world.promote(world.registry.publish(world.folder / "former").version)
+    world.traffic_between(8, likes_loud)
+    world.settle(learner)
+    live = former + 1
+    manifest = world.registry.manifest(live)
+    assert (manifest.kind, manifest.parent) == ("head", former)
+    assert {TEXT_SCORER, DYNAMIC_HEAD} <= manifest.files.keys()
+    assert not manifest.files.keys() & set(FORMER_NAMES.values())
+    assert manifest.sha256(TEXT_SCORER) == world.registry.manifest(former).sha256(TEXT_SCORER)
+    head = dynamic_action_head_from_bytes((world.registry.folder(live) / DYNAMIC_HEAD).read_bytes())
+    assert head.state.weight > 8.0
 
 
 def test_dynamic_and_fixed_actions_are_learned_apart(world: DynamicActionWorld) -> None:
@@ -379,7 +402,7 @@ def test_the_gate_of_fine_tuned_versions_leaves_answers_between_dynamic_actions_
     def another_trunk(run_dir: Path) -> None:
         task = read_job_spec(run_dir)
         made = finetuned_candidate(run_dir / CANDIDATE_FOLDER, parent=1, data=task.data)
-        (run_dir / STATE).write_bytes(empty_state(task.maker.space(made)).to_bytes())
+        (run_dir / STATE).write_bytes(empty_state(task.plan.head_builder.space(made)).to_bytes())
         write_json(run_dir / RESULT, {})
 
     world = DynamicActionWorld(

@@ -142,7 +142,7 @@ def test_praise_counts_against_all_others_together_as_far_as_answers_are_exclusi
     evidence = thumb(SPACE, listed, picked=2, reward=0.5)
     np.testing.assert_allclose(np.sort(evidence.weights), [0.0125] * 4 + [1.0])  # 0.1·0.5 over four
     assert evidence.rewards @ evidence.weights == 0.5
-    assert evidence.said == 1.0
+    assert evidence.explicit_weight == 1.0
     assert len(thumb(SPACE, listed, picked=2, reward=0.0).weights) == 1
 
 
@@ -151,7 +151,7 @@ def test_a_correction_covers_every_dynamic_action() -> None:
     evidence = evidence_of_list(SPACE, listed, np.eye(4)[1], np.ones(4, np.bool_), weight=0.5)
     assert evidence.rewards.tolist() == [0.0, 1.0, 0.0, 0.0]
     assert evidence.weights.tolist() == [0.5] * 4
-    assert evidence.said == 2.0
+    assert evidence.explicit_weight == 2.0
 
 
 def test_evidence_that_is_none_is_refused() -> None:

@@ -39,7 +39,10 @@ from plaudit.core.events import (
     Thumb,
 )
 from plaudit_models.bandit.head import IR_VERSION, OPSET, write_initial_head
+from plaudit_models.bandit.reward_model import load_with_metadata
 from plaudit_models.bundle import (
+    DYNAMIC_HEAD,
+    FORMER_NAMES,
     HEAD,
     HEAD_GOLDEN,
     TEXT_SCORER,
@@ -235,6 +238,20 @@ def tiny_head_refresh(
         reason="made by a test",
         data=data or {},
     )
+    return seal(folder, manifest)
+
+
+def with_former_names(folder: Path) -> Manifest:
+    """Reseal a version folder with the names that files and metadata had before 0.1.0."""
+    manifest = read_manifest(folder)
+    for name, former in FORMER_NAMES.items():
+        if name in manifest.files:
+            (folder / name).rename(folder / former)
+    head = folder / FORMER_NAMES[DYNAMIC_HEAD]
+    if head.exists():
+        tensors, metadata = load_with_metadata(head.read_bytes())
+        metadata["space"] = metadata["space"].replace("text_scorer_digest", "candidate_digest")
+        save_file(tensors, head, metadata)
     return seal(folder, manifest)
 
 

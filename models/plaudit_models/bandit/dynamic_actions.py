@@ -1,4 +1,4 @@
-"""The fast loop over dynamic actions that come with the request: one Bayesian ridge that all dynamic actions share.
+"""The fast loop over dynamic actions, which come with the request: one Bayesian ridge that all dynamic actions share.
 
 A dynamic action is known by its text alone, through its vector, so what is learned of one says something of every
 other, and one that was never seen is scored like the rest. The same sums, posterior and policy as over a model's own
@@ -155,21 +155,21 @@ def dynamic_action_features(space: DynamicActionSpace, listed: ActionList) -> Fl
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DynamicActionEvidence:
-    """What feedback says about the dynamic actions of one request.
+    """Feedback on the dynamic actions of one request as evidence.
 
     Attributes:
         space: of ``features``.
-        features: φ of those that something is said or implied of, shape ``[n, f]``.
+        features: φ of the actions that something is said or implied of, shape ``[n, f]``.
         rewards: in [0, 1], shape ``[n]``.
         weights: ≥ 0, shape ``[n]``; 1 is one ordinary event.
-        said: Σ of the weights without what is only implied.
+        explicit_weight: Σ of the weights without what is only implied.
     """
 
     space: DynamicActionSpace
     features: Float64
     rewards: Float64
     weights: Float64
-    said: float
+    explicit_weight: float
 
 
 def evidence_of_list(
@@ -256,7 +256,7 @@ class DynamicActionState:
             self.space.require(each.space)
             gram += sign * weighted_gram(each.features, each.weights)
             target += sign * ((each.weights * each.rewards) @ each.features)
-            weight += sign * each.said
+            weight += sign * each.explicit_weight
         return DynamicActionState(self.space, gram, target, weight)
 
 
@@ -273,7 +273,9 @@ def dynamic_action_state_from_bytes(raw: bytes) -> DynamicActionState:
 
 @lru_cache(maxsize=4)
 def dynamic_action_posterior(state: DynamicActionState, prior: RewardPrior) -> RewardPosterior:
-    """As :func:`plaudit_models.bandit.reward_model.posterior`, of the one ridge (a = 1). The latest are remembered."""
+    """Posterior of the one ridge (a = 1), as in :mod:`plaudit_models.bandit.reward_model`. The latest are
+    remembered.
+    """
     f = state.space.n_features
     precision = np.full((1, f), prior.precision)
     precision[0, 1 : f - 1] = prior.embedding_precision
@@ -298,7 +300,7 @@ def expected_rewards(state: DynamicActionState, prior: RewardPrior, listed: Acti
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DynamicActionHead:
-    """What a version scores dynamic actions with.
+    """Head that scores the dynamic actions of a request.
 
     Attributes:
         settings: how boldly it follows the evidence.
@@ -343,7 +345,9 @@ class DynamicActionHead:
         return scores
 
     def probabilities(self, listed: ActionList, floor: float) -> Float64:
-        """What would be served, shape ``[k]``; ``floor`` as in :func:`plaudit_models.bandit.policy.probabilities`."""
+        """Probabilities that are served, shape ``[k]``; ``floor`` as in
+        :func:`plaudit_models.bandit.policy.probabilities`.
+        """
         return served_over(self.scores(listed.embedding, listed.vectors, listed.base_logits), floor)
 
     def to_bytes(self) -> bytes:
@@ -377,7 +381,7 @@ def bounded_dynamic_step(
     floor: float,
     max_kl: float,
 ) -> Step[DynamicActionState]:
-    """As :func:`plaudit_models.bandit.improvement.bounded_step`, over one or more recent lists.
+    """Bounded step as in :func:`plaudit_models.bandit.improvement.bounded_step`, over one or more recent lists.
 
     Raises:
         FeatureMismatch: the states are of different feature spaces.

@@ -1,4 +1,4 @@
-"""What the fast loop sees of a context: φ(x), made of the trunk's outputs.
+"""Features φ(x) of a context for the fast loop, made of the trunk's outputs.
 
 Knows nothing about rewards. Features are only comparable within one feature space: the same trunk and the same
 settings, so everything computed from features carries its :class:`FeatureSpace` and refuses another's.

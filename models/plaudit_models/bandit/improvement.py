@@ -1,4 +1,4 @@
-"""From what the reward model believes to a better policy: the maths of the head, in closed form.
+"""Policy improvement on the reward model's posterior: the maths of the head, in closed form.
 
 Knows nothing about graphs, events or users. :mod:`plaudit_models.bandit.head` writes the same maths as an ONNX graph.
 
@@ -61,7 +61,7 @@ State = TypeVar("State", bound=Sums)
 
 @dataclass(frozen=True, slots=True)
 class HeadSettings:
-    """How boldly the head follows the reward model.
+    """Settings of a head: how boldly it follows the reward model.
 
     Attributes:
         temperature: β > 0, the price of a nat of divergence from the reference, in reward.
@@ -228,7 +228,7 @@ def bounded_step(
     counts = sureness(base_logits)[:, 0]
 
     def divergences(state: RewardState) -> tuple[float, float]:
-        """Of a state's policy from the served one: what the bound counts, and all."""
+        """Divergences of a state's policy from the served one: what the bound counts, and all."""
         after = serve(state)
         kl = divergence(after, before)
         return float((counts * kl).mean()), float(kl.mean())

@@ -1,4 +1,4 @@
-"""From action scores to the probabilities that are served, logged and evaluated: one function for all three.
+"""Probabilities of action scores as they are served, logged and evaluated: one function for all three.
 
 Notation:
     b: batch size, a: number of actions

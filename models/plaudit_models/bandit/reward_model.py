@@ -60,7 +60,7 @@ class CorruptState(ValueError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """What feedback says about actions, one row per event.
+    """Feedback on actions as evidence, one row per event.
 
     Attributes:
         space: the feature space of ``features``.
@@ -243,7 +243,7 @@ def load_with_metadata(raw: bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[st
 
 @dataclass(frozen=True, slots=True)
 class RewardPrior:
-    """How firmly the model believes the base probabilities before feedback speaks.
+    """Precision of the prior: how firmly the base probabilities are believed before any feedback.
 
     Attributes:
         precision: λ of every feature, in events: that many events' worth of belief that the feature does not matter.
@@ -265,7 +265,7 @@ class RewardPrior:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RewardPosterior:
-    """What the reward model believes.
+    """Posterior of the reward model.
 
     Attributes:
         mean: posterior means of θ, shape ``[a, f]``.

@@ -11,28 +11,28 @@ from plaudit.compose.paths import learner_dir
 from plaudit.compose.registry import model_catalog
 from plaudit.compose.store import experience_store
 from plaudit.console.app import application
-from plaudit.console.judged import Judged
-from plaudit.console.ports import Learning, Learnings, Samples, Sources
+from plaudit.console.labelled_answers import LabelledAnswers
+from plaudit.console.ports import LearnerView, LearnerViews, Samples, Sources
 from plaudit.core.job_run import read_json
 from plaudit.core.settings import Settings
 from plaudit.learner.status import STATUS
 
 
-def learner_views(settings: Settings) -> Learnings:
-    """What the learners let the console see. Nothing is made where none has run yet."""
+def learner_views(settings: Settings) -> LearnerViews:
+    """Views of the learners by model. No store is made where no learner has run yet."""
 
-    def view(model: str) -> Learning:
+    def view(model: str) -> LearnerView:
         status = learner_dir(settings, model) / STATUS
-        return Learning(
+        return LearnerView(
             status=lambda: read_json(status) if status.exists() else None,
-            judged=Judged(lambda: experience_store(settings, model) if status.exists() else None),
+            answers=LabelledAnswers(lambda: experience_store(settings, model) if status.exists() else None),
         )
 
-    return Learnings(view)
+    return LearnerViews(view)
 
 
 def console_application(
-    settings: Settings, client: AsyncClient, learners: Learnings, samples: Mapping[str, Samples]
+    settings: Settings, client: AsyncClient, learners: LearnerViews, samples: Mapping[str, Samples]
 ) -> Starlette:
     """The console's application.
 

@@ -1,7 +1,7 @@
 """The console's web application: a page, its files, and the JSON it asks for. Decode, call, encode.
 
 A client of the inference service like any other, over gRPC; it has no credentials that its user lacks, and it changes
-nothing but by sending feedback. Listens for this machine's own browser alone, see :func:`application`.
+nothing except by sending feedback. It accepts requests for its own host names only, see :func:`application`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Result = TypeVar("Result")
 STATIC: Final = Path(__file__).parent / "static"
 SHOWN_SCORES: Final = 5
 
-# Nothing from elsewhere, nothing inline; sounds and drawings of the page itself are blobs.
+# No other origins, nothing inline; sounds and drawings of the page itself are blobs.
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
     "media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -76,8 +76,8 @@ def application(
 
     Args:
         client: of the inference service.
-        hosts: names the page may be asked for by, so that no other site can reach it through a name of its own.
-        max_body_bytes: the largest request taken.
+        hosts: accepted host names, so that no other site can reach the page through a name of its own.
+        max_body_bytes: largest request accepted.
         clock: UTC seconds.
     """
     console = _Console(client, sources, max_body_bytes, clock)
@@ -122,7 +122,7 @@ class _Console:
         return JSONResponse({"models": await asyncio.to_thread(lambda: list(self._sources.catalog.models()))})
 
     async def model(self, request: Request) -> Response:
-        """What the playground needs to know: the live version's spec, and the samples there are."""
+        """Data of the playground: the live version's spec, and the samples."""
         model = request.path_params["model"]
         listed = await self._client.versions(model=model)
         live = listed.rollout.live
@@ -145,7 +145,7 @@ class _Console:
             if model not in self._sources.catalog.models():
                 raise HTTPException(404, f"model: {model!r} is not one of {list(self._sources.catalog.models())}")
             registry = self._sources.catalog.registry(model)
-            return view(registry, self._sources.learnings.of(model), now_s=self._clock())
+            return view(registry, self._sources.learners.of(model), now_s=self._clock())
 
         return JSONResponse(finite(await asyncio.to_thread(look)))
 
@@ -196,7 +196,7 @@ class _Console:
     async def _body(self, request: Request) -> Mapping[str, Any]:
         """Raises BadRequest.
 
-        Another site's page can only send JSON after asking first, and nobody answers that.
+        A page of another site could only send JSON after a CORS preflight, which is not answered.
         """
         if request.headers.get("content-type", "").partition(";")[0] != "application/json":
             raise HTTPException(415, "content-type: needs application/json")
@@ -230,7 +230,7 @@ class _Headers:
 
 
 def finite(value: Any) -> Any:
-    """The same with None for every number that JSON does not have: evidence can be infinite, or not there yet."""
+    """The value with None for every number that JSON does not have: e-values can be infinite, means NaN."""
     match value:
         case float() if not math.isfinite(value):
             return None

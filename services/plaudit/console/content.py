@@ -1,4 +1,4 @@
-"""What the page sends for one modality → a Content message. Knows no model; the server judges what fits.
+"""JSON of the page for one modality → a Content message. Knows no model; the server validates it.
 
 {"image": BASE64}   {"audio": BASE64}   {"text": "…"}   {"tensor": [[…], …]}
 """
@@ -17,11 +17,11 @@ from plaudit.v1.content_pb2 import Content
 
 
 class BadRequest(Exception):
-    """What the page sent cannot be understood; the message names the field."""
+    """The request of the page is malformed; the message names the field."""
 
 
 def contents(raw: Any) -> dict[str, Content]:
-    """By modality name. Raises BadRequest."""
+    """Content by modality name. Raises BadRequest."""
     if not isinstance(raw, Mapping):
         raise BadRequest(f"content: {type(raw).__name__} is no object of modalities")
     return {name: _content(name, part) for name, part in raw.items()}

@@ -1,6 +1,6 @@
-"""Which versions belong together: a trunk, and the head refreshes made on it. Pure.
+"""Families of versions: a trunk, and the head refreshes made on it. Pure.
 
-People follow a trunk's satisfaction, not that of each of its hundreds of heads.
+Satisfaction is shown per trunk, not for each of its hundreds of heads.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from plaudit_models.bundle import Manifest
 
 
 def families(manifests: Mapping[int, Manifest], ledger: Sequence[Rollout]) -> dict[int, int]:
-    """Version → the first version with the same trunk.
+    """The first version with the same trunk, by version.
 
-    A head that was removed since has no manifest; it belongs where the version did that it was compared with.
+    A head that was removed since has no manifest; its family is that of the version that it was compared with.
 
     Args:
-        manifests: of the versions that are still there.
-        ledger: every rollout, oldest first.
+        manifests: manifests of the versions that still exist.
+        ledger: all rollouts, oldest first.
     """
     first: dict[str, int] = {}
     family: dict[int, int] = {}

@@ -1,6 +1,6 @@
-"""What the page shows of the loop: versions with their evidence, the rollout's history, satisfaction, the learner.
+"""View of the loop for the page: versions with their evidence, the rollout's history, satisfaction, the learner.
 
-From the registry, the learner's status and the judged answers to one JSON-ready mapping. Changes nothing.
+From the registry, the learner's status and the labelled answers to one JSON-ready mapping. Changes nothing.
 """
 
 from __future__ import annotations
@@ -11,61 +11,61 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from plaudit.console.families import families
-from plaudit.console.ports import Learning
-from plaudit.console.satisfaction import Mean, Rewarded, by_version, mean_of, over_time
+from plaudit.console.ports import LearnerView
+from plaudit.console.satisfaction import LabelledAnswer, Mean, by_version, mean_of, over_time
 from plaudit.core.errors import UnknownVersion
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.rollout import Rollout
 from plaudit_models.bundle import CorruptBundle, Manifest
 
 LATELY: Final = 200
-"""Judged answers that show how satisfied users are now."""
+"""Number of labelled answers that present satisfaction is measured on."""
 POINTS: Final = 80
-"""On the curve of satisfaction, all versions together."""
+"""Number of points on the curve of satisfaction, over all versions."""
 HEADS_SHOWN: Final = 30
-"""Of the head refreshes the latest; versions of other kinds are all shown."""
+"""Number of head refreshes shown, the latest; all versions of other kinds are shown."""
 CHANGES_SHOWN: Final = 60
 
 
-def view(registry: ModelRegistry, learning: Learning, *, now_s: float) -> dict[str, Any]:
-    """Everything there is to see of one model's loop.
+def view(registry: ModelRegistry, learner: LearnerView, *, now_s: float) -> dict[str, Any]:
+    """View of one model's loop.
 
     Args:
-        now_s: UTC seconds, so that the page need not trust its own clock.
+        now_s: UTC seconds, for the page, whose own clock may be wrong.
     """
     rollout, ledger, manifests = registry.rollout(), registry.ledger(), _manifests(registry)
-    rewarded = learning.judged.latest()
+    answers = learner.answers.latest()
     family = families(manifests, ledger)
     return {
         "now_s": now_s,
         "model": registry.model,
         "rollout": asdict(rollout),
-        "versions": _versions(manifests, rollout, ledger, by_version(rewarded), family),
+        "versions": _versions(manifests, rollout, ledger, by_version(answers), family),
         "changes": [
-            asdict(change) | {"place": bisect_left(rewarded, change.changed_at_s, key=lambda one: one.time_s)}
+            asdict(change) | {"place": bisect_left(answers, change.changed_at_s, key=lambda answer: answer.time_s)}
             for change in reversed(changes(ledger)[-CHANGES_SHOWN:])
         ],
-        "judged": len(rewarded),
-        "lately": _mean(rewarded[-LATELY:]),
-        "satisfaction": _satisfaction(rewarded, family, manifests),
-        "learner": learning.status(),
+        "labelled": len(answers),
+        "lately": _mean(answers[-LATELY:]),
+        "satisfaction": _satisfaction(answers, family, manifests),
+        "learner": learner.status(),
     }
 
 
 def changes(ledger: Sequence[Rollout]) -> list[Rollout]:
-    """The rollouts that mean more than that the next head refresh serves."""
-    kept = []
+    """Rollouts that did more than make the next head refresh live."""
+    shown = []
     before = Rollout("")
     for rollout in ledger:
         newer = before.live is not None and rollout.live is not None and rollout.live > before.live
-        if not newer or _standing(rollout) != _standing(before):
-            kept.append(rollout)
+        if not newer or _comparison_of(rollout) != _comparison_of(before):
+            shown.append(rollout)
         before = rollout
-    return kept
+    return shown
 
 
 def went_live_s(ledger: Sequence[Rollout]) -> dict[int, float]:
-    """Version → when it last went live, UTC seconds."""
+    """Time at which each version last went live, UTC seconds, by version."""
     when: dict[int, float] = {}
     live: int | None = None
     for rollout in ledger:
@@ -76,39 +76,39 @@ def went_live_s(ledger: Sequence[Rollout]) -> dict[int, float]:
 
 
 def roles(version: int, rollout: Rollout) -> list[str]:
-    """Every part the version plays."""
-    parts = {
+    """Roles of the version in the rollout."""
+    versions = {
         "live": rollout.live,
         "pinned": rollout.live if rollout.pinned else None,
         "candidate": rollout.candidate,
         "gated": rollout.gated,
         "previous": rollout.previous,
     }
-    return [role for role, number in parts.items() if number == version]
+    return [role for role, number in versions.items() if number == version]
 
 
-def _standing(rollout: Rollout) -> tuple[object, ...]:
+def _comparison_of(rollout: Rollout) -> tuple[object, ...]:
     return rollout.gated, rollout.candidate, rollout.candidate_share, rollout.pinned
 
 
 def _manifests(registry: ModelRegistry) -> dict[int, Manifest]:
-    found = {}
+    manifests = {}
     for version in registry.versions():
         try:
-            found[version] = registry.manifest(version)
+            manifests[version] = registry.manifest(version)
         except (UnknownVersion, CorruptBundle):
             continue  # pruned since it was listed, or damaged: `plaudit doctor` says so
-    return found
+    return manifests
 
 
 def _versions(
     manifests: Mapping[int, Manifest],
     rollout: Rollout,
     ledger: Sequence[Rollout],
-    judged: Mapping[int, Mean],
+    satisfaction: Mapping[int, Mean],
     family: Mapping[int, int],
 ) -> list[dict[str, Any]]:
-    """Newest first."""
+    """Versions with their evidence, newest first."""
     live_since = went_live_s(ledger)
     newest = sorted(manifests, reverse=True)
     heads = [version for version in newest if manifests[version].kind == "head"]
@@ -124,7 +124,7 @@ def _versions(
             "reason": manifests[version].reason,
             "digest": manifests[version].digest,
             "roles": roles(version, rollout),
-            "satisfaction": asdict(judged[version]) if version in judged else None,
+            "satisfaction": asdict(satisfaction[version]) if version in satisfaction else None,
             "data": dict(manifests[version].data),
             "gate": dict(manifests[version].gate),
         }
@@ -133,13 +133,13 @@ def _versions(
     ]
 
 
-def _mean(rewarded: Sequence[Rewarded]) -> dict[str, Any] | None:
-    mean = mean_of([one.reward for one in rewarded])
+def _mean(answers: Sequence[LabelledAnswer]) -> dict[str, Any] | None:
+    mean = mean_of([answer.reward for answer in answers])
     return asdict(mean) if mean else None
 
 
 def _satisfaction(
-    rewarded: Sequence[Rewarded], family: Mapping[int, int], manifests: Mapping[int, Manifest]
+    answers: Sequence[LabelledAnswer], family: Mapping[int, int], manifests: Mapping[int, Manifest]
 ) -> list[dict[str, Any]]:
     """One curve per family, oldest family first."""
     return [
@@ -148,5 +148,5 @@ def _satisfaction(
             "kind": manifests[name].kind if name in manifests else "removed",
             "points": [{"place": point.place, "time_s": point.time_s} | asdict(point.mean) for point in points],
         }
-        for name, points in sorted(over_time(rewarded, family, points=POINTS).items())
+        for name, points in sorted(over_time(answers, family, points=POINTS).items())
     ]

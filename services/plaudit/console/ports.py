@@ -1,4 +1,4 @@
-"""What the console is given by the composition root, besides a client of the inference service."""
+"""Sources of the console, besides a client of the inference service: the composition root makes them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from plaudit.console.judged import Judged
+from plaudit.console.labelled_answers import LabelledAnswers
 from plaudit.core.ports.registry import ModelCatalog
 
 
@@ -15,7 +15,7 @@ class Samples(Protocol):
     """Ready-made content for one model's playground."""
 
     def offered(self) -> Mapping[str, Sequence[str]]:
-        """Modality → names of what there is; of a text modality the names are the texts themselves."""
+        """Names of the samples by modality; of a text modality the names are the texts themselves."""
         ...
 
     def content(self, modality: str, name: str) -> tuple[bytes, str]:
@@ -28,49 +28,49 @@ class Samples(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Learning:
-    """What the learner of one model lets others see.
+class LearnerView:
+    """The learner of one model, as the console sees it.
 
     Attributes:
-        status: how things stand, as the learner last said; None if it has never run.
-        judged: the answers that users judged.
+        status: latest status report; None if the learner has never run.
+        answers: the latest labelled answers.
     """
 
     status: Callable[[], Mapping[str, Any] | None]
-    judged: Judged
+    answers: LabelledAnswers
 
 
-class Learnings:
-    """Of every model, each made when it is first asked for.
+class LearnerViews:
+    """Views by model, each made when it is first asked for.
 
     Args:
-        make: by the model's name.
+        make: makes the view of a model by its name.
     """
 
-    def __init__(self, make: Callable[[str], Learning]) -> None:
+    def __init__(self, make: Callable[[str], LearnerView]) -> None:
         self._make = make
-        self._made: dict[str, Learning] = {}
+        self._made: dict[str, LearnerView] = {}
         self._lock = threading.Lock()
 
-    def of(self, model: str) -> Learning:
+    def of(self, model: str) -> LearnerView:
         with self._lock:
             if model not in self._made:
                 self._made[model] = self._make(model)
             return self._made[model]
 
     def close(self) -> None:
-        for learning in self._made.values():
-            learning.judged.close()
+        for view in self._made.values():
+            view.answers.close()
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
     """Attributes:
-    catalog: the models there are, with their versions and ledgers.
-    learnings: what their learners let others see.
-    samples: by model.
+    catalog: the models, with their versions and ledgers.
+    learners: views of their learners.
+    samples: samples by model.
     """
 
     catalog: ModelCatalog
-    learnings: Learnings
+    learners: LearnerViews
     samples: Mapping[str, Samples]

@@ -1,4 +1,4 @@
-"""How satisfied users were: rewards → means with intervals, per version and over time. Pure functions.
+"""Satisfaction of users: rewards → means with intervals, per version and over time. Pure functions.
 
 Knows nothing about stores, versions or pages.
 """
@@ -14,8 +14,8 @@ from plaudit_models.evaluation.intervals import wilson
 
 
 @dataclass(frozen=True, slots=True)
-class Rewarded:
-    """One answer that users judged: the version that gave it, when (UTC seconds), and its reward in [0, 1]."""
+class LabelledAnswer:
+    """One answer with feedback: its version, its time (UTC seconds) and its reward in [0, 1]."""
 
     version: int
     time_s: float
@@ -37,9 +37,8 @@ class Point:
     """The mean of consecutive rewards.
 
     Attributes:
-        place: their mean place among all rewards, counted from 0 in the order of time. Curves are drawn over it: so
-            that nights take no room, and busy minutes get theirs.
-        time_s: their mean time, UTC seconds.
+        place: mean index among all rewards by time, from 0. Curves are drawn over it, as traffic varies with the hour.
+        time_s: mean time, UTC seconds.
     """
 
     place: float
@@ -48,7 +47,7 @@ class Point:
 
 
 def mean_of(rewards: Sequence[float]) -> Mean | None:
-    """The mean with Wilson's score interval; None of nothing."""
+    """Mean with Wilson's score interval; None if there are no rewards."""
     n = len(rewards)
     if n == 0:
         return None
@@ -56,43 +55,45 @@ def mean_of(rewards: Sequence[float]) -> Mean | None:
     return Mean(n, mean, *wilson(mean, n))
 
 
-def by_version(rewarded: Iterable[Rewarded]) -> dict[int, Mean]:
-    """The mean of every version that was judged."""
+def by_version(answers: Iterable[LabelledAnswer]) -> dict[int, Mean]:
+    """Mean of every version with labelled answers, by version."""
     rewards: dict[int, list[float]] = {}
-    for one in rewarded:
-        rewards.setdefault(one.version, []).append(one.reward)
+    for answer in answers:
+        rewards.setdefault(answer.version, []).append(answer.reward)
     return {version: mean for version, of_it in rewards.items() if (mean := mean_of(of_it)) is not None}
 
 
-def over_time(rewarded: Sequence[Rewarded], family_of: Mapping[int, int], *, points: int) -> dict[int, list[Point]]:
+def over_time(
+    answers: Sequence[LabelledAnswer], family_of: Mapping[int, int], *, points: int
+) -> dict[int, list[Point]]:
     """Satisfaction over time for each family of versions.
 
     Args:
-        rewarded: in the order of time.
+        answers: by time.
         family_of: version → the version that its family is named after; a version that is missing is its own family.
-        points: about how many there may be, over all families. Each stands for as many rewards as the others, so that
-            quiet hours do not give points that mean nothing.
+        points: approximate number of points over all families. Each is the mean of equally many rewards, so that quiet
+            hours give no points without meaning.
     """
-    size = max(_FEWEST, math.ceil(len(rewarded) / points))
-    families: dict[int, list[tuple[int, Rewarded]]] = {}
-    for placed in enumerate(rewarded):
+    size = max(_FEWEST, math.ceil(len(answers) / points))
+    families: dict[int, list[tuple[int, LabelledAnswer]]] = {}
+    for placed in enumerate(answers):
         version = placed[1].version
         families.setdefault(family_of.get(version, version), []).append(placed)
     return {family: [_point(part) for part in _parts(members, size)] for family, members in families.items()}
 
 
 _FEWEST: Final = 10
-"""Rewards that a point stands for, at least."""
+"""Smallest number of rewards of a point."""
 
 
-def _parts(members: Sequence[tuple[int, Rewarded]], size: int) -> list[Sequence[tuple[int, Rewarded]]]:
-    """As many equal parts as there are with ``size`` members or more; one if there is none."""
+def _parts(members: Sequence[tuple[int, LabelledAnswer]], size: int) -> list[Sequence[tuple[int, LabelledAnswer]]]:
+    """Equal parts with ``size`` members or more; a single part if there are fewer members."""
     count = max(1, len(members) // size)
     return [members[len(members) * i // count : len(members) * (i + 1) // count] for i in range(count)]
 
 
-def _point(members: Sequence[tuple[int, Rewarded]]) -> Point:
+def _point(members: Sequence[tuple[int, LabelledAnswer]]) -> Point:
     n = len(members)
-    mean = mean_of([one.reward for _, one in members])
+    mean = mean_of([answer.reward for _, answer in members])
     assert mean is not None
-    return Point(sum(place for place, _ in members) / n, sum(one.time_s for _, one in members) / n, mean)
+    return Point(sum(place for place, _ in members) / n, sum(answer.time_s for _, answer in members) / n, mean)

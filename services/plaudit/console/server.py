@@ -16,7 +16,7 @@ _DRAIN_S = 2
 
 
 def open_port(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises ConfigError: the port is taken, or the host not ours."""
+    """A listening socket. Raises ConfigError: the port is taken, or the host is not an address of this machine."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=128)
@@ -27,7 +27,7 @@ def open_port(host: str, port: int) -> socket.socket:
 
 
 async def serve(app: Starlette, listening: socket.socket, stopping: asyncio.Event) -> None:
-    """Returns once ``stopping`` is set and what was under way is answered."""
+    """Serve until ``stopping`` is set and requests under way are answered."""
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=_DRAIN_S, lifespan="off")
     server = _Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
@@ -41,5 +41,5 @@ async def serve(app: Starlette, listening: socket.socket, stopping: asyncio.Even
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leaves signals to whoever sets ``stopping``."""
+        """Handle no signals: the caller sets ``stopping``."""
         yield

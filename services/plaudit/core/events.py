@@ -106,7 +106,7 @@ class Decision:
 
 
 class ImplicitKind(StrEnum):
-    """What a user did after the answer."""
+    """Behaviour of a user after the answer."""
 
     REPHRASED = "rephrased"
     INTERRUPTED = "interrupted"
@@ -225,10 +225,10 @@ class ShadowAnswer:
     Attributes:
         prediction_id: of the answer that the client got.
         action: the candidate's most probable action; "" if it failed.
-        agrees: whether it is the most probable one of the version that answered, too.
-        kl_nats: KL(shown ‖ shadow) of the two policies, in nats.
-        duration_s: of decoding and evaluating it, alone.
-        failure: why there is no answer; "" if there is one.
+        agrees: True: the live version has the same most probable action.
+        kl_nats: KL(live ‖ candidate) of the two policies, in nats.
+        duration_s: seconds for decoding and evaluating the request.
+        failure: reason why there is no answer; "" if there is one.
     """
 
     prediction_id: str
@@ -241,17 +241,17 @@ class ShadowAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ExperimentReport:
-    """What one inference service has seen of an experiment since its last report.
+    """Report of one inference service on an experiment, since its previous report.
 
     Attributes:
-        replica: which service; drawn anew whenever it begins to see an experiment.
-        number: of this report, counted by the replica from 1.
-        experiment: the generation of the rollout with which the experiment began.
-        version: the one in an experiment.
-        live, candidate: answers to users who were drawn for one or the other.
-        shadows: what was computed in the shadow.
-        dropped: what was not, because there was no time for it.
-        problem: why the version does not run there; "" if it does.
+        replica: random id of the service, drawn anew for each experiment.
+        number: number of the report, counted by the replica from 1.
+        experiment: generation of the rollout with which the experiment began.
+        version: the candidate.
+        live, candidate: answers to the users that each of them serves.
+        shadows: answers computed in the shadow.
+        dropped: number of requests for which there was no capacity to compute one.
+        problem: reason why the candidate does not run there; "" if it does.
     """
 
     replica: str

@@ -48,7 +48,7 @@ _log = structlog.get_logger("plaudit.learner")
 
 
 class Finetuner(Protocol):
-    """What the loop does with fine-tuning."""
+    """Fine-tuning as the loop uses it."""
 
     @property
     def busy(self) -> bool:
@@ -80,7 +80,7 @@ class NoFinetuning:
 
 
 class Serving(NamedTuple):
-    """What serves: the live version, and the rollout that says so."""
+    """The live version, and the rollout that names it."""
 
     live: Manifest
     rollout: Rollout
@@ -215,7 +215,7 @@ class Learner:
         return n_learned
 
     def _follow(self) -> Serving:
-        """What serves now; evidence and running comparison are about that from here on."""
+        """The present rollout; evidence and running comparison are moved to its versions where it has changed."""
         serving = self._sync()
         assert serving is not None  # no transition of a rollout leaves it without a live version
         self._updater.follow(serving.live)
@@ -223,7 +223,7 @@ class Learner:
         return serving
 
     def _sync(self) -> Serving | None:
-        """What serves now; None before any version is live."""
+        """The present rollout; None before any version is live."""
         rollout = self._registry.rollout()
         if self._serving is None or rollout != self._serving.rollout:
             self._metrics.live_version.set(rollout.live or 0)

@@ -25,36 +25,42 @@ class LearnerMetrics:
         def seconds(name: str, text: str) -> Histogram:
             return Histogram(f"plaudit_learner_{name}_seconds", text, registry=registry, buckets=_SECONDS)
 
-        self.events = counter("events_total", "Records read, by what became of them.", "outcome")
+        self.events = counter("events_total", "Records read, by outcome.", "outcome")
         self.lag = gauge("lag_records", "Records of the log not read yet.")
         self.waiting = gauge("orphans", "Feedback whose decision has not arrived.")
         self.discarded = gauge("discarded", "Feedback that cannot be learned from.")
         self.experiences = gauge("experiences", "Decisions with feedback that are learned from.")
         self.dynamic_experiences = gauge(
-            "dynamic_experiences", "Of these, those whose answer was picked from dynamic actions of the request."
+            "dynamic_experiences", "Of these, decisions between dynamic actions of the request."
         )
         self.joined_share = gauge("joined_ratio", "Share of all feedback that was joined with its decision.")
-        self.excluded = counter("set_aside_total", "Experiences set aside, by why.", "why")
-        self.quarantines = counter("quarantines_total", "Users who went into quarantine because they say the opposite.")
-        self.leader = gauge("leader", "1 while this learner leads: it learns, and the others read.")
-        self.forgotten = counter("forgotten_total", "Predictions and feedback that left the store by retention.")
+        self.excluded = counter("excluded_total", "Experiences excluded from learning, by reason.", "why")
+        self.quarantines = counter(
+            "quarantines_total", "Users put into quarantine because their feedback says the opposite of others'."
+        )
+        self.leader = gauge("leader", "1 while this learner leads; the others only read the log.")
+        self.forgotten = counter("forgotten_total", "Predictions and feedback removed from the store by retention.")
         self.join_seconds = seconds("join", "From the arrival of the oldest feedback of a batch until it was saved.")
         self.learn_seconds = seconds("learn", "Time to learn from one chunk of experiences, saving included.")
         self.batch_seconds = seconds("batch", "Time to learn from one batch of records, saving included.")
         self.satisfaction = gauge("satisfaction_recent", "Mean reward of the latest experiences.")
-        self.predicted = gauge("predicted_reward_recent", "Mean reward that was predicted for the same.")
+        self.predicted = gauge("predicted_reward_recent", "Mean reward predicted for the same experiences.")
         self.calibration_error = gauge(
             "calibration_error",
-            "How far predicted rewards of the latest experiences are from what came, on average over ten bins.",
+            "Mean distance of predicted from observed rewards of the latest experiences, over ten bins.",
         )
         self.version_satisfaction = gauge(
-            "version_satisfaction", "Mean reward of a version's answers, set-aside ones left out.", "version"
+            "version_satisfaction", "Mean reward of a version's answers, excluded experiences left out.", "version"
         )
         self.version_satisfaction_low = gauge(
-            "version_satisfaction_low", "Lower end of its 95 % interval (Wilson).", "version"
+            "version_satisfaction_low", "Lower end of the 95 % interval (Wilson) of the mean reward.", "version"
         )
-        self.version_satisfaction_high = gauge("version_satisfaction_high", "Upper end of it.", "version")
-        self.version_experiences = gauge("version_experiences", "Experiences that it rests on.", "version")
+        self.version_satisfaction_high = gauge(
+            "version_satisfaction_high", "Upper end of the 95 % interval (Wilson) of the mean reward.", "version"
+        )
+        self.version_experiences = gauge(
+            "version_experiences", "Number of experiences behind the mean reward.", "version"
+        )
         self.by_version = (
             self.version_satisfaction,
             self.version_satisfaction_low,
@@ -63,7 +69,9 @@ class LearnerMetrics:
         )
         self.refreshes = counter("refreshes_total", "Head refreshes, by outcome.", "outcome")
         self.refresh_seconds = seconds("refresh", "Time from a due refresh to the published version going live.")
-        self.refresh_kl = gauge("refresh_kl_nats", "How far the last refresh moved the policy, in nats.")
+        self.refresh_kl = gauge(
+            "refresh_kl_nats", "KL divergence of the last refresh from the policy before it, in nats."
+        )
         self.policy_kl = gauge(
             "policy_kl_nats",
             "After the last swap: mean KL of the live policy from its reference and from the version before it.",
@@ -73,14 +81,14 @@ class LearnerMetrics:
         self.freshness_seconds = seconds("freshness", "From a batch's latest feedback to the refresh that learned it.")
         self.e_value = gauge("comparison_e_value", "Running comparison with the gated version, by claim.", "claim")
         self.comparison_n = gauge("comparison_experiences", "Experiences that the running comparison has counted.")
-        self.reverts = counter("reverts_total", "Head refreshes taken back because they did harm.")
+        self.reverts = counter("reverts_total", "Head refreshes reverted because they did harm.")
         self.confirms = counter("confirms_total", "Head refreshes that proved better and became the gated version.")
         self.rebuilds = counter("rebuilds_total", "Reward states rebuilt because the trunk changed.")
         self.jobs = counter("jobs_total", "Fine-tuning jobs, by outcome.", "outcome")
         self.job_running = gauge("job_running", "1 while a fine-tuning job runs.")
         self.finetune_kl = gauge(
             "finetune_kl_nats",
-            "How far the last fine-tuning job moved the policy: mean KL from the version it started from.",
+            "Mean KL divergence of the last fine-tuned version from the version it started from.",
             "model",
         )
         self.finetune_phase = gauge(
@@ -100,7 +108,7 @@ class LearnerMetrics:
         self.canary_n = gauge("canary_experiences", "Experiences that the experiment under way has counted.")
         self.gate_n = gauge("gate_experiences", "Experiences that the gate has counted for the present candidate.")
         self.gate_left_out = counter(
-            "gate_left_out_total", "Experiences that the gate left out: their answer was picked from dynamic actions."
+            "gate_left_out_total", "Experiences that the gate left out: decisions between dynamic actions."
         )
         self.gate_e_value = gauge("gate_e_value", "Evidence on the candidate at the gate, by claim.", "claim")
         self.gate_gain = gauge(
@@ -110,9 +118,11 @@ class LearnerMetrics:
         )
         self.live_version = gauge("live_version", "The version that serves; 0 if none.")
         self.gated_version = gauge("gated_version", "The version that refreshes are compared with; 0 if none.")
-        self.failures = counter("failures_total", "Steps given up because log or store were away, to be done again.")
+        self.failures = counter(
+            "failures_total", "Steps given up because log or store were unavailable, to be done again."
+        )
 
     def phase(self, now: str) -> None:
-        """Fine-tuning is in this phase."""
+        """Show the phase that fine-tuning is in."""
         for phase in _PHASES:
             self.finetune_phase.labels(phase).set(float(phase == now))

@@ -1,6 +1,6 @@
-"""Numbered seats of a folder, each one process's at a time: what belongs to a seat is there for whoever has it next.
+"""Numbered slots of a folder, each held by one process at a time: files of a slot pass to its next holder.
 
-A seat is a locked file; the lock ends with the process, however it ends. Knows nothing about what is kept at a seat.
+A slot is a locked file; the lock ends with the process, however it ends. Knows nothing about the files.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from plaudit.core.errors import LogUnavailable
 
 
 class ProcessSlot:
-    """The first free seat of ``folder``, which is made if it is not there.
+    """The first free slot of ``folder``, which is made if it is not there.
 
     Attributes:
-        folder: of all seats.
-        number: which one this is.
+        folder: folder of all slots.
+        number: number of this slot, from 0.
 
     Raises:
         LogUnavailable: the folder cannot be written.
@@ -28,7 +28,7 @@ class ProcessSlot:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._left = False
+        self._released = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.number, self._lock = next(
@@ -40,21 +40,21 @@ class ProcessSlot:
             raise LogUnavailable(f"{folder}: {error}") from error
 
     def name(self) -> str:
-        """Of the seat, and of no other one, here or in a copy of the folder on another machine."""
-        if not (said := os.pread(self._lock, 100, 0)):
-            said = uuid.uuid4().hex.encode()
-            os.pwrite(self._lock, said, 0)
-        return f"{socket.gethostname()}-{said.decode()}"
+        """Name of the slot, unlike that of any other, also in a copy of the folder on another machine."""
+        if not (stored := os.pread(self._lock, 100, 0)):
+            stored = uuid.uuid4().hex.encode()
+            os.pwrite(self._lock, stored, 0)
+        return f"{socket.gethostname()}-{stored.decode()}"
 
-    def leave(self) -> None:
-        """A second time does nothing."""
-        if not self._left:
-            self._left = True
+    def release(self) -> None:
+        """Let another process have the slot. A second call does nothing."""
+        if not self._released:
+            self._released = True
             os.close(self._lock)
 
 
 def locked(path: Path) -> int | None:
-    """The file, made if it is not there, open and locked; None if another process, or seat of this one, holds it."""
+    """Descriptor of the file, made if it is not there, open and locked; None if another holder has it."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

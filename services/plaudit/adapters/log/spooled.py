@@ -1,9 +1,9 @@
-"""EventLog that goes on taking events while another one is away: into a bounded file, and on from there.
+"""EventLog that accepts events while another one is unavailable: in a bounded spool file, and from there later.
 
 While the inner log answers, appends go straight to it. Once one fails, or takes too long, events are made durable in a
-spool, and a thread appends what is spooled to the inner log, in order, as soon as it is back. What comes meanwhile goes
-behind it. Events of the spool may reach the inner log twice, if this process or the inner log dies between append and
-removal; whoever reads drops them by their ids. Knows nothing about what events mean.
+spool, and a thread appends what is spooled to the inner log, in order, as soon as it is back. Events that come
+meanwhile queue behind them. Events of the spool may reach the inner log twice, if this process or the inner log dies
+between append and removal; readers drop them by their ids. Knows nothing about what events mean.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from plaudit.core.wire import encode_event
 
 _BATCH: Final = 256
 _APPENDS: Final = 32
-"""To the inner log at once; one more waits, and goes into the spool if it waits too long."""
+"""Concurrent appends to the inner log; one more waits, and goes into the spool if it waits too long."""
 
 logger = structlog.get_logger(__name__)
 
@@ -37,12 +37,12 @@ class SpooledLog:
     """See :class:`plaudit.core.ports.log.EventLog`.
 
     Args:
-        inner: the log that is meant; closed with this one.
-        folder: where the spool is; made if it is not there. Several processes may share it: each has a file of its own,
-            and what one left behind that is gone goes on with whoever starts next.
-        limit_bytes: the most that the spool may hold.
-        after_s: how long an append to the inner log may take before it goes into the spool, and all others after it.
-        pause_s: between attempts to hand on what is spooled.
+        inner: the log that gets all events; closed with this one.
+        folder: folder of the spool; made if it is not there. Several processes may share it: each has a file of its
+            own, and the next process to start takes over the files of those that are gone.
+        limit_bytes: largest size of the spool.
+        after_s: longest time of an append to the inner log; after it, this one and all others go into the spool.
+        pause_s: pause between attempts to append the spooled events to the inner log.
         synchronous: FULL survives power loss, NORMAL only the death of a process.
 
     Raises:
@@ -63,15 +63,15 @@ class SpooledLog:
         self._limit_bytes = limit_bytes
         self._after_s = after_s
         self._pause_s = pause_s
-        self._problem = "what was spooled before the start is not handed on yet"
-        self._seat = ProcessSlot(folder)
-        own = folder / f"{self._seat.number}.sqlite"
+        self._problem = "events spooled before the start are not in the log yet"
+        self._slot = ProcessSlot(folder)
+        own = folder / f"{self._slot.number}.sqlite"
         try:
             self._spool = SqliteLog(own, synchronous, limit_bytes)
-            _adopt(folder, own, self._spool)
+            _take_over(folder, own, self._spool)
             self._spooled = self._spool.count()
         except LogUnavailable:
-            self._seat.leave()
+            self._slot.release()
             raise
         self._reader = self._spool.reader("spool", tuple(Topic), start=dict)
         self._changed = threading.Condition()
@@ -89,14 +89,14 @@ class SpooledLog:
             try:
                 return appending.result(self._after_s)
             except LogUnavailable as error:
-                self._begin_to_spool(error.problem)
+                self._start_spooling(error.problem)
             except TimeoutError:
                 appending.cancel()
-                self._begin_to_spool(f"no answer within {self._after_s:g} s (log.spool_after_s)")
+                self._start_spooling(f"no answer within {self._after_s:g} s (log.spool_after_s)")
         return self._append_to_spool(events)
 
     def replay(self, events: Sequence[Event]) -> None:
-        """Never spooled: whoever replays is told whether it was done."""
+        """Never spooled: the caller must know whether it was done."""
         self._inner.replay(events)
 
     def reader(self, group: str, topics: Sequence[Topic], start: Callable[[], Positions] | None = None) -> EventReader:
@@ -107,21 +107,21 @@ class SpooledLog:
         return self._inner.feedback_recorded(feedback_id) if recorded_s is None else recorded_s
 
     def spooled(self) -> int:
-        """Events that the inner log does not have yet."""
+        """Number of events that the inner log does not have yet."""
         return self._spooled
 
     def age_s(self) -> float:
-        """How long ago the oldest of them was; 0 if there are none."""
+        """Age of the oldest of them; 0 if there are none."""
         oldest_s = self._spool.oldest_s()
         return 0.0 if oldest_s is None else max(0.0, time.time() - oldest_s)
 
     def drained(self, timeout_s: float) -> bool:
-        """Waits until nothing is spooled; False if that takes longer."""
+        """Wait until nothing is spooled; False if that takes longer."""
         with self._changed:
             return self._changed.wait_for(lambda: self._spooled == 0, timeout_s)
 
     def close(self) -> None:
-        """What is spooled stays, for the next start."""
+        """Spooled events stay, for the next start."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -130,11 +130,11 @@ class SpooledLog:
         self._inner.close()
         self._reader.close()
         self._spool.close()
-        self._seat.leave()
+        self._slot.release()
 
     # --- into the spool ----------------------------------------------------------------------------------------------
 
-    def _begin_to_spool(self, problem: str) -> None:
+    def _start_spooling(self, problem: str) -> None:
         with self._changed:
             self._problem = problem
             if self._direct:
@@ -144,7 +144,7 @@ class SpooledLog:
 
     def _append_to_spool(self, events: Sequence[Event]) -> Sequence[Appended]:
         with self._changed:
-            # Counted before they are there: the way to the inner log opens only when nobody is on the way here.
+            # Counted before they are there, so that no append goes to the inner log before them.
             self._direct = False
             self._spooled += len(events)
         added = 0
@@ -153,14 +153,14 @@ class SpooledLog:
             added = sum(not each.duplicate for each in appended)
         except LogUnavailable as error:
             raise LogUnavailable(
-                f"{self._problem}; nor can the spool take it, which holds {self._spooled - len(events)} events and may "
-                f"have {self._limit_bytes} bytes (log.spool_limit_bytes): {error.problem}"
+                f"{self._problem}; nor does it fit into the spool, which holds {self._spooled - len(events)} events "
+                f"and may have {self._limit_bytes} bytes (log.spool_limit_bytes): {error.problem}"
             ) from error
         finally:
-            self._count_out(len(events) - added)
+            self._uncount(len(events) - added)
         return appended
 
-    def _count_out(self, events: int) -> None:
+    def _uncount(self, events: int) -> None:
         with self._changed:
             self._spooled -= events
             if self._spooled == 0 and not self._direct and self._prompt:
@@ -179,13 +179,13 @@ class SpooledLog:
             try:
                 records = self._reader.poll(_BATCH, self._pause_s)
                 if records:
-                    self._hand_on(records)
-            except LogUnavailable as error:  # of the spool's own file
+                    self._forward(records)
+            except LogUnavailable as error:  # the spool's own file
                 logger.warning("spool_unreadable", problem=error.problem)
                 self._pause()
 
-    def _hand_on(self, records: Sequence[Record]) -> None:
-        """To the inner log, as often as it takes, and then out of the spool."""
+    def _forward(self, records: Sequence[Record]) -> None:
+        """Append to the inner log, retrying until it succeeds; then remove from the spool."""
         while not self._closing:
             began_s = time.monotonic()
             try:
@@ -196,7 +196,7 @@ class SpooledLog:
             except LogUnavailable as error:
                 self._problem = error.problem
                 self._pause()
-            except Exception:  # nothing that is known to happen, but what was acknowledged must not wait for a restart
+            except Exception:  # unexpected, but acknowledged events must not wait for a restart
                 logger.exception("spool_cannot_be_appended")
                 self._pause()
         else:
@@ -213,7 +213,7 @@ class SpooledLog:
                     return
                 self._pause()
             else:
-                self._count_out(len(records))
+                self._uncount(len(records))
                 return
 
     def _append_to_inner(self, records: Sequence[Record]) -> None:
@@ -242,8 +242,8 @@ def _dead(record: Record, payload: bytes, reason: str) -> DeadLetter:
     return DeadLetter(record.topic, f"spool {record.position}", reason, payload, time.time())
 
 
-def _adopt(folder: Path, own: Path, spool: SqliteLog) -> None:
-    """Move into ``spool`` what processes left behind that are gone."""
+def _take_over(folder: Path, own: Path, spool: SqliteLog) -> None:
+    """Move the events of processes that are gone into ``spool``."""
     for path in sorted(folder.glob("*.sqlite")):
         if path == own or (lock := locked(path.with_suffix(".lock"))) is None:
             continue

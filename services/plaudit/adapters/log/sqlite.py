@@ -1,8 +1,8 @@
 """EventLog in one SQLite file: the embedded default, shared by the processes of one machine.
 
 One table holds all topics in one total order: one partition, whose cursor is one integer. SQLite has one writer at a
-time and gives ids in commit order: whoever follows ``id > cursor`` misses nothing. Knows nothing
-about what events mean.
+time and gives ids in commit order: a reader of ``id > cursor`` misses nothing. Knows nothing about what events
+mean.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from plaudit.core.ports.log import Appended, Cursor, Positions, Record, Unreadab
 from plaudit.core.wire import UnreadableEvent, decode_event, encode_event
 
 PARTITION: Final = "0"
-"""The name of the only one there is."""
+"""Name of the only partition."""
 
 _BUSY_TIMEOUT_S: Final = 10.0
 _POLL_INTERVAL_S: Final = 0.01
@@ -54,14 +54,14 @@ _Row = tuple[str, str, str, float, bytes]
 _TOPICS: Final = ", ".join(f"'{topic}'" for topic in Topic)
 _OFTEN: Final = (Topic.DECISIONS, Topic.FEEDBACK)
 _SELDOM: Final = ("INDEXED BY events_seldom", "AND topic NOT IN ('plaudit.decisions', 'plaudit.feedback')")
-"""For readers of none of these: how they find their few records without passing over all others."""
+"""Query parts for readers of none of these topics: their few records are found by the partial index."""
 
 
 class SqliteLog:
     """See :class:`plaudit.core.ports.log.EventLog`.
 
     Appends that arrive while another is being committed share the next transaction, so one disk flush serves them all.
-    Every caller waits for its own commit: no more can be waiting than there are callers.
+    Every caller waits for its own commit.
 
     Args:
         path: the file; made if it is not there, in a folder that is.
@@ -90,7 +90,7 @@ class SqliteLog:
         mine = _Append([_row(event) for event in events])
         self._waiting.append(mine)
         with self._write_lock:
-            # Whoever held the lock before us may have committed ours with its own.
+            # The thread that held the lock before may have committed these rows with its own.
             if not mine.done:
                 self._commit([self._waiting.popleft() for _ in range(len(self._waiting))])
         if mine.problem is not None:
@@ -98,7 +98,7 @@ class SqliteLog:
         return mine.appended
 
     def replay(self, events: Sequence[Event]) -> None:
-        """What is there already moves to the end."""
+        """Events that are there already move to the end."""
         with _log_errors(self._path), self._write_lock, _transaction(self._connection):
             self._connection.executemany(_INSERT_AGAIN, [_row(event) for event in events])
 
@@ -113,7 +113,7 @@ class SqliteLog:
         return None if row is None else float(row[0])
 
     def remove(self, through: Cursor) -> None:
-        """Take out the record of this cursor and all before it."""
+        """Remove the record of this cursor and all before it."""
         with _log_errors(self._path), self._write_lock:
             self._connection.execute("DELETE FROM events WHERE id <= ?", (_position({PARTITION: through}),))
 
@@ -156,7 +156,7 @@ class SqliteLog:
 
 
 class SqliteReader:
-    """See :class:`plaudit.core.ports.log.EventReader`. Has a connection of its own, so it never waits for a writer.
+    """See :class:`plaudit.core.ports.log.EventReader`. Has its own connection, so it never waits for a writer.
 
     Raises:
         LogUnavailable: the file cannot be read.
@@ -217,7 +217,7 @@ class SqliteReader:
             f"AND topic IN ({self._topics_marks}) ORDER BY id LIMIT ?",
             (self._position, last, *self._topics, limit),
         ).fetchall()
-        # What lies before `last` and is not in `rows` is of other topics: never look at it again.
+        # Records up to `last` that are not in `rows` are of other topics: they are never read again.
         self._position = rows[-1][0] if len(rows) == limit else last
         return [
             Record(Topic(topic), str(id_), PARTITION, str(id_), _event(Topic(topic), payload))
@@ -230,7 +230,7 @@ class SqliteReader:
 
 
 class _Append:
-    """One caller's rows on their way into the file."""
+    """Rows of one caller, until they are committed."""
 
     def __init__(self, rows: Sequence[_Row]) -> None:
         self.rows = rows

@@ -17,7 +17,7 @@ export function show(loop) {
   put("facts", facts(loop));
   put("learner", learning(learner, now_s));
   curve.draw(loop.satisfaction, loop.changes);
-  $("judged").textContent = loop.judged ? `The latest ${plural(loop.judged, "rated answer")}, with the changes of the rollout` : "";
+  $("judged").textContent = loop.labelled ? `The latest ${plural(loop.labelled, "rated answer")}, with the changes of the rollout` : "";
   showVersions(loop);
   put("changes", loop.changes.map((change) => h("li", {},
     h("time", { dateTime: new Date(1000 * change.changed_at_s).toISOString() }, when(change.changed_at_s, now_s)),

@@ -48,11 +48,11 @@ from plaudit_models.spec import BASE_LOGITS, EMBEDDING, SCORES
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Expected:
-    """What the reward model expects of the actions of one context.
+    """Expected rewards of the actions of one context.
 
     Attributes:
         reward: shape ``[k]``.
-        known: how much of what could be known is known, in [0, 1], shape ``[k]``.
+        known: share of the prior variance that evidence has removed, in [0, 1], shape ``[k]``.
     """
 
     reward: Float64
@@ -76,10 +76,10 @@ class LiveVersion:
 
 @dataclass(frozen=True, slots=True)
 class StepRules:
-    """How boldly heads follow the evidence, and how far one refresh may move the policy.
+    """Limits of one refresh.
 
     Attributes:
-        settings: of the heads.
+        settings: of the heads; how boldly they follow the evidence.
         floor: logged exploration floor ε in (0, 1].
         max_kl: largest divergence from what is served, in nats, counted where the base policy is sure.
     """
@@ -139,7 +139,9 @@ class ActionHead(Protocol):
         """Rewards that are expected in each context."""
 
     def step_from(self, live: LiveVersion, recent: Sequence[Context], rules: StepRules) -> HeadStep:
-        """From the evidence that ``live`` serves towards this one, as far as the rules allow on the recent contexts."""
+        """Step from the evidence that ``live`` serves towards this one, as far as the rules allow on recent
+        contexts.
+        """
 
     def write(self, folder: Path, settings: HeadSettings) -> None:
         """Write the head into a version folder that has its trunk and golden pairs."""
@@ -319,7 +321,7 @@ class Learned:
 
 
 def evidence_of(space: FeatureSpace, labelled: Sequence[LabelledContext]) -> Evidence:
-    """What labels say about fixed actions. Actions that are not the context's are left out."""
+    """Labels of fixed actions as evidence. Actions that are not the context's are left out."""
     n, a = len(labelled), space.n_actions
     rewards, known_mask = np.zeros((n, a)), np.zeros((n, a), np.bool_)
     for i, each in enumerate(labelled):

@@ -1,4 +1,4 @@
-"""From stored content to a trunk's inputs, as the learner and its jobs need them.
+"""Decoding of stored content into a trunk's inputs, for the learner and its jobs.
 
 Knows nothing about where content is stored.
 """
@@ -22,7 +22,7 @@ ROWS_PER_RUN: Final = 16
 def decode_contents(
     spec: ModelSpec, tokenizer: TextTokenizer | None, content: Mapping[str, Content], limits: Limits
 ) -> dict[str, npt.NDArray[Any]] | None:
-    """The graph inputs of one content; None if the model can make nothing of it.
+    """Graph inputs of one content; None if the model takes none of its parts, or one cannot be decoded.
 
     Content that was served once is not refused again but for a model that has changed: modalities that it does not have
     are left out.

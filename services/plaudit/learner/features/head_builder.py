@@ -1,4 +1,4 @@
-"""How heads are made, and a head refresh as a version: the parent's trunk with heads built from the latest evidence.
+"""Head builder, and a head refresh as a version: the parent's trunk with heads built from the latest evidence.
 
 Knows nothing about events or when a refresh is due.
 """
@@ -26,7 +26,7 @@ from plaudit_models.version_card import card
 
 @dataclass(frozen=True, slots=True)
 class HeadBuilder:
-    """How heads are made.
+    """Settings of the heads that the learner makes, and the feature spaces that follow from them.
 
     Attributes:
         settings: how boldly a head follows the evidence.

@@ -19,7 +19,7 @@ import structlog
 
 from plaudit.core.events import Features
 from plaudit.core.experience import Experience, Label
-from plaudit.core.ports.registry import ModelRegistry
+from plaudit.core.ports.registry import VersionReader
 from plaudit.core.ports.store import ExperienceStore, IntakeStats, LabelRevision, LabelUpdate, LeaderCommit
 from plaudit.core.settings import LearnerSettings
 from plaudit.learner.evaluation import running_comparison
@@ -124,7 +124,7 @@ class OnlineUpdater:
         *,
         store: ExperienceStore,
         state: LearnerState,
-        registry: ModelRegistry,
+        registry: VersionReader,
         policies: PolicyCache,
         builder: HeadBuilder,
         contexts: RecentContexts,
@@ -392,7 +392,7 @@ def _id(experience: Experience) -> str:
 def _rated(
     fresh: Sequence[Experience], contexts: Mapping[int, Context], expected: Mapping[int, Expected]
 ) -> list[Rated]:
-    """Those whose answer has a reward and is still in the action set.
+    """New experiences whose answer has a reward and is still in the action set.
 
     Args:
         contexts, expected: by experience number.

@@ -1,7 +1,7 @@
-"""Which reader of a group reads which partitions: by number over all topics, so that a decision and its feedback are
-one reader's; evenly; and moving as few as possible, one step at a time (KIP-429, cooperative rebalancing).
+"""Assignment of partitions to the readers of a group: by number over all topics, so that one reader has a decision and
+its feedback; evenly; and with as few moves as possible, in steps (KIP-429, cooperative rebalancing).
 
-kafka-python's own cooperative assignor spreads the partitions of each topic on its own.
+kafka-python's own cooperative assignor assigns the partitions of each topic separately.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ class CopartitionedAssignor(CooperativeStickyAssignor):  # type: ignore[misc]
     name = "plaudit-copartitioned"
 
     def assign(self, cluster: Any, members: Sequence[Any]) -> dict[str, ConsumerProtocolAssignment]:
-        """Called on the member that the group elected; gives each member its partitions of this round."""
+        """Partitions of each member in this round, by member id. Called on the member that leads the group."""
         topics = {topic for member in members for topic in member.metadata.topics}
         numbers = {topic: set(cluster.partitions_for_topic(topic) or ()) for topic in topics}
         owned = {
             member.member_id: {number for each in member.metadata.owned_partitions or () for number in each.partitions}
             for member in members
         }
-        shares = share_out(sorted(set().union(*numbers.values())), owned)
+        shares = assign_evenly(sorted(set().union(*numbers.values())), owned)
         return {
             member.member_id: ConsumerProtocolAssignment(
                 self.version,
@@ -40,25 +40,25 @@ class CopartitionedAssignor(CooperativeStickyAssignor):  # type: ignore[misc]
         }
 
     def forget(self) -> None:
-        """What this member owned is lost: do not claim it when joining again."""
+        """Claim nothing when joining again: the partitions of this member are lost."""
         self.member_assignment = None
 
 
-def share_out(numbers: Sequence[int], owned: Mapping[str, set[int]]) -> dict[str, set[int]]:
-    """What each member gets in this round.
+def assign_evenly(numbers: Sequence[int], owned: Mapping[str, set[int]]) -> dict[str, set[int]]:
+    """Partition numbers of each member in this round.
 
-    A number that has to move is given to nobody while its owner still holds it: the owner sees it gone, lets go, and
-    asks for the next round, in which it is free.
+    A number that has to move stays unassigned while its owner still holds it: the owner sees it revoked, releases it,
+    and asks for the next round, in which it is free.
 
     Args:
-        numbers: to share out.
-        owned: by member, what it says it owns.
+        numbers: partition numbers to assign.
+        owned: partition numbers that each member claims to own.
     """
     claims: dict[int, list[str]] = {number: [] for number in numbers}
     for member, claimed in owned.items():
         for number in claimed & claims.keys():
             claims[number].append(member)
-    # Of those that two claim, one has not heard yet that it lost it: nobody gets it before both let go.
+    # Where two members claim a number, one does not know yet that it lost it: unassigned until both release it.
     shares: dict[str, set[int]] = {member: set() for member in owned}
     free = []
     for number, owners in claims.items():
@@ -67,9 +67,9 @@ def share_out(numbers: Sequence[int], owned: Mapping[str, set[int]]) -> dict[str
         elif not owners:
             free.append(number)
     for number in free:
-        poorest = min(sorted(shares), key=lambda member: len(shares[member]))
-        shares[poorest].add(number)
-    # Whoever has more than an even share lets go of the rest, for others to get in the next round.
+        fewest = min(sorted(shares), key=lambda member: len(shares[member]))
+        shares[fewest].add(number)
+    # Members with more than an even share release the rest, which others get in the next round.
     quota, extra = divmod(len(numbers), len(owned))
     for place, member in enumerate(sorted(shares, key=lambda member: (-len(shares[member]), member))):
         fair = quota + (place < extra)

@@ -1,6 +1,6 @@
-"""Kafka as the log finds it: how to connect, which topics there must be, and what is wrong with either.
+"""Connection to Kafka, the topics that are needed, and explanations of what is wrong with either.
 
-Knows nothing about events but their topics; kafka_log.py writes them, kafka_reader.py reads them.
+Knows nothing about events but their topics; log.py writes them, reader.py reads them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from plaudit.core.errors import LogUnavailable
 from plaudit.core.events import Topic
 
 TOGETHER: Final = (Topic.DECISIONS, Topic.FEEDBACK)
-"""Topics whose records of one key must stand in partitions of one number."""
+"""Topics whose records of one key must be in partitions of the same number."""
 
 Client = TypeVar("Client")
 
@@ -32,10 +32,10 @@ _UNKNOWN_TOPIC: Final = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KafkaConnection:
-    """How to reach the brokers. Fields are the settings of [kafka] by the same names.
+    """Connection to the brokers. Fields are the settings of [kafka] by the same names.
 
     Attributes:
-        timeout_s: how long connecting, and any one request, may take.
+        timeout_s: longest time to connect, and of any one request.
     """
 
     bootstrap_servers: str
@@ -49,7 +49,7 @@ class KafkaConnection:
     timeout_s: float = 10.0
 
     def options(self) -> dict[str, Any]:
-        """What every client of kafka-python is given."""
+        """Options of every client of kafka-python."""
         options: dict[str, Any] = {
             "bootstrap_servers": self.bootstrap_servers.split(","),
             "security_protocol": self.security,
@@ -72,11 +72,11 @@ class KafkaConnection:
         return options
 
     def build(self, kind: type[Client], **options: Any) -> Client:
-        """A client of kafka-python, connected. One that does not get through leaves no thread and no socket behind."""
+        """A client of kafka-python, connected. One that fails to connect leaves no thread and no socket behind."""
         made: list[KafkaNetClient] = []
 
         def remember(**configs: Any) -> KafkaNetClient:
-            made.append(_patient(KafkaNetClient(**configs)))
+            made.append(_with_backoff(KafkaNetClient(**configs)))
             return made[-1]
 
         try:
@@ -88,7 +88,7 @@ class KafkaConnection:
 
     @contextmanager
     def admin(self) -> Iterator[KafkaAdminClient]:
-        """Raises LogUnavailable: nobody answers, or whoever does will not have us; it says why, and what to do."""
+        """Raises LogUnavailable: no broker answers, or one refuses; the message says why, and what to do."""
         with self.errors():
             self.probe()
             client = self.build(KafkaAdminClient)
@@ -100,20 +100,19 @@ class KafkaConnection:
     @contextmanager
     def errors(self) -> Iterator[None]:
         """Turns kafka-python's errors into LogUnavailable."""
-        with _last_words() as heard:
+        with _logged_warnings() as heard:
             try:
                 yield
             except KafkaError as error:
                 raise LogUnavailable(self.explain(error, heard)) from error
 
     def probe(self) -> None:
-        """Knock at each broker until one opens.
+        """Connect to one broker after another until one accepts.
 
-        kafka-python would try for the whole of ``timeout_s`` and not say why, and would wait for a TLS handshake for
-        ever.
+        kafka-python would try for the whole of ``timeout_s`` without a reason, and has no timeout for TLS handshakes.
 
         Raises:
-            LogUnavailable: none does.
+            LogUnavailable: none accepts.
         """
         problems = []
         for server in self.bootstrap_servers.split(","):
@@ -125,7 +124,7 @@ class KafkaConnection:
                 return
             except ssl.SSLError as error:
                 problem = error.reason or error
-                problems.append(f"{server} does not do TLS as we do ({problem}); see kafka.security, kafka.tls_ca_file")
+                problems.append(f"{server} cannot agree on TLS ({problem}); see kafka.security, kafka.tls_ca_file")
             except (OSError, ValueError) as error:
                 problems.append(f"{server} cannot be reached ({error})")
         raise LogUnavailable(f"kafka.bootstrap_servers: {'; '.join(problems)}")
@@ -137,30 +136,32 @@ class KafkaConnection:
         return context
 
     def explain(self, error: KafkaError, heard: Sequence[str] = ()) -> str:
-        """What went wrong, which setting it is about, and what to do. ``heard``: what kafka-python logged meanwhile."""
+        """Message with the problem, the setting and the way out. ``heard``: warnings that kafka-python logged
+        meanwhile.
+        """
         servers = self.bootstrap_servers
         if "AuthorizationFailed" in str(error):
-            who = repr(self.sasl_username) if self.sasl_username else "anybody"
+            who = repr(self.sasl_username) if self.sasl_username else "clients without a user name"
             return f"Kafka at {servers} does not allow this to {who}: {error}"
         if "Unable to bootstrap" not in str(error):
             return f"Kafka at {servers}: {error}"
         # Brokers that refuse say so, or just hang up.
         refusals = [words for words in heard if "Sasl" in words and "Error" in words]
-        said = f" ({(refusals or heard)[-1]})" if heard else ""
+        logged = f" ({(refusals or heard)[-1]})" if heard else ""
         if self.security.startswith("SASL"):
             return (
-                f"kafka.sasl_username: {servers} does not let {self.sasl_username!r} in by {self.sasl_mechanism} "
-                f"within {self.timeout_s:g} s{said}; see kafka.sasl_mechanism, kafka.sasl_password and kafka.security"
+                f"kafka.sasl_username: {servers} does not authenticate {self.sasl_username!r} by {self.sasl_mechanism} "
+                f"within {self.timeout_s:g} s{logged}; see kafka.sasl_mechanism, kafka.sasl_password and kafka.security"
             )
         return (
-            f"kafka.bootstrap_servers: {servers} takes connections but does not answer as a broker within "
-            f"{self.timeout_s:g} s{said}; is kafka.security ({self.security}) that of the port?"
+            f"kafka.bootstrap_servers: {servers} accepts connections but does not answer as a broker within "
+            f"{self.timeout_s:g} s{logged}; is kafka.security ({self.security}) that of the port?"
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicPlan:
-    """What the topics are to be. Fields are the settings of [kafka] by the same names; None leaves it to the broker."""
+    """Properties of the topics. Fields are the settings of [kafka] by the same names; None leaves it to the broker."""
 
     topic_prefix: str = ""
     partitions: int = 6
@@ -174,7 +175,7 @@ class TopicPlan:
         return f"{self.topic_prefix}{topic}"
 
     def description(self, topic: Topic) -> dict[str, Any]:
-        """One topic as ``create_topics`` takes it. What is kept for people is small, and kept for good."""
+        """Arguments of ``create_topics`` for one topic. Dead letters and versions are few, and kept for good."""
         forever = topic in (Topic.DEAD_LETTER, Topic.VERSIONS)
         configs = {
             "cleanup.policy": "delete",
@@ -192,7 +193,7 @@ class TopicPlan:
 
 @dataclass(frozen=True, slots=True)
 class TopicFound:
-    """A topic as it is in Kafka. ``replication_factor`` is the smallest of any of its partitions."""
+    """Properties of a topic in Kafka. ``replication_factor`` is the smallest of any of its partitions."""
 
     partitions: int
     replication_factor: int
@@ -200,13 +201,13 @@ class TopicFound:
 
 
 def ensure_topics(connection: KafkaConnection, plan: TopicPlan) -> Mapping[Topic, int]:
-    """Make the topics that are not there; leave alone those that are.
+    """Make the topics that are missing; leave the others as they are.
 
     Returns:
-        The most bytes that each takes at once.
+        Largest size of a record batch in bytes, by topic.
 
     Raises:
-        LogUnavailable: they cannot be made, or records of one key would not meet.
+        LogUnavailable: they cannot be made, or their numbers of partitions differ.
     """
     with connection.admin() as admin:
         found = _found(admin, plan)
@@ -217,7 +218,7 @@ def ensure_topics(connection: KafkaConnection, plan: TopicPlan) -> Mapping[Topic
                     {plan.name(topic): plan.description(topic) for topic in missing}, wait_for_metadata=True
                 )
             except TopicAlreadyExistsError:
-                admin.wait_for_topics([plan.name(topic) for topic in Topic])  # by somebody who was faster
+                admin.wait_for_topics([plan.name(topic) for topic in Topic])  # made by another process meanwhile
             found = _found(admin, plan)
         configs = _configs(admin, plan, found)
     counts = {plan.name(topic): found[topic].partitions for topic in TOGETHER if topic in found}
@@ -230,7 +231,7 @@ def ensure_topics(connection: KafkaConnection, plan: TopicPlan) -> Mapping[Topic
 
 
 def find_topics(connection: KafkaConnection, plan: TopicPlan) -> Mapping[Topic, TopicFound]:
-    """Those of the topics that are there, with every config. Raises LogUnavailable."""
+    """The topics that exist, with every config. Raises LogUnavailable."""
     with connection.admin() as admin:
         found = _found(admin, plan)
         configs = _configs(admin, plan, found)
@@ -238,7 +239,7 @@ def find_topics(connection: KafkaConnection, plan: TopicPlan) -> Mapping[Topic, 
 
 
 def count_records(connection: KafkaConnection, plan: TopicPlan, topics: Sequence[Topic]) -> int:
-    """How many records the topics hold. Raises LogUnavailable."""
+    """Number of records in the topics. Raises LogUnavailable."""
     connection.probe()
     with connection.errors():
         consumer = connection.build(KafkaConsumer, enable_auto_commit=False, allow_auto_create_topics=False)
@@ -266,7 +267,7 @@ def _found(admin: KafkaAdminClient, plan: TopicPlan) -> dict[Topic, TopicFound]:
 
 
 def milliseconds(seconds: float) -> int:
-    """As kafka-python takes times."""
+    """The unit of times in kafka-python."""
     return round(1000 * seconds)
 
 
@@ -279,11 +280,11 @@ def _configs(admin: KafkaAdminClient, plan: TopicPlan, topics: Iterable[Topic]) 
     return {topic: {key: config["value"] for key, config in described[name].items()} for name, topic in names.items()}
 
 
-def _patient(client: KafkaNetClient) -> KafkaNetClient:
-    """With pauses, that grow, also after connections that were opened and shut at once.
+def _with_backoff(client: KafkaNetClient) -> KafkaNetClient:
+    """The client with growing pauses also after connections that were opened and closed at once.
 
-    Such is what proxies and port forwards do whose broker is away. kafka-python takes them for a success, forgets the
-    failures before, and would try thousands of times a second.
+    Proxies and port forwards without their broker do that. kafka-python counts such a connection as a success, resets
+    its backoff, and would try thousands of times a second.
     """
     manager = client._manager
     forget = manager.reset_backoff
@@ -308,8 +309,8 @@ class _Listener(logging.Handler):
 
 
 @contextmanager
-def _last_words() -> Iterator[Sequence[str]]:
-    """What kafka-python logs meanwhile: it says there, and nowhere else, why it does not get through."""
+def _logged_warnings() -> Iterator[Sequence[str]]:
+    """Warnings that kafka-python logs meanwhile: only there it says why it cannot connect."""
     logger = logging.getLogger("kafka")
     listener = _Listener()
     logger.addHandler(listener)
@@ -319,5 +320,5 @@ def _last_words() -> Iterator[Sequence[str]]:
         logger.removeHandler(listener)
 
 
-# What fails is raised; without a handler the same would also be printed, line upon line.
+# Failures are raised; without a handler they would be printed as well.
 logging.getLogger("kafka").addHandler(logging.NullHandler())

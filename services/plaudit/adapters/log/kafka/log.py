@@ -1,8 +1,8 @@
 """EventLog on Kafka: records keyed by prediction id, durable when every in-sync replica has them.
 
-Kafka cannot look an id up, so this log only remembers the ids that it appended itself not long ago; who reads drops
-what is there twice. It cannot add several records as one either, unless by transactions, which would halve the rate and
-buy nothing: whoever appends again what an append that failed had added adds duplicates.
+Kafka has no look-up by id, so this log only remembers the ids that it appended itself not long ago; readers drop
+duplicates. Several records are not appended atomically either: transactions would halve the rate and gain nothing, as
+appending again after a failure adds duplicates, which readers drop.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ PROTOBUF: Final = b"application/x-protobuf"
 
 _HEADERS: Final = {topic: [(CONTENT_TYPE, PROTOBUF), (EVENT_TYPE, event_type(topic).encode())] for topic in Topic}
 _OVERHEAD_BYTES: Final = 1024
-"""What a record is longer than its payload, at the most: key, headers, framing."""
+"""Upper bound of the bytes of a record besides its payload: key, headers, framing."""
 _BATCH_BYTES: Final = 256 * 1024
 _REMEMBERED: Final = 50_000
 _RETRY_S: Final = 1.0
 _CLOSE_S: Final = 5.0
 _GRACE_S: Final = 1.0
-"""How much longer than the producer its callers wait, so that it is the producer who says why."""
+"""Time by which callers wait longer than the producer, so that the error is the producer's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """How records are sent. Fields are the settings of [kafka] by the same names."""
+    """Options of the producer. Fields are the settings of [kafka] by the same names."""
 
     compression: Literal["none", "gzip", "lz4"] = "none"
     linger_s: float = 0.0
@@ -52,21 +52,21 @@ class Delivery:
 class KafkaLog:
     """See :class:`plaudit.core.ports.log.EventLog`.
 
-    Connects when first used, and makes the topics that are not there. While the brokers are away every call fails,
+    Connects when first used, and makes the topics that are missing. While the brokers are unavailable every call fails,
     within ``delivery_timeout_s`` of the first one to notice and at once for those that follow within a second. Records
     of concurrent appends share requests.
 
     Args:
-        seat: its name is that of the log's readers in their groups, so there may be one in each; left with the log.
+        slot: its name is the member name of this log's readers, at most one per group; released with the log.
     """
 
     def __init__(
-        self, connection: KafkaConnection, plan: TopicPlan, delivery: Delivery, seat: ProcessSlot | None = None
+        self, connection: KafkaConnection, plan: TopicPlan, delivery: Delivery, slot: ProcessSlot | None = None
     ) -> None:
         self._connection = connection
         self._plan = plan
         self._delivery = delivery
-        self._seat = seat
+        self._slot = slot
         self._lock = threading.Lock()
         self._producer: KafkaProducer | None = None
         self._limits: Mapping[Topic, int] = {}
@@ -85,12 +85,12 @@ class KafkaLog:
             for entry, _ in sent:
                 entry.wait(deadline_s)
         except KafkaError as error:
-            self._give_up(producer)
+            self._discard(producer)
             raise LogUnavailable(self._connection.explain(error)) from error
         return [Appended(duplicate) for _, duplicate in sent]
 
     def _send(self, producer: KafkaProducer, event: Event, payload: bytes) -> tuple[_Entry, bool]:
-        """The record on its way; True if it was on its way, or there, before."""
+        """Entry of the record, which is sent unless it was before; True if it was."""
         topic = topic_of(event)
         key = (topic, event_id_of(event))
         entry, known = self._recent.entry(key, event.time_s)
@@ -105,12 +105,12 @@ class KafkaLog:
         return entry, known
 
     def replay(self, events: Sequence[Event]) -> None:
-        """Kafka takes everything twice; it is this log that remembers what it appended."""
+        """Kafka itself accepts duplicates; only the ids remembered here are forgotten first."""
         self._recent.forget([(topic_of(event), event_id_of(event)) for event in events])
         self.append(events)
 
     def reader(self, group: str, topics: Sequence[Topic], start: Callable[[], Positions] | None = None) -> KafkaReader:
-        name = None if self._seat is None else self._seat.name()
+        name = None if self._slot is None else self._slot.name()
         return KafkaReader(self._connection, self._plan, group, topics, start, name)
 
     def feedback_recorded(self, feedback_id: str) -> float | None:
@@ -121,11 +121,11 @@ class KafkaLog:
             producer, self._producer = self._producer, None
         if producer is not None:
             _close(producer, _CLOSE_S)
-        if self._seat is not None:
-            self._seat.leave()
+        if self._slot is not None:
+            self._slot.release()
 
     def _fitting(self, event: Event) -> bytes:
-        """The payload; of a dead letter that is too large, the reason with as much of the record as fits."""
+        """Payload of the event; a dead letter that is too large has its record cut to the size that fits."""
         payload = encode_event(event)
         allowed = min(self._plan.max_record_bytes, self._limits[topic_of(event)]) - _OVERHEAD_BYTES
         if len(payload) <= allowed:
@@ -141,7 +141,7 @@ class KafkaLog:
         return encode_event(replace(event, payload=event.payload[:kept], reason=reason))
 
     def _connected(self) -> KafkaProducer:
-        """Only one caller tries; those who wait for it share what it found."""
+        """The producer. Only one caller connects; those that wait for it share the result."""
         if (producer := self._producer) is not None:
             return producer
         with self._lock:
@@ -176,11 +176,11 @@ class KafkaLog:
                 allow_auto_create_topics=False,
             )
 
-    def _give_up(self, producer: KafkaProducer) -> None:
-        """The next append begins anew: looks at the topics, which may have been deleted, and makes a producer.
+    def _discard(self, producer: KafkaProducer) -> None:
+        """Let the next append check the topics, which may have been deleted, and make another producer.
 
-        An idempotent producer that met an error it cannot retry would answer all later records with it, and one whose
-        topic was made anew never hears of it.
+        An idempotent producer fails all records after an error that it cannot retry, and one whose topic was recreated
+        does not notice.
         """
         with self._lock:
             if producer is not self._producer:
@@ -190,39 +190,39 @@ class KafkaLog:
 
 
 class _Entry:
-    """One record that is on its way or there, and how to wait for it."""
+    """One record that was sent, and its acknowledgement."""
 
-    __slots__ = ("_landing", "time_s")
+    __slots__ = ("_acknowledged", "time_s")
 
     def __init__(self, time_s: float) -> None:
         self.time_s = time_s
-        self._landing: Future[None] | None = Future()
+        self._acknowledged: Future[None] | None = Future()
 
     def wait(self, deadline_s: float) -> None:
-        """Raises KafkaError: it is not durable, or not known to be by then."""
-        landing = self._landing
-        if landing is not None:
+        """Raises KafkaError: the record is not durable, or not known to be by then."""
+        acknowledged = self._acknowledged
+        if acknowledged is not None:
             try:
-                landing.result(max(0.0, deadline_s - time.monotonic()))
+                acknowledged.result(max(0.0, deadline_s - time.monotonic()))
             except TimeoutError as error:
                 raise KafkaTimeoutError("no acknowledgement in time") from error
 
     def succeeded(self, _: object) -> None:
-        landing, self._landing = self._landing, None
-        assert landing is not None
-        landing.set_result(None)
+        acknowledged, self._acknowledged = self._acknowledged, None
+        assert acknowledged is not None
+        acknowledged.set_result(None)
 
     def failed(self, error: Exception) -> None:
-        assert self._landing is not None
-        self._landing.set_exception(error)
+        assert self._acknowledged is not None
+        self._acknowledged.set_exception(error)
 
     @property
-    def landed(self) -> bool:
-        return self._landing is None
+    def durable(self) -> bool:
+        return self._acknowledged is None
 
 
 class _Recent:
-    """The records appended last, by topic and id. What failed is forgotten, so that it can be appended again."""
+    """Entries of the latest records, by topic and id. Failed ones are removed, so that they can be appended again."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -251,17 +251,17 @@ class _Recent:
                 self._entries.pop(key, None)
 
     def time_s(self, key: tuple[Topic, str]) -> float | None:
-        """When the event says it was; None unless it is durable and remembered."""
+        """Time of the event; None unless it is durable and remembered."""
         with self._lock:
             entry = self._entries.get(key)
-            return entry.time_s if entry is not None and entry.landed else None
+            return entry.time_s if entry is not None and entry.durable else None
 
 
 def _close(producer: KafkaProducer, timeout_s: float) -> None:
-    """What is not sent by then fails, for those who wait for it."""
+    """Close the producer; records that are not sent by then fail."""
     try:
         producer.close(timeout=timeout_s)
     except KafkaTimeoutError:
-        # It gave up with its thread and sockets in place, and has no public way to insist.
+        # Its thread and sockets are left open, and there is no public way to close them.
         producer._sender.force_close()
         producer.close(timeout=_CLOSE_S)

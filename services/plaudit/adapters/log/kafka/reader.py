@@ -1,12 +1,12 @@
-"""EventReader on Kafka: a member of a consumer group that starts where it is told to.
+"""EventReader on Kafka: a member of a consumer group that starts at given positions.
 
-The group only shares the partitions out. Where reading continues is what ``start`` says, so that it is saved together
-with what was learned; the group's committed offsets are for people and their lag tools. Partition ``3`` of the port is
-partition 3 of every topic read, and its cursor has, by topic, the offset that comes next and the id of the topic that
-it is an offset of: a topic that was made anew counts from zero, and its records are others.
+The group only assigns the partitions. ``start`` says where reading continues, so that positions are saved together with
+their effects; the group's committed offsets are for monitoring. Partition ``3`` of the port is partition 3 of every
+topic that is read, and its cursor has, by topic, the next offset and the id of the topic: offsets of a topic that was
+recreated count from zero, and its records are others.
 
-What the log lost before it was read (retention, a topic made anew) is never passed over in silence: a poison record
-stands in its place.
+Records that the log lost before they were read (retention, a recreated topic) are reported: an unreadable record takes
+their place.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ EVENT_TYPE: Final = "event-type"
 """Header that names the protobuf message of a record."""
 
 _SESSION_S: Final = 6.0
-"""After this long without a heartbeat a reader's partitions go to others."""
+"""Time without a heartbeat after which a reader's partitions go to others."""
 _HEARTBEAT_S: Final = 1.0
 _FETCH_WAIT_S: Final = 0.1
 _METADATA_S: Final = 5.0
-"""How often the topics are looked at: one that was deleted and is there again is noticed by nothing else."""
+"""Interval at which the topics are checked: nothing else reveals one that was deleted and recreated."""
 _CLOSE_S: Final = 5.0
 _STEP_S: Final = 0.05
-"""How long kafka-python is waited for at once: what it is given meanwhile must be placed before it can be read."""
+"""Longest single poll of kafka-python: partitions assigned meanwhile must be positioned before they can be read."""
 _GAP: Final = 10**18
 
 _log = structlog.get_logger("plaudit.kafka")
 
 
 class KafkaReader:
-    """See :class:`plaudit.core.ports.log.EventReader`. Connects when first used; then it is one thread's.
+    """See :class:`plaudit.core.ports.log.EventReader`. Connects when first used; not safe for several threads.
 
     Args:
-        start: asked where newly assigned partitions continue; None: where the group committed.
-        name: of this reader in its group. Whoever joins by the same name takes its place, at once and with its
-            partitions; without one, what a reader had that was killed waits until its session is over.
+        start: returns the positions of newly assigned partitions; None: the offsets that the group committed.
+        name: member name of this reader in its group (static membership). Another reader with the name gets its
+            partitions at once; without a name, those of a killed reader are idle until its session ends.
 
     Raises:
-        LogUnavailable: by what polls and asks; what was polled is given again to a reader made anew.
-        ValueError: ``start`` gives a cursor that is not of this adapter.
+        LogUnavailable: raised by all methods that poll; another reader gets the polled records again.
+        ValueError: ``start`` returned a cursor that is not of this adapter.
     """
 
     def __init__(
@@ -94,14 +94,14 @@ class KafkaReader:
                 records = self._take(consumer, limit, wait_s)
                 if records or time.monotonic() >= deadline:
                     break
-            # What was taken must be returned, whatever goes wrong with more.
+            # Records that were polled must be returned even if polling for more fails.
             with contextlib.suppress(KafkaError):
                 while records and len(records) < limit and (more := self._take(consumer, limit - len(records), 0.0)):
                     records += more
         return records
 
     def commit(self, positions: Positions) -> None:
-        """Of partitions that are this reader's; in the background, for it is only for people."""
+        """Commit offsets of this reader's partitions, in the background: they only serve monitoring."""
         if self._consumer is None:
             return
         offsets = {
@@ -116,7 +116,7 @@ class KafkaReader:
                 self._committing = self._consumer.commit_async(offsets)
 
     def lag(self) -> int:
-        """Joins the group first, if it has not yet."""
+        """See the port. Joins the group first, if it has not yet."""
         consumer = self._connect()
         with self._connection.errors():
             self._join(consumer)
@@ -133,7 +133,7 @@ class KafkaReader:
         return sum(max(0, end - places[place]) for place, end in ends.items())
 
     def close(self) -> None:
-        """Leaves the group, so that others go on at once."""
+        """Leave the group, so that others get the partitions at once."""
         if self._consumer is None:
             return
         if self._committing is not None:
@@ -167,36 +167,36 @@ class KafkaReader:
                 self._membership.pause = consumer.pause
                 consumer.subscribe(list(self._topics), listener=self._membership)
                 for name in self._topics:
-                    consumer.partitions_for_topic(name)  # known before joining: whom the group elects shares them out
+                    consumer.partitions_for_topic(name)  # known before joining: the leader of the group assigns them
             self._consumer = consumer
         return self._consumer
 
     def _join(self, consumer: KafkaConsumer) -> None:
-        """Poll, without reading, until the group has said what is ours."""
+        """Poll, without reading, until the group has assigned partitions."""
         deadline = time.monotonic() + self._connection.timeout_s
         while consumer.group_metadata().state != MemberState.STABLE:
             if time.monotonic() > deadline:
                 raise LogUnavailable(
-                    f"Kafka at {self._connection.bootstrap_servers}: group {self._group} does not take this reader in "
+                    f"Kafka at {self._connection.bootstrap_servers}: group {self._group} does not admit this reader "
                     f"within {self._connection.timeout_s:g} s"
                 )
-            # Partitions are paused until placed, so this gives no records.
+            # Partitions are paused until they are positioned, so this returns no records.
             consumer.poll(timeout_ms=milliseconds(_STEP_S))
         self._place(consumer)
 
     def _place(self, consumer: KafkaConsumer) -> None:
-        """Put the partitions that have just become ours where they continue."""
+        """Position the newly assigned partitions."""
         added, gone = self._membership.changes()
         for each in gone:
             self._places.pop(each.partition, None)
         if added:
             try:
-                self._put(consumer, added)
+                self._position(consumer, added)
             except BaseException:
                 self._membership.repeat(added)
                 raise
 
-    def _put(self, consumer: KafkaConsumer, added: set[TopicPartition]) -> None:
+    def _position(self, consumer: KafkaConsumer, added: set[TopicPartition]) -> None:
         timeout_ms = milliseconds(self._connection.timeout_s)
         wanted = self._wanted(consumer, added)
         first = consumer.beginning_offsets(list(added), timeout_ms=timeout_ms)
@@ -209,7 +209,7 @@ class KafkaReader:
             if before is None:
                 place = here
             elif before.topic_id != here.topic_id or before.offset > end[each]:
-                place, problem = here, _made_anew(each, before, end[each])
+                place, problem = here, _recreated(each, before, end[each])
                 moved.append((each, f"{before.topic_id}:{before.offset}", problem))
             elif before.offset < here.offset:
                 place, problem = here, _lost(each, before.offset, here.offset)
@@ -222,7 +222,7 @@ class KafkaReader:
         self._ready += [self._notice(*each) for each in moved]
 
     def _wanted(self, consumer: KafkaConsumer, added: Iterable[TopicPartition]) -> dict[TopicPartition, _Place]:
-        """Where those partitions continue that were read before."""
+        """Next offsets of those of the partitions that were read before."""
         if self._start is None:
             committed = {
                 each: consumer.committed(each, timeout_ms=milliseconds(self._connection.timeout_s)) for each in added
@@ -238,12 +238,12 @@ class KafkaReader:
             cursor = positions.get(str(partition))
             for name, place in {} if cursor is None else _from_cursor(cursor).items():
                 wanted[TopicPartition(name, partition)] = place
-                # Kept, for the cursors to come, if it is of a topic that this reader does not read.
+                # Stored for the next cursors if this reader does not read the topic.
                 self._places.setdefault(partition, {}).setdefault(name, place)
         return wanted
 
     def _topic_id(self, consumer: KafkaConsumer, name: str) -> str:
-        """kafka-python knows it, but has no public way to ask."""
+        """Id of the topic; kafka-python has no public way to ask for it."""
         return str(consumer._cluster.topic_id(name))
 
     # --- records -----------------------------------------------------------------------------------------------------
@@ -252,15 +252,15 @@ class KafkaReader:
         self._place(consumer)
         if not self._ready:
             fetched = consumer.poll(timeout_ms=milliseconds(wait_s), max_records=limit)
-            anew = self._topics_made_anew(consumer)
+            anew = self._topics_recreated(consumer)
             for each in sorted(fetched.keys() - anew, key=lambda each: (self._order[each.topic], each.partition)):
-                if each.topic in self._places.get(each.partition, {}):  # else it was taken from us meanwhile
+                if each.topic in self._places.get(each.partition, {}):  # else it was revoked meanwhile
                     self._ready += self._records(each, fetched[each])
         records, self._ready = self._ready[:limit], self._ready[limit:]
         return records
 
     def _records(self, each: TopicPartition, fetched: Iterable[Any]) -> list[Record]:
-        """What was fetched of one partition; what is missing before or between as poison."""
+        """Records fetched of one partition; an unreadable one in place of those missing before or between."""
         topic, partition = self._topics[each.topic], str(each.partition)
         places = self._places[each.partition]
         topic_id, expected = places[each.topic]
@@ -277,8 +277,8 @@ class KafkaReader:
         places[each.topic] = _Place(topic_id, expected)
         return records
 
-    def _topics_made_anew(self, consumer: KafkaConsumer) -> set[TopicPartition]:
-        """Partitions of topics that were made anew while they were read: they are put at their beginning."""
+    def _topics_recreated(self, consumer: KafkaConsumer) -> set[TopicPartition]:
+        """Partitions of topics that were recreated while they were read; they are positioned at their beginning."""
         known = {name: self._topic_id(consumer, name) for name in self._topics}
         anew = {
             TopicPartition(name, partition): places[name]
@@ -288,12 +288,12 @@ class KafkaReader:
         }
         for each, place in anew.items():
             self._places[each.partition][each.topic] = _Place(known[each.topic], 0)
-            self._ready.append(self._notice(each, f"{place.topic_id}:{place.offset}", _made_anew(each, place)))
+            self._ready.append(self._notice(each, f"{place.topic_id}:{place.offset}", _recreated(each, place)))
             consumer.seek(each, 0)
         return set(anew)
 
     def _notice(self, each: TopicPartition, where: str, problem: str) -> Record:
-        """A poison record in place of records that will never come; it is logged too."""
+        """An unreadable record in place of lost ones; it is logged too."""
         _log.error("records lost", partition=f"{each.topic}-{each.partition}", problem=problem)
         partition = str(each.partition)
         cursor = _to_cursor(self._places[each.partition])
@@ -303,16 +303,16 @@ class KafkaReader:
 
 
 class _Place(NamedTuple):
-    """Which offset comes next, in which incarnation of the topic."""
+    """Next offset, and the id of the topic that it belongs to."""
 
     topic_id: str
     offset: int
 
 
 class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Hears, on kafka-python's own thread, which partitions come and go; :meth:`changes` tells the reader's thread.
+    """Collects assigned and revoked partitions on kafka-python's own thread; the reader's thread asks :meth:`changes`.
 
-    What comes is paused at once: nothing of it may be read before the reader has put it where it continues.
+    Assigned partitions are paused at once: none may be read before the reader has positioned it.
     """
 
     def __init__(self, assignor: CopartitionedAssignor) -> None:
@@ -323,14 +323,14 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         self._gone: set[TopicPartition] = set()
 
     def changes(self) -> tuple[set[TopicPartition], set[TopicPartition]]:
-        """What came and what went since it was last asked; what went and came back is in both."""
+        """Partitions assigned, and revoked, since the last call; one that was revoked and assigned again is in both."""
         with self._lock:
             added, gone = self._added, self._gone
             self._added, self._gone = set(), set()
         return added, gone
 
     def repeat(self, added: set[TopicPartition]) -> None:
-        """Tell of them again."""
+        """Return them by the next call again."""
         with self._lock:
             self._added |= added
 
@@ -352,9 +352,11 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
 def _event(topic: Topic, message: Any) -> Event | UnreadableRecord:
     payload: bytes = message.value or b""
     for header, value in message.headers:
-        said = (value or b"").decode(errors="replace")
-        if header == EVENT_TYPE and said != event_type(topic):
-            return UnreadableRecord(payload, f"{topic} holds {event_type(topic)}; this record says that it is {said}")
+        claimed = (value or b"").decode(errors="replace")
+        if header == EVENT_TYPE and claimed != event_type(topic):
+            return UnreadableRecord(
+                payload, f"{topic} holds {event_type(topic)}; the header of this record says {claimed}"
+            )
     try:
         return decode_event(topic, payload)
     except UnreadableEvent as error:
@@ -364,15 +366,15 @@ def _event(topic: Topic, message: Any) -> Event | UnreadableRecord:
 def _lost(each: TopicPartition, expected: int, found: int) -> str:
     where = f"{each.topic}-{each.partition}"
     if found < expected:
-        return f"{where} was cut back: it was read up to offset {expected}, and goes on at {found}"
-    return f"{where}: offsets {expected} to {found - 1} had left the log before they were read"
+        return f"{where} was truncated: it was read up to offset {expected}, and continues at {found}"
+    return f"{where}: offsets {expected} to {found - 1} were removed from the log before they were read"
 
 
-def _made_anew(each: TopicPartition, before: _Place, end: int | None = None) -> str:
+def _recreated(each: TopicPartition, before: _Place, end: int | None = None) -> str:
     ends = "" if end is None else f", and ends at {end}"
     return (
-        f"{each.topic}-{each.partition} is not the log it was: topic {before.topic_id} was read up to offset "
-        f"{before.offset}; the topic was made anew or cut back{ends}; it is read from its beginning"
+        f"{each.topic}-{each.partition} is another log than before: topic {before.topic_id} was read up to offset "
+        f"{before.offset}; the topic was recreated or truncated{ends}; it is read from its beginning"
     )
 
 
@@ -381,7 +383,7 @@ def _to_cursor(places: Mapping[str, _Place]) -> Cursor:
 
 
 def _around(places: Mapping[str, _Place], name: str) -> tuple[str, str]:
-    """A cursor in two halves, with the offset of the topic ``name`` left out between them."""
+    """The cursor in two halves, without the offset of the topic ``name`` between them."""
     before, after = _to_cursor({**places, name: _Place(places[name].topic_id, _GAP)}).split(str(_GAP))
     return before, after
 
