@@ -15,7 +15,7 @@ import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,7 @@ import structlog
 from benchmarks.learning.over_grpc import serve_stream
 from benchmarks.learning.whole_loop import loop_settings, whole_loop
 from benchmarks.measure import Curve, Measure
+from plaudit.compose.learner import pretrain_config
 from plaudit.compose.registry import model_registry
 from plaudit.compose.runtime import model_runtime
 from plaudit.core.events import Content, Decision, EncodedContent, TextContent
@@ -208,20 +209,14 @@ def pretrained(folder: Path, sizes: Sizes) -> tuple[Path, Path]:
     write_data_folder(labelled, seed=0, train_blocks=sizes.train_blocks)
     settings = loop_settings(folder / "pretrained", SPEC.to_dict(), {})
     registry = model_registry(settings)
-    options = settings.pretrain
     published = pretrain_and_publish(
         labelled,
         settings.spec(),
         registry,
         now_s=0.0,
         floor=settings.policy.floor,
-        max_duration_s=86_400.0,
-        max_epochs=sizes.epochs,
-        batch=options.batch,
-        learning_rate=options.learning_rate,
-        patience=options.patience,
-        threads=options.threads,
-        seed=options.seed,
+        config=replace(pretrain_config(settings), max_duration_s=86_400.0, max_epochs=sizes.epochs),
+        threads=settings.pretrain.threads,
     )
     return registry.folder(published.manifest.version), labelled
 

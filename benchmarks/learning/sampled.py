@@ -27,12 +27,13 @@ from plaudit.core.settings import Settings
 from plaudit_models.dataset import LabelledData
 from plaudit_models.feedback_targets import FeedbackTargets, feedback_targets
 from plaudit_models.spec import ModelSpec, TensorModality
+from plaudit_models.training.config import PretrainConfig, RewardConfig, SamplingConfig
 from plaudit_models.training.experiences import Experiences
-from plaudit_models.training.finetune import Finetuned, FinetuneSettings, finetune
+from plaudit_models.training.finetune import Finetuned, finetune
 from plaudit_models.training.fusion import FusionConfig, FusionPolicy
-from plaudit_models.training.objectives import Objective, Sampled, SampledSettings, Target
-from plaudit_models.training.pretrain import PretrainSettings, pretrain
-from plaudit_models.training.reward import RewardModel, RewardSettings, fit_reward_model, rewards_on
+from plaudit_models.training.objectives import Objective, Sampled, Target
+from plaudit_models.training.pretrain import pretrain
+from plaudit_models.training.reward import RewardModel, fit_reward_model, rewards_on
 
 SENSES: Final = 12
 """Number of features of a sight, and of a sound."""
@@ -125,10 +126,10 @@ def compare(sizes: Sizes, seed: int) -> dict[str, float]:
     spec = _spec(sizes.actions)
     parent = pretrained(spec, prototypes, sizes, rng, seed)
     experiences, said = thumbs(parent, prototypes, sizes, rng)
-    settings = RewardSettings(
+    config = RewardConfig(
         replays_per_experience=sizes.replays, max_duration_s=None, trained_encoders=TRAINED, seed=seed
     )
-    model, _ = fit_reward_model(parent, experiences, said, settings=settings)
+    model, _ = fit_reward_model(parent, experiences, said, config=config)
     sure = _draw(prototypes, sizes.labelled, rng)
     rows = np.flatnonzero(sure.labelled_mask)
     rehearsal = replace(_labelled(spec, sure, sure.liked), index=sure.index[rows], action=sure.liked[rows])
@@ -156,13 +157,10 @@ def job(
 ) -> Finetuned:
     """Fine-tuning job at its default settings, but for encoders of tensors, which learn too."""
     plan = training_plan(Settings(finetune={"objective": objective}))  # type: ignore[arg-type]
-    settings = FinetuneSettings(
+    config = replace(
+        plan.finetune,
         replays_per_experience=sizes.replays,
         max_duration_s=None,
-        learning_rate=plan.learning_rate,
-        kl_weight=plan.kl_weight,
-        target=plan.temperature if objective == "target" else None,
-        sampled=SampledSettings(plan.samples, plan.clip, reuse=plan.sample_reuse) if objective == "sampled" else None,
         trained_encoders=TRAINED,
         seed=seed,
     )
@@ -170,7 +168,7 @@ def job(
         parent,
         experiences,
         rehearsal,
-        settings=settings,
+        config=config,
         rewards=rewards_on(model, experiences, pessimism=plan.pessimism),
     )
 
@@ -181,8 +179,8 @@ def pretrained(spec: ModelSpec, prototypes: Floats, sizes: Sizes, rng: np.random
         drawn = _draw(prototypes, n, rng)
         any_of_four = drawn.first + rng.integers(ANSWERS, size=n)
         splits.append(_labelled(spec, drawn, np.where(drawn.labelled_mask, drawn.liked, any_of_four)))
-    settings = PretrainSettings(max_duration_s=None, max_steps=sizes.steps, patience=100, seed=seed)
-    return pretrain(*splits, config=CONFIG, settings=settings).model
+    config = PretrainConfig(max_steps=sizes.steps, patience=100, seed=seed)
+    return pretrain(*splits, fusion=CONFIG, config=config).model
 
 
 def thumbs(
@@ -248,7 +246,7 @@ def _step_s(objective: str, actions: int, repeats: int = 12) -> float:
     )
     plan = training_plan(Settings())
     rewards = rewards_on(RewardModel(policy), experiences, pessimism=plan.pessimism)
-    embedding = torch.randn(BATCH, EMBEDDING)
+    embedding, reuse = torch.randn(BATCH, EMBEDDING), SamplingConfig().sample_reuse
     made: Objective
     if objective == "target":
 
@@ -256,17 +254,17 @@ def _step_s(objective: str, actions: int, repeats: int = 12) -> float:
             logits: Tensor = policy.action_head(embedding[rows])
             return logits.detach()
 
-        made = Target(known, known, rewards, temperature=plan.temperature)
+        made = Target(known, known, rewards, temperature=Settings().policy.beta)
     else:
-        made = Sampled(experiences, rewards, SampledSettings(), Generator().manual_seed(0))
+        made = Sampled(experiences, rewards, SamplingConfig(), Generator().manual_seed(0))
     logits = torch.randn(BATCH, actions, requires_grad=True)
     rows = torch.arange(BATCH)
 
     def some_steps() -> None:
-        for step in range(plan.sample_reuse):
+        for step in range(reuse):
             made(logits, rows, fresh=step == 0).backward()
 
-    return _processor_s(some_steps, repeats) / plan.sample_reuse
+    return _processor_s(some_steps, repeats) / reuse
 
 
 def _processor_s(call: Callable[[], object], repeats: int) -> float:

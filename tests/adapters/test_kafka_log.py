@@ -218,7 +218,8 @@ def test_a_record_of_another_topic_is_unreadable_though_it_could_be_decoded(kafk
     assert feedback_ids(records) == ["f0"]
     said, unsaid, empty = problems(records)
     assert (
-        said == "plaudit.feedback holds plaudit.v1.FeedbackEvent; this record says that it is plaudit.v1.DecisionEvent"
+        said
+        == "plaudit.feedback holds plaudit.v1.FeedbackEvent; the header of this record says plaudit.v1.DecisionEvent"
     )
     assert "plaudit.feedback" in unsaid
     assert "feedback_id: is empty" in empty

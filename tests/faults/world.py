@@ -28,7 +28,7 @@ from plaudit.core.ports.log import EventLog
 from plaudit.core.ports.store import ExperienceStore
 from plaudit.core.settings import Settings, load_settings
 from plaudit.learner.state import LearnerState
-from plaudit.learner.tuning_state import Tuning
+from plaudit.learner.tuning_state import Training, TuningState
 from support.deployment import PLAUDIT, Service
 from support.kafka_broker import Cluster
 
@@ -123,23 +123,23 @@ class World:
     def start_learner(self) -> None:
         self.learner = Service([*PLAUDIT, "learn", "--config", str(self.config), "--json"])
 
-    def tuning(self) -> Tuning:
+    def tuning(self) -> TuningState:
         """Where fine-tuning stands, as the learner has saved it."""
         return LearnerState(self.store).tuning
 
     def kill_job(self, after_s: float) -> bool:
         """kill -9 for the job that is running, in so many seconds; False if there is none, or it is done by then."""
-        tuning = self.tuning()
-        if tuning.phase != "training":
+        phase = self.tuning().phase
+        if not isinstance(phase, Training):
             return False
         time.sleep(after_s)
-        if killed := self._kill(tuning.run):
-            self.killed_jobs.add(tuning.run)
+        if killed := self._kill(phase.run):
+            self.killed_jobs.add(phase.run)
         return killed
 
     def unnoticed_jobs(self) -> Set[str]:
         """Killed ones of which the learner has not said how they ended."""
-        self.jobs |= {each["run"]: each["outcome"] for each in self.tuning().outcomes}
+        self.jobs |= {each.run: each.outcome for each in self.tuning().outcomes}
         return self.killed_jobs - self.jobs.keys()
 
     def _kill(self, run: str) -> bool:
@@ -163,8 +163,8 @@ class World:
     def close(self) -> None:
         for service in (self.service, self.learner):
             service.kill()
-        if (tuning := self.tuning()).phase == "training":
-            self._kill(tuning.run)
+        if isinstance(phase := self.tuning().phase, Training):
+            self._kill(phase.run)
         self.store.close()
         self.cluster.kill()
         self.proxy.stop()

@@ -18,8 +18,7 @@ from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.adapters.runtime.onnx import OnnxRuntime
 from plaudit.adapters.store.engine import sqlite_url
 from plaudit.adapters.store.sql import SqlStore
-from plaudit.compose.learner import head_builder, training_plan
-from plaudit.compose.runtime import content_limits
+from plaudit.compose.learner import training_plan
 from plaudit.core.events import Content, Correction, DynamicAction, Feedback, Preference, TextContent, Thumb
 from plaudit.core.experience import Experience, header_of
 from plaudit.core.job_run import CANDIDATE, JOB, PROGRESS, RESULT, last_progress, read_json, was_killed
@@ -34,12 +33,12 @@ from plaudit.learner.finetuning.job_spec import (
     STATE,
     JobSpec,
     checkpoint_step,
+    prepare_run,
     read_features,
     read_job_spec,
 )
 from plaudit.learner.finetuning.pretraining import pretrain_and_publish
-from plaudit.learner.finetuning.scheduler import prepare_run
-from plaudit.learner.finetuning.training_data import lessons, training_data
+from plaudit.learner.finetuning.training_data import decode_training_data, select_training_data
 from plaudit.learner.ingest.join import join
 from plaudit.learner.progress import Progress
 from plaudit_models.bandit.reward_model import empty_state, state_from_bytes
@@ -47,6 +46,7 @@ from plaudit_models.bundle import MANIFEST, TOKENIZER, WEIGHTS, verify
 from plaudit_models.preprocess import Limits, read_tokenizer, train_tokenizer
 from plaudit_models.spec import ModelSpec, TextModality
 from plaudit_models.training.checkpoint import Checkpoint
+from plaudit_models.training.config import PretrainConfig
 from support.builders import NOW_S, a_decision, some_feedback
 
 SPEC = ModelSpec(name="pets", modalities={"text": TextModality(max_tokens=4)}, actions=("cat", "dog"), embedding_size=8)
@@ -75,13 +75,8 @@ class Workplace:
             self.registry,
             now_s=NOW_S,
             floor=0.02,
-            max_duration_s=60.0,
-            max_epochs=2,
-            batch=16,
-            learning_rate=3e-3,
-            patience=5,
+            config=PretrainConfig(max_duration_s=60.0, max_epochs=2, batch=16),
             threads=1,
-            seed=0,
         )
         self.url = sqlite_url(folder / "learner.db")
         self.store = SqlStore(self.url)
@@ -114,11 +109,9 @@ class Workplace:
             self.registry,
             self.registry.manifest(1),
             Progress(last_number=SNAPSHOT, experiences=SNAPSHOT),
-            plan=training_plan(settings),
-            maker=head_builder(settings),
-            limits=content_limits(settings),
-            created_at_s=NOW_S,
-            reason="a test wants it",
+            training_plan(settings),
+            NOW_S,
+            "a test wants it",
         )
 
 
@@ -188,7 +181,7 @@ def test_progress_was_reported(run_dir: Path) -> None:
 def test_equal_content_is_decoded_and_kept_once(workplace: Workplace, run_dir: Path) -> None:
     tokenizer = read_tokenizer(workplace.registry.folder(1) / TOKENIZER)
     learned = workplace.store.experiences(up_to=SNAPSHOT)
-    made = training_data(learned, workplace.store, SPEC, tokenizer, read_job_spec(run_dir))
+    made = decode_training_data(learned, workplace.store, SPEC, tokenizer, read_job_spec(run_dir).plan)
     data = made.experiences
     assert len(data) == len(made.used) == len(made.feedback_targets) == SNAPSHOT
     assert len(data.pools["text"]) == 1
@@ -199,8 +192,8 @@ def test_equal_content_is_decoded_and_kept_once(workplace: Workplace, run_dir: P
 def test_content_that_cannot_be_decoded_is_left_out(workplace: Workplace, run_dir: Path) -> None:
     tokenizer = read_tokenizer(workplace.registry.folder(1) / TOKENIZER)
     learned = workplace.store.experiences(up_to=SNAPSHOT)
-    narrow = replace(read_job_spec(run_dir), limits=Limits(max_text_bytes=3))
-    made = training_data(learned, workplace.store, SPEC, tokenizer, narrow)
+    narrow = replace(read_job_spec(run_dir).plan, limits=Limits(max_text_bytes=3))
+    made = decode_training_data(learned, workplace.store, SPEC, tokenizer, narrow)
     assert (len(made.experiences), made.used) == (0, [])
 
 
@@ -220,13 +213,13 @@ def test_what_is_too_stale_is_left_out(workplace: Workplace) -> None:
     run_dir = workplace.run_dir("stale", max_versions_behind=1)
     tokenizer = read_tokenizer(workplace.registry.folder(1) / TOKENIZER)
     task = read_job_spec(run_dir)
-    made = lessons(workplace.store, SPEC, tokenizer, task, version=2)
+    made = select_training_data(workplace.store, SPEC, tokenizer, task, version=2)
     assert (made.facts["trained_on"], made.facts["too_stale"], made.facts["versions_behind_max"]) == (20, 20, 1)
     assert {experience.decision.version for experience in made.used} == {1}
     with pytest.raises(
         ValueError, match=r"finetune.max_versions_behind: 1 leaves out all of 40.*was served 9 versions"
     ):
-        lessons(workplace.store, SPEC, tokenizer, task, version=10)
+        select_training_data(workplace.store, SPEC, tokenizer, task, version=10)
 
 
 def test_answers_picked_from_dynamic_actions_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -251,15 +244,13 @@ def test_answers_picked_from_dynamic_actions_are_left_out_and_counted(tmp_path: 
         created_at_s=NOW_S,
         reason="a test wants it",
         plan=training_plan(settings),
-        maker=head_builder(settings),
-        limits=content_limits(settings),
     )
     tokenizer = train_tokenizer(["it says buzz"], vocabulary_size=300)
-    made = lessons(store, SPEC, tokenizer, task, version=1)
+    made = select_training_data(store, SPEC, tokenizer, task, version=1)
     assert [e.decision.prediction_id for e in made.used] == ["p3", "p4"]
-    assert (made.facts["trained_on"], made.facts["with_candidates"]) == (2, 3)
+    assert (made.facts["trained_on"], made.facts["with_dynamic_actions"]) == (2, 3)
     with pytest.raises(ValueError, match="nor those picked from dynamic actions"):
-        lessons(store, SPEC, tokenizer, replace(task, snapshot=3), version=1)
+        select_training_data(store, SPEC, tokenizer, replace(task, snapshot=3), version=1)
     store.close()
 
 
@@ -272,12 +263,12 @@ def test_what_was_said_of_other_answers_than_the_one_served_is_learned_too(workp
     decision = replace(decision, allowed_actions=("cow", "dog"))
     label = join(header_of(decision), [some_feedback("p1", Preference("dog", "cat"))], spec.actions)
     experience = Experience(number=1, decision=header_of(decision), label=label)
-    made = training_data([experience], workplace.store, spec, tokenizer, read_job_spec(run_dir))
+    made = decode_training_data([experience], workplace.store, spec, tokenizer, read_job_spec(run_dir).plan)
     assert (made.experiences.weight.tolist(), made.feedback_targets.preferred.tolist()) == ([0.0], [1])
     assert made.feedback_targets.rejected.tolist() == [0]
     assert made.experiences.allowed_mask is not None
     assert made.experiences.allowed_mask.tolist() == [[False, True, True]]
-    assert training_data([experience], workplace.store, SPEC, tokenizer, read_job_spec(run_dir)).used == []
+    assert decode_training_data([experience], workplace.store, SPEC, tokenizer, read_job_spec(run_dir).plan).used == []
 
 
 def test_low_rank_updates_are_merged_into_a_version_like_any_other(workplace: Workplace) -> None:
@@ -326,7 +317,7 @@ def test_no_thumbs_are_nothing_to_train_on(workplace: Workplace) -> None:
     run_dir = workplace.run_dir("none")
     nothing = replace(read_job_spec(run_dir), snapshot=0)
     with pytest.raises(ValueError, match="none of 0 experiences can be trained on"):
-        lessons(workplace.store, SPEC, None, nothing, version=1)
+        select_training_data(workplace.store, SPEC, None, nothing, version=1)
 
 
 @pytest.mark.parametrize("how", [{"objective": "likelihood"}, {"objective": "sampled", "method": "lora"}])

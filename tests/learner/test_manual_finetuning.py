@@ -11,8 +11,7 @@ from plaudit.adapters.jobs.inline import InlineJobs
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.adapters.store.engine import sqlite_url
 from plaudit.adapters.store.sql import SqlStore
-from plaudit.compose.learner import head_builder, training_plan
-from plaudit.compose.runtime import content_limits
+from plaudit.compose.learner import training_plan
 from plaudit.core.errors import NoLiveModel
 from plaudit.core.job_run import CANDIDATE, PROGRESS, RESULT, write_json
 from plaudit.core.ports.store import LeaderCommit
@@ -48,9 +47,7 @@ class World:
             jobs=jobs,
             store=self.store,
             registry=self.registry,
-            maker=head_builder(settings),
             plan=training_plan(settings),
-            limits=content_limits(settings),
             now_s=2.0,
             reason="before the audit",
             wait=lambda: pytest.fail("an inline job is never running"),

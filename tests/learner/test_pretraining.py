@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from plaudit.adapters.registry.directory import DirectoryRegistry
-from plaudit.learner.finetuning.pretraining import Published, golden_inputs, pretrain_and_publish, steps_of
+from plaudit.learner.finetuning.pretraining import Published, golden_inputs, pretrain_and_publish
 from plaudit_models.bundle import TOKENIZER, verify
 from plaudit_models.dataset import InvalidData, LabelledData
 from plaudit_models.spec import PRESENT, ModelSpec, TensorModality, TextModality
+from plaudit_models.training.config import PretrainConfig
 from plaudit_models.training.pretrain import PretrainProgress
 
 SPEC = ModelSpec(name="pets", modalities={"text": TextModality(max_tokens=4)}, actions=("cat", "dog"), embedding_size=8)
@@ -30,19 +31,9 @@ def _write(folder: Path, rows: dict[str, int]) -> Path:
     return folder
 
 
-def _pretrain(folder: Path, registry: DirectoryRegistry, **options: Any) -> Published:
-    defaults: dict[str, Any] = {
-        "now_s": 1.0,
-        "floor": 0.02,
-        "max_duration_s": 60.0,
-        "max_epochs": 20,
-        "batch": 16,
-        "learning_rate": 3e-3,
-        "patience": 5,
-        "threads": 1,
-        "seed": 0,
-    }
-    return pretrain_and_publish(folder, SPEC, registry, **(defaults | options))
+def _pretrain(folder: Path, registry: DirectoryRegistry, *, max_epochs: int = 20, **options: Any) -> Published:
+    config = PretrainConfig(max_duration_s=60.0, max_epochs=max_epochs, batch=16)
+    return pretrain_and_publish(folder, SPEC, registry, now_s=1.0, floor=0.02, config=config, threads=1, **options)
 
 
 def test_the_first_version_goes_live_and_the_second_waits(tmp_path: Path) -> None:
@@ -80,7 +71,7 @@ def test_a_folder_without_validation_rows_is_refused_before_training(tmp_path: P
 
 
 def test_steps_round_up() -> None:
-    assert steps_of(10, epochs=3, batch=4) == 9
+    assert PretrainConfig(max_epochs=3, batch=4).steps(rows=10) == 9
 
 
 def test_golden_inputs_keep_missing_modalities_missing() -> None:

@@ -402,7 +402,7 @@ def test_the_gate_of_fine_tuned_versions_leaves_answers_between_dynamic_actions_
     def another_trunk(run_dir: Path) -> None:
         task = read_job_spec(run_dir)
         made = finetuned_candidate(run_dir / CANDIDATE_FOLDER, parent=1, data=task.data)
-        (run_dir / STATE).write_bytes(empty_state(task.maker.space(made)).to_bytes())
+        (run_dir / STATE).write_bytes(empty_state(task.plan.head_builder.space(made)).to_bytes())
         write_json(run_dir / RESULT, {})
 
     world = DynamicActionWorld(

@@ -177,7 +177,7 @@ def test_a_candidate_that_is_the_same_is_given_up_for_lack_of_evidence(make_worl
     def same_as_live(run_dir: Path) -> None:
         task = read_job_spec(run_dir)
         made = tiny_bundle(run_dir / CANDIDATE, seed=0, kind="finetuned", parent=1, data=task.data)
-        (run_dir / STATE).write_bytes(empty_state(task.maker.space(made)).to_bytes())
+        (run_dir / STATE).write_bytes(empty_state(task.plan.head_builder.space(made)).to_bytes())
         write_json(run_dir / RESULT, {})
 
     world.jobs = InlineJobs(same_as_live)

@@ -16,18 +16,19 @@ import torch
 from plaudit_models.dataset import LabelledData
 from plaudit_models.spec import Modality, ModelSpec, TensorModality, TextModality
 from plaudit_models.training.checkpoint import Checkpoint, load_checkpoint
+from plaudit_models.training.config import FinetuneConfig, LoraConfig, PretrainConfig, SamplingConfig
 from plaudit_models.training.experiences import Experiences
-from plaudit_models.training.finetune import Finetuned, FinetuneProgress, FinetuneSettings, LoraSettings, finetune
+from plaudit_models.training.finetune import Finetuned, FinetuneProgress, finetune
 from plaudit_models.training.fusion import FusionConfig, FusionPolicy
-from plaudit_models.training.objectives import Rewards, SampledSettings
-from plaudit_models.training.pretrain import PretrainSettings, evaluate, pretrain
+from plaudit_models.training.objectives import Rewards
+from plaudit_models.training.pretrain import evaluate, pretrain
 
 SPEC = ModelSpec(
     "signs", {"sensor": TensorModality((2,)), "which": TextModality(2)}, ("minus", "plus"), embedding_size=12
 )
 CONFIG = FusionConfig(vocabulary_size=5, width=16, layers=1, attention_heads=2, tokens_per_modality=1)
 TAUGHT, NEW = 0, 1
-FEW = FinetuneSettings(max_duration_s=None, max_steps=4, replay_rows=16, rehearsal_rows=16)
+FEW = FinetuneConfig(max_duration_s=None, max_steps=4, replay_rows=16, rehearsal_rows=16)
 
 
 def _data(n: int, question: int, seed: int) -> LabelledData:
@@ -59,8 +60,8 @@ def _experiences(n: int, seed: int, **fields: Any) -> Experiences:
 
 @pytest.fixture(scope="module")
 def parent() -> FusionPolicy:
-    settings = PretrainSettings(max_steps=150, batch_rows=64, learning_rate=1e-2)
-    return pretrain(_data(640, TAUGHT, 0), _data(100, TAUGHT, 1), config=CONFIG, settings=settings).model
+    config = PretrainConfig(max_steps=150, batch=64, learning_rate=1e-2)
+    return pretrain(_data(640, TAUGHT, 0), _data(100, TAUGHT, 1), fusion=CONFIG, config=config).model
 
 
 def _weights(model: FusionPolicy) -> dict[str, torch.Tensor]:
@@ -70,9 +71,9 @@ def _weights(model: FusionPolicy) -> dict[str, torch.Tensor]:
 def test_thumbs_teach_a_new_kind_of_question_and_rehearsal_keeps_the_old(parent: FusionPolicy) -> None:
     assert evaluate(parent, _data(400, NEW, 5)).overall < 0.2
     before, reports = _weights(parent), list[FinetuneProgress]()
-    settings = FinetuneSettings(max_duration_s=None, replays_per_experience=20, learning_rate=3e-3)
+    config = FinetuneConfig(max_duration_s=None, replays_per_experience=20, learning_rate=3e-3)
     rehearsal = _data(640, TAUGHT, 0)
-    result = finetune(parent, _experiences(500, 7), rehearsal, settings=settings, on_progress=reports.append)
+    result = finetune(parent, _experiences(500, 7), rehearsal, config=config, on_progress=reports.append)
     assert evaluate(result.model, _data(400, NEW, 5)).overall > 0.9
     assert evaluate(result.model, _data(400, TAUGHT, 6)).overall > 0.95
     assert result.steps == 157  # 20 · 500 / 64, rounded up
@@ -82,8 +83,8 @@ def test_thumbs_teach_a_new_kind_of_question_and_rehearsal_keeps_the_old(parent:
 
 
 def test_without_rehearsal_the_old_is_forgotten(parent: FusionPolicy) -> None:
-    settings = FinetuneSettings(max_duration_s=None, replays_per_experience=20, learning_rate=3e-3, rehearsal_share=0.0)
-    result = finetune(parent, _experiences(500, 7), _data(640, TAUGHT, 0), settings=settings)
+    config = FinetuneConfig(max_duration_s=None, replays_per_experience=20, learning_rate=3e-3, rehearsal_share=0.0)
+    result = finetune(parent, _experiences(500, 7), _data(640, TAUGHT, 0), config=config)
     assert evaluate(result.model, _data(400, TAUGHT, 6)).overall < 0.9
 
 
@@ -98,8 +99,8 @@ def test_corrections_teach_too(parent: FusionPolicy) -> None:
         correction=right,
         weight=np.ones(500, np.float32),
     )
-    settings = FinetuneSettings(max_duration_s=None, replays_per_experience=20, learning_rate=3e-3)
-    result = finetune(parent, wrong, _data(640, TAUGHT, 0), settings=settings)
+    config = FinetuneConfig(max_duration_s=None, replays_per_experience=20, learning_rate=3e-3)
+    result = finetune(parent, wrong, _data(640, TAUGHT, 0), config=config)
     assert evaluate(result.model, _data(400, NEW, 5)).overall > 0.9
 
 
@@ -107,7 +108,7 @@ def test_users_of_no_weight_have_no_influence(parent: FusionPolicy) -> None:
     rehearsal = _data(64, TAUGHT, 0)
     thumbs = _experiences(40, 7, weight=np.zeros(40, np.float32))
     opposite = replace(thumbs, reward=1 - thumbs.reward)
-    first, second = (finetune(parent, e, rehearsal, settings=FEW).model for e in (thumbs, opposite))
+    first, second = (finetune(parent, e, rehearsal, config=FEW).model for e in (thumbs, opposite))
     assert all(
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
@@ -115,13 +116,13 @@ def test_users_of_no_weight_have_no_influence(parent: FusionPolicy) -> None:
 
 def test_only_the_chosen_encoders_change(parent: FusionPolicy) -> None:
     before = _weights(parent)
-    after = finetune(parent, _experiences(40, 7), _data(64, TAUGHT, 0), settings=FEW).model.state_dict()
+    after = finetune(parent, _experiences(40, 7), _data(64, TAUGHT, 0), config=FEW).model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert not any(name.startswith("encoders.sensor.") for name in changed)
     assert "encoders.which.words.weight" in changed
     assert "action_head.weight" in changed
-    settings = replace(FEW, trained_encoders=("tensor",))
-    after = finetune(parent, _experiences(40, 7), _data(64, TAUGHT, 0), settings=settings).model.state_dict()
+    config = replace(FEW, trained_encoders=("tensor",))
+    after = finetune(parent, _experiences(40, 7), _data(64, TAUGHT, 0), config=config).model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert "encoders.sensor.net.1.weight" in changed
     assert not any(name.startswith("encoders.which.") for name in changed)
@@ -129,8 +130,8 @@ def test_only_the_chosen_encoders_change(parent: FusionPolicy) -> None:
 
 def test_the_same_seed_gives_the_same_weights(parent: FusionPolicy) -> None:
     def weights(seed: int) -> dict[str, torch.Tensor]:
-        settings = replace(FEW, seed=seed)
-        return finetune(parent, _experiences(40, 7), _data(64, TAUGHT, 0), settings=settings).model.state_dict()
+        config = replace(FEW, seed=seed)
+        return finetune(parent, _experiences(40, 7), _data(64, TAUGHT, 0), config=config).model.state_dict()
 
     first, same, other = weights(1), weights(1), weights(2)
     assert all(torch.equal(first[name], same[name]) for name in first)
@@ -141,14 +142,14 @@ def test_the_kl_term_holds_the_policy_near_its_parent(parent: FusionPolicy) -> N
     """There is no anchor, so thumbs turn the answers to the new question round, unless a strong KL term forbids it."""
 
     def moved(kl_weight: float) -> float:
-        settings = FinetuneSettings(
+        config = FinetuneConfig(
             max_duration_s=None,
             replays_per_experience=20,
             rehearsal_share=0.0,
             kl_weight=kl_weight,
             learning_rate=3e-3,
         )
-        model = finetune(parent, _experiences(200, 7), _data(64, TAUGHT, 0), settings=settings).model
+        model = finetune(parent, _experiences(200, 7), _data(64, TAUGHT, 0), config=config).model
         sensor = torch.from_numpy(_data(100, NEW, 5).pools["sensor"])
         contents = (sensor, torch.tensor([[2, 0]]).expand(100, -1), torch.ones(100, 2))
         with torch.no_grad():
@@ -161,17 +162,17 @@ def test_the_kl_term_holds_the_policy_near_its_parent(parent: FusionPolicy) -> N
 
 def test_checkpoints_and_limits(parent: FusionPolicy) -> None:
     seen: list[int] = []
-    settings = replace(FEW, max_steps=5, checkpoint_steps=2)
+    config = replace(FEW, max_steps=5, checkpoint_steps=2)
     result = finetune(
         parent,
         _experiences(100, 7),
         _data(64, TAUGHT, 0),
-        settings=settings,
+        config=config,
         on_checkpoint=lambda checkpoint: seen.append(checkpoint.step),
     )
     assert (seen, result.steps) == ([2, 4], 5)
     spent = replace(FEW, max_duration_s=1e-9)
-    assert finetune(parent, _experiences(100, 7), _data(64, TAUGHT, 0), settings=spent).steps == 0
+    assert finetune(parent, _experiences(100, 7), _data(64, TAUGHT, 0), config=spent).steps == 0
 
 
 @pytest.mark.parametrize("how", ["full", "lora", "sampled"])
@@ -179,12 +180,12 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_where_it_would_have_ended(
     parent: FusionPolicy, tmp_path: Path, how: str
 ) -> None:
     """To the last bit, through a file, and in the middle of a pass over the data."""
-    settings = replace(
+    config = replace(
         FEW,
         max_steps=9,
         checkpoint_steps=4,
-        lora=LoraSettings(rank=2) if how == "lora" else None,
-        sampled=SampledSettings(samples=4, reuse=2) if how == "sampled" else None,
+        lora=LoraConfig(rank=2) if how == "lora" else None,
+        sampling=SamplingConfig(samples=4, sample_reuse=2) if how == "sampled" else None,
     )
     saved: list[Checkpoint] = []
 
@@ -194,7 +195,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_where_it_would_have_ended(
             parent,
             experiences,
             rehearsal,
-            settings=settings,
+            config=config,
             rewards=_rewards(experiences),
             resume=resume,
             on_checkpoint=saved.append,
@@ -213,10 +214,10 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_where_it_would_have_ended(
 def test_a_checkpoint_of_another_run_is_refused(parent: FusionPolicy) -> None:
     saved: list[Checkpoint] = []
     arguments = (parent, _experiences(40, 7), _data(64, TAUGHT, 0))
-    finetune(*arguments, settings=replace(FEW, checkpoint_steps=2), on_checkpoint=saved.append)
-    other = replace(FEW, lora=LoraSettings(rank=2))
+    finetune(*arguments, config=replace(FEW, checkpoint_steps=2), on_checkpoint=saved.append)
+    other = replace(FEW, lora=LoraConfig(rank=2))
     with pytest.raises(ValueError, match="checkpoint: it is of other weights"):
-        finetune(*arguments, settings=other, resume=saved[0])
+        finetune(*arguments, config=other, resume=saved[0])
 
 
 def test_a_checkpoint_that_cannot_be_read_is_none(tmp_path: Path) -> None:
@@ -229,8 +230,8 @@ def test_a_checkpoint_that_cannot_be_read_is_none(tmp_path: Path) -> None:
 
 
 def test_low_rank_updates_teach_a_new_kind_and_rehearsal_keeps_the_old(parent: FusionPolicy) -> None:
-    settings = FinetuneSettings(max_duration_s=None, replays_per_experience=20, learning_rate=3e-3, lora=LoraSettings())
-    result = finetune(parent, _experiences(500, 7), _data(640, TAUGHT, 0), settings=settings)
+    config = FinetuneConfig(max_duration_s=None, replays_per_experience=20, learning_rate=3e-3, lora=LoraConfig())
+    result = finetune(parent, _experiences(500, 7), _data(640, TAUGHT, 0), config=config)
     assert evaluate(result.model, _data(400, NEW, 5)).overall > 0.9
     assert evaluate(result.model, _data(400, TAUGHT, 6)).overall > 0.95
     assert result.model.state_dict().keys() == parent.state_dict().keys()
@@ -239,8 +240,8 @@ def test_low_rank_updates_teach_a_new_kind_and_rehearsal_keeps_the_old(parent: F
 def test_low_rank_updates_train_few_numbers_and_move_matrices_by_their_rank(parent: FusionPolicy) -> None:
     before = _weights(parent)
     arguments = (parent, _experiences(40, 7), _data(64, TAUGHT, 0))
-    result = finetune(*arguments, settings=replace(FEW, lora=LoraSettings(rank=2, alpha=4.0)))
-    assert result.trained_weights < finetune(*arguments, settings=FEW).trained_weights / 3
+    result = finetune(*arguments, config=replace(FEW, lora=LoraConfig(rank=2, alpha=4.0)))
+    assert result.trained_weights < finetune(*arguments, config=FEW).trained_weights / 3
     after = result.model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert "layers.0.expand.weight" in changed
@@ -258,14 +259,14 @@ def _rewards(experiences: Experiences) -> Rewards:
     return lambda rows, actions: ((left[rows] < 0)[:, None] == (actions == 1)).float()
 
 
-@pytest.mark.parametrize("how", [{"sampled": SampledSettings(), "kl_weight": 0.01}, {"target": 0.1}])
+@pytest.mark.parametrize("how", [{"sampling": SamplingConfig(), "kl_weight": 0.01}, {"target": 0.1}])
 def test_what_a_reward_model_says_earns_more_and_the_taught_is_kept(parent: FusionPolicy, how: dict[str, Any]) -> None:
     """Expected reward on the new question, of which the parent gets a tenth."""
     experiences, fresh = _experiences(500, 7), _data(400, NEW, 5)
-    settings = FinetuneSettings(
+    config = FinetuneConfig(
         max_duration_s=None, replays_per_experience=40, learning_rate=3e-3, rehearsal_share=0.3, **how
     )
-    result = finetune(parent, experiences, _data(640, TAUGHT, 0), settings=settings, rewards=_rewards(experiences))
+    result = finetune(parent, experiences, _data(640, TAUGHT, 0), config=config, rewards=_rewards(experiences))
 
     def expected_reward(model: FusionPolicy) -> float:
         contents = (torch.from_numpy(fresh.pools["sensor"]), torch.tensor([[2, 0]]).expand(400, -1), torch.ones(400, 2))
@@ -282,13 +283,13 @@ def test_what_the_head_has_learned_the_trunk_need_not_learn(parent: FusionPolicy
     """Served is already what users like, the opposite of the parent: the trunk stays as it is, which without the head
     turns round. Measured as the accuracy on the new question."""
     experiences, rehearsal = _experiences(500, 7), _data(640, TAUGHT, 0)
-    settings = FinetuneSettings(max_duration_s=None, replays_per_experience=40, learning_rate=3e-3, target=0.1)
+    config = FinetuneConfig(max_duration_s=None, replays_per_experience=40, learning_rate=3e-3, target=0.1)
     rewards = _rewards(experiences)
     right = 20.0 * rewards(torch.arange(500), torch.arange(2).expand(500, -1)).numpy()
     by_the_head = finetune(
-        parent, experiences, rehearsal, settings=settings, rewards=rewards, served=lambda embedding, logits: right
+        parent, experiences, rehearsal, config=config, rewards=rewards, served=lambda embedding, logits: right
     )
-    alone = finetune(parent, experiences, rehearsal, settings=settings, rewards=rewards)
+    alone = finetune(parent, experiences, rehearsal, config=config, rewards=rewards)
     assert evaluate(by_the_head.model, _data(400, NEW, 5)).overall < 0.2
     assert evaluate(alone.model, _data(400, NEW, 5)).overall > 0.9
 
@@ -302,15 +303,15 @@ def test_rehearsal_is_as_pre_training_was(parent: FusionPolicy, monkeypatch: pyt
         return items
 
     monkeypatch.setattr("plaudit_models.training.finetune.augment", spy)
-    finetune(parent, _experiences(40, 7), _data(64, TAUGHT, 0), settings=FEW)
+    finetune(parent, _experiences(40, 7), _data(64, TAUGHT, 0), config=FEW)
     assert changed == [("TextModality", 1)] * 4  # one distinct question in each of four steps' rehearsal
 
 
-@pytest.mark.parametrize("how", [{"sampled": SampledSettings()}, {"target": 0.1}])
+@pytest.mark.parametrize("how", [{"sampling": SamplingConfig()}, {"target": 0.1}])
 def test_asking_no_reward_model_is_refused(parent: FusionPolicy, how: dict[str, Any]) -> None:
-    settings = replace(FEW, **how)
+    config = replace(FEW, **how)
     with pytest.raises(ValueError, match="rewards: none given"):
-        finetune(parent, _experiences(40, 7), _data(64, TAUGHT, 0), settings=settings)
+        finetune(parent, _experiences(40, 7), _data(64, TAUGHT, 0), config=config)
 
 
 def test_experiences_that_make_no_sense_are_refused(parent: FusionPolicy) -> None:
@@ -321,4 +322,4 @@ def test_experiences_that_make_no_sense_are_refused(parent: FusionPolicy) -> Non
     with pytest.raises(ValueError, match=r"action: shape \(3,\) is not \(5,\)"):
         _experiences(5, 0, action=np.zeros(3, np.int64))
     with pytest.raises(ValueError, match="experiences: none given"):
-        finetune(parent, _experiences(0, 0), _data(64, TAUGHT, 0), settings=FEW)
+        finetune(parent, _experiences(0, 0), _data(64, TAUGHT, 0), config=FEW)

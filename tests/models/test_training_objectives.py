@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Generator
 
+from plaudit_models.training.config import SamplingConfig
 from plaudit_models.training.experiences import Experiences
 from plaudit_models.training.losses import clipped_loss, group_advantages
-from plaudit_models.training.objectives import Likelihood, Sampled, SampledSettings, Target
+from plaudit_models.training.objectives import Likelihood, Sampled, Target
 
 ROW = torch.tensor([0])
 
@@ -29,11 +30,11 @@ def _experiences(n: int = 1, **fields: Any) -> Experiences:
     return Experiences(**(defaults | fields))
 
 
-def _sampled(experiences: Experiences, rewards: torch.Tensor, **settings: Any) -> Sampled:
+def _sampled(experiences: Experiences, rewards: torch.Tensor, **config: Any) -> Sampled:
     return Sampled(
         experiences,
         lambda rows, actions: rewards[rows].gather(1, actions),
-        SampledSettings(**settings),
+        SamplingConfig(**config),
         Generator().manual_seed(0),
     )
 
@@ -184,10 +185,10 @@ def test_gradient_descent_on_many_actions_finds_the_best_of_them() -> None:
     assert logits.softmax(0)[137].item() > 0.9
 
 
-@pytest.mark.parametrize("wrong", [{"samples": 1}, {"clip": 0.0}, {"floor": 1.0}, {"reuse": 0}])
+@pytest.mark.parametrize("wrong", [{"samples": 1}, {"clip": 0.0}, {"floor": 1.0}, {"sample_reuse": 0}])
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"needs samples ≥ 2, clip and floor in \(0, 1\), and reuse ≥ 1"):
-        SampledSettings(**wrong)
+    with pytest.raises(ValueError, match=r"needs samples ≥ 2, clip and floor in \(0, 1\), and sample_reuse ≥ 1"):
+        SamplingConfig(**wrong)
 
 
 def test_an_answer_that_was_not_allowed_cannot_have_been_served() -> None:

@@ -10,11 +10,11 @@ import torch
 
 from plaudit_models.dataset import LabelledData
 from plaudit_models.spec import ModelSpec, TensorModality, TextModality
+from plaudit_models.training.config import PretrainConfig
 from plaudit_models.training.fusion import FusionConfig
 from plaudit_models.training.pretrain import (
     Pretrained,
     PretrainProgress,
-    PretrainSettings,
     evaluate,
     pretrain,
     without_each,
@@ -27,7 +27,7 @@ SPEC = ModelSpec(
     embedding_size=12,
 )
 CONFIG = FusionConfig(vocabulary_size=10, width=16, layers=1, attention_heads=2, tokens_per_modality=1)
-STEPS = PretrainSettings(max_steps=250, batch_rows=64, validations=5, learning_rate=1e-2)
+STEPS = PretrainConfig(max_steps=250, batch=64, validations=5, learning_rate=1e-2)
 
 
 def signs(n: int, seed: int) -> LabelledData:
@@ -54,7 +54,7 @@ def signs(n: int, seed: int) -> LabelledData:
 @pytest.fixture(scope="module")
 def trained() -> tuple[Pretrained, list[PretrainProgress]]:
     reports: list[PretrainProgress] = []
-    result = pretrain(signs(640, 0), signs(128, 1), config=CONFIG, settings=STEPS, on_progress=reports.append)
+    result = pretrain(signs(640, 0), signs(128, 1), fusion=CONFIG, config=STEPS, on_progress=reports.append)
     return result, reports
 
 
@@ -90,8 +90,8 @@ def test_accuracy_is_told_by_group_and_with_each_modality_withheld(
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
     def weights(seed: int) -> dict[str, torch.Tensor]:
-        settings = PretrainSettings(max_steps=5, batch_rows=32, seed=seed)
-        return pretrain(signs(200, 0), signs(50, 1), config=CONFIG, settings=settings).model.state_dict()
+        config = PretrainConfig(max_steps=5, batch=32, seed=seed)
+        return pretrain(signs(200, 0), signs(50, 1), fusion=CONFIG, config=config).model.state_dict()
 
     first, same, other = weights(3), weights(3), weights(4)
     assert all(torch.equal(first[name], same[name]) for name in first)
@@ -100,8 +100,8 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
 
 def test_it_stops_when_validation_no_longer_improves_and_keeps_the_best_weights() -> None:
     """With no learning rate nothing improves after the first of 20 validations, so a patience of 3 ends at the 4th."""
-    settings = PretrainSettings(max_steps=40, batch_rows=32, validations=20, patience=3, learning_rate=0.0)
-    result = pretrain(signs(64, 0), signs(50, 1), config=CONFIG, settings=settings)
+    config = PretrainConfig(max_steps=40, batch=32, validations=20, patience=3, learning_rate=0.0)
+    result = pretrain(signs(64, 0), signs(50, 1), fusion=CONFIG, config=config)
     assert result.stopped_early
     assert not result.cut_short
     assert result.steps <= 10
@@ -109,8 +109,8 @@ def test_it_stops_when_validation_no_longer_improves_and_keeps_the_best_weights(
 
 
 def test_the_time_limit_ends_it_and_is_reported() -> None:
-    settings = PretrainSettings(max_steps=100, max_duration_s=1e-9, batch_rows=32)
-    result = pretrain(signs(64, 0), signs(50, 1), config=CONFIG, settings=settings)
+    config = PretrainConfig(max_steps=100, max_duration_s=1e-9, batch=32)
+    result = pretrain(signs(64, 0), signs(50, 1), fusion=CONFIG, config=config)
     assert result.steps <= 1
     assert result.cut_short
     assert not result.stopped_early
@@ -122,8 +122,8 @@ def test_a_time_limit_that_is_not_reached_has_no_say(monkeypatch: pytest.MonkeyP
     def weights(step_s: float) -> dict[str, torch.Tensor]:
         passed = itertools.count(0.0, step_s)
         monkeypatch.setattr("plaudit_models.training.pretrain.time.monotonic", lambda: next(passed))
-        settings = PretrainSettings(max_steps=5, max_duration_s=60.0, batch_rows=32)
-        result = pretrain(signs(200, 0), signs(50, 1), config=CONFIG, settings=settings)
+        config = PretrainConfig(max_steps=5, max_duration_s=60.0, batch=32)
+        result = pretrain(signs(200, 0), signs(50, 1), fusion=CONFIG, config=config)
         assert result.steps == 5
         return result.model.state_dict()
 
@@ -136,4 +136,4 @@ def test_a_diverging_run_says_so() -> None:
     broken = {**data.pools, "left": np.full((20, 2), np.nan, np.float32)}
     data = LabelledData(SPEC, broken, data.index, data.action, {}, {}, data.group)
     with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
-        pretrain(data, signs(10, 1), config=CONFIG, settings=STEPS)
+        pretrain(data, signs(10, 1), fusion=CONFIG, config=STEPS)

@@ -13,12 +13,12 @@ import torch
 
 from plaudit_models.feedback_targets import FeedbackTargets, feedback_targets
 from plaudit_models.spec import ModelSpec, TensorModality, TextModality
+from plaudit_models.training.config import RewardConfig
 from plaudit_models.training.experiences import Experiences
 from plaudit_models.training.fusion import FusionConfig, FusionPolicy
 from plaudit_models.training.reward import (
     RewardModel,
     RewardReport,
-    RewardSettings,
     fit_reward_model,
     opinions_nll,
     platt,
@@ -29,7 +29,7 @@ from plaudit_models.training.rows import Source
 ACTIONS = ("minus", "plus", "none")
 SPEC = ModelSpec("signs", {"sensor": TensorModality((2,)), "which": TextModality(2)}, ACTIONS, embedding_size=12)
 CONFIG = FusionConfig(vocabulary_size=5, width=16, layers=1, attention_heads=2, tokens_per_modality=1)
-SETTINGS = RewardSettings(
+SETTINGS = RewardConfig(
     replays_per_experience=20, max_duration_s=None, learning_rate=5e-3, trained_encoders=("text", "tensor")
 )
 
@@ -121,7 +121,7 @@ def test_it_learns_from_thumbs_and_says_how_well(policy: FusionPolicy) -> None:
     experiences, _ = _experiences(400, 1)
     wrong = np.random.default_rng(2).random(400) < 0.05
     rewards = np.where(wrong, 1 - experiences.reward, experiences.reward)
-    model, report = fit_reward_model(policy, experiences, _thumbs(experiences, rewards), settings=SETTINGS)
+    model, report = fit_reward_model(policy, experiences, _thumbs(experiences, rewards), config=SETTINGS)
     assert _found(model) > 0.95
     assert (report.trained_on, report.held_out, report.steps) == (320, 40, 100)
     assert report.log_loss < report.parent_log_loss - 0.2
@@ -160,7 +160,7 @@ def test_how_unsure_a_reward_is_by_hand(policy: FusionPolicy) -> None:
 def test_it_is_surer_of_actions_with_feedback(policy: FusionPolicy) -> None:
     """ "none" was never served: its log-odds are as unsure as before; those of the other two are far surer."""
     experiences, _ = _experiences(400, 1)
-    model, report = fit_reward_model(policy, experiences, _thumbs(experiences), settings=SETTINGS)
+    model, report = fit_reward_model(policy, experiences, _thumbs(experiences), config=SETTINGS)
     sigma = _sigma_of_odds(model, experiences)
     assert sigma[:, 2].square().mean().sqrt().item() == pytest.approx(math.log(19), rel=0.02)
     assert sigma[:, :2].mean().item() < 0.5 * sigma[:, 2].mean().item()
@@ -171,8 +171,8 @@ def test_it_is_surer_of_actions_with_feedback(policy: FusionPolicy) -> None:
 
 def test_more_thumbs_make_it_surer(policy: FusionPolicy) -> None:
     few, many = (_experiences(n, 1)[0] for n in (100, 800))
-    settings = RewardSettings(replays_per_experience=1, max_duration_s=None)
-    fitted = [fit_reward_model(policy, each, _thumbs(each), settings=settings)[0] for each in (few, many)]
+    config = RewardConfig(replays_per_experience=1, max_duration_s=None)
+    fitted = [fit_reward_model(policy, each, _thumbs(each), config=config)[0] for each in (few, many)]
     less, more = (_sigma_of_odds(model, few)[:, :2].mean().item() for model in fitted)
     assert more < 0.7 * less
 
@@ -180,7 +180,7 @@ def test_more_thumbs_make_it_surer(policy: FusionPolicy) -> None:
 def test_rewards_to_be_counted_on_are_lower_by_so_many_deviations(policy: FusionPolicy) -> None:
     """Asked about some actions it says what it says among all, with and without pessimism."""
     experiences, _ = _experiences(100, 1)
-    model, _ = fit_reward_model(policy, experiences, _thumbs(experiences), settings=SETTINGS)
+    model, _ = fit_reward_model(policy, experiences, _thumbs(experiences), config=SETTINGS)
     rows, every = torch.arange(100), torch.arange(3).expand(100, 3)
     some = torch.tensor([[2, 0]]).expand(100, 2)
     embedding = Source(model.trunk, experiences.pools, experiences.index, ()).embeddings()
@@ -197,7 +197,7 @@ def test_what_praise_implies_about_others_is_no_observation_of_them(policy: Fusi
     """Thumbs up for "plus" alone speak against "minus" as an assumption: it stays as unsure as nobody spoke of it."""
     experiences, _ = _experiences(60, 1)
     made = feedback_targets([{1: 1.0}] * 60, [1.0] * 60, 3, exclusivity=0.1)
-    model, _ = fit_reward_model(policy, experiences, made, settings=SETTINGS)
+    model, _ = fit_reward_model(policy, experiences, made, config=SETTINGS)
     sigma = _sigma_of_odds(model, experiences)
     torch.testing.assert_close(sigma[:, 0], sigma[:, 2])
     assert (sigma[:, 1] < sigma[:, 0]).all()
@@ -206,7 +206,7 @@ def test_what_praise_implies_about_others_is_no_observation_of_them(policy: Fusi
 def test_a_comparison_is_an_observation_of_both(policy: FusionPolicy) -> None:
     experiences, right = _experiences(60, 1)
     made = feedback_targets([{int(r): 0.75, 1 - int(r): 0.25} for r in right], [1.0] * 60, 3, exclusivity=0.1)
-    model, _ = fit_reward_model(policy, experiences, made, settings=SETTINGS)
+    model, _ = fit_reward_model(policy, experiences, made, config=SETTINGS)
     sigma = _sigma_of_odds(model, experiences)
     assert (sigma[:, :2].amax(dim=1) < 0.9 * sigma[:, 2]).all()
 
@@ -215,7 +215,7 @@ def test_it_learns_from_corrections(policy: FusionPolicy) -> None:
     experiences, right = _experiences(200, 1)
     said = [{k: float(k == int(r)) for k in range(3)} for r in right]
     made = feedback_targets(said, [1.0] * 200, 3, exclusivity=0.1)
-    model, _ = fit_reward_model(policy, experiences, made, settings=SETTINGS)
+    model, _ = fit_reward_model(policy, experiences, made, config=SETTINGS)
     assert _found(model) > 0.95
     fresh, _ = _experiences(100, 9)
     assert _asked(model, fresh)[:, 2].mean() < 0.2
@@ -224,7 +224,7 @@ def test_it_learns_from_corrections(policy: FusionPolicy) -> None:
 def test_it_learns_from_preferences_alone(policy: FusionPolicy) -> None:
     experiences, right = _experiences(200, 1)
     made = feedback_targets([{int(r): 0.75, 1 - int(r): 0.25} for r in right], [1.0] * 200, 3, exclusivity=0.1)
-    model, report = fit_reward_model(policy, experiences, made, settings=SETTINGS)
+    model, report = fit_reward_model(policy, experiences, made, config=SETTINGS)
     assert _found(model) > 0.95
     assert (report.held_out, report.slope, report.intercept) == (0, 1.0, 0.0)
     assert "log_loss" not in report.to_dict()
@@ -233,9 +233,9 @@ def test_it_learns_from_preferences_alone(policy: FusionPolicy) -> None:
 def test_feedback_without_trust_teaches_nothing(policy: FusionPolicy) -> None:
     experiences, right = _experiences(100, 1)
     said = [{int(r): 0.75, 1 - int(r): 0.25} if i % 2 else {int(r): 1.0} for i, r in enumerate(right)]
-    settings = RewardSettings(max_duration_s=None, weight_decay=0.0)
+    config = RewardConfig(max_duration_s=None, weight_decay=0.0)
     model, _ = fit_reward_model(
-        policy, experiences, feedback_targets(said, [0.0] * 100, 3, exclusivity=0.1), settings=settings
+        policy, experiences, feedback_targets(said, [0.0] * 100, 3, exclusivity=0.1), config=config
     )
     assert not model.verdict.weight.any()
 
@@ -245,8 +245,8 @@ def test_the_policy_is_left_as_it_is_and_the_seed_decides(policy: FusionPolicy) 
     experiences, _ = _experiences(100, 1)
 
     def fitted(seed: int) -> tuple[torch.Tensor, RewardReport]:
-        settings = RewardSettings(max_duration_s=None, seed=seed)
-        model, report = fit_reward_model(policy, experiences, _thumbs(experiences), settings=settings)
+        config = RewardConfig(max_duration_s=None, seed=seed)
+        model, report = fit_reward_model(policy, experiences, _thumbs(experiences), config=config)
         return model.verdict.weight, report
 
     (first, report), (same, again), (other, _) = fitted(1), fitted(1), fitted(2)
@@ -260,5 +260,5 @@ def test_rows_that_do_not_match_are_refused(policy: FusionPolicy) -> None:
     experiences, _ = _experiences(3, 1)
     with pytest.raises(ValueError, match="feedback_targets: 2 rows for 3 experiences"):
         fit_reward_model(
-            policy, experiences, feedback_targets([{0: 1.0}] * 2, [1.0] * 2, 3, exclusivity=0.1), settings=SETTINGS
+            policy, experiences, feedback_targets([{0: 1.0}] * 2, [1.0] * 2, 3, exclusivity=0.1), config=SETTINGS
         )

@@ -24,6 +24,7 @@ from plaudit_models.spec import (
     TextModality,
     spec_from_dict,
 )
+from plaudit_models.training.config import FinetuneConfig, LoraConfig, PretrainConfig
 from plaudit_models.training.experiences import Experiences
 from plaudit_models.training.export import (
     ExportMismatch,
@@ -32,16 +33,16 @@ from plaudit_models.training.export import (
     load_policy,
     trunk_state,
 )
-from plaudit_models.training.finetune import FinetuneSettings, LoraSettings, finetune
+from plaudit_models.training.finetune import finetune
 from plaudit_models.training.fusion import FusionConfig, FusionPolicy
-from plaudit_models.training.pretrain import Pretrained, PretrainSettings, evaluate, pretrain
+from plaudit_models.training.pretrain import Pretrained, evaluate, pretrain
 from plaudit_models.training.threads import use_threads
 
 THINGS, ASKING = 12, 4
 """Token ids: 1…12 are things, 13…16 words around them. An action is a pair of things, and its name their tokens."""
 PAIRS = [(first, second) for first in range(1, 7) for second in range(7, 13)]
 CONFIG = FusionConfig(vocabulary_size=1 + THINGS + ASKING, width=32, layers=1, attention_heads=2)
-STEPS = PretrainSettings(max_duration_s=None, max_steps=250, batch_rows=64, validations=1, learning_rate=5e-3)
+STEPS = PretrainConfig(max_duration_s=None, max_steps=250, batch=64, validations=1, learning_rate=5e-3)
 SHUFFLED = np.random.default_rng(3).permutation(len(PAIRS)).tolist()
 KNOWN, UNSEEN = SHUFFLED[:28], SHUFFLED[28:]
 
@@ -114,7 +115,7 @@ def test_a_policy_that_scores_no_text_is_what_it_was() -> None:
 def trained() -> Pretrained:
     use_threads(1)
     return pretrain(
-        asked(KNOWN, 2000, 0), asked(KNOWN, 256, 1), config=CONFIG, settings=STEPS, action_texts=names_of(KNOWN)
+        asked(KNOWN, 2000, 0), asked(KNOWN, 256, 1), fusion=CONFIG, config=STEPS, action_texts=names_of(KNOWN)
     )
 
 
@@ -151,7 +152,7 @@ def test_accuracy_by_name_is_that_of_dynamic_actions_with_the_actions_names(trai
 
 def test_a_policy_that_scores_text_needs_the_names_of_its_actions() -> None:
     with pytest.raises(ValueError, match="action_texts: none given, but 'pairs' scores text"):
-        pretrain(asked(KNOWN, 10, 0), asked(KNOWN, 10, 1), config=CONFIG, settings=STEPS)
+        pretrain(asked(KNOWN, 10, 0), asked(KNOWN, 10, 1), fusion=CONFIG, config=STEPS)
 
 
 def test_names_of_actions_are_read_as_words() -> None:
@@ -218,9 +219,9 @@ def test_the_weights_come_back_with_the_scorer(trained: Pretrained, version: Pat
     np.testing.assert_array_equal(loaded.text_scorer.action_texts.numpy(), names_of(KNOWN))
 
 
-@pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)])
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)])
 def test_fine_tuning_keeps_what_the_scorer_knows(
-    trained: Pretrained, version: Path, tmp_path: Path, lora: LoraSettings | None
+    trained: Pretrained, version: Path, tmp_path: Path, lora: LoraConfig | None
 ) -> None:
     data = asked(KNOWN, 64, 7)
     n = len(data)
@@ -232,8 +233,8 @@ def test_fine_tuning_keeps_what_the_scorer_knows(
         correction=np.full(n, -1, np.int64),
         weight=np.ones(n, np.float32),
     )
-    settings = FinetuneSettings(max_steps=20, max_duration_s=None, replays_per_experience=20.0, lora=lora)
-    tuned = finetune(load_policy(version, SPEC), experiences, asked(KNOWN, 500, 8), settings=settings).model
+    config = FinetuneConfig(max_steps=20, max_duration_s=None, replays_per_experience=20.0, lora=lora)
+    tuned = finetune(load_policy(version, SPEC), experiences, asked(KNOWN, 500, 8), config=config).model
     words = "encoders.text.words.weight"
     assert not torch.equal(tuned.state_dict()[words], trained.model.state_dict()[words])
     assert accuracy(tuned, KNOWN, names_of(KNOWN)) > 0.8

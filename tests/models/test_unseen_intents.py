@@ -19,8 +19,9 @@ from tokenizers import Tokenizer
 from plaudit_models.dataset import load_data_folder, tokenizer_for
 from plaudit_models.preprocess import action_texts, tokenize_all
 from plaudit_models.spec import ModelSpec, TextModality
+from plaudit_models.training.config import PretrainConfig
 from plaudit_models.training.fusion import FusionConfig, FusionPolicy
-from plaudit_models.training.pretrain import PretrainSettings, pretrain
+from plaudit_models.training.pretrain import pretrain
 from plaudit_models.training.threads import use_threads
 from support.programs import CANNOT_BE_HAD
 
@@ -58,8 +59,8 @@ def test_intents_that_were_never_trained_are_found_by_their_text(tmp_path: Path)
     model = pretrain(
         load_data_folder(tmp_path, spec, "train", tokenizer),
         load_data_folder(tmp_path, spec, "val", tokenizer),
-        config=FusionConfig(vocabulary_size=tokenizer.get_vocab_size()),
-        settings=PretrainSettings(max_duration_s=None, max_steps=STEPS, validations=1),
+        fusion=FusionConfig(vocabulary_size=tokenizer.get_vocab_size()),
+        config=PretrainConfig(max_steps=STEPS, validations=1),
         action_texts=action_texts(spec, tokenizer),
     ).model
 

@@ -211,7 +211,7 @@ def candidate_that_prefers(action: str | None, *, kl_nats: float | None = None) 
             data=task.data,
             metrics={} if kl_nats is None else {"kl_to_parent_nats": kl_nats},
         )
-        (run_dir / STATE).write_bytes(empty_state(task.maker.space(made)).to_bytes())
+        (run_dir / STATE).write_bytes(empty_state(task.plan.head_builder.space(made)).to_bytes())
         write_json(run_dir / RESULT, {})
 
     return run

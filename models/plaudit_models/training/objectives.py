@@ -10,12 +10,12 @@ Notation:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
 
+from plaudit_models.training.config import SamplingConfig
 from plaudit_models.training.experiences import Experiences
 from plaudit_models.training.losses import action_nll, clipped_loss, group_advantages, reward_nll
 
@@ -94,28 +94,6 @@ class Target:
         return -(target * torch.log_softmax(logits, dim=1)).sum(dim=1).mean()
 
 
-@dataclass(frozen=True, slots=True)
-class SampledSettings:
-    """How to sample.
-
-    Attributes:
-        samples: g ≥ 2, actions drawn for each content.
-        clip: ε in (0, 1) of the clipped ratio.
-        floor: share of the draws that are uniform over the allowed actions, in (0, 1). They harm no user, and without
-            them an answer that the policy is sure not to give is never tried.
-        reuse: μ ≥ 1, gradient steps on each draw; a draw is never older than μ − 1 steps.
-    """
-
-    samples: int = 16
-    clip: float = 0.2
-    floor: float = 0.1
-    reuse: int = 4
-
-    def __post_init__(self) -> None:
-        if self.samples < 2 or not 0 < self.clip < 1 or not 0 < self.floor < 1 or self.reuse < 1:
-            raise ValueError(f"{self}: needs samples ≥ 2, clip and floor in (0, 1), and reuse ≥ 1")
-
-
 class Sampled:
     """What the reward model expects of sampled answers, relative to each other: the mean of the clipped loss.
 
@@ -135,12 +113,12 @@ class Sampled:
     """
 
     def __init__(
-        self, experiences: Experiences, rewards: Rewards, settings: SampledSettings, generator: Generator
+        self, experiences: Experiences, rewards: Rewards, config: SamplingConfig, generator: Generator
     ) -> None:
         mask = experiences.allowed_mask
         self._allowed_mask = None if mask is None else torch.from_numpy(mask)
         self._rewards = rewards
-        self._settings = settings
+        self._config = config
         self._generator = generator
 
     def __call__(self, logits: Tensor, rows: Tensor, *, fresh: bool) -> Tensor:
@@ -148,7 +126,7 @@ class Sampled:
         if fresh:
             self._draw(log_policy.detach(), rows)
         log_ratio = log_policy.gather(1, self._actions) - self._log_old
-        return clipped_loss(log_ratio, self._advantage, clip=self._settings.clip).mean()
+        return clipped_loss(log_ratio, self._advantage, clip=self._config.clip).mean()
 
     def _of_allowed(self, logits: Tensor, rows: Tensor) -> Tensor:
         if self._allowed_mask is None:
@@ -156,7 +134,7 @@ class Sampled:
         return logits.masked_fill(~self._allowed_mask[rows], -torch.inf)
 
     def _draw(self, log_policy: Tensor, rows: Tensor) -> None:
-        samples, generator = self._settings.samples, self._generator
+        samples, generator = self._config.samples, self._generator
         likely = torch.multinomial(log_policy.exp(), samples, replacement=True, generator=generator)
         if self._allowed_mask is None:
             any_action = torch.randint(log_policy.shape[1], likely.shape, generator=generator)
@@ -164,7 +142,7 @@ class Sampled:
             any_action = torch.multinomial(
                 self._allowed_mask[rows].float(), samples, replacement=True, generator=generator
             )
-        uniform = torch.rand(likely.shape, generator=generator) < self._settings.floor
+        uniform = torch.rand(likely.shape, generator=generator) < self._config.floor
         self._actions = torch.where(uniform, any_action, likely)
         self._log_old = log_policy.gather(1, self._actions)
         self._advantage = group_advantages(self._rewards(rows, self._actions))

@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from plaudit_models.dataset import LabelledData
 from plaudit_models.training.augment import augment
+from plaudit_models.training.config import PretrainConfig
 from plaudit_models.training.fusion import FusionConfig, FusionPolicy
 from plaudit_models.training.losses import action_nll
 from plaudit_models.training.rows import drop_modalities, encode_rows, prepare_pools
@@ -35,40 +36,6 @@ from plaudit_models.training.schedule import Mean, blocks, fraction_done, one_cy
 from plaudit_models.training.texts import ActionTexts
 
 _EVALUATION_ROWS = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class PretrainSettings:
-    """How to pre-train.
-
-    Attributes:
-        max_steps: gradient steps, which the learning-rate schedule spans.
-        max_duration_s: wall-clock limit of the training loop; None is none. Where the steps would take longer, the
-            schedule is shortened, so only a run that it does not cut short is repeatable from its seed.
-        batch_rows: consecutive rows per step. Rows that share items cost less when they stand together in the data.
-        learning_rate: peak of the one-cycle schedule.
-        weight_decay: of AdamW.
-        tower_weight: weight of a tower's loss against the action's.
-        text_weight: weight of the loss of actions that are scored by a text.
-        modality_dropout: share of modalities hidden during training.
-        max_gradient_norm: gradients are clipped to it.
-        validations: how often, evenly over the run, to measure accuracy on the validation data.
-        patience: stop when this many validations in a row bring no improvement.
-        seed: decides initial weights, order and augmentation.
-    """
-
-    max_steps: int
-    max_duration_s: float | None = None
-    batch_rows: int = 128
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.02
-    tower_weight: float = 0.3
-    text_weight: float = 0.5
-    modality_dropout: float = 0.03
-    max_gradient_norm: float = 1.0
-    validations: int = 10
-    patience: int = 5
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +91,8 @@ def pretrain(
     train: LabelledData,
     validation: LabelledData,
     *,
-    config: FusionConfig,
-    settings: PretrainSettings,
+    fusion: FusionConfig,
+    config: PretrainConfig,
     action_texts: npt.NDArray[np.int64] | None = None,
     on_progress: Callable[[PretrainProgress], None] = lambda progress: None,
 ) -> Pretrained:
@@ -142,8 +109,8 @@ def pretrain(
         FloatingPointError: the loss is no longer finite.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model = FusionPolicy(train.spec, config)
+        torch.manual_seed(config.seed)
+        model = FusionPolicy(train.spec, fusion)
         towers = _towers(model, train.tower_classes)
     texts = None
     if model.text_scorer is not None:
@@ -151,12 +118,12 @@ def pretrain(
             raise ValueError(f"action_texts: none given, but {train.spec.name!r} scores text")
         model.text_scorer.action_texts.copy_(torch.from_numpy(action_texts))
         texts = ActionTexts(model, train)
-    generator = Generator().manual_seed(settings.seed)
+    generator = Generator().manual_seed(config.seed)
     pools = prepare_pools(model, train.pools)
     labels = {name: torch.from_numpy(train.tower_labels[name]) for name in towers}
     index, action = torch.from_numpy(train.index), torch.from_numpy(train.action)
     weights = [*model.parameters(), *towers.parameters()]
-    optimizer = torch.optim.AdamW(weights, weight_decay=settings.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(weights, weight_decay=config.weight_decay, fused=True)
 
     def change(name: str, content: Tensor) -> Tensor:
         return augment(train.spec.modalities[name], content, generator)
@@ -167,44 +134,43 @@ def pretrain(
     step, since_best, validated, reported, losses = 0, 0, 0, 0.0, Mean()
     stopped_early = False
     waiting: list[Tensor] = []
-    steps, limit_s = settings.max_steps, settings.max_duration_s
+    steps, limit_s = config.steps(len(train)), config.max_duration_s
     while (fraction := fraction_done(step, steps, time.monotonic() - start_s, limit_s)) < 1.0 and not stopped_early:
         if not waiting:
-            waiting = blocks(len(train), settings.batch_rows, generator)
+            waiting = blocks(len(train), config.batch, generator)
         rows = waiting.pop()
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * one_cycle(fraction)
+            group["lr"] = config.learning_rate * one_cycle(fraction)
         model.train()
         tokens = encode_rows(model, pools, index[rows], change)
         present = (index[rows] >= 0).float()
-        embedding, logits = model.fuse(tokens, drop_modalities(present, settings.modality_dropout, generator))
+        embedding, logits = model.fuse(tokens, drop_modalities(present, config.modality_dropout, generator))
         action_loss = action_nll(logits, action[rows]).mean()
         tower_loss = sum(
             (_tower_loss(towers[name], tokens[name], labels[name][rows]) for name in towers), torch.zeros(())
         )
-        loss = action_loss + settings.tower_weight * tower_loss
+        loss = action_loss + config.tower_weight * tower_loss
         if texts is not None:
-            loss = loss + settings.text_weight * texts.loss(embedding, action[rows], step, generator)
+            loss = loss + config.text_weight * texts.loss(embedding, action[rows], step, generator)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(weights, settings.max_gradient_norm)
+        nn.utils.clip_grad_norm_(weights, config.max_gradient_norm)
         optimizer.step()
         step += 1
         losses.add(float(action_loss.detach()))
         if not math.isfinite(losses.last):
             raise FloatingPointError(
-                f"the loss is {losses.last} at step {step}; "
-                f"a lower learning_rate than {settings.learning_rate} may help"
+                f"the loss is {losses.last} at step {step}; a lower learning_rate than {config.learning_rate} may help"
             )
         elapsed_s = time.monotonic() - start_s
         fraction = fraction_done(step, steps, elapsed_s, limit_s)
-        if fraction * settings.validations >= validated + 1 or fraction >= 1.0:
-            validated = int(fraction * settings.validations)
+        if fraction * config.validations >= validated + 1 or fraction >= 1.0:
+            validated = int(fraction * config.validations)
             found = evaluate(model, validation)
             since_best += 1
             if found.overall > best.overall:
                 best, best_state, since_best = found, _copy_of(model), 0
-            stopped_early = since_best >= settings.patience and fraction < 1.0
+            stopped_early = since_best >= config.patience and fraction < 1.0
             on_progress(PretrainProgress(step, steps, min(fraction, 1.0), elapsed_s, losses.take(), found.overall))
             reported = fraction
         elif fraction >= reported + 0.01:

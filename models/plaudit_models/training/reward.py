@@ -40,7 +40,7 @@ from torch import Generator, Tensor, nn
 
 from plaudit_models.evaluation.calibration import errors_by_uncertainty, reliability
 from plaudit_models.feedback_targets import NO_PAIR, FeedbackTargets
-from plaudit_models.spec import ModalityKind
+from plaudit_models.training.config import RewardConfig
 from plaudit_models.training.experiences import Experiences
 from plaudit_models.training.fusion import FusionPolicy
 from plaudit_models.training.last_layer import LastLayer
@@ -57,27 +57,6 @@ _ITERATIONS = 50
 _CHUNK_ROWS = 512
 _UNTRIED = math.log((1.0 - _DOUBT) / _DOUBT)
 """Standard deviation of the log-odds of an action that nobody spoke of: as much as a sure policy is believed."""
-
-
-@dataclass(frozen=True, slots=True)
-class RewardSettings:
-    """How to fit the reward model. Fields that are not here as in :class:`.finetune.FinetuneSettings`.
-
-    Attributes:
-        replays_per_experience: how often each experience is looked at.
-        replay_rows: experiences per step.
-        seed: decides the order of experiences, and which are held out.
-    """
-
-    replays_per_experience: float = 4.0
-    max_duration_s: float | None = 30.0
-    replay_rows: int = 64
-    noise: float = 0.05
-    trained_encoders: tuple[ModalityKind, ...] = ("text",)
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.02
-    max_gradient_norm: float = 1.0
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +182,7 @@ def _with_one(embedding: Tensor) -> Tensor:
 
 
 def fit_reward_model(
-    policy: FusionPolicy, experiences: Experiences, feedback_targets: FeedbackTargets, *, settings: RewardSettings
+    policy: FusionPolicy, experiences: Experiences, feedback_targets: FeedbackTargets, *, config: RewardConfig
 ) -> tuple[RewardModel, RewardReport]:
     """Train on what users said, calibrate, and measure.
 
@@ -222,10 +201,10 @@ def fit_reward_model(
             "1 or more"
         )
     start_s = time.monotonic()
-    model = RewardModel(policy, settings.noise)
-    generator = Generator().manual_seed(settings.seed)
+    model = RewardModel(policy, config.noise)
+    generator = Generator().manual_seed(config.seed)
     train, calibrate, measure = _split(experiences, feedback_targets, generator)
-    own = Source(model.trunk, experiences.pools, experiences.index, settings.trained_encoders)
+    own = Source(model.trunk, experiences.pools, experiences.index, config.trained_encoders)
     reward = torch.from_numpy(feedback_targets.reward)
     action = torch.from_numpy(experiences.action)
 
@@ -239,11 +218,11 @@ def fit_reward_model(
         return odds[:, 0], moderated[:, 0], deviation[:, 0], reward[rows].gather(1, served_action)[:, 0]
 
     before, *_ = served(measure)
-    steps = _train(model, own, feedback_targets, train, settings, generator, start_s)
+    steps = _train(model, own, feedback_targets, train, config, generator, start_s)
     model.requires_grad_(False)
     _observe(model, own.embeddings(), feedback_targets, train)
     _, moderated, _, said = served(calibrate)
-    slope, intercept = platt(moderated, said, noise=settings.noise)
+    slope, intercept = platt(moderated, said, noise=config.noise)
     model.slope.fill_(slope)
     model.intercept.fill_(intercept)
     _, after, deviation, observed = served(measure)
@@ -257,8 +236,8 @@ def fit_reward_model(
         slope=slope,
         intercept=intercept,
         held_out=len(measure),
-        log_loss=float(opinion_nll(slope * after + intercept, observed, noise=settings.noise).mean()),
-        parent_log_loss=float(opinion_nll(before, observed, noise=settings.noise).mean()),
+        log_loss=float(opinion_nll(slope * after + intercept, observed, noise=config.noise).mean()),
+        parent_log_loss=float(opinion_nll(before, observed, noise=config.noise).mean()),
         calibration_error=curve.error,
         predicted=tuple(curve.predicted.tolist()),
         observed=tuple(curve.observed.tolist()),
@@ -354,30 +333,30 @@ def _train(
     own: Source,
     feedback_targets: FeedbackTargets,
     train: Tensor,
-    settings: RewardSettings,
+    config: RewardConfig,
     generator: Generator,
     start_s: float,
 ) -> int:
     """Descend the likelihood; returns how many steps were taken."""
-    weights = [*freeze_encoders(model.trunk, settings.trained_encoders), *model.verdict.parameters()]
-    optimizer = torch.optim.AdamW(weights, weight_decay=settings.weight_decay, fused=True)
+    weights = [*freeze_encoders(model.trunk, config.trained_encoders), *model.verdict.parameters()]
+    optimizer = torch.optim.AdamW(weights, weight_decay=config.weight_decay, fused=True)
     said = {name: torch.from_numpy(getattr(feedback_targets, name)) for name in FeedbackTargets.__dataclass_fields__}
-    batches = shuffled(len(train), settings.replay_rows, generator)
-    steps = math.ceil(settings.replays_per_experience * len(train) / settings.replay_rows)
+    batches = shuffled(len(train), config.replay_rows, generator)
+    steps = math.ceil(config.replays_per_experience * len(train) / config.replay_rows)
     for step in range(steps):
-        fraction = fraction_done(step, steps, time.monotonic() - start_s, settings.max_duration_s)
+        fraction = fraction_done(step, steps, time.monotonic() - start_s, config.max_duration_s)
         if fraction >= 1.0:
             return step
         rows = train[next(batches)]
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * one_cycle(fraction)
+            group["lr"] = config.learning_rate * one_cycle(fraction)
         odds = model.log_odds(own.fused(rows)[0])
-        loss = opinions_nll(odds, {name: each[rows] for name, each in said.items()}, noise=settings.noise).mean()
+        loss = opinions_nll(odds, {name: each[rows] for name, each in said.items()}, noise=config.noise).mean()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"reward model: the loss is {float(loss)} at step {step}")
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(weights, settings.max_gradient_norm)
+        nn.utils.clip_grad_norm_(weights, config.max_gradient_norm)
         optimizer.step()
     return steps
 

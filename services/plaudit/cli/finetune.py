@@ -11,10 +11,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from plaudit.cli import output
 from plaudit.cli.failures import CommandFailed
-from plaudit.compose.learner import head_builder, job_launcher, training_plan
+from plaudit.compose.learner import job_launcher, training_plan
 from plaudit.compose.paths import learner_dir
 from plaudit.compose.registry import model_registry
-from plaudit.compose.runtime import content_limits
 from plaudit.compose.store import experience_store
 from plaudit.core.settings import Settings
 from plaudit.learner.finetuning.manual import FinetuningFailed, finetune_manually
@@ -48,9 +47,7 @@ def finetune(settings: Settings, model: str, reason: str) -> Manifest:
                 jobs=job_launcher(settings, model),
                 store=store,
                 registry=model_registry(settings, model),
-                maker=head_builder(settings),
                 plan=training_plan(settings),
-                limits=content_limits(settings),
                 now_s=started_s,
                 reason=reason or "by hand",
                 wait=lambda: time.sleep(_POLL_INTERVAL_S),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry
 
@@ -26,7 +27,7 @@ from plaudit.learner.features.head_builder import HeadBuilder
 from plaudit.learner.features.policies import PolicyCache
 from plaudit.learner.finetuning.experiment_runner import ExperimentRunner
 from plaudit.learner.finetuning.job_spec import TrainingPlan
-from plaudit.learner.finetuning.scheduler import Finetuning
+from plaudit.learner.finetuning.scheduler import FinetuningContext, FinetuningRules, FinetuningScheduler
 from plaudit.learner.ingest.consumer import LogConsumer
 from plaudit.learner.loop import Finetuner, Learner, NoFinetuning
 from plaudit.learner.metrics import LearnerMetrics
@@ -42,6 +43,9 @@ from plaudit.learner.tracing import LearnerTrace
 from plaudit_models.bandit.improvement import HeadSettings
 from plaudit_models.bandit.reward_model import RewardPrior
 from plaudit_models.evaluation.gate import GateRules
+from plaudit_models.training.config import FinetuneConfig, LoraConfig, PretrainConfig, SamplingConfig
+
+_T = TypeVar("_T")
 
 _KL_WEIGHT: Final = {"likelihood": 0.0, "target": 0.0, "sampled": 0.04}
 """β by objective. The likelihood is held by rehearsal alone, the target stays near the parent by itself, and sampled
@@ -116,24 +120,26 @@ def build_learner(
     )
     finetuning: Finetuner = NoFinetuning()
     if settings.finetune.enabled:
-        finetuning = Finetuning(
-            jobs=jobs,
-            state=state,
-            store=store,
-            registry=registry,
-            versions=policies,
-            maker=builder,
-            runs_dir=work_dir / "runs",
-            every=settings.finetune.every,
-            plan=training_plan(settings),
-            limits=limits,
-            rules=rules,
-            max_events=settings.gate.max_events,
-            experiments=experiments,
-            canary_share=canary.share,
-            metrics=metrics,
-            clock=clock,
-            trace=trace,
+        finetuning = FinetuningScheduler(
+            FinetuningContext(
+                rules=FinetuningRules(
+                    job_interval=settings.finetune.every,
+                    plan=training_plan(settings),
+                    gate=rules,
+                    max_gate_events=settings.gate.max_events,
+                    canary_share=canary.share,
+                ),
+                jobs=jobs,
+                store=store,
+                state=state,
+                registry=registry,
+                policies=policies,
+                experiments=experiments,
+                runs_dir=work_dir / "runs",
+                metrics=metrics,
+                clock=clock,
+                trace=trace,
+            )
         )
     return Learner(
         store=store,
@@ -253,25 +259,31 @@ def experiment_rules(settings: Settings, policy: CanaryPolicy) -> ExperimentRule
 
 
 def training_plan(settings: Settings) -> TrainingPlan:
-    finetune = settings.finetune
-    return TrainingPlan(
-        replays=finetune.steps_per_event,
-        learning_rate=finetune.learning_rate,
-        max_duration_s=finetune.max_duration_s,
-        method=finetune.method,
-        lora_rank=finetune.lora_rank,
-        lora_alpha=finetune.lora_alpha,
-        objective=finetune.objective,
-        temperature=settings.policy.beta,
-        kl_weight=_KL_WEIGHT[finetune.objective] if finetune.kl_weight is None else finetune.kl_weight,
-        pessimism=finetune.pessimism,
-        samples=finetune.samples,
-        clip=finetune.clip,
-        sample_reuse=finetune.sample_reuse,
-        max_experiences=finetune.max_experiences,
-        max_versions_behind=finetune.max_versions_behind,
-        checkpoint_steps=finetune.checkpoint_steps,
-        rehearsal=None if finetune.rehearsal is None else str(finetune.rehearsal.resolve()),
-        threads=finetune.threads,
-        seed=finetune.seed,
+    section = settings.finetune
+    config = from_section(
+        FinetuneConfig,
+        section,
+        replays_per_experience=section.steps_per_event,
+        kl_weight=_KL_WEIGHT[section.objective] if section.kl_weight is None else section.kl_weight,
+        target=settings.policy.beta if section.objective == "target" else None,
+        sampling=from_section(SamplingConfig, section) if section.objective == "sampled" else None,
+        lora=LoraConfig(rank=section.lora_rank, alpha=section.lora_alpha) if section.method == "lora" else None,
     )
+    return from_section(
+        TrainingPlan,
+        section,
+        finetune=config,
+        head_builder=head_builder(settings),
+        limits=content_limits(settings),
+        rehearsal=None if section.rehearsal is None else str(section.rehearsal.resolve()),
+    )
+
+
+def pretrain_config(settings: Settings) -> PretrainConfig:
+    return from_section(PretrainConfig, settings.pretrain)
+
+
+def from_section(kind: type[_T], section: object, **others: object) -> _T:
+    """A dataclass with the section's settings of the same names, and ``others``."""
+    shared = {each.name: getattr(section, each.name) for each in fields(kind) if hasattr(section, each.name)}  # type: ignore[arg-type]
+    return kind(**shared | others)

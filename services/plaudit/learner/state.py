@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypedDict, Unpack
 
 from plaudit.core.ports.log import Positions
-from plaudit.core.ports.store import ExperienceStore, LeaderCommit
+from plaudit.core.ports.store import LeaderCommit, LeaderStore
 from plaudit.learner.evaluation.experiment import Experiment, experiment_from_bytes
 from plaudit.learner.evaluation.running_comparison import RunningComparison, running_from_bytes
 from plaudit.learner.features.action_heads import HEAD_KINDS, DynamicActions, FixedActions, Learned
 from plaudit.learner.progress import Progress, progress_from_bytes
-from plaudit.learner.tuning_state import Tuning, tuning_from_bytes
+from plaudit.learner.tuning_state import TuningState, tuning_state_from_bytes
 from plaudit_models.bandit.reward_model import RewardState, state_from_bytes
-from plaudit_models.evaluation.gate import Comparison, GateRules, comparison_from_dict, new_comparison
+from plaudit_models.evaluation.gate import GateRules, new_comparison
 from plaudit_models.evaluation.raters import Raters, raters_from_bytes
 
 
@@ -28,7 +28,6 @@ class StateParts(TypedDict, total=False):
     Attributes:
         raters: reliability and trust level of each user.
         running: the comparison of the head refreshes with the last gated version.
-        gate: the comparison of a candidate at the gate; None if there is none.
         experiment: the one under way; None if there is none.
         report_cursors: where reading the reports of inference services continues.
     """
@@ -36,8 +35,7 @@ class StateParts(TypedDict, total=False):
     raters: Raters
     progress: Progress
     running: RunningComparison
-    tuning: Tuning
-    gate: Comparison | None
+    tuning: TuningState
     experiment: Experiment | None
     report_cursors: Positions
 
@@ -56,8 +54,7 @@ _CODECS: Final[Mapping[str, _Codec]] = {
     "raters": _Codec(Raters.to_bytes, raters_from_bytes, Raters()),
     "progress": _Codec(Progress.to_bytes, progress_from_bytes, Progress()),
     "running": _Codec(RunningComparison.to_bytes, running_from_bytes),
-    "tuning": _Codec(Tuning.to_bytes, tuning_from_bytes, Tuning()),
-    "gate": _Codec(lambda gate: json.dumps(gate.to_dict()).encode(), lambda raw: comparison_from_dict(json.loads(raw))),
+    "tuning": _Codec(TuningState.to_bytes, tuning_state_from_bytes, TuningState()),
     "experiment": _Codec(Experiment.to_bytes, experiment_from_bytes),
     "report_cursors": _Codec(lambda cursors: json.dumps(dict(cursors)).encode(), json.loads, {}),
 }
@@ -79,12 +76,11 @@ class LearnerState:
     raters: Raters
     progress: Progress
     running: RunningComparison
-    tuning: Tuning
-    gate: Comparison | None
+    tuning: TuningState
     experiment: Experiment | None
     report_cursors: Positions
 
-    def __init__(self, store: ExperienceStore, rules: GateRules = _RULES) -> None:
+    def __init__(self, store: LeaderStore, rules: GateRules = _RULES) -> None:
         self._store = store
         self._rules = rules
         self.load()

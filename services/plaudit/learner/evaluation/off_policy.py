@@ -16,7 +16,7 @@ import numpy as np
 
 from plaudit.core.errors import UnknownVersion
 from plaudit.core.experience import DecisionHeader, Experience
-from plaudit.core.ports.registry import ModelRegistry
+from plaudit.core.ports.registry import VersionReader
 from plaudit.learner.features.context import Context
 from plaudit_models.bandit.policy import Float64
 from plaudit_models.evaluation.gate import Comparison, differences
@@ -75,7 +75,7 @@ class Policy:
         return placed
 
 
-def logged_policies(rows: Sequence[Compared], registry: ModelRegistry, otherwise: Sequence[str]) -> Policy:
+def logged_policies(rows: Sequence[Compared], registry: VersionReader, otherwise: Sequence[str]) -> Policy:
     """Probabilities of the versions that served, as stored with each experience, over all actions that any of them has.
 
     Args:
@@ -89,7 +89,7 @@ def logged_policies(rows: Sequence[Compared], registry: ModelRegistry, otherwise
     return Policy(actions, values)
 
 
-def _actions(registry: ModelRegistry, version: int, otherwise: Sequence[str]) -> tuple[str, ...]:
+def _actions(registry: VersionReader, version: int, otherwise: Sequence[str]) -> tuple[str, ...]:
     try:
         return tuple(registry.manifest(version).spec.actions)
     except UnknownVersion:

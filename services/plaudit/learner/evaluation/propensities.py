@@ -12,7 +12,7 @@ import numpy as np
 
 from plaudit.core.errors import UnknownVersion
 from plaudit.core.experience import Experience
-from plaudit.core.ports.store import ExperienceStore
+from plaudit.core.ports.store import FeatureStore
 from plaudit.learner.evaluation.off_policy import can_answer
 from plaudit.learner.features.features import contexts_on, features_on
 from plaudit.learner.features.policies import PolicyCache
@@ -21,7 +21,7 @@ from plaudit_models.evaluation.two_arm_test import Propensities
 
 
 def propensities_of(
-    rows: Sequence[Experience], candidate: int, live: int, store: ExperienceStore, policies: PolicyCache
+    rows: Sequence[Experience], candidate: int, live: int, store: FeatureStore, policies: PolicyCache
 ) -> Propensities:
     """Propensities of the answer of each of n experiences; NaN where a version or the content is gone, or the answer
     was not drawn (greedy).
@@ -58,7 +58,7 @@ def _live_then(rows: Sequence[Experience], candidate: int, live: int) -> list[in
     return versions
 
 
-def _propensities(version: int, rows: Sequence[Experience], store: ExperienceStore, policies: PolicyCache) -> Float64:
+def _propensities(version: int, rows: Sequence[Experience], store: FeatureStore, policies: PolicyCache) -> Float64:
     """Probabilities with which a version gives the answers that were given, ``[n]``; 0 where it has no such action."""
     propensities = np.full(len(rows), np.nan)
     try:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from plaudit.core.experience import Experience
-from plaudit.core.ports.registry import ModelRegistry
+from plaudit.core.ports.registry import VersionReader
 from plaudit.learner.evaluation.off_policy import Compared, compare_on_one_trunk, counts_as_proof
 from plaudit.learner.features.policies import PolicyCache
 from plaudit_models.bandit.features import Float64
@@ -44,7 +44,7 @@ def update(
     running: RunningComparison,
     fresh: Sequence[Compared],
     q_hat: Mapping[int, Float64],
-    registry: ModelRegistry,
+    registry: VersionReader,
     policies: PolicyCache,
     *,
     n_users: int,
@@ -83,5 +83,5 @@ def update(
     return replace(running, comparison=compared)
 
 
-def _is_refresh(experience: Experience, registry: ModelRegistry) -> bool:
+def _is_refresh(experience: Experience, registry: VersionReader) -> bool:
     return registry.manifest(experience.decision.version).kind == "head"

@@ -12,7 +12,7 @@ from typing import Final
 
 from plaudit.core.events import Features
 from plaudit.core.experience import Experience, Label
-from plaudit.core.ports.store import ExperienceStore, LeaderCommit
+from plaudit.core.ports.store import ExperienceReader, LeaderCommit
 from plaudit.learner.features.action_heads import Learned
 from plaudit.learner.features.context import Context, Floats32, LabelledContext
 from plaudit.learner.features.policies import LoadedPolicy
@@ -28,7 +28,7 @@ def is_dynamic(experience: Experience) -> bool:
 
 
 def features_on(
-    version: LoadedPolicy, store: ExperienceStore, experiences: Sequence[Experience], save: Save
+    version: LoadedPolicy, store: ExperienceReader, experiences: Sequence[Experience], save: Save
 ) -> dict[str, Features]:
     """Features of the experiences on a version's trunk, by prediction id; those that had to be made are saved.
 
@@ -42,14 +42,14 @@ def features_on(
 
 
 def stored_features(
-    trunk_digest: str, store: ExperienceStore, experiences: Sequence[Experience]
+    trunk_digest: str, store: ExperienceReader, experiences: Sequence[Experience]
 ) -> dict[str, Features]:
     """Features that the store has of this trunk, by prediction id."""
     return dict(store.features([e.decision.prediction_id for e in experiences], trunk_digest))
 
 
 def made_features(
-    version: LoadedPolicy, store: ExperienceStore, experiences: Sequence[Experience]
+    version: LoadedPolicy, store: ExperienceReader, experiences: Sequence[Experience]
 ) -> dict[str, Features]:
     """Features made from stored content, by prediction id."""
     usable = [e for e in experiences if version.scores_dynamic_actions or not is_dynamic(e)]
@@ -65,7 +65,7 @@ def made_features(
 
 
 def contexts_on(
-    version: LoadedPolicy, store: ExperienceStore, experiences: Sequence[Experience], features: Mapping[str, Features]
+    version: LoadedPolicy, store: ExperienceReader, experiences: Sequence[Experience], features: Mapping[str, Features]
 ) -> dict[str, Context]:
     """Contexts of the experiences on a version's trunk, by prediction id.
 
@@ -99,7 +99,7 @@ def labelled_contexts(
 
 
 def relearned(
-    empty: Learned, version: LoadedPolicy, store: ExperienceStore, save: Save, *, up_to: int | None = None
+    empty: Learned, version: LoadedPolicy, store: ExperienceReader, save: Save, *, up_to: int | None = None
 ) -> Learned:
     """Evidence of all experiences that are learned from, numbered at most ``up_to``, on the version's trunk.
 
@@ -116,7 +116,7 @@ def relearned(
 
 
 def _action_lists(
-    version: LoadedPolicy, store: ExperienceStore, experiences: Sequence[Experience], features: Mapping[str, Features]
+    version: LoadedPolicy, store: ExperienceReader, experiences: Sequence[Experience], features: Mapping[str, Features]
 ) -> dict[str, tuple[list[str], Floats32]]:
     """Ids and vectors ``[k, d]`` of the dynamic actions of those that have features, by prediction id."""
     if not version.scores_dynamic_actions:

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from plaudit.core.events import Content, Features
-from plaudit.core.ports.registry import ModelRegistry
+from plaudit.core.ports.registry import VersionReader
 from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.learner.features.content import ROWS_PER_RUN, decode_contents
 from plaudit.learner.features.context import Context, Floats32, allowed_mask, stack
@@ -125,7 +125,7 @@ class PolicyCache:
         limits: of the content that is decoded; as wide as the server's.
     """
 
-    def __init__(self, registry: ModelRegistry, runtime: ModelRuntime, limits: Limits) -> None:
+    def __init__(self, registry: VersionReader, runtime: ModelRuntime, limits: Limits) -> None:
         self._registry = registry
         self._runtime = runtime
         self._limits = limits

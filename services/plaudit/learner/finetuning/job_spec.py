@@ -1,14 +1,15 @@
-"""What a fine-tuning job is told, and the files it hands back besides the candidate folder: as JSON and safetensors.
+"""Contents of a run folder: what a fine-tuning job is told, and the files it leaves besides the candidate folder.
 
-Learner and job share this; it imports no torch.
+JSON and safetensors. Learner and job share this; it imports no torch.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -16,17 +17,19 @@ from safetensors.numpy import load_file, save_file
 
 from plaudit.core.events import Features
 from plaudit.core.job_run import JOB, read_json, write_json
+from plaudit.core.ports.registry import ModelRegistry
 from plaudit.learner.features.context import stack
-from plaudit.learner.features.head_builder import HeadBuilder
-from plaudit_models.bandit.improvement import HeadSettings
-from plaudit_models.bandit.reward_model import RewardPrior
+from plaudit.learner.features.head_builder import HeadBuilder, share
+from plaudit.learner.progress import Progress
+from plaudit_models.bundle import MANIFEST, Manifest
 from plaudit_models.preprocess import Limits
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING
+from plaudit_models.training.config import FinetuneConfig
 
 PARENT: Final = "parent"
 """In the run folder: the version to start from."""
 FEATURES: Final = "features.safetensors"
-"""In the run folder: what the candidate's trunk made of the experiences it was trained on."""
+"""In the run folder: features of the training experiences on the candidate's trunk."""
 STATE: Final = "state.safetensors"
 """In the run folder: the reward state that the candidate's head was built from."""
 
@@ -39,70 +42,49 @@ REWARD_REPORT: Final = "reward_model.json"
 
 _IDS: Final = "prediction_ids"
 
+_T = TypeVar("_T")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPlan:
-    """How to train.
+    """How a job trains, as the settings say.
 
     Attributes:
-        replays: how often each experience is replayed.
-        learning_rate: peak of the schedule.
-        max_duration_s: time the job may train.
-        method: whether all weights of the trained parts change, or low-rank updates of them.
-        lora_rank: of the updates.
-        lora_alpha: their scale, α/r.
-        objective: what is descended: what users said, or the distance to what a reward model thinks best, or what it
-            says of sampled answers.
-        temperature: β of what it thinks best.
-        kl_weight: β, the price of a nat of divergence from the parent.
-        pessimism: κ, standard deviations taken off what the reward model expects.
-        samples: answers sampled for each content.
-        clip: ε, how far one draw may move the ratio of the policy to what it was.
-        sample_reuse: gradient steps on one draw.
+        finetune: hyperparameters; the time limit is that of the whole job.
+        head_builder: builds the candidate's head.
+        limits: what content is decoded.
+        pessimism: κ, standard deviations subtracted from what the reward model expects.
         max_experiences: the most recent experiences it trains on.
         max_versions_behind: experiences that were served by an older version than this many before are left out.
-        checkpoint_steps: gradient steps between two checkpoints.
         rehearsal: labelled data folder that must not be forgotten; None: that of the latest pre-training.
         threads: that the job may use.
-        seed: decides order and augmentation.
     """
 
-    replays: float
-    learning_rate: float
-    max_duration_s: float
-    method: Literal["full", "lora"]
-    lora_rank: int
-    lora_alpha: float
-    objective: Literal["likelihood", "target", "sampled"]
-    temperature: float
-    kl_weight: float
-    pessimism: float = 0.0  # descriptions of before it was there have none
-    samples: int
-    clip: float
-    sample_reuse: int
+    finetune: FinetuneConfig
+    head_builder: HeadBuilder
+    limits: Limits
+    pessimism: float
     max_experiences: int
     max_versions_behind: int
-    checkpoint_steps: int
     rehearsal: str | None
     threads: int
-    seed: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
-    """Attributes:
-    snapshot: number of the last experience that it may look at.
-    created_at_s: when it was started, UTC seconds since the epoch.
-    reason: why it was started, in one sentence.
-    data: goes into the candidate's manifest.
+    """One job.
+
+    Attributes:
+        snapshot: number of the last experience that it may look at.
+        created_at_s: start, UTC seconds since the epoch.
+        reason: why it was started, in one sentence.
+        data: goes into the candidate's manifest.
     """
 
     snapshot: int
     created_at_s: float
     reason: str
     plan: TrainingPlan
-    maker: HeadBuilder
-    limits: Limits
     data: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, run_dir: Path) -> None:
@@ -110,20 +92,65 @@ class JobSpec:
 
 
 def read_job_spec(run_dir: Path) -> JobSpec:
-    raw = read_json(run_dir / JOB)
-    maker = raw.pop("maker")
-    settings = maker.pop("settings")
-    prior = RewardPrior(**settings.pop("prior"))
-    return JobSpec(
-        plan=TrainingPlan(**raw.pop("plan")),
-        maker=HeadBuilder(settings=HeadSettings(prior=prior, **settings), **maker),
-        limits=Limits(**raw.pop("limits")),
-        **raw,
-    )
+    return _from_dict(JobSpec, read_json(run_dir / JOB))
+
+
+def _from_dict(kind: type[_T], raw: Mapping[str, Any]) -> _T:
+    """Inverse of :func:`dataclasses.asdict` after JSON, for fields of plain values, tuples of them and dataclasses."""
+    hints = get_type_hints(kind)
+    return kind(**{name: _field(hints[name], value) for name, value in raw.items()})
+
+
+def _field(hint: Any, value: Any) -> Any:
+    """Value of a field; ``hint`` may be a dataclass or None."""
+    nested = next((each for each in (hint, *get_args(hint)) if is_dataclass(each)), None)
+    if nested is not None and value is not None:
+        return _from_dict(nested, value)  # type: ignore[arg-type]  # a class: hints hold no instances
+    return tuple(value) if get_origin(hint) is tuple else value
+
+
+def cannot_train(live: Manifest) -> str:
+    """Why no job can start from a version that is not ``trainable``."""
+    return f"version {live.version} is an imported graph without weights to train; its head is refreshed all the same"
+
+
+def prepare_run(
+    run_dir: Path,
+    registry: ModelRegistry,
+    live: Manifest,
+    progress: Progress,
+    plan: TrainingPlan,
+    created_at_s: float,
+    reason: str,
+) -> Path:
+    """Write the run folder of a job that starts from ``live`` and sees all experiences so far; returns ``run_dir``."""
+    if run_dir.exists():
+        shutil.rmtree(run_dir)  # prepared by a learner that died before it launched
+    parent = run_dir / PARENT
+    parent.mkdir(parents=True)
+    source = registry.folder(live.version)
+    for name in (*live.files, MANIFEST):
+        share(source / name, parent / name)
+    JobSpec(
+        snapshot=progress.last_number,
+        created_at_s=created_at_s,
+        reason=reason,
+        plan=replace(plan, rehearsal=plan.rehearsal or _pretraining_folder(registry)),
+        data={"run": run_dir.name, **progress.data()},
+    ).write(run_dir)
+    return run_dir
+
+
+def _pretraining_folder(registry: ModelRegistry) -> str | None:
+    for version in reversed(registry.versions()):
+        manifest = registry.manifest(version)
+        if manifest.kind == "pretrained" and "folder" in manifest.data:
+            return str(manifest.data["folder"])
+    return None
 
 
 def write_features(path: Path, features: Mapping[str, Features]) -> None:
-    """By prediction id; one at least, all of one trunk."""
+    """Write features by prediction id: at least one, all of one trunk."""
     embedding, base_logits = stack(list(features.values()))
     ids = np.frombuffer("\n".join(features).encode(), np.uint8)
     save_file({_IDS: ids, EMBEDDING: embedding, BASE_LOGITS: base_logits}, path)

@@ -1,6 +1,6 @@
-"""One fine-tuning job because a person wants it: trained, published, and left for people to promote.
+"""One fine-tuning job that an operator starts: trained and published, but not promoted.
 
-It goes past the gate, since it is trained on all experiences and nothing is left to judge it on. It only reads the
+It does not pass the gate, since it is trained on all experiences and none is left to evaluate it on. It only reads the
 store, so a learner may run meanwhile.
 """
 
@@ -15,16 +15,13 @@ from plaudit.core.job_run import CANDIDATE, last_progress
 from plaudit.core.ports.jobs import JobLauncher, JobState
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import ExperienceStore
-from plaudit.learner.features.head_builder import HeadBuilder
-from plaudit.learner.finetuning.job_spec import TrainingPlan
-from plaudit.learner.finetuning.scheduler import cannot_train, prepare_run
+from plaudit.learner.finetuning.job_spec import TrainingPlan, cannot_train, prepare_run
 from plaudit.learner.state import LearnerState
 from plaudit_models.bundle import Manifest
-from plaudit_models.preprocess import Limits
 
 
 class FinetuningFailed(Exception):
-    """The job made no candidate; the message says why."""
+    """A job that made no candidate; the message says why."""
 
 
 def finetune_manually(
@@ -33,9 +30,7 @@ def finetune_manually(
     jobs: JobLauncher,
     store: ExperienceStore,
     registry: ModelRegistry,
-    maker: HeadBuilder,
     plan: TrainingPlan,
-    limits: Limits,
     now_s: float,
     reason: str,
     wait: Callable[[], None],
@@ -44,12 +39,12 @@ def finetune_manually(
     """Train from the live version on every experience so far and publish the result.
 
     Args:
-        run_dir: gets the run; must not be in use.
-        wait: called between two looks at the job.
-        on_progress: gets the job's latest report, a FinetuneProgress as a mapping; empty before the first.
+        run_dir: folder of the run; must not be in use.
+        wait: called between two polls of the job.
+        on_progress: called with the job's latest report, a FinetuneProgress as a mapping; empty before the first.
 
     Raises:
-        NoLiveModel: there is nothing to start from.
+        NoLiveModel: there is no version to start from.
         FinetuningFailed: the job failed, or cannot start from what is live.
     """
     version = registry.rollout().live
@@ -63,11 +58,9 @@ def finetune_manually(
         registry,
         live,
         LearnerState(store).progress,
-        plan=plan,
-        maker=maker,
-        limits=limits,
-        created_at_s=now_s,
-        reason=reason,
+        plan,
+        now_s,
+        reason,
     )
     jobs.launch(run_dir)
     try:

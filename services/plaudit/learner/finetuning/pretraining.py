@@ -6,7 +6,6 @@ Notation:
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,13 +22,13 @@ from plaudit_models.bundle import TOKENIZER, Manifest
 from plaudit_models.dataset import LabelledData, load_data_folder, splits_of, tokenizer_for
 from plaudit_models.preprocess import action_texts, assemble
 from plaudit_models.spec import ModelSpec
+from plaudit_models.training.config import PretrainConfig
 from plaudit_models.training.export import export_version
 from plaudit_models.training.fusion import FusionConfig
 from plaudit_models.training.pretrain import (
     Accuracy,
     Pretrained,
     PretrainProgress,
-    PretrainSettings,
     evaluate,
     pretrain,
     without_each,
@@ -42,11 +41,11 @@ _ACTOR: Final = "pretrain"
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What pre-training gave.
+    """Result of pre-training.
 
     Attributes:
-        manifest: of the version, with its number.
-        accuracy: on the test split, or on the validation split where there is no test split.
+        manifest: manifest of the version, with its number.
+        accuracy: accuracy on the test split, or on the validation split where there is no test split.
         without: the same with each modality withheld in turn.
         live: whether the version serves: it does where none served before.
     """
@@ -58,11 +57,6 @@ class Published:
     live: bool
 
 
-def steps_of(rows: int, *, epochs: int, batch: int) -> int:
-    """Gradient steps in ``epochs`` passes over ``rows``."""
-    return epochs * math.ceil(rows / batch)
-
-
 def pretrain_and_publish(
     folder: Path,
     spec: ModelSpec,
@@ -70,16 +64,11 @@ def pretrain_and_publish(
     *,
     now_s: float,
     floor: float,
-    max_duration_s: float,
-    max_epochs: int,
-    batch: int,
-    learning_rate: float,
-    patience: int,
+    config: PretrainConfig,
     threads: int,
-    seed: int,
     on_progress: Callable[[PretrainProgress], None] = lambda progress: None,
 ) -> Published:
-    """Train on ``folder``, export, prove the graphs against torch, publish; promote if nothing is live.
+    """Train on ``folder``, export, check the graphs against torch, publish; promote if nothing is live.
 
     Raises:
         InvalidData: the folder is wrong; says where.
@@ -93,23 +82,16 @@ def pretrain_and_publish(
     trained = pretrain(
         train,
         validation,
-        config=FusionConfig(vocabulary_size=tokenizer.get_vocab_size() if tokenizer else 1),
-        settings=PretrainSettings(
-            max_duration_s=max_duration_s,
-            max_steps=steps_of(len(train), epochs=max_epochs, batch=batch),
-            batch_rows=batch,
-            learning_rate=learning_rate,
-            patience=patience,
-            seed=seed,
-        ),
+        fusion=FusionConfig(vocabulary_size=tokenizer.get_vocab_size() if tokenizer else 1),
+        config=config,
         action_texts=action_texts(spec, tokenizer) if spec.scores_text and tokenizer is not None else None,
         on_progress=on_progress,
     )
     if "test" in splits_of(folder, spec):
-        judged, split = load_data_folder(folder, spec, "test", tokenizer), "test"
+        measured_on, split = load_data_folder(folder, spec, "test", tokenizer), "test"
     else:
-        judged, split = validation, "val"
-    accuracy, without = evaluate(trained.model, judged), without_each(trained.model, judged)
+        measured_on, split = validation, "val"
+    accuracy, without = evaluate(trained.model, measured_on), without_each(trained.model, measured_on)
     manifest = Manifest(
         spec=spec,
         kind="pretrained",
@@ -122,7 +104,7 @@ def pretrain_and_publish(
             "split": split,
             "accuracy": asdict(accuracy),
             "without": {name: asdict(each) for name, each in without.items()},
-            **({"by_name": asdict(evaluate(trained.model, judged, by_name=True))} if spec.scores_text else {}),
+            **({"by_name": asdict(evaluate(trained.model, measured_on, by_name=True))} if spec.scores_text else {}),
             "validation": asdict(trained.validation),
             "steps": trained.steps,
             "duration_s": trained.duration_s,

@@ -1,4 +1,4 @@
-"""From stored experiences to what a fine-tuning job trains on: decoded content, what was said, and what is left out.
+"""From stored experiences to what a fine-tuning job trains on: decoded content, feedback, and what is left out.
 
 Knows nothing about how training works.
 
@@ -21,7 +21,7 @@ from plaudit.core.experience import Experience, Label
 from plaudit.core.ports.store import ExperienceStore
 from plaudit.learner.features.content import decode_contents
 from plaudit.learner.features.context import allowed_mask
-from plaudit.learner.finetuning.job_spec import JobSpec
+from plaudit.learner.finetuning.job_spec import JobSpec, TrainingPlan
 from plaudit_models.feedback_targets import NO_PAIR, FeedbackTargets, feedback_targets
 from plaudit_models.preprocess import input_dtype
 from plaudit_models.spec import ModelSpec
@@ -33,11 +33,13 @@ _MISSING: Final = -1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingData:
-    """Attributes:
-    experiences: what users said about the answers that were served; of weight 0 where they spoke of others only.
-    feedback_targets: everything that they said, a row for each.
-    used: the experiences behind the rows.
-    facts: how many there are of what, and how stale they are, for the manifest.
+    """Experiences that can be trained on, decoded.
+
+    Attributes:
+        experiences: feedback on the answers that were served; of weight 0 where it is on other answers only.
+        feedback_targets: all feedback, a row per experience.
+        used: experiences behind the rows.
+        facts: counts by kind, and staleness, for the manifest.
     """
 
     experiences: Experiences
@@ -46,27 +48,27 @@ class TrainingData:
     facts: dict[str, Any]
 
 
-def lessons(
-    store: ExperienceStore, spec: ModelSpec, tokenizer: Tokenizer | None, task: JobSpec, *, version: int
+def select_training_data(
+    store: ExperienceStore, spec: ModelSpec, tokenizer: Tokenizer | None, job: JobSpec, *, version: int
 ) -> TrainingData:
-    """What a job that starts from ``version`` learns from.
+    """Training data of a job that starts from ``version``: the most recent experiences that are not too stale.
 
     Raises:
-        ValueError: there is nothing to learn from; says why.
+        ValueError: there is nothing to train on; says why.
     """
-    plan = task.plan
-    judged = [
+    plan = job.plan
+    labelled = [
         experience
-        for experience in store.experiences(after=task.snapshot - plan.max_experiences, up_to=task.snapshot)
+        for experience in store.experiences(after=job.snapshot - plan.max_experiences, up_to=job.snapshot)
         if experience.label is not None and not experience.excluded
     ]
-    recent = [experience for experience in judged if _behind(experience, version) <= plan.max_versions_behind]
-    if judged and not recent:
+    recent = [experience for experience in labelled if _behind(experience, version) <= plan.max_versions_behind]
+    if labelled and not recent:
         raise ValueError(
-            f"finetune.max_versions_behind: {plan.max_versions_behind} leaves out all of {len(judged)} experiences; "
-            f"the latest was served {min(_behind(e, version) for e in judged)} versions before version {version}"
+            f"finetune.max_versions_behind: {plan.max_versions_behind} leaves out all of {len(labelled)} experiences; "
+            f"the latest was served {min(_behind(e, version) for e in labelled)} versions before version {version}"
         )
-    made = training_data(recent, store, spec, tokenizer, task)
+    made = decode_training_data(recent, store, spec, tokenizer, plan)
     if not made.used:
         raise ValueError(
             f"none of {len(recent)} experiences can be trained on: those without content cannot (is the server's "
@@ -74,48 +76,48 @@ def lessons(
         )
     made.facts.update(
         _staleness(made.used, version),
-        too_stale=len(judged) - len(recent),
-        with_candidates=sum(bool(experience.decision.dynamic_actions) for experience in recent),
+        too_stale=len(labelled) - len(recent),
+        with_dynamic_actions=sum(bool(experience.decision.dynamic_actions) for experience in recent),
     )
     return made
 
 
-def training_data(
-    learned: Sequence[Experience],
+def decode_training_data(
+    chosen: Sequence[Experience],
     store: ExperienceStore,
     spec: ModelSpec,
     tokenizer: Tokenizer | None,
-    task: JobSpec,
+    plan: TrainingPlan,
 ) -> TrainingData:
-    """Decode what can be trained on: where there is content, and something is said. Equal items are kept once.
+    """Decode the experiences that have content and feedback on one of the model's actions. Equal items are kept once.
 
-    What was picked from dynamic_actions of the request is left out: it says nothing of the model's actions.
+    Those between dynamic actions are left out: they say nothing about the model's actions.
     """
     pools = {name: _Pool() for name in spec.modalities}
     index: list[list[int]] = []
     used: list[Experience] = []
-    judgements: list[Label] = []
-    for start in range(0, len(learned), CHUNK):
-        chunk = learned[start : start + CHUNK]
+    labels: list[Label] = []
+    for start in range(0, len(chosen), CHUNK):
+        chunk = chosen[start : start + CHUNK]
         contents = store.contents([experience.decision.prediction_id for experience in chunk])
         for experience in chunk:
             label = experience.label
             if experience.decision.dynamic_actions or label is None:
                 continue
-            if not _can_be_learned(experience.decision.action, label, spec):
+            if not _can_be_trained_on(experience.decision.action, label, spec):
                 continue
             content = contents[experience.decision.prediction_id]
-            row = decode_contents(spec, tokenizer, content, task.limits)
+            row = decode_contents(spec, tokenizer, content, plan.limits)
             if row is not None:
                 index.append([pools[n].place(content[n], row[n]) if n in row else _MISSING for n in spec.modalities])
                 used.append(experience)
-                judgements.append(label)
+                labels.append(label)
     rewards = [experience.reward for experience in used]
-    corrections = [label.correction for label in judgements]
+    corrections = [label.correction for label in labels]
     restricted = any(experience.decision.allowed_actions for experience in used)
-    said = [
+    rewards_by_action = [
         {spec.action_index(action): reward for action, reward in label.rewards.items() if spec.has_action(action)}
-        for label in judgements
+        for label in labels
     ]
     experiences = Experiences(
         pools={
@@ -128,22 +130,27 @@ def training_data(
         correction=np.array(
             [spec.action_index(c) if c is not None and spec.has_action(c) else _MISSING for c in corrections], np.int64
         ),
-        weight=np.array([0.0 if r is None else j.weight for r, j in zip(rewards, judgements, strict=True)], np.float32),
+        weight=np.array(
+            [0.0 if r is None else label.weight for r, label in zip(rewards, labels, strict=True)], np.float32
+        ),
         allowed_mask=allowed_mask(spec.actions, [e.decision.allowed_actions for e in used]) if restricted else None,
     )
-    spoken = feedback_targets(
-        said, [j.weight for j in judgements], len(spec.actions), exclusivity=task.maker.exclusivity
+    targets = feedback_targets(
+        rewards_by_action,
+        [label.weight for label in labels],
+        len(spec.actions),
+        exclusivity=plan.head_builder.exclusivity,
     )
-    return TrainingData(experiences, spoken, used, _counts(experiences, spoken))
+    return TrainingData(experiences, targets, used, _counts(experiences, targets))
 
 
-def _can_be_learned(action: str, label: Label, spec: ModelSpec) -> bool:
+def _can_be_trained_on(action: str, label: Label, spec: ModelSpec) -> bool:
     return spec.has_action(action) and any(spec.has_action(each) for each in label.rewards)
 
 
-def _counts(experiences: Experiences, spoken: FeedbackTargets) -> dict[str, Any]:
+def _counts(experiences: Experiences, targets: FeedbackTargets) -> dict[str, Any]:
     corrections = int((experiences.correction != _MISSING).sum())
-    preferences = int((spoken.preferred != NO_PAIR).sum())
+    preferences = int((targets.preferred != NO_PAIR).sum())
     return {
         "trained_on": len(experiences),
         "corrections": corrections,
@@ -153,7 +160,7 @@ def _counts(experiences: Experiences, spoken: FeedbackTargets) -> dict[str, Any]
 
 
 def _behind(experience: Experience, version: int) -> int:
-    """How many versions ago it was served; one in an experiment may be newer than the one that is live."""
+    """Number of versions since the one that served it; a version in an experiment may be newer than the live one."""
     return max(0, version - experience.decision.version)
 
 

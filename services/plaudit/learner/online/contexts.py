@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from plaudit.core.errors import UnknownVersion
 from plaudit.core.events import Features
 from plaudit.core.experience import Experience
-from plaudit.core.ports.store import ExperienceStore
+from plaudit.core.ports.store import FeatureStore
 from plaudit.learner.features.action_heads import HEAD_KINDS, DynamicActions, FixedActions
 from plaudit.learner.features.context import Context
 from plaudit.learner.features.features import contexts_on, features_on, is_dynamic, stored_features
@@ -26,7 +26,7 @@ class RecentContexts:
     After a start they come from the store.
     """
 
-    def __init__(self, store: ExperienceStore, policies: PolicyCache, state: LearnerState) -> None:
+    def __init__(self, store: FeatureStore, policies: PolicyCache, state: LearnerState) -> None:
         self._store = store
         self._policies = policies
         self._state = state
@@ -64,7 +64,7 @@ class RecentContexts:
 
 
 def served_probabilities(
-    fresh: Sequence[Experience], features: Mapping[str, Features], store: ExperienceStore, policies: PolicyCache
+    fresh: Sequence[Experience], features: Mapping[str, Features], store: FeatureStore, policies: PolicyCache
 ) -> dict[int, tuple[float, ...]]:
     """Probabilities of the version that served each, by experience number, of those whose version is still there.
 

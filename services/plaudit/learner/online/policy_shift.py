@@ -18,7 +18,7 @@ import structlog
 
 from plaudit.core.errors import UnknownVersion
 from plaudit.core.events import Features
-from plaudit.core.ports.store import ExperienceStore
+from plaudit.core.ports.store import FeatureStore
 from plaudit.learner.features.action_heads import FixedActions
 from plaudit.learner.features.features import features_on, is_dynamic
 from plaudit.learner.features.policies import LoadedPolicy, PolicyCache
@@ -51,7 +51,7 @@ class PolicyShift:
         *,
         model: str,
         contexts: RecentContexts,
-        store: ExperienceStore,
+        store: FeatureStore,
         policies: PolicyCache,
         state: LearnerState,
         metrics: LearnerMetrics,

@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from plaudit.core.ports.registry import ModelRegistry
-from plaudit.core.ports.store import ExperienceStore
+from plaudit.core.ports.store import IngestStore
 from plaudit.core.rollout import Change as RolloutChange
 from plaudit.core.rollout import Rollout, refresh
 from plaudit.core.rollout_updates import LEARNER, update_rollout
@@ -50,7 +50,7 @@ class HeadRefresher:
         *,
         state: LearnerState,
         contexts: RecentContexts,
-        store: ExperienceStore,
+        store: IngestStore,
         registry: ModelRegistry,
         builder: HeadBuilder,
         work_dir: Path,

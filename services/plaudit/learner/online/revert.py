@@ -11,7 +11,7 @@ from dataclasses import replace
 import structlog
 
 from plaudit.core.ports.registry import ModelRegistry
-from plaudit.core.ports.store import ExperienceStore, LeaderCommit
+from plaudit.core.ports.store import ExperienceReader, LeaderCommit
 from plaudit.core.rollout import Change as RolloutChange
 from plaudit.core.rollout import Rollout, confirm, revert
 from plaudit.core.rollout_updates import LEARNER, update_rollout
@@ -43,7 +43,7 @@ class RefreshGuard:
         self,
         *,
         state: LearnerState,
-        store: ExperienceStore,
+        store: ExperienceReader,
         registry: ModelRegistry,
         policies: PolicyCache,
         rules: GateRules,

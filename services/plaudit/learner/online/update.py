@@ -19,7 +19,7 @@ import structlog
 
 from plaudit.core.events import Features
 from plaudit.core.experience import Experience, Label
-from plaudit.core.ports.registry import ModelRegistry
+from plaudit.core.ports.registry import VersionReader
 from plaudit.core.ports.store import ExperienceStore, IntakeStats, LabelRevision, LabelUpdate, LeaderCommit
 from plaudit.learner.evaluation import running_comparison
 from plaudit.learner.evaluation.off_policy import Compared, speaks_plainly
@@ -123,7 +123,7 @@ class OnlineUpdater:
         *,
         store: ExperienceStore,
         state: LearnerState,
-        registry: ModelRegistry,
+        registry: VersionReader,
         policies: PolicyCache,
         builder: HeadBuilder,
         contexts: RecentContexts,

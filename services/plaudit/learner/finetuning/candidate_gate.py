@@ -1,0 +1,116 @@
+"""Evaluation of a fine-tuned candidate against what served, on experiences that neither it nor its reward model has
+seen: those after its snapshot.
+
+Experiences between dynamic actions are left out: the candidate was not trained on them either. Knows nothing about
+what follows from a verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from plaudit.core.events import Features
+from plaudit.core.job_run import CANDIDATE
+from plaudit.core.ports.registry import ModelRegistry
+from plaudit.core.ports.store import ExperienceStore
+from plaudit.learner.evaluation.off_policy import (
+    Compared,
+    Policy,
+    can_answer,
+    compare,
+    counts_as_proof,
+    logged_policies,
+)
+from plaudit.learner.features.action_heads import FixedActions
+from plaudit.learner.features.features import contexts_on, features_on, is_dynamic
+from plaudit.learner.features.policies import LoadedPolicy, PolicyCache
+from plaudit.learner.finetuning.job_spec import FEATURES, STATE, read_features
+from plaudit.learner.metrics import LearnerMetrics
+from plaudit.learner.progress import Progress
+from plaudit.learner.tuning_state import Gating
+from plaudit_models.bandit.reward_model import RewardPrior
+from plaudit_models.evaluation.gate import Comparison, GateReport
+
+_CHUNK: Final = 32
+"""Experiences per step of the loop: a new trunk on that much content takes well under a refresh's time."""
+
+
+class Candidate:
+    """What a job has left in its run folder, loaded.
+
+    Attributes:
+        policy: the version folder, not yet published.
+        head: evidence that its head was built from.
+
+    Raises:
+        CorruptBundle, OSError, ValueError: it cannot be used.
+    """
+
+    def __init__(self, run_dir: Path, policies: PolicyCache) -> None:
+        self._run_dir = run_dir
+        self.policy: LoadedPolicy = policies.folder(run_dir / CANDIDATE)
+        self.head = FixedActions.from_bytes((run_dir / STATE).read_bytes())
+
+    def features(self) -> Mapping[str, Features]:
+        """Features of the training experiences on the candidate's trunk, by prediction id."""
+        path = self._run_dir / FEATURES
+        return read_features(path, self.policy.manifest.trunk_digest) if path.exists() else {}
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateGate:
+    """Adds experiences to the comparison of a candidate with the policies that served, and shows it as metrics."""
+
+    store: ExperienceStore
+    registry: ModelRegistry
+    prior: RewardPrior
+    metrics: LearnerMetrics
+
+    def add_chunk(self, gating: Gating, candidate: Candidate, progress: Progress) -> tuple[Gating, bool]:
+        """The gate's state after the next few experiences, and whether more are waiting."""
+        chunk = self.store.experiences(after=gating.position, up_to=progress.last_number, limit=_CHUNK)
+        if not chunk:
+            return gating, False
+        spec = candidate.policy.manifest.spec
+        proof = [e for e in chunk if not e.excluded and counts_as_proof(e)]
+        self.metrics.gate_left_out.inc(sum(map(is_dynamic, proof)))
+        usable = [e for e in proof if not is_dynamic(e) and can_answer(e.decision, spec)]
+        features = features_on(candidate.policy, self.store, usable, self.store.save)
+        contexts = contexts_on(candidate.policy, self.store, usable, features)
+        rows = [Compared(e, contexts[e.decision.prediction_id]) for e in usable if e.decision.prediction_id in contexts]
+        comparison = gating.comparison
+        if rows:
+            comparison = self._compare(comparison, candidate, rows, progress.n_users)
+        return replace(gating, position=chunk[-1].number, comparison=comparison), len(chunk) == _CHUNK
+
+    def show(self, comparison: Comparison) -> GateReport:
+        """Set the gate's metrics; returns the report that they show."""
+        report = comparison.report()
+        self.metrics.gate_n.set(comparison.n)
+        for claim, e_value in (("gain", report.e_value_gain), ("harm", report.e_value_harm)):
+            self.metrics.gate_e_value.labels(claim).set(e_value)
+        for bound, gain in (("estimate", report.gain), ("lower", report.lower), ("upper", report.upper)):
+            self.metrics.gate_gain.labels(bound).set(gain)
+        return report
+
+    def _compare(
+        self, comparison: Comparison, candidate: Candidate, rows: Sequence[Compared], n_users: int
+    ) -> Comparison:
+        """Compare with the policies that logged, on the features they served on, as noted when each was joined."""
+        actions, contexts = candidate.policy.manifest.spec.actions, [row.context for row in rows]
+        expected = candidate.head.expected(self.prior, contexts)
+        logged = logged_policies(rows, self.registry, actions)
+        return compare(
+            comparison,
+            rows,
+            candidate=Policy(actions, np.array(candidate.policy.answers(contexts))),
+            baseline=logged,
+            logged=logged,
+            q_hat=Policy(actions, np.array([each.reward for each in expected])),
+            n_users=n_users,
+        )
