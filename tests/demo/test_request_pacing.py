@@ -1,4 +1,4 @@
-"""Pacing of requests, on a clock that the test moves."""
+"""When users ask, on a clock that the test turns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from plaudit.demo.request_pacing import BEHIND_THUMBS, JOB_THUMBS, SILENT_S, Req
 
 
 class Clock:
-    """Clock that moves only in sleeps, and then at once."""
+    """Clock on which time passes only in sleeps, and then at once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 100.0
@@ -66,7 +66,7 @@ async def test_no_request_is_sent_while_held_and_then_all_go_on_as_evenly(monkey
         ("idle", 5_000, 5_000 + BEHIND_THUMBS, "learner"),
     ],
 )
-def test_users_wait_for_a_slow_learner_or_job(phase: str, taken_in: int, thumbs: int, wait: str) -> None:
+def test_users_wait_for_who_is_slow(phase: str, taken_in: int, thumbs: int, wait: str) -> None:
     finetune = {"phase": phase, "snapshot": 4_000}
     status: dict[str, Any] = {"time_s": 50.0, "feedback": taken_in, "finetune": finetune}
     assert wait in reason_to_pause(status, thumbs, now_s=50.0)
@@ -74,6 +74,6 @@ def test_users_wait_for_a_slow_learner_or_job(phase: str, taken_in: int, thumbs:
     assert reason_to_pause(status, thumbs, now_s=51.0 + SILENT_S) == "", "it may never come back"
 
 
-def test_users_do_not_wait_for_a_learner_without_a_status_or_never_fine_tunes() -> None:
+def test_users_do_not_wait_for_a_learner_that_has_said_nothing_or_never_fine_tunes() -> None:
     assert reason_to_pause({}, 10_000, now_s=50.0) == ""
     assert reason_to_pause({"time_s": 50.0, "feedback": 10_000, "finetune": None}, 10_000, now_s=50.0) == ""
