@@ -351,7 +351,7 @@ def test_killed_at_a_checkpoint_it_goes_on_to_where_it_would_have_ended(
 def test_as_a_process_of_its_own(tmp_path: Path) -> None:
     workplace = Workplace(tmp_path)
     run_dir = workplace.run_dir()
-    jobs = SubprocessJobs(told=workplace.url)
+    jobs = SubprocessJobs(secret=workplace.url)
     assert workplace.url not in (run_dir / JOB).read_text(encoding="utf-8")
     jobs.launch(run_dir)
     while (status := jobs.status(run_dir)).state == JobState.RUNNING:
@@ -364,7 +364,7 @@ def test_as_a_process_of_its_own(tmp_path: Path) -> None:
 def test_killed_while_it_trains_it_has_failed_and_can_be_started_anew(tmp_path: Path) -> None:
     workplace = Workplace(tmp_path)
     run_dir = workplace.run_dir()
-    jobs = SubprocessJobs(told=workplace.url)
+    jobs = SubprocessJobs(secret=workplace.url)
     jobs.launch(run_dir)
     while not last_progress(run_dir):
         assert jobs.status(run_dir).state == JobState.RUNNING

@@ -76,7 +76,7 @@ def open_learner(
 
 def job_launcher(settings: Settings, model: str) -> JobLauncher:
     """Launcher of fine-tuning jobs. They are told the store's URL, with its password: a run folder holds no secrets."""
-    return SubprocessJobs(told=store_url(settings, model))
+    return SubprocessJobs(secret=store_url(settings, model))
 
 
 def build_learner(
@@ -113,7 +113,7 @@ def build_learner(
         state=state,
         store=store,
         registry=registry,
-        versions=policies,
+        policies=policies,
         rules=experiment_rules(settings, canary),
         metrics=metrics,
         clock=clock,

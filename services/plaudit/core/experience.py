@@ -1,6 +1,6 @@
-"""What the learner keeps of a decision, and what it became once users spoke.
+"""Decisions without their content, and experiences: decisions with the labels that users gave them.
 
-Knows nothing about how the two are joined (learner/join.py), where they are kept (ports.py) or how they are learned.
+Knows nothing about how they are joined (learner/ingest/join.py), stored (core/ports/store.py) or learned.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ class DecisionHeader:
     """A decision without its content and features. Fields as in :class:`plaudit.core.events.Decision`.
 
     Attributes:
-        modalities: names of the modalities that were given, sorted.
-        dynamic_actions: ids of what the request listed to pick from, in its order; empty means the model's actions.
+        modalities: names of the modalities in the request, sorted.
+        dynamic_actions: ids of the dynamic actions of the request, in its order; empty: the action is one of the
+        model's.
     """
 
     prediction_id: str
@@ -46,18 +47,18 @@ def header_of(decision: Decision) -> DecisionHeader:
         greedy=decision.greedy,
         modalities=tuple(sorted(decision.content)),
         user_group=decision.user_group,
-        dynamic_actions=tuple(candidate.id for candidate in decision.dynamic_actions),
+        dynamic_actions=tuple(action.id for action in decision.dynamic_actions),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What all users together say about one decision.
+    """Label of one decision, from the feedback of all users together.
 
     Attributes:
-        rewards: reward in [0, 1] of every action they speak of: the served one for a thumb, all for a correction.
-        weight: in (0, 1], how much it counts; 1 is one plain thumb.
-        correction: the action that all users who corrected call right; None if none did or they disagree.
+        rewards: reward in [0, 1] by action: of the served one for a thumb, of all for a correction.
+        weight: weight in (0, 1]; 1 is that of a thumb.
+        correction: the right action according to all users who corrected; None if none did or they disagree.
     """
 
     rewards: Mapping[str, float]
@@ -70,11 +71,11 @@ class Experience:
     """A decision joined with its feedback.
 
     Attributes:
-        number: from 1 in the order in which decisions were first judged; it never changes.
-        label: None once everything said was taken back.
-        probabilities: with which the version that served would have picked each action, in the order of its action
-            set or of the dynamic actions; None if that version was gone before anybody spoke.
-        excluded: kept, but not learned from: what was learned from it did harm, or its user has had his share.
+        number: from 1 in the order in which decisions got their first label; it never changes.
+        label: None once all feedback was retracted.
+        probabilities: probabilities of the actions under the version that served, in the order of its action set or of
+            the dynamic actions; None if that version was removed before the first feedback.
+        excluded: True: stored, but not learned from: it did harm, or its user is over the cap or in quarantine.
     """
 
     number: int
@@ -85,12 +86,12 @@ class Experience:
 
     @property
     def reward(self) -> float | None:
-        """Reward of the action that was served; None if nothing was said about it."""
+        """Reward of the served action; None if the label has none."""
         return None if self.label is None else self.label.rewards.get(self.decision.action)
 
 
 class FeedbackState(StrEnum):
-    """What became of a piece of feedback."""
+    """State of a piece of feedback in the store."""
 
     WAITING = "waiting"
     """Its decision has not arrived."""

@@ -1,4 +1,4 @@
-"""What the leader remembers between steps besides the reward state: small, JSON, saved with every step."""
+"""Progress of the leader through experiences and feedback: small, JSON, saved with every step."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Attributes:
-    batches: how many batches were taken in when there was last nothing left to learn.
+    batches: number of saved batches when there was last nothing left to learn.
     last_number: number of the last experience that is learned.
-    experiences: how many are learned from now.
-    dynamic_experiences: how many of them were picked from dynamic actions of the request.
-    changes: experiences ever added, changed, taken back or set aside.
+    experiences: number of experiences that are learned from now.
+    dynamic_experiences: number of those of them with dynamic actions.
+    changes: number of changes: experiences ever added, changed, retracted or excluded.
     refreshed: ``changes`` at the last head refresh.
-    feedback: signals taken in then.
+    feedback: number of pieces of feedback in the batches.
     last_feedback_id: the last of them.
-    last_feedback_time_s: when the server received the latest of them, UTC seconds.
-    silence_place: up to which decision silence was judged.
-    n_users: users whose experiences are learned.
+    last_feedback_time_s: latest time at which the server received one of them, UTC seconds.
+    silence_place: place of the last decision that was labelled as silent, or was not silent.
+    n_users: number of users whose experiences are learned.
     """
 
     batches: int = 0
@@ -37,11 +37,11 @@ class Progress:
 
     @property
     def pending(self) -> int:
-        """Changes that no version has learned from."""
+        """Number of changes that no version has learned from."""
         return self.changes - self.refreshed
 
     def data(self) -> dict[str, Any]:
-        """What a version that learns now has seen, for its manifest."""
+        """Counts for the manifest of a version that is made now."""
         return {
             "batches": self.batches,
             "experiences": self.experiences,

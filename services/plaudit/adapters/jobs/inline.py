@@ -13,7 +13,7 @@ class InlineJobs:
     """See :class:`plaudit.core.ports.jobs.JobLauncher`.
 
     Args:
-        run: does the job in the run folder and leaves ``result.json`` there, or raises.
+        run: runs the job in the run folder and writes ``result.json`` there, or raises.
     """
 
     def __init__(self, run: Callable[[Path], None]) -> None:
@@ -29,4 +29,4 @@ class InlineJobs:
         return status_of_ended(run_dir)
 
     def cancel(self, run_dir: Path) -> None:
-        """Nothing to do: whatever was launched has ended."""
+        """Does nothing: every launched job has ended."""

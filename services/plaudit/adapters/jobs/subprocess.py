@@ -1,7 +1,7 @@
 """JobLauncher as processes of this machine, each in a session of its own, so that they outlive the learner.
 
-A job holds a lock on its run folder for as long as it lives; that is how a later learner, which is not its parent, can
-tell, and no reused process id can fool it. Knows nothing about what a job does.
+A job holds a lock on its run folder for as long as it lives: a later learner, which is not its parent, relies on the
+lock, not on process ids, which are reused. Knows nothing about what a job does.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class SubprocessJobs:
     """See :class:`plaudit.core.ports.jobs.JobLauncher`.
 
     Args:
-        command: gets the run folder as one more argument.
-        told: what each job reads on its standard input, where nobody else can.
+        command: command of a job; the run folder is appended as an argument.
+        secret: text on the standard input of each job, such as the URL of the store with its password.
     """
 
-    def __init__(self, command: Sequence[str] = JOB_COMMAND, *, told: str = "") -> None:
+    def __init__(self, command: Sequence[str] = JOB_COMMAND, *, secret: str = "") -> None:
         self._command = tuple(command)
-        self._told = told.encode()
+        self._secret = secret.encode()
         self._children: dict[Path, subprocess.Popen[bytes]] = {}
 
     def launch(self, run_dir: Path) -> None:
@@ -56,7 +56,7 @@ class SubprocessJobs:
             )
         (run_dir / _PROCESS_ID).write_text(str(child.pid), encoding="ascii")
         with contextlib.suppress(BrokenPipeError), child.stdin:  # type: ignore[union-attr]  # it is a pipe
-            child.stdin.write(self._told)  # type: ignore[union-attr]
+            child.stdin.write(self._secret)  # type: ignore[union-attr]
         self._children[run_dir] = child
 
     def status(self, run_dir: Path) -> JobStatus:
@@ -85,7 +85,7 @@ class SubprocessJobs:
 
     @contextmanager
     def _lock(self, run_dir: Path) -> Iterator[bool]:
-        """True if no process of the job lives."""
+        """True: no process of the job is alive."""
         with (run_dir / _LOCK).open("ab") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

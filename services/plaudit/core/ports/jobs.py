@@ -25,7 +25,7 @@ class JobStatus:
 class JobLauncher(Protocol):
     """Runs fine-tuning jobs somewhere. A job is its run folder: ``job.json`` in; ``result.json`` or ``error.json`` out.
 
-    A job outlives the learner that launched it; another learner asks after it by the folder.
+    A job outlives the learner that launched it; another learner finds it by the folder.
     """
 
     def launch(self, run_dir: Path) -> None:
@@ -33,7 +33,7 @@ class JobLauncher(Protocol):
         ...
 
     def status(self, run_dir: Path) -> JobStatus:
-        """A job that ended without ``result.json`` has failed, whatever ended it."""
+        """State of the job. One that ended without ``result.json`` has failed, whatever ended it."""
         ...
 
     def cancel(self, run_dir: Path) -> None:

@@ -1,4 +1,4 @@
-"""Port of the event log: what is appended, and how it is read."""
+"""Ports of the event log: appending and reading."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Protocol
 from plaudit.core.events import Event, Topic
 
 Cursor = str
-"""A position in one partition of a log. Opaque: only the adapter that made it can read it."""
+"""Position in one partition of a log. Opaque: only the adapter that made it can read it."""
 
 
 Positions = Mapping[str, Cursor]
-"""Where reading continues, by partition; a partition that is not in it is read from its beginning."""
+"""Cursors at which reading continues, by partition; a partition without one is read from its beginning."""
 
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """What became of one event handed to :meth:`EventLog.append`.
+    """Result of appending one event.
 
     Attributes:
-        duplicate: the log already holds an event of this topic and id; nothing was added. A log that cannot look ids up
-            (Kafka) only knows those it appended itself not long ago; others are added again, for readers to drop.
+        duplicate: True: the log already holds an event of this topic and id; nothing was added. A log without look-up
+            by id (Kafka) only knows those it appended itself not long ago; others are added again, for readers to drop.
     """
 
     duplicate: bool
@@ -41,9 +41,9 @@ class Record:
     """One record of the log.
 
     Attributes:
-        position: where it stands, for people and dead letters; it names the same record for ever.
-        partition: the part of the log that it stands in, whatever the topic; all records of one key are in one.
-        cursor: reading the partition from here continues after this record.
+        position: position for people and dead letters; it names the same record for ever.
+        partition: partition of the log, over all topics; all records of one key are in one.
+        cursor: cursor at which reading the partition continues after this record.
     """
 
     topic: Topic
@@ -56,22 +56,21 @@ class Record:
 class EventReader(Protocol):
     """Reads in order per partition and topic, each record at least once.
 
-    What the log lost before it was read comes as a Unreadable record without payload, once: nothing is passed
-    over.
+    Records that the log lost before they were read are reported once, by an UnreadableRecord without payload.
 
-    Readers of one group share the partitions where the log has several; which are whose may change with every poll.
+    Readers of one group share the partitions where the log has several; the assignment may change with every poll.
     """
 
     def poll(self, limit: int, timeout_s: float) -> Sequence[Record]:
-        """Up to ``limit`` next records; waits up to ``timeout_s`` for the first one, then returns what is there."""
+        """The next records, at most ``limit``; waits up to ``timeout_s`` for the first one."""
         ...
 
     def commit(self, positions: Positions) -> None:
-        """Tell the log how far the effects of reading are saved. Call it after saving them, never before."""
+        """Commit positions up to which the effects of reading are saved; never before they are."""
         ...
 
     def lag(self) -> int:
-        """How many records stand after the last one polled, in the partitions that are this reader's."""
+        """Number of records after the last one polled, in the partitions of this reader."""
         ...
 
     def close(self) -> None: ...
@@ -91,7 +90,7 @@ class EventLog(Protocol):
         ...
 
     def replay(self, events: Sequence[Event]) -> None:
-        """Append events that the log may hold already, so that readers meet them again.
+        """Append events that the log may hold already, so that readers read them again.
 
         Raises:
             LogUnavailable: not all were appended.
@@ -102,13 +101,13 @@ class EventLog(Protocol):
         """A reader of ``topics``.
 
         Args:
-            start: asked whenever partitions become this reader's, within ``poll`` too, where reading them continues;
-                None: where the group's last commit says. ``dict`` reads everything.
+            start: returns the positions of newly assigned partitions, called within ``poll`` too; None: those of the
+                group's last commit. ``dict`` reads everything.
         """
         ...
 
     def feedback_recorded(self, feedback_id: str) -> float | None:
-        """When (UTC seconds) this feedback was recorded; None if it was not, or if the log cannot tell (Appended)."""
+        """Time (UTC seconds) at which this feedback was recorded; None if it was not, or if the log cannot tell."""
         ...
 
     def close(self) -> None: ...
