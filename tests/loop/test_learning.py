@@ -418,8 +418,8 @@ def test_any_order_and_number_of_deliveries_comes_to_the_same(
         assert second.reward_state is not None
         assert_same_sums(first.reward_state, second.reward_state)
         assert first.progress.experiences == second.progress.experiences
-        judgements = {e.decision.prediction_id: e.label for e in world.store.experiences() if e.label}
-        assert judgements == {e.decision.prediction_id: e.label for e in other.store.experiences() if e.label}
+        labels = {e.decision.prediction_id: e.label for e in world.store.experiences() if e.label}
+        assert labels == {e.decision.prediction_id: e.label for e in other.store.experiences() if e.label}
     finally:
         world.close()
         other.close()
