@@ -426,7 +426,8 @@ def client() -> str:
             if name != "AsyncClient":
                 out += [
                     _function(f"{name}.{member}", f)
-                    for member, f in vars(exported).items()
+                    for cls in exported.__mro__
+                    for member, f in vars(cls).items()
                     if inspect.isfunction(f) and not member.startswith("_")
                 ]
         else:
@@ -460,6 +461,7 @@ def _signature(name: str, called: Any) -> str:
             break
     listed = ", ".join(parts)
     returned = signature.return_annotation
+    returned = str(returned).removesuffix("T") if called.__module__ == "plaudit.client.methods" else returned
     arrow = "" if inspect.isclass(called) or returned is inspect.Signature.empty else f" -> {returned}"
     return f"```text\n{'async ' if inspect.iscoroutinefunction(called) else ''}{name}({listed}){arrow}\n```\n\n"
 

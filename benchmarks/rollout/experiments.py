@@ -22,7 +22,7 @@ from benchmarks.measure import Measure
 from plaudit.core.events import Answers, ExperimentReport
 from plaudit.core.experience import DecisionHeader, Experience, Label
 from plaudit.core.rollout import Change, Rollout, in_experiment, promote, start_canary
-from plaudit.learner.evaluation.experiment import Experiment, ExperimentRules, decide, heed, weigh
+from plaudit.learner.evaluation.experiment import Experiment, ExperimentRules, add_experiences, add_report, decide
 from plaudit_models.bandit.features import Float64
 from plaudit_models.evaluation.guards import BUCKETS, bucket, new_guards
 from plaudit_models.evaluation.two_arm_test import Propensities, new_two_arm_test
@@ -50,11 +50,11 @@ def an_experiment(rules: ExperimentRules) -> tuple[Experiment, Rollout]:
         version=2,
         generation=rollout.experiment,
         share=SHARE,
-        shadow=False,
+        kind="canary",
         actor="bench",
         started_at_s=0.0,
         position=0,
-        evidence=new_two_arm_test(rules.canary(SHARE)),
+        evidence=new_two_arm_test(rules.over_all(SHARE)),
         guards=new_guards(rules.guards(SHARE)),
     )
     return experiment, rollout
@@ -87,7 +87,9 @@ def run_once(seed: int, worse: float, rules: ExperimentRules, *, with_propensiti
             arms[version][bucket(0.008 * rng.lognormal(0.0, 0.4))] += 1
             action = int(np.searchsorted(upto[version - 1], rng.random(), side="right"))
             rows.append(_experience(number, users[index], version, up, float(second), action))
-        experiment = weigh(experiment, rows, rollout, rules, USERS, _propensities if with_propensities else _unknown)
+        experiment = add_experiences(
+            experiment, rows, rollout, rules, USERS, _propensities if with_propensities else _unknown
+        )
         report = ExperimentReport(
             replica=f"replica {second % REPLICAS}",
             number=second,
@@ -98,7 +100,7 @@ def run_once(seed: int, worse: float, rules: ExperimentRules, *, with_propensiti
             live=Answers(failed[1], tuple(arms[1])),
             candidate=Answers(failed[2], tuple(arms[2])),
         )
-        experiment = decide(heed(experiment, report), rules)
+        experiment = decide(add_report(experiment, report), rules)
         if experiment.verdict is not None:
             return experiment.verdict, float(second)
     raise AssertionError("an experiment ends after max_events")

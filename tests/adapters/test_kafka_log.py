@@ -66,7 +66,7 @@ def problems(records: Sequence[Record]) -> list[str]:
 
 
 def positions(records: Sequence[Record]) -> Callable[[], Positions]:
-    """What somebody saves who has taken in the records."""
+    """Positions after the records, as a reader saves them."""
     saved = {record.partition: record.cursor for record in records}
     return lambda: saved
 
@@ -196,7 +196,7 @@ def test_a_record_of_50_mb_is_unreadable_and_its_dead_letter_fits(kafka: Kafka) 
 
 def test_fields_of_a_newer_schema_are_read_past_and_stay_in_the_log(kafka: Kafka, log: KafkaLog) -> None:
     event = some_feedback("p", feedback_id="f1")
-    newer = encode_event(event) + b"\xfa\x3e\x05hello"  # field 1007, which nobody has defined yet
+    newer = encode_event(event) + b"\xfa\x3e\x05hello"  # field 1007, which is not defined yet
     log.append([some_feedback("p", feedback_id="f0")])
     send(kafka, Topic.FEEDBACK, newer, headers=[("event-type", b"plaudit.v1.FeedbackEvent")])
     assert read_all(log)[1].event == event
@@ -448,7 +448,7 @@ def test_another_service_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         log = Kafka(f"127.0.0.1:{port}").log(timeout_s=0.5)
-        with pytest.raises(LogUnavailable, match=f"127.0.0.1:{port} takes connections but does not answer"):
+        with pytest.raises(LogUnavailable, match=f"127.0.0.1:{port} accepts connections but does not answer"):
             log.append([some_feedback("p")])
         log.close()
 

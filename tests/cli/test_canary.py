@@ -135,7 +135,7 @@ def brittle_bundle(folder: Path) -> None:
 
 
 def test_a_version_that_fails_on_some_requests_is_withdrawn_by_what_two_services_report(tmp_path: Path) -> None:
-    """Nobody gives a thumb: the services' counts alone speak, and each sees half of the failures."""
+    """Without thumbs the counts of the services alone are evidence, and each sees half of the failures."""
     config = deployed(tmp_path)
     registry = model_registry(load_settings(config))
     brittle_bundle(tmp_path / "brittle")

@@ -39,7 +39,7 @@ def about(findings: list[Finding], topic: str) -> Finding:
 
 
 def make_topics(kafka: Kafka, **config: str) -> None:
-    """Decisions and feedback as somebody made them by hand."""
+    """Topics of decisions and feedback that an operator made by hand."""
     with KafkaAdminClient(bootstrap_servers=kafka.bootstrap) as admin:
         admin.create_topics(
             {

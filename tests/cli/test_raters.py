@@ -60,7 +60,7 @@ def test_the_list_says_who_counts_for_what(shell: Shell, store: ExperienceStore)
 
 
 def test_commands_wait_for_the_learner(shell: Shell, store: ExperienceStore) -> None:
-    assert "mallory: trusted, as soon as the learner looks" in shell("release", "mallory")
+    assert "mallory: trusted, from the learner's next batch on" in shell("release", "mallory")
     assert json.loads(shell("quarantine", "ada", "--json")) == {"user": "ada", "trust_level": "quarantined"}
     commands = store.pending_commands()
     assert [(c.user_id, c.trust_level) for c in commands] == [("mallory", "trusted"), ("ada", "quarantined")]

@@ -182,7 +182,7 @@ def test_a_preference_without_the_served_action_teaches_but_proves_nothing(make_
 def test_decisions_of_another_model_are_counted_and_left_alone(make_world: MakeWorld) -> None:
     world = make_world()
     learner = world.learner()
-    world.log.append([world.decide(model="somebody-elses")])
+    world.log.append([world.decide(model="another")])
     world.settle(learner)
     assert learner.intake_stats.outcomes["other_model"] == 1
     assert "decision" not in learner.intake_stats.outcomes

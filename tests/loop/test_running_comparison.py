@@ -51,7 +51,7 @@ def world(make_world: MakeWorld) -> World:
 def test_harm_is_reverted_and_forgotten(world: World) -> None:
     learner = gated_on_fish(world)
     gated = world.registry.rollout().live
-    world.traffic(50, likes_fish)  # by the gated version itself: compared with nobody
+    world.traffic(50, likes_fish)  # by the gated version itself: compared with no other
     world.settle(learner)
     assert learner.running.comparison.n == 0
     harmful = served_by(world, "cat", prefer="cat")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from plaudit_models.training.schedule import Mean, blocks, fraction_done, one_cycle, shuffled
+from plaudit_models.training.schedule import IntervalMean, blocks, fraction_done, one_cycle, shuffled
 
 
 def test_one_cycle_rises_to_its_peak_and_falls_to_nothing() -> None:
@@ -42,7 +42,7 @@ def test_blocks_hold_consecutive_rows_and_leave_out_a_small_rest() -> None:
 
 
 def test_a_mean_is_emptied_when_read() -> None:
-    mean = Mean()
+    mean = IntervalMean()
     mean.add(1.0)
     mean.add(3.0)
     assert mean.take() == 2.0

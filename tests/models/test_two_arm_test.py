@@ -18,19 +18,19 @@ NAN = float("nan")
 
 def test_weights_by_hand() -> None:
     """s = 0.25. Of the draw alone: 1/0.25 for the candidate's answers, −1/0.75 for live's. With c and l known:
-    (0.9 − 0.1)/(0.25·0.9 + 0.75·0.1) = 0.8/0.3, and 0 where both would have said it, whoever did.
+    (0.9 − 0.1)/(0.25·0.9 + 0.75·0.1) = 0.8/0.3, and 0 where both would have given it, whichever did.
     """
     part, rules = np.array([True, False, True, True, False]), TwoArmTestRules(share=0.25)
     np.testing.assert_allclose(weights(part, None, rules), [4.0, -4 / 3, 4.0, 4.0, -4 / 3])
-    chances = Propensities(np.array([0.9, 0.9, 0.7, NAN, 0.0]), np.array([0.1, 0.1, 0.7, 0.5, 1.0]))
-    np.testing.assert_allclose(weights(part, chances, rules), [0.8 / 0.3, 0.8 / 0.3, 0.0, 4.0, -4 / 3])
+    propensities = Propensities(np.array([0.9, 0.9, 0.7, NAN, 0.0]), np.array([0.1, 0.1, 0.7, 0.5, 1.0]))
+    np.testing.assert_allclose(weights(part, propensities, rules), [0.8 / 0.3, 0.8 / 0.3, 0.0, 4.0, -4 / 3])
 
 
 @pytest.mark.parametrize(("c", "live"), [(1.5, 0.5), (-0.1, 0.5), (0.0, 0.0)])
 def test_probabilities_out_of_range_are_refused(c: float, live: float) -> None:
-    chances = Propensities(np.array([c]), np.array([live]))
-    with pytest.raises(ValueError, match="chances"):
-        weights(np.array([True]), chances, TwoArmTestRules(share=0.5))
+    propensities = Propensities(np.array([c]), np.array([live]))
+    with pytest.raises(ValueError, match="propensities"):
+        weights(np.array([True]), propensities, TwoArmTestRules(share=0.5))
 
 
 def test_first_wealth_by_hand() -> None:
@@ -82,17 +82,19 @@ def narrow_experiment(gain: float, seed: int, *, told: bool, n: int = 1500) -> s
         reward = (rng.random(50) < pleases).astype(float)
         c = np.where(differ, np.where(new, 0.95, 0.05), 1.0)
         live = np.where(differ, np.where(new, 0.05, 0.95), 1.0)
-        chances = Propensities(c, live) if told else None
-        experiment = experiment.update(reward, part, [f"user {i}" for i in rng.integers(400, size=50)], chances=chances)
+        propensities = Propensities(c, live) if told else None
+        experiment = experiment.update(
+            reward, part, [f"user {i}" for i in rng.integers(400, size=50)], propensities=propensities
+        )
         if experiment.finding() != "none":
             break
     return experiment.finding()
 
 
 def test_what_both_would_say_does_not_hide_a_gain_where_they_differ() -> None:
-    """6 points over all, from a fifth of the questions: found in nearly every experiment when the chances are told, and
-    in few when the draw alone speaks. Without a gain, more than 5 wrong findings of 40 at level 0.05 + 0.05 and 0 %
-    power have probability 0.2; more than 9, 0.005.
+    """6 points over all, from a fifth of the questions: found in nearly every experiment when the propensities are
+    told, and in few when the draw alone speaks. Without a gain, more than 5 wrong findings of 40 at level 0.05 + 0.05
+    and 0 % power have probability 0.2; more than 9, 0.005.
     """
     told = [narrow_experiment(0.3, seed, told=True) for seed in range(20)].count("gain")
     untold = [narrow_experiment(0.3, seed, told=False) for seed in range(20)].count("gain")
@@ -167,7 +169,7 @@ def test_a_suspicion_by_hand() -> None:
 
 
 def test_before_the_candidate_has_served_nothing_is_suspected() -> None:
-    """A tenth of the users, and only live has answered, to everybody's delight: d = −(1 − m)/0.9, hardly scattered."""
+    """A tenth of the users, and only live has answered, to the delight of all: d = −(1 − m)/0.9, hardly scattered."""
     rules = TwoArmTestRules(share=0.1, margin=0.03)
     experiment = new_two_arm_test(rules).update(
         np.ones(30), np.zeros(30, bool), [f"u{i}" for i in range(30)], n_users=30
@@ -178,12 +180,12 @@ def test_before_the_candidate_has_served_nothing_is_suspected() -> None:
 
 def test_two_bettors_by_hand() -> None:
     """s = 0.5, so the bound is 2 and the stakes are λ_j = 0.3·2^−j as above. One thumb up for an answer with c = 0.6,
-    l = 0.2: w = 0.4/0.4 = 1 and d = 0.5 by its chances, w = 2 and d = 1 by the draw. Wealth is 1 + 0.200780·d, so both
-    together own 1 + 0.200780·0.75.
+    l = 0.2: w = 0.4/0.4 = 1 and d = 0.5 by its propensities, w = 2 and d = 1 by the draw. Wealth is 1 + 0.200780·d, so
+    both together own 1 + 0.200780·0.75.
     """
-    chances = Propensities(np.array([0.6]), np.array([0.2]))
+    propensities = Propensities(np.array([0.6]), np.array([0.2]))
     after = new_two_arm_test(TwoArmTestRules(share=0.5)).update(
-        np.array([1.0]), np.array([True]), ["ada"], chances=chances
+        np.array([1.0]), np.array([True]), ["ada"], propensities=propensities
     )
     assert after.gain.e_value(0) == pytest.approx(1 + 0.200780 * 0.75, abs=1e-5)
 
@@ -197,7 +199,7 @@ def judged_by_version(seed: int, worse: float, n: int = 2_500) -> str:
         answer = np.where(common, 1, np.where(part, 0, 2))
         reward = (rng.random(50) < np.where(part, 0.9 - worse, 0.9)).astype(float)
         users = [f"user {i}" for i in rng.integers(400, size=50)]
-        experiment = experiment.update(reward, part, users, chances=Propensities(c[answer], live[answer]))
+        experiment = experiment.update(reward, part, users, propensities=Propensities(c[answer], live[answer]))
         if experiment.finding() != "none":
             break
     return experiment.finding()
@@ -210,7 +212,7 @@ def test_harm_is_found_too_where_users_judge_the_version_and_not_its_answer() ->
 
 
 def test_an_experiment_that_was_saved_when_there_was_one_bettor_goes_on() -> None:
-    """Both have what he had, so the evidence is what it was."""
+    """Both bettors have what the one had, so the evidence is what it was."""
     rules = TwoArmTestRules(share=0.5)
     before = new_two_arm_test(rules).update(np.ones(40), np.arange(40) % 2 == 0, [f"user {i}" for i in range(40)])
     saved = before.to_dict()
@@ -227,6 +229,6 @@ def test_a_version_that_is_judged_whatever_it_answers_is_suspected_too() -> None
     part = np.arange(40) % 2 == 0
     alike = Propensities(np.ones(40), np.ones(40))
     users = [f"user {i}" for i in range(40)]
-    after = new_two_arm_test(TwoArmTestRules(share=0.5)).update(1.0 - part, part, users, chances=alike)
+    after = new_two_arm_test(TwoArmTestRules(share=0.5)).update(1.0 - part, part, users, propensities=alike)
     assert after.moments == (40, 0.0, 0.0)
     assert after.suspected

@@ -38,7 +38,7 @@ from support.builders import NOW_S, tiny_bundle, tiny_content, tiny_spec, trunk_
 
 SPEC: Final = tiny_spec()
 USERS: Final = 1_000
-"""Many, so that the cap on one user's share of the evidence leaves theirs in."""
+"""Number of users: enough that the cap on a user's share of the evidence excludes none."""
 
 
 @dataclass
@@ -47,7 +47,7 @@ class World:
 
     Attributes:
         settings: sections by name, laid over the defaults.
-        run_job: what a fine-tuning job does.
+        run_job: stands in for a fine-tuning job.
         log: another one than the embedded one.
         store_url: of another store than the embedded one.
         lease_s: of the learners' stores.
@@ -109,7 +109,7 @@ class World:
         )
 
     def metric(self, name: str, **labels: str) -> float | None:
-        """Of the latest learner, as a scrape would show it; None if it is not there."""
+        """Metric of the latest learner, as a scrape would show it; None if it is not there."""
         return self.metrics.get_sample_value(name, labels)
 
     def close(self) -> None:
@@ -187,7 +187,7 @@ class World:
         index = SPEC.action_index(likes_action)
         return float(np.mean([self.policy(version, tiny_content(seed))[0][index] for seed in range(20)]))
 
-    # --- what should be ----------------------------------------------------------------------------------------------
+    # --- expectations ----------------------------------------------------------------------------------------------
 
     def settle(self, learner: Learner) -> None:
         """Step until there is nothing left to read."""

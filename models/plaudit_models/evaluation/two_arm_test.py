@@ -1,7 +1,7 @@
-"""Is the candidate better than live, judged by users who were drawn to be served by one or the other?
+"""Randomised comparison of a candidate with live, by the rewards of users who were drawn to be served by either.
 
-Where off-policy evaluation (see :mod:`plaudit_models.evaluation.gate`) has nothing to go by, because live hardly ever
-tries what the candidate would answer, only trying tells. Knows nothing about versions or rollouts.
+Needed where off-policy evaluation (:mod:`plaudit_models.evaluation.gate`) has too little to go by, because live hardly
+ever gives the candidate's answers. Knows nothing about versions or rollouts.
 
 With a share s of the users served by the candidate, an answer that the candidate gives with probability c and live with
 probability l was given with probability s·c + (1 − s)·l, whoever gave it. With its reward r and any guess m made
@@ -23,11 +23,11 @@ m takes out variance; it is the mean reward so far, weighted by w². |d| ≤ max
 every event. The draw is by user: the guarantee is for users who are alike on average, or so many that the draw evens
 them out.
 
-The first w takes it that users judge answers, whoever gave them. Where they judge the version besides (it shows the
-same answer worse), what the two have in common hides the harm: d is too near 0, and proof comes late. So half of the
-money is bet on d of the first w, half on d of the second. What both own together is an e-process too, and the worse
-half costs at most log 2 of the evidence (Vovk, Wang: E-values, 2021, section 3: the mean of e-values is one, whatever
-they have to do with each other).
+The first w assumes that users rate answers, whichever version gave them. Where they rate the version besides (it
+shows the same answer worse), what the two have in common hides the harm: d is too near 0, and proof comes late. So half
+of the initial wealth is bet on d of the first w, half on d of the second. The total wealth is an e-process too, and the
+worse half costs at most log 2 of the evidence (Vovk, Wang: E-values, 2021, section 3: the mean of e-values is one,
+however they depend on each other).
 
 Notation:
     n: number of experiences
@@ -56,11 +56,11 @@ answer alike."""
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Propensities:
-    """How probable the answers given were, ``[n]`` each, NaN where it is not known.
+    """Probabilities of the answers that were given, ``[n]`` each; NaN where not known.
 
     Attributes:
-        candidate: c, of the candidate giving this answer to this user's question.
-        live: l, of the version that was live then.
+        candidate: c, under the candidate.
+        live: l, under the version that was live then.
     """
 
     candidate: Float64
@@ -77,7 +77,7 @@ class TwoArmTestRules:
     Attributes:
         share: of the users that the candidate serves, in (0, 1).
         alpha: probability of a wrong finding, in (0, 1), for each of the two kinds.
-        margin: how much less reward than live is not yet harm, in [0, 1].
+        margin: loss of reward against live that is not yet harm, in [0, 1].
         min_events: experiences before any finding.
         user_cap: largest share of the experiences seen that one user's may count for, in (0, 1].
     """
@@ -99,12 +99,12 @@ class TwoArmTestRules:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SplitBet:
-    """Two bettors against one claim, each with half of the money; immutable.
+    """E-process against one claim, its initial wealth split between both definitions of w; immutable.
 
     Attributes:
-        by_answer: bets on d as the answers' chances weigh it.
-        by_draw: on d as the draw alone does.
-        best: logarithm of the most that both owned together at any look.
+        by_answer: bets on d with the w of the propensities.
+        by_draw: bets on d with the w of the draw alone.
+        best: logarithm of the largest total wealth at any look.
     """
 
     by_answer: EProcess
@@ -114,11 +114,11 @@ class SplitBet:
     def update(self, by_answer: Float64, by_draw: Float64) -> SplitBet:
         """Bet on d of further experiences, ``[n]`` each, then look once."""
         answer, draw = self.by_answer.update(by_answer), self.by_draw.update(by_draw)
-        owned = np.logaddexp(log_total(answer.log_wealth)[0], log_total(draw.log_wealth)[0]) - math.log(2.0)
-        return SplitBet(answer, draw, max(self.best, float(owned)))
+        total = np.logaddexp(log_total(answer.log_wealth)[0], log_total(draw.log_wealth)[0]) - math.log(2.0)
+        return SplitBet(answer, draw, max(self.best, float(total)))
 
     def e_value(self, claim: int = 0) -> float:
-        """The strongest evidence so far against the claim, the only one."""
+        """Strongest evidence so far against the claim; there is one, number 0."""
         return math.exp(min(self.best, LOG_CEILING))
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,12 +140,12 @@ def _split_bet_from_dict(raw: Mapping[str, Any]) -> SplitBet:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TwoArmTest:
-    """Everything seen so far of one experiment; immutable, every update is a new one.
+    """Evidence of one experiment; immutable, every update returns a new one.
 
     Attributes:
-        n, total: experiences counted and their reward, of live and of the candidate.
-        weighed: Σ w² and Σ w²·r of them; ``weighed_by_draw`` with the w of the draw alone.
-        moments: n, Σ d and Σ d² of them; ``moments_by_draw`` with d of the draw alone.
+        n, total: number of counted experiences and their total reward, of live and of the candidate.
+        weighed: Σ w² and Σ w²·r over them; ``weighed_by_draw`` with the w of the draw alone.
+        moments: n, Σ d and Σ d² over them; ``moments_by_draw`` with d of the draw alone.
     """
 
     rules: TwoArmTestRules
@@ -166,19 +166,19 @@ class TwoArmTest:
         users: Sequence[str],
         *,
         n_users: int = 0,
-        chances: Propensities | None = None,
+        propensities: Propensities | None = None,
     ) -> TwoArmTest:
-        """Take in n further experiences in order, then look once.
+        """Evidence with n further experiences in order, looked at once.
 
         Args:
             reward: in [0, 1], ``[n]``.
             by_candidate: ``[n]``, True where the candidate served.
-            users: who gave the feedback, n names.
-            n_users: how many there were before, as in :meth:`plaudit_models.evaluation.gate.Comparison.update`.
-            chances: of the answers, n each; None: they are not known.
+            users: ids of the users who gave the feedback, n.
+            n_users: number of users before, as in :meth:`plaudit_models.evaluation.gate.Comparison.update`.
+            propensities: of the answers, n each; None: not known.
 
         Raises:
-            ValueError: a reward or a chance is out of range, or the lengths differ.
+            ValueError: a reward or a propensity is out of range, or the lengths differ.
         """
         if not len(reward) == len(by_candidate) == len(users):
             raise ValueError(f"{len(reward)} rewards, {len(by_candidate)} parts and {len(users)} users must be as many")
@@ -187,7 +187,7 @@ class TwoArmTest:
         if ((reward < 0.0) | (reward > 1.0)).any():
             raise ValueError("a reward is not in [0, 1]")
         prior = _PRIOR_N / (self.rules.share * (1.0 - self.rules.share))
-        by_answer = weights(by_candidate, None if chances is None else chances[counted], self.rules)
+        by_answer = weights(by_candidate, None if propensities is None else propensities[counted], self.rules)
         by_draw = weights(by_candidate, None, self.rules)
         values, weighed = _differences(reward, by_answer, self.weighed, prior)
         drawn, weighed_by_draw = _differences(reward, by_draw, self.weighed_by_draw, prior)
@@ -219,8 +219,8 @@ class TwoArmTest:
         """Whether harm is likely though not proven: the mean of either d is below −margin by more than 1.5 standard
         errors.
 
-        It is looked at as if the largest d there can be had come once more: while the candidate has hardly served, d
-        is live's alone, and hardly scatters.
+        One more d is added, the largest possible: while the candidate has hardly served, all d are of live and hardly
+        scatter.
         """
         return self._suspects(self.moments) or self._suspects(self.moments_by_draw)
 
@@ -234,9 +234,9 @@ class TwoArmTest:
         return mean + SUSPICION * standard_error < -self.rules.margin
 
     def reason(self) -> str:
-        """The finding and what it rests on, in one sentence."""
+        """Finding and its evidence, in one sentence."""
         live, candidate = (
-            "nobody" if n == 0 else f"{total / n:.1%} of {n}" for n, total in zip(self.n, self.total, strict=True)
+            "none" if n == 0 else f"{total / n:.1%} of {n}" for n, total in zip(self.n, self.total, strict=True)
         )
         return (
             f"users satisfied: {candidate} by the candidate, {live} by live; e-value {self.gain.e_value(0):.3g} for a "
@@ -275,27 +275,29 @@ def _differences(
     return values, (weighed[0] + float(squared.sum()), weighed[1] + float((squared * reward).sum()))
 
 
-def weights(by_candidate: Bool, chances: Propensities | None, rules: TwoArmTestRules) -> Float64:
+def weights(by_candidate: Bool, propensities: Propensities | None, rules: TwoArmTestRules) -> Float64:
     """w of the notation above, ``[n]``.
 
     Raises:
-        ValueError: a chance is not in [0, 1], or an answer was given that neither would give.
+        ValueError: a propensity is not in [0, 1], or an answer was given that neither would give.
     """
     by_draw = np.where(by_candidate, 1.0 / rules.share, -1.0 / (1.0 - rules.share))
-    if chances is None:
+    if propensities is None:
         return by_draw
-    c, l = chances.candidate, chances.live  # noqa: E741 - the notation's
+    c, l = propensities.candidate, propensities.live  # noqa: E741 - the notation's
     known = ~(np.isnan(c) | np.isnan(l))
     mixed = rules.share * c + (1.0 - rules.share) * l
     wrong = known & ((c < 0.0) | (c > 1.0) | (l < 0.0) | (l > 1.0) | (mixed <= 0.0))
     if wrong.any():
         i = int(wrong.argmax())
-        raise ValueError(f"chances: {c[i]} and {l[i]} of answer {i} are not probabilities of an answer that was given")
+        raise ValueError(
+            f"propensities: {c[i]} and {l[i]} of answer {i} are not probabilities of an answer that was given"
+        )
     return np.where(known, np.divide(c - l, mixed, out=np.zeros_like(mixed), where=known), by_draw)
 
 
 def new_two_arm_test(rules: TwoArmTestRules) -> TwoArmTest:
-    """An experiment nobody has been served in yet."""
+    """Evidence before the first experience."""
     return TwoArmTest(
         rules=rules,
         gain=_open_split_bet(rules.bound, 0.0),

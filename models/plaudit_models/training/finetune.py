@@ -44,7 +44,7 @@ from plaudit_models.training.lora import adapt, merge
 from plaudit_models.training.losses import action_nll, kl_to_reference
 from plaudit_models.training.objectives import Likelihood, Logits, Objective, Rewards, Sampled, Target
 from plaudit_models.training.rows import Source, freeze_encoders
-from plaudit_models.training.schedule import Mean, blocks_for_ever, fraction_done, one_cycle, shuffled
+from plaudit_models.training.schedule import IntervalMean, blocks_for_ever, fraction_done, one_cycle, shuffled
 from plaudit_models.training.texts import ActionTexts
 
 Served = Callable[[npt.NDArray[np.float32], npt.NDArray[np.float32]], npt.NDArray[np.floating[Any]]]
@@ -144,7 +144,7 @@ def finetune(
 
     steps = math.ceil(config.replays_per_experience * len(experiences) / config.replay_rows)
     steps = min(steps, config.max_steps if config.max_steps is not None else steps)
-    step, saved, reported, user_losses, rehearsal_losses = 0, 0, 0.0, Mean(), Mean()
+    step, saved, reported, user_losses, rehearsal_losses = 0, 0, 0.0, IntervalMean(), IntervalMean()
     if resume is not None:
         restore(resume, weights, optimizer, draws)
         step = saved = resume.step

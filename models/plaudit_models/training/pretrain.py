@@ -32,7 +32,7 @@ from plaudit_models.training.config import PretrainConfig
 from plaudit_models.training.fusion import FusionConfig, FusionPolicy
 from plaudit_models.training.losses import action_nll
 from plaudit_models.training.rows import drop_modalities, encode_rows, prepare_pools
-from plaudit_models.training.schedule import Mean, blocks, fraction_done, one_cycle
+from plaudit_models.training.schedule import IntervalMean, blocks, fraction_done, one_cycle
 from plaudit_models.training.texts import ActionTexts
 
 _EVALUATION_ROWS = 1024
@@ -131,7 +131,7 @@ def pretrain(
     start_s = time.monotonic()
     best = Accuracy(-1.0, {})
     best_state = _copy_of(model)
-    step, since_best, validated, reported, losses = 0, 0, 0, 0.0, Mean()
+    step, since_best, validated, reported, losses = 0, 0, 0, 0.0, IntervalMean()
     stopped_early = False
     waiting: list[Tensor] = []
     steps, limit_s = config.steps(len(train)), config.max_duration_s

@@ -49,7 +49,7 @@ def blocks_for_ever(n: int, batch_rows: int, generator: Generator) -> Iterator[T
         yield from blocks(n, batch_rows, generator)
 
 
-class Mean:
+class IntervalMean:
     """A running mean that is emptied when it is read."""
 
     def __init__(self) -> None:

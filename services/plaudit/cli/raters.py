@@ -78,4 +78,4 @@ def _set_trust_level(user: str, trust_level: TrustLevel, options: ModelOptions) 
     if options.as_json:
         output.print_json({"user": user, "trust_level": trust_level})
     else:
-        output.out.print(f"{user}: {trust_level}, as soon as the learner looks")
+        output.out.print(f"{user}: {trust_level}, from the learner's next batch on")

@@ -113,7 +113,7 @@ def build_learner(
         state=state,
         store=store,
         registry=registry,
-        versions=policies,
+        policies=policies,
         rules=experiment_rules(settings, canary),
         metrics=metrics,
         clock=clock,

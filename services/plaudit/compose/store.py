@@ -5,7 +5,7 @@ SQLAlchemy is imported when a store is opened: the inference service does withou
 
 from __future__ import annotations
 
-from plaudit.adapters.store.feedback_status import OpenStores
+from plaudit.adapters.store.status_readers import OpenStores
 from plaudit.compose.paths import store_file
 from plaudit.compose.registry import known_models
 from plaudit.core.errors import ConfigError

@@ -225,10 +225,10 @@ class ShadowAnswer:
     Attributes:
         prediction_id: of the answer that the client got.
         action: the candidate's most probable action; "" if it failed.
-        agrees: whether it is the most probable one of the version that answered, too.
-        kl_nats: KL(shown ‖ shadow) of the two policies, in nats.
-        duration_s: of decoding and evaluating it, alone.
-        failure: why there is no answer; "" if there is one.
+        agrees: True: the live version has the same most probable action.
+        kl_nats: KL(live ‖ candidate) of the two policies, in nats.
+        duration_s: seconds for decoding and evaluating the request.
+        failure: reason why there is no answer; "" if there is one.
     """
 
     prediction_id: str

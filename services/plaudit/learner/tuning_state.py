@@ -80,7 +80,7 @@ _PHASES: Final[Mapping[str, type[Any]]] = {kind.name: kind for kind in (Idle, Tr
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RunOutcome:
     """End of a run.
 
     Attributes:
@@ -108,9 +108,9 @@ class TuningState:
 
     phase: Phase = Idle()
     last_snapshot: int = 0
-    outcomes: tuple[Outcome, ...] = ()
+    outcomes: tuple[RunOutcome, ...] = ()
 
-    def ended(self, outcome: Outcome) -> TuningState:
+    def ended(self, outcome: RunOutcome) -> TuningState:
         """State after a run has ended."""
         return replace(self, phase=Idle(), outcomes=(*self.outcomes, outcome)[-_MAX_OUTCOMES:])
 
@@ -133,5 +133,5 @@ def tuning_state_from_bytes(saved: bytes) -> TuningState:
     kind = _PHASES[phase.pop("name")]
     if kind is Gating:
         phase["comparison"] = comparison_from_dict(phase["comparison"])
-    outcomes = tuple(Outcome(**outcome) for outcome in raw["outcomes"])
+    outcomes = tuple(RunOutcome(**outcome) for outcome in raw["outcomes"])
     return TuningState(kind(**phase), raw["last_snapshot"], outcomes)

@@ -101,8 +101,8 @@ _T = TypeVar("_T")
 class SqlStore:
     """See :class:`plaudit.core.ports.store.ExperienceStore`.
 
-    On SQLite whoever asks to lead leads, and the one before is told that it was replaced. On PostgreSQL the leader
-    holds a lease on the server's clock.
+    On SQLite the last learner that asked to lead leads; the one before gets StoreMoved. On PostgreSQL the leader holds
+    a lease on the server's clock.
 
     Args:
         url: a SQLAlchemy database URL; engine.py makes one for a file. Tables are made if they are not there.
@@ -478,7 +478,7 @@ class SqlStore:
         rows: Sequence[Mapping[str, Any]],
         statement: sqlite.Insert | postgresql.Insert | None = None,
     ) -> None:
-        """Many rows at once; ``statement`` says what to do about those that are there."""
+        """Insert many rows at once; ``statement`` handles conflicts with rows that are there."""
         if not rows:
             return
         statement = self._insert_or_update(table) if statement is None else statement

@@ -63,8 +63,8 @@ class ServableModel(Protocol):
         ...
 
     def action_vectors(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Vectors that score dynamic actions, ``[k, d]``: base logits are ``embedding · vectorsᵀ``. Only where the spec
-        says that the model scores text."""
+        """Vectors that score dynamic actions, ``[k, d]``: base logits are ``embedding · vectorsᵀ``. Only where the
+        spec has ``scores_text``."""
         ...
 
     def dynamic_scores(
@@ -97,6 +97,7 @@ class ModelRuntime(Protocol):
         Versions that have the trunk in common share it in memory, so loading a refreshed head costs milliseconds.
 
         Raises:
-            CorruptBundle: the folder is not what its manifest says, or its graphs do not do what they should.
+            CorruptBundle: the folder does not match its manifest, or its graphs do not match the spec or the golden
+            outputs.
         """
         ...

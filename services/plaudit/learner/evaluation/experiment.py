@@ -1,9 +1,8 @@
-"""An experiment: a candidate beside live, and everything seen of both. Pure: no store, no log, no rollout is changed.
+"""Value of an experiment: a candidate beside live, and the evidence on both. Pure: changes no store, log or rollout.
 
-What the candidate's and live's users say of the same hours is weighed as it comes
-(:mod:`plaudit_models.evaluation.two_arm_test`), over all, on each kind of input and for each group of users; what
-inference services report of failed and late answers counts against the candidate too
-(:mod:`plaudit_models.evaluation.guards`).
+Rewards of the candidate's and live's users in the same hours are compared
+(:mod:`plaudit_models.evaluation.two_arm_test`), over all, by kind of input and by user group; failed and late answers,
+which inference services report, count against the candidate too (:mod:`plaudit_models.evaluation.guards`).
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -30,19 +29,22 @@ from plaudit_models.evaluation.two_arm_test import (
 )
 
 _SLICES: Final = 8
-"""Kinds of input watched one by one, the first that come; all others are one more together."""
+"""Kinds of input tested one by one, the first that come; all others together are one more slice."""
 _OTHERS: Final = "other inputs"
 _GROUPS: Final = 8
-"""User groups watched, the first that come; others count over all only."""
+"""User groups tested, the first that come; others count over all only."""
+
+ExperimentKind = Literal["canary", "shadow"]
+"""A canary's users get the candidate's answers; in a shadow the candidate only computes beside live."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExperimentRules:
-    """How experiments are judged.
+    """What counts as proof in an experiment.
 
     Attributes:
         alpha: probability of a wrong finding, for gain and for harm.
-        margin: how much less reward than live is not yet harm; ``slice_margin`` the same on one slice.
+        margin: loss of reward against live that is not yet harm; ``slice_margin`` the same on one slice.
         min_events: experiences before any finding.
         max_events: experiences after which an experiment ends without proof.
         user_cap: largest share of the evidence that one user's may count for.
@@ -61,21 +63,23 @@ class ExperimentRules:
     slow_margin: float = 0.05
     promotes: bool = True
 
-    def canary(self, share: float) -> TwoArmTestRules:
+    def over_all(self, share: float) -> TwoArmTestRules:
+        """Rules of the test over all users, where the candidate serves a ``share`` of them."""
         return TwoArmTestRules(share, self.alpha, self.margin, self.min_events, self.user_cap)
 
-    def slice(self, share: float, place: int) -> TwoArmTestRules:
-        """Of the slice that came ``place``-th, from 1: the α/(k(k+1)) of any number of slices sum to at most α."""
+    def on_slice(self, share: float, place: int) -> TwoArmTestRules:
+        """Rules of the slice that came ``place``-th, from 1: α/(k(k+1)) of any number of slices sum to at most α."""
         alpha = self.alpha / (place * (place + 1))
         return TwoArmTestRules(share, alpha, self.slice_margin, self.min_events, self.user_cap)
 
     def guards(self, share: float) -> GuardRules:
+        """Rules of the guards against failed and late answers."""
         return GuardRules(share, self.alpha, self.error_margin, self.slow_factor, self.slow_margin)
 
 
 @dataclass(frozen=True, slots=True)
-class Shadowed:
-    """What was computed in the shadow: sums over ``n`` requests, of which ``failed`` have no answer."""
+class ShadowStats:
+    """Sums over ``n`` requests that a shadow computed, of which ``failed`` have no answer."""
 
     n: int = 0
     failed: int = 0
@@ -86,10 +90,11 @@ class Shadowed:
     dropped: int = 0
     last_failure: str = ""
 
-    def plus(self, answers: Sequence[ShadowAnswer], dropped: int) -> Shadowed:
+    def add(self, answers: Sequence[ShadowAnswer], dropped: int) -> ShadowStats:
+        """Sums with further answers; ``dropped`` ones were not computed."""
         good = [each for each in answers if not each.failure]
         failures = [each.failure for each in answers if each.failure]
-        return Shadowed(
+        return ShadowStats(
             n=self.n + len(answers),
             failed=self.failed + len(failures),
             agreed=self.agreed + sum(each.agrees for each in good),
@@ -101,7 +106,7 @@ class Shadowed:
         )
 
     def report(self) -> dict[str, Any]:
-        """For people: means over what was answered."""
+        """Means over the answered requests, for people."""
         good = self.n - self.failed
         return {
             "n": self.n,
@@ -117,17 +122,19 @@ class Shadowed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Experiment:
-    """One experiment and everything seen of it; immutable, what the store remembers.
+    """One experiment with its evidence; immutable, saved by the leader.
 
     Attributes:
-        version: the candidate.
-        generation: of the rollout that began it.
-        actor: who began it.
+        version: number of the candidate.
+        generation: number of the rollout that began it.
+        share: share of the users that the candidate serves, or computes for.
+        actor: operator or service that began it.
         started_at_s: UTC seconds since the epoch.
-        position: number of the last experience looked at.
-        seen: the last report of each replica.
+        position: number of the last experience that was looked at.
+        evidence: comparison over all users.
+        seen: number of the last report by replica.
         problem: why a replica cannot run the candidate; "" if all can.
-        slices: evidence by kind of input and by user group.
+        slices: comparisons by kind of input and by user group.
         ungrouped: experiences whose user group is not watched, because there are too many.
         verdict, why: once it is decided, before the rollout says so.
     """
@@ -135,7 +142,7 @@ class Experiment:
     version: int
     generation: int
     share: float
-    shadow: bool
+    kind: ExperimentKind
     actor: str
     started_at_s: float
     position: int
@@ -143,7 +150,7 @@ class Experiment:
     guards: Guards
     slices: Mapping[str, TwoArmTest] = field(default_factory=dict)
     ungrouped: int = 0
-    shadowed: Shadowed = Shadowed()
+    shadow_stats: ShadowStats = ShadowStats()
     seen: Mapping[str, int] = field(default_factory=dict)
     problem: str = ""
     verdict: Verdict | None = None
@@ -155,12 +162,12 @@ class Experiment:
             "evidence": self.evidence.to_dict(),
             "guards": self.guards.to_dict(),
             "slices": {name: each.to_dict() for name, each in self.slices.items()},
-            "shadowed": asdict(self.shadowed),
+            "shadow_stats": asdict(self.shadow_stats),
         }
         return json.dumps(raw).encode()
 
     def e_values(self) -> dict[str, float]:
-        """The evidence for each claim: gain, harm, errors, latency."""
+        """Evidence by claim: gain, harm, errors, latency."""
         return {
             "gain": self.evidence.gain.e_value(0),
             "harm": self.evidence.loss.e_value(0),
@@ -169,13 +176,13 @@ class Experiment:
         }
 
     def report(self) -> dict[str, Any]:
-        """For people, JSON-ready."""
+        """State and evidence for people, JSON-ready."""
         live, candidate = self.guards.live, self.guards.candidate
         return {
             "version": self.version,
             "generation": self.generation,
             "share": self.share,
-            "shadow": self.shadow,
+            "shadow": self.kind == "shadow",
             "actor": self.actor,
             "started_at_s": self.started_at_s,
             "verdict": self.verdict,
@@ -196,7 +203,7 @@ class Experiment:
                 for name, each in self.slices.items()
             ],
             "ungrouped": self.ungrouped,
-            "shadowed": self.shadowed.report() if self.shadow else None,
+            "shadowed": self.shadow_stats.report() if self.kind == "shadow" else None,
         }
 
 
@@ -204,7 +211,7 @@ _PLAIN: Final = (
     "version",
     "generation",
     "share",
-    "shadow",
+    "kind",
     "actor",
     "started_at_s",
     "position",
@@ -222,28 +229,29 @@ def experiment_from_bytes(raw: bytes) -> Experiment:
         "evidence": two_arm_test_from_dict(fields["evidence"]),
         "guards": guards_from_dict(fields["guards"]),
         "slices": {name: two_arm_test_from_dict(each) for name, each in fields["slices"].items()},
-        "shadowed": Shadowed(**fields["shadowed"]),
+        "shadow_stats": ShadowStats(**fields["shadow_stats"]),
     }
     return Experiment(**{name: fields[name] for name in _PLAIN if name in fields}, **made)
 
 
-def weigh(
+def add_experiences(
     experiment: Experiment,
     experiences: Sequence[Experience],
     rollout: Rollout,
     rules: ExperimentRules,
     n_users: int,
-    chances: Callable[[Sequence[Experience]], Propensities | None] = lambda rows: None,
+    propensities_of: Callable[[Sequence[Experience]], Propensities | None] = lambda rows: None,
 ) -> Experiment:
-    """Take in experiences in their order; those that are not of the experiment are passed over.
+    """Experiment with further experiences, in their order; those that do not belong to it are passed over.
 
     Args:
-        chances: tells how probable the answers of the experiment were under candidate and live, if that is known.
+        n_users: users with experiences so far.
+        propensities_of: gives the probabilities of experiences' answers under candidate and live, where known.
     """
     rows = [e for e in experiences if _is_of_experiment(experiment, e, rollout)]
     if not rows:
         return experiment
-    told = chances(rows)
+    propensities = propensities_of(rows)
     slices, ungrouped = dict(experiment.slices), experiment.ungrouped
     of_slice: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
@@ -252,14 +260,18 @@ def weigh(
         for name in names:
             if name:
                 if name not in slices:
-                    slices[name] = new_two_arm_test(rules.slice(experiment.share, len(slices) + 1))
+                    slices[name] = new_two_arm_test(rules.on_slice(experiment.share, len(slices) + 1))
                 of_slice.setdefault(name, []).append(i)
     for name, places in of_slice.items():
         some = np.isin(np.arange(len(rows)), places)
         slices[name] = _updated(
-            slices[name], experiment, [rows[i] for i in places], n_users, None if told is None else told[some]
+            slices[name],
+            experiment,
+            [rows[i] for i in places],
+            n_users,
+            None if propensities is None else propensities[some],
         )
-    evidence = _updated(experiment.evidence, experiment, rows, n_users, told)
+    evidence = _updated(experiment.evidence, experiment, rows, n_users, propensities)
     return replace(experiment, evidence=evidence, slices=slices, ungrouped=ungrouped)
 
 
@@ -270,7 +282,7 @@ def _input_slice(row: Experience, slices: Mapping[str, TwoArmTest]) -> str:
 
 
 def _group_slice(row: Experience, slices: Mapping[str, TwoArmTest]) -> str | None:
-    """ "" if its user is of no group, None if that is one too many."""
+    """Name of the user group's slice; "" if its user has no group, None if that is one too many."""
     if not row.decision.user_group:
         return ""
     name = GROUP.format(row.decision.user_group)
@@ -281,8 +293,8 @@ def _n_groups(slices: Mapping[str, TwoArmTest]) -> int:
     return sum(name.startswith(GROUP.format("")) for name in slices)
 
 
-def heed(experiment: Experiment, report: ExperimentReport) -> Experiment:
-    """Take in what a replica reports; each report counts once, and those of other experiments not at all."""
+def add_report(experiment: Experiment, report: ExperimentReport) -> Experiment:
+    """Experiment with the report of a replica; each report counts once, and those on other experiments not at all."""
     if (report.experiment, report.version) != (experiment.generation, experiment.version):
         return experiment
     if report.number <= experiment.seen.get(report.replica, 0):
@@ -290,15 +302,15 @@ def heed(experiment: Experiment, report: ExperimentReport) -> Experiment:
     return replace(
         experiment,
         guards=experiment.guards.update(_arm(report.live), _arm(report.candidate)),
-        shadowed=experiment.shadowed.plus(report.shadows, report.dropped),
+        shadow_stats=experiment.shadow_stats.add(report.shadows, report.dropped),
         seen={**experiment.seen, report.replica: report.number},
         problem=report.problem or experiment.problem,
     )
 
 
 def decide(experiment: Experiment, rules: ExperimentRules) -> Experiment:
-    """With a verdict, where there is proof or an end to it; in the shadow there is none."""
-    if experiment.shadow or experiment.verdict is not None:
+    """Experiment with a verdict, where there is proof or ``max_events`` are reached; a shadow gets none."""
+    if experiment.kind == "shadow" or experiment.verdict is not None:
         return experiment
     if experiment.problem:
         return replace(experiment, verdict="reject", why=f"an inference service cannot run it: {experiment.problem}")
@@ -320,10 +332,10 @@ def decide(experiment: Experiment, rules: ExperimentRules) -> Experiment:
 
 
 def _is_of_experiment(experiment: Experiment, experience: Experience, rollout: Rollout) -> bool:
-    """Served after the experiment began, to somebody, by the version that the draw says."""
+    """Whether it was served after the experiment began, to a known user, by the version that the user's draw gives."""
     served = experience.decision
     return (
-        not experiment.shadow
+        experiment.kind == "canary"
         and not experience.excluded
         and speaks_plainly(experience)
         and served.time_s >= experiment.started_at_s
@@ -333,14 +345,18 @@ def _is_of_experiment(experiment: Experiment, experience: Experience, rollout: R
 
 
 def _updated(
-    canary: TwoArmTest, experiment: Experiment, rows: Sequence[Experience], n_users: int, chances: Propensities | None
+    test: TwoArmTest,
+    experiment: Experiment,
+    rows: Sequence[Experience],
+    n_users: int,
+    propensities: Propensities | None,
 ) -> TwoArmTest:
-    return canary.update(
+    return test.update(
         np.array([e.reward for e in rows], np.float64),
         np.array([e.decision.version == experiment.version for e in rows]),
         [e.decision.user_id for e in rows],
         n_users=n_users,
-        chances=chances,
+        propensities=propensities,
     )
 
 
@@ -348,10 +364,10 @@ def _arm(answers: Answers) -> Arm:
     return Arm(answers.failed, answers.latencies)
 
 
-def _arms(canary: TwoArmTest) -> dict[str, dict[str, Any]]:
+def _arms(test: TwoArmTest) -> dict[str, dict[str, Any]]:
     return {
         name: {"n": n, "mean": total / n if n else None}
-        for name, n, total in zip(("live", "candidate"), canary.n, canary.total, strict=True)
+        for name, n, total in zip(("live", "candidate"), test.n, test.total, strict=True)
     }
 
 

@@ -1,11 +1,8 @@
-"""Experiments: a candidate beside live, begun by the learner or by a person; watched, and ended on proof.
+"""Experiments: begun by fine-tuning or by an operator, followed, and ended on proof.
 
-Whoever puts a candidate into the rollout begins an experiment. What the candidate's and live's users say of the same
-hours is weighed as it comes (:mod:`plaudit_models.evaluation.two_arm_test`), over all, on each kind of input and for
-each group of users; what inference services report of failed and late answers is held against it too
-(:mod:`plaudit_models.evaluation.guards`). Proof of harm withdraws the candidate; proof of gain promotes it, unless harm
-is likely on a slice. In the shadow nobody is shown anything, so nothing follows; it is only counted. Knows nothing
-about where candidates come from.
+Every candidate in the rollout is an experiment (:mod:`plaudit.learner.evaluation.experiment`). Proof of harm withdraws
+the candidate; proof of gain promotes it, unless harm is suspected on a slice. A shadow only collects statistics. Knows
+nothing about where candidates come from.
 """
 
 from __future__ import annotations
@@ -28,9 +25,9 @@ from plaudit.core.rollout_updates import LEARNER, update_rollout
 from plaudit.learner.evaluation.experiment import (
     Experiment,
     ExperimentRules,
+    add_experiences,
+    add_report,
     decide,
-    heed,
-    weigh,
 )
 from plaudit.learner.evaluation.propensities import propensities_of
 from plaudit.learner.features.policies import PolicyCache
@@ -45,27 +42,27 @@ from plaudit_models.evaluation.two_arm_test import (
 )
 
 _CHUNK: Final = 256
-"""Experiences looked at per step of the loop."""
+"""Experiences added per step of the loop."""
 _LOOK_BACK: Final = 2_048
-"""Experiences before the present that may be of an experiment which began while no leader looked."""
+"""Latest experiences that may belong to an experiment which began while no learner led."""
 _REPORTS: Final = 512
 _POLLS: Final = 8
-"""Times that many reports are read per look: those of earlier experiments are soon passed over."""
+"""Reads of up to that many reports per poll: those on earlier experiments are passed over quickly."""
 _REPORTS_INTERVAL_S: Final = 0.2
 _WAIT_S: Final = 0.2
-"""For reports that are known to be there."""
+"""Wait for reports that are known to be in the log."""
 
 _log = structlog.get_logger("plaudit.learner")
 
 
 class ExperimentRunner:
-    """Follows whatever candidate the rollout names, a little with every step of the leader.
+    """Follows the candidate that the rollout names, a little with every step of the leader.
 
     Args:
-        log: reports of inference services come from here.
-        state: the experiment under way is part of it.
-        store, registry, versions, metrics, clock: as the learner's.
-        rules: how experiments are judged.
+        log: source of the inference services' reports.
+        state: learner's state, of which the experiment under way is a part.
+        rules: what counts as proof.
+        clock: UTC seconds since the epoch.
     """
 
     def __init__(
@@ -75,7 +72,7 @@ class ExperimentRunner:
         state: LearnerState,
         store: ExperienceStore,
         registry: ModelRegistry,
-        versions: PolicyCache,
+        policies: PolicyCache,
         rules: ExperimentRules,
         metrics: LearnerMetrics,
         clock: Callable[[], float] = time.time,
@@ -84,7 +81,7 @@ class ExperimentRunner:
         self._state = state
         self._store = store
         self._registry = registry
-        self._versions = versions
+        self._policies = policies
         self._rules = rules
         self._metrics = metrics
         self._clock = clock
@@ -94,18 +91,18 @@ class ExperimentRunner:
     def load(self) -> None:
         """Begin, or begin again, from what was saved."""
         self.close()
-        self._looked_s = -_REPORTS_INTERVAL_S
+        self._polled_s = -_REPORTS_INTERVAL_S
         self.busy = False
 
     def close(self) -> None:
-        """Let go of the log."""
+        """Close the reader of the log."""
         if self._reader is not None:
             self._reader.close()
             self._reader = None
 
     @property
     def experiment(self) -> Experiment | None:
-        """The one under way."""
+        """Experiment under way; None if there is none."""
         return self._state.experiment
 
     def outcome(self, version: int) -> Mapping[str, Any] | None:
@@ -114,7 +111,7 @@ class ExperimentRunner:
         return None if summary is None or summary.details["verdict"] is None else summary.details
 
     def report(self) -> dict[str, Any] | None:
-        """Of the experiment under way, for people; None if there is none."""
+        """Report of the experiment under way, for people; None if there is none."""
         return None if self.experiment is None else self.experiment.report()
 
     def step(self, rollout: Rollout, progress: Progress) -> None:
@@ -141,19 +138,19 @@ class ExperimentRunner:
             version=rollout.candidate,
             generation=rollout.experiment,
             share=rollout.candidate_share,
-            shadow=rollout.shadow,
+            kind="shadow" if rollout.shadow else "canary",
             actor=began.actor,
             started_at_s=began.changed_at_s,
             position=max(0, progress.last_number - _LOOK_BACK),
-            evidence=new_two_arm_test(self._rules.canary(share)),
+            evidence=new_two_arm_test(self._rules.over_all(share)),
             guards=new_guards(self._rules.guards(share)),
         )
-        self._remember(experiment)
+        self._save(experiment)
         _log.info(
             "experiment",
             version=experiment.version,
             share=experiment.share,
-            shadow=experiment.shadow,
+            kind=experiment.kind,
             actor=experiment.actor,
         )
         return experiment
@@ -163,45 +160,45 @@ class ExperimentRunner:
         self.busy = len(chunk) == _CHUNK
         after, cursors = experiment, dict(self._state.report_cursors)
         if chunk:
-            after = weigh(
-                after, chunk, rollout, self._rules, progress.n_users, partial(self._chances, experiment, rollout)
+            after = add_experiences(
+                after, chunk, rollout, self._rules, progress.n_users, partial(self._propensities, experiment, rollout)
             )
             after = replace(after, position=chunk[-1].number)
         for report, behind in self._reports():
-            after, cursors = heed(after, report), {**cursors, **behind}
+            after, cursors = add_report(after, report), {**cursors, **behind}
         after = decide(after, self._rules)
         if after is not experiment or cursors != self._state.report_cursors:
-            self._remember(after, cursors)
+            self._save(after, cursors)
         if after.verdict is not None:
             self._act(after)
 
-    def _chances(self, experiment: Experiment, rollout: Rollout, rows: Sequence[Experience]) -> Propensities:
-        return propensities_of(rows, experiment.version, rollout.live or 0, self._store, self._versions)
+    def _propensities(self, experiment: Experiment, rollout: Rollout, rows: Sequence[Experience]) -> Propensities:
+        return propensities_of(rows, experiment.version, rollout.live or 0, self._store, self._policies)
 
     def _reports(self) -> list[tuple[ExperimentReport, Positions]]:
-        """The next reports about this model, each with where reading goes on behind it."""
+        """Next reports on this model, each with the position behind it."""
         now_s = time.monotonic()
-        if now_s - self._looked_s < _REPORTS_INTERVAL_S:
+        if now_s - self._polled_s < _REPORTS_INTERVAL_S:
             return []
-        self._looked_s = now_s
+        self._polled_s = now_s
         if self._reader is None:
             group = f"plaudit-experiments-{self._registry.model}"
             cursors = self._state.report_cursors
             self._reader = self._log.reader(group, (Topic.EXPERIMENTS,), start=lambda: cursors)
-        found: list[tuple[ExperimentReport, Positions]] = []
+        reports: list[tuple[ExperimentReport, Positions]] = []
         for _ in range(_POLLS):
             if not self._reader.lag():  # it joins the group, too; polling without waiting for anything never would
                 break
             records = self._reader.poll(_REPORTS, _WAIT_S)
-            found += [
+            reports += [
                 (record.event, {record.partition: record.cursor})
                 for record in records
                 if isinstance(record.event, ExperimentReport) and record.event.model == self._registry.model
             ]
-        return found
+        return reports
 
     def _act(self, experiment: Experiment) -> None:
-        """Change the rollout as the verdict says, then forget the experiment. May be done again after a crash."""
+        """Change the rollout as the verdict says, then end the experiment. May be done again after a crash."""
         why, version = experiment.why, experiment.version
         if experiment.verdict == "promote":
             change = Change(LEARNER, self._clock(), f"version {version} passed the canary: {why}")
@@ -214,13 +211,13 @@ class ExperimentRunner:
         self._end(experiment, experiment.verdict, why)
 
     def _move(self, experiment: Experiment, transition: Callable[[Rollout], Rollout | None]) -> bool:
-        """Change the rollout if the experiment is still under way; False if ``transition`` would not."""
+        """Change the rollout if the experiment is still under way; False if ``transition`` refused."""
         refused = False
 
         def change(rollout: Rollout) -> Rollout | None:
             nonlocal refused
             if rollout.experiment != experiment.generation:
-                return None  # done by a leader that died before it could note it, or by a person
+                return None  # done by a leader that died before it could save that, or by an operator
             after = transition(rollout)
             refused = after is None
             return after
@@ -241,16 +238,16 @@ class ExperimentRunner:
         summary = ExperimentSummary(experiment.generation, experiment.version, ended)
         self._state.save(LeaderCommit(experiments=[summary]), experiment=None)
         self.busy = False
-        self._tell(None)
+        self._show(None)
         self.close()
 
-    def _remember(self, experiment: Experiment, cursors: Positions | None = None) -> None:
+    def _save(self, experiment: Experiment, cursors: Positions | None = None) -> None:
         summary = ExperimentSummary(experiment.generation, experiment.version, experiment.report())
         cursors = self._state.report_cursors if cursors is None else cursors
         self._state.save(LeaderCommit(experiments=[summary]), experiment=experiment, report_cursors=cursors)
-        self._tell(experiment)
+        self._show(experiment)
 
-    def _tell(self, experiment: Experiment | None) -> None:
+    def _show(self, experiment: Experiment | None) -> None:
         self._metrics.candidate_version.set(0 if experiment is None else experiment.version)
         self._metrics.canary_n.set(0 if experiment is None else sum(experiment.evidence.n))
         e_values = (

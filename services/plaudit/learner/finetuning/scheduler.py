@@ -48,7 +48,7 @@ from plaudit.learner.tuning_state import (
     Experimenting,
     Gating,
     Idle,
-    Outcome,
+    RunOutcome,
     Training,
     TuningState,
 )
@@ -132,7 +132,7 @@ class TuningJournal:
 
     def end(self, run: str, outcome: str, why: str, version: int | None) -> IdlePhase:
         """Save how a run ended, then remove what is large in its folder."""
-        self.save(self.state.ended(Outcome(run, outcome, why, version, self._context.clock())))
+        self.save(self.state.ended(RunOutcome(run, outcome, why, version, self._context.clock())))
         self._context.metrics.gate_n.set(0)
         self._context.metrics.gate_e_value.clear()
         self._context.metrics.gate_gain.clear()

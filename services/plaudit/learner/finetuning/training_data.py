@@ -93,7 +93,7 @@ def decode_training_data(
 
     Those between dynamic actions are left out: they say nothing about the model's actions.
     """
-    pools = {name: _Pool() for name in spec.modalities}
+    pools = {name: _UniqueItems() for name in spec.modalities}
     index: list[list[int]] = []
     used: list[Experience] = []
     labels: list[Label] = []
@@ -175,8 +175,8 @@ def _staleness(used: Sequence[Experience], version: int) -> dict[str, Any]:
     }
 
 
-class _Pool:
-    """Distinct items of one modality, each decoded item kept once."""
+class _UniqueItems:
+    """Distinct decoded items of one modality."""
 
     def __init__(self) -> None:
         self.items: list[npt.NDArray[Any]] = []

@@ -99,23 +99,23 @@ def ingest_batch(batch: DecodedBatch, actions: Sequence[str], since: Positions, 
         since: positions from which the partitions of the batch were read.
         positions: positions at which reading them continues.
     """
-    said: dict[str, list[Feedback]] = {}
+    new: dict[str, list[Feedback]] = {}
     for feedback in batch.feedback.values():
-        said.setdefault(feedback.prediction_id, []).append(feedback)
+        new.setdefault(feedback.prediction_id, []).append(feedback)
     labels: list[LabelUpdate] = []
     stored: list[StoredFeedback] = []
     waiting = 0
-    for id_ in dict.fromkeys((*batch.decisions, *said)):
+    for id_ in dict.fromkeys((*batch.decisions, *new)):
         history = batch.histories[id_]
         decision = header_of(batch.decisions[id_]) if id_ in batch.decisions else history.decision
-        fresh = [StoredFeedback(feedback, FeedbackState.WAITING) for feedback in said.get(id_, ())]
+        fresh = [StoredFeedback(feedback, FeedbackState.WAITING) for feedback in new.get(id_, ())]
         if decision is None:
             stored += fresh
             waiting += len(fresh)
             continue
         waiting -= sum(each.state == FeedbackState.WAITING for each in history.feedback)
         decided = [_decided(decision, each, actions) for each in (*history.feedback, *fresh)]
-        stored += [new for new, old in zip(decided, (*history.feedback, *fresh), strict=True) if new != old]
+        stored += [now for now, old in zip(decided, (*history.feedback, *fresh), strict=True) if now != old]
         usable = [each.feedback for each in decided if each.state == FeedbackState.JOINED]
         label, before = join(decision, usable, actions), history.experience
         if label != (None if before is None else before.label):

@@ -60,12 +60,12 @@ class LogConsumer:
         self._lag_checked_s = -_LAG_INTERVAL_S
 
     def load(self) -> None:
-        """Begin, or begin again, from what was saved."""
+        """Start, or start again, at the saved positions."""
         self.close()
         self._reader = self._log.reader(f"{_GROUP}-{self._model}", TOPICS, start=self._saved_positions)
 
     def close(self) -> None:
-        """Let go of the log."""
+        """Close the reader of the log."""
         if self._reader is not None:
             self._reader.close()
             self._reader = None

@@ -1,13 +1,12 @@
-"""The join: one decision and everything users said about it → at most one label. Pure, and the only place with
-these rules.
+"""The join: one decision and all feedback about it → at most one label. Pure, and the only place with these rules.
 
 - The result depends on the *set* of feedback alone, never on the order or number of its deliveries: signals are put in
   order by when the server received them, then by id.
 - A user's last explicit signal (thumb, rating, correction, preference) is that user's verdict. Where there is none, the
-  last implicit one is: what people do is weaker evidence than what they say, whichever came later.
+  last implicit one is: actions of a user are weaker evidence than explicit feedback, whichever came later.
 - Several users: their verdicts are averaged per action.
-- A retraction removes what its own user said before; with an id, exactly that, whenever it arrives.
-- Nothing said is nothing learned, except where silence is given a reward.
+- A retraction removes all earlier feedback of its own user; with an id, exactly that piece, whenever it arrives.
+- A decision without feedback has no label, except where silence is given a reward.
 """
 
 from __future__ import annotations
@@ -43,25 +42,22 @@ class _Verdict:
 
 
 def join(decision: DecisionHeader, feedback: Sequence[Feedback], actions: Sequence[str]) -> Label | None:
-    """Label of the decision from everything that users said about it; None if nothing is left.
+    """Label of the decision from all feedback about it; None if all is retracted.
 
     Args:
-        feedback: everything ever received about it, in any order; each id once; none that :func:`refusal` refuses.
-        actions: the model's; where the decision was between dynamic actions, these are what is spoken of instead.
+        feedback: all feedback about it, in any order; each id once; none that :func:`refusal` refuses.
+        actions: actions of the model; where the request had dynamic actions, those are used instead.
     """
     actions = decision.dynamic_actions or actions
-    verdicts = [
-        _verdict(decision, said[-1], actions) for said in (_explicit_first(s) for s in _by_user(feedback).values())
-    ]
+    verdicts = [_verdict(decision, pieces[-1], actions) for pieces in map(_explicit_first, _by_user(feedback).values())]
     if not verdicts:
         return None
     total = sum(v.weight for v in verdicts)
     rewards = {}
     for action in actions:
-        speaking = [v for v in verdicts if action in v.rewards]
-        if speaking:
-            weight = sum(v.weight for v in speaking)
-            rewards[action] = sum(v.weight * v.rewards[action] for v in speaking) / weight
+        about = [v for v in verdicts if action in v.rewards]
+        if about:
+            rewards[action] = sum(v.weight * v.rewards[action] for v in about) / sum(v.weight for v in about)
     corrections = {v.correction for v in verdicts if v.correction is not None}
     return Label(
         rewards=rewards,
@@ -117,9 +113,9 @@ def _by_user(feedback: Iterable[Feedback]) -> Mapping[str, Sequence[Feedback]]:
     return left
 
 
-def _explicit_first(said: Sequence[Feedback]) -> Sequence[Feedback]:
-    explicit = [f for f in said if not isinstance(f.signal, Implicit)]
-    return explicit or said
+def _explicit_first(pieces: Sequence[Feedback]) -> Sequence[Feedback]:
+    """The explicit pieces of one user's feedback; all of them if there are none."""
+    return [f for f in pieces if not isinstance(f.signal, Implicit)] or pieces
 
 
 def _verdict(decision: DecisionHeader, feedback: Feedback, actions: Sequence[str]) -> _Verdict:

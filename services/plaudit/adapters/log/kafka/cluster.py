@@ -147,15 +147,15 @@ class KafkaConnection:
             return f"Kafka at {servers}: {error}"
         # Brokers that refuse say so, or just hang up.
         refusals = [words for words in heard if "Sasl" in words and "Error" in words]
-        said = f" ({(refusals or heard)[-1]})" if heard else ""
+        logged = f" ({(refusals or heard)[-1]})" if heard else ""
         if self.security.startswith("SASL"):
             return (
-                f"kafka.sasl_username: {servers} does not let {self.sasl_username!r} in by {self.sasl_mechanism} "
-                f"within {self.timeout_s:g} s{said}; see kafka.sasl_mechanism, kafka.sasl_password and kafka.security"
+                f"kafka.sasl_username: {servers} does not authenticate {self.sasl_username!r} by {self.sasl_mechanism} "
+                f"within {self.timeout_s:g} s{logged}; see kafka.sasl_mechanism, kafka.sasl_password and kafka.security"
             )
         return (
-            f"kafka.bootstrap_servers: {servers} takes connections but does not answer as a broker within "
-            f"{self.timeout_s:g} s{said}; is kafka.security ({self.security}) that of the port?"
+            f"kafka.bootstrap_servers: {servers} accepts connections but does not answer as a broker within "
+            f"{self.timeout_s:g} s{logged}; is kafka.security ({self.security}) that of the port?"
         )
 
 

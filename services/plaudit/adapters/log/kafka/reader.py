@@ -352,10 +352,10 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
 def _event(topic: Topic, message: Any) -> Event | UnreadableRecord:
     payload: bytes = message.value or b""
     for header, value in message.headers:
-        said = (value or b"").decode(errors="replace")
-        if header == EVENT_TYPE and said != event_type(topic):
+        claimed = (value or b"").decode(errors="replace")
+        if header == EVENT_TYPE and claimed != event_type(topic):
             return UnreadableRecord(
-                payload, f"{topic} holds {event_type(topic)}; the header of this record says {said}"
+                payload, f"{topic} holds {event_type(topic)}; the header of this record says {claimed}"
             )
     try:
         return decode_event(topic, payload)
