@@ -1,4 +1,4 @@
-"""What holds for every test: in CI nothing that was promised may be skipped. Fixtures that several packages use."""
+"""Rules for all tests (in CI no test may be skipped), and fixtures that several packages use."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ __all__ = ["kafka", "kafka_server"]
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Where CI=true a skip is a failure. But for tests marked ``gpu``: CI has no GPU. And but for programs that cannot
-    be had on the machine, as grpcurl without Go: their tests say so (tests/support/programs.py), and pytest lists
-    them."""
+    """Turn a skip into a failure where CI=true.
+
+    Excepted are tests marked ``gpu``, as CI has no GPU, and tests of programs that the machine cannot build, such as
+    grpcurl without Go (tests/support/programs.py): pytest lists them.
+    """
     report = yield
     excused = item.get_closest_marker("gpu") is not None or CANNOT_BE_HAD in str(report.longrepr)
     if report.skipped and os.environ.get("CI") == "true" and not excused:
@@ -40,13 +42,13 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, A
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """A real server, shared by all tests; each makes a database of its own."""
+    """PostgreSQL server shared by all tests; each makes a database of its own."""
     with postgres_server() as server:
         yield server
 
 
 @pytest.fixture
 def own_postgres() -> Iterator[PostgresServer]:
-    """One that a test may stop."""
+    """PostgreSQL server of one test, which may stop it."""
     with postgres_server() as server:
         yield server

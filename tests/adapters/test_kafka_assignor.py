@@ -8,13 +8,13 @@ from plaudit.adapters.log.kafka.assignor import assign_evenly
 
 
 def _settle(owned: dict[str, set[int]], count: int) -> tuple[dict[str, set[int]], int]:
-    """Rounds until nothing changes: what everybody ends up with, and how many rounds changed something."""
+    """Assignment by member once nothing changes any more, and the number of rounds that changed something."""
     rounds = 0
     while (shares := assign_evenly(range(count), owned)) != owned:
         for number in range(count):
             holders = {member for member, held in owned.items() if number in held}
             takers = {member for member, held in shares.items() if number in held}
-            assert not holders or takers <= holders, "given to somebody else while it is still held"
+            assert not holders or takers <= holders, "given to another member while it is still held"
         owned, rounds = shares, rounds + 1
     return owned, rounds
 

@@ -66,7 +66,7 @@ def problems(records: Sequence[Record]) -> list[str]:
 
 
 def positions(records: Sequence[Record]) -> Callable[[], Positions]:
-    """What somebody saves who has taken in the records."""
+    """Positions after the records, as a reader saves them."""
     saved = {record.partition: record.cursor for record in records}
     return lambda: saved
 
@@ -181,11 +181,11 @@ def test_a_record_of_50_mb_is_unreadable_and_its_dead_letter_fits(kafka: Kafka) 
     send(kafka, Topic.FEEDBACK, payload)
     with contextlib.closing(kafka.log(max_record_bytes=1_000_000)) as log:
         log.append([some_feedback("p", feedback_id="f2")])
-        before, poisoned, after = read_all(log)
+        before, unreadable, after = read_all(log)
         assert feedback_ids([before, after]) == ["f1", "f2"]
-        assert isinstance(poisoned.event, UnreadableRecord)
-        assert poisoned.event.payload == payload
-        log.append([DeadLetter(poisoned.topic, poisoned.position, poisoned.event.problem, payload, 1.0)])
+        assert isinstance(unreadable.event, UnreadableRecord)
+        assert unreadable.event.payload == payload
+        log.append([DeadLetter(unreadable.topic, unreadable.position, unreadable.event.problem, payload, 1.0)])
         (letter,) = (record.event for record in read_all(log, [Topic.DEAD_LETTER]))
     assert isinstance(letter, DeadLetter)
     assert letter.source_position == "0:1"
@@ -196,7 +196,7 @@ def test_a_record_of_50_mb_is_unreadable_and_its_dead_letter_fits(kafka: Kafka) 
 
 def test_fields_of_a_newer_schema_are_read_past_and_stay_in_the_log(kafka: Kafka, log: KafkaLog) -> None:
     event = some_feedback("p", feedback_id="f1")
-    newer = encode_event(event) + b"\xfa\x3e\x05hello"  # field 1007, which nobody has defined yet
+    newer = encode_event(event) + b"\xfa\x3e\x05hello"  # field 1007, which is not defined yet
     log.append([some_feedback("p", feedback_id="f0")])
     send(kafka, Topic.FEEDBACK, newer, headers=[("event-type", b"plaudit.v1.FeedbackEvent")])
     assert read_all(log)[1].event == event
@@ -371,7 +371,7 @@ class Readers:
 def test_readers_of_a_group_share_and_hand_over(kafka: Kafka) -> None:
     """A second reader joins and gets half the partitions; the first one leaves and the second one gets the rest.
 
-    Nothing is missed; nothing is read twice either, because each saves before it lets go.
+    Nothing is missed; nothing is read twice either, because each saves before it releases its partitions.
     """
     with contextlib.closing(kafka.log(partitions=4)) as log:
 

@@ -109,8 +109,8 @@ def test_what_is_asked_for_and_not_there_is_an_error(
 
 @pytest.mark.skipif(gpu_at_hand(), reason="here a session can use what is offered")
 def test_what_is_offered_but_does_not_work_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with onnxruntime-gpu on a machine without a GPU: sessions then go on without it, and say so only to whoever
-    asks them."""
+    """As with onnxruntime-gpu on a machine without a GPU: sessions then go on without it, and only their list of
+    providers says so."""
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA, CPU])
     with pytest.warns(UserWarning, match=CUDA), pytest.raises(ConfigError, match=f"cannot load {CUDA}"):
         choose_providers("cuda")

@@ -17,9 +17,9 @@ from safetensors.numpy import load_file, save_file
 
 from plaudit.client import Client, ClientError
 from plaudit.compose.registry import model_registry
+from plaudit.compose.settings import load_settings
 from plaudit.core.events import Content, EncodedContent, TensorContent, TextContent
 from plaudit.core.rollout import in_experiment
-from plaudit.core.settings import load_settings
 from plaudit_models.bandit.head import IR_VERSION, OPSET
 from plaudit_models.bundle import HEAD, HEAD_GOLDEN, TRUNK_GOLDEN, read_manifest, seal
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING, SCORES
@@ -135,7 +135,7 @@ def brittle_bundle(folder: Path) -> None:
 
 
 def test_a_version_that_fails_on_some_requests_is_withdrawn_by_what_two_services_report(tmp_path: Path) -> None:
-    """Nobody gives a thumb: the services' counts alone speak, and each sees half of the failures."""
+    """Without thumbs the counts of the services alone are evidence, and each sees half of the failures."""
     config = deployed(tmp_path)
     registry = model_registry(load_settings(config))
     brittle_bundle(tmp_path / "brittle")

@@ -13,8 +13,8 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect, sync_playwright
 
 from plaudit.compose.registry import model_registry
+from plaudit.compose.settings import load_settings
 from plaudit.core.rollout import Change, promote
-from plaudit.core.settings import load_settings
 from plaudit_models.spec import ModelSpec, TextModality
 from support import builders
 from support.deployment import PLAUDIT, Service, deployed
@@ -33,7 +33,7 @@ expect.set_options(timeout=30_000)  # for machines that are busy; nothing waits 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Its microphone hears a beep, and is given to whoever asks."""
+    """Browser whose microphone hears a beep, and is granted to every page."""
     program = chromium()
     arguments = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
     with sync_playwright() as playwright:
@@ -60,7 +60,7 @@ def page_url(config: Path) -> Iterator[str]:
 
 @pytest.fixture
 def opened(browser: Browser, page_url: str) -> Iterator[Open]:
-    """Opens the page. Fails the test if the page says anything on its console or asks anybody else."""
+    """Opens the page. Fails the test if the page writes to the browser's console or calls another host."""
     problems: list[str] = []
     contexts = []
 

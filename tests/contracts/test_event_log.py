@@ -299,7 +299,7 @@ def test_a_group_resumes_where_it_committed(adapter: Adapter, log: EventLog) -> 
         return found
 
     assert resumed("learner") == ["p2", "p3"]
-    assert resumed("somebody else") == ["p0", "p1", "p2", "p3"]
+    assert resumed("another group") == ["p0", "p1", "p2", "p3"]
 
 
 def test_a_cursor_of_another_kind_is_refused(log: EventLog) -> None:

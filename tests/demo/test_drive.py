@@ -67,7 +67,7 @@ class ScriptedClient:
 
 
 async def send(client: ScriptedClient, requests: list[Request], total: int) -> TrafficState:
-    """``total`` requests, all of them due at once, so that nobody waits."""
+    """``total`` requests, all of them due at once, so that none waits."""
     state = TrafficState(total=total, started_s=0.0)
     await drive(cast(AsyncClient, client), cycle(requests), state, pacing=RequestPacing(0.0), id_prefix="t-")
     return state

@@ -11,7 +11,7 @@ from plaudit.demo.request_pacing import BEHIND_THUMBS, JOB_THUMBS, SILENT_S, Req
 
 
 class Clock:
-    """Time passes only while somebody sleeps, and then at once."""
+    """Clock on which time passes only in sleeps, and then at once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 100.0

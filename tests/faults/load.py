@@ -1,4 +1,6 @@
-"""Users who ask, say what they think, and say it again until it is acknowledged, whatever happens to the service."""
+"""Users who send requests and feedback, and repeat feedback until it is acknowledged, whatever happens to the
+service.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ _TIMEOUT_S: Final = 3.0
 
 
 class Users:
-    """Threads, each a user after the other: predict, thumb, and every fifth time a change of mind.
+    """Threads, each a user after the other: predict, thumb, and every fifth time the opposite thumb.
 
     Attributes:
         acknowledged: ids of feedback that the service called durable.
@@ -39,7 +41,7 @@ class Users:
             thread.start()
 
     def stop(self) -> None:
-        """Returns once everything that was said is acknowledged."""
+        """Stop, once all feedback is acknowledged."""
         self._ending.set()
         for thread in self._threads:
             thread.join()

@@ -1,4 +1,4 @@
-"""A TCP proxy that can hold every byte up for a while: what a slow network looks like to who is behind it."""
+"""TCP proxy that delays every piece of data, as a slow network does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Proxy:
     """Listens on ``port`` of this machine and passes on to ``target``, both ways.
 
     Attributes:
-        delay_s: how long each piece is held up, each way; may change at any time.
+        delay_s: delay of each piece in each direction; may change at any time.
     """
 
     def __init__(self, port: int, target: str) -> None:

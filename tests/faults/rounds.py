@@ -1,4 +1,4 @@
-"""The rounds: one fault each at a random moment, then everybody must catch up; at the end, everything is counted.
+"""The rounds: one fault each at a random moment, then all services must catch up; at the end, everything is counted.
 
 A fault ends when what was killed has been started again, what was paused goes on, the network is quick again. From
 there, recovery lasts until something new is acknowledged, and the learner has taken in all that was up to then.
@@ -32,7 +32,7 @@ GIVE_UP_S: Final = 120.0
 _LOOK_S: Final = 0.05
 _CALM_S: Final = 1.0
 _JOB_S: Final = 3.0
-"""About how long a job lasts."""
+"""Approximate duration of a job."""
 _SLOW_S: Final = 0.3
 """Each way; three requests and answers take longer than an append may."""
 
@@ -106,15 +106,15 @@ FAULTS: Final[Mapping[str, tuple[float, Fault]]] = {
     "service-killed-in-outage": (1, _service_killed_in_outage),
     "job-killed": (2, _job_killed),
 }
-"""How often, in proportion, and what."""
+"""Faults by name, each with its relative frequency."""
 
 
 @dataclass
 class Outcome:
-    """What was counted in the end.
+    """Counts at the end.
 
     Attributes:
-        recovered_s: by fault, how long each recovery took.
+        recovered_s: durations of the recoveries, by fault.
         lost: acknowledged feedback that is not in the log, or not in the learner's store.
         twice: experiences more than a recount of the log finds.
         missing: experiences fewer.
@@ -159,7 +159,7 @@ class Outcome:
 
 
 def run(folder: Path, rounds: int, seed: int, only: Collection[str] = FAULTS) -> Outcome:
-    """``only``: names of faults. Raises RuntimeError: a service ended by itself, or nobody caught up."""
+    """``only``: names of faults. Raises RuntimeError: a service ended by itself, or did not catch up."""
     rng = random.Random(seed)
     outcome = Outcome()
     world = World(folder)
@@ -215,7 +215,7 @@ def _taken_in(world: World, users: Users) -> None:
 
 
 def _all_learned(world: World) -> None:
-    """Returns once the leader has learned from all that was taken in."""
+    """Wait until the leader has learned from all that was taken in."""
 
     def nothing_is_left() -> bool:
         learned = _progress(world).last_number
@@ -234,7 +234,7 @@ def _wait(world: World, done: Callable[[], bool], otherwise: str) -> None:
 
 
 def _count(world: World, users: Users, outcome: Outcome) -> None:
-    """Log, store and reward state against each other; services are stopped."""
+    """Compare log, store and reward state; the services are stopped."""
     head = LearnerState(world.store).fixed_actions
     assert head is not None
     state = head.state

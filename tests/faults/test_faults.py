@@ -1,4 +1,4 @@
-"""A few rounds of the fault suite, and what its proxy does."""
+"""A few rounds of the fault suite, and its proxy."""
 
 from __future__ import annotations
 

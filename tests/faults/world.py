@@ -1,4 +1,4 @@
-"""Everything that is hurt: a broker behind a proxy, the inference service and the learner as processes, and its jobs.
+"""Deployment under faults: a broker behind a proxy, the inference service and the learner as processes, and its jobs.
 
 The model is small but a real one, so that fine-tuning jobs can train it; one is due every few rounds. What they make
 never serves. The inference service keeps its port over restarts. Knows nothing about which faults there are.
@@ -22,11 +22,12 @@ from faults.proxy import Proxy
 from plaudit.compose.learner import job_launcher
 from plaudit.compose.log import event_log
 from plaudit.compose.paths import learner_dir
+from plaudit.compose.settings import load_settings
 from plaudit.compose.store import experience_store
 from plaudit.core.ports.jobs import JobState
 from plaudit.core.ports.log import EventLog
 from plaudit.core.ports.store import ExperienceStore
-from plaudit.core.settings import Settings, load_settings
+from plaudit.core.settings import Settings
 from plaudit.learner.state import LearnerState
 from plaudit.learner.tuning_state import Training, TuningState
 from support.deployment import PLAUDIT, Service
@@ -42,7 +43,7 @@ port = {port}
 metrics_port = 0
 [learner]
 metrics_port = 0
-# No comparison takes refreshes back, nobody is set aside: what is learned is what the log says, no more.
+# No comparison reverts refreshes and no rater is excluded, so that the learned state equals a recount of the log.
 batch = 64
 user_cap = 1.0
 [model]
@@ -72,8 +73,8 @@ class World:
     Attributes:
         service: the inference service's process.
         learner: the learner's process.
-        store: what the learner has taken in.
-        jobs: what became of each fine-tuning job that is over, as far as :meth:`unnoticed_jobs` has looked.
+        store: the experience store.
+        jobs: outcome of each fine-tuning job that has ended, as far as :meth:`unnoticed_jobs` has looked.
     """
 
     service: Service
@@ -124,7 +125,7 @@ class World:
         self.learner = Service([*PLAUDIT, "learn", "--config", str(self.config), "--json"])
 
     def tuning(self) -> TuningState:
-        """Where fine-tuning stands, as the learner has saved it."""
+        """State of fine-tuning, as the learner has saved it."""
         return LearnerState(self.store).tuning
 
     def kill_job(self, after_s: float) -> bool:
@@ -138,7 +139,7 @@ class World:
         return killed
 
     def unnoticed_jobs(self) -> Set[str]:
-        """Killed ones of which the learner has not said how they ended."""
+        """Killed jobs whose end the learner has not reported."""
         self.jobs |= {each.run: each.outcome for each in self.tuning().outcomes}
         return self.killed_jobs - self.jobs.keys()
 
@@ -155,7 +156,7 @@ class World:
         return False
 
     def stop(self) -> None:
-        """Both services in their own time; broker and proxy stay."""
+        """Drain both services; broker and proxy stay."""
         for service in (self.service, self.learner):
             if (code := service.stop(signal.SIGTERM)) != 0:
                 raise RuntimeError(f"a service ended with {code}: {service.logged()[-2000:]}")
@@ -175,7 +176,7 @@ class World:
             yield log
 
     def not_taken_in(self, feedback_ids: Set[str]) -> set[str]:
-        """Those of the ids that the learner's store does not know."""
+        """Feedback ids that are not in the learner's store."""
         return set(feedback_ids) - set(self.store.feedback(sorted(feedback_ids)))
 
 

@@ -174,7 +174,7 @@ def test_a_full_disk(make_world: MakeWorld, tmp_path: Path, size_bytes: int) -> 
 
 
 def test_what_no_server_of_ours_would_log_goes_to_the_dead_letters_by_field(make_world: MakeWorld) -> None:
-    """A reward outside [0, 1] and a propensity of 0, written into the log by somebody else; the loop goes on."""
+    """A reward outside [0, 1] and a propensity of 0, written into the log by another program; the loop goes on."""
     world = make_world()
     learner = world.learner()
     decision = world.decide()
@@ -200,7 +200,7 @@ def test_what_no_server_of_ours_would_log_goes_to_the_dead_letters_by_field(make
 
 
 def test_no_thumbs_at_all_change_nothing(make_world: MakeWorld) -> None:
-    """However many answers nobody speaks of: no version is made, no job is due, nothing is learned."""
+    """However many answers get no feedback: no version is made, no job is due, nothing is learned."""
     world = make_world({"learner": {"batch": 8}, "finetune": {"enabled": True, "every": 10}})
     learner = world.learner()
     world.log.append([world.decide() for _ in range(100)])

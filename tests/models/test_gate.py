@@ -306,7 +306,7 @@ def test_a_suspected_slice_holds_a_proven_gain_back() -> None:
 
 
 def test_few_users_share_equally_instead_of_being_left_out() -> None:
-    """8 users, cap 1 %. Where nobody knows that they are 8, 39 of each count by 3,999 decisions, then a 40th of one.
+    """8 users, cap 1 %. Where it is not known that they are 8, 39 of each count by 3,999 decisions, then a 40th of one.
 
     Where it is known, all count but one of seven users: an eighth of t < 8n is less than n.
     """
@@ -323,7 +323,7 @@ def test_few_users_share_equally_instead_of_being_left_out() -> None:
 def test_one_heavy_user_of_few_counts_as_one_of_them() -> None:
     """19 honest users know a bad candidate; the 20th sends half of the events and praises it.
 
-    An equal share is 1/20, so he has 199 ≤ 0.05·3999 of the 2,199 that count.
+    An equal share is 1/20, so the heavy user has 199 ≤ 0.05·3999 of the 2,199 that count.
     """
     loud = np.arange(4_000) % 2 == 0
     gains = np.where(loud, 1.0, np.where(np.arange(4_000) % 4 == 1, 0.2, -0.4))

@@ -123,7 +123,7 @@ def test_doubts_that_users_share_are_left_as_they_are() -> None:
 
 
 def test_doubts_that_users_do_not_share_cost_no_more() -> None:
-    """Action 0 pleases nobody any more, whatever the base policy thinks of it, and 2 does in its place."""
+    """Action 0 pleases no user any more, whatever the base policy thinks of it, and 2 does in its place."""
     state, doubtful = empty_state(space_of(4)), np.log(np.array([[0.9, 0.08, 0.01, 0.01]]))
     state = thumbs(state, doubtful, action=0, reward=0.0, times=30)
     state = thumbs(state, doubtful, action=2, reward=1.0, times=30)

@@ -140,7 +140,7 @@ def test_where_nothing_is_known_no_rater_is_suspected() -> None:
 
 
 def test_if_all_users_disagree_no_user_is_suspected() -> None:
-    """At most a fifth is ever quarantined, and of two users nobody is."""
+    """At most a fifth is ever quarantined, and of two users none is."""
     raters = Raters()
     for i in range(50):
         raters = observe(raters, f"user {i}", [False] * 30)
@@ -160,7 +160,7 @@ def test_a_million_thumbs_count_for_a_share() -> None:
 
 
 def test_all_thumbs_down_from_every_rater_are_evidence() -> None:
-    """Once the reward model has learned it, it is what is expected, and nobody disagrees."""
+    """Once the reward model has learned it, it is what is expected, and no rater disagrees."""
     raters = crowd()
     for i in range(20):
         raters = observe(raters, f"user {i}", [False] * 50, expected=0.05)

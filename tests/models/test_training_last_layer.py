@@ -14,7 +14,7 @@ from plaudit_models.training.last_layer import DIRECTIONS, LastLayer
 def test_a_posterior_by_hand() -> None:
     """Rows φ = (1, 0) and (0, 2): mean |φ|² = 2.5, so that σ = ½ of what is typical makes λ = 2.5/¼ = 10. Action 0 was
     spoken of twice on the first row and with weight ½ on the second: A = diag(10 + 2, 10 + ½·4) = 12·I, and at (1, 1)
-    the variance is 1/12 + 1/12 = 1/6. Of action 1 nobody spoke: 2/10."""
+    the variance is 1/12 + 1/12 = 1/6. Action 1 has no feedback: 2/10."""
     layer = LastLayer(2, 2, 0.5)
     features = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     row, action, weight = torch.tensor([0, 0, 1]), torch.tensor([0, 0, 0]), torch.tensor([1.0, 1.0, 0.5])
@@ -54,7 +54,7 @@ def test_more_said_is_surer_and_elsewhere_nothing_changes() -> None:
 
 
 def test_directions_that_were_never_looked_at_stay_unknown() -> None:
-    """Of 40 features 33 vary; the one that varies least is not kept, and counts as if nobody had spoken of it."""
+    """Of 40 features 33 vary; the one that varies least is not kept, and counts as if there were no feedback on it."""
     scales = torch.cat([torch.linspace(2.0, 1.0, DIRECTIONS), torch.tensor([0.1]), torch.zeros(7)])
     features = torch.diag(scales)[: DIRECTIONS + 1]
     layer = LastLayer(40, 1, 0.5)

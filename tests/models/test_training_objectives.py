@@ -161,7 +161,7 @@ def test_draws_have_the_frequencies_of_policy_and_floor() -> None:
 
 
 def test_an_answer_that_the_policy_hardly_gives_is_followed_all_the_same() -> None:
-    """π(1) = 1e-6 and only action 1 is worth anything: whoever draws it moves log π(1) by its whole advantage."""
+    """π(1) = 1e-6 and only action 1 is worth anything: a draw of it moves log π(1) by its whole advantage."""
     objective = _sampled(_experiences(), torch.tensor([[0.0, 1.0]]), samples=1000, floor=0.2)
     logits = torch.tensor([[1.0, 1e-6]]).log().requires_grad_()
     objective(logits, ROW, fresh=True).backward()

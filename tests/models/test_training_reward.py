@@ -194,7 +194,7 @@ def test_rewards_to_be_counted_on_are_lower_by_so_many_deviations(policy: Fusion
 
 
 def test_what_praise_implies_about_others_is_no_observation_of_them(policy: FusionPolicy) -> None:
-    """Thumbs up for "plus" alone speak against "minus" as an assumption: it stays as unsure as nobody spoke of it."""
+    """Thumbs up for "plus" alone speak against "minus" as an assumption: it stays as unsure as without feedback."""
     experiences, _ = _experiences(60, 1)
     made = build_feedback_targets([{1: 1.0}] * 60, [1.0] * 60, 3, exclusivity=0.1)
     model, _ = fit_reward_model(policy, experiences, made, config=SETTINGS)

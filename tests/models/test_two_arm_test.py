@@ -18,7 +18,7 @@ NAN = float("nan")
 
 def test_weights_by_hand() -> None:
     """s = 0.25. Of the draw alone: 1/0.25 for the candidate's answers, −1/0.75 for live's. With c and l known:
-    (0.9 − 0.1)/(0.25·0.9 + 0.75·0.1) = 0.8/0.3, and 0 where both would have said it, whoever did.
+    (0.9 − 0.1)/(0.25·0.9 + 0.75·0.1) = 0.8/0.3, and 0 where both would have given it, whichever did.
     """
     part, rules = np.array([True, False, True, True, False]), TwoArmTestRules(share=0.25)
     np.testing.assert_allclose(weights(part, None, rules), [4.0, -4 / 3, 4.0, 4.0, -4 / 3])
@@ -169,7 +169,7 @@ def test_a_suspicion_by_hand() -> None:
 
 
 def test_before_the_candidate_has_served_nothing_is_suspected() -> None:
-    """A tenth of the users, and only live has answered, to everybody's delight: d = −(1 − m)/0.9, hardly scattered."""
+    """A tenth of the users, and only live has answered, to the delight of all: d = −(1 − m)/0.9, hardly scattered."""
     rules = TwoArmTestRules(share=0.1, margin=0.03)
     experiment = new_two_arm_test(rules).update(
         np.ones(30), np.zeros(30, bool), [f"u{i}" for i in range(30)], n_users=30
@@ -212,7 +212,7 @@ def test_harm_is_found_too_where_users_judge_the_version_and_not_its_answer() ->
 
 
 def test_an_experiment_that_was_saved_when_there_was_one_bettor_goes_on() -> None:
-    """Both have what he had, so the evidence is what it was."""
+    """Both bettors have what the one had, so the evidence is what it was."""
     rules = TwoArmTestRules(share=0.5)
     before = new_two_arm_test(rules).update(np.ones(40), np.arange(40) % 2 == 0, [f"user {i}" for i in range(40)])
     saved = before.to_dict()

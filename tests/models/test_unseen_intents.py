@@ -1,4 +1,4 @@
-"""What bank customers want, among intents that no training row has: scored by their names, and by somebody's words.
+"""What bank customers want, among intents that no training row has: scored by their names, and by a person's words.
 
 Reads shared/data beside the repository (see the SOURCE.md there); skipped where it is not.
 """

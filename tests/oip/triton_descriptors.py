@@ -1,4 +1,4 @@
-"""What Triton's client believes the service to be: a serialised FileDescriptorSet on standard output."""
+"""Triton's descriptors of the service: a serialised FileDescriptorSet on standard output."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What tests, fault suite and benchmarks share: builders, harnesses, brokers."""
+"""Builders, harnesses and brokers that tests, fault suite and benchmarks share."""

@@ -273,7 +273,7 @@ def golden_inputs(spec: ModelSpec, *, rows: int = 4) -> dict[str, npt.NDArray[An
 
 
 def trunk_inputs(folder: Path, contents: list[Mapping[str, Content]]) -> dict[str, npt.NDArray[Any]]:
-    """What the trunk in ``folder`` gets for ``contents``."""
+    """Inputs of the trunk in ``folder`` for ``contents``."""
     spec = read_manifest(folder).spec
     tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     rows = []

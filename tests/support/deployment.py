@@ -15,8 +15,8 @@ from typing import Any, Final
 import pytest
 
 from plaudit.compose.registry import model_registry
+from plaudit.compose.settings import load_settings
 from plaudit.core.rollout import Change, promote
-from plaudit.core.settings import load_settings
 from support import builders
 
 PLAUDIT: Final = [sys.executable, "-m", "plaudit"]
@@ -48,7 +48,7 @@ def _toml_of_tiny_model() -> str:
 
 
 class Service:
-    """A running ``plaudit`` with ``--json``. What it logs goes to a file: nobody reads it unless something is wrong."""
+    """A running ``plaudit`` with ``--json``. Its log goes to a file, for when a test fails."""
 
     def __init__(self, command: list[str]) -> None:
         self._logged = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by kill()
@@ -66,7 +66,7 @@ class Service:
         pytest.fail(f"ended before {wanted}: {self.logged()}")
 
     def ready(self, *services: str) -> dict[str, Mapping[str, Any]]:
-        """What each of these services of a ``plaudit up`` said when it was ready, in whatever order they are."""
+        """Ready events of these services of a ``plaudit up``, by service, in any order of arrival."""
         said: dict[str, Mapping[str, Any]] = {}
         while not said.keys() >= set(services):
             event = self.event(event="ready")
@@ -74,7 +74,7 @@ class Service:
         return said
 
     def logged(self) -> str:
-        """All that it logged so far."""
+        """Log written so far."""
         self._logged.seek(0)
         return self._logged.read()
 
@@ -83,7 +83,7 @@ class Service:
         return self.process.wait()
 
     def kill(self) -> None:
-        """It and all its children. A second time does nothing."""
+        """Kill the process and all its children. A second call does nothing."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

@@ -38,7 +38,7 @@ Cluster = broker.Cluster
 
 
 def missing() -> str | None:
-    """Why no broker can run here; None if one can."""
+    """Reason why no broker can run here; None if one can."""
     try:
         broker.java()
         broker.fetch()

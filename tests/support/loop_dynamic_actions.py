@@ -20,12 +20,12 @@ CONTENTS: Final = 20
 
 
 def some_dynamic_actions(rng: np.random.Generator, k: int) -> tuple[DynamicAction, ...]:
-    """Of two to four words each; hardly any comes twice."""
+    """Dynamic actions of two to four words each, hardly any of which repeats."""
     return tuple(DynamicAction(f"c{i}", " ".join(rng.choice(WORDS, rng.integers(2, 5)))) for i in range(k))
 
 
 class DynamicActionWorld(World):
-    """Versions score text unless they are told not to."""
+    """World whose versions score text by default."""
 
     def publish(self, **fields: Any) -> int:
         return super().publish(**({"spec": SPEC} | fields))

@@ -20,7 +20,7 @@ def recount(log: EventLog, spec: ModelSpec, space: FeatureSpace) -> tuple[Reward
     seen: set[str] = set()
     for event in everything(log):
         if isinstance(event, Feedback):
-            if event.feedback_id in seen:  # some logs may hold a record twice; who repeats himself says nothing new
+            if event.feedback_id in seen:  # some logs may hold a record twice; repeated feedback adds nothing
                 continue
             seen.add(event.feedback_id)
         match event:

@@ -21,13 +21,13 @@ from plaudit.adapters.runtime.onnx import OnnxRuntime
 from plaudit.adapters.store.engine import sqlite_url
 from plaudit.adapters.store.sql import LEASE_S, SqlStore
 from plaudit.compose.learner import build_learner
+from plaudit.compose.settings import settings_from
 from plaudit.core.events import Content, Decision, Features, Feedback, Role, Signal, Thumb
 from plaudit.core.job_run import CANDIDATE, RESULT, write_json
 from plaudit.core.ports.jobs import JobLauncher
 from plaudit.core.ports.log import EventLog
 from plaudit.core.ports.runtime import ServableModel
 from plaudit.core.rollout import Change, in_experiment, promote
-from plaudit.core.settings import Settings
 from plaudit.core.tracing import Tracing
 from plaudit.learner.finetuning.job_spec import PARENT, STATE, read_job_spec
 from plaudit.learner.loop import Learner
@@ -38,7 +38,7 @@ from support.builders import NOW_S, tiny_bundle, tiny_content, tiny_spec, trunk_
 
 SPEC: Final = tiny_spec()
 USERS: Final = 1_000
-"""Many, so that the cap on one user's share of the evidence leaves theirs in."""
+"""Number of users: enough that the cap on a user's share of the evidence excludes none."""
 
 
 @dataclass
@@ -47,7 +47,7 @@ class World:
 
     Attributes:
         settings: sections by name, laid over the defaults.
-        run_job: what a fine-tuning job does.
+        run_job: stands in for a fine-tuning job.
         log: another one than the embedded one.
         store_url: of another store than the embedded one.
         lease_s: of the learners' stores.
@@ -96,7 +96,7 @@ class World:
         self.stores.append(self.store)
         self.metrics = CollectorRegistry()
         return build_learner(
-            Settings(model={}, **self.settings),  # type: ignore[arg-type]
+            settings_from(self.settings),
             log=log or self.log,
             store=self.store,
             registry=self.registry,
@@ -109,7 +109,7 @@ class World:
         )
 
     def metric(self, name: str, **labels: str) -> float | None:
-        """Of the latest learner, as a scrape would show it; None if it is not there."""
+        """Metric of the latest learner, as a scrape would show it; None if it is not there."""
         return self.metrics.get_sample_value(name, labels)
 
     def close(self) -> None:
@@ -187,7 +187,7 @@ class World:
         index = SPEC.action_index(likes_action)
         return float(np.mean([self.policy(version, tiny_content(seed))[0][index] for seed in range(20)]))
 
-    # --- what should be ----------------------------------------------------------------------------------------------
+    # --- expectations ----------------------------------------------------------------------------------------------
 
     def settle(self, learner: Learner) -> None:
         """Step until there is nothing left to read."""

@@ -1,4 +1,4 @@
-"""A collector that speaks OTLP: it keeps what it is sent."""
+"""OTLP collector that keeps the spans it receives."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Received:
 
 
 class Receiver:
-    """What was received so far; safe to use from several threads."""
+    """Spans received so far; safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -59,7 +59,7 @@ class Receiver:
             self._spans += found
 
     def spans(self, name: str = "", **attributes: Any) -> list[Received]:
-        """All of this name, with these attributes of ``plaudit.``."""
+        """Spans of this name with these attributes of ``plaudit.``."""
         wanted = {f"plaudit.{key}": value for key, value in attributes.items()}
         with self._lock:
             return [s for s in self._spans if name in ("", s.name) and wanted.items() <= s.attributes.items()]
@@ -100,7 +100,7 @@ def over_http() -> Iterator[Receiver]:
             self.end_headers()
 
         def log_message(self, *arguments: Any) -> None:
-            """Says nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

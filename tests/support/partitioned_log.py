@@ -1,7 +1,7 @@
-"""An EventLog with several partitions, each a SQLite log, for tests of what several learners do.
+"""An EventLog with several partitions, each a SQLite log, for tests with several learners.
 
-Who reads which partition stands in a file that the test writes, as a broker's group coordinator would decide it. Every
-reader looks at it with every poll.
+The assignment of partitions stands in a file that the test writes, as a broker's group coordinator would decide it.
+Every reader looks at it with every poll.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class PostgresServer:
         self.start()
 
     def start(self) -> None:
-        """Returns when it takes connections."""
+        """Start, and wait until it takes connections."""
         options = [part for option in _OPTIONS for part in ("-c", option)]
         place = ["-p", str(self._port), "-h", "127.0.0.1", "-k", str(self._folder)]
         with (self._folder / "log").open("ab") as log:
@@ -73,7 +73,7 @@ class PostgresServer:
                 raise RuntimeError((self._folder / "log").read_text(encoding="utf-8"))
 
     def stop(self) -> None:
-        """As a crash would: without goodbye to anybody. Committed data is there after the next start."""
+        """Stop as a crash would, without closing connections. Committed data is there after the next start."""
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait()
@@ -137,7 +137,7 @@ def _programs() -> Path:
 
 
 def _identity() -> dict[str, Any]:
-    """Arguments of subprocess that make a child somebody else than root."""
+    """Arguments of subprocess that run a child as another user than root."""
     if os.getuid() != 0:
         return {}
     for name in _UNPRIVILEGED:

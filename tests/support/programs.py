@@ -20,7 +20,7 @@ _CACHE: Final = Path(__file__).parents[2] / ".cache/debian"
 _CLIENTS: Final = Path(__file__).parents[2] / ".cache/clients"
 
 CANNOT_BE_HAD: Final = "cannot be had here: "
-"""How the reason of a skip begins that is no failure in CI either: this machine lacks what the program is made with."""
+"""Beginning of the reason of a skip that is allowed in CI: the machine lacks the tools to build the program."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A real gRPC server that records what it is asked and answers what the test says."""
+"""gRPC server that records its requests and gives the answers that a test sets."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Recorder(
     model_pb2_grpc.ModelServiceServicer,
 ):
     """Attributes:
-    target: where it listens.
+    target: host and port.
     received: every request, in order: a protobuf message each.
     metadata: of the last request.
     manifest: of every version that has none of its own in ``manifests``.

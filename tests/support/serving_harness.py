@@ -1,4 +1,4 @@
-"""What tests of the inference service share: a server that runs, requests for it, and what its log holds."""
+"""Harness for tests of the inference service: a running server, requests for it, and its log."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CHANGE = Change(actor="test", time_s=1_700_000_000.0, reason="because")
 
 @dataclass
 class Running:
-    """A server that runs, and stubs for it."""
+    """Running server and stubs for it."""
 
     server: InferenceServer
     channel: grpc.aio.Channel
@@ -56,7 +56,7 @@ class Running:
         return answer
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum over all series that have these labels; 0 if there is none."""
+        """Sum over all series that have these labels; 0 if there is none."""
         return sum(
             sample.value
             for family in self.metrics.registry.collect()
@@ -81,7 +81,7 @@ def a_thumb(prediction_id: str, feedback_id: str, **fields: Any) -> feedback_pb2
 
 
 def events(log: EventLog, topic: Topic) -> Sequence[Event | UnreadableRecord]:
-    """Everything the log holds of a topic."""
+    """All events of a topic in the log."""
     reader = log.reader("test", [topic], dict)
     found: list[Event | UnreadableRecord] = []
     while records := reader.poll(1000, 0.0):
@@ -129,13 +129,13 @@ async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Returns once the condition holds; the test's own timeout ends waiting in vain."""
+    """Wait until the condition holds, at most for the test's own timeout."""
     while not condition():  # noqa: ASYNC110  # nothing tells us when
         await asyncio.sleep(0.001)  # without a pause it would keep the interpreter from the threads it waits for
 
 
 class Registries:
-    """A catalog of these registries."""
+    """Catalog of these registries."""
 
     def __init__(self, *registries: ModelRegistry) -> None:
         self._registries = {registry.model: registry for registry in registries}

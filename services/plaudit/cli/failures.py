@@ -43,7 +43,7 @@ def needs_extra(name: str) -> Iterator[None]:
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Raises SystemExit in place of every error that is meant for the user."""
+    """Print errors meant for the user as one sentence and exit with their code; raises SystemExit."""
     try:
         yield
     except (ConfigError, MissingExtra) as error:

@@ -23,19 +23,21 @@ _NO_EXPERIMENT: Final[Any] = {"candidate": None, "candidate_share": 0.0, "shadow
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Attributes:
-    model: name of the model.
-    generation: grows by one with every change; 0 before the first.
-    live: the version that serves.
-    previous: the version that rollback returns to.
-    gated: the last version that passed the gate or that an operator made live; head refreshes are compared with it.
-    candidate: the version in an experiment, serving ``candidate_share`` of the users.
-    shadow: True: the candidate serves no user; its answers to ``candidate_share`` of the requests are logged.
-    experiment: generation with which the experiment began; 0 if there is none.
-    pinned: True: only unpin or another pin may change the live version.
-    changed_at_s: UTC seconds since the epoch.
-    reason: reason for the change, in one sentence.
-    actor: ``learner`` or the operator's name.
+    """Rollout of a model: which version serves, and why.
+
+    Attributes:
+        model: name of the model.
+        generation: grows by one with every change; 0 before the first.
+        live: the version that serves.
+        previous: the version that rollback returns to.
+        gated: the last version that passed the gate or that an operator made live; head refreshes are compared with it.
+        candidate: the version in an experiment, serving ``candidate_share`` of the users.
+        shadow: True: the candidate serves no user; its answers to ``candidate_share`` of the requests are logged.
+        experiment: generation with which the experiment began; 0 if there is none.
+        pinned: True: only unpin or another pin may change the live version.
+        changed_at_s: UTC seconds since the epoch.
+        reason: reason for the change, in one sentence.
+        actor: ``learner`` or the operator's name.
     """
 
     model: str

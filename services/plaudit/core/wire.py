@@ -60,7 +60,7 @@ _DTYPES: Final[dict[content_pb2.DataType, np.dtype[Any]]] = {
 
 
 def content_from_wire(message: content_pb2.Content, field: str) -> Content:
-    """Raises InvalidInput naming ``field``."""
+    """Content of one modality. Raises InvalidInput naming ``field``."""
     match message.WhichOneof("kind"):
         case "image":
             return EncodedContent("image", message.image)
@@ -87,7 +87,7 @@ def content_to_wire(content: Content) -> content_pb2.Content:
 
 
 def tensor_to_wire(array: npt.NDArray[Any]) -> content_pb2.Tensor:
-    """Raises ValueError if the array is neither float32 nor int64."""
+    """Tensor message of an array. Raises ValueError if it is neither float32 nor int64."""
     for data_type, dtype in _DTYPES.items():
         if array.dtype == dtype:
             data = np.ascontiguousarray(array, dtype=dtype).tobytes()
@@ -117,7 +117,7 @@ FeedbackMessage = feedback_pb2.SendFeedbackRequest | events_pb2.FeedbackEvent
 
 
 def signal_from_wire(message: FeedbackMessage) -> Signal:
-    """Raises InvalidInput naming the field."""
+    """Signal of a feedback message. Raises InvalidInput naming the field."""
     match message.WhichOneof("signal"):
         case "thumb":
             if message.thumb not in (feedback_pb2.THUMB_UP, feedback_pb2.THUMB_DOWN):
@@ -437,7 +437,7 @@ def contents_to_wire(content: Mapping[str, Content]) -> dict[str, content_pb2.Co
 
 
 def contents_from_wire(content: Mapping[str, content_pb2.Content]) -> dict[str, Content]:
-    """Raises InvalidInput naming the modality."""
+    """Content by modality name. Raises InvalidInput naming the modality."""
     return {name: content_from_wire(part, f'content["{name}"]') for name, part in content.items()}
 
 

@@ -18,8 +18,10 @@ _QUESTIONS_PER_KIND: Final = 3
 
 
 class DemoSamples:
-    """Args:
-    seed: of the draws; the same seed draws the same examples in the same order.
+    """Samples of the demo's model, drawn from the content of its traffic.
+
+    Args:
+        seed: of the draws; the same seed draws the same examples in the same order.
     """
 
     def __init__(self, seed: int | None = None) -> None:

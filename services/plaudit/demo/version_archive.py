@@ -16,9 +16,11 @@ from plaudit_models.bundle import Manifest
 
 
 class VersionArchive:
-    """Args:
-    registry: registry of the versions to archive.
-    root: folder with a folder for each version; made.
+    """Archive of the versions of one registry.
+
+    Args:
+        registry: registry of the versions to archive.
+        root: folder with a folder for each version; made.
     """
 
     def __init__(self, registry: VersionReader, root: Path) -> None:
