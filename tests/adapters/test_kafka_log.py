@@ -181,11 +181,11 @@ def test_a_record_of_50_mb_is_unreadable_and_its_dead_letter_fits(kafka: Kafka) 
     send(kafka, Topic.FEEDBACK, payload)
     with contextlib.closing(kafka.log(max_record_bytes=1_000_000)) as log:
         log.append([some_feedback("p", feedback_id="f2")])
-        before, poisoned, after = read_all(log)
+        before, unreadable, after = read_all(log)
         assert feedback_ids([before, after]) == ["f1", "f2"]
-        assert isinstance(poisoned.event, UnreadableRecord)
-        assert poisoned.event.payload == payload
-        log.append([DeadLetter(poisoned.topic, poisoned.position, poisoned.event.problem, payload, 1.0)])
+        assert isinstance(unreadable.event, UnreadableRecord)
+        assert unreadable.event.payload == payload
+        log.append([DeadLetter(unreadable.topic, unreadable.position, unreadable.event.problem, payload, 1.0)])
         (letter,) = (record.event for record in read_all(log, [Topic.DEAD_LETTER]))
     assert isinstance(letter, DeadLetter)
     assert letter.source_position == "0:1"
@@ -371,7 +371,7 @@ class Readers:
 def test_readers_of_a_group_share_and_hand_over(kafka: Kafka) -> None:
     """A second reader joins and gets half the partitions; the first one leaves and the second one gets the rest.
 
-    Nothing is missed; nothing is read twice either, because each saves before it lets go.
+    Nothing is missed; nothing is read twice either, because each saves before it releases its partitions.
     """
     with contextlib.closing(kafka.log(partitions=4)) as log:
 

@@ -118,7 +118,7 @@ def test_after_a_retraction_a_user_may_speak_again() -> None:
 
 
 def test_a_named_retraction_takes_back_exactly_that_signal() -> None:
-    """Of two signals the later is taken back, so the earlier one stands."""
+    """Of two signals the later is retracted, so the earlier one stands."""
     two = said(("ada", Thumb(up=True)), ("ada", Thumb(up=False)), ("ada", Retract("f1")))
     assert join(DECISION, two, ACTIONS) == Label({"cat": 1.0}, 1.0)
 

@@ -63,7 +63,7 @@ def likes_loud(seed: int, text: str) -> bool:
 def recounted(
     world: DynamicActionWorld, learner: Learner, said: Sequence[tuple[Decision, Rewards]], version: int = 1
 ) -> DynamicActionState:
-    """The sums over these judgements as a version sees them, with none of the learner's bookkeeping."""
+    """The sums over these labels as a version sees them, with none of the learner's bookkeeping."""
     assert learner.dynamic_state is not None
     space = learner.dynamic_state.space
     state = empty_dynamic_action_state(space)

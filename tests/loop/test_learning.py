@@ -356,7 +356,7 @@ def test_a_step_that_could_not_be_saved_is_done_again(make_world: MakeWorld) -> 
 
 
 def test_old_versions_are_pruned_with_what_was_remembered_of_them(make_world: MakeWorld) -> None:
-    world = make_world({"learner": {"dead_versions_kept": 1}})
+    world = make_world({"learner": {"unused_versions_kept": 1}})
     learner = world.learner()
     for _ in range(5):
         world.traffic(2, likes_fish)
@@ -418,8 +418,8 @@ def test_any_order_and_number_of_deliveries_comes_to_the_same(
         assert second.reward_state is not None
         assert_same_sums(first.reward_state, second.reward_state)
         assert first.progress.experiences == second.progress.experiences
-        judgements = {e.decision.prediction_id: e.label for e in world.store.experiences() if e.label}
-        assert judgements == {e.decision.prediction_id: e.label for e in other.store.experiences() if e.label}
+        labels = {e.decision.prediction_id: e.label for e in world.store.experiences() if e.label}
+        assert labels == {e.decision.prediction_id: e.label for e in other.store.experiences() if e.label}
     finally:
         world.close()
         other.close()

@@ -32,7 +32,7 @@ def traffic(world: World, n: int, *, mallory: float = 0.0) -> None:
 
 
 def learned_sums(world: World, learner: Learner) -> RewardState:
-    """Counted anew from the experiences that are not set aside."""
+    """Counted anew from the experiences that are not excluded."""
     assert learner.reward_state is not None
     space = learner.reward_state.space
     kept = [e for e in world.store.experiences() if not e.excluded and e.label is not None]
@@ -80,7 +80,7 @@ def test_what_is_in_quarantine_stays_there_after_a_restart(make_world: MakeWorld
 
 
 def test_people_release_and_are_not_overruled(make_world: MakeWorld) -> None:
-    """What was set aside stays so; what the user says from now on counts, whatever it is."""
+    """Excluded experiences stay so; all later feedback of the user counts."""
     world, learner = attacked(make_world)
     before = len(of_mallory(world))
     world.store.put_command("mallory", "trusted")

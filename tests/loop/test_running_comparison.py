@@ -1,4 +1,4 @@
-"""Head refreshes under the running comparison: harm is taken back, gain is made the new standard."""
+"""Head refreshes under the running comparison: harm is reverted, gain is made the new standard."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_harm_is_reverted_and_forgotten(world: World) -> None:
     rollout = world.registry.rollout()
     assert (rollout.live, rollout.gated, rollout.actor) == (gated, gated, "learner")
     assert "did harm" in rollout.reason
-    # The gated version was made by hand and has learned from nothing: so all that came is set aside.
+    # The gated version was made by hand and has learned from nothing: so all that came is excluded.
     assert all(experience.excluded for experience in world.store.experiences())
     assert learner.progress.experiences == 0
     assert learner.reward_state is not None
@@ -142,7 +142,7 @@ def test_a_version_that_a_person_pinned_is_left_alone(world: World) -> None:
 
 
 def test_a_revert_leaves_what_the_gated_version_had_learned(make_world: MakeWorld) -> None:
-    """Learned and confirmed first; then a bad head serves and is taken back: the sums are those up to the gated one."""
+    """Learned and confirmed first; then a bad head serves and is reverted: the sums are those up to the gated one."""
     world = make_world()
     learner = world.learner()
     while world.registry.rollout().gated == 1:

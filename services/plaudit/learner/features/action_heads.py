@@ -235,7 +235,10 @@ class DynamicActions:
     def _evidence(self, labelled: Sequence[LabelledContext]) -> Iterator[DynamicActionEvidence]:
         """One after another: long lists are large."""
         for each in labelled:
-            yield evidence_of_list(self.space, each.context.action_list, *each.rewards(), each.label.weight)
+            actions, said = each.context.actions, each.label.rewards
+            rewards = np.array([said.get(action, 0.0) for action in actions])
+            known_mask = np.array([action in said for action in actions])
+            yield evidence_of_list(self.space, each.context.action_list, rewards, known_mask, each.label.weight)
 
     def expected(self, prior: RewardPrior, contexts: Sequence[Context]) -> list[Expected]:
         return [Expected(*expected_rewards(self.state, prior, context.action_list)) for context in contexts]
@@ -321,11 +324,14 @@ class Learned:
 
 
 def evidence_of(space: FeatureSpace, labelled: Sequence[LabelledContext]) -> Evidence:
-    """Labels of fixed actions as evidence. Actions that are not the context's are left out."""
+    """Labels of fixed actions as evidence; actions outside the one action set of the contexts are left out."""
     n, a = len(labelled), space.n_actions
     rewards, known_mask = np.zeros((n, a)), np.zeros((n, a), np.bool_)
+    index = {action: k for k, action in enumerate(labelled[0].context.actions)} if labelled else {}
     for i, each in enumerate(labelled):
-        rewards[i], known_mask[i] = each.rewards()
+        for action, reward in each.label.rewards.items():
+            if action in index:
+                rewards[i, index[action]], known_mask[i, index[action]] = reward, True
     phi = (
         features(space, *stack([each.context.features for each in labelled])) if n else np.zeros((0, space.n_features))
     )

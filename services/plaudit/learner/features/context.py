@@ -17,7 +17,7 @@ import numpy.typing as npt
 from plaudit.core.events import Features
 from plaudit.core.experience import Label
 from plaudit_models.bandit.dynamic_actions import ActionList
-from plaudit_models.bandit.policy import Bool, Float64
+from plaudit_models.bandit.policy import Bool
 
 Floats32 = npt.NDArray[np.float32]
 
@@ -61,12 +61,6 @@ class LabelledContext:
 
     context: Context
     label: Label
-
-    def rewards(self) -> tuple[Float64, Bool]:
-        """Rewards in [0, 1], and True where the label has one (the reward is 0 elsewhere); both ``[k]``."""
-        said = self.label.rewards
-        actions = self.context.actions
-        return np.array([said.get(action, 0.0) for action in actions]), np.array([action in said for action in actions])
 
 
 def stack(rows: Sequence[Features]) -> tuple[Floats32, Floats32]:
