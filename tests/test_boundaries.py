@@ -29,7 +29,7 @@ FORBIDDEN = [
     ("plaudit.core", ["grpc", "torch", "onnxruntime", "sqlalchemy", "sqlite3"]),
     ("plaudit.adapters", ["plaudit.serving", "plaudit.learner", "plaudit.client", *COMPOSITION_ROOTS]),
     ("plaudit.serving", ["plaudit.learner", "plaudit.adapters", "plaudit.client", *COMPOSITION_ROOTS]),
-    ("plaudit.serving", ["torch", "plaudit_models.training", "onnx", "sqlalchemy", "pydantic", "pydantic_settings"]),
+    ("plaudit.serving", ["torch", "plaudit_models.training", "onnx", "sqlalchemy", "pydantic"]),
     ("plaudit.learner", ["plaudit.serving", "plaudit.client", *COMPOSITION_ROOTS]),
     ("plaudit.serving", ["plaudit.console"]),
     ("plaudit.learner", ["plaudit.console"]),
@@ -99,13 +99,14 @@ def test_torch_lives_in_training_alone() -> None:
     assert others == []
 
 
-def test_only_settings_reads_the_environment() -> None:
+def test_only_composition_reads_the_environment() -> None:
     """The command itself sets what numpy reads when it is loaded, which is before any settings are."""
     reads = [
         module
         for package in SOURCES
         for module, path in _modules(package)
-        if module not in ("plaudit.core.settings", "plaudit.cli") and {"os.environ", "os.getenv"} & _names(path)
+        if module not in ("plaudit.compose.settings", "plaudit.compose.tracing", "plaudit.cli")
+        and {"os.environ", "os.getenv"} & _names(path)
     ]
     assert reads == []
 
@@ -140,7 +141,8 @@ def _loaded_by(statement: str, modules: list[str]) -> list[str]:
 @pytest.mark.parametrize(
     ("statement", "unwanted"),
     [
-        ("import plaudit.serving.server", ["torch", "onnx", "plaudit.learner"]),
+        ("import plaudit.serving.server", ["torch", "onnx", "plaudit.learner", "pydantic"]),
+        ("import plaudit.learner.loop", ["torch", "plaudit.serving", "pydantic"]),
         ("import plaudit.compose.learner", ["torch", "plaudit.serving"]),
         ("import plaudit.console.app", ["torch", "onnxruntime", "sqlalchemy", "plaudit.serving", "plaudit.learner"]),
         ("import plaudit.client", ["numpy", "pydantic", "typer", "rich", "plaudit.core.settings"]),

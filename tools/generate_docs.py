@@ -69,22 +69,16 @@ def settings_class() -> type:
 
 
 def fields_of(cls: type) -> Iterator[tuple[str, Any, Any, str]]:
-    """Name, annotation, default and docstring of each field of a dataclass or pydantic model, in order."""
+    """Name, annotation, default and docstring of each field of a dataclass, in order."""
     docs = _attribute_docstrings(cls)
     hints = typing.get_type_hints(cls, include_extras=True)
-    if dataclasses.is_dataclass(cls):
-        for field in dataclasses.fields(cls):
-            default = field.default_factory() if callable(field.default_factory) else field.default
-            yield field.name, hints[field.name], default, docs.get(field.name, "")
-    else:
-        for name, info in cls.model_fields.items():  # type: ignore[attr-defined]
-            yield name, hints[name], info.get_default(call_default_factory=True), docs.get(name, "")
+    for field in dataclasses.fields(cls):
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        yield field.name, hints[field.name], default, docs.get(field.name, "")
 
 
 def is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and (
-        dataclasses.is_dataclass(annotation) or hasattr(annotation, "model_fields")
-    )
+    return isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
 
 
 def setting_names(cls: type | None = None, prefix: str = "") -> Iterator[str]:
@@ -141,15 +135,14 @@ def type_text(annotation: Any) -> str:
         "str": "text",
         "bool": "boolean",
         "Path": "path",
-        "SecretStr": "secret",
     }
     return named.get(name, "table" if name in ("dict", "Mapping") else name)
 
 
 def _bounds(metadata: Sequence[Any]) -> list[str]:
-    """Limits given by pydantic's ``Field`` or by ``annotated_types``."""
+    """Limits given by ``annotated_types``."""
     found = []
-    for each in [part for item in metadata for part in getattr(item, "metadata", [item])]:
+    for each in metadata:
         for attribute, words in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"), ("multiple_of", "multiple of")):
             bound = getattr(each, attribute, None)
             if bound is not None:
@@ -158,8 +151,6 @@ def _bounds(metadata: Sequence[Any]) -> list[str]:
 
 
 def default_text(default: Any) -> str:
-    if hasattr(default, "get_secret_value"):
-        default = default.get_secret_value()
     if default is None:
         return "none"
     if isinstance(default, bool):

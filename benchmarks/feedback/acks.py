@@ -17,8 +17,8 @@ from typing import Final
 from benchmarks.feedback.deployed import Serving, serving
 from benchmarks.measure import Measure
 from plaudit.compose.log import event_log
+from plaudit.compose.settings import load_settings
 from plaudit.core.events import Topic
-from plaudit.core.settings import load_settings
 from support.kafka_broker import Cluster
 
 GOALS: Final = {"sqlite": 5_000.0, "kafka": 3_000.0}

@@ -18,8 +18,8 @@ from benchmarks.feedback.deployed import Serving, serving
 from benchmarks.measure import Measure
 from plaudit.client import Client, ClientError, Prediction, feedback
 from plaudit.compose.log import event_log
+from plaudit.compose.settings import load_settings
 from plaudit.core.events import Feedback, Topic
-from plaudit.core.settings import load_settings
 from support.kafka_broker import Cluster
 
 _FEEDBACK_PER_S = 500.0

@@ -57,7 +57,7 @@ RECENT: Final = 1_000
 SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
     # No power to lose here, and no clock.
     "log": {"synchronous": "NORMAL"},
-    "learner": {"max_wait_s": 1e9, "dead_versions_kept": 1_000_000},
+    "learner": {"max_wait_s": 1e9, "unused_versions_kept": 1_000_000},
     # Small steps, as in the demo; and where the log holds too little evidence at the first look, half of the users try
     # the candidate. All else is the default.
     "policy": {"max_kl": 0.03},

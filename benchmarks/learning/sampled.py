@@ -23,6 +23,7 @@ from torch import Generator, Tensor
 
 from benchmarks.measure import Curve, Measure
 from plaudit.compose.learner import head_builder, training_plan
+from plaudit.compose.settings import settings_from
 from plaudit.core.settings import Settings
 from plaudit_models.dataset import LabelledData
 from plaudit_models.feedback_targets import FeedbackTargets, feedback_targets
@@ -156,7 +157,7 @@ def job(
     seed: int,
 ) -> Finetuned:
     """Fine-tuning job at its default settings, but for encoders of tensors, which learn too."""
-    plan = training_plan(Settings(finetune={"objective": objective}))  # type: ignore[arg-type]
+    plan = training_plan(settings_from({"finetune": {"objective": objective}}))
     config = replace(
         plan.finetune,
         replays_per_experience=sizes.replays,

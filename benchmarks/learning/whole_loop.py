@@ -23,6 +23,7 @@ from plaudit.compose.log import event_log
 from plaudit.compose.paths import learner_dir
 from plaudit.compose.registry import model_registry
 from plaudit.compose.runtime import content_limits, model_runtime
+from plaudit.compose.settings import settings_from
 from plaudit.compose.store import experience_store
 from plaudit.core.events import Content, Decision, Event, Features, Feedback, Role, Thumb
 from plaudit.core.ports.log import EventLog
@@ -174,4 +175,4 @@ def whole_loop(settings: Settings, *, chunk: int, seed: int) -> Iterator[WholeLo
 
 def loop_settings(folder: Path, model: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]) -> Settings:
     """The defaults, but for these sections, on a data directory."""
-    return Settings(data_dir=folder, model=dict(model), **{name: dict(values) for name, values in sections.items()})  # type: ignore[arg-type]
+    return settings_from({"data_dir": folder, "model": model, **sections})

@@ -7,8 +7,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from plaudit.compose.registry import model_registry
+from plaudit.compose.settings import load_settings
 from plaudit.core.ports.registry import ModelRegistry
-from plaudit.core.settings import load_settings
 from support import builders
 from support.deployment import PLAUDIT, Service, deployed
 

@@ -32,8 +32,8 @@ from benchmarks.serving.load import summary
 from benchmarks.serving.processes import CLIENT_CORE, SERVER_CORE
 from plaudit.client import Client
 from plaudit.compose.log import event_log
+from plaudit.compose.settings import load_settings
 from plaudit.core.events import ExperimentReport, Topic
-from plaudit.core.settings import load_settings
 from support.deployment import PLAUDIT, Service
 
 PER_S: Final = 300.0

@@ -12,7 +12,7 @@ import pytest
 from plaudit.adapters.runtime.nvml import gpus
 from plaudit.compose.log import serving_log
 from plaudit.compose.serving import inference_server
-from plaudit.core.settings import load_settings
+from plaudit.compose.settings import load_settings
 from support.deployment import deployed
 
 

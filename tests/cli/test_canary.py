@@ -17,9 +17,9 @@ from safetensors.numpy import load_file, save_file
 
 from plaudit.client import Client, ClientError
 from plaudit.compose.registry import model_registry
+from plaudit.compose.settings import load_settings
 from plaudit.core.events import Content, EncodedContent, TensorContent, TextContent
 from plaudit.core.rollout import in_experiment
-from plaudit.core.settings import load_settings
 from plaudit_models.bandit.head import IR_VERSION, OPSET
 from plaudit_models.bundle import HEAD, HEAD_GOLDEN, TRUNK_GOLDEN, read_manifest, seal
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING, SCORES

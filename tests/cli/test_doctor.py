@@ -12,8 +12,9 @@ import pytest
 from plaudit.cli.doctor import examine
 from plaudit.cli.findings import Finding, State
 from plaudit.compose.registry import model_registry
+from plaudit.compose.settings import load_settings
 from plaudit.core.rollout import Change, promote
-from plaudit.core.settings import Settings, load_settings
+from plaudit.core.settings import Settings
 from support import builders
 from support.postgres_server import PASSWORD, PostgresServer
 from support.recording_server import recording_server

@@ -12,9 +12,10 @@ from kafka import KafkaAdminClient
 from plaudit.cli.doctor import examine
 from plaudit.cli.findings import Finding, State
 from plaudit.compose.log import event_log
+from plaudit.compose.settings import load_settings
 from plaudit.core.errors import ConfigError
 from plaudit.core.events import Topic
-from plaudit.core.settings import Settings, load_settings
+from plaudit.core.settings import Settings
 from support import builders
 from support.kafka_broker import Cluster, Kafka, need_broker
 

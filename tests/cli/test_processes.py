@@ -21,8 +21,8 @@ from prometheus_client.samples import Sample
 from plaudit.client import Client, tensor
 from plaudit.compose.log import event_log
 from plaudit.compose.registry import model_registry
+from plaudit.compose.settings import load_settings
 from plaudit.core.events import Topic
-from plaudit.core.settings import load_settings
 from support import builders
 from support.deployment import PLAUDIT, Service, deployed
 

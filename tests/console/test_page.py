@@ -13,8 +13,8 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect, sync_playwright
 
 from plaudit.compose.registry import model_registry
+from plaudit.compose.settings import load_settings
 from plaudit.core.rollout import Change, promote
-from plaudit.core.settings import load_settings
 from plaudit_models.spec import ModelSpec, TextModality
 from support import builders
 from support.deployment import PLAUDIT, Service, deployed

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from plaudit.compose.settings import load_settings
 from plaudit.core.errors import ConfigError
-from plaudit.core.settings import load_settings
+from plaudit.core.settings import Settings
 
 
 @pytest.fixture
@@ -36,8 +37,7 @@ def test_the_environment_reaches_top_level_settings_and_secrets(monkeypatch: pyt
     monkeypatch.setenv("PLAUDIT_SERVING__ADMIN_TOKEN", "sesame")
     settings = load_settings(None)
     assert settings.data_dir == Path("/somewhere")
-    assert settings.serving.admin_token is not None
-    assert settings.serving.admin_token.get_secret_value() == "sesame"
+    assert settings.serving.admin_token == "sesame"
     assert "sesame" not in repr(settings)
 
 
@@ -66,6 +66,19 @@ def test_all_problems_are_named_at_once(config: Path) -> None:
     config.write_text("[serving]\nport = -1\n[learner]\nbatch = 0\n")
     with pytest.raises(ConfigError, match=r"serving\.port.*; learner\.batch"):
         load_settings(config)
+
+
+def test_the_environment_can_give_a_table_whole_and_entries_of_it_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLAUDIT_CANARY__MODELS", '{"pets": {"share": 0.3, "max_events": 7}}')
+    monkeypatch.setenv("PLAUDIT_CANARY__MODELS__PETS__SHARE", "0.5")
+    monkeypatch.setenv("PLAUDIT_SERVING", '{"port": 1, "threads": 2}')
+    monkeypatch.setenv("PLAUDIT_SERVING__PORT", "3")
+    monkeypatch.setenv("PLAUDIT_KAFKA__SASL_PASSWORD", '{"not": "a table"}')
+    monkeypatch.setenv("PLAUDIT_NO_SETTING", "ignored")
+    settings = load_settings(None)
+    assert (settings.canary.of("pets").share, settings.canary.of("pets").max_events) == (0.5, 7)
+    assert (settings.serving.port, settings.serving.threads) == (3, 2)
+    assert settings.kafka.sasl_password == '{"not": "a table"}'
 
 
 def test_an_unknown_setting_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,3 +164,16 @@ def test_wrong_canary_policies_name_the_setting(tmp_path: Path, lines: str, comp
     path.write_text(lines, encoding="utf-8")
     with pytest.raises(ConfigError, match=complaint):
         load_settings(path)
+
+
+def test_a_model_with_rules_of_its_own_has_the_common_ones_for_the_rest_from_flags_and_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PLAUDIT_CANARY__SHARE", "0.2")
+    settings = load_settings(None, {"canary": {"models": {"pets": {"promote": False}}}})
+    assert (settings.canary.of("pets").share, settings.canary.of("pets").promote) == (0.2, False)
+
+
+def test_sections_come_out_as_they_are_declared() -> None:
+    """Plain objects, equal to those that are built without validation."""
+    assert load_settings(None) == Settings()

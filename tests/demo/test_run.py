@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from plaudit.compose.settings import load_settings
 from plaudit.core.errors import ConfigError
-from plaudit.core.settings import load_settings
 from plaudit.demo.folder import MARKER, demo_folder
 from plaudit.demo.run import Options, _settings, run
 from plaudit.demo.services import toml

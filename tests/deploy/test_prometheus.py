@@ -20,8 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from plaudit.client import Client, ClientError, audio, image, tensor
 from plaudit.compose.registry import model_registry
+from plaudit.compose.settings import load_settings
 from plaudit.core.rollout import Change, promote
-from plaudit.core.settings import load_settings
 from support import builders
 from support.deployment import PLAUDIT, Service, deployed
 from support.programs import prometheus, promtool

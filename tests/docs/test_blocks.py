@@ -16,8 +16,8 @@ import typer.main
 
 from plaudit.cli.app import app
 from plaudit.compose.registry import model_registry
+from plaudit.compose.settings import load_settings
 from plaudit.core.rollout import Change, promote
-from plaudit.core.settings import load_settings
 from plaudit_models.spec import ModelSpec, spec_from_dict
 from support import builders
 from support.deployment import PLAUDIT, Service

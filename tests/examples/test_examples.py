@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from plaudit.compose.registry import model_registry
+from plaudit.compose.settings import load_settings
 from plaudit.core.rollout import Change, promote
-from plaudit.core.settings import load_settings
 from support import builders
 from support.deployment import PLAUDIT, Service
 from support.kafka_broker import Kafka

@@ -22,11 +22,12 @@ from faults.proxy import Proxy
 from plaudit.compose.learner import job_launcher
 from plaudit.compose.log import event_log
 from plaudit.compose.paths import learner_dir
+from plaudit.compose.settings import load_settings
 from plaudit.compose.store import experience_store
 from plaudit.core.ports.jobs import JobState
 from plaudit.core.ports.log import EventLog
 from plaudit.core.ports.store import ExperienceStore
-from plaudit.core.settings import Settings, load_settings
+from plaudit.core.settings import Settings
 from plaudit.learner.state import LearnerState
 from plaudit.learner.tuning_state import Training, TuningState
 from support.deployment import PLAUDIT, Service

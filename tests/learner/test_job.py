@@ -24,7 +24,7 @@ from plaudit.core.experience import Experience, header_of
 from plaudit.core.job_run import CANDIDATE, JOB, PROGRESS, RESULT, last_progress, read_json, was_killed
 from plaudit.core.ports.jobs import JobState
 from plaudit.core.ports.store import IngestBatch, LabelUpdate
-from plaudit.core.settings import Settings
+from plaudit.core.settings import FinetuneSettings, Settings
 from plaudit.learner.features.action_heads import evidence_of
 from plaudit.learner.features.context import Context, LabelledContext
 from plaudit.learner.finetuning.job import run_job
@@ -101,9 +101,8 @@ class Workplace:
         self.store.save_batch(IngestBatch(decisions=decisions, labels=judged))
 
     def run_dir(self, name: str = "run", **finetune: Any) -> Path:
-        settings = Settings(
-            finetune={"max_duration_s": 60.0, "steps_per_event": 40.0, **finetune},  # type: ignore[arg-type]
-        )
+        finetune = {"max_duration_s": 60.0, "steps_per_event": 40.0, **finetune}
+        settings = Settings(finetune=FinetuneSettings(**finetune))
         return prepare_run(
             self.folder / name,
             self.registry,

@@ -356,7 +356,7 @@ def test_a_step_that_could_not_be_saved_is_done_again(make_world: MakeWorld) -> 
 
 
 def test_old_versions_are_pruned_with_what_was_remembered_of_them(make_world: MakeWorld) -> None:
-    world = make_world({"learner": {"dead_versions_kept": 1}})
+    world = make_world({"learner": {"unused_versions_kept": 1}})
     learner = world.learner()
     for _ in range(5):
         world.traffic(2, likes_fish)

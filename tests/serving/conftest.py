@@ -16,7 +16,6 @@ from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.adapters.runtime.onnx import OnnxRuntime
 from plaudit.compose.runtime import content_limits
-from plaudit.compose.serving import server_config
 from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.settings import ServingSettings, Settings
@@ -88,7 +87,7 @@ async def serve(
         defaults = {"port": 0, "metrics_port": 0, "watch_interval_s": 0.01, "drain_s": 5.0}
         serving = ServingSettings(**(defaults | settings))
         limits = content_limits(Settings(model={}, serving=serving))
-        server = InferenceServer(**parts, config=server_config(serving), limits=limits)
+        server = InferenceServer(**parts, settings=serving, limits=limits)
         server.start()
         channel = grpc.aio.insecure_channel(
             f"127.0.0.1:{server.port}", options=[("grpc.max_send_message_length", 2**26)]

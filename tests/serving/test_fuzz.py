@@ -22,7 +22,6 @@ from prometheus_client import CollectorRegistry
 from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.adapters.registry.directory import DirectoryCatalog, DirectoryRegistry
 from plaudit.adapters.runtime.onnx import OnnxRuntime
-from plaudit.compose.serving import server_config
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.settings import ServingSettings
 from plaudit.core.wire import contents_to_wire
@@ -60,7 +59,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceServer
         log,
         OnnxRuntime("cpu"),
         PredictionIds(KEY, 3600.0),
-        server_config(ServingSettings(port=0, metrics_port=0, watch_interval_s=0.01)),
+        ServingSettings(port=0, metrics_port=0, watch_interval_s=0.01),
         Limits(),
         ServingMetrics(CollectorRegistry()),
     )

@@ -251,7 +251,6 @@ from plaudit.adapters.runtime.onnx import OnnxRuntime
 from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.settings import ServingSettings
-from plaudit.compose.serving import server_config
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit_models.preprocess import Limits
 from plaudit.serving.server import InferenceServer
@@ -260,7 +259,7 @@ def main():
     folder = Path(sys.argv[1])
     server = InferenceServer(
         DirectoryCatalog(folder / "registry"), SqliteLog(folder / "log.sqlite", "NORMAL"),
-        OnnxRuntime("cpu"), PredictionIds(b"k" * 32, 3600.0), server_config(ServingSettings(port=0, metrics_port=0)),
+        OnnxRuntime("cpu"), PredictionIds(b"k" * 32, 3600.0), ServingSettings(port=0, metrics_port=0),
         Limits(), ServingMetrics(CollectorRegistry()),
     )
     server.start()

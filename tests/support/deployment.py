@@ -15,8 +15,8 @@ from typing import Any, Final
 import pytest
 
 from plaudit.compose.registry import model_registry
+from plaudit.compose.settings import load_settings
 from plaudit.core.rollout import Change, promote
-from plaudit.core.settings import load_settings
 from support import builders
 
 PLAUDIT: Final = [sys.executable, "-m", "plaudit"]

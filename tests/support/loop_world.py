@@ -21,13 +21,13 @@ from plaudit.adapters.runtime.onnx import OnnxRuntime
 from plaudit.adapters.store.engine import sqlite_url
 from plaudit.adapters.store.sql import LEASE_S, SqlStore
 from plaudit.compose.learner import build_learner
+from plaudit.compose.settings import settings_from
 from plaudit.core.events import Content, Decision, Features, Feedback, Role, Signal, Thumb
 from plaudit.core.job_run import CANDIDATE, RESULT, write_json
 from plaudit.core.ports.jobs import JobLauncher
 from plaudit.core.ports.log import EventLog
 from plaudit.core.ports.runtime import ServableModel
 from plaudit.core.rollout import Change, in_experiment, promote
-from plaudit.core.settings import Settings
 from plaudit.core.tracing import Tracing
 from plaudit.learner.finetuning.job_spec import PARENT, STATE, read_job_spec
 from plaudit.learner.loop import Learner
@@ -96,7 +96,7 @@ class World:
         self.stores.append(self.store)
         self.metrics = CollectorRegistry()
         return build_learner(
-            Settings(model={}, **self.settings),  # type: ignore[arg-type]
+            settings_from(self.settings),
             log=log or self.log,
             store=self.store,
             registry=self.registry,

@@ -25,10 +25,11 @@ from plaudit.client import AsyncClient, Client, ClientError
 from plaudit.client.feedback import thumbs_up
 from plaudit.compose.log import serving_log
 from plaudit.compose.serving import inference_server
+from plaudit.compose.settings import load_settings
 from plaudit.compose.tracing import service_tracing
 from plaudit.core.errors import ConfigError
 from plaudit.core.events import Decision, Feedback, Thumb, Topic
-from plaudit.core.settings import Settings, load_settings
+from plaudit.core.settings import Settings, TracingSettings
 from plaudit.core.tracing import NO_TRACING, Attributes, NoTracing
 from plaudit.core.wire import decode_event, encode_event
 from plaudit.serving.grpc.interceptors import CallInterceptor
@@ -214,7 +215,7 @@ def test_without_tracing_its_library_is_not_even_loaded(tmp_path: Path) -> None:
     program = (
         "import sys\nfrom plaudit.compose.log import serving_log\n"
         "from plaudit.compose.serving import inference_server\n"
-        "from plaudit.compose.tracing import service_tracing\nfrom plaudit.core.settings import load_settings\n"
+        "from plaudit.compose.tracing import service_tracing\nfrom plaudit.compose.settings import load_settings\n"
         f"from pathlib import Path\nsettings = load_settings(Path({str(config)!r}))\n"
         "log = serving_log(settings)\n"
         "server = inference_server(settings, log, tracing=service_tracing(settings, 'x'))\n"
@@ -237,7 +238,7 @@ def otel(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def _settings(**fields: Any) -> Settings:
-    return Settings(model={}, tracing=fields)  # type: ignore[arg-type]
+    return Settings(tracing=TracingSettings(**fields))
 
 
 def test_tracing_is_off_unless_it_is_asked_for(otel: Callable[..., None]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-_NEEDED = frozenset({"pydantic", "pydantic_settings", "rich", "typer"})
+_NEEDED = frozenset({"annotated_types", "pydantic", "rich", "typer"})
 
 
 def one_thread_for_algebra() -> None:

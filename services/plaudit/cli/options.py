@@ -23,8 +23,10 @@ import typer
 from plaudit.cli import output
 from plaudit.client import AsyncClient, Client
 from plaudit.client.calls import ChangeOptions
+from plaudit.compose.settings import load_settings
+from plaudit.compose.tracing import service_tracing
 from plaudit.core.errors import ConfigError
-from plaudit.core.settings import Settings, load_settings
+from plaudit.core.settings import Settings
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -95,12 +97,11 @@ class ServerOptions(CommonOptions):
     def client(self) -> Iterator[Client]:
         """Client of the server; where tracing is on, a span of the command is around all its calls."""
         settings = self.settings()
-        token = settings.serving.admin_token
         with (
             _command_span(settings) as provider,
             Client(
                 self.target or address(settings.serving.host, settings.serving.port),
-                admin_token=token.get_secret_value() if token else None,
+                admin_token=settings.serving.admin_token,
                 max_message_bytes=settings.serving.max_message_bytes,
                 tracer_provider=provider,
             ) as client,
@@ -177,18 +178,14 @@ def called_alone(context: typer.Context, options: CommonOptions) -> bool:
 @contextmanager
 def _command_span(settings: Settings) -> Iterator[TracerProvider | None]:
     """Provider of spans below one for the command; None where tracing is off or, with a remark, impossible."""
-    if not settings.tracing.on:
-        yield None
-        return
-    from plaudit.compose.tracing import service_tracing
-
     try:
         tracing = service_tracing(settings, "plaudit-cli")
     except ConfigError as error:
         output.err.print(f"not traced: {error}")
+        tracing = None
+    if tracing is None:
         yield None
         return
-    assert tracing is not None
     try:
         with tracing.span(" ".join(["plaudit", *sys.argv[1:2]])):  # the command's name; the rest may be confidential
             yield tracing.provider

@@ -36,7 +36,6 @@ from plaudit.learner.online.policy_shift import PolicyShift
 from plaudit.learner.online.refresh import HeadRefresher
 from plaudit.learner.online.revert import RefreshGuard
 from plaudit.learner.online.update import OnlineUpdater
-from plaudit.learner.schedule import LoopSchedule
 from plaudit.learner.state import LearnerState
 from plaudit.learner.status import STATUS, StatusFile
 from plaudit.learner.tracing import LearnerTrace
@@ -102,7 +101,6 @@ def build_learner(
     work_dir.mkdir(parents=True, exist_ok=True)
     metrics = LearnerMetrics(metrics_registry)
     builder, rules, limits = head_builder(settings), gate_rules(settings), content_limits(settings)
-    schedule = loop_schedule(settings)
     policies = PolicyCache(registry, runtime, limits)
     canary = settings.canary.of(registry.model)
     trace = LearnerTrace() if tracing is None else LearnerTrace(tracing)
@@ -146,7 +144,7 @@ def build_learner(
         registry=registry,
         state=state,
         consumer=LogConsumer(
-            log, store, registry.model, limit=schedule.poll_limit, metrics=metrics, clock=clock, trace=trace
+            log, store, registry.model, limit=settings.learner.poll_limit, metrics=metrics, clock=clock, trace=trace
         ),
         updater=OnlineUpdater(
             store=store,
@@ -155,7 +153,8 @@ def build_learner(
             policies=policies,
             builder=builder,
             contexts=contexts,
-            schedule=schedule,
+            settings=settings.learner,
+            retention_s=settings.store.retention_s,
             metrics=metrics,
             clock=clock,
         ),
@@ -175,7 +174,7 @@ def build_learner(
             registry=registry,
             builder=builder,
             work_dir=work_dir,
-            schedule=schedule,
+            settings=settings.learner,
             metrics=metrics,
             clock=clock,
             trace=trace,
@@ -186,24 +185,10 @@ def build_learner(
         shift=PolicyShift(
             model=registry.model, contexts=contexts, store=store, policies=policies, state=state, metrics=metrics
         ),
-        schedule=schedule,
+        poll_limit=settings.learner.poll_limit,
         metrics=metrics,
         status=StatusFile(work_dir / STATUS),
         clock=clock,
-    )
-
-
-def loop_schedule(settings: Settings) -> LoopSchedule:
-    learner = settings.learner
-    return LoopSchedule(
-        batch=learner.batch,
-        max_wait_s=learner.max_wait_s,
-        poll_limit=learner.poll_limit,
-        silence_reward=learner.silence_reward,
-        silence_after_s=learner.silence_after_s,
-        user_cap=learner.user_cap,
-        versions_kept=learner.dead_versions_kept,
-        retention_s=settings.store.retention_s,
     )
 
 

@@ -95,7 +95,7 @@ def kafka_cluster(settings: Settings) -> tuple[KafkaConnection, TopicPlan]:
         security=kafka.security,
         sasl_mechanism=kafka.sasl_mechanism,
         sasl_username=kafka.sasl_username,
-        sasl_password=kafka.sasl_password.get_secret_value(),
+        sasl_password=kafka.sasl_password,
         tls_ca_file=_text(kafka.tls_ca_file),
         tls_cert_file=_text(kafka.tls_cert_file),
         tls_key_file=_text(kafka.tls_key_file),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any
-
 from prometheus_client import CollectorRegistry
 
 from plaudit.adapters.log.spooled import SpooledLog
@@ -13,12 +10,11 @@ from plaudit.compose.paths import data_dir
 from plaudit.compose.registry import model_catalog, model_registry
 from plaudit.compose.runtime import content_limits, model_runtime
 from plaudit.compose.store import status_readers
-from plaudit.core.cores import available_cores
 from plaudit.core.ports.log import EventLog
 from plaudit.core.prediction_id import PredictionIds, load_or_create_key
-from plaudit.core.settings import ServingSettings, Settings
+from plaudit.core.settings import Settings
 from plaudit.core.tracing import NO_TRACING, Tracing
-from plaudit.serving.server import InferenceServer, ServerConfig
+from plaudit.serving.server import InferenceServer
 from plaudit.serving.telemetry.metrics import ServingMetrics
 
 
@@ -50,22 +46,10 @@ def inference_server(
         log,
         model_runtime(settings),
         PredictionIds(key, settings.serving.feedback_window_s),
-        server_config(settings.serving),
+        settings.serving,
         content_limits(settings),
         metrics,
         statuses=status_readers(settings),
         share_port=share_port,
         tracing=tracing or NO_TRACING,
     )
-
-
-def server_config(serving: ServingSettings) -> ServerConfig:
-    """The settings of the inference service as plain values."""
-    cores, token = available_cores(), serving.admin_token
-    derived: dict[str, Any] = {
-        "workers": serving.workers or max(1, cores // (serving.threads * serving.processes)),
-        "max_decoding": max(1, cores // serving.processes),
-        "admin_token": None if token is None else token.get_secret_value(),
-    }
-    same = {each.name: getattr(serving, each.name) for each in fields(ServerConfig) if each.name not in derived}
-    return ServerConfig(**same, **derived)

@@ -29,7 +29,7 @@ def store_url(settings: Settings, model: str) -> str:
             f"store.url: one store holds the experiences of one model, and there are {list(known)}; "
             "give each model a data directory and a store of its own"
         )
-    return settings.store.url.get_secret_value()
+    return settings.store.url
 
 
 def experience_store(settings: Settings, model: str) -> ExperienceStore:

@@ -1,279 +1,290 @@
-"""Every setting there is. Read once by a composition root, then taken apart: components get plain values.
+"""Settings of every part, declared once as plain dataclasses. :mod:`plaudit.compose.settings` reads and validates them.
 
 Precedence: command-line flags, then ``PLAUDIT_…`` environment (``PLAUDIT_SERVING__PORT=9001``), then the TOML file,
-then the defaults below. Nothing else reads the environment.
+then the defaults below. A component is given its section, or plain values out of it. The docstring of a field is its
+text in the reference; its limits are metadata that pydantic checks without being imported here.
 """
 
 from __future__ import annotations
 
-import os
-import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from annotated_types import Ge, Gt, Interval, MultipleOf
 
 from plaudit.core.errors import ConfigError
 from plaudit_models.spec import InvalidSpec, ModelSpec, spec_from_dict
 
-Port = Annotated[int, Field(ge=0, le=65535)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(gt=0)]
+Port = Annotated[int, Interval(ge=0, le=65535)]
+Share = Annotated[float, Interval(ge=0.0, le=1.0)]
+PositiveShare = Annotated[float, Interval(gt=0.0, le=1.0)]
+ShareBelowOne = Annotated[float, Interval(ge=0.0, lt=1.0)]
+Positive = Annotated[float, Gt(0.0)]
+NotNegative = Annotated[float, Ge(0.0)]
+Count = Annotated[int, Gt(0)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class ServingSettings(_Section):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingSettings:
     """[serving] The inference service."""
 
     host: str = "127.0.0.1"
-    """Address the gRPC port and the metrics port listen on; 0.0.0.0 for all."""
+    """Address that the gRPC port and the metrics port listen on; 0.0.0.0: all addresses of the machine."""
     port: Port = 8001
-    """gRPC port; 0 picks a free one."""
+    """gRPC port; 0: a free one."""
     metrics_port: Port = 8002
-    """Prometheus metrics port; 0 picks a free one."""
+    """Port of the Prometheus metrics; 0: a free one."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    """Where models run. Asking for `cuda` where there is none is an error, never a silent fallback."""
+    """Device that models run on. `cuda` where there is no GPU is an error, never a silent fallback."""
     gpu_mem_limit_bytes: Count | None = None
-    """The most GPU memory that one graph may take for weights and activations; None: all there is."""
+    """GPU memory that one graph may take for weights and activations; None: no limit."""
     cuda_graphs: bool = False
-    """Capture a CUDA graph for each batch size, and pad batches to 1, 2, 4, 8, …: less work for the processor. A graph
-    of which a part runs on the processor cannot be captured, and its version does not serve."""
+    """Capture of a CUDA graph for each batch size, with batches padded to 1, 2, 4, 8, …: less work for the processor. A
+    graph of which a part runs on the processor cannot be captured, and its version does not serve."""
     tensorrt: bool = False
-    """Run what TensorRT can on TensorRT. It builds engines when a version is loaded, which takes seconds to minutes,
-    and keeps them in the data directory."""
+    """TensorRT for whatever it can run. It builds engines when a version is loaded, which takes seconds to minutes, and
+    keeps them in the data directory."""
     threads: Count = 1
-    """Threads one model evaluation may use."""
+    """Threads that one model evaluation may use."""
     processes: Count = 1
     """Processes that share the port, each with all models: for more cores than one process can keep busy. A connection
     stays with one of them. `metrics_port` shows the metrics of all, with a label `process`."""
     workers: Count | None = None
     """Evaluations of one model that may run at once in a process; None: as many as there are cores for."""
     max_batch: Count = 8
-    """The most requests that share one model evaluation; what is best for a model, up to this, is measured when it is
-    loaded."""
+    """Upper bound on the requests that share one model evaluation. The best number for a model, up to this bound, is
+    measured when the model is loaded."""
     queue_limit: Count = 40
-    """Requests of one model that may be decoded, wait or be computed; one more is refused at once with
+    """Requests of one model that may be decoded, queued or computed; one more is refused at once with
     RESOURCE_EXHAUSTED."""
     max_calls: Count = 128
-    """Calls that may be open at once, streams included; each has a thread. One more is refused at once, unread: fewer
-    make that faster in a flood, more are needed for more streams than that."""
+    """Calls that may be open at once, streams included; each has a thread. One more is refused at once, unread. A lower
+    limit refuses faster under overload; a higher one allows more streams."""
     max_message_bytes: Count = 16 * 1024 * 1024
-    """The largest gRPC message taken."""
+    """Size of the largest gRPC message that is accepted."""
     max_image_bytes: Count = 8 * 1024 * 1024
-    """The largest encoded image taken."""
+    """Size of the largest encoded image that is accepted."""
     max_image_pixels: Count = 16_000_000
-    """The largest image decoded."""
+    """Pixels of the largest image that is decoded."""
     max_audio_bytes: Count = 8 * 1024 * 1024
-    """The largest encoded sound taken."""
+    """Size of the largest encoded audio that is accepted."""
     max_audio_duration_s: Positive = 60.0
-    """The longest sound decoded."""
+    """Duration of the longest audio that is decoded."""
     max_text_bytes: Count = 64 * 1024
-    """The longest text taken."""
+    """Size of the longest text that is accepted, in UTF-8."""
     feedback_window_s: Positive = 30 * 86_400.0
-    """How long after a prediction its feedback is taken."""
+    """Time after a prediction during which its feedback is accepted."""
     decision_queue_limit: Count = 10_000
-    """Decisions that may wait to be logged; what comes on top is dropped and counted."""
+    """Decisions that may wait to be logged; further ones are dropped and counted."""
     store_content: bool = True
-    """Log the content of requests; without it fine-tuning has nothing to learn from."""
+    """Logging of the content of requests; without it fine-tuning has nothing to learn from."""
     log_requests: bool = False
-    """Write a line to the service's log for every decision, piece of feedback and refused call, with their ids: no
-    content, no answers, no user ids."""
+    """A line in the service's log for every decision, piece of feedback and refused call, with their ids: no content,
+    no actions, no user ids."""
     watch_interval_s: Positive = 0.05
-    """How often the registry is looked at for a new live version."""
+    """Interval between two polls of the registry for a new live version."""
     drain_s: Positive = 10.0
-    """How long requests in flight may take to finish at shutdown."""
-    admin_token: SecretStr | None = None
-    """What Promote, Rollback and Pin must present. None: they are open to whoever reaches the port."""
+    """Time that requests in flight may take to finish at shutdown."""
+    admin_token: str | None = field(default=None, repr=False)
+    """Token that Promote, Rollback and Pin require. None: they are open to every client that reaches the port."""
 
 
-class LogSettings(_Section):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
     """[log] The event log."""
 
     kind: Literal["sqlite", "kafka"] = "sqlite"
-    """Where events are kept: one SQLite file in the data directory, or Kafka, as [kafka] says."""
+    """Kind of log: one SQLite file in the data directory, or Kafka, as [kafka] says."""
     synchronous: Literal["FULL", "NORMAL"] = "FULL"
-    """FULL survives power loss; NORMAL survives kill -9 but can lose the last commits on power loss."""
-    spool_limit_bytes: Annotated[int, Field(ge=0)] = 1024 * 1024 * 1024
-    """While Kafka is away, the inference service keeps up to this much in `spool/` of the data directory and hands it
-    on later; what comes on top is refused. 0: everything is refused at once."""
+    """Durability of a commit: FULL survives power loss; NORMAL survives kill -9 but can lose the last commits on power
+    loss."""
+    spool_limit_bytes: Annotated[int, Ge(0)] = 1024 * 1024 * 1024
+    """Size of the spool, `spool/` in the data directory, in which the inference service keeps events while Kafka is
+    away, to replay them later. Once it is full, feedback is refused. 0: no spool, feedback is refused at once."""
     spool_after_s: Positive = 1.0
-    """How long Kafka may take to acknowledge before events go into the spool."""
+    """Time that Kafka has to acknowledge before events go into the spool."""
 
 
-class KafkaSettings(_Section):
-    """[kafka] Where Kafka is and how it is used, if `log.kind` is "kafka"."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KafkaSettings:
+    """[kafka] Connection to Kafka and use of it, if `log.kind` is "kafka"."""
 
     bootstrap_servers: str = "127.0.0.1:9092"
-    """Brokers to begin with, host:port, with commas between."""
+    """Brokers to connect to first, as host:port, separated by commas."""
     security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    """TLS (SSL) and authentication (SASL) of the brokers' port."""
+    """Security protocol of the brokers' port: TLS (SSL), authentication (SASL), both or neither."""
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-256"
-    """How to authenticate."""
+    """SASL mechanism."""
     sasl_username: str = ""
-    """Who we are to the brokers."""
-    sasl_password: SecretStr = SecretStr("")
-    """Best set as PLAUDIT_KAFKA__SASL_PASSWORD."""
+    """User name for SASL."""
+    sasl_password: str = field(default="", repr=False)
+    """Password for SASL. Best set as PLAUDIT_KAFKA__SASL_PASSWORD."""
     tls_ca_file: Path | None = None
-    """Certificates of the authorities that may vouch for brokers, PEM; None: those the system trusts."""
+    """Certificates of the authorities that may sign brokers' certificates, PEM; None: those that the system trusts."""
     tls_cert_file: Path | None = None
-    """Our own certificate, PEM, for brokers that ask for one."""
+    """Client certificate, PEM, for brokers that ask for one."""
     tls_key_file: Path | None = None
-    """Its private key, PEM; None: it is in the same file."""
+    """Private key of the client certificate, PEM; None: it is in the same file."""
     topic_prefix: str = ""
-    """What the names of topics and consumer groups begin with, such as "test.", where deployments share a cluster."""
+    """Prefix of the names of topics and consumer groups, such as "test.", where deployments share a cluster."""
     partitions: Count = 6
-    """Of `plaudit.decisions` and `plaudit.feedback` each, when they are made: as many learners can share the work. It
-    must not change later: a decision and its feedback meet by partition."""
+    """Partitions of `plaudit.decisions` and of `plaudit.feedback`, when they are made: the number of learners that can
+    share the work. It must not change later: a decision and its feedback meet by partition."""
     replication_factor: Count = 1
     """Copies of each record, when topics are made; 3 survives the loss of brokers."""
     min_insync_replicas: Count = 1
     """Copies that must be written before a record counts as durable, when topics are made; 2 goes with 3 copies."""
     retention_s: Positive = 60 * 86_400.0
-    """How long decisions and feedback stay, when topics are made; at least `serving.feedback_window_s`."""
+    """Time that decisions and feedback stay, when topics are made; at least `serving.feedback_window_s`."""
     retention_bytes: Count | None = None
-    """The most bytes that stay of a partition, when topics are made; None: as many as come."""
-    max_record_bytes: Annotated[int, Field(ge=64 * 1024)] = 20 * 1024 * 1024
-    """The largest record; larger than `serving.max_message_bytes`, so that every decision fits with its content."""
+    """Bytes that stay of a partition, when topics are made; None: no limit."""
+    max_record_bytes: Annotated[int, Ge(64 * 1024)] = 20 * 1024 * 1024
+    """Size of the largest record; larger than `serving.max_message_bytes`, so that every decision fits with its
+    content."""
     compression: Literal["none", "gzip", "lz4"] = "none"
-    """Of what is sent. Images and sound are compressed already."""
-    linger_s: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """How long a record may wait for company; concurrent ones share requests without it."""
+    """Compression of records. Images and audio are compressed already."""
+    linger_s: Share = 0.0
+    """Time that a record may wait to share a request, up to 1 s; concurrent records share requests without it."""
     delivery_timeout_s: Positive = 10.0
-    """How long until the brokers must have acknowledged; then appending fails."""
+    """Time that the brokers have to acknowledge; then appending fails."""
 
 
-class StoreSettings(_Section):
-    """[store] The experience store: what the learners keep of decisions and feedback."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSettings:
+    """[store] The experience store: decisions joined with their feedback, and the learner's state."""
 
-    url: SecretStr | None = None
-    """Where it is: `postgresql://user:password@host/database` for several learners; None: a SQLite file in the data
-    directory, for one."""
+    url: str | None = field(default=None, repr=False)
+    """URL of the database: `postgresql://user:password@host/database` for several learners; None: a SQLite file in the
+    data directory, for one."""
     retention_s: Positive = 90 * 86_400.0
-    """How long decisions stay, with their content and feedback; at least `serving.feedback_window_s`."""
+    """Time that decisions stay, with their content and feedback; at least `serving.feedback_window_s`."""
 
 
-class PolicySettings(_Section):
-    """[policy] How answers are picked and how the head learns."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySettings:
+    """[policy] Action selection, and how the head learns."""
 
-    floor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
+    floor: PositiveShare = 0.01
     """Exploration floor: probability mass spread evenly over the allowed actions."""
     beta: Positive = 0.03
-    """Temperature of the policy improvement π ∝ π_ref·exp(q/β): the price of moving away from the base policy."""
-    optimism: Annotated[float, Field(ge=0.0)] = 3.0
-    """How many posterior standard deviations are added to the predicted reward of an answer hardly tried."""
-    benefit_of_doubt: Annotated[float, Field(ge=0.0)] = 0.7
-    """How many posterior standard deviations a sure base policy is given before other answers are tried."""
-    reference_mix: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    """How far the base policy is loosened towards uniform where feedback knows better."""
-    caution: Annotated[float, Field(ge=0.0)] = 0.0
-    """How many times dearer leaving the base policy is where it is half sure and users agree with it, at most."""
-    reward_low: Annotated[float, Field(le=0.0)] = -0.2
-    """The lowest predicted reward that is believed."""
+    """Temperature β of the policy improvement π ∝ π_ref·exp(q/β): the price of moving away from the base policy."""
+    optimism: NotNegative = 3.0
+    """Posterior standard deviations that are added to the predicted reward of an action that was hardly tried."""
+    benefit_of_doubt: NotNegative = 0.7
+    """Posterior standard deviations that a confident base policy is given before other actions are tried."""
+    reference_mix: ShareBelowOne = 0.1
+    """Share of the uniform policy that is mixed into the base policy where feedback contradicts it."""
+    caution: NotNegative = 0.0
+    """Factor, at most, by which the price of leaving the base policy grows where it is half sure and users agree with
+    it."""
+    reward_low: Annotated[float, Interval(le=0.0)] = -0.2
+    """Lower bound on predicted rewards."""
     exclusivity: Share = 0.1
-    """How much praise of one answer speaks against each other one, in thumbs; 0 where several may be right at once."""
+    """Evidence that praise of one action is against each other action, in thumbs; 0 where several may be right at
+    once."""
     prior_precision: Positive = 1.0
-    """λ of the Bayesian ridge reward model, in thumbs."""
+    """Ridge penalty λ of the Bayesian ridge reward model, in thumbs."""
     base_precision: Positive = 3.0
-    """λ of what the base policy thinks of an answer: that many thumbs' worth of trust in it."""
-    embedding_features: Annotated[int, Field(ge=0, multiple_of=2)] = 192
+    """Ridge penalty λ of the base policy's own opinion of an action: that many thumbs' worth of trust in it."""
+    embedding_features: Annotated[int, Ge(0), MultipleOf(2)] = 192
     """Features made of the embedding, which count where the base policy is unsure; 0 leaves the embedding out."""
     embedding_precision: Positive = 0.1
-    """λ of the embedding's features, in thumbs."""
+    """Ridge penalty λ of the embedding's features, in thumbs."""
     max_kl: Positive = 0.5
-    """The most one head refresh may move the policy, as mean KL divergence on recent contexts, in nats; contexts count
-    as far as the base policy is sure of them."""
+    """Bound on how far one head refresh may move the policy, as mean KL divergence on recent contexts, in nats;
+    contexts count in proportion to how sure the base policy is of them."""
 
 
-class LearnerSettings(_Section):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerSettings:
     """[learner] The learner."""
 
     host: str = "127.0.0.1"
-    """Address the metrics port listens on; 0.0.0.0 for all."""
+    """Address that the metrics port listens on; 0.0.0.0: all addresses of the machine."""
     metrics_port: Port = 8003
-    """Prometheus metrics port; 0 picks a free one."""
+    """Port of the Prometheus metrics; 0: a free one."""
     batch: Count = 64
-    """Experiences that make one batch: every batch updates the reward model and refreshes the head."""
+    """Experiences in a batch: every batch updates the reward model and refreshes the head."""
     max_wait_s: Positive = 2.0
-    """An incomplete batch is learned from after this long."""
+    """Time after which an incomplete batch is learned from."""
     poll_limit: Count = 1024
-    """The most records read at once."""
+    """Records read, and experiences learned, at once."""
     silence_reward: Share | None = None
-    """Reward of a decision nobody said anything about; None: silence means nothing."""
+    """Reward of a decision without any feedback; None: no feedback means nothing."""
     silence_after_s: Positive = 300.0
-    """How long nobody must have said anything for that."""
-    user_cap: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
-    """The largest share of the experiences that one user's are learned from, or five equal shares if that is more; 1
-    means no cap."""
-    dead_versions_kept: Count = 20
+    """Time without feedback after which `silence_reward` applies."""
+    user_cap: PositiveShare = 0.1
+    """Largest share of the experiences that one user's are learned from, or five equal shares if that is more; 1: no
+    cap."""
+    unused_versions_kept: Count = 20
     """Head refreshes kept in the registry besides those in use."""
 
 
-class FinetuneSettings(_Section):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneSettings:
     """[finetune] The fine-tuning job."""
 
     enabled: bool = True
-    """Start fine-tuning jobs when due."""
+    """Start of fine-tuning jobs when they are due."""
     every: Count = 1000
     """New experiences after which a job is due."""
     max_duration_s: Positive = 600.0
-    """Time a job may train."""
+    """Time that a job may train."""
     steps_per_event: Positive = 4.0
-    """How often a job replays each experience."""
+    """Times that a job replays each experience."""
     learning_rate: Positive = 1e-3
     """Peak of a job's learning-rate schedule."""
     method: Literal["full", "lora"] = "full"
-    """What changes: all weights of text encoder, fusion layers and head, or low-rank updates of their matrices, which
+    """Weights that change: all of text encoder, fusion layers and head, or low-rank updates of their matrices, which
     are merged before export."""
     lora_rank: Count = 8
-    """Rank of those updates."""
+    """Rank r of the low-rank updates."""
     lora_alpha: Positive = 16.0
-    """Their scale: an update counts alpha / rank times."""
+    """Scale α of the low-rank updates, which count α/r times."""
     objective: Literal["likelihood", "target", "sampled"] = "likelihood"
-    """What a job descends: the likelihood of what users said; or, by a reward model which it trains first, the distance
-    to the best policy near what is served, π ∝ π_served·exp(q / policy.beta) (`target`), or what is expected of answers
-    sampled from the policy (`sampled`; clipped, relative to each other), for action sets too large to enumerate."""
-    kl_weight: Annotated[float, Field(ge=0.0)] | None = None
-    """Price of a nat of divergence from the version it starts from; None: 0.04 where answers are sampled, else 0."""
-    pessimism: Annotated[float, Field(ge=0.0)] = 0.0
-    """How many standard deviations are taken off what the reward model expects of an answer (`target`, `sampled`): the
-    more, the less is tried that users hardly spoke of. What it expects allows for its uncertainty without that."""
-    samples: Annotated[int, Field(ge=2)] = 16
-    """Answers sampled for each content at once."""
-    clip: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
-    """How far the probability of a sampled answer may move, as a ratio, before it has no more say."""
+    """Objective of a job: the likelihood of users' feedback (`likelihood`); or, by a reward model which the job trains
+    first, the distance to the best policy near the one that serves, π ∝ π_served·exp(q / policy.beta) (`target`), or
+    the expected reward of actions sampled from the policy (`sampled`; clipped, relative to each other), for action sets
+    too large to enumerate."""
+    kl_weight: NotNegative | None = None
+    """Price of a nat of divergence from the parent version; None: 0.04 where actions are sampled, else 0."""
+    pessimism: NotNegative = 0.0
+    """Standard deviations subtracted from the reward model's prediction of an action (`target`, `sampled`): the larger,
+    the less a job prefers actions with little feedback. The prediction allows for its uncertainty without that."""
+    samples: Annotated[int, Ge(2)] = 16
+    """Actions sampled at once for each content."""
+    clip: Annotated[float, Interval(gt=0.0, lt=1.0)] = 0.2
+    """Bound ε on the change of a sampled action's probability, as a ratio, beyond which it adds no gradient."""
     sample_reuse: Count = 4
     """Gradient steps on the same samples, which bounds how stale they get."""
     max_experiences: Count = 20_000
-    """The most recent experiences a job trains on."""
+    """Most recent experiences that a job trains on."""
     max_versions_behind: Count = 5_000
-    """Experiences served by a version that many before the live one are too stale to train on."""
+    """Distance from the live version, in versions, at which experiences are too stale to train on."""
     checkpoint_steps: Count = 200
     """Gradient steps between checkpoints, from which a job that was killed goes on."""
     rehearsal: Path | None = None
-    """Labelled data folder rehearsed beside the experiences; None: the one of the latest pre-training."""
+    """Labelled data folder that is rehearsed beside the experiences; None: that of the latest pre-training."""
     threads: Count = 1
-    """Threads a job may use."""
+    """Threads that a job may use."""
     seed: int = 0
-    """The same seed and experiences give the same model, unless the time limit cuts the job short."""
+    """Random seed. The same seed and experiences give the same model, unless the time limit cuts the job short."""
 
 
-class GateSettings(_Section):
-    """[gate] What a version must prove before, and while, it serves."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateSettings:
+    """[gate] The proof that a version needs before, and while, it serves."""
 
-    alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    alpha: Annotated[float, Interval(gt=0.0, lt=1.0)] = 0.05
     """Probability of a wrong verdict, over all looks together."""
     margin: Share = 0.0
-    """How much worse than live, in reward, still counts as not worse."""
+    """Loss of reward against live that still counts as not worse."""
     slice_margin: Share = 0.03
-    """The same on a single slice of the traffic."""
-    user_cap: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
-    """The largest share of the evidence one user may have, or an equal share if there are so few users that it is
+    """Loss of reward against live that still counts as not worse on a single slice of the traffic."""
+    user_cap: PositiveShare = 0.01
+    """Largest share of the evidence that one user may have, or an equal share if there are so few users that it is
     more. Decisions without a user id count as one user's."""
     min_events: Count = 100
     """Experiences before a verdict. None of them is one that the candidate was trained on."""
@@ -281,83 +292,68 @@ class GateSettings(_Section):
     """Experiences after which the verdict is "not enough evidence"."""
 
 
-class CanaryPolicy(_Section):
-    """How dynamic actions of a model are tried out."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CanaryPolicy:
+    """Rules for experiments on the users of one model."""
 
-    share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    share: ShareBelowOne = 0.0
     """Share of the users, the same ones throughout, that a fine-tuned version serves which the gate could neither prove
     better nor worse; 0: it is never tried on users, unless `plaudit canary start` does it."""
     max_events: Count = 5_000
-    """Experiences after which an experiment ends without proof, and live goes on serving everybody."""
+    """Experiences after which an experiment ends without proof, and live goes on serving all users."""
     promote: bool = True
-    """Make a candidate live that has proven better; otherwise its experiment goes on until somebody ends it."""
+    """Promotion of a candidate that has proven better; otherwise its experiment goes on until an operator ends it."""
     error_margin: Share = 0.01
-    """How many more of the candidate's answers may fail than of live's, as a share of all, before it is withdrawn."""
-    slow_factor: Annotated[float, Field(ge=1.0)] = 2.0
-    """An answer is slow if it takes more than this many times the time within which 95 % of live's answers come."""
+    """Excess of the candidate's share of failed answers over live's at which it is withdrawn."""
+    slow_factor: Annotated[float, Ge(1.0)] = 2.0
+    """Multiple of the 95th percentile of live's latency above which an answer counts as slow."""
     slow_margin: Share = 0.05
-    """How many more of the candidate's answers may be slow, as a share of all, before it is withdrawn."""
+    """Excess of the candidate's share of slow answers over live's at which it is withdrawn."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CanarySettings(CanaryPolicy):
     """[canary] Experiments: versions beside live, with a share of the users. [canary.models.NAME] has what is different
     for one model."""
 
-    models: dict[str, CanaryPolicy] = Field(default_factory=dict)
-    """By model name, any of the settings above that are different for it."""
+    models: Mapping[str, CanaryPolicy] = field(default_factory=dict)
+    """Rules by model name, any of the settings above that are different for it."""
 
     def of(self, model: str) -> CanaryPolicy:
-        """The policy of one model."""
-        own = self.models.get(model)
-        common = CanaryPolicy(**{name: getattr(self, name) for name in CanaryPolicy.model_fields})
-        return common if own is None else common.model_copy(update=own.model_dump(exclude_unset=True))
+        """Rules of one model."""
+        return self.models.get(model, self)
 
 
-class ConsoleSettings(_Section):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsoleSettings:
     """[console] The web page to try the model and watch the loop."""
 
     host: str = "127.0.0.1"
-    """Address the page listens on. Whoever reaches it can ask the model and send feedback."""
+    """Address that the page listens on. Every browser that reaches it can query the model and send feedback."""
     port: Port | None = None
-    """Port of the page; 0 picks a free one. None: `plaudit up` serves no page."""
+    """Port of the page; 0: a free one. None: `plaudit up` serves no page."""
 
 
-class TracingSettings(_Section):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracingSettings:
     """[tracing] OpenTelemetry traces of requests and feedback; needs the extra `tracing`."""
 
     endpoint: str | None = None
-    """Where traces are sent, OTLP: `http://collector:4317`. None: where OTEL_EXPORTER_OTLP_ENDPOINT says; where that is
-    not set either, nothing is traced, and that costs nothing."""
+    """OTLP endpoint that traces are sent to: `http://collector:4317`. None: OTEL_EXPORTER_OTLP_ENDPOINT; where that is
+    not set either, nothing is traced, at no cost."""
     protocol: Literal["grpc", "http/protobuf"] | None = None
-    """How they are sent. None: as OTEL_EXPORTER_OTLP_PROTOCOL says, otherwise grpc."""
+    """OTLP protocol. None: OTEL_EXPORTER_OTLP_PROTOCOL, otherwise grpc."""
     sample_ratio: Share | None = None
-    """Share of the traces that begin here and are kept; whoever calls with a trace has decided. None: as
-    OTEL_TRACES_SAMPLER says, otherwise all."""
-
-    @property
-    def on(self) -> bool:
-        """Whether anything is traced."""
-        if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
-            return False
-        return self.endpoint is not None or bool(_otlp("ENDPOINT"))
-
-    @property
-    def wire(self) -> str:
-        """The protocol, wherever it was said."""
-        return self.protocol or _otlp("PROTOCOL") or "grpc"
+    """Share of the traces that begin here and are kept; a trace that a client began is kept or not as the client
+    decided. None: OTEL_TRACES_SAMPLER, otherwise all."""
 
 
-def _otlp(what: str) -> str | None:
-    """What the environment says of the exporter of traces, as OpenTelemetry has it."""
-    of_traces = os.environ.get(f"OTEL_EXPORTER_OTLP_TRACES_{what}")
-    return of_traces or os.environ.get(f"OTEL_EXPORTER_OTLP_{what}")
-
-
-class PretrainSettings(_Section):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainSettings:
     """[pretrain] Supervised training on a labelled data folder."""
 
     max_duration_s: Positive = 600.0
-    """Time the training may take."""
+    """Time that the training may take."""
     max_epochs: Count = 50
     """Passes over the data."""
     batch: Count = 128
@@ -367,26 +363,23 @@ class PretrainSettings(_Section):
     patience: Count = 5
     """Validations without improvement before training stops."""
     threads: Count = 2
-    """Threads the training may use."""
+    """Threads that the training may use."""
     seed: int = 0
-    """The same seed and data give the same model, unless the time limit cuts training short."""
+    """Random seed. The same seed and data give the same model, unless the time limit cuts training short."""
 
 
-class Settings(BaseSettings):
-    """plaudit.toml"""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """plaudit.toml
 
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        env_prefix="PLAUDIT_",
-        env_nested_delimiter="__",
-        use_attribute_docstrings=True,
-    )
+    Raises:
+        ValueError: settings contradict each other.
+    """
 
     data_dir: Path = Path("plaudit-data")
-    """All state of the embedded default lives here: event log, registry, experience store, signing key."""
-    model: dict[str, Any] = Field(default_factory=dict)
-    """[model] Name, modalities and actions; see "Describe your model" in the README."""
+    """Directory with all state of the embedded default: event log, registry, experience store, signing key."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """[model] Name, modalities and actions of the model; see docs/tutorials/your-own-model.md."""
     serving: ServingSettings = ServingSettings()
     log: LogSettings = LogSettings()
     kafka: KafkaSettings = KafkaSettings()
@@ -400,26 +393,12 @@ class Settings(BaseSettings):
     console: ConsoleSettings = ConsoleSettings()
     tracing: TracingSettings = TracingSettings()
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what :func:`load_settings` hands in: it alone decides what takes precedence."""
-        return (init_settings,)
-
-    @model_validator(mode="after")
-    def _feedback_outlives_no_decision(self) -> Self:
+    def __post_init__(self) -> None:
         if self.store.retention_s < self.serving.feedback_window_s:
             raise ValueError(
                 f"store.retention_s: {self.store.retention_s:g} is less than serving.feedback_window_s "
                 f"({self.serving.feedback_window_s:g}); feedback would outlive the decision it is about"
             )
-        return self
 
     def spec(self) -> ModelSpec:
         """The model's contract. Raises ConfigError if the [model] table is missing or wrong."""
@@ -429,47 +408,3 @@ class Settings(BaseSettings):
             return spec_from_dict(self.model)
         except InvalidSpec as error:
             raise ConfigError(str(error)) from error
-
-
-def load_settings(config: Path | None, flags: Mapping[str, Any] | None = None) -> Settings:
-    """Read the TOML file (if one is given), the environment and the flags, in growing precedence.
-
-    Args:
-        flags: nested as the settings are, such as ``{"serving": {"port": 9001}}``.
-
-    Raises:
-        ConfigError: with every problem found, each naming the setting and the value.
-    """
-    raw: dict[str, Any] = {}
-    if config is not None:
-        try:
-            raw = tomllib.loads(config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"{config}: {error}") from error
-    merged = _merge(_merge(raw, EnvSettingsSource(Settings)()), flags or {})
-    try:
-        return Settings(**merged)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, config)) from error
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        inner = merged.get(key)
-        merged[key] = _merge(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
-def _explain(error: ValidationError, config: Path | None) -> str:
-    lines = []
-    for problem in error.errors():
-        setting = ".".join(str(part) for part in problem["loc"])
-        if not setting:  # of several settings together; the input is all of them, passwords too
-            lines.append(problem["msg"].removeprefix("Value error, "))
-        elif problem["type"] == "extra_forbidden":
-            lines.append(f"{setting}: unknown setting")
-        else:
-            lines.append(f"{setting}: {problem['msg']}, got {problem['input']!r}")
-    where = f"{config}: " if config is not None else ""
-    return where + "; ".join(lines)

@@ -22,9 +22,10 @@ from plaudit.compose.paths import learner_dir
 from plaudit.compose.pretraining import pretrain
 from plaudit.compose.registry import model_registry
 from plaudit.compose.runtime import model_runtime
+from plaudit.compose.settings import load_settings
 from plaudit.core.job_run import read_json
 from plaudit.core.rollout import Rollout
-from plaudit.core.settings import Settings, load_settings
+from plaudit.core.settings import Settings
 from plaudit.demo import MODEL, plot
 from plaudit.demo.drive import drive, follow_rollout
 from plaudit.demo.folder import demo_folder

@@ -32,7 +32,6 @@ from plaudit.learner.online.refresh import HeadRefresher
 from plaudit.learner.online.revert import RefreshGuard
 from plaudit.learner.online.update import OnlineUpdater
 from plaudit.learner.progress import Progress
-from plaudit.learner.schedule import LoopSchedule
 from plaudit.learner.state import LearnerState
 from plaudit.learner.status import StatusFile
 from plaudit_models.bandit.dynamic_actions import DynamicActionState
@@ -102,7 +101,7 @@ class Learner:
         experiments: watches versions that are tried out.
         finetuning: starts fine-tuning jobs and evaluates what they make.
         shift: measures the policy after every swap.
-        schedule: how much is read at once.
+        poll_limit: largest number of records read, and of experiences learned, at once.
         metrics: of the learner.
         status: for a terminal view.
         clock: UTC seconds since the epoch.
@@ -122,7 +121,7 @@ class Learner:
         experiments: ExperimentRunner,
         finetuning: Finetuner,
         shift: PolicyShift,
-        schedule: LoopSchedule,
+        poll_limit: int,
         metrics: LearnerMetrics,
         status: StatusFile,
         clock: Callable[[], float] = time.time,
@@ -138,7 +137,7 @@ class Learner:
         self._experiments = experiments
         self._finetuning = finetuning
         self._shift = shift
-        self._limit = schedule.poll_limit
+        self._limit = poll_limit
         self._metrics = metrics
         self._status = status
         self._clock = clock

@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
@@ -16,12 +15,14 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
+from plaudit.core.cores import available_cores
 from plaudit.core.errors import ConfigError
 from plaudit.core.ports.log import EventLog
 from plaudit.core.ports.registry import ModelCatalog
 from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.core.ports.store import StatusReaders
 from plaudit.core.prediction_id import PredictionIds
+from plaudit.core.settings import ServingSettings
 from plaudit.core.tracing import NO_TRACING, Tracing
 from plaudit.inference import open_inference_pb2
 from plaudit.serving.engine.decision_log import DecisionLog
@@ -58,33 +59,6 @@ _POLL_NICENESS: Final = 10
 logger = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig:
-    """Plain values that the server is made with; the settings of the same names say what they mean.
-
-    Attributes:
-        workers: evaluations of one model that may run at once.
-        max_decoding: images and sounds that are decoded at once.
-        admin_token: token that calls which change something must present; None: they need none.
-    """
-
-    host: str
-    port: int
-    metrics_port: int
-    workers: int
-    max_decoding: int
-    max_batch: int
-    queue_limit: int
-    max_calls: int
-    max_message_bytes: int
-    decision_queue_limit: int
-    store_content: bool
-    log_requests: bool
-    watch_interval_s: float
-    drain_s: float
-    admin_token: str | None
-
-
 class InferenceServer:
     """One process of the inference service: ``start()``, later ``stop()``.
 
@@ -96,6 +70,7 @@ class InferenceServer:
         log: where decisions and feedback go; the caller closes it after :meth:`stop`.
         runtime: runs the models.
         ids: signs and checks prediction ids.
+        settings: of the inference service.
         limits: sizes beyond which content is refused.
         metrics: of this server alone.
         statuses: what the learners made of feedback and of experiments; None: receipts say what log and registry know,
@@ -111,7 +86,7 @@ class InferenceServer:
         log: EventLog,
         runtime: ModelRuntime,
         ids: PredictionIds,
-        config: ServerConfig,
+        settings: ServingSettings,
         limits: Limits,
         metrics: ServingMetrics,
         *,
@@ -123,9 +98,9 @@ class InferenceServer:
         append: Append = log.append
         if tracing.enabled:
             append = traced_append(append, tracing)
-        if config.log_requests:
+        if settings.log_requests:
             append = logged_append(append, ids)
-        self._config = config
+        self._settings = settings
         self._limits = limits
         self._tracing = tracing
         self._share_port = share_port
@@ -133,34 +108,34 @@ class InferenceServer:
         self._shutdown = ShutdownSignal()
         self._stopping = threading.Lock()
         self._poller = threading.Thread(target=self._follow, name="poll", daemon=True)
-        self._calls = ThreadPoolExecutor(config.max_calls, thread_name_prefix="call")
-        self._streamed = ThreadPoolExecutor(config.queue_limit, thread_name_prefix="streamed")
+        self._calls = ThreadPoolExecutor(settings.max_calls, thread_name_prefix="call")
+        self._streamed = ThreadPoolExecutor(settings.queue_limit, thread_name_prefix="streamed")
         self._models = ServedModels(
             catalog,
             runtime,
             metrics,
-            max_batch=config.max_batch,
-            workers=config.workers,
-            queue_limit=config.queue_limit,
+            max_batch=settings.max_batch,
+            workers=settings.workers or max(1, available_cores() // (settings.threads * settings.processes)),
+            queue_limit=settings.queue_limit,
             seed=seed,
             tracing=tracing,
         )
-        self._decision_log = DecisionLog(append, metrics, queue_limit=config.decision_queue_limit)
+        self._decision_log = DecisionLog(append, metrics, queue_limit=settings.decision_queue_limit)
         self._predict = PredictUseCase(
             self._models,
             ids,
             self._decision_log,
             metrics,
             limits=limits,
-            store_content=config.store_content,
-            max_decoding=config.max_decoding,
+            store_content=settings.store_content,
+            max_decoding=max(1, available_cores() // settings.processes),
             tracing=tracing,
         )
         self._feedback = FeedbackUseCase(
             self._models, append, log.feedback_recorded, ids, metrics, statuses=statuses, tracing=tracing
         )
         self._rollouts = RolloutService(
-            self._models, self._decision_log, watch_interval_s=config.watch_interval_s, statuses=statuses
+            self._models, self._decision_log, watch_interval_s=settings.watch_interval_s, statuses=statuses
         )
         self._health = health.HealthServicer()
         self._ready = False
@@ -185,7 +160,7 @@ class InferenceServer:
         self._poll()
         self._poller.start()
         self._server.start()
-        logger.info("serving", host=self._config.host, port=self.port, metrics_port=self.metrics_port)
+        logger.info("serving", host=self._settings.host, port=self.port, metrics_port=self.metrics_port)
 
     def stop(self) -> None:
         """Drain: take no new calls, finish those under way within ``drain_s``, log every decision, close.
@@ -197,13 +172,13 @@ class InferenceServer:
                 return
             self._shutdown.set()
         self._health.enter_graceful_shutdown()
-        self._server.stop(self._config.drain_s).wait()
+        self._server.stop(self._settings.drain_s).wait()
         self._poller.join()
         self._predict.close()
         self._report()
         self._models.close()
         self._feedback.close()
-        self._decision_log.close(self._config.drain_s)
+        self._decision_log.close(self._settings.drain_s)
         for pool in (self._calls, self._streamed):
             pool.shutdown()
         self._close_metrics()
@@ -213,11 +188,11 @@ class InferenceServer:
         server = grpc.server(
             self._calls,
             # One call more is refused at once, instead of waiting for a thread.
-            maximum_concurrent_rpcs=self._config.max_calls,
+            maximum_concurrent_rpcs=self._settings.max_calls,
             interceptors=self._interceptors(),
             options=[
-                ("grpc.max_receive_message_length", self._config.max_message_bytes),
-                ("grpc.max_send_message_length", self._config.max_message_bytes),
+                ("grpc.max_receive_message_length", self._settings.max_message_bytes),
+                ("grpc.max_send_message_length", self._settings.max_message_bytes),
                 # Unasked, a second server on the same port would start and take half of the calls.
                 ("grpc.so_reuseport", int(self._share_port)),
                 # Clients may ask every 30 s whether an idle stream is alive.
@@ -232,15 +207,15 @@ class InferenceServer:
             FeedbackServicer(self._feedback, self._shutdown), server
         )
         model_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelServicer(self._rollouts, self._config.admin_token, self._shutdown), server
+            ModelServicer(self._rollouts, self._settings.admin_token, self._shutdown), server
         )
         inference = InferenceServicer(
             self._models,
             self._predict,
-            max_rows=self._config.queue_limit,
+            max_rows=self._settings.queue_limit,
             pool=self._streamed,
             shutdown=self._shutdown,
-            admin_token=self._config.admin_token,
+            admin_token=self._settings.admin_token,
         )
         server.add_generic_rpc_handlers([inference.handlers()])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -250,11 +225,11 @@ class InferenceServer:
         return server
 
     def _interceptors(self) -> list[grpc.ServerInterceptor]:
-        calls = CallInterceptor(self._metrics, log_refusals=self._config.log_requests)
+        calls = CallInterceptor(self._metrics, log_refusals=self._settings.log_requests)
         return [TracingInterceptor(self._tracing), calls] if self._tracing.enabled else [calls]
 
     def _open_port(self) -> int:
-        host, port = self._config.host, self._config.port
+        host, port = self._settings.host, self._settings.port
         try:
             opened: int = self._server.add_insecure_port(f"{host}:{port}")
         except RuntimeError as error:
@@ -265,7 +240,7 @@ class InferenceServer:
         return opened
 
     def _open_metrics_port(self) -> int:
-        host, port = self._config.host, self._config.metrics_port
+        host, port = self._settings.host, self._settings.metrics_port
         try:
             self._metrics_server, self._metrics_thread = start_http_server(port, host, self._metrics.registry)
         except OSError as error:
@@ -284,7 +259,7 @@ class InferenceServer:
     def _follow(self) -> None:
         if sys.platform == "linux":  # elsewhere it would be the whole process
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _POLL_NICENESS)
-        while not self._shutdown.wait(self._config.watch_interval_s):
+        while not self._shutdown.wait(self._settings.watch_interval_s):
             try:
                 self._poll()
                 if time.monotonic() - self._reported_s >= _REPORT_INTERVAL_S:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -90,11 +90,7 @@ def feedback_from_row(row: Row[Any]) -> StoredFeedback:
 def label_row(label: Label | None) -> dict[str, Any]:
     if label is None:
         return dict.fromkeys(LABEL_COLUMNS)
-    return {
-        "rewards": json.dumps(label.rewards),
-        "weight": label.weight,
-        "correction": label.correction,
-    }
+    return {"rewards": json.dumps(label.rewards), "weight": label.weight, "correction": label.correction}
 
 
 def label_from_row(row: Row[Any], prefix: str = "") -> Label | None:
@@ -110,24 +106,12 @@ def experience_from_row(row: Row[Any], decision: DecisionHeader, label: Label | 
 
 
 def summary_row(summary: ExperimentSummary) -> dict[str, Any]:
-    return {
-        "generation": summary.generation,
-        "version": summary.version,
-        "details": json.dumps(summary.details),
-    }
+    return {"generation": summary.generation, "version": summary.version, "details": json.dumps(summary.details)}
 
 
 def stats_from_row(row: Row[Any]) -> IntakeStats:
-    return IntakeStats(
-        batches=row.batches,
-        last_number=row.last_number,
-        feedback=row.feedback,
-        last_feedback_id=row.last_feedback_id,
-        last_feedback_time_s=row.last_feedback_time_s,
-        waiting=row.waiting,
-        discarded=row.discarded,
-        outcomes=json.loads(row.outcomes),
-    )
+    stats = {field.name: getattr(row, field.name) for field in fields(IntakeStats)}
+    return IntakeStats(**stats | {"outcomes": json.loads(row.outcomes)})
 
 
 def features_row(prediction_id: str, features: Features) -> dict[str, Any]:

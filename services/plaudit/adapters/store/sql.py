@@ -19,11 +19,13 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from sqlalchemy import (
     BigInteger,
+    Column,
     Connection,
     Double,
     Insert,
     LargeBinary,
     Row,
+    Select,
     String,
     Table,
     Update,
@@ -73,7 +75,7 @@ from plaudit.adapters.store.schema import (
 )
 from plaudit.core.errors import StoreMoved, StoreUnavailable, WrongStore
 from plaudit.core.events import Content, Decision, DynamicAction, Features, Feedback
-from plaudit.core.experience import DecisionHeader, Experience, FeedbackState
+from plaudit.core.experience import DecisionHeader, Experience, FeedbackState, Label
 from plaudit.core.ports.log import Positions
 from plaudit.core.ports.store import (
     ExperimentSummary,
@@ -267,15 +269,13 @@ class SqlStore:
         feedback: dict[str, list[StoredFeedback]] = defaultdict(list)
         experiences: dict[str, Experience] = {}
         with self._reading() as connection:
-            for ids in _chunks(prediction_ids):
-                for row in connection.execute(select(*HEADER_COLUMNS).where(DECISIONS.c.prediction_id.in_(ids))):
-                    decisions[row.prediction_id] = header_from_row(row)
-                for row in connection.execute(select(FEEDBACK).where(FEEDBACK.c.prediction_id.in_(ids))):
-                    feedback[row.prediction_id].append(feedback_from_row(row))
-                for row in connection.execute(select(EXPERIENCES).where(EXPERIENCES.c.prediction_id.in_(ids))):
-                    experiences[row.prediction_id] = experience_from_row(
-                        row, decisions[row.prediction_id], label_from_row(row)
-                    )
+            for row in _select_in(connection, select(*HEADER_COLUMNS), DECISIONS.c.prediction_id, prediction_ids):
+                decisions[row.prediction_id] = header_from_row(row)
+            for row in _select_in(connection, select(FEEDBACK), FEEDBACK.c.prediction_id, prediction_ids):
+                feedback[row.prediction_id].append(feedback_from_row(row))
+            for row in _select_in(connection, select(EXPERIENCES), EXPERIENCES.c.prediction_id, prediction_ids):
+                header = decisions[row.prediction_id]
+                experiences[row.prediction_id] = experience_from_row(row, header, label_from_row(row))
         return {
             id_: PredictionHistory(decisions.get(id_), feedback.get(id_, []), experiences.get(id_))
             for id_ in prediction_ids
@@ -283,11 +283,8 @@ class SqlStore:
 
     def feedback(self, feedback_ids: Sequence[str]) -> Mapping[str, StoredFeedback]:
         with self._reading() as connection:
-            return {
-                row.feedback_id: feedback_from_row(row)
-                for ids in _chunks(feedback_ids)
-                for row in connection.execute(select(FEEDBACK).where(FEEDBACK.c.feedback_id.in_(ids)))
-            }
+            rows = _select_in(connection, select(FEEDBACK), FEEDBACK.c.feedback_id, feedback_ids)
+            return {row.feedback_id: feedback_from_row(row) for row in rows}
 
     def feedback_status(self, feedback_id: str) -> FeedbackStatus | None:
         query = (
@@ -377,15 +374,10 @@ class SqlStore:
             ]
 
     def features(self, prediction_ids: Sequence[str], trunk_digest: str) -> Mapping[str, Features]:
-        same_trunk = FEATURES.c.trunk_digest == trunk_digest
+        query = select(FEATURES).where(FEATURES.c.trunk_digest == trunk_digest)
         with self._reading() as connection:
-            return {
-                row.prediction_id: features_from_row(row)
-                for ids in _chunks(prediction_ids)
-                for row in connection.execute(
-                    select(FEATURES).where(same_trunk, FEATURES.c.prediction_id.in_(ids)),
-                )
-            }
+            rows = _select_in(connection, query, FEATURES.c.prediction_id, prediction_ids)
+            return {row.prediction_id: features_from_row(row) for row in rows}
 
     def contents(self, prediction_ids: Sequence[str]) -> Mapping[str, Mapping[str, Content]]:
         return {decision.prediction_id: decision.content for decision in self._decisions(prediction_ids)}
@@ -400,13 +392,8 @@ class SqlStore:
 
     def _decisions(self, prediction_ids: Sequence[str]) -> list[Decision]:
         with self._reading() as connection:
-            return [
-                decision_from_payload(row.payload)
-                for ids in _chunks(prediction_ids)
-                for row in connection.execute(
-                    select(DECISIONS.c.payload).where(DECISIONS.c.prediction_id.in_(ids)),
-                )
-            ]
+            rows = _select_in(connection, select(DECISIONS.c.payload), DECISIONS.c.prediction_id, prediction_ids)
+            return [decision_from_payload(row.payload) for row in rows]
 
     def _prepare(self) -> None:
         """Make the tables, or check that those there are of this version."""
@@ -427,41 +414,29 @@ class SqlStore:
             raise StoreMoved
 
     def _label(self, connection: Connection, last_number: int, updates: Sequence[LabelUpdate]) -> int:
-        """Make and change experiences; returns the number of the last one there is."""
-        fresh = [one for one in updates if one.before is None]
+        """Make and change experiences; returns the number of the last one."""
+        fresh = [each for each in updates if each.before is None]
         rows = [
-            label_row(one.label)
-            | {"number": number, "prediction_id": one.prediction_id, "probabilities": None, "excluded": False}
-            for number, one in enumerate(fresh, last_number + 1)
+            label_row(each.label)
+            | {"number": number, "prediction_id": each.prediction_id, "probabilities": None, "excluded": False}
+            for number, each in enumerate(fresh, last_number + 1)
         ]
         self._insert(connection, EXPERIENCES, rows)
-        changed = [(one.before, one.label) for one in updates if one.before is not None]
+        changed = [(each.before, each.label) for each in updates if each.before is not None]
         if changed:
             insertion = self._insert_or_update(REVISIONS)
             known = insertion.on_conflict_do_update(index_elements=["number"], set_={"times": REVISIONS.c.times + 1})
             connection.execute(known, [label_row(b.label) | {"number": b.number, "times": 1} for b, _ in changed])
-            values: dict[str, Any] = {name: bindparam(f"now_{name}") for name in LABEL_COLUMNS}
-            statement = update(EXPERIENCES).where(EXPERIENCES.c.number == bindparam("n")).values(values)
-            rows = [
-                {"n": before.number} | {f"now_{name}": value for name, value in label_row(now).items()}
-                for before, now in changed
-            ]
-            _update_each(connection, statement, rows)
+            _set_labels(connection, EXPERIENCES, {before.number: label for before, label in changed})
         return last_number + len(fresh)
 
     def _resolve(self, connection: Connection, resolved: Sequence[LabelRevision]) -> None:
-        """What has changed again since it was read stays, as a revision of what is learned now."""
-        if not resolved:
-            return
-        this = REVISIONS.c.number == bindparam("n")
-        known = [{"n": r.experience.number, "t": r.times} for r in resolved]
-        _update_each(connection, REVISIONS.delete().where(this, REVISIONS.c.times == bindparam("t")), known)
-        values: dict[str, Any] = {name: bindparam(f"now_{name}") for name in LABEL_COLUMNS}
-        rows = [
-            {"n": r.experience.number} | {f"now_{name}": value for name, value in label_row(r.label).items()}
-            for r in resolved
-        ]
-        _update_each(connection, update(REVISIONS).where(this).values(values), rows)
+        """Remove the revisions. One that changed again since it was read stays, with the label that is learned now."""
+        if resolved:
+            unchanged = (REVISIONS.c.number == bindparam("n")) & (REVISIONS.c.times == bindparam("t"))
+            read = [{"n": each.experience.number, "t": each.times} for each in resolved]
+            connection.execute(REVISIONS.delete().where(unchanged), read)
+            _set_labels(connection, REVISIONS, {each.experience.number: each.label for each in resolved})
 
     def _upsert(self, connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
         if not rows:
@@ -489,20 +464,18 @@ class SqlStore:
             _execute_many(connection, statement, rows)
 
     def _save_probabilities(self, connection: Connection, probabilities: Mapping[int, tuple[float, ...]]) -> None:
-        rows = [{"n": n, "noted": np.array(p, "<f8").tobytes()} for n, p in probabilities.items()]
-        if self._shared and rows:
-            found = _unnested({"n": BigInteger(), "noted": LargeBinary()}, rows)
-            noting = update(EXPERIENCES).where(EXPERIENCES.c.number == found.c.n).values(probabilities=found.c.noted)
-            connection.execute(noting)
-        else:
-            this = EXPERIENCES.c.number == bindparam("n")
-            if rows:
-                noting = update(EXPERIENCES).where(this).values(probabilities=bindparam("noted"))
-                _execute_many(connection, noting, rows)
+        rows = [{"n": n, "values": np.array(p, "<f8").tobytes()} for n, p in probabilities.items()]
+        if rows and self._shared:
+            given = _unnested({"n": BigInteger(), "values": LargeBinary()}, rows)
+            of_row = EXPERIENCES.c.number == given.c.n
+            connection.execute(update(EXPERIENCES).where(of_row).values(probabilities=given.c["values"]))
+        elif rows:
+            of_row = EXPERIENCES.c.number == bindparam("n")
+            _execute_many(connection, update(EXPERIENCES).where(of_row).values(probabilities=bindparam("values")), rows)
 
     @contextmanager
     def _locked(self) -> Iterator[tuple[Connection, Row[Any]]]:
-        """A transaction that no other writer is in, and the standing as it is then, with the time as ``now_s``."""
+        """A transaction without other writers, and the row of ``intake_stats`` in it, with the time as ``now_s``."""
         now_s = (
             cast(func.extract("epoch", func.clock_timestamp()), Double)
             if self._shared
@@ -542,9 +515,11 @@ def _unnested(types: Mapping[str, TypeEngine[Any]], rows: Sequence[Mapping[str, 
     return func.unnest(*arrays).table_valued(*types, name="given").render_derived()
 
 
-def _update_each(connection: Connection, statement: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    if rows:
-        connection.execute(statement, rows)
+def _set_labels(connection: Connection, table: Table, labels: Mapping[int, Label | None]) -> None:
+    """Set the label columns of rows by number, at least one."""
+    values: dict[str, Any] = {name: bindparam(f"new_{name}") for name in LABEL_COLUMNS}
+    rows = [{"n": n} | {f"new_{name}": v for name, v in label_row(label).items()} for n, label in labels.items()]
+    connection.execute(update(table).where(table.c.number == bindparam("n")).values(values), rows)
 
 
 def _execute_many(connection: Connection, statement: Insert | Update, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -553,6 +528,14 @@ def _execute_many(connection: Connection, statement: Insert | Update, rows: Sequ
     assert compiled.positiontup is not None
     place = itemgetter(*compiled.positiontup)
     connection.exec_driver_sql(str(compiled), [place(row) for row in rows])
+
+
+def _select_in(
+    connection: Connection, query: Select[Any], column: Column[str], ids: Sequence[str]
+) -> Iterator[Row[Any]]:
+    """Rows of the query whose column has one of the ids."""
+    for some in _chunks(ids):
+        yield from connection.execute(query.where(column.in_(some)))
 
 
 def _chunks(ids: Sequence[_T]) -> Iterable[Sequence[_T]]:

@@ -17,7 +17,7 @@ import numpy as np
 from plaudit.core.events import Features
 from plaudit.core.job_run import CANDIDATE
 from plaudit.core.ports.registry import ModelRegistry
-from plaudit.core.ports.store import ExperienceStore
+from plaudit.core.ports.store import FeatureStore
 from plaudit.learner.evaluation.off_policy import (
     Compared,
     Policy,
@@ -66,7 +66,7 @@ class Candidate:
 class CandidateGate:
     """Adds experiences to the comparison of a candidate with the policies that served, and shows it as metrics."""
 
-    store: ExperienceStore
+    store: FeatureStore
     registry: ModelRegistry
     prior: RewardPrior
     metrics: LearnerMetrics

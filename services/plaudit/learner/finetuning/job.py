@@ -25,7 +25,7 @@ from plaudit.core.events import Content, Features
 from plaudit.core.experience import Experience
 from plaudit.core.job_run import CANDIDATE, ERROR, PROGRESS, RESULT, read_json, write_json
 from plaudit.core.ports.runtime import ModelRuntime
-from plaudit.core.ports.store import ExperienceStore
+from plaudit.core.ports.store import ExperienceReader
 from plaudit.learner.features.action_heads import FixedActions
 from plaudit.learner.features.context import Context, LabelledContext
 from plaudit.learner.features.head_builder import write_card
@@ -70,7 +70,7 @@ _REWARD_REPLAYS: Final = 3.0
 reward model's opinion of every answer."""
 
 
-def run_job(run_dir: Path, store: ExperienceStore, runtime: ModelRuntime) -> None:
+def run_job(run_dir: Path, store: ExperienceReader, runtime: ModelRuntime) -> None:
     """Do what ``job.json`` says; ``result.json`` is written last.
 
     Raises:
@@ -181,7 +181,7 @@ def _build_head(
     candidate: Path,
     manifest: Manifest,
     used: Sequence[Experience],
-    store: ExperienceStore,
+    store: ExperienceReader,
     runtime: ModelRuntime,
     plan: TrainingPlan,
 ) -> int:

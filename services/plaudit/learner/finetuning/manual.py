@@ -14,7 +14,7 @@ from plaudit.core.errors import NoLiveModel
 from plaudit.core.job_run import CANDIDATE, last_progress
 from plaudit.core.ports.jobs import JobLauncher, JobState
 from plaudit.core.ports.registry import ModelRegistry
-from plaudit.core.ports.store import ExperienceStore
+from plaudit.core.ports.store import LeaderStore
 from plaudit.learner.finetuning.job_spec import TrainingPlan, cannot_train, prepare_run
 from plaudit.learner.state import LearnerState
 from plaudit_models.bundle import Manifest
@@ -28,7 +28,7 @@ def finetune_manually(
     run_dir: Path,
     *,
     jobs: JobLauncher,
-    store: ExperienceStore,
+    store: LeaderStore,
     registry: ModelRegistry,
     plan: TrainingPlan,
     now_s: float,

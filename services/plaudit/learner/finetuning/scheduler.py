@@ -24,7 +24,7 @@ from plaudit.core.errors import UnknownVersion
 from plaudit.core.job_run import CANDIDATE, last_progress, was_killed
 from plaudit.core.ports.jobs import JobLauncher, JobState
 from plaudit.core.ports.registry import ModelRegistry
-from plaudit.core.ports.store import ExperienceStore, LeaderCommit
+from plaudit.core.ports.store import FeatureStore, LeaderCommit
 from plaudit.core.rollout import Change, Rollout, promote, start_canary
 from plaudit.core.rollout_updates import LEARNER, update_rollout
 from plaudit.learner.features.head_builder import write_card
@@ -89,7 +89,7 @@ class FinetuningContext:
 
     rules: FinetuningRules
     jobs: JobLauncher
-    store: ExperienceStore
+    store: FeatureStore
     state: LearnerState
     registry: ModelRegistry
     policies: PolicyCache

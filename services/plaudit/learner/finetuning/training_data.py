@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from plaudit.core.events import Content, EncodedContent, TensorContent, TextContent
 from plaudit.core.experience import Experience, Label
-from plaudit.core.ports.store import ExperienceStore
+from plaudit.core.ports.store import ExperienceReader
 from plaudit.learner.features.content import decode_contents
 from plaudit.learner.features.context import allowed_mask
 from plaudit.learner.finetuning.job_spec import JobSpec, TrainingPlan
@@ -49,7 +49,7 @@ class TrainingData:
 
 
 def select_training_data(
-    store: ExperienceStore, spec: ModelSpec, tokenizer: Tokenizer | None, job: JobSpec, *, version: int
+    store: ExperienceReader, spec: ModelSpec, tokenizer: Tokenizer | None, job: JobSpec, *, version: int
 ) -> TrainingData:
     """Training data of a job that starts from ``version``: the most recent experiences that are not too stale.
 
@@ -84,7 +84,7 @@ def select_training_data(
 
 def decode_training_data(
     chosen: Sequence[Experience],
-    store: ExperienceStore,
+    store: ExperienceReader,
     spec: ModelSpec,
     tokenizer: Tokenizer | None,
     plan: TrainingPlan,

@@ -17,11 +17,11 @@ from plaudit.core.ports.store import IngestStore
 from plaudit.core.rollout import Change as RolloutChange
 from plaudit.core.rollout import Rollout, refresh
 from plaudit.core.rollout_updates import LEARNER, update_rollout
+from plaudit.core.settings import LearnerSettings
 from plaudit.learner.features.action_heads import FixedActions, HeadStep, Learned, LiveVersion
 from plaudit.learner.features.head_builder import HeadBuilder, publish_refresh
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.online.contexts import RecentContexts
-from plaudit.learner.schedule import LoopSchedule
 from plaudit.learner.state import LearnerState
 from plaudit.learner.tracing import LearnerTrace
 from plaudit_models.bundle import Manifest
@@ -39,7 +39,7 @@ class HeadRefresher:
         registry: of the model that is learned.
         builder: how heads are made.
         work_dir: for folders in the making; best on the registry's file system.
-        schedule: when a refresh is due, and how many versions are kept.
+        settings: say when a refresh is due, and how many versions are kept.
         metrics: of the learner.
         clock: UTC seconds since the epoch.
         trace: of refreshes.
@@ -54,7 +54,7 @@ class HeadRefresher:
         registry: ModelRegistry,
         builder: HeadBuilder,
         work_dir: Path,
-        schedule: LoopSchedule,
+        settings: LearnerSettings,
         metrics: LearnerMetrics,
         clock: Callable[[], float],
         trace: LearnerTrace,
@@ -65,7 +65,7 @@ class HeadRefresher:
         self._registry = registry
         self._builder = builder
         self._work_dir = work_dir
-        self._schedule = schedule
+        self._settings = settings
         self._metrics = metrics
         self._clock = clock
         self._trace = trace
@@ -83,7 +83,7 @@ class HeadRefresher:
         now_s = time.monotonic()
         if self._pending_since_s is None:
             self._pending_since_s = now_s
-        return max(0.0, self._pending_since_s + self._schedule.max_wait_s - now_s)
+        return max(0.0, self._pending_since_s + self._settings.max_wait_s - now_s)
 
     def step(self, live: Manifest, rollout: Rollout, *, caught_up: bool) -> None:
         """Refresh if it is due: a full batch is reason enough, unless more waits to be learned, which comes first."""
@@ -91,7 +91,7 @@ class HeadRefresher:
         if due_in_s is None or rollout.pinned:
             return
         pending = self._state.progress.pending
-        if due_in_s == 0.0 or (caught_up and pending >= self._schedule.batch):
+        if due_in_s == 0.0 or (caught_up and pending >= self._settings.batch):
             with self._trace.refreshing(live.version):
                 self._refresh(live, pending)
             self._pending_since_s = None
@@ -154,6 +154,6 @@ class HeadRefresher:
         return moved is not None
 
     def _prune(self) -> None:
-        removed = self._registry.prune(self._schedule.versions_kept)
+        removed = self._registry.prune(self._settings.unused_versions_kept)
         if removed:
             self._state.save(served_heads=dict.fromkeys(removed))

@@ -21,6 +21,7 @@ from plaudit.core.events import Features
 from plaudit.core.experience import Experience, Label
 from plaudit.core.ports.registry import VersionReader
 from plaudit.core.ports.store import ExperienceStore, IntakeStats, LabelRevision, LabelUpdate, LeaderCommit
+from plaudit.core.settings import LearnerSettings
 from plaudit.learner.evaluation import running_comparison
 from plaudit.learner.evaluation.off_policy import Compared, speaks_plainly
 from plaudit.learner.evaluation.running_comparison import RunningComparison
@@ -41,7 +42,6 @@ from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.online.contexts import RecentContexts, served_probabilities
 from plaudit.learner.online.satisfaction import SatisfactionByVersion
 from plaudit.learner.progress import Progress
-from plaudit.learner.schedule import LoopSchedule
 from plaudit.learner.state import LearnerState
 from plaudit_models.bundle import Manifest
 from plaudit_models.evaluation.calibration import reliability
@@ -114,7 +114,8 @@ class OnlineUpdater:
         builder: how heads are made.
         contexts: gets the contexts that are learned.
         metrics: of the learner.
-        schedule: how much is learned at once, and from whom.
+        settings: say how much is learned at once, and how much of it from one user.
+        retention_s: time that predictions stay in the store, with their content and feedback.
         clock: UTC seconds since the epoch.
     """
 
@@ -128,7 +129,8 @@ class OnlineUpdater:
         builder: HeadBuilder,
         contexts: RecentContexts,
         metrics: LearnerMetrics,
-        schedule: LoopSchedule,
+        settings: LearnerSettings,
+        retention_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -138,7 +140,8 @@ class OnlineUpdater:
         self._builder = builder
         self._contexts = contexts
         self._metrics = metrics
-        self._schedule = schedule
+        self._settings = settings
+        self._retention_s = retention_s
         self._clock = clock
         self._nothing_old_s = -math.inf
         self._rewards: deque[float] = deque(maxlen=RECENT_REWARDS)
@@ -169,9 +172,9 @@ class OnlineUpdater:
         self._apply_commands(live)
         intake_stats = self._store.intake_stats()
         progress = self._state.progress
-        fresh = self._store.experiences(after=progress.last_number, limit=self._schedule.poll_limit)
-        revisions = self._store.revisions(progress.last_number, self._schedule.poll_limit)
-        if len(fresh) + len(revisions) < self._schedule.poll_limit:
+        fresh = self._store.experiences(after=progress.last_number, limit=self._settings.poll_limit)
+        revisions = self._store.revisions(progress.last_number, self._settings.poll_limit)
+        if len(fresh) + len(revisions) < self._settings.poll_limit:
             progress = replace(
                 progress,
                 batches=intake_stats.batches,
@@ -206,12 +209,12 @@ class OnlineUpdater:
 
     def label_silence(self) -> None:
         """Label decisions without feedback, where silence has a reward."""
-        reward = self._schedule.silence_reward
+        reward = self._settings.silence_reward
         if reward is None:
             return
         progress = self._state.progress
         quiet = self._store.decisions_since(
-            progress.silence_place, self._clock() - self._schedule.silence_after_s, self._schedule.poll_limit
+            progress.silence_place, self._clock() - self._settings.silence_after_s, self._settings.poll_limit
         )
         if not quiet:
             return
@@ -229,7 +232,7 @@ class OnlineUpdater:
         if now_s - self._nothing_old_s < _LOOK_INTERVAL_S:
             return
         gone = self._store.forget(
-            now_s - self._schedule.retention_s, self._state.progress.last_number, self._schedule.poll_limit
+            now_s - self._retention_s, self._state.progress.last_number, self._settings.poll_limit
         )
         self._metrics.forgotten.inc(gone)
         if gone == 0:
@@ -286,7 +289,7 @@ class OnlineUpdater:
         raters = self._state.raters
         users = [e.decision.user_id for e in fresh]
         n_users = len(raters.users.keys() | set(users))
-        admitted, raters = raters.admit(users, fair_cap(self._schedule.user_cap, n_users, USER_SHARES))
+        admitted, raters = raters.admit(users, fair_cap(self._settings.user_cap, n_users, USER_SHARES))
         for user, counts in zip(users, admitted, strict=True):
             if not counts:
                 why = "quarantine" if raters[user].trust_level == "quarantined" else "user_cap"

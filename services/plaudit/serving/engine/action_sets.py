@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -56,10 +56,7 @@ class FixedActions:
 
     ids: Sequence[str]
     allowed: Bool
-
-    @property
-    def scored_with(self) -> Hashable:
-        return None
+    scored_with: ClassVar[Hashable] = None
 
     def score(self, model: ServableModel, embedding: Float32, base_logits: Float32) -> tuple[Float32, Scores]:
         return base_logits, model.head(embedding, base_logits)

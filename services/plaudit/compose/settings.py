@@ -1,0 +1,121 @@
+"""Settings read from the TOML file, the environment and the flags, and validated by pydantic.
+
+The declarations are :mod:`plaudit.core.settings`; no service imports pydantic for them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+from plaudit.core.errors import ConfigError
+from plaudit.core.settings import CanaryPolicy, Settings
+
+_PREFIX: Final = "plaudit_"
+
+ADAPTER: Final = TypeAdapter(with_config(ConfigDict(extra="forbid", use_attribute_docstrings=True))(Settings))
+"""Validator of settings from nested mappings; its ``json_schema()`` describes plaudit.toml."""
+
+
+def load_settings(config: Path | None, flags: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from the TOML file (if one is given), the environment and the flags, in increasing precedence.
+
+    Args:
+        flags: nested as the settings are, such as ``{"serving": {"port": 9001}}``.
+
+    Raises:
+        ConfigError: with every problem found, each naming the setting and the value.
+    """
+    raw: dict[str, Any] = {}
+    if config is not None:
+        try:
+            raw = tomllib.loads(config.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{config}: {error}") from error
+    merged = _merge(_merge(raw, _environment(os.environ)), flags or {})
+    try:
+        return settings_from(merged)
+    except ConfigError as error:
+        if config is None:
+            raise
+        raise ConfigError(f"{config}: {error}") from error
+
+
+def settings_from(sections: Mapping[str, Any]) -> Settings:
+    """Settings from nested mappings, laid over the defaults.
+
+    Raises:
+        ConfigError: as :func:`load_settings`.
+    """
+    try:
+        settings = ADAPTER.validate_python(sections)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+    return _with_common_canary(settings, sections)
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Settings named as ``PLAUDIT_SECTION__NAME``, in any case. A table may be given whole, as a JSON object."""
+    known = {section.name for section in fields(Settings)}
+    read: dict[str, Any] = {}
+    for name in sorted(environ, key=str.lower):  # a table comes before its entries, which take precedence
+        section, *path = name.lower().removeprefix(_PREFIX).split("__")
+        if name.lower().startswith(_PREFIX) and section in known:
+            value: Any = environ[name]
+            if _is_table(section, path):
+                value = _object_or_text(value)
+            for part in reversed((section, *path)):
+                value = {part: value}
+            read = _merge(read, value)
+    return read
+
+
+def _is_table(section: str, path: Sequence[str]) -> bool:
+    return not path or section == "model" or (section == "canary" and path[0] == "models")
+
+
+def _object_or_text(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, dict) else text
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        inner = merged.get(key)
+        merged[key] = _merge(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _with_common_canary(settings: Settings, raw: Mapping[str, Any]) -> Settings:
+    """Rules of [canary] in every [canary.models.NAME] that does not set its own."""
+    canary = settings.canary
+    common = {rule.name: getattr(canary, rule.name) for rule in fields(CanaryPolicy)}
+    models = {
+        name: CanaryPolicy(**{**common, **{rule: getattr(own, rule) for rule in raw["canary"]["models"][name]}})
+        for name, own in canary.models.items()
+    }
+    return replace(settings, canary=replace(canary, models=models))
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        setting = ".".join(str(part) for part in problem["loc"])
+        if not setting:  # of several settings together; the input is all of them, passwords too
+            lines.append(problem["msg"].removeprefix("Value error, "))
+        elif problem["type"] == "unexpected_keyword_argument":
+            lines.append(f"{setting}: unknown setting")
+        else:
+            lines.append(f"{setting}: {problem['msg']}, got {problem['input']!r}")
+    return "; ".join(lines)
