@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 DEFAULT_CONFIG: Final = Path("plaudit.toml")
 
 Model = Annotated[str, typer.Option("--model", help="Model name; may be left out where one model is served.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; progress goes to stderr.")]
 
 Result = TypeVar("Result")
 
@@ -48,7 +49,7 @@ class CommonOptions:
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", metavar="DIR", help="Where all state lives; overrides `data_dir`.")
     ] = None
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout; progress goes to stderr.")] = False
+    as_json: Json = False
 
     def settings(self, flags: Mapping[str, Any] | None = None) -> Settings:
         """Settings from the file, the environment and the flags, which go first.

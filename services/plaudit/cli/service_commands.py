@@ -14,7 +14,7 @@ from rich.console import Console
 
 from plaudit.cli import output, supervisor
 from plaudit.cli.failures import CommandFailed, needs_extra
-from plaudit.cli.options import CommonOptions, Model, ServerOptions, expand_options
+from plaudit.cli.options import CommonOptions, Json, Model, ServerOptions, expand_options
 
 CONSOLE_PORT: Final = 8004
 """Port of the console where it is asked for without one."""
@@ -35,7 +35,7 @@ def demo(
         Path, typer.Option("--data-dir", metavar="DIR", help="Where everything goes; an earlier demo there is removed.")
     ] = Path("demo-data"),
     console_port: ConsolePort = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout; progress goes to stderr.")] = False,
+    as_json: Json = False,
 ) -> None:
     """See it all at work: pre-train, serve, learn from simulated users, swap versions; then a plot and a summary.
 

@@ -129,15 +129,21 @@ async def serve_in_processes(settings: Settings, command: Sequence[str], report:
 
 @contextlib.contextmanager
 def _metrics_of(pages: MetricsPages, host: str, port: int) -> Iterator[int]:
-    with contextlib.ExitStack() as open_:
-        try:
-            opened = open_.enter_context(serve_metrics(pages, host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"serving.metrics_port: {port} cannot be opened on {host} ({error.strerror}); "
-                "set another one (0 picks one)"
-            ) from error
+    with contextlib.ExitStack() as stack:
+        with _naming("serving.metrics_port", host, port):
+            opened = stack.enter_context(serve_metrics(pages, host, port))
         yield opened
+
+
+@contextlib.contextmanager
+def _naming(setting: str, host: str, port: int) -> Iterator[None]:
+    """Raises ConfigError that names the setting in place of the OSError of a port that cannot be opened."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{setting}: {port} cannot be opened on {host} ({error.strerror}); set another one (0 picks one)"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -145,15 +151,11 @@ def _reserved(host: str, port: int) -> Iterator[int]:
     """Hold the port, without listening, so that the processes that share it all find it free; yields its number."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as reserving:
-        try:
+        with _naming("serving.port", host, port):
             with socket.socket(family, socket.SOCK_STREAM) as alone:
                 alone.bind((host, port))  # fails if the port is in use, shared or not
             reserving.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             reserving.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"serving.port: {port} cannot be opened on {host} ({error.strerror}); set another one (0 picks one)"
-            ) from error
         yield int(reserving.getsockname()[1])
 
 
@@ -218,12 +220,8 @@ def _learn(settings: Settings, model: str, report: Report, stop: threading.Event
 @contextlib.contextmanager
 def _metrics_port(settings: Settings, registry: CollectorRegistry) -> Iterator[int]:
     host, port = settings.learner.host, settings.learner.metrics_port
-    try:
+    with _naming("learner.metrics_port", host, port):
         server, thread = start_http_server(port, host, registry)
-    except OSError as error:
-        raise ConfigError(
-            f"learner.metrics_port: {port} cannot be opened on {host} ({error.strerror}); set another one (0 picks one)"
-        ) from error
     try:
         yield int(server.server_port)
     finally:
