@@ -324,7 +324,7 @@ class OnlineUpdater:
             for each in rated
             if speaks_plainly(each.experience) and raters[each.experience.decision.user_id].trust_level != "quarantined"
         ]
-        return raters.hear(
+        return raters.observe(
             [each.experience.decision.user_id for each in said],
             np.array([each.reward for each in said], np.float64),
             np.array([each.expected for each in said], np.float64),
