@@ -104,7 +104,7 @@ def user_hash(user: str) -> str:
 
 
 class OnlineUpdater:
-    """Learns what the store has taken in.
+    """Learns the experiences that the store has taken in.
 
     Args:
         store: of the leader.
@@ -184,7 +184,7 @@ class OnlineUpdater:
             )
         if fresh or revisions:
             with self._metrics.learn_seconds.time():
-                self._take_in(live, fresh, revisions, progress)
+                self._learn_chunk(live, fresh, revisions, progress)
         self._observe(intake_stats)
         return len(fresh) + len(revisions)
 
@@ -238,7 +238,7 @@ class OnlineUpdater:
         if gone == 0:
             self._nothing_old_s = now_s
 
-    def _take_in(
+    def _learn_chunk(
         self, live: Manifest, fresh: Sequence[Experience], revisions: Sequence[LabelRevision], progress: Progress
     ) -> None:
         """Learn the chunk, and save everything that changes in one transaction."""
@@ -255,7 +255,7 @@ class OnlineUpdater:
         expected = learned.expected(self._builder.settings.prior, new)
         running = self._compare(fresh, new, expected)
         rated = _rated(fresh, new, expected)
-        raters, quarantined = self._hear(raters, rated)
+        raters, quarantined = self._update_raters(raters, rated)
         changes = [ExperienceChange(None, experience) for experience in fresh]
         changes += [ExperienceChange(r.experience, replace(r.experience, label=r.label)) for r in revisions]
         changes = self._without(quarantined, changes)
@@ -314,7 +314,7 @@ class OnlineUpdater:
         features = stored_features(live.trunk_digest, self._store, experiences)
         return contexts_on(self._policies.version(live.version), self._store, experiences, features)
 
-    def _hear(self, raters: Raters, rated: Sequence[Rated]) -> tuple[Raters, Sequence[str]]:
+    def _update_raters(self, raters: Raters, rated: Sequence[Rated]) -> tuple[Raters, Sequence[str]]:
         """Reliability of the users who rated their answers, against what was expected; and who goes into quarantine.
 
         Feedback beyond a user's share counts too: it tells no less about the user.
