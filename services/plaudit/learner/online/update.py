@@ -60,7 +60,7 @@ _log = structlog.get_logger("plaudit.learner")
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ExperienceChange:
     """One experience before and after a step; ``before`` is None when it is new."""
 
     before: Experience | None
@@ -256,8 +256,8 @@ class OnlineUpdater:
         running = self._compare(fresh, new, expected)
         rated = _rated(fresh, new, expected)
         raters, quarantined = self._update_raters(raters, rated)
-        changes = [Change(None, experience) for experience in fresh]
-        changes += [Change(r.experience, replace(r.experience, label=r.label)) for r in revisions]
+        changes = [ExperienceChange(None, experience) for experience in fresh]
+        changes += [ExperienceChange(r.experience, replace(r.experience, label=r.label)) for r in revisions]
         changes = self._without(quarantined, changes)
         contexts |= self._contexts_as_learned([c.after for c in changes if _id(c.after) not in features], live)
         subtracted = labelled_contexts([(c.after, c.subtracts) for c in changes], contexts)
@@ -331,7 +331,7 @@ class OnlineUpdater:
             np.array([each.known for each in said], np.float64),
         )
 
-    def _without(self, users: Sequence[str], changes: Sequence[Change]) -> list[Change]:
+    def _without(self, users: Sequence[str], changes: Sequence[ExperienceChange]) -> list[ExperienceChange]:
         """These changes, with all experiences of these users excluded."""
         changed = [
             replace(c, after=replace(c.after, excluded=True)) if c.after.decision.user_id in users else c
@@ -341,7 +341,7 @@ class OnlineUpdater:
         for user in users:
             learned = self._store.experiences(up_to=self._state.progress.last_number, user_id=user)
             old = [e for e in learned if not e.excluded and e.number not in in_changes]
-            changed += [Change(e, replace(e, excluded=True)) for e in old]
+            changed += [ExperienceChange(e, replace(e, excluded=True)) for e in old]
             self._metrics.excluded.labels("quarantine").inc(len(old))
         return changed
 
@@ -407,7 +407,7 @@ def _rated(
     return rated
 
 
-def _counting(progress: Progress, changes: Sequence[Change]) -> Progress:
+def _counting(progress: Progress, changes: Sequence[ExperienceChange]) -> Progress:
     """Progress with the changes counted."""
     return replace(
         progress,
