@@ -27,7 +27,6 @@ from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import FeatureStore, LeaderCommit
 from plaudit.core.rollout import Change, Rollout, promote, start_canary
 from plaudit.core.rollout_updates import LEARNER, update_rollout
-from plaudit.core.rollout_updates import LEARNER, update_rollout
 from plaudit.learner.features.head_builder import write_card
 from plaudit.learner.features.policies import PolicyCache
 from plaudit.learner.finetuning.candidate_gate import Candidate, CandidateGate
