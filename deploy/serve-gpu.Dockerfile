@@ -17,7 +17,7 @@ RUN python3 -m venv /opt/plaudit \
     && install -d -o plaudit /data
 USER plaudit
 WORKDIR /home/plaudit
-# A service that was started for its GPU should not run without it.
+# `cuda` refuses to start without a GPU, instead of falling back to the processor.
 ENV PATH=/opt/plaudit/bin:$PATH \
     PLAUDIT_DATA_DIR=/data PLAUDIT_SERVING__HOST=0.0.0.0 PLAUDIT_SERVING__DEVICE=cuda
 VOLUME /data

@@ -253,7 +253,9 @@ def observe(
             decisions = loop.ask([(request.user_id, contents(request.example)) for request in asked])
             liked += [_liked(r, d) for r, d in zip(asked, decisions, strict=True)]
             answered |= {decision.version for decision in decisions}
-            loop.hear(decisions, [thumb_up(r, d.action, shifted=True) for r, d in zip(asked, decisions, strict=True)])
+            loop.observe(
+                decisions, [thumb_up(r, d.action, shifted=True) for r, d in zip(asked, decisions, strict=True)]
+            )
             live.append((len(liked), loop.live))
         outcomes = [str(each["outcome"]) for each in loop.learner.report()["finetune"]["outcomes"]]
     answered |= {version for _, version in live}

@@ -198,7 +198,7 @@ def _learn(
         q, variance = belief.predict(phi[digit[rows]])
         known = 1.0 - variance / belief.prior_variance(phi[digit[rows]])
         at = np.arange(len(rows)), action[rows]
-        learned.raters, caught = learned.raters.hear(
+        learned.raters, caught = learned.raters.observe(
             [users[i] for i in rows], reward[rows], q[at], np.clip(known[at], 0.0, 1.0)
         )
         for user in caught:

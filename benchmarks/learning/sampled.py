@@ -26,7 +26,7 @@ from plaudit.compose.learner import head_builder, training_plan
 from plaudit.compose.settings import settings_from
 from plaudit.core.settings import Settings
 from plaudit_models.dataset import LabelledData
-from plaudit_models.feedback_targets import FeedbackTargets, feedback_targets
+from plaudit_models.feedback_targets import FeedbackTargets, build_feedback_targets
 from plaudit_models.spec import ModelSpec, TensorModality
 from plaudit_models.training.config import PretrainConfig, RewardConfig, SamplingConfig
 from plaudit_models.training.experiences import Experiences
@@ -202,7 +202,7 @@ def thumbs(
         weight=np.ones(sizes.thumbs, np.float32),
     )
     said = [{int(a): float(r)} for a, r in zip(action, up, strict=True)]
-    return experiences, feedback_targets(said, [1.0] * len(said), sizes.actions, exclusivity=builder.exclusivity)
+    return experiences, build_feedback_targets(said, [1.0] * len(said), sizes.actions, exclusivity=builder.exclusivity)
 
 
 def costs(numbers: tuple[int, ...]) -> list[Measure]:

@@ -124,7 +124,7 @@ class WholeLoop:
             )
         return decisions
 
-    def hear(self, decisions: Sequence[Decision], up: Sequence[bool]) -> None:
+    def observe(self, decisions: Sequence[Decision], up: Sequence[bool]) -> None:
         """Log the decisions with a thumb each, and let the learner do all that follows."""
         events: list[Event] = []
         for decision, thumb in zip(decisions, up, strict=True):

@@ -1,7 +1,7 @@
-"""The dashboards, from one source: `make dashboards` writes them as the JSON files beside this one.
+"""Source of the dashboards: `make dashboards` writes the JSON files beside this one.
 
-A panel is a line. Its queries are executed by tests/deploy against a real Prometheus, so one that names a metric which
-does not exist, or never has data, fails there. Needs nothing but Python.
+Tests in tests/deploy execute the queries of all panels against a real Prometheus, so a query that names a metric which
+does not exist, or never has data, fails there. Needs the standard library alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Unit = Literal["short", "s", "bytes", "percentunit", "reqps", "ops", "none", "da
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """PromQL, and how its series are named: ``{{label}}`` stands for a label's value."""
+    """PromQL expression, and the legend of its series: ``{{label}}`` stands for a label's value."""
 
     expr: str
     legend: str = ""
@@ -33,7 +33,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One picture. ``kind`` is Grafana's."""
+    """One panel; ``kind`` is Grafana's type of panel."""
 
     title: str
     unit: Unit
@@ -44,7 +44,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Dashboard:
-    """``rows``: title and panels, from the top."""
+    """Rows of panels from the top, each with its title."""
 
     name: str
     title: str
@@ -81,12 +81,12 @@ def per_second(metric: str, *by: str) -> str:
 
 
 def mean(metric: str) -> str:
-    """Of what a histogram has observed."""
+    """Mean of the values that a histogram observed."""
     return f"sum(rate({metric}_sum[$__rate_interval])) / sum(rate({metric}_count[$__rate_interval]))"
 
 
 def hourly(metric: str) -> str:
-    """0 as well where it has never happened, and its series is not there yet."""
+    """Increase within an hour; 0 also where the series does not exist yet."""
     return f"sum(increase({metric}[1h])) or vector(0)"
 
 
@@ -95,19 +95,19 @@ SERVING: Final = Dashboard(
     "Plaudit: serving",
     [
         (
-            "What serves",
+            "Live version",
             [
-                stat("Version that serves", "none", "max by (model) (plaudit_serving_live_version)", NAMED),
+                stat("Live version", "none", "max by (model) (plaudit_serving_live_version)", NAMED),
                 stat(
-                    "Since",
+                    "Live since",
                     "dateTimeFromNow",
                     "1000 * max by (model) (plaudit_serving_live_since_timestamp_seconds)",
                     NAMED,
                 ),
-                stat("Replicas that answer", "short", 'sum(up{job="plaudit-serve"})'),
+                stat("Replicas up", "short", 'sum(up{job="plaudit-serve"})'),
                 line("Version by replica", "none", ("plaudit_serving_live_version", "{{model}} at {{instance}}")),
                 line(
-                    "Swaps an hour",
+                    "Swaps per hour",
                     "short",
                     (hourly("plaudit_serving_swaps_total"), "swaps"),
                     (hourly("plaudit_serving_failed_proofs_total"), "failed proofs"),
@@ -116,19 +116,21 @@ SERVING: Final = Dashboard(
                     "Time to swap",
                     "plaudit_serving_swap_seconds",
                     "model",
-                    "Load, proof, warming and flip of another version.",
+                    "Time to load, prove, warm up and activate another version.",
                 ),
                 quantiles("Time to prove a version", "plaudit_serving_proof_seconds", "model"),
                 quantiles("Time to warm a version up", "plaudit_serving_warming_seconds", "model"),
                 quantiles(
-                    "Thumb to served",
+                    "Feedback to served",
                     "plaudit_serving_freshness_seconds",
                     "model",
                     "From the latest feedback that a version learned until it served here.",
                 ),
-                line("Version in an experiment", "none", ("max by (model) (plaudit_serving_candidate_version)", NAMED)),
                 line(
-                    "Share of the users in an experiment",
+                    "Candidate under experiment", "none", ("max by (model) (plaudit_serving_candidate_version)", NAMED)
+                ),
+                line(
+                    "Share of users in the experiment",
                     "percentunit",
                     ("max by (model) (plaudit_serving_candidate_share_ratio)", NAMED),
                 ),
@@ -144,22 +146,24 @@ SERVING: Final = Dashboard(
         (
             "Requests",
             [
-                line("Calls a second", "reqps", (per_second("plaudit_serving_requests_total", "method"), "{{method}}")),
                 line(
-                    "Calls that did not succeed",
+                    "Calls per second", "reqps", (per_second("plaudit_serving_requests_total", "method"), "{{method}}")
+                ),
+                line(
+                    "Failed calls",
                     "reqps",
                     (per_second('plaudit_serving_requests_total{code!="OK"}', "method", "code"), "{{method}} {{code}}"),
                 ),
                 line(
-                    "Errors of ours",
+                    "Server errors",
                     "percentunit",
                     (f"{ERRORS} or 0 * method:plaudit_serving_requests:rate5m", "{{method}}"),
                 ),
-                quantiles("Time to answer", "plaudit_serving_request_seconds", "method"),
-                line("Requests that wait", "short", ("sum by (model) (plaudit_serving_queue_requests)", NAMED)),
-                line("Requests in a batch", "short", (mean("plaudit_serving_batch_requests"), "mean")),
+                quantiles("Response time", "plaudit_serving_request_seconds", "method"),
+                line("Queued requests", "short", ("sum by (model) (plaudit_serving_queue_requests)", NAMED)),
+                line("Requests per batch", "short", (mean("plaudit_serving_batch_requests"), "mean")),
                 quantiles("Decoding", "plaudit_serving_decode_seconds"),
-                quantiles("Waiting for the model", "plaudit_serving_queue_seconds"),
+                quantiles("Queueing", "plaudit_serving_queue_seconds"),
                 quantiles("Inference", "plaudit_serving_inference_seconds"),
             ],
         ),
@@ -167,12 +171,12 @@ SERVING: Final = Dashboard(
             "Versions",
             [
                 line(
-                    "Answers a second",
+                    "Predictions per second",
                     "reqps",
                     (per_second("plaudit_serving_predictions_total", "model", "version"), OF_VERSION),
                 ),
                 line(
-                    "Time to answer, 95th percentile",
+                    "Response time, 95th percentile",
                     "s",
                     (
                         "histogram_quantile(0.95, sum by (model, version, le) "
@@ -181,7 +185,7 @@ SERVING: Final = Dashboard(
                     ),
                 ),
                 line(
-                    "Requests that a version failed on, a second",
+                    "Failed predictions per second",
                     "reqps",
                     (per_second("plaudit_serving_prediction_failures_total", "model", "version"), OF_VERSION),
                 ),
@@ -193,38 +197,38 @@ SERVING: Final = Dashboard(
                         f"{per_second('plaudit_serving_predictions_total', 'model', 'version')}",
                         OF_VERSION,
                     ),
-                    text="Share of the answers that were drawn although another one was more probable.",
+                    text="Share of the predictions whose action was not the most probable one.",
                 ),
                 line(
-                    "Feedback a second",
+                    "Feedback per second",
                     "ops",
                     (per_second("plaudit_serving_feedback_total", "model", "version"), OF_VERSION),
                 ),
             ],
         ),
         (
-            "What is recorded",
+            "Event log",
             [
                 line(
-                    "Decisions a second",
+                    "Decisions per second",
                     "ops",
                     (per_second("plaudit_serving_decisions_logged_total"), "logged"),
                     (per_second("plaudit_serving_decisions_dropped_total"), "dropped"),
                 ),
                 line(
-                    "Decisions that wait to be logged",
+                    "Decisions queued for the log",
                     "short",
                     ("sum(plaudit_serving_decision_queue_events)", "events"),
                 ),
                 line(
-                    "Feedback a second",
+                    "Feedback per second",
                     "ops",
                     (per_second("plaudit_serving_feedback_total", "kind", "status"), "{{kind}} {{status}}"),
                 ),
                 quantiles("Time until feedback is durable", "plaudit_serving_feedback_ack_seconds"),
                 quantiles("Time until decisions are durable", "plaudit_serving_decision_append_seconds"),
                 line(
-                    "Events that wait for the log on this machine",
+                    "Spooled events",
                     "short",
                     ("sum(plaudit_serving_spool_events)", "events"),
                 ),
@@ -240,62 +244,64 @@ LEARNING: Final = Dashboard(
         (
             "Users",
             [
-                stat("Satisfied lately", "percentunit", "plaudit_learner_satisfaction_recent"),
+                stat("Satisfaction now", "percentunit", "plaudit_learner_satisfaction_recent"),
                 line(
                     "Satisfaction",
                     "percentunit",
-                    ("plaudit_learner_satisfaction_recent", "lately"),
+                    ("plaudit_learner_satisfaction_recent", "recent"),
                     ("plaudit_learner_satisfaction:avg1d", "over a day"),
                     ("plaudit_learner_predicted_reward_recent", "predicted"),
-                    text="Of the latest experiences, and as it was predicted: far apart, the reward model is off.",
+                    text="Mean reward of the latest experiences, and its prediction; apart, the reward model is off.",
                 ),
                 line(
                     "Satisfaction by version",
                     "percentunit",
                     ("plaudit_learner_version_satisfaction", OF_VERSION),
-                    ("plaudit_learner_version_satisfaction_low", f"{OF_VERSION} at least"),
-                    ("plaudit_learner_version_satisfaction_high", f"{OF_VERSION} at most"),
-                    text="With its 95 % interval.",
+                    ("plaudit_learner_version_satisfaction_low", f"{OF_VERSION} low"),
+                    ("plaudit_learner_version_satisfaction_high", f"{OF_VERSION} high"),
+                    text="Mean reward with its 95 % confidence interval.",
                 ),
-                line("Answers judged, by version", "short", ("plaudit_learner_version_experiences", OF_VERSION)),
+                line("Experiences by version", "short", ("plaudit_learner_version_experiences", OF_VERSION)),
                 line(
                     "Calibration error of predicted rewards",
                     "percentunit",
                     ("plaudit_learner_calibration_error", NAMED),
-                    text="Of the latest experiences: 0 where rewards come as they were predicted.",
+                    text="Error on the latest experiences; 0: rewards come as predicted.",
                 ),
                 quantiles(
-                    "Thumb to policy",
+                    "Feedback to policy",
                     "plaudit_learner_freshness_seconds",
                     text="From a batch's latest feedback to the refresh that learned it.",
                 ),
             ],
         ),
         (
-            "What is learned from",
+            "Ingest",
             [
-                line("Records a second", "ops", (per_second("plaudit_learner_events_total", "outcome"), "{{outcome}}")),
-                line("Records not read yet", "short", ("sum(plaudit_learner_lag_records)", "records")),
+                line(
+                    "Records per second", "ops", (per_second("plaudit_learner_events_total", "outcome"), "{{outcome}}")
+                ),
+                line("Lag", "short", ("sum(plaudit_learner_lag_records)", "records")),
                 line("Feedback joined with its decision", "percentunit", ("plaudit_learner_joined_ratio", "joined")),
                 line(
-                    "Feedback without a use",
+                    "Feedback without a decision",
                     "short",
-                    ("plaudit_learner_orphans", "no decision yet"),
+                    ("plaudit_learner_orphans", "orphans"),
                     ("plaudit_learner_discarded", "discarded"),
                 ),
                 line("Experiences", "short", ("plaudit_learner_experiences", "learned from")),
                 line(
-                    "Not learned from, an hour",
+                    "Not learned, per hour",
                     "short",
                     (hourly("plaudit_learner_excluded_total"), "experiences excluded"),
                     (hourly("plaudit_learner_quarantines_total"), "users into quarantine"),
-                    (hourly("plaudit_learner_forgotten_total"), "records forgotten by retention"),
+                    (hourly("plaudit_learner_forgotten_total"), "records removed by retention"),
                 ),
                 line(
                     "Learners",
                     "short",
-                    ('sum(up{job="plaudit-learn"})', "answer"),
-                    ("sum(plaudit_learner_leader)", "lead"),
+                    ('sum(up{job="plaudit-learn"})', "up"),
+                    ("sum(plaudit_learner_leader)", "leading"),
                 ),
                 quantiles("Time for a batch", "plaudit_learner_batch_seconds"),
                 quantiles("Feedback to join", "plaudit_learner_join_seconds"),
@@ -306,30 +312,30 @@ LEARNING: Final = Dashboard(
             "Head refreshes",
             [
                 line(
-                    "Refreshes a second",
+                    "Refreshes per second",
                     "ops",
                     (per_second("plaudit_learner_refreshes_total", "outcome"), "{{outcome}}"),
                 ),
                 quantiles("Time for a refresh", "plaudit_learner_refresh_seconds"),
-                line("How far the last one moved", "none", ("plaudit_learner_refresh_kl_nats", "nats")),
+                line("KL of the last refresh", "none", ("plaudit_learner_refresh_kl_nats", "nats")),
                 line(
-                    "How far the live policy is",
+                    "KL of the live policy",
                     "none",
                     ("plaudit_learner_policy_kl_nats", "from its {{against}}"),
                     text="Mean KL on recent contexts, in nats, measured after every swap: from the base policy of its "
                     "trunk (reference) and from the version before it (previous).",
                 ),
                 line(
-                    "Compared with the gated version",
+                    "Comparison with the gated version",
                     "none",
                     ("plaudit_learner_comparison_e_value", "{{claim}}"),
                     text="E-values: 1/gate.alpha is proof.",
                 ),
                 line("Experiences compared", "short", ("plaudit_learner_comparison_experiences", "experiences")),
                 line(
-                    "An hour",
+                    "Outcomes of the comparison, per hour",
                     "short",
-                    (hourly("plaudit_learner_reverts_total"), "taken back for harm"),
+                    (hourly("plaudit_learner_reverts_total"), "reverted"),
                     (hourly("plaudit_learner_confirms_total"), "proven better"),
                 ),
             ],
@@ -345,19 +351,19 @@ LEARNING: Final = Dashboard(
                     ("plaudit_learner_candidate_version", "in an experiment"),
                 ),
                 line(
-                    "A job runs",
+                    "Fine-tuning jobs",
                     "none",
                     ("plaudit_learner_job_running", "running"),
-                    (hourly("plaudit_learner_jobs_total"), "an hour, by any outcome"),
+                    (hourly("plaudit_learner_jobs_total"), "ended per hour"),
                 ),
                 line(
-                    "How far the last job moved",
+                    "KL of the last job",
                     "none",
                     ("plaudit_learner_finetune_kl_nats or vector(0)", "nats"),
                     text="Mean KL from the version it started from; 0 while there is none.",
                 ),
                 line(
-                    "Verdicts an hour",
+                    "Verdicts per hour",
                     "short",
                     (hourly("plaudit_learner_gate_verdicts_total"), "gate"),
                     (hourly("plaudit_learner_canary_verdicts_total"), "experiment"),
@@ -369,7 +375,7 @@ LEARNING: Final = Dashboard(
                     ("plaudit_learner_canary_experiences", "in the experiment"),
                 ),
                 line(
-                    "The experiment under way",
+                    "Evidence in the experiment",
                     "none",
                     ("plaudit_learner_canary_e_value", "{{claim}}"),
                     text="E-values: 1/gate.alpha is proof of gain or harm, ten times that of errors or latency.",
@@ -384,13 +390,19 @@ LEARNING: Final = Dashboard(
                     "Gain at the gate",
                     "none",
                     ("plaudit_learner_gate_gain_reward or vector(0)", "{{bound}}"),
-                    text="Reward that the candidate gains, with bounds for all looks at once.",
+                    text="Gain of the candidate in reward, with bounds that hold for all looks at once.",
                 ),
                 line("Phase of fine-tuning", "none", ("plaudit_learner_finetune_phase", "{{model}} {{phase}}")),
                 line(
-                    "Steps given up, an hour", "short", (hourly("plaudit_learner_failures_total"), "log or store away")
+                    "Failed steps per hour",
+                    "short",
+                    (hourly("plaudit_learner_failures_total"), "log or store unavailable"),
                 ),
-                line("Reward states rebuilt, an hour", "short", (hourly("plaudit_learner_rebuilds_total"), "rebuilt")),
+                line(
+                    "Rebuilds of the reward state per hour",
+                    "short",
+                    (hourly("plaudit_learner_rebuilds_total"), "rebuilt"),
+                ),
             ],
         ),
     ],
@@ -400,7 +412,7 @@ DASHBOARDS: Final = (SERVING, LEARNING)
 
 
 def render(dashboard: Dashboard) -> str:
-    """As Grafana imports it."""
+    """JSON that Grafana imports."""
     raw = {
         "uid": dashboard.name,
         "title": dashboard.title,

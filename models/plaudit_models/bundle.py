@@ -64,7 +64,7 @@ class FileDigest:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a version is and where it came from.
+    """Contents and origin of a version.
 
     Attributes:
         version: the number the registry gave it; 0 until published.

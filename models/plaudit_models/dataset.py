@@ -1,4 +1,4 @@
-"""A labelled data folder: what pre-training and fine-tuning's rehearsal learn from.
+"""Labelled data folders, for pre-training and the rehearsal of fine-tuning.
 
     manifest.csv   one row per example
     …              the files it names
@@ -121,7 +121,7 @@ def load_data_folder(
 
 
 def splits_of(folder: Path, spec: ModelSpec) -> set[str]:
-    """Which splits have rows. Raises InvalidData as :func:`load_data_folder` does."""
+    """Names of the splits that have rows. Raises InvalidData as :func:`load_data_folder` does."""
     return set(_read_table(folder, spec).columns["split"])
 
 

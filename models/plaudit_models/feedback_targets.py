@@ -1,6 +1,6 @@
-"""Everything users said about answers, as the terms of one likelihood: about actions one by one, and about pairs.
+"""Training targets from all feedback, as the terms of one likelihood: on single actions, and on pairs.
 
-Knows nothing about content, models or where opinions come from.
+Knows nothing about content, models or where feedback comes from.
 
     thumb, rating r of k      reward r of k with weight 1, and 0 of every other action with weight ρ·r: praise of one
                               answer speaks against the others as far as answers are exclusive (ρ)
@@ -30,14 +30,16 @@ _APART: Final = PREFERRED_REWARD - REJECTED_REWARD
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeedbackTargets:
-    """Attributes:
-    reward: float32 ``[n, a]`` in [0, 1]; 0 where nothing is known.
-    weight: float32 ``[n, a]``, how much is said about each action, implied or outright; 0 is nothing.
-    spoken_mask: bool ``[n, a]``, True where the action was spoken of outright.
-    preferred: int64 ``[n]``, the action that was preferred to ``rejected``; −1 where no pair was compared.
-    rejected: int64 ``[n]``; −1 as ``preferred``.
-    share: float32 ``[n]``, of the users who compared them, how many prefer ``preferred``, in [0, 1].
-    trust: float32 ``[n]``, weight of the experience.
+    """Terms of the likelihood, a row per experience.
+
+    Attributes:
+        reward: float32 ``[n, a]`` in [0, 1]; 0 where nothing is known.
+        weight: float32 ``[n, a]``, weight of the feedback on each action, given or implied; 0 is none.
+        spoken_mask: bool ``[n, a]``, True where feedback was given on the action itself.
+        preferred: int64 ``[n]``, the action that was preferred to ``rejected``; −1 where no pair was compared.
+        rejected: int64 ``[n]``; −1 as ``preferred``.
+        share: float32 ``[n]``, share of the users who compared them that prefer ``preferred``, in [0, 1].
+        trust: float32 ``[n]``, weight of the experience.
     """
 
     reward: npt.NDArray[np.float32]
@@ -52,31 +54,31 @@ class FeedbackTargets:
         return len(self.trust)
 
 
-def feedback_targets(
-    said: Sequence[Mapping[int, float]], trust: Sequence[float], n_actions: int, *, exclusivity: float
+def build_feedback_targets(
+    rewards_by_action: Sequence[Mapping[int, float]], trust: Sequence[float], n_actions: int, *, exclusivity: float
 ) -> FeedbackTargets:
-    """From the reward of every action that users spoke of to the terms of the likelihood.
+    """Terms of the likelihood from the rewards of all actions with feedback.
 
     Two actions whose rewards are as a preference makes them, ¾ and ¼ or any mean of that and its opposite, were
-    compared. Where users also said something else about one of them, each action stands for itself.
+    compared. Where there is other feedback on one of them too, each action stands for itself.
 
     Args:
-        said: per experience the mean reward in [0, 1] by action.
+        rewards_by_action: per experience the mean reward in [0, 1] by action.
         trust: weight of each experience.
-        exclusivity: ρ, how much praise of one answer speaks against each other one.
+        exclusivity: ρ, weight of praise of one answer as feedback against each other one.
 
     Raises:
         ValueError: a reward is not in [0, 1].
     """
-    n = len(said)
+    n = len(rewards_by_action)
     reward, weight = np.zeros((n, n_actions), np.float32), np.zeros((n, n_actions), np.float32)
     spoken_mask = np.zeros((n, n_actions), np.bool_)
     preferred, rejected = np.full(n, NO_PAIR, np.int64), np.full(n, NO_PAIR, np.int64)
     share = np.zeros(n, np.float32)
-    for i, rewards in enumerate(said):
+    for i, rewards in enumerate(rewards_by_action):
         for action, value in rewards.items():
             if not 0.0 <= value <= 1.0:
-                raise ValueError(f"said: {value} of action {action} in experience {i} is not in [0, 1]")
+                raise ValueError(f"rewards_by_action: {value} of action {action} in experience {i} is not in [0, 1]")
         if _is_comparison(rewards):
             preferred[i], rejected[i] = sorted(rewards, key=lambda action: -rewards[action])
             share[i] = 0.5 + (rewards[int(preferred[i])] - rewards[int(rejected[i])]) / (2.0 * _APART)

@@ -55,7 +55,7 @@ _MIN_SAMPLE_RATE_HZ: Final = 1_000
 _MAX_SAMPLE_RATE_HZ: Final = 384_000
 _MAX_CHANNELS: Final = 8
 _WAV_LENGTH_UNKNOWN: Final = 0xFFFFFFFF
-"""What programs that write WAV into a pipe put for a length they cannot know yet."""
+"""Length in the header of a WAV that was written into a pipe, whose length was not known yet."""
 
 
 class InvalidContent(ValueError):
@@ -72,7 +72,7 @@ class InvalidContent(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What we are willing to decode. Checked from sizes and headers, before decoding."""
+    """Limits of decoded content, checked from sizes and headers, before decoding."""
 
     max_image_bytes: int = 16 * 2**20
     max_image_pixels: int = 32_000_000

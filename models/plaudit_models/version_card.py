@@ -1,7 +1,7 @@
-"""What a version is and where it came from, for people: sections of a manifest, its card, and what differs between two.
+"""Version cards: sections of a manifest for people, as Markdown, and the differences between two versions.
 
-Everything is read from manifests as JSON gives them, so that whoever has one (a registry, a client of the service) can
-show it. A manifest may lack what older or other makers did not write; nothing is shown in its place.
+Manifests are read as JSON gives them, so that all who have one (a registry, a client of the service) can show it. A
+manifest may lack what older or other makers did not write; nothing is shown in its place.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Difference:
 
 
 def sections(manifest: Raw) -> list[Section]:
-    """All that is known, from what it is to what it proved; sections without content are left out."""
+    """Sections of the manifest; those without content are left out."""
     made = [Section(title, *make(manifest)) for title, make in _SECTIONS]
     return [section for section in made if section.facts or section.tables or section.remarks]
 
@@ -71,7 +71,7 @@ def card(manifest: Raw) -> str:
 
 
 def differences(before: Raw, after: Raw) -> list[Difference]:
-    """What differs, field by field, in the order of the sections, files last."""
+    """Differences field by field, in the order of the sections, files last."""
     ours, theirs = dict(_fields(before)), dict(_fields(after))
     titles = [title for title, _ in _SECTIONS]
     both = sorted(dict.fromkeys([*ours, *theirs]), key=lambda place: titles.index(place[0]))
@@ -254,7 +254,7 @@ def _modality(fields: Raw) -> str:
 
 
 def _fields(manifest: Raw) -> Iterator[tuple[tuple[str, str], str]]:
-    """Everything but remarks as ((section, name), value); a row of a table is one value."""
+    """Fields as ((section, name), value), without remarks; a row of a table is one value."""
     for section in sections(manifest):
         for name, value in section.facts:
             yield (section.title, name), value

@@ -40,7 +40,7 @@ def store(tmp_path: Path) -> Iterator[ExperienceStore]:
     """A learner's, which has heard of ada and caught mallory."""
     store = experience_store(Settings(data_dir=tmp_path, model={}), "tiny")
     _, raters = Raters().admit(["ada"] * 3 + ["mallory"] * 2, cap=0.5)
-    raters, _ = raters.hear(["ada"], np.array([1.0]), np.array([1.0]), np.array([1.0]))
+    raters, _ = raters.observe(["ada"], np.array([1.0]), np.array([1.0]), np.array([1.0]))
     store.lead()
     store.save(LeaderCommit(state={"raters": raters.set_trust_level("mallory", "quarantined").to_bytes()}))
     yield store

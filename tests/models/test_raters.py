@@ -70,9 +70,9 @@ def test_a_cap_is_a_share(cap: float) -> None:
 # --- raters ----------------------------------------------------------------------------------------------------------
 
 
-def hear(raters: Raters, user: str, agrees: list[bool], *, expected: float = 0.9, known: float = 1.0) -> Raters:
+def observe(raters: Raters, user: str, agrees: list[bool], *, expected: float = 0.9, known: float = 1.0) -> Raters:
     for agree in agrees:
-        raters, _ = raters.hear([user], np.array([float(agree)]), np.array([expected]), np.array([known]))
+        raters, _ = raters.observe([user], np.array([float(agree)]), np.array([expected]), np.array([known]))
     return raters
 
 
@@ -80,7 +80,7 @@ def crowd(n: int = 20) -> Raters:
     """n users who agree."""
     raters = Raters()
     for i in range(n):
-        raters = hear(raters, f"user {i}", [True] * 3)
+        raters = observe(raters, f"user {i}", [True] * 3)
     return raters
 
 
@@ -89,7 +89,7 @@ def test_reliability_by_hand() -> None:
 
     Leaning (0.4 + 0.8·4)/(0.48 + 4) = 3.6/4.48, reliability ½ + 1.8/4.48. A stranger's is ½ + ½·0.8.
     """
-    rater = hear(Raters(), "a", [True, True, False], known=0.5)["a"]
+    rater = observe(Raters(), "a", [True, True, False], known=0.5)["a"]
     assert (rater.agreement, rater.decided) == pytest.approx((0.4, 0.48))
     assert rater.reliability == pytest.approx(0.5 + 1.8 / 4.48)
     assert Raters()["a"].reliability == pytest.approx(0.9)
@@ -97,18 +97,18 @@ def test_reliability_by_hand() -> None:
 
 def test_wealth_by_hand() -> None:
     """v = 0.8, bet 0.8: disagreement wins a factor 1.64, agreement leaves 0.36, and below 1 the bettor starts anew."""
-    raters = hear(Raters(), "a", [False, False])
+    raters = observe(Raters(), "a", [False, False])
     assert raters["a"].log_wealth == pytest.approx(2 * np.log(1.64))
-    raters = hear(raters, "a", [True, True, True])
+    raters = observe(raters, "a", [True, True, True])
     assert raters["a"].log_wealth == pytest.approx(np.log(0.36))
-    assert hear(raters, "a", [False])["a"].log_wealth == pytest.approx(np.log(1.64))
+    assert observe(raters, "a", [False])["a"].log_wealth == pytest.approx(np.log(1.64))
 
 
 def test_a_user_who_always_says_the_opposite_is_quarantined_after_fourteen() -> None:
     """1.64¹⁴ = 1017 ≥ 1000 > 1.64¹³."""
-    raters = hear(crowd(), "mallory", [False] * 13)
+    raters = observe(crowd(), "mallory", [False] * 13)
     assert raters["mallory"].trust_level == "heard"
-    raters, caught = raters.hear(["mallory"], np.array([0.0]), np.array([0.9]), np.array([1.0]))
+    raters, caught = raters.observe(["mallory"], np.array([0.0]), np.array([0.9]), np.array([1.0]))
     assert caught == ("mallory",)
     assert raters["mallory"].trust_level == "quarantined"
     admitted, raters = raters.admit(["mallory", "user 1"], cap=1.0)
@@ -116,9 +116,9 @@ def test_a_user_who_always_says_the_opposite_is_quarantined_after_fourteen() -> 
 
 
 def test_who_flips_is_found_as_soon_as_who_never_was_honest() -> None:
-    raters = hear(crowd(), "eve", [True] * 500)
-    assert hear(raters, "eve", [False] * 13)["eve"].trust_level == "heard"
-    assert hear(raters, "eve", [False] * 14)["eve"].trust_level == "quarantined"
+    raters = observe(crowd(), "eve", [True] * 500)
+    assert observe(raters, "eve", [False] * 13)["eve"].trust_level == "heard"
+    assert observe(raters, "eve", [False] * 14)["eve"].trust_level == "quarantined"
 
 
 def test_thumbs_at_random_and_wrong_ones_now_and_then_are_borne() -> None:
@@ -126,15 +126,15 @@ def test_thumbs_at_random_and_wrong_ones_now_and_then_are_borne() -> None:
     rng = np.random.default_rng(0)
     raters, caught = crowd(400), 0
     for i in range(100):
-        raters = hear(raters, f"random {i}", (rng.random(300) < 0.5).tolist())
-        raters = hear(raters, f"honest {i}", (rng.random(300) < 0.9).tolist())
+        raters = observe(raters, f"random {i}", (rng.random(300) < 0.5).tolist())
+        raters = observe(raters, f"honest {i}", (rng.random(300) < 0.9).tolist())
         caught += raters[f"random {i}"].trust_level == "quarantined"
         assert raters[f"honest {i}"].trust_level == "heard"
     assert caught <= 10
 
 
 def test_where_nothing_is_known_no_rater_is_suspected() -> None:
-    rater = hear(crowd(), "a", [False] * 1_000, known=0.0)["a"]
+    rater = observe(crowd(), "a", [False] * 1_000, known=0.0)["a"]
     assert rater.trust_level == "heard"
     assert rater.reliability == pytest.approx(0.9)
 
@@ -143,9 +143,9 @@ def test_if_all_users_disagree_no_user_is_suspected() -> None:
     """At most a fifth is ever quarantined, and of two users none is."""
     raters = Raters()
     for i in range(50):
-        raters = hear(raters, f"user {i}", [False] * 30)
+        raters = observe(raters, f"user {i}", [False] * 30)
     assert sum(rater.trust_level == "quarantined" for rater in raters.users.values()) == 10
-    assert hear(hear(Raters(), "a", [True] * 50), "b", [False] * 50)["b"].trust_level == "heard"
+    assert observe(observe(Raters(), "a", [True] * 50), "b", [False] * 50)["b"].trust_level == "heard"
 
 
 def test_a_million_thumbs_count_for_a_share() -> None:
@@ -163,18 +163,18 @@ def test_all_thumbs_down_from_every_rater_are_evidence() -> None:
     """Once the reward model has learned it, it is what is expected, and no rater disagrees."""
     raters = crowd()
     for i in range(20):
-        raters = hear(raters, f"user {i}", [False] * 50, expected=0.05)
+        raters = observe(raters, f"user {i}", [False] * 50, expected=0.05)
     assert all(rater.trust_level == "heard" for rater in raters.users.values())
 
 
 def test_events_without_a_user_are_never_quarantined() -> None:
-    assert hear(crowd(), "", [False] * 100)[""].trust_level == "heard"
+    assert observe(crowd(), "", [False] * 100)[""].trust_level == "heard"
 
 
 def test_people_decide() -> None:
-    raters = hear(crowd(), "eve", [False] * 20)
+    raters = observe(crowd(), "eve", [False] * 20)
     assert raters["eve"].trust_level == "quarantined"
-    trusted = hear(raters.set_trust_level("eve", "trusted"), "eve", [False] * 100)
+    trusted = observe(raters.set_trust_level("eve", "trusted"), "eve", [False] * 100)
     assert trusted["eve"].trust_level == "trusted"
     assert trusted.admit(["eve"], cap=1.0)[0].all()
     forgiven = raters.set_trust_level("eve", "heard")
@@ -184,7 +184,7 @@ def test_people_decide() -> None:
 
 
 def test_raters_travel_as_json() -> None:
-    raters = hear(crowd(), "eve", [False] * 20)
+    raters = observe(crowd(), "eve", [False] * 20)
     _, raters = raters.admit(["eve", "bob"], cap=0.5)
     assert raters_from_bytes(raters.to_bytes()) == raters
     assert raters_from_bytes(None) == Raters()
@@ -192,9 +192,9 @@ def test_raters_travel_as_json() -> None:
 
 def test_only_the_latest_are_remembered_besides_those_in_quarantine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("plaudit_models.evaluation.raters.MAX_RATERS", 25)
-    raters = hear(crowd(), "eve", [False] * 14)
+    raters = observe(crowd(), "eve", [False] * 14)
     for i in range(30):
-        raters = hear(raters, f"new {i}", [True])
+        raters = observe(raters, f"new {i}", [True])
     assert len(raters.users) == 25
     assert raters["eve"].trust_level == "quarantined"
     assert "new 29" in raters.users
@@ -221,4 +221,4 @@ def test_the_cap_where_there_are_few_users() -> None:
 )
 def test_bad_labels_are_refused(rewards: list[float], expected: list[float], known: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Raters().hear(["a"], np.array(rewards), np.array(expected), np.array(known))
+        Raters().observe(["a"], np.array(rewards), np.array(expected), np.array(known))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from plaudit_models.feedback_targets import FeedbackTargets, feedback_targets
+from plaudit_models.feedback_targets import FeedbackTargets, build_feedback_targets
 from plaudit_models.spec import ModelSpec, TensorModality, TextModality
 from plaudit_models.training.config import RewardConfig
 from plaudit_models.training.experiences import Experiences
@@ -59,7 +59,7 @@ def _experiences(n: int, seed: int) -> tuple[Experiences, np.ndarray]:
 def _thumbs(experiences: Experiences, rewards: np.ndarray | None = None) -> FeedbackTargets:
     rewards = experiences.reward if rewards is None else rewards
     said = [{int(a): float(r)} for a, r in zip(experiences.action, rewards, strict=True)]
-    return feedback_targets(said, [1.0] * len(said), len(ACTIONS), exclusivity=0.0)
+    return build_feedback_targets(said, [1.0] * len(said), len(ACTIONS), exclusivity=0.0)
 
 
 def _asked(model: RewardModel, experiences: Experiences) -> np.ndarray:
@@ -78,7 +78,7 @@ def test_the_likelihood_by_hand() -> None:
     """No noise. Row 0: u = (0, log 3): a thumb up on action 0 costs −log ½, and speaks with weight 0.1 against action
     1: 0.1·(−log(1 − ¾)); 0.693147 + 0.138629 = 0.831777. Row 1: u = (log 6, log 2), action 0 preferred, of trust ½:
     ½·(−log ¾) = 0.143841."""
-    made = feedback_targets([{0: 1.0}, {0: 0.75, 1: 0.25}], [1.0, 0.5], 2, exclusivity=0.1)
+    made = build_feedback_targets([{0: 1.0}, {0: 0.75, 1: 0.25}], [1.0, 0.5], 2, exclusivity=0.1)
     said = {name: torch.from_numpy(getattr(made, name)) for name in FeedbackTargets.__dataclass_fields__}
     odds = torch.tensor([[0.0, math.log(3)], [math.log(6), math.log(2)]])
     assert targets_nll(odds, said, noise=0.0).tolist() == pytest.approx([0.831777, 0.143841], abs=1e-5)
@@ -196,7 +196,7 @@ def test_rewards_to_be_counted_on_are_lower_by_so_many_deviations(policy: Fusion
 def test_what_praise_implies_about_others_is_no_observation_of_them(policy: FusionPolicy) -> None:
     """Thumbs up for "plus" alone speak against "minus" as an assumption: it stays as unsure as without feedback."""
     experiences, _ = _experiences(60, 1)
-    made = feedback_targets([{1: 1.0}] * 60, [1.0] * 60, 3, exclusivity=0.1)
+    made = build_feedback_targets([{1: 1.0}] * 60, [1.0] * 60, 3, exclusivity=0.1)
     model, _ = fit_reward_model(policy, experiences, made, config=SETTINGS)
     sigma = _sigma_of_odds(model, experiences)
     torch.testing.assert_close(sigma[:, 0], sigma[:, 2])
@@ -205,7 +205,7 @@ def test_what_praise_implies_about_others_is_no_observation_of_them(policy: Fusi
 
 def test_a_comparison_is_an_observation_of_both(policy: FusionPolicy) -> None:
     experiences, right = _experiences(60, 1)
-    made = feedback_targets([{int(r): 0.75, 1 - int(r): 0.25} for r in right], [1.0] * 60, 3, exclusivity=0.1)
+    made = build_feedback_targets([{int(r): 0.75, 1 - int(r): 0.25} for r in right], [1.0] * 60, 3, exclusivity=0.1)
     model, _ = fit_reward_model(policy, experiences, made, config=SETTINGS)
     sigma = _sigma_of_odds(model, experiences)
     assert (sigma[:, :2].amax(dim=1) < 0.9 * sigma[:, 2]).all()
@@ -214,7 +214,7 @@ def test_a_comparison_is_an_observation_of_both(policy: FusionPolicy) -> None:
 def test_it_learns_from_corrections(policy: FusionPolicy) -> None:
     experiences, right = _experiences(200, 1)
     said = [{k: float(k == int(r)) for k in range(3)} for r in right]
-    made = feedback_targets(said, [1.0] * 200, 3, exclusivity=0.1)
+    made = build_feedback_targets(said, [1.0] * 200, 3, exclusivity=0.1)
     model, _ = fit_reward_model(policy, experiences, made, config=SETTINGS)
     assert _found(model) > 0.95
     fresh, _ = _experiences(100, 9)
@@ -223,7 +223,7 @@ def test_it_learns_from_corrections(policy: FusionPolicy) -> None:
 
 def test_it_learns_from_preferences_alone(policy: FusionPolicy) -> None:
     experiences, right = _experiences(200, 1)
-    made = feedback_targets([{int(r): 0.75, 1 - int(r): 0.25} for r in right], [1.0] * 200, 3, exclusivity=0.1)
+    made = build_feedback_targets([{int(r): 0.75, 1 - int(r): 0.25} for r in right], [1.0] * 200, 3, exclusivity=0.1)
     model, report = fit_reward_model(policy, experiences, made, config=SETTINGS)
     assert _found(model) > 0.95
     assert (report.held_out, report.slope, report.intercept) == (0, 1.0, 0.0)
@@ -235,7 +235,7 @@ def test_feedback_without_trust_teaches_nothing(policy: FusionPolicy) -> None:
     said = [{int(r): 0.75, 1 - int(r): 0.25} if i % 2 else {int(r): 1.0} for i, r in enumerate(right)]
     config = RewardConfig(max_duration_s=None, weight_decay=0.0)
     model, _ = fit_reward_model(
-        policy, experiences, feedback_targets(said, [0.0] * 100, 3, exclusivity=0.1), config=config
+        policy, experiences, build_feedback_targets(said, [0.0] * 100, 3, exclusivity=0.1), config=config
     )
     assert not model.verdict.weight.any()
 
@@ -260,5 +260,5 @@ def test_rows_that_do_not_match_are_refused(policy: FusionPolicy) -> None:
     experiences, _ = _experiences(3, 1)
     with pytest.raises(ValueError, match="feedback_targets: 2 rows for 3 experiences"):
         fit_reward_model(
-            policy, experiences, feedback_targets([{0: 1.0}] * 2, [1.0] * 2, 3, exclusivity=0.1), config=SETTINGS
+            policy, experiences, build_feedback_targets([{0: 1.0}] * 2, [1.0] * 2, 3, exclusivity=0.1), config=SETTINGS
         )

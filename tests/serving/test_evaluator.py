@@ -14,9 +14,9 @@ import pytest
 
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.core.ports.runtime import ModelRuntime, ServableModel
-from plaudit.serving.engine.action_sets import FixedActions, all_allowed
+from plaudit.serving.engine.action_sets import FixedActionSet, all_allowed
 from plaudit.serving.engine.decoding import decode_content
-from plaudit.serving.engine.dynamic_actions import DynamicActions
+from plaudit.serving.engine.dynamic_actions import DynamicActionSet
 from plaudit.serving.engine.evaluator import Evaluation, EvaluationRequest, Evaluator
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.serving.telemetry.statistics import Statistics
@@ -66,7 +66,7 @@ def question(
     only: Collection[str] | None = None,
 ) -> EvaluationRequest:
     content = {name: part for name, part in tiny_content(seed).items() if only is None or name in only}
-    actions = FixedActions(model.manifest.spec.actions, allowed)
+    actions = FixedActionSet(model.manifest.spec.actions, allowed)
     return EvaluationRequest(model, decode_content(content, model, Limits()), actions, greedy)
 
 
@@ -155,7 +155,7 @@ def test_requests_of_different_action_sets_share_a_batch(
     broken_vectors = vectors * np.float32(np.nan)
     fixed = question(model, 0)
     dynamic, other, sick = (
-        EvaluationRequest(model, fixed.inputs, DynamicActions(ids, some))
+        EvaluationRequest(model, fixed.inputs, DynamicActionSet(ids, some))
         for ids, some in (("abc", vectors), ("ab", vectors[:2]), ("abc", broken_vectors))
     )
     requests = [dynamic, fixed, sick, other, question(model, 1)]

@@ -18,7 +18,7 @@ from plaudit.core.events import ExperimentReport, Role, Topic
 from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.core.ports.store import ExperimentSummary
 from plaudit.core.rollout import in_experiment, start_canary
-from plaudit.serving.models.experiment_reporter import divergence
+from plaudit.serving.models.experiment_reporter import kl_divergence
 from plaudit.v1 import model_pb2
 from plaudit_models.bundle import HEAD
 from plaudit_models.spec import ImageModality, ModelSpec
@@ -258,8 +258,8 @@ async def test_a_candidate_that_fails_its_proof_here_is_reported(serve: Serve, r
 
 def test_divergence_by_hand() -> None:
     """½·ln(½/¼) + ½·ln(½/¾) = ½·ln 2 − ½·ln 1.5 = 0.143841; equal policies are 0 apart."""
-    assert divergence(np.array([0.5, 0.5, 0.0]), np.array([0.25, 0.75, 0.0])) == pytest.approx(0.143841, abs=1e-6)
-    assert divergence(np.array([0.3, 0.7]), np.array([0.3, 0.7])) == 0.0
+    assert kl_divergence(np.array([0.5, 0.5, 0.0]), np.array([0.25, 0.75, 0.0])) == pytest.approx(0.143841, abs=1e-6)
+    assert kl_divergence(np.array([0.3, 0.7]), np.array([0.3, 0.7])) == 0.0
 
 
 async def shadowed(running: Running, n: int) -> None:

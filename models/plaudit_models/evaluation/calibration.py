@@ -1,4 +1,4 @@
-"""Whether predicted rewards mean what they say: the reliability curve. Knows nothing about who predicted them.
+"""Calibration of predicted rewards: the reliability curve. Knows nothing about what predicted them.
 
 Notation:
     n: predictions, c: bins that hold any
@@ -16,7 +16,7 @@ Float64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reliability:
-    """What came of predictions, by how high they were.
+    """Observed rewards by bin of the predicted reward.
 
     Attributes:
         predicted: mean prediction of each bin, ascending, ``[c]``.
@@ -42,8 +42,8 @@ def reliability(predicted: Float64, rewards: Float64, bins: int = 10) -> Reliabi
 
     Args:
         predicted: expected rewards, clipped to [0, 1] here, ``[n]``.
-        rewards: what came, in [0, 1], ``[n]``.
-        bins: how many there are at most; empty ones are left out.
+        rewards: observed rewards in [0, 1], ``[n]``.
+        bins: largest number of bins; empty ones are left out.
 
     Raises:
         ValueError: the shapes differ, a value is not finite, a reward is not in [0, 1], or there is no bin.
@@ -67,7 +67,7 @@ def reliability(predicted: Float64, rewards: Float64, bins: int = 10) -> Reliabi
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Uncertainty:
-    """How far predictions were off, by how unsure they were.
+    """Errors of predictions by bin of their uncertainty.
 
     Attributes:
         sigma: mean σ of each bin, ascending, ``[c]``.
@@ -88,8 +88,8 @@ def errors_by_uncertainty(sigma: Float64, predicted: Float64, rewards: Float64, 
     Args:
         sigma: standard deviation of each prediction, ``[n]``.
         predicted: q, expected rewards, ``[n]``.
-        rewards: what came, in [0, 1], ``[n]``.
-        bins: how many there are at most; none is empty.
+        rewards: observed rewards in [0, 1], ``[n]``.
+        bins: largest number of bins; none is empty.
 
     Raises:
         ValueError: the shapes differ, or there is no bin.

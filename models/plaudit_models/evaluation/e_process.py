@@ -1,6 +1,6 @@
 """Evidence about a mean that may be looked at after every event: betting e-processes.
 
-Knows nothing about policies. If "the mean is at most m" is true, nobody can expect to win by betting on more; so a
+Knows nothing about policies. If "the mean is at most m" is true, no bet on more can be expected to win; so a
 bettor's wealth K is evidence against it. A true claim ever lets K exceed 1/α with probability at most α, no matter how
 often one looks (Ville's inequality).
 
@@ -11,8 +11,8 @@ constant bets has nothing to tune and does not depend on the order within a batc
 Karampatziakis, Mineiro, Ramdas: Off-policy confidence sequences, 2021; Waudby-Smith et al.: Anytime-valid off-policy
 inference for contextual bandits, 2024.
 
-The guarantee holds if each value's mean, given everything before it, is at most m. So a value must be judged with what
-was known before it: a policy or reward model that changes on the way may be used only for events it has not seen.
+The guarantee holds if each value's mean, given everything before it, is at most m. So a value must be computed with
+what was known before it: a policy or reward model that changes on the way may be used only for events it has not seen.
 
 Notation:
     n: number of values, g: number of claimed means, j: number of bets
@@ -57,7 +57,7 @@ class EProcess:
     best: Float64
 
     def update(self, values: Floats) -> EProcess:
-        """Bet on n further values, shape ``[n]``, then look once. Raises ValueError if one is below −bound."""
+        """E-process after n further values, shape ``[n]``, looked at once. Raises ValueError if one is below −bound."""
         bad = np.flatnonzero(~((values >= -self.bound - 1e-9) & (values < np.inf)))
         if bad.size:
             raise ValueError(f"values[{bad[0]}]: {values[bad[0]]} is not finite and at least -{self.bound}")
@@ -65,13 +65,13 @@ class EProcess:
         return replace(self, log_wealth=log_wealth, best=np.maximum(self.best, log_total(log_wealth)))
 
     def e_value(self, claim: int) -> float:
-        """The strongest evidence so far against ``means[claim]``; above 1/α it refutes the claim at level α."""
+        """Strongest evidence so far against ``means[claim]``; above 1/α it refutes the claim at level α."""
         return math.exp(min(float(self.best[claim]), LOG_CEILING))
 
     def lower_bound(self, alpha: float) -> float:
-        """The mean is above this at every look at once, with probability 1 − α; −1 if nothing is refuted yet."""
-        trust_level = np.flatnonzero(self.best < -math.log(alpha))
-        first = int(trust_level[0]) if trust_level.size else len(self.means)
+        """Bound below the mean at every look at once, with probability 1 − α; −1 if nothing is refuted yet."""
+        standing = np.flatnonzero(self.best < -math.log(alpha))
+        first = int(standing[0]) if standing.size else len(self.means)
         return float(self.means[first - 1]) if first > 0 else -1.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class EProcess:
 
 
 def open_e_process(bound: float, means: Floats) -> EProcess:
-    """Bets before the first value: everyone has wealth 1."""
+    """E-process before the first value: each bettor has wealth 1."""
     if not bound > 0.0 or (np.diff(means) <= 0.0).any() or np.abs(means).max() > 1.0:
         raise ValueError(f"bound {bound} must be positive and means ascending within [-1, 1]")
     return EProcess(bound, np.asarray(means, dtype=np.float64), np.zeros((len(means), N_BETS)), np.zeros(len(means)))
@@ -123,7 +123,9 @@ def _bet_sizes(bound: float) -> Float64:
 
 
 def log_total(log_wealth: Float64) -> Float64:
-    """log K: what all bettors own together, from what became of 1 each; shape ``[..., j]`` → ``[...]``."""
+    """log K, the total wealth of all bettors, from the wealth of each that began with 1; shape ``[..., j]`` →
+    ``[...]``.
+    """
     shares = 0.5 ** np.arange(1, N_BETS + 1)
     top = log_wealth.max(axis=-1, keepdims=True)
     total: Float64 = top[..., 0] + np.log(np.exp(log_wealth - top) @ (shares / shares.sum()))

@@ -1,11 +1,11 @@
-"""Is the candidate better than live? Judges from logged decisions, and may be asked after every event.
+"""Off-policy comparison of a candidate with live on logged decisions; it may be looked at after every event.
 
 Two uses of one machinery: the gate before a fine-tuned version serves, and the running comparison of a head refresh
 that already serves with the last gated version. Knows nothing about versions, models or where decisions are kept.
 
 Each decision gives a doubly robust difference of the two policies' rewards (see :mod:`plaudit_models.evaluation.ope`),
 once so that it cannot be far below 0 and once so that it cannot be far above; both are unbiased, whatever q̂. Betting
-e-processes (see :mod:`plaudit_models.evaluation.e_process`) weigh three claims with them:
+e-processes (see :mod:`plaudit_models.evaluation.e_process`) test three claims with them:
     gain ≤ 0                     refuted → gain
     gain ≥ −margin               refuted → harm
     gain ≥ −slice_margin on a slice, for every slice seen, at level α/(k(k+1)) for the k-th   refuted → harm
@@ -13,8 +13,8 @@ Together, a wrong finding of gain has probability at most α, and so have a wron
 finding of harm on any slice, over all looks. Proof of harm on a slice takes long where the slice is small, so gain is
 not found while a slice is suspected: while its estimated gain is below −slice_margin by more than 1.5 standard errors.
 A decision belongs to one slice by its input and to one by the group of its user: each slice is a test of its own, so
-the union bound holds whatever they share. Groups are what callers call them, so only the first 16 are tested; decisions
-of others count over all, and how many is said.
+the union bound holds whatever they share. Group names come from clients, so only the first 16 are tested; decisions
+of others count over all, and their number is reported.
 
 What the caller owes: decisions that neither policy nor ``q_hat`` was trained on, or, where policies change on the way,
 probabilities and predictions of what was current before the decision was learned from; slices that depend on what was
@@ -60,11 +60,11 @@ _GRID: Final = _STEPS * np.abs(_STEPS)
 
 @dataclass(frozen=True, slots=True)
 class GateRules:
-    """What counts as proof.
+    """Thresholds of proof.
 
     Attributes:
         alpha: probability of a wrong finding, in (0, 1), for each of the three kinds of finding.
-        margin: how much less reward than live is not yet harm, in [0, 1].
+        margin: loss of reward against live that is not yet harm, in [0, 1].
         slice_margin: the same on a single slice.
         min_events: counted decisions before any finding.
         user_cap: largest share of the decisions seen that one user's may count for, in (0, 1].
@@ -99,13 +99,13 @@ class GateRules:
 
     @property
     def bound(self) -> float:
-        """Where a difference is bounded, it is by this: 1 from the predictions and slack from the outcome."""
+        """Bound of differences on their bounded side: 1 from the predictions and slack from the outcome."""
         return 1.0 + self.slack
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Differences:
-    """Dynamic action minus live, decision by decision.
+    """Candidate minus live, decision by decision.
 
     Attributes:
         low: differences ≥ −``GateRules.bound``, for proving gain, shape ``[n]``.
@@ -130,7 +130,7 @@ def differences(
     """Doubly robust differences of candidate and live for each decision.
 
     Args:
-        log: n decisions with what came of them.
+        log: n decisions with their outcomes.
         candidate_probs: shape ``[n, a]``, floor and allowed actions included.
         live_probs: the same.
         q_hat: predicted rewards, shape ``[n, a]``; clipped to [0, 1].
@@ -180,7 +180,7 @@ class SliceReport:
 
 @dataclass(frozen=True, slots=True)
 class GateReport:
-    """What was found, with its evidence.
+    """Finding with its evidence.
 
     Attributes:
         verdict: promote on proven gain and no harm proven or suspected, reject on proven harm, else insufficient.
@@ -190,7 +190,7 @@ class GateReport:
         e_value_gain: evidence against "gain ≤ 0"; 1/α proves gain.
         e_value_harm: evidence against "gain ≥ −margin"; 1/α proves harm.
         n: decisions that counted.
-        capped: decisions left out because their user had his share.
+        capped: decisions left out because their user's share was used up.
         effective_n: how many unweighted decisions the counted ones are worth.
         raters: users whose decisions counted.
         slices: in order of appearance.
@@ -237,7 +237,7 @@ class _Slice:
         return math.sqrt(variance / self.n)
 
     def update(self, low: Float64, high: Float64) -> _Slice:
-        """With further differences, both bounds of each, ``[n]``."""
+        """Slice with further differences, both bounds of each, ``[n]``."""
         middle = (low + high) / 2.0
         return replace(
             self,
@@ -258,7 +258,7 @@ class _Slice:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """Everything seen so far of one candidate against one live version; immutable, every update is a new one.
+    """Evidence on one candidate against one live version; immutable, every update returns a new one.
 
     Attributes:
         untested: decisions whose group is none of the first :data:`MAX_GROUPS`.
@@ -284,14 +284,14 @@ class Comparison:
         groups: Sequence[str] | None = None,
         n_users: int = 0,
     ) -> Comparison:
-        """Take in n further decisions, in the order they were made, then look once.
+        """Evidence with n further decisions, in the order they were made, looked at once.
 
         Args:
             seen: shape ``[n]`` each.
-            users: who gave the feedback, n names; all events without a user count as one user's.
+            users: ids of the users who gave the feedback, n; all events without one count as one user's.
             slices: which slice each decision belongs to, n names; "" for none.
-            groups: which group its user belongs to, n labels; "" for none. None: nobody belongs to any.
-            n_users: how many users there were before these decisions; 0 if that is not known. Where they are so few
+            groups: which group its user belongs to, n labels; "" for none. None: no user belongs to any.
+            n_users: number of users before these decisions; 0 if that is not known. Where they are so few
                 that an equal share is more than ``user_cap``, that is the cap
                 (:func:`plaudit_models.evaluation.raters.fair_cap`).
 
@@ -467,7 +467,7 @@ class Comparison:
 
 
 def new_comparison(rules: GateRules) -> Comparison:
-    """A comparison that has seen nothing."""
+    """Comparison before the first decision."""
     return Comparison(
         rules,
         gain=open_e_process(rules.bound, np.union1d(_GRID, [0.0])),
@@ -476,10 +476,10 @@ def new_comparison(rules: GateRules) -> Comparison:
 
 
 def comparison_from_dict(raw: Mapping[str, Any]) -> Comparison:
-    """Inverse of :meth:`Comparison.to_dict`; of what was kept before there were groups, too.
+    """Inverse of :meth:`Comparison.to_dict`; also for comparisons from before there were groups.
 
     Raises:
-        KeyError, TypeError: it is none.
+        KeyError, TypeError: ``raw`` is no comparison.
     """
     fields = dict(raw)
     return Comparison(

@@ -1,8 +1,8 @@
-"""Does the candidate fail more often than live, or answer later? Judged by counts of what both answered meanwhile.
+"""Guards of an experiment: does the candidate fail more often than live, or answer later? By counts of both.
 
-Feedback tells of answers that users saw; these guards tell of those that never came, or came late, and need nobody's
-thumb. Counts come from many services, a report at a time, so the order within a report is lost: it does not matter,
-because the bets of :mod:`plaudit_models.evaluation.e_process` are constant. Knows nothing about services or versions.
+Feedback is on answers that users saw; guards look at those that never came, or came late, and need no feedback. Counts
+come from many services, a report at a time, so the order within a report is lost: it does not matter, because the bets
+of :mod:`plaudit_models.evaluation.e_process` are constant. Knows nothing about services or versions.
 
 With a share s of the users served by the candidate, x ∈ {0, 1} ("failed", or "slow") and a guess m made beforehand,
 
@@ -49,7 +49,7 @@ Guard = Literal["errors", "latency"]
 
 
 def bucket(duration_s: float) -> int:
-    """In which bucket a duration falls."""
+    """Number of the bucket that a duration falls in."""
     if duration_s <= SHORTEST_S:
         return 0
     return min(BUCKETS - 1, int(np.ceil(np.log2(duration_s / SHORTEST_S) * STEPS_PER_OCTAVE - 1e-9)))
@@ -62,14 +62,14 @@ def upper_s(index: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class GuardRules:
-    """What counts as proof.
+    """Thresholds of proof.
 
     Attributes:
-        share: of the users that the candidate serves, in (0, 1).
-        alpha: of the whole experiment; each guard is wrong with a tenth of this probability.
-        error_margin: how many more of the candidate's answers may fail, as a share of all, in [0, 1].
+        share: share of the users that the candidate serves, in (0, 1).
+        alpha: α of the whole experiment; each guard is wrong with a tenth of this probability.
+        error_margin: excess of failed answers that is not yet harm, as a share of all, in [0, 1].
         slow_factor: how many times live's 95th percentile an answer may take and not be slow, at least 1.
-        slow_margin: how many more of the candidate's answers may be slow, as a share of all, in [0, 1].
+        slow_margin: excess of slow answers that is not yet harm, as a share of all, in [0, 1].
     """
 
     share: float
@@ -84,7 +84,7 @@ class GuardRules:
 
     @property
     def proof(self) -> float:
-        """The e-value that is proof."""
+        """E-value that is proof."""
         return 1.0 / (_ALPHA_SHARE * self.alpha)
 
 
@@ -93,8 +93,8 @@ class Arm:
     """Requests of one arm.
 
     Attributes:
-        failed: without an answer.
-        latencies: answers by bucket, at most l long; what is left out is 0.
+        failed: number of requests without an answer.
+        latencies: number of answers by bucket, at most l long; the rest is 0.
     """
 
     failed: int = 0
@@ -109,7 +109,7 @@ class Arm:
         return self.answered + self.failed
 
     def plus(self, other: Arm) -> Arm:
-        """Raises ValueError where there are more buckets than there are."""
+        """Sum of both. Raises ValueError: too many buckets."""
         return Arm(self.failed + other.failed, tuple((_full(self.latencies) + _full(other.latencies)).tolist()))
 
     def slower_than(self, index: int) -> int:
@@ -124,7 +124,7 @@ class Arm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Guards:
-    """Everything counted so far of one experiment; immutable, every update is a new one."""
+    """Counts and evidence of one experiment; immutable, every update returns a new one."""
 
     rules: GuardRules
     errors: EProcess
@@ -133,10 +133,10 @@ class Guards:
     candidate: Arm = field(default_factory=Arm)
 
     def update(self, live: Arm, candidate: Arm) -> Guards:
-        """Take in what both arms did since the last time, then look once.
+        """Guards with what both arms did since the last update, looked at once.
 
         Raises:
-            ValueError: there are more buckets than there are.
+            ValueError: a report has too many buckets.
         """
         errors = _bet(
             self.errors,
@@ -159,13 +159,13 @@ class Guards:
         )
 
     def finding(self) -> Guard | None:
-        """The guard that has proof against the candidate."""
+        """Guard with proof against the candidate; None if none has."""
         if self.errors.e_value(0) >= self.rules.proof:
             return "errors"
         return "latency" if self.slow.e_value(0) >= self.rules.proof else None
 
     def reason(self, guard: Guard) -> str:
-        """What the guard has seen, in one sentence."""
+        """Evidence of the guard, in one sentence."""
         arms = {"the candidate": self.candidate, "live": self.live}
         if guard == "errors":
             seen = ", ".join(f"{_share(arm.failed, arm.asked)} by {name}" for name, arm in arms.items())
@@ -196,7 +196,7 @@ class Guards:
 
 
 def new_guards(rules: GuardRules) -> Guards:
-    """Before the first report."""
+    """Guards before the first report."""
     return Guards(
         rules,
         open_e_process(rules.bound, np.array([rules.error_margin])),

@@ -1,4 +1,4 @@
-"""How sure a mean of rewards is. Pure."""
+"""Confidence intervals of a mean of rewards. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from typing import Final
 
 _Z: Final = 1.959964
-"""Of a two-sided 95 % interval."""
+"""Normal quantile of a two-sided 95 % interval."""
 
 
 def wilson(mean: float, n: int) -> tuple[float, float]:

@@ -1,30 +1,29 @@
-"""Whom to believe, and how much: caps on one user's share, and what the users make of one another.
+"""Trust in users: caps on one user's share of the evidence, reliability, and quarantine.
 
 Knows nothing about versions, events or what is learned.
 
-*Caps.* Nobody outvotes the rest: :func:`capped_weights` for evidence that is there at once, :class:`UserTally` and
+*Caps.* No user outvotes the rest: :func:`capped_weights` for evidence that is there at once, :class:`UserTally` and
 :meth:`Raters.admit` for evidence that comes one after another.
 
-*Reliability.* A user's judgements are compared with what everybody's judgements before them, the reward model, led to
-expect. With reward y in [0, 1], expected reward q and how much is known of it, c in [0, 1] (0 nobody ever said anything
-alike), each label gives
+*Reliability.* A user's labels are compared with what the reward model expected from the labels before them. With reward
+y in [0, 1], expected reward q and its certainty c in [0, 1] (0 where there is no similar label), each label gives
 
-    v = c·(2q − 1)     how decided the others are, in [−1, 1]
+    v = c·(2q − 1)     expectation of the others, in [−1, 1]
     s = (2y − 1)·v     agreement
 
 A user who is right with probability ρ (the one-coin model of Dawid and Skene 1979, with the reward model in the place
 of the unknown truth) has E[s] = (2ρ − 1)·v², so ρ is estimated by ½ + ½·(Σ s + prior)/(Σ v² + prior): sums only, which
 add up over batches and over learners.
 
-*Quarantine.* Somebody who says the opposite of what everybody else says, from the start or from one day on, is found by
-a bettor who stakes BET of his wealth on disagreement, and starts anew whenever he has lost any of it:
+*Quarantine.* A user who contradicts all others, from the start or from one day on, is found by an e-detector: a bettor
+stakes BET of the wealth on disagreement, and starts anew whenever any of it is lost:
 
     W = max(1, W)·(1 − BET·s)
 
 While a user agrees at least as often as not, E[W] does not grow, and the mean time to a false alarm at W ≥ ALARM is at
 least ALARM judgements, whatever they are about (an e-detector: Shin, Ramdas, Rinaldo 2022). Users with tastes of their
 own, and those who press thumbs at random, agree at least as often as not. If very many disagree, it is the reward model
-that is wrong: no more than MAX_QUARANTINED of the users are ever quarantined, unless by people.
+that is wrong: no more than MAX_QUARANTINED of the users are ever quarantined, unless by operators.
 """
 
 from __future__ import annotations
@@ -95,7 +94,8 @@ class UserTally:
     counted: Mapping[str, int] = field(default_factory=dict)
 
     def admit(self, users: Sequence[str], cap: float) -> tuple[Bool, UserTally]:
-        """Which of the next events count: those of users with fewer than ``cap`` of the events seen, or with none yet.
+        """Mask of the next events that count: those of users with fewer than ``cap`` of the events seen, or with none
+        yet.
 
         Returns:
             A mask, shape ``[n]``, True where the event counts, and the tally after these events.
@@ -117,7 +117,7 @@ class UserTally:
 def fair_cap(cap: float, n_users: int, shares: float = 1.0) -> float:
     """The cap where there may be few users: ``cap``, or ``shares`` equal shares among ``n_users``, if that is more.
 
-    ``n_users`` must come from before the evidence at hand, or whoever comes first has everything; 0 if it is not known.
+    ``n_users`` must come from before the evidence at hand, or the first user has everything; 0 if it is not known.
     More users only ever tighten it, so an attacker gains nothing by inventing some.
     """
     _require_cap(cap)
@@ -128,14 +128,14 @@ BET: Final = 0.8
 ALARM: Final = 1e3
 MAX_QUARANTINED: Final = 0.2
 MAX_RATERS: Final = 5_000
-"""Users remembered, those heard of last; everybody else is as unknown as on the first day."""
+"""Users kept, those with the latest labels; all others count as new."""
 
 _PRIOR_AGREEMENT: Final = 0.8
 _PRIOR_WEIGHT: Final = 4.0
-"""Users are thought to be right nine times in ten, as if they had been seen in four judgements beyond doubt."""
+"""Prior of users: right nine times in ten, as if seen in four certain labels."""
 
 TrustLevel = Literal["heard", "quarantined", "trusted"]
-"""heard: like everybody. quarantined: not learned from. trusted: by decision of people, never quarantined."""
+"""heard: the default. quarantined: not learned from. trusted: never quarantined, as an operator decided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +143,11 @@ class Rater:
     """One user.
 
     Attributes:
-        n: judgements that counted.
-        refused: judgements beyond the user's share.
+        n: labels that counted.
+        refused: labels beyond the user's share.
         agreement: Σ s.
         decided: Σ v².
-        log_wealth: log W of the bettor, ≥ 0 when nothing was lost.
+        log_wealth: log W of the bettor; ≥ 0 where nothing was lost.
         trust_level: see :data:`TrustLevel`.
     """
 
@@ -171,17 +171,17 @@ class Rater:
 
 
 _values: Final = attrgetter(*(each.name for each in fields(Rater)))
-"""As ``dataclasses.astuple``, without its copies: a learner writes all raters down with every batch."""
+"""Fields as of ``dataclasses.astuple``, without its copies: a learner saves all raters with every batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Raters:
-    """All users, the one heard of last at the end; immutable, every change is a new one.
+    """All users, in the order of their latest labels; immutable, every change returns a new one.
 
     What comes without a user's id counts as one user's ("") for the cap, and is never quarantined.
 
     Attributes:
-        seen: judgements ever.
+        seen: number of labels ever.
         users: by id; at most MAX_RATERS, besides those in quarantine.
     """
 
@@ -192,7 +192,7 @@ class Raters:
         return self.users.get(user) or Rater()
 
     def admit(self, users: Sequence[str], cap: float) -> tuple[Bool, Raters]:
-        """Which of the next judgements count, decided before anybody looks at what they say.
+        """Mask of the next labels that count, decided before their rewards are looked at.
 
         Those of users in quarantine do not, nor those of users who have had ``cap`` of all there are.
 
@@ -209,19 +209,19 @@ class Raters:
             known[user] = replace(rater, n=rater.n + int(admitted[i]), refused=rater.refused + int(not admitted[i]))
         return admitted, Raters(self.seen + len(users), _remembered(known))
 
-    def hear(
+    def observe(
         self, users: Sequence[str], rewards: Floats, expected: Floats, known: Floats
     ) -> tuple[Raters, tuple[str, ...]]:
-        """Compare the next judgements with what was expected before them.
+        """Compare the next labels with what was expected before them.
 
         Args:
-            users: who judged, n names.
+            users: ids of the users, n.
             rewards: y in [0, 1], shape ``[n]``.
             expected: q, shape ``[n]``; clipped to [0, 1].
             known: c in [0, 1], shape ``[n]``.
 
         Returns:
-            The raters after these, and those who are in quarantine since.
+            The raters after these, and the users who were put in quarantine.
 
         Raises:
             ValueError: the lengths differ, or a value is out of range.
@@ -258,12 +258,12 @@ class Raters:
         return replace(self, users=_remembered(raters)), tuple(caught)
 
     def set_trust_level(self, user: str, trust_level: TrustLevel) -> Raters:
-        """By decision of people. The bettor starts anew."""
+        """Raters after an operator's decision. The bettor starts anew."""
         changed = replace(self[user], trust_level=trust_level, log_wealth=0.0)
         return replace(self, users={**self.users, user: changed})
 
     def without(self, user: str) -> Raters:
-        """As if nobody had ever heard of the user."""
+        """Raters without anything about the user."""
         return replace(self, users={name: rater for name, rater in self.users.items() if name != user})
 
     def to_bytes(self) -> bytes:
@@ -273,7 +273,7 @@ class Raters:
 
 
 def raters_from_bytes(raw: bytes | None) -> Raters:
-    """Nobody if there is nothing."""
+    """Raters that were saved; none if nothing was."""
     if raw is None:
         return Raters()
     fields = json.loads(raw)
@@ -281,7 +281,7 @@ def raters_from_bytes(raw: bytes | None) -> Raters:
 
 
 def _room(n_users: int) -> int:
-    """How many may be in quarantine. Of one or two users nobody can say which is right."""
+    """Number of users that may be in quarantine: none of one or two, since it is open which of them is right."""
     return 0 if n_users < 3 else max(1, int(MAX_QUARANTINED * n_users))
 
 

@@ -19,7 +19,7 @@ speaks (Horvitz and Thompson 1952):
     w = −1/(1 − s)  if live did
 
 m takes out variance; it is the mean reward so far, weighted by w². |d| ≤ max(1/s, 1/(1 − s)). Betting e-processes
-(:mod:`plaudit_models.evaluation.e_process`) weigh "gain ≤ 0" and "gain ≥ −margin" with d, so it may be looked at after
+(:mod:`plaudit_models.evaluation.e_process`) test "gain ≤ 0" and "gain ≥ −margin" with d, so it may be looked at after
 every event. The draw is by user: the guarantee is for users who are alike on average, or so many that the draw evens
 them out.
 
@@ -72,10 +72,10 @@ class Propensities:
 
 @dataclass(frozen=True, slots=True)
 class TwoArmTestRules:
-    """What counts as proof.
+    """Thresholds of proof.
 
     Attributes:
-        share: of the users that the candidate serves, in (0, 1).
+        share: share of the users that the candidate serves, in (0, 1).
         alpha: probability of a wrong finding, in (0, 1), for each of the two kinds.
         margin: loss of reward against live that is not yet harm, in [0, 1].
         min_events: experiences before any finding.
@@ -131,7 +131,7 @@ def _open_split_bet(bound: float, claim: float) -> SplitBet:
 
 
 def _split_bet_from_dict(raw: Mapping[str, Any]) -> SplitBet:
-    """Older evidence is of one bettor: both go on with what he owns, which is worth as much."""
+    """Inverse of :meth:`SplitBet.to_dict`; older evidence is one e-process, with which both halves go on."""
     if "by_draw" not in raw:
         bets = e_process_from_dict(raw)
         return SplitBet(bets, bets, float(bets.best[0]))

@@ -1,4 +1,4 @@
-"""Where a training loop stands, so that one that was killed goes on as if it had not been. Safetensors, no pickle.
+"""Checkpoint of a training loop, from which a killed one goes on as if it had not been. Safetensors, no pickle.
 
 Knows nothing about what is trained. The order of rows is not in it: it follows from the seed and the step.
 """
@@ -43,7 +43,7 @@ class Checkpoint:
 
 
 def load_checkpoint(path: Path) -> Checkpoint | None:
-    """What was last saved; None if there is nothing that can be read."""
+    """Checkpoint that was last saved; None if there is none that can be read."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()

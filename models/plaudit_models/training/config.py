@@ -13,7 +13,7 @@ from plaudit_models.spec import ModalityKind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainConfig:
-    """How to pre-train.
+    """Hyperparameters of pre-training.
 
     Attributes:
         max_steps: gradient steps at most; None: as many as ``max_epochs`` take. The learning-rate schedule spans them.
@@ -91,7 +91,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneConfig:
-    """How to fine-tune.
+    """Hyperparameters of fine-tuning.
 
     Attributes:
         replays_per_experience: replays of each experience; the learning-rate schedule spans these steps.
@@ -144,7 +144,7 @@ class FinetuneConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardConfig:
-    """How to fit the reward model; fields that are not listed as in :class:`FinetuneConfig`.
+    """Hyperparameters of the reward model; fields that are not listed as in :class:`FinetuneConfig`.
 
     Attributes:
         seed: decides the order of experiences, and which are held out.

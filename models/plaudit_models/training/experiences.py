@@ -1,4 +1,4 @@
-"""What fine-tuning learns from, as arrays. Knows nothing about where it comes from.
+"""Training experiences as arrays. Knows nothing about where they come from.
 
 Notation:
     n: experiences, m: number of modalities, u: items of a pool, a: number of actions
@@ -16,15 +16,15 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class Experiences:
-    """Answers that were served and what users said about them.
+    """Answers that were served, with the users' feedback.
 
     Attributes:
         pools: per modality decoded content ``[u, *shape]``.
         index: int64 ``[n, m]``, experience → item in the modality's pool (modalities in spec order); −1 is missing.
         action: int64 ``[n]``, the action that was served.
         reward: float32 ``[n]`` in [0, 1].
-        correction: int64 ``[n]``, the action the user said is right; −1 is none.
-        weight: float32 ``[n]`` in [0, 1], how far the user is trusted; 0 where nothing was said about the action.
+        correction: int64 ``[n]``, the action that the user named as right; −1 is none.
+        weight: float32 ``[n]`` in [0, 1], trust in the user; 0 where there is no feedback on the action.
         allowed_mask: bool ``[n, a]``, True where the action could have been picked; None: any could.
     """
 

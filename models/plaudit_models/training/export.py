@@ -1,4 +1,4 @@
-"""From a trained fusion policy to a version folder: graphs, weights and golden pairs, proven against torch and sealed.
+"""Export of a trained fusion policy as a version folder: graphs, weights, golden pairs; checked against torch, sealed.
 
 Knows nothing about how the policy was trained or where version folders are kept.
 
@@ -51,7 +51,7 @@ _WEIGHT: Final = "weights/"
 _VALUE: Final = "values/"
 _CONFIG: Final = "fusion"
 _NOT_IN_GRAPH: Final = (".num_batches_tracked", ".action_texts")
-"""What only training reads: a counter of batch norm, and the texts that the text scorer is trained on."""
+"""Buffers that only training reads: a counter of batch norm, and the texts that the text scorer is trained on."""
 _TEXT_SCORER: Final = "text_scorer."
 _GOLDEN_TEXTS: Final = 16
 
@@ -217,7 +217,7 @@ def export_version(
 
 
 def _write_text_scorer(model: FusionPolicy, folder: Path, golden_inputs: Arrays, parent: Path | None) -> None:
-    """With golden pairs: texts that users wrote, and names of actions."""
+    """Export the text scorer, with golden pairs: texts that users wrote, and names of actions."""
     assert model.text_scorer is not None
     graph = folder / TEXT_SCORER
     if parent is None:

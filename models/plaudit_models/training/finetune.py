@@ -1,4 +1,4 @@
-"""Fine-tuning: change a policy's weights by what users said about its answers, without forgetting what it was taught.
+"""Fine-tuning: change a policy's weights by feedback on its answers, without forgetting what it was taught.
 
 Knows nothing about logs, joins, gates or files: experiences come in as arrays, a torch module goes out.
 
@@ -56,7 +56,7 @@ _KL_ROWS = 1024
 
 @dataclass(frozen=True, slots=True)
 class FinetuneProgress:
-    """Where fine-tuning stands: losses are means since the last report, in nats per row (sampled: in advantages)."""
+    """Progress of fine-tuning: losses are means since the last report, in nats per row (sampled: in advantages)."""
 
     step: int
     fraction: float
@@ -71,7 +71,7 @@ class Finetuned:
 
     Attributes:
         cut_short: the time limit ended it before its steps were done.
-        trained_weights: how many numbers were trained.
+        trained_weights: number of trained parameters.
         kl_to_parent: mean KL(π ‖ π_parent) on the latest experiences, in nats.
     """
 
@@ -98,13 +98,13 @@ def finetune(
     """Train a copy of ``parent`` further.
 
     Args:
-        parent: where to start; it is left as it is.
-        experiences: what users said.
+        parent: policy to start from; not changed.
+        experiences: answers with feedback.
         rehearsal: labelled data that must not be forgotten.
         rewards: the reward model, where ``config.target`` or ``config.sampling`` asks it.
         served: what the version to start from makes of the parent's outputs, π_served of the target; None: it serves
             the parent's logits.
-        resume: where a run with the same arguments stood; it goes on as if it had not ended.
+        resume: checkpoint of a run with the same arguments, which goes on as if it had not ended.
         on_progress: called after about every hundredth of the steps.
         on_checkpoint: called every ``checkpoint_steps``.
 

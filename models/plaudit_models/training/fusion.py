@@ -77,7 +77,7 @@ class FusionPolicy(nn.Module):
         self.text_scorer = TextScorer(spec, config) if spec.scores_text else None
 
     def prepare(self, name: str, content: Tensor) -> Tensor:
-        """What of modality ``name``'s encoder has no weights to learn; ``content`` is as in the graph contract."""
+        """The stage of modality ``name``'s encoder that has no weights; ``content`` is as in the graph contract."""
         encoder = self.encoders[name]
         assert isinstance(encoder, _Encoder)
         return encoder.prepare(content)
@@ -135,7 +135,8 @@ class FusionPolicy(nn.Module):
 
 
 class TextScorer(nn.Module):
-    """What the text encoder makes of dynamic actions, ``[n, k, w]``, → vectors that the embedding is multiplied with.
+    """Vectors of dynamic actions, from their tokens of the text encoder, ``[n, k, w]``; the embedding is multiplied by
+    them.
 
     vector = σ·W·g/‖g‖ with g = tokens·P + p, so that base logits e·vector are bounded whatever a text that training
     never met makes of g. Dynamic actions are compared with each other alone, so there is no bias.

@@ -1,16 +1,16 @@
-"""How unsure a model of rewards is: the posterior of its last layer, in closed form, on features taken as given
+"""Uncertainty of a reward model: the posterior of its last layer, in closed form, on features taken as given
 (Kristiadi et al. 2020, "Being Bayesian, Even Just a Bit, Fixes Overconfidence in ReLU Networks", section 4).
 
-Each action k has a linear layer of its own on φ, the trunk's features. What users said about k makes its precision,
+Each action k has a linear layer of its own on φ, the trunk's features. Feedback on k makes its precision,
 
     A_k = λ·I + Σ_n h_nk·φ_n·φ_nᵀ          var(x, k) = φ(x)ᵀ·A_k⁻¹·φ(x)
 
-a sum over what was said. It is kept along the principal directions of φ, of which there are few; what lies outside
+a sum over the feedback. It is kept along the principal directions of φ, of which there are few; what lies outside
 them was never looked at and counts as unknown. Knows nothing about rewards, trunks or where weights h come from.
 
 Notation:
     n: rows, b: rows of a batch, f: number of features, r: directions kept, a: number of actions, g: actions per row
-    p: pairs of a row and an action that was spoken of
+    p: pairs of a row and an action with feedback
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class LastLayer(nn.Module):
     Args:
         features: f.
         actions: a.
-        scale: standard deviation at a typical φ of an action that nobody spoke of.
+        scale: standard deviation at a typical φ of an action without feedback.
     """
 
     def __init__(self, features: int, actions: int, scale: float) -> None:
@@ -45,10 +45,10 @@ class LastLayer(nn.Module):
         self.covariance: Tensor
 
     def fit(self, features: Tensor, row: Tensor, action: Tensor, weight: Tensor) -> None:
-        """Take in everything that was said.
+        """Compute the posterior from all feedback.
 
         Args:
-            features: φ ``[n, f]``, of every row, spoken of or not: they say what is typical.
+            features: φ ``[n, f]``, of every row, with feedback or without: they say what is typical.
             row: of each pair, ``[p]``.
             action: of each pair, ``[p]``.
             weight: h ≥ 0 of each pair, ``[p]``.
@@ -68,7 +68,7 @@ class LastLayer(nn.Module):
         self.covariance.copy_(torch.linalg.inv(precision))
 
     def variance(self, features: Tensor, actions: Tensor) -> Tensor:
-        """Of some actions at φ.
+        """Variance of some actions at φ.
 
         Args:
             features: φ ``[b, f]``.

@@ -103,7 +103,7 @@ def preference_nll(preferred: Tensor, rejected: Tensor, share: Tensor, *, noise:
 
 
 def group_advantages(reward: Tensor) -> Tensor:
-    """How much better each action is than the others drawn for the same content, in standard deviations of them.
+    """Advantage of each action over the others drawn for the same content, in standard deviations of them.
 
     (r_i − mean(r)) / std(r) over the group (Shao et al. 2024, "DeepSeekMath", section 4.1.2), with the deviation of the
     group itself; 0 where all are equal.

@@ -1,4 +1,4 @@
-"""What users want of a policy, as a loss of its logits: read off their thumbs, or earned from a reward model.
+"""Objectives of fine-tuning as losses of a policy's logits: of the feedback itself, or by a reward model.
 
 Know nothing about content, anchors or optimisers. An objective is called with the logits of a batch of experiences and
 gives one number to descend. *Fresh* means that the rows are seen for the first time in a row of steps on them.
@@ -33,7 +33,7 @@ class Objective(Protocol):
 
 
 class Likelihood:
-    """What users said is likely: mean(weight·loss), with −log P(correction | x) where the user gave the right answer
+    """Likelihood of the feedback: mean(weight·loss), with −log P(correction | x) where the user gave the right answer
     and the noise-aware likelihood of the reward (:func:`.losses.reward_nll`) otherwise.
 
     It needs no propensities: it models what users say about the action that was served, whichever way that was picked.
@@ -66,7 +66,7 @@ class Target:
     with π_parent the trunk's policy, π_served that of trunk and head, and π* as in Rafailov et al. 2023, "Direct
     Preference Optimization", equation 4. What the head has learned already the trunk need not learn; it would have to
     unlearn what it was taught. And a policy that is sure and wrong would, without η in its reference, hold on to an
-    answer that nobody likes: one to which it gives one in ten thousand would have to please by 9.2·β more.
+    answer that no user likes: one to which it gives one in ten thousand would have to please by 9.2·β more.
 
     Args:
         parent_logits: rows ``[b]`` → the parent's logits ``[b, a]``.
@@ -95,7 +95,7 @@ class Target:
 
 
 class Sampled:
-    """What the reward model expects of sampled answers, relative to each other: the mean of the clipped loss.
+    """Expected rewards of sampled answers, relative to each other: the mean of the clipped loss.
 
     For each content, g actions are drawn from the policy as it stands, a share of them uniformly; an action's advantage
     is how much better its reward is than the group's; and the policy follows advantages as far as the clipped ratio to

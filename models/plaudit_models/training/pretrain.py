@@ -40,7 +40,7 @@ _EVALUATION_ROWS = 1024
 
 @dataclass(frozen=True, slots=True)
 class PretrainProgress:
-    """Where training stands: after ``step`` of ``steps``, ``fraction`` of the way, ``loss`` since the last report in
+    """Progress of training: after ``step`` of ``steps``, ``fraction`` of the way, ``loss`` since the last report in
     nats per row, and ``validation_accuracy`` when it was just measured."""
 
     step: int
@@ -52,7 +52,7 @@ class PretrainProgress:
 
     @property
     def left_s(self) -> float:
-        """What is still to come, if it goes on as so far."""
+        """Remaining time, if training goes on as fast as so far."""
         return self.elapsed_s * (1.0 - self.fraction) / self.fraction
 
 
@@ -71,7 +71,7 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class Pretrained:
-    """What came of it: the policy in eval mode with its best weights, and how it got there.
+    """Result of pre-training: the policy in eval mode with its best weights, and the course of training.
 
     Attributes:
         steps: gradient steps taken.

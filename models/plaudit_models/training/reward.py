@@ -1,4 +1,4 @@
-"""The full reward model: content and action → what users will say, from a trunk of its own that began as the policy's.
+"""The full reward model: content and action → expected reward, from a trunk of its own that began as the policy's.
 
     u(x, k) = logit(γ + (1 − 2γ)·softmax(z(x))_k) + v_kᵀ·e(x) + c_k     log-odds that action k is right
     m(x, k) = u(x, k)/√(1 + π·ω(x, k)²/8)              what that comes to, ω being the standard deviation of u
@@ -6,11 +6,11 @@
     σ(x, k) = dq/du·ω(x, k)                            how unsure that is
 
 with e the embedding of its own trunk, z the base logits that the policy's action head makes of it, v and c zero at
-first. Before anybody has spoken, an answer is worth what the policy thinks of it, but for a doubt γ, so that users can
+first. Before any feedback, an answer is worth what the policy thinks of it, but for a doubt γ, so that users can
 argue with a policy that is sure. What turns the policy's answers round turns these round; v and c tell apart what a
 softmax cannot, that several answers are right, or none. How unsure u is, is the posterior of its last layer
 (:mod:`.last_layer`) with φ = (e, 1); moderated by it (MacKay 1992, "The Evidence Framework Applied to Classification
-Networks", equation 10), what nobody spoke of is neither as good nor as bad as it seems.
+Networks", equation 10), an answer without feedback is neither as good nor as bad as it seems.
 
 Thumbs, ratings, corrections and preferences are terms of one likelihood (:mod:`plaudit_models.feedback_targets`):
 opinions about single actions are Bernoulli in sigmoid(u), preferences Bradley-Terry in u_k − u_l. Slope s and
@@ -56,12 +56,12 @@ _HELD_OUT = 10
 _ITERATIONS = 50
 _CHUNK_ROWS = 512
 _UNTRIED = math.log((1.0 - _DOUBT) / _DOUBT)
-"""Standard deviation of the log-odds of an action that nobody spoke of: as much as a sure policy is believed."""
+"""Standard deviation of the log-odds of an action without feedback: as much as a sure policy is believed."""
 
 
 @dataclass(frozen=True, slots=True)
 class RewardReport:
-    """How the reward model came about, and how it does on served answers that it was not trained or calibrated on.
+    """Training of the reward model, and its quality on served answers that it was not trained or calibrated on.
 
     Attributes:
         trained_on: experiences.
@@ -99,7 +99,7 @@ class RewardReport:
     sigma_count: tuple[int, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, which knows no NaN: what is not known is left out."""
+        """JSON-ready; JSON knows no NaN, so such fields are left out."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
@@ -184,12 +184,12 @@ def _with_one(embedding: Tensor) -> Tensor:
 def fit_reward_model(
     policy: FusionPolicy, experiences: Experiences, feedback_targets: FeedbackTargets, *, config: RewardConfig
 ) -> tuple[RewardModel, RewardReport]:
-    """Train on what users said, calibrate, and measure.
+    """Train on the feedback, calibrate, and measure.
 
     Args:
-        policy: where to start; it is left as it is.
-        experiences: the content, and which action was served.
-        feedback_targets: what users said, a row for each experience.
+        policy: policy to start from; not changed.
+        experiences: content and served actions.
+        feedback_targets: feedback, a row per experience.
 
     Raises:
         ValueError: the rows do not match, or there are none.
@@ -255,7 +255,7 @@ def save_reward_model(model: RewardModel, path: Path) -> None:
 
 
 def load_reward_model(path: Path, policy: FusionPolicy) -> RewardModel:
-    """What :func:`save_reward_model` wrote of a model that began as ``policy``."""
+    """Model that :func:`save_reward_model` wrote and that began as ``policy``."""
     model = RewardModel(policy)
     model.load_state_dict(load_file(path))
     return model.requires_grad_(False)

@@ -122,11 +122,11 @@ class Source:
         return self._model.fuse(tokens, (index >= 0).float())
 
     def embeddings(self) -> Tensor:
-        """Of every row, ``[n, d]``, without gradient; ``model.action_head`` makes logits of them."""
+        """Embeddings of every row, ``[n, d]``, without gradient; ``model.action_head`` makes logits of them."""
         return torch.cat([self.still(rows)[0] for rows in torch.arange(len(self._index)).split(_CHUNK_ROWS)])
 
     def still(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`fused`, without gradient."""
+        """Result of :meth:`fused`, without gradient."""
         with torch.no_grad():
             return self.fused(rows)
 

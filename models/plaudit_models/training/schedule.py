@@ -1,4 +1,4 @@
-"""What both training loops need besides their losses: order of rows, learning rate, running means."""
+"""Parts of both training loops: order of rows, learning rate, running means."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def one_cycle(fraction: float) -> float:
 
 
 def fraction_done(step: int, steps: int, elapsed_s: float, max_duration_s: float | None) -> float:
-    """How much of training is over, 1 or more at its end: by steps, unless the time will not suffice for them.
+    """Fraction of training that is done, 1 or more at its end: by steps, unless the time will not suffice for them.
 
     Time has no say until a fifth of it is gone, and then only as far as it is ahead of the steps, so that a run which
     is done in time is the same however long each step took.

@@ -42,13 +42,13 @@ class ActionTexts:
         Args:
             embedding: ``[b, d]``.
             action: int64 ``[b]``, the right one.
-            step: the actions are called by their names in every other one, by somebody's words in those between.
+            step: even steps take the names of the actions as texts, odd ones wordings from the data.
         """
-        texts = self._names if step % 2 == 0 else self._said(generator)
+        texts = self._names if step % 2 == 0 else self._sampled_wordings(generator)
         return action_nll(embedding @ self._model.text_vectors(texts).T, action).mean()
 
-    def _said(self, generator: Generator) -> Tensor:
-        """A wording for each action, ``[a, t]``; the name of an action that nobody asked for in words."""
+    def _sampled_wordings(self, generator: Generator) -> Tensor:
+        """A wording for each action, ``[a, t]``; its name where the data has none."""
         draw = (torch.rand(len(self._count), generator=generator) * self._count).long()
         known = self._count > 0
         texts = self._names.clone()

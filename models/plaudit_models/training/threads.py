@@ -1,4 +1,4 @@
-"""How many threads training may use."""
+"""Number of threads of training."""
 
 from __future__ import annotations
 

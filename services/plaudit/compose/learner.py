@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from prometheus_client import CollectorRegistry
 
@@ -14,6 +13,7 @@ from plaudit.adapters.jobs.subprocess import SubprocessJobs
 from plaudit.compose.paths import learner_dir
 from plaudit.compose.registry import model_registry
 from plaudit.compose.runtime import content_limits, model_runtime
+from plaudit.compose.settings import from_section
 from plaudit.compose.store import store_url
 from plaudit.core.ports.jobs import JobLauncher
 from plaudit.core.ports.log import EventLog
@@ -43,8 +43,6 @@ from plaudit_models.bandit.improvement import HeadSettings
 from plaudit_models.bandit.reward_model import RewardPrior
 from plaudit_models.evaluation.gate import GateRules
 from plaudit_models.training.config import FinetuneConfig, LoraConfig, PretrainConfig, SamplingConfig
-
-_T = TypeVar("_T")
 
 _KL_WEIGHT: Final = {"likelihood": 0.0, "target": 0.0, "sampled": 0.04}
 """β by objective. The likelihood is held by rehearsal alone, the target stays near the parent by itself, and sampled
@@ -216,14 +214,7 @@ def head_builder(settings: Settings) -> HeadBuilder:
 
 
 def gate_rules(settings: Settings) -> GateRules:
-    gate = settings.gate
-    return GateRules(
-        alpha=gate.alpha,
-        margin=gate.margin,
-        slice_margin=gate.slice_margin,
-        min_events=gate.min_events,
-        user_cap=gate.user_cap,
-    )
+    return from_section(GateRules, settings.gate)
 
 
 def experiment_rules(settings: Settings, policy: CanaryPolicy) -> ExperimentRules:
@@ -266,9 +257,3 @@ def training_plan(settings: Settings) -> TrainingPlan:
 
 def pretrain_config(settings: Settings) -> PretrainConfig:
     return from_section(PretrainConfig, settings.pretrain)
-
-
-def from_section(kind: type[_T], section: object, **others: object) -> _T:
-    """A dataclass with the section's settings of the same names, and ``others``."""
-    shared = {each.name: getattr(section, each.name) for each in fields(kind) if hasattr(section, each.name)}  # type: ignore[arg-type]
-    return kind(**shared | others)

@@ -9,6 +9,7 @@ from plaudit.adapters.log.process_slot import ProcessSlot
 from plaudit.adapters.log.spooled import SpooledLog
 from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.compose.paths import data_dir, learner_dir
+from plaudit.compose.settings import from_section
 from plaudit.core.errors import ConfigError
 from plaudit.core.ports.log import EventLog
 from plaudit.core.settings import Settings
@@ -35,10 +36,7 @@ def event_log(settings: Settings, slots: Path | None = None) -> EventLog:
     connection, plan = kafka_cluster(settings)
     from plaudit.adapters.log.kafka.log import Delivery, KafkaLog
 
-    kafka = settings.kafka
-    delivery = Delivery(
-        compression=kafka.compression, linger_s=kafka.linger_s, delivery_timeout_s=kafka.delivery_timeout_s
-    )
+    delivery = from_section(Delivery, settings.kafka)
     return KafkaLog(connection, plan, delivery, None if slots is None else ProcessSlot(slots))
 
 
@@ -90,27 +88,15 @@ def kafka_cluster(settings: Settings) -> tuple[KafkaConnection, TopicPlan]:
             f"kafka.max_record_bytes: {kafka.max_record_bytes} is too little for the content of a request of "
             f"serving.max_message_bytes = {settings.serving.max_message_bytes}, and {_RECORD_OVERHEAD_BYTES} around it"
         )
-    connection = KafkaConnection(
-        bootstrap_servers=kafka.bootstrap_servers,
-        security=kafka.security,
-        sasl_mechanism=kafka.sasl_mechanism,
-        sasl_username=kafka.sasl_username,
-        sasl_password=kafka.sasl_password,
+    connection = from_section(
+        KafkaConnection,
+        kafka,
         tls_ca_file=_text(kafka.tls_ca_file),
         tls_cert_file=_text(kafka.tls_cert_file),
         tls_key_file=_text(kafka.tls_key_file),
         timeout_s=kafka.delivery_timeout_s,
     )
-    plan = TopicPlan(
-        topic_prefix=kafka.topic_prefix,
-        partitions=kafka.partitions,
-        replication_factor=kafka.replication_factor,
-        min_insync_replicas=kafka.min_insync_replicas,
-        retention_s=kafka.retention_s,
-        retention_bytes=kafka.retention_bytes,
-        max_record_bytes=kafka.max_record_bytes,
-    )
-    return connection, plan
+    return connection, from_section(TopicPlan, kafka)
 
 
 def _text(path: Path | None) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from plaudit.adapters.runtime.onnx import OnnxRuntime
 from plaudit.compose.paths import data_dir
+from plaudit.compose.settings import from_section
 from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.core.settings import Settings
 from plaudit_models.preprocess import Limits
@@ -27,11 +28,4 @@ def model_runtime(settings: Settings) -> ModelRuntime:
 
 def content_limits(settings: Settings) -> Limits:
     """Limits on content, the same for serving and learner: what was served can be learned from."""
-    serving = settings.serving
-    return Limits(
-        max_image_bytes=serving.max_image_bytes,
-        max_image_pixels=serving.max_image_pixels,
-        max_audio_bytes=serving.max_audio_bytes,
-        max_audio_duration_s=serving.max_audio_duration_s,
-        max_text_bytes=serving.max_text_bytes,
-    )
+    return from_section(Limits, settings.serving)

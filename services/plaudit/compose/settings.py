@@ -11,12 +11,17 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from plaudit.core.errors import ConfigError
 from plaudit.core.settings import CanaryPolicy, Settings
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Rules = TypeVar("Rules", bound="DataclassInstance")
 
 _PREFIX: Final = "plaudit_"
 
@@ -59,6 +64,12 @@ def settings_from(sections: Mapping[str, Any]) -> Settings:
     except ValidationError as error:
         raise ConfigError(_explain(error)) from error
     return _with_common_canary(settings, sections)
+
+
+def from_section(rules: type[Rules], section: object, **others: object) -> Rules:
+    """Rules of a part: a dataclass with the section's settings of the same names, and ``others``."""
+    shared = {each.name: getattr(section, each.name) for each in fields(rules) if hasattr(section, each.name)}
+    return rules(**shared | others)
 
 
 def _environment(environ: Mapping[str, str]) -> dict[str, Any]:

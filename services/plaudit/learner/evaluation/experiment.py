@@ -40,7 +40,7 @@ ExperimentKind = Literal["canary", "shadow"]
 
 @dataclass(frozen=True, slots=True)
 class ExperimentRules:
-    """What counts as proof in an experiment.
+    """Thresholds of proof in an experiment.
 
     Attributes:
         alpha: probability of a wrong finding, for gain and for harm.

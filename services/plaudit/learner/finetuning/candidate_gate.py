@@ -41,7 +41,7 @@ _CHUNK: Final = 32
 
 
 class Candidate:
-    """What a job has left in its run folder, loaded.
+    """Candidate in the run folder of a job that succeeded, loaded.
 
     Attributes:
         policy: the version folder, not yet published.

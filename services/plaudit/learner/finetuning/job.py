@@ -64,7 +64,7 @@ from plaudit_models.training.threads import use_threads
 _NICENESS: Final = 10
 """Serving comes first on the processors that both use."""
 _REWARD_SHARE: Final = 0.4
-"""Of the time a job may train, where it needs a reward model first."""
+"""Share of the job's time for the reward model, where it needs one first."""
 _REWARD_REPLAYS: Final = 3.0
 """Replays of an experience in training the reward model, per replay in training the policy: a thumb tells less than the
 reward model's opinion of every answer."""

@@ -27,18 +27,18 @@ from plaudit_models.spec import BASE_LOGITS, EMBEDDING
 from plaudit_models.training.config import FinetuneConfig
 
 PARENT: Final = "parent"
-"""In the run folder: the version to start from."""
+"""Folder of the version to start from."""
 FEATURES: Final = "features.safetensors"
-"""In the run folder: features of the training experiences on the candidate's trunk."""
+"""Features of the training experiences on the candidate's trunk."""
 STATE: Final = "state.safetensors"
-"""In the run folder: the reward state that the candidate's head was built from."""
+"""Reward state that the candidate's head was built from."""
 
 CHECKPOINT: Final = "checkpoint.safetensors"
-"""In the run folder: where training stands, from time to time."""
+"""Latest checkpoint of the training."""
 REWARD_MODEL: Final = "reward_model.safetensors"
-"""In the run folder: the full reward model, where the objective needs one."""
+"""Full reward model, where the objective needs one."""
 REWARD_REPORT: Final = "reward_model.json"
-"""In the run folder, written after the model: how it does on what it was not trained on."""
+"""Quality of the reward model on held-out experiences; written after the model."""
 
 _IDS: Final = "prediction_ids"
 
@@ -47,7 +47,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPlan:
-    """How a job trains, as the settings say.
+    """Plan of all jobs, as the settings say.
 
     Attributes:
         finetune: hyperparameters; the time limit is that of the whole job.
@@ -57,7 +57,7 @@ class TrainingPlan:
         max_experiences: the most recent experiences it trains on.
         max_versions_behind: experiences that were served by an older version than this many before are left out.
         rehearsal: labelled data folder that must not be forgotten; None: that of the latest pre-training.
-        threads: that the job may use.
+        threads: threads that the job may use.
     """
 
     finetune: FinetuneConfig

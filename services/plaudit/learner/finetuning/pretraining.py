@@ -1,4 +1,4 @@
-"""From a labelled data folder to a published version. Knows neither terminals nor where versions are kept.
+"""Pre-training from a labelled data folder to a published version. Knows neither terminals nor where versions are kept.
 
 Notation:
     n: rows, m: number of modalities

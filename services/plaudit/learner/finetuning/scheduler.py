@@ -4,7 +4,7 @@ not.
 One class per phase: idle → training → gating → (experiment) → idle. Each phase does a little with every step of the
 loop, saves what it needs to go on after a kill before it changes anything outside the store, and returns the phase
 that comes next. A candidate is published when there is a verdict, with the evidence sealed in its manifest: also when
-it is rejected, so that people can look at it, but then it never serves. One that the gate found neither better nor
+it is rejected, so that it can be inspected, but then it never serves. One that the gate found neither better nor
 worse goes into an experiment with a share of the users, where the settings allow it. Knows nothing about training, nor
 about where jobs run.
 """
@@ -80,7 +80,7 @@ class FinetuningRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuningContext:
-    """What all phases work with.
+    """Collaborators of all phases.
 
     Attributes:
         runs_dir: gets a folder per run.
@@ -160,7 +160,7 @@ class Phase(Protocol):
         """Go on a little; returns the phase of the next step."""
 
     def report(self) -> dict[str, Any]:
-        """What is particular to this phase, for people."""
+        """Report of this phase alone, for people."""
 
 
 @dataclass(slots=True)

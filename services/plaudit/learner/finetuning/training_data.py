@@ -1,4 +1,4 @@
-"""From stored experiences to what a fine-tuning job trains on: decoded content, feedback, and what is left out.
+"""Training data of a fine-tuning job from stored experiences: decoded content, feedback, and what is left out.
 
 Knows nothing about how training works.
 
@@ -22,7 +22,7 @@ from plaudit.core.ports.store import ExperienceReader
 from plaudit.learner.features.content import decode_contents
 from plaudit.learner.features.context import allowed_mask
 from plaudit.learner.finetuning.job_spec import JobSpec, TrainingPlan
-from plaudit_models.feedback_targets import NO_PAIR, FeedbackTargets, feedback_targets
+from plaudit_models.feedback_targets import NO_PAIR, FeedbackTargets, build_feedback_targets
 from plaudit_models.preprocess import input_dtype
 from plaudit_models.spec import ModelSpec
 from plaudit_models.training.experiences import Experiences
@@ -135,7 +135,7 @@ def decode_training_data(
         ),
         allowed_mask=allowed_mask(spec.actions, [e.decision.allowed_actions for e in used]) if restricted else None,
     )
-    targets = feedback_targets(
+    targets = build_feedback_targets(
         rewards_by_action,
         [label.weight for label in labels],
         len(spec.actions),

@@ -14,8 +14,7 @@ import structlog
 
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import IngestStore
-from plaudit.core.rollout import Change as RolloutChange
-from plaudit.core.rollout import Rollout, refresh
+from plaudit.core.rollout import Change, Rollout, refresh
 from plaudit.core.rollout_updates import LEARNER, update_rollout
 from plaudit.core.settings import LearnerSettings
 from plaudit.learner.features.action_heads import FixedActions, HeadStep, Learned, LiveVersion
@@ -146,7 +145,7 @@ class HeadRefresher:
 
     def _serve(self, live: Manifest, published: Manifest) -> bool:
         """Make the refresh live, unless the rollout was changed meanwhile."""
-        change = RolloutChange(LEARNER, self._clock(), published.reason)
+        change = Change(LEARNER, self._clock(), published.reason)
         moved = update_rollout(
             self._registry,
             lambda r: refresh(r, published.version, change) if r.live == live.version and not r.pinned else None,

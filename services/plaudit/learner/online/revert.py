@@ -12,8 +12,7 @@ import structlog
 
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import ExperienceReader, LeaderCommit
-from plaudit.core.rollout import Change as RolloutChange
-from plaudit.core.rollout import Rollout, confirm, revert
+from plaudit.core.rollout import Change, Rollout, confirm, revert
 from plaudit.core.rollout_updates import LEARNER, update_rollout
 from plaudit.learner.evaluation.running_comparison import RunningComparison
 from plaudit.learner.features.features import contexts_on, is_dynamic, labelled_contexts, stored_features
@@ -81,7 +80,7 @@ class RefreshGuard:
         """Revert what serves, then exclude what was learned since the gated version, or the next refresh harms
         again.
         """
-        change = RolloutChange(LEARNER, self._clock(), reason)
+        change = Change(LEARNER, self._clock(), reason)
         moved = update_rollout(self._registry, lambda r: revert(r, change) if r.gated == gated != r.live else None)
         learned, progress = self._state.learned, self._state.progress
         assert learned is not None
@@ -107,7 +106,7 @@ class RefreshGuard:
         _log.warning("reverted", to_version=gated, excluded=len(harmful), reason=reason)
 
     def _confirm(self, live: Manifest, gated: int, reason: str) -> None:
-        change = RolloutChange(LEARNER, self._clock(), reason)
+        change = Change(LEARNER, self._clock(), reason)
         moved = update_rollout(
             self._registry,
             lambda r: confirm(r, change) if r.gated == gated and r.live == live.version != gated else None,

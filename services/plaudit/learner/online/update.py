@@ -60,7 +60,7 @@ _log = structlog.get_logger("plaudit.learner")
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ExperienceChange:
     """One experience before and after a step; ``before`` is None when it is new."""
 
     before: Experience | None
@@ -104,7 +104,7 @@ def user_hash(user: str) -> str:
 
 
 class OnlineUpdater:
-    """Learns what the store has taken in.
+    """Learns the experiences that the store has taken in.
 
     Args:
         store: of the leader.
@@ -184,7 +184,7 @@ class OnlineUpdater:
             )
         if fresh or revisions:
             with self._metrics.learn_seconds.time():
-                self._take_in(live, fresh, revisions, progress)
+                self._learn_chunk(live, fresh, revisions, progress)
         self._observe(intake_stats)
         return len(fresh) + len(revisions)
 
@@ -238,7 +238,7 @@ class OnlineUpdater:
         if gone == 0:
             self._nothing_old_s = now_s
 
-    def _take_in(
+    def _learn_chunk(
         self, live: Manifest, fresh: Sequence[Experience], revisions: Sequence[LabelRevision], progress: Progress
     ) -> None:
         """Learn the chunk, and save everything that changes in one transaction."""
@@ -255,9 +255,9 @@ class OnlineUpdater:
         expected = learned.expected(self._builder.settings.prior, new)
         running = self._compare(fresh, new, expected)
         rated = _rated(fresh, new, expected)
-        raters, quarantined = self._hear(raters, rated)
-        changes = [Change(None, experience) for experience in fresh]
-        changes += [Change(r.experience, replace(r.experience, label=r.label)) for r in revisions]
+        raters, quarantined = self._update_raters(raters, rated)
+        changes = [ExperienceChange(None, experience) for experience in fresh]
+        changes += [ExperienceChange(r.experience, replace(r.experience, label=r.label)) for r in revisions]
         changes = self._without(quarantined, changes)
         contexts |= self._contexts_as_learned([c.after for c in changes if _id(c.after) not in features], live)
         subtracted = labelled_contexts([(c.after, c.subtracts) for c in changes], contexts)
@@ -314,7 +314,7 @@ class OnlineUpdater:
         features = stored_features(live.trunk_digest, self._store, experiences)
         return contexts_on(self._policies.version(live.version), self._store, experiences, features)
 
-    def _hear(self, raters: Raters, rated: Sequence[Rated]) -> tuple[Raters, Sequence[str]]:
+    def _update_raters(self, raters: Raters, rated: Sequence[Rated]) -> tuple[Raters, Sequence[str]]:
         """Reliability of the users who rated their answers, against what was expected; and who goes into quarantine.
 
         Feedback beyond a user's share counts too: it tells no less about the user.
@@ -324,14 +324,14 @@ class OnlineUpdater:
             for each in rated
             if speaks_plainly(each.experience) and raters[each.experience.decision.user_id].trust_level != "quarantined"
         ]
-        return raters.hear(
+        return raters.observe(
             [each.experience.decision.user_id for each in said],
             np.array([each.reward for each in said], np.float64),
             np.array([each.expected for each in said], np.float64),
             np.array([each.known for each in said], np.float64),
         )
 
-    def _without(self, users: Sequence[str], changes: Sequence[Change]) -> list[Change]:
+    def _without(self, users: Sequence[str], changes: Sequence[ExperienceChange]) -> list[ExperienceChange]:
         """These changes, with all experiences of these users excluded."""
         changed = [
             replace(c, after=replace(c.after, excluded=True)) if c.after.decision.user_id in users else c
@@ -341,7 +341,7 @@ class OnlineUpdater:
         for user in users:
             learned = self._store.experiences(up_to=self._state.progress.last_number, user_id=user)
             old = [e for e in learned if not e.excluded and e.number not in in_changes]
-            changed += [Change(e, replace(e, excluded=True)) for e in old]
+            changed += [ExperienceChange(e, replace(e, excluded=True)) for e in old]
             self._metrics.excluded.labels("quarantine").inc(len(old))
         return changed
 
@@ -407,7 +407,7 @@ def _rated(
     return rated
 
 
-def _counting(progress: Progress, changes: Sequence[Change]) -> Progress:
+def _counting(progress: Progress, changes: Sequence[ExperienceChange]) -> Progress:
     """Progress with the changes counted."""
     return replace(
         progress,

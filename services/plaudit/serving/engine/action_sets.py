@@ -51,7 +51,7 @@ class ActionSet(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FixedActions:
+class FixedActionSet:
     """The model's own actions."""
 
     ids: Sequence[str]
@@ -66,10 +66,10 @@ _SHOWN: Final = 20
 """Actions that an error message lists."""
 
 
-def fixed_actions(spec: ModelSpec, allowed_actions: Sequence[str]) -> FixedActions:
+def fixed_actions(spec: ModelSpec, allowed_actions: Sequence[str]) -> FixedActionSet:
     """The model's actions; empty ``allowed_actions`` allow all. Raises InvalidInput naming the entry."""
     if not allowed_actions:
-        return FixedActions(spec.actions, all_allowed(len(spec.actions)))
+        return FixedActionSet(spec.actions, all_allowed(len(spec.actions)))
     allowed = np.zeros(len(spec.actions), np.bool_)
     for place, action in enumerate(allowed_actions):
         field = f"allowed_actions[{place}]"
@@ -83,7 +83,7 @@ def fixed_actions(spec: ModelSpec, allowed_actions: Sequence[str]) -> FixedActio
         if allowed[index]:
             raise InvalidInput(field, f"{action!r} is there twice")
         allowed[index] = True
-    return FixedActions(spec.actions, allowed)
+    return FixedActionSet(spec.actions, allowed)
 
 
 @lru_cache

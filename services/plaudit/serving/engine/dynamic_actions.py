@@ -36,7 +36,7 @@ _Key = tuple[str, str, bytes]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DynamicActions:
+class DynamicActionSet:
     """Actions that one request lists, each scored by its text.
 
     Attributes:

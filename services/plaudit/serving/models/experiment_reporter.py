@@ -247,7 +247,7 @@ class ShadowEvaluator:
             prediction_id=given.prediction_id,
             action=best,
             agrees=best == given_actions[int(given.probabilities.argmax())],
-            kl_nats=divergence(given.probabilities, _reordered(shadow, shadow_actions, given_actions)),
+            kl_nats=kl_divergence(given.probabilities, _reordered(shadow, shadow_actions, given_actions)),
             duration_s=duration_s,
         )
 
@@ -270,7 +270,7 @@ class ShadowEvaluator:
         return policy
 
 
-def divergence(given: Float64, shadow: Float64) -> float:
+def kl_divergence(given: Float64, shadow: Float64) -> float:
     """KL(given ‖ shadow) in nats, both ``[a]``; never below 0, whatever is rounded."""
     positive = given > 0.0
     return max(0.0, float(np.sum(given[positive] * np.log(given[positive] / np.maximum(shadow[positive], _FLOOR)))))

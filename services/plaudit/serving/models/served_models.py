@@ -172,7 +172,7 @@ class ServedModels:
         with self._lock:
             served = self.pick(name)
             self._unloaded.add(name)
-            self._served = {other: kept for other, kept in self._served.items() if other != name}
+            self._served = {other: model for other, model in self._served.items() if other != name}
         served.batcher.close()
         self._metrics.forget(name)
         logger.info("unloaded", model=name)

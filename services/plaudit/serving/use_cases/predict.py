@@ -22,7 +22,7 @@ from plaudit.serving.engine.batcher import results
 from plaudit.serving.engine.call_context import NO_DEADLINE, CallContext, ClientGone
 from plaudit.serving.engine.decision_log import DecisionLog
 from plaudit.serving.engine.decoding import Arrays, Decoder, decode_content
-from plaudit.serving.engine.dynamic_actions import DynamicActions, TextVectors, check_dynamic_actions
+from plaudit.serving.engine.dynamic_actions import DynamicActionSet, TextVectors, check_dynamic_actions
 from plaudit.serving.engine.evaluator import Evaluation, EvaluationRequest
 from plaudit.serving.models.experiment_reporter import GivenAnswer, ShadowEvaluator
 from plaudit.serving.models.served_models import Binding, ServedModel, ServedModels
@@ -193,7 +193,7 @@ class PredictUseCase:
             raise InvalidInput("dynamic_actions", "are given together with allowed_actions; give one of the two")
         check_dynamic_actions(dynamic_actions, spec, max_text_bytes=self._limits.max_text_bytes)
         call.check_deadline()
-        return DynamicActions([each.id for each in dynamic_actions], self._text_vectors.of(dynamic_actions, model))
+        return DynamicActionSet([each.id for each in dynamic_actions], self._text_vectors.of(dynamic_actions, model))
 
     def _submit(
         self,
