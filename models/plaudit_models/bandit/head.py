@@ -7,7 +7,7 @@ or about where rewards come from. Outside training this is the only module that 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx
