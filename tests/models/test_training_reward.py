@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from plaudit_models.feedback_targets import FeedbackTargets, build_feedback_targets
 from plaudit_models.spec import ModelSpec, TensorModality, TextModality
 from plaudit_models.training.config import RewardConfig
 from plaudit_models.training.experiences import Experiences
+from plaudit_models.training.feedback_targets import FeedbackTargets, build_feedback_targets
 from plaudit_models.training.fusion import FusionConfig, FusionPolicy
 from plaudit_models.training.reward import (
     RewardModel,

@@ -12,10 +12,11 @@ softmax cannot, that several answers are right, or none. How unsure u is, is the
 (:mod:`.last_layer`) with φ = (e, 1); moderated by it (MacKay 1992, "The Evidence Framework Applied to Classification
 Networks", equation 10), an answer without feedback is neither as good nor as bad as it seems.
 
-Thumbs, ratings, corrections and preferences are terms of one likelihood (:mod:`plaudit_models.feedback_targets`):
-opinions about single actions are Bernoulli in sigmoid(u), preferences Bradley-Terry in u_k − u_l. Slope s and
-intercept t are fitted on experiences that it was not trained on (Platt 1999, "Probabilistic Outputs for Support Vector
-Machines"). How well calibrated it then is, and whether σ tells where it errs, is measured on others again.
+Thumbs, ratings, corrections and preferences are terms of one likelihood
+(:mod:`plaudit_models.training.feedback_targets`): opinions about single actions are Bernoulli in sigmoid(u),
+preferences Bradley-Terry in u_k − u_l. Slope s and intercept t are fitted on experiences that it was not trained on
+(Platt 1999, "Probabilistic Outputs for Support Vector Machines"). How well calibrated it then is, and whether σ tells
+where it errs, is measured on others again.
 
 Knows nothing about policies in training or logs.
 
@@ -39,9 +40,9 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
 from plaudit_models.evaluation.calibration import errors_by_uncertainty, reliability
-from plaudit_models.feedback_targets import NO_PAIR, FeedbackTargets
 from plaudit_models.training.config import RewardConfig
 from plaudit_models.training.experiences import Experiences
+from plaudit_models.training.feedback_targets import NO_PAIR, FeedbackTargets
 from plaudit_models.training.fusion import FusionPolicy
 from plaudit_models.training.last_layer import LastLayer
 from plaudit_models.training.losses import opinion_information, opinion_nll, preference_nll
@@ -318,7 +319,8 @@ def targets_nll(log_odds: Tensor, feedback_targets: Mapping[str, Tensor], *, noi
 
     Args:
         log_odds: u ``[b, a]``.
-        feedback_targets: fields of :class:`plaudit_models.feedback_targets.FeedbackTargets`, ``[b]`` or ``[b, a]``.
+        feedback_targets: fields of :class:`plaudit_models.training.feedback_targets.FeedbackTargets`, ``[b]`` or ``[b,
+        a]``.
     """
     alone = (feedback_targets["weight"] * opinion_nll(log_odds, feedback_targets["reward"], noise=noise)).sum(dim=1)
     preferred, rejected = (

@@ -22,10 +22,10 @@ from plaudit.core.ports.store import ExperienceReader
 from plaudit.learner.features.content import decode_contents
 from plaudit.learner.features.context import allowed_mask
 from plaudit.learner.finetuning.job_spec import JobSpec, TrainingPlan
-from plaudit_models.feedback_targets import NO_PAIR, FeedbackTargets, build_feedback_targets
 from plaudit_models.preprocess import input_dtype
 from plaudit_models.spec import ModelSpec
 from plaudit_models.training.experiences import Experiences
+from plaudit_models.training.feedback_targets import NO_PAIR, FeedbackTargets, build_feedback_targets
 
 CHUNK: Final = 256
 _MISSING: Final = -1
