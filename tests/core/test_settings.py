@@ -133,6 +133,12 @@ def test_decisions_stay_as_long_as_feedback_about_them_is_taken() -> None:
     assert "secret" not in str(refused.value)
 
 
+def test_the_password_for_kafka_is_not_shown() -> None:
+    settings = load_settings(None, {"kafka": {"sasl_password": "sesame"}})
+    assert settings.kafka.sasl_password == "sesame"
+    assert "sesame" not in repr(settings)
+
+
 def test_the_password_of_the_store_is_not_shown() -> None:
     settings = load_settings(None, {"store": {"url": "postgresql://me:secret@db/plaudit"}})
     assert "secret" not in repr(settings)

@@ -20,9 +20,9 @@ from plaudit_models.training.reward import (
     RewardModel,
     RewardReport,
     fit_reward_model,
-    opinions_nll,
     platt,
     rewards_on,
+    targets_nll,
 )
 from plaudit_models.training.rows import Source
 
@@ -81,7 +81,7 @@ def test_the_likelihood_by_hand() -> None:
     made = build_feedback_targets([{0: 1.0}, {0: 0.75, 1: 0.25}], [1.0, 0.5], 2, exclusivity=0.1)
     said = {name: torch.from_numpy(getattr(made, name)) for name in FeedbackTargets.__dataclass_fields__}
     odds = torch.tensor([[0.0, math.log(3)], [math.log(6), math.log(2)]])
-    assert opinions_nll(odds, said, noise=0.0).tolist() == pytest.approx([0.831777, 0.143841], abs=1e-5)
+    assert targets_nll(odds, said, noise=0.0).tolist() == pytest.approx([0.831777, 0.143841], abs=1e-5)
 
 
 def test_before_any_feedback_it_believes_what_the_policy_does(policy: FusionPolicy) -> None:

@@ -97,13 +97,13 @@ def e_process_from_dict(raw: Mapping[str, Any]) -> EProcess:
 
 def log_gains(values: Floats, means: Floats, bound: float) -> Float64:
     """log(1 + λ_j (v − m_g)) for each value, claim and bet, shape ``[..., g, j]`` for values of shape ``[...]``."""
-    gains: Float64 = np.log1p(_bets(bound) * (values[..., None, None] - means[:, None]))
+    gains: Float64 = np.log1p(_bet_sizes(bound) * (values[..., None, None] - means[:, None]))
     return gains
 
 
 def total_log_gains(values: Floats, means: Floats, bound: float) -> Float64:
     """Σ over the values of :func:`log_gains`, shape ``[g, j]``, at a seventh of its cost: logarithms of products."""
-    bets = _bets(bound)
+    bets = _bet_sizes(bound)
     stakes = np.tile(bets, len(means))
     rest = (1.0 - bets * means[:, None]).ravel()
     total, factor = np.zeros(len(rest)), np.empty(len(rest))
@@ -117,7 +117,7 @@ def total_log_gains(values: Floats, means: Floats, bound: float) -> Float64:
     return total.reshape(len(means), N_BETS)
 
 
-def _bets(bound: float) -> Float64:
+def _bet_sizes(bound: float) -> Float64:
     bets: Float64 = np.ldexp(BOLDEST / (bound + 1.0), -np.arange(N_BETS))
     return bets
 

@@ -314,7 +314,7 @@ def platt(log_odds: Tensor, reward: Tensor, *, noise: float) -> tuple[float, flo
     return slope, intercept
 
 
-def opinions_nll(log_odds: Tensor, feedback_targets: Mapping[str, Tensor], *, noise: float) -> Tensor:
+def targets_nll(log_odds: Tensor, feedback_targets: Mapping[str, Tensor], *, noise: float) -> Tensor:
     """−log likelihood of everything that is said about each row, in nats, ``[b]``.
 
     Args:
@@ -353,7 +353,7 @@ def _train(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * one_cycle(fraction)
         odds = model.log_odds(own.fused(rows)[0])
-        loss = opinions_nll(odds, {name: each[rows] for name, each in said.items()}, noise=config.noise).mean()
+        loss = targets_nll(odds, {name: each[rows] for name, each in said.items()}, noise=config.noise).mean()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"reward model: the loss is {float(loss)} at step {step}")
         optimizer.zero_grad()

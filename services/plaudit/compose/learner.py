@@ -1,4 +1,4 @@
-"""The learner of one model, and what its settings mean in the maths."""
+"""The learner of one model, and the rules of the maths from its settings."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from plaudit_models.training.config import FinetuneConfig, LoraConfig, PretrainC
 
 _KL_WEIGHT: Final = {"likelihood": 0.0, "target": 0.0, "sampled": 0.04}
 """β by objective. The likelihood is held by rehearsal alone, the target stays near the parent by itself, and sampled
-answers may go as far as Shao et al. (2024, section 4.2) let them."""
+actions may go as far as Shao et al. (2024, section 4.2) let them."""
 
 
 def open_learner(
@@ -218,7 +218,7 @@ def gate_rules(settings: Settings) -> GateRules:
 
 
 def experiment_rules(settings: Settings, policy: CanaryPolicy) -> ExperimentRules:
-    """What counts as proof is the gate's; the rest is ``policy``, the model's own."""
+    """Rules of experiments: proof as for the gate, limits from ``policy``, the model's canary rules."""
     gate = settings.gate
     return ExperimentRules(
         alpha=gate.alpha,

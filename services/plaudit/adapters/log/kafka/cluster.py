@@ -71,11 +71,11 @@ class KafkaConnection:
             }
         return options
 
-    def build(self, kind: type[Client], **options: Any) -> Client:
+    def build(self, kind: type[Client], **options: object) -> Client:
         """A client of kafka-python, connected. One that fails to connect leaves no thread and no socket behind."""
         made: list[KafkaNetClient] = []
 
-        def remember(**configs: Any) -> KafkaNetClient:
+        def remember(**configs: object) -> KafkaNetClient:
             made.append(_with_backoff(KafkaNetClient(**configs)))
             return made[-1]
 

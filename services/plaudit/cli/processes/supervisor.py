@@ -12,7 +12,7 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -133,7 +133,7 @@ async def _terminate_when(stopping: asyncio.Event, process: asyncio.subprocess.P
         process.terminate()
 
 
-async def _first(*waits: Any) -> None:
+async def _first(*waits: Awaitable[object]) -> None:
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
