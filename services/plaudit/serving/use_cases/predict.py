@@ -63,7 +63,16 @@ class PredictUseCase:
             counted.answered(took_s, outcome.evaluation.explored)
         self._compare_with_shadow(request, served, predictions)
         if self._tracing.enabled:
-            self._note(request, predictions)
+            self._tracing.note(
+                {
+                    "plaudit.model": model.manifest.spec.name,
+                    "plaudit.version": model.manifest.version,
+                    "plaudit.role": str(role),
+                    "plaudit.rows": len(predictions.outcomes),
+                    "plaudit.prediction_id": predictions.outcomes[0].prediction_id,
+                    "plaudit.request_id": request.request_id,
+                }
+            )
         return predictions
 
     def preview(self, request: PredictionRequest, call: CallContext = NO_DEADLINE) -> Predictions:
@@ -90,17 +99,3 @@ class PredictUseCase:
             return
         for row, outcome in zip(request.rows, predictions.outcomes, strict=True):
             self._shadow.compare(experiment, ShadowedRow(row, predictions, outcome), served.batcher.waiting)
-
-    def _note(self, request: PredictionRequest, predictions: Predictions) -> None:
-        """Attributes of the call's span."""
-        manifest = predictions.model.manifest
-        self._tracing.note(
-            {
-                "plaudit.model": manifest.spec.name,
-                "plaudit.version": manifest.version,
-                "plaudit.role": str(predictions.role),
-                "plaudit.rows": len(predictions.outcomes),
-                "plaudit.prediction_id": predictions.outcomes[0].prediction_id,
-                "plaudit.request_id": request.request_id,
-            }
-        )
