@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import structlog
 
-from plaudit.cli.services import collect_garbage_seldom
+from plaudit.cli.processes.services import collect_garbage_seldom
 from plaudit.core.events import Decision, Feedback, TextContent, Thumb
 from plaudit.learner.loop import Learner
 from support.loop_world import SPEC, World

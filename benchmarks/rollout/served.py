@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from plaudit.cli import services
+from plaudit.cli.processes import services
 from plaudit.compose.settings import load_settings
 from plaudit.serving.telemetry.buffered_histogram import BufferedSeries
 from plaudit.serving.telemetry.version_metrics import VersionMetrics

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from plaudit.cli.doctor import examine
-from plaudit.cli.findings import Finding, State
+from plaudit.cli.doctor.checks import examine
+from plaudit.cli.doctor.findings import Finding, State
 from plaudit.compose.registry import model_registry
 from plaudit.compose.settings import load_settings
 from plaudit.core.rollout import Change, promote

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from kafka import KafkaAdminClient
 
-from plaudit.cli.doctor import examine
-from plaudit.cli.findings import Finding, State
+from plaudit.cli.doctor.checks import examine
+from plaudit.cli.doctor.findings import Finding, State
 from plaudit.compose.log import event_log
 from plaudit.compose.settings import load_settings
 from plaudit.core.errors import ConfigError

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
-from plaudit.cli.exposition import LabelledRegistry, MetricsPages, merge, serve_metrics
+from plaudit.cli.processes.exposition import LabelledRegistry, MetricsPages, merge, serve_metrics
 
 
 def filled(registry: CollectorRegistry, n: int) -> CollectorRegistry:

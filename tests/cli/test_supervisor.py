@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from plaudit.cli.supervisor import Service, pause_s, run
+from plaudit.cli.processes.supervisor import Service, pause_s, run
 
 READY = "import json, sys; print(json.dumps({'event': 'ready'}), flush=True)\n"
 STAYS = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit({code}))\n" + READY + "signal.pause()"

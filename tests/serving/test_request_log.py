@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import structlog
 
-from plaudit.cli.services import log_to_stderr
+from plaudit.cli.processes.services import log_to_stderr
 from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.core.wire import contents_to_wire
 from plaudit.v1 import prediction_pb2

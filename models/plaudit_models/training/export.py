@@ -168,15 +168,15 @@ def check_parity(model: FusionPolicy, trunk: Path, inputs: Arrays) -> dict[str, 
     Raises:
         ExportMismatch: an output differs by more than ``PARITY_TOLERANCE`` anywhere.
     """
-    found = _run(trunk, inputs)
+    outputs = _run(trunk, inputs)
     model.eval()
     with torch.no_grad():
         embedding, base_logits = model(*(torch.from_numpy(inputs[name]) for name in (*model.spec.modalities, PRESENT)))
     for name, expected in ((EMBEDDING, embedding), (BASE_LOGITS, base_logits)):
-        worst = float(np.abs(found[name] - expected.numpy()).max())
+        worst = float(np.abs(outputs[name] - expected.numpy()).max())
         if not worst <= PARITY_TOLERANCE:
             raise ExportMismatch(f"{trunk}: {name} differs from torch by {worst:.2g}, more than {PARITY_TOLERANCE}")
-    return found
+    return outputs
 
 
 def export_version(
@@ -235,14 +235,14 @@ def check_text_scorer_parity(model: FusionPolicy, graph: Path, texts: npt.NDArra
     Raises:
         ExportMismatch: they differ by more than ``PARITY_TOLERANCE`` anywhere.
     """
-    found = _run(graph, {TOKENS: texts})[VECTORS]
+    outputs = _run(graph, {TOKENS: texts})[VECTORS]
     model.eval()
     with torch.no_grad():
         expected = model.text_vectors(torch.from_numpy(texts)).numpy()
-    worst = float(np.abs(found - expected).max())
+    worst = float(np.abs(outputs - expected).max())
     if not worst <= PARITY_TOLERANCE:
         raise ExportMismatch(f"{graph}: {VECTORS} differs from torch by {worst:.2g}, more than {PARITY_TOLERANCE}")
-    return found
+    return outputs
 
 
 def save_weights(model: FusionPolicy, path: Path) -> None:

@@ -166,12 +166,12 @@ def pretrain(
         fraction = fraction_done(step, steps, elapsed_s, limit_s)
         if fraction * config.validations >= validated + 1 or fraction >= 1.0:
             validated = int(fraction * config.validations)
-            found = evaluate(model, validation)
+            measured = evaluate(model, validation)
             since_best += 1
-            if found.overall > best.overall:
-                best, best_state, since_best = found, _copy_of(model), 0
+            if measured.overall > best.overall:
+                best, best_state, since_best = measured, _copy_of(model), 0
             stopped_early = since_best >= config.patience and fraction < 1.0
-            on_progress(PretrainProgress(step, steps, min(fraction, 1.0), elapsed_s, losses.take(), found.overall))
+            on_progress(PretrainProgress(step, steps, min(fraction, 1.0), elapsed_s, losses.take(), measured.overall))
             reported = fraction
         elif fraction >= reported + 0.01:
             on_progress(PretrainProgress(step, steps, fraction, elapsed_s, losses.take()))

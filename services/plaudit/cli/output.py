@@ -223,7 +223,7 @@ def print_rollout(rollout: Rollout) -> None:
 
 
 def print_event(event: Mapping[str, Any]) -> None:
-    """Event that a service reported, or of its process; see :mod:`plaudit.cli.supervisor`."""
+    """Event that a service reported, or of its process; see :mod:`plaudit.cli.processes.supervisor`."""
     match event:
         case {"event": "ready", "service": "serve", "address": address, "metrics": metrics}:
             out.print(f"serve: answers at {address}, metrics at http://{metrics}/metrics")

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from plaudit.cli import output, supervisor
+from plaudit.cli import output
 from plaudit.cli.failures import CommandFailed, needs_extra
 from plaudit.cli.options import CommonOptions, Json, Model, ServerOptions, expand_options
+from plaudit.cli.processes import supervisor
 
 CONSOLE_PORT: Final = 8004
 """Port of the console where it is asked for without one."""
@@ -102,7 +103,7 @@ def serve(
     flags = {"host": host, "port": port, "metrics_port": metrics_port, "device": device, "processes": processes}
     settings = common.settings({"serving": flags})
     with needs_extra("serve"):
-        from plaudit.cli import services
+        from plaudit.cli.processes import services
 
         services.log_to_stderr()
         if settings.serving.processes == 1 or share_port:
@@ -131,7 +132,7 @@ def learn(
     """
     settings = common.settings({"learner": {"host": host, "metrics_port": metrics_port}})
     with needs_extra("learn"):
-        from plaudit.cli import services
+        from plaudit.cli.processes import services
         from plaudit.compose.registry import resolve_model
 
         services.log_to_stderr()
@@ -154,7 +155,7 @@ def console(
     if settings.console.port is None:
         settings = options.settings({"console": {"host": host, "port": CONSOLE_PORT}})
     with needs_extra("console"):
-        from plaudit.cli import services
+        from plaudit.cli.processes import services
 
         services.log_to_stderr()
         asyncio.run(services.console(settings, options.target, _reporter("console", options)))
@@ -169,8 +170,8 @@ def doctor(common: CommonOptions) -> None:
     """
     settings = common.settings()
     with needs_extra("serve"):
-        from plaudit.cli.doctor import examine
-        from plaudit.cli.findings import State
+        from plaudit.cli.doctor.checks import examine
+        from plaudit.cli.doctor.findings import State
 
     findings = []
     for finding in examine(settings):

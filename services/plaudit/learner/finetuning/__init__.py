@@ -1,1 +1,1 @@
-"""Fine-tuning jobs: scheduled, watched, judged."""
+"""Fine-tuning jobs: scheduled, watched; their candidates evaluated."""

@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from plaudit.cli.findings import Finding, State
+from plaudit.cli.doctor.findings import Finding, State
 from plaudit.cli.options import address
 from plaudit.client import Client, ClientError
 from plaudit.compose.log import event_log, kafka_cluster
@@ -89,7 +89,7 @@ def _log(settings: Settings) -> Iterator[Finding]:
         except ConfigError as error:
             yield Finding("event log", State.ERROR, str(error), "see [kafka] in docs/reference/settings.md")
             return
-        from plaudit.cli.doctor_kafka import examine_kafka
+        from plaudit.cli.doctor.kafka import examine_kafka
 
         yield from examine_kafka(connection, plan, settings.serving.feedback_window_s)
         return

@@ -12,7 +12,7 @@ from plaudit.adapters.log.kafka.cluster import (
     count_records,
     find_topics,
 )
-from plaudit.cli.findings import Finding, State
+from plaudit.cli.doctor.findings import Finding, State
 from plaudit.core.errors import LogUnavailable
 from plaudit.core.events import Topic
 

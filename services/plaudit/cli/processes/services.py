@@ -17,9 +17,9 @@ import structlog
 from prometheus_client import CollectorRegistry, start_http_server
 
 from plaudit import demo
-from plaudit.cli import supervisor
-from plaudit.cli.exposition import LabelledRegistry, MetricsPages, serve_metrics
 from plaudit.cli.options import address, async_client
+from plaudit.cli.processes import supervisor
+from plaudit.cli.processes.exposition import LabelledRegistry, MetricsPages, serve_metrics
 from plaudit.compose.log import learner_log, serving_log
 from plaudit.compose.store import experience_store
 from plaudit.compose.tracing import service_tracing

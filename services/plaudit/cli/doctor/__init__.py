@@ -1,0 +1,1 @@
+"""``plaudit doctor``: what a deployment needs, examined; each finding names the way out."""
