@@ -16,7 +16,7 @@ from plaudit.core.errors import InvalidInput
 from plaudit.core.events import Content, Decision, DynamicAction, Features, Role
 from plaudit.core.ports.runtime import ServableModel
 from plaudit.core.prediction_id import PredictionIds, SignedPrediction
-from plaudit.core.tracing import NO_TRACING, Tracing
+from plaudit.core.tracing import Tracing
 from plaudit.serving.engine.action_sets import ActionSet, fixed_actions
 from plaudit.serving.engine.batcher import Batcher, results
 from plaudit.serving.engine.call_context import CallContext
@@ -106,7 +106,7 @@ class Pipeline:
         *,
         store_content: bool,
         max_decoding: int,
-        tracing: Tracing = NO_TRACING,
+        tracing: Tracing,
     ) -> None:
         self._ids = ids
         self._decision_log = decision_log

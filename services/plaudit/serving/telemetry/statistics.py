@@ -26,25 +26,6 @@ class Spent:
         self.ns += ns
 
 
-@dataclass(frozen=True, slots=True)
-class BatchTimes:
-    """One batch, nanoseconds.
-
-    Attributes:
-        rows: number of rows.
-        queue_ns: sum of the times its rows waited.
-        input_ns: filling the arrays.
-        infer_ns: trunk and head.
-        output_ns: policy and sampling.
-    """
-
-    rows: int
-    queue_ns: int
-    input_ns: int
-    infer_ns: int
-    output_ns: int
-
-
 @dataclass(slots=True)
 class BatchSize:
     """Times of all batches of one size."""
@@ -86,24 +67,32 @@ class VersionStatistics:
         self._lock = threading.Lock()
         self._totals = Totals()
 
-    def answered(self, batch: BatchTimes) -> None:
-        rows, totals = batch.rows, self._totals
+    def answered(self, rows: int, *, queue_ns: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
+        """Count one batch.
+
+        Args:
+            queue_ns: sum of the times its rows waited.
+            input_ns: filling the arrays.
+            infer_ns: trunk and head.
+            output_ns: policy and sampling.
+        """
+        totals = self._totals
         now_ms = time.time_ns() // 1_000_000
         with self._lock:
             totals.last_ms = now_ms
             totals.rows += rows
             totals.batches += 1
-            totals.success.add(rows, batch.queue_ns + rows * (batch.input_ns + batch.infer_ns + batch.output_ns))
-            totals.queue.add(rows, batch.queue_ns)
-            totals.input.add(rows, rows * batch.input_ns)
-            totals.infer.add(rows, rows * batch.infer_ns)
-            totals.output.add(rows, rows * batch.output_ns)
+            totals.success.add(rows, queue_ns + rows * (input_ns + infer_ns + output_ns))
+            totals.queue.add(rows, queue_ns)
+            totals.input.add(rows, rows * input_ns)
+            totals.infer.add(rows, rows * infer_ns)
+            totals.output.add(rows, rows * output_ns)
             size = totals.sizes.get(rows)
             if size is None:
                 size = totals.sizes[rows] = BatchSize()
-            size.input.add(1, batch.input_ns)
-            size.infer.add(1, batch.infer_ns)
-            size.output.add(1, batch.output_ns)
+            size.input.add(1, input_ns)
+            size.infer.add(1, infer_ns)
+            size.output.add(1, output_ns)
 
     def failed(self, rows: int, ns: int) -> None:
         """``ns``: sum of the times from submission to failure."""

@@ -19,7 +19,7 @@ from plaudit.core.ports.log import Appended
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import FeedbackStatus, StatusReaders
 from plaudit.core.prediction_id import PredictionIds, SignedPrediction
-from plaudit.core.tracing import NO_TRACING, Tracing
+from plaudit.core.tracing import Tracing
 from plaudit.serving.engine.admission import Admission
 from plaudit.serving.engine.batcher import Batcher, results
 from plaudit.serving.engine.call_context import NO_DEADLINE, CallContext
@@ -87,8 +87,8 @@ class FeedbackUseCase:
         ids: PredictionIds,
         metrics: ServingMetrics,
         *,
-        statuses: StatusReaders | None = None,
-        tracing: Tracing = NO_TRACING,
+        statuses: StatusReaders | None,
+        tracing: Tracing,
     ) -> None:
         self._models = models
         self._append = append

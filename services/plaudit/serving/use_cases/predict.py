@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 from plaudit.core.errors import Overloaded
-from plaudit.core.tracing import NO_TRACING, Tracing
+from plaudit.core.tracing import Tracing
 from plaudit.serving.engine.call_context import NO_DEADLINE, CallContext, ClientGone
 from plaudit.serving.engine.pipeline import Pipeline, PredictionRequest, Predictions
 from plaudit.serving.models.experiment_reporter import ShadowedRow, ShadowEvaluator
@@ -31,7 +31,7 @@ class PredictUseCase:
         metrics: ServingMetrics,
         limits: Limits,
         *,
-        tracing: Tracing = NO_TRACING,
+        tracing: Tracing,
     ) -> None:
         self._models = models
         self._pipeline = pipeline

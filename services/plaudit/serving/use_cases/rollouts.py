@@ -49,7 +49,7 @@ class RolloutService:
         decision_log: DecisionLog,
         *,
         watch_interval_s: float,
-        statuses: StatusReaders | None = None,
+        statuses: StatusReaders | None,
     ) -> None:
         self._models = models
         self._decision_log = decision_log
