@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Final
 
+from plaudit_models.evaluation.e_process import as_json
 from plaudit_models.evaluation.gate import Comparison, comparison_from_dict
 
 _MAX_OUTCOMES: Final = 20
@@ -118,7 +119,7 @@ class TuningState:
         """JSON; :func:`tuning_state_from_bytes` is its inverse."""
         phase = {each.name: getattr(self.phase, each.name) for each in fields(self.phase)}
         if isinstance(self.phase, Gating):
-            phase["comparison"] = self.phase.comparison.to_dict()
+            phase["comparison"] = as_json(self.phase.comparison)
         raw = {
             "phase": {"name": self.phase.name, **phase},
             "last_snapshot": self.last_snapshot,

@@ -18,6 +18,7 @@ from plaudit.core.events import Answers, ExperimentReport, ShadowAnswer
 from plaudit.core.experience import Experience
 from plaudit.core.rollout import Rollout, in_experiment
 from plaudit.learner.evaluation.off_policy import speaks_plainly
+from plaudit_models.evaluation.e_process import as_json
 from plaudit_models.evaluation.gate import GROUP, Verdict
 from plaudit_models.evaluation.guards import Arm, GuardRules, Guards, guards_from_dict
 from plaudit_models.evaluation.two_arm_test import (
@@ -159,9 +160,9 @@ class Experiment:
     def to_bytes(self) -> bytes:
         raw = {name: getattr(self, name) for name in _PLAIN}
         raw |= {
-            "evidence": self.evidence.to_dict(),
-            "guards": self.guards.to_dict(),
-            "slices": {name: each.to_dict() for name, each in self.slices.items()},
+            "evidence": as_json(self.evidence),
+            "guards": as_json(self.guards),
+            "slices": as_json(self.slices),
             "shadow_stats": asdict(self.shadow_stats),
         }
         return json.dumps(raw).encode()
@@ -169,8 +170,8 @@ class Experiment:
     def e_values(self) -> dict[str, float]:
         """Evidence by claim: gain, harm, errors, latency."""
         return {
-            "gain": self.evidence.gain.e_value(0),
-            "harm": self.evidence.loss.e_value(0),
+            "gain": self.evidence.gain.e_value(),
+            "harm": self.evidence.loss.e_value(),
             "errors": self.guards.errors.e_value(0),
             "latency": self.guards.slow.e_value(0),
         }
@@ -196,7 +197,7 @@ class Experiment:
                     "name": name,
                     "n": sum(each.n),
                     "satisfaction": _arms(each),
-                    "e_value_harm": each.loss.e_value(0),
+                    "e_value_harm": each.loss.e_value(),
                     "suspected": each.suspected,
                     "proof": 1.0 / each.rules.alpha,
                 }

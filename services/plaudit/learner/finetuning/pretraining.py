@@ -33,7 +33,7 @@ from plaudit_models.training.pretrain import (
     pretrain,
     without_each,
 )
-from plaudit_models.training.threads import use_threads
+from plaudit_models.training.schedule import use_threads
 
 _GOLDEN_ROWS: Final = 16
 _ACTOR: Final = "pretrain"
