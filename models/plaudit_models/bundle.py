@@ -1,4 +1,4 @@
-"""A version on disk: an immutable folder of graphs, weights, golden pairs and a manifest that seals them.
+"""Version on disk: an immutable folder of graphs, weights, golden pairs and a manifest that seals them.
 
 Knows the folder format and nothing about where folders are kept (the registry) or how graphs are run (serving).
 
@@ -53,7 +53,7 @@ VersionKind = Literal["pretrained", "head", "finetuned", "imported"]
 
 
 class CorruptBundle(Exception):
-    """A version folder is not what its manifest says; the message names the file and what is wrong with it."""
+    """Contradiction between a version folder and its manifest; the message names the file and what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)

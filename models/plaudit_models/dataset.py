@@ -139,7 +139,7 @@ def tokenizer_for(folder: Path, spec: ModelSpec, *, vocabulary_size: int = 2048)
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """The manifest, checked cell by cell: ``columns[name][i]`` stands in line ``lines[i]`` of ``path``."""
+    """Manifest, checked cell by cell: ``columns[name][i]`` stands in line ``lines[i]`` of ``path``."""
 
     path: Path
     lines: list[int]
@@ -223,7 +223,7 @@ def _pool(
 
 
 def _classes(labels: list[str]) -> tuple[str, ...]:
-    """The distinct labels, in numeric order where all are integers."""
+    """Distinct labels, in numeric order where all are integers."""
     distinct = {label for label in labels if label}
     if all(label.isascii() and label.isdecimal() for label in distinct):
         return tuple(sorted(distinct, key=int))

@@ -270,7 +270,7 @@ def check_tensor(
 
 
 def input_dtype(modality: Modality) -> np.dtype[Any]:
-    """The dtype of the modality's graph input."""
+    """Dtype of the modality's graph input."""
     if isinstance(modality, TensorModality):
         return np.dtype(modality.dtype)
     return np.dtype(np.int64 if isinstance(modality, TextModality) else np.float32)
@@ -338,7 +338,7 @@ class Batch:
 
 
 def blank(spec: ModelSpec) -> dict[str, npt.NDArray[Any]]:
-    """A row of zeros where the spec requires something, free lengths being 1; for warming a graph."""
+    """Row of zeros where the spec requires something, free lengths being 1; for warming a graph."""
     return {
         name: np.zeros([1 if length == -1 else length for length in modality.shape], input_dtype(modality))
         for name, modality in spec.modalities.items()
@@ -450,7 +450,7 @@ def _reason(error: Exception) -> str:
 
 
 def _glance(data: bytes) -> str:
-    """The first bytes, for an error message."""
+    """First bytes, for an error message."""
     return f"{data[:12]!r}… ({len(data)} bytes)"
 
 

@@ -1,4 +1,4 @@
-"""The contract of a model: its modalities, its actions and the names, shapes and dtypes of its graphs.
+"""Contract of a model: its modalities, its actions and the names, shapes and dtypes of its graphs.
 
 Knows nothing about files, transports or torch. A spec is written by an ML engineer as the ``[model]`` table of
 ``plaudit.toml`` and travels inside every version's manifest.
@@ -72,7 +72,7 @@ class InvalidSpec(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ImageModality:
-    """An encoded image, decoded and resized to ``[channels, height, width]``; ``channels`` is 1 (grey) or 3 (RGB)."""
+    """Encoded image, decoded and resized to ``[channels, height, width]``; ``channels`` is 1 (grey) or 3 (RGB)."""
 
     height: int
     width: int
@@ -87,7 +87,7 @@ class ImageModality:
 
 @dataclass(frozen=True, slots=True)
 class AudioModality:
-    """An encoded sound, decoded to mono at ``sample_rate_hz`` and cut or padded to ``max_duration_s``."""
+    """Encoded sound, decoded to mono at ``sample_rate_hz`` and cut or padded to ``max_duration_s``."""
 
     sample_rate_hz: int = 16_000
     max_duration_s: float = 2.0
@@ -118,7 +118,7 @@ class TextModality:
 
 @dataclass(frozen=True, slots=True)
 class TensorModality:
-    """A ready tensor of the given shape, without the batch axis; -1 is a length that each request chooses."""
+    """Ready tensor of the given shape, without the batch axis; -1 is a length that each request chooses."""
 
     shape: tuple[int, ...]
     dtype: str = "float32"
@@ -128,7 +128,7 @@ class TensorModality:
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """A native output of an imported graph: numpy dtype and shape without the batch axis, -1 for a free length."""
+    """Native output of an imported graph: numpy dtype and shape without the batch axis, -1 for a free length."""
 
     dtype: str
     shape: tuple[int, ...]

@@ -1,1 +1,1 @@
-"""The fast loop's maths: features, reward model, policy improvement, and the head as a graph."""
+"""Maths of the fast loop: features, reward model, policy improvement, and the head as a graph."""

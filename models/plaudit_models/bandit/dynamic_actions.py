@@ -1,4 +1,4 @@
-"""The fast loop over dynamic actions, which come with the request: one Bayesian ridge that all dynamic actions share.
+"""Fast loop over dynamic actions, which come with the request: one Bayesian ridge that all dynamic actions share.
 
 A dynamic action is known by its text alone, through its vector, so what is learned of one says something of every
 other, and one that was never seen is scored like the rest. The same sums, posterior and policy as over a model's own

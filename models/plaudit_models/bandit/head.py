@@ -20,7 +20,7 @@ from plaudit_models.spec import BASE_LOGITS, EMBEDDING, SCORES
 
 OPSET: Final = 18
 IR_VERSION: Final = 10
-"""The newest version that every supported onnxruntime reads."""
+"""Newest version that every supported onnxruntime reads."""
 
 
 def write_initial_head(path: Path, embedding_size: int, n_actions: int) -> None:
@@ -103,7 +103,7 @@ def _add_prediction(graph: _Graph, belief: RewardPosterior, phi: str) -> tuple[s
 
 
 def _add_factor(graph: _Graph, factor: Floats) -> str:
-    """The transposes of lower triangles ``[a, f, f]``, stored two in one rectangle: they are most of a head.
+    """Transposes of lower triangles ``[a, f, f]``, stored two in one rectangle: they are most of a head.
 
     What unpacks them does not depend on the input, so that a runtime does it once, when it loads the graph.
     """

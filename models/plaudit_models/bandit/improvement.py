@@ -100,7 +100,7 @@ class HeadSettings:
 
 
 def head_scores(settings: HeadSettings, state: RewardState, embedding: Floats, base_logits: Floats) -> Float64:
-    """The scores of the notation above.
+    """Scores of the notation above.
 
     Args:
         settings: see :class:`HeadSettings`.
@@ -128,7 +128,7 @@ def improved(
     *,
     least: float = 0.0,
 ) -> Float64:
-    """The scores of the notation above, from what is believed.
+    """Scores of the notation above, from what is believed.
 
     Args:
         settings: see :class:`HeadSettings`.
@@ -164,7 +164,7 @@ def improved(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step(Generic[State]):
-    """A head refresh that keeps its distance.
+    """Head refresh that keeps its distance.
 
     Attributes:
         state: the evidence to build the head from.
@@ -233,7 +233,7 @@ def bounded_step(
 def bounded(
     served: State, latest: State, divergences: Callable[[State], tuple[float, float]], max_kl: float
 ) -> Step[State]:
-    """The longest step from ``served`` towards ``latest`` that the bound allows, found by bisection.
+    """Longest step from ``served`` towards ``latest`` that the bound allows, found by bisection.
 
     Args:
         divergences: of a state's policy from the served one: what the bound counts, and all, in nats.

@@ -1,4 +1,4 @@
-"""The fast reward model: Bayesian ridge regression of rewards on features, one per action, in closed form.
+"""Fast reward model: Bayesian ridge regression of rewards on features, one per action, in closed form.
 
 Its state is sums over evidence. Sums do not depend on order and can be subtracted, so a retracted or erased event
 leaves no trace beyond rounding. Knows nothing about policies, users or where evidence comes from.
@@ -287,7 +287,7 @@ def solved(gram: Float64, information: Float64, precision: Float64) -> RewardPos
 
 
 def half_of(gram: Float64) -> Float64:
-    """The upper triangles of symmetric matrices: ``[a, f, f]`` → ``[a, f (f + 1) / 2]``."""
+    """Upper triangles of symmetric matrices: ``[a, f, f]`` → ``[a, f (f + 1) / 2]``."""
     row, column = np.triu_indices(gram.shape[1])
     return np.ascontiguousarray(gram[:, row, column])  # safetensors would save any other layout scrambled
 

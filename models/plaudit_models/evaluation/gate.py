@@ -451,7 +451,7 @@ def judge(
     slices: Sequence[str],
     rules: GateRules,
 ) -> GateReport:
-    """The gate in one call: :func:`differences` on decisions that live logged, one look, a report. Shapes as there."""
+    """Gate in one call: :func:`differences` on decisions that live logged, one look, a report. Shapes as there."""
     seen = differences(log, candidate_probs, live_probs, q_hat, logging_probs=live_probs, rules=rules)
     return new_comparison(rules).update(seen, users, slices).report()
 

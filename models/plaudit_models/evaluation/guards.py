@@ -56,7 +56,7 @@ def bucket(duration_s: float) -> int:
 
 
 def upper_s(index: int) -> float:
-    """The longest duration that a bucket holds, seconds."""
+    """Longest duration that a bucket holds, seconds."""
     return float(SHORTEST_S * 2.0 ** (index / STEPS_PER_OCTAVE))
 
 
@@ -117,7 +117,7 @@ class Arm:
         return sum(self.latencies[index + 1 :])
 
     def quantile_s(self, quantile: float) -> float | None:
-        """A duration that at least this share of the answers did not exceed, seconds; None without answers."""
+        """Duration that at least this share of the answers did not exceed, seconds; None without answers."""
         index = _quantile(self.latencies, quantile)
         return None if index is None else upper_s(index)
 
@@ -177,7 +177,7 @@ class Guards:
         )
 
     def _limit(self) -> int | None:
-        """The last bucket that is not slow; None while too little is known of live."""
+        """Last bucket that is not slow; None while too little is known of live."""
         if self.live.answered < _BASELINE:
             return None
         usual = _quantile(self.live.latencies, _QUANTILE)

@@ -37,7 +37,7 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A policy's value. ``standard_error`` is of the mean over decisions, and infinite for fewer than two."""
+    """Value of a policy. ``standard_error`` is of the mean over decisions, and infinite for fewer than two."""
 
     value: float
     standard_error: float
@@ -132,7 +132,7 @@ def dr_outcomes_below(
 def dr_outcomes_above(
     log: LoggedRounds, evaluation_probs: Floats, q_hat: Floats, logging_probs: Floats, slack: float
 ) -> Float64:
-    """The mirror image of :func:`dr_outcomes_below`: unbiased and never above 1 + slack."""
+    """Mirror image of :func:`dr_outcomes_below`: unbiased and never above 1 + slack."""
     complement = LoggedRounds(1.0 - log.reward, log.action, log.pscore)
     return 1.0 - dr_outcomes_below(complement, evaluation_probs, 1.0 - q_hat, logging_probs, slack)
 
@@ -188,7 +188,7 @@ def switch_dr(log: LoggedRounds, evaluation_probs: Floats, q_hat: Floats, thresh
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ConfidenceSequence:
-    """An interval for a policy's value that may be looked at after every decision; immutable.
+    """Interval for a policy's value that may be looked at after every decision; immutable.
 
     At all looks at once the value is within ``interval(alpha)`` with probability 1 − α (Waudby-Smith et al.:
     Anytime-valid off-policy inference for contextual bandits, 2024). An interval's ends are of :data:`VALUES`.

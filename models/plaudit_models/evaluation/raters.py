@@ -74,7 +74,7 @@ class UserTally:
 
 
 def fair_cap(cap: float, n_users: int, shares: float = 1.0) -> float:
-    """The cap where there may be few users: ``cap``, or ``shares`` equal shares among ``n_users``, if that is more.
+    """Cap where there may be few users: ``cap``, or ``shares`` equal shares among ``n_users``, if that is more.
 
     ``n_users`` must come from before the evidence at hand, or the first user has everything; 0 if it is not known.
     More users only ever tighten it, so an attacker gains nothing by inventing some.

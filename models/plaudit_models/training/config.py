@@ -136,7 +136,7 @@ class FinetuneConfig:
 
     @property
     def objective(self) -> Literal["likelihood", "target", "sampled"]:
-        """The user loss (:mod:`.objectives`)."""
+        """User loss (:mod:`.objectives`)."""
         if self.sampling is not None:
             return "sampled"
         return "likelihood" if self.target is None else "target"

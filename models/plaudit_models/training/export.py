@@ -240,7 +240,7 @@ def save_weights(model: FusionPolicy, path: Path) -> None:
 
 
 def load_policy(folder: Path, spec: ModelSpec) -> FusionPolicy:
-    """The torch module of a version folder, in eval mode.
+    """Torch module of a version folder, in eval mode.
 
     Raises:
         FileNotFoundError: the version has no weights (it was imported as a graph).

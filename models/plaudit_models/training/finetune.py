@@ -67,7 +67,7 @@ class FinetuneProgress:
 
 @dataclass(frozen=True, slots=True)
 class Finetuned:
-    """The fine-tuned policy in eval mode, and how it got there.
+    """Fine-tuned policy in eval mode, and how it got there.
 
     Attributes:
         cut_short: the time limit ended it before its steps were done.
@@ -211,7 +211,7 @@ def _objective(
 
 
 def _known_logits(parent: FusionPolicy, replay: Source, served: Served | None) -> tuple[Logits, Logits]:
-    """The parent's logits and those of what is served; ``replay`` sees the rows as the parent does, so far."""
+    """Logits of the parent and those of what is served; ``replay`` sees the rows as the parent does, so far."""
     embeddings = replay.embeddings()
     with torch.no_grad():
         own = parent.action_head(embeddings)

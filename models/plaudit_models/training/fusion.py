@@ -1,4 +1,4 @@
-"""The fusion policy: any mix of modalities → embedding and base logits, as one torch module built from a ModelSpec.
+"""Fusion policy: any mix of modalities → embedding and base logits, as one torch module built from a ModelSpec.
 
 Knows nothing about data sets, losses, files or ONNX; :mod:`.pretrain`, :mod:`.finetune` and :mod:`.export` do.
 
@@ -36,7 +36,7 @@ _MASKED = -1e4  # finite, so that a row that is all padding still gets weights a
 
 @dataclass(frozen=True, slots=True)
 class FusionConfig:
-    """The sizes of a fusion policy; with the spec it is all that is needed to build the module.
+    """Sizes of a fusion policy; with the spec it is all that is needed to build the module.
 
     Attributes:
         vocabulary_size: number of token ids of the text modalities, padding included; 1 without text.
@@ -77,7 +77,7 @@ class FusionPolicy(nn.Module):
         self.text_scorer = TextScorer(spec, config) if spec.scores_text else None
 
     def prepare(self, name: str, content: Tensor) -> Tensor:
-        """The stage of modality ``name``'s encoder that has no weights; ``content`` is as in the graph contract."""
+        """Stage of modality ``name``'s encoder that has no weights; ``content`` is as in the graph contract."""
         encoder = self.encoders[name]
         assert isinstance(encoder, _Encoder)
         return encoder.prepare(content)
@@ -116,7 +116,7 @@ class FusionPolicy(nn.Module):
         return self._scorer()(self.encode(self.spec.dynamic_action_modality[0], texts))
 
     def action_vectors(self) -> Tensor:
-        """The same of the actions' names, ``[a, d]``."""
+        """Vectors of the actions' names, ``[a, d]``."""
         return self.text_vectors(self._scorer().action_texts)
 
     def _scorer(self) -> TextScorer:
@@ -209,7 +209,7 @@ class _Pool(nn.Module):
 
 
 class _ImageEncoder(_Encoder):
-    """A small conv net over ``[b, channels, height, width]``, halved until at most 4 × 4 positions are left."""
+    """Small conv net over ``[b, channels, height, width]``, halved until at most 4 × 4 positions are left."""
 
     def __init__(self, shape: tuple[int, ...], config: FusionConfig) -> None:
         super().__init__()
@@ -230,7 +230,7 @@ class _ImageEncoder(_Encoder):
 
 
 class _SequenceEncoder(_Encoder):
-    """A small conv net over time, ``[b, channels, t] → [b, k, w]``."""
+    """Small conv net over time, ``[b, channels, t] → [b, k, w]``."""
 
     def __init__(self, channels: int, config: FusionConfig) -> None:
         super().__init__()
@@ -331,7 +331,7 @@ class _TextEncoder(_Encoder):
 
 
 class _FlatEncoder(_Encoder):
-    """A tensor without a grid: flattened, standardised, then a two-layer perceptron."""
+    """Tensor without a grid: flattened, standardised, then a two-layer perceptron."""
 
     def __init__(self, shape: tuple[int, ...], config: FusionConfig) -> None:
         super().__init__()

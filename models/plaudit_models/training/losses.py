@@ -1,4 +1,4 @@
-"""The losses of pre-training and fine-tuning, as pure functions of logits.
+"""Losses of pre-training and fine-tuning, as pure functions of logits.
 
 Know nothing about models or data. Losses are not averaged; the caller weighs and averages.
 

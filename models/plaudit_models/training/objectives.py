@@ -56,7 +56,7 @@ class Likelihood:
 
 
 class Target:
-    """The cross-entropy of the policy to the parent where users like what is served, and as far as they do not, to the
+    """Cross-entropy of the policy to the parent where users like what is served, and as far as they do not, to the
     best policy that stays near it, for action sets that can be enumerated:
 
         target = (1 − η)·π_parent + η·π*,    π* ∝ π_ref·exp(q/β),    π_ref = (1 − η²)·π_served + η²/a

@@ -1,4 +1,4 @@
-"""The full reward model: content and action → expected reward, from a trunk of its own that began as the policy's.
+"""Full reward model: content and action → expected reward, from a trunk of its own that began as the policy's.
 
     u(x, k) = logit(γ + (1 − 2γ)·softmax(z(x))_k) + v_kᵀ·e(x) + c_k     log-odds that action k is right
     m(x, k) = u(x, k)/√(1 + π·ω(x, k)²/8)              what that comes to, ω being the standard deviation of u
@@ -261,7 +261,7 @@ def load_reward_model(path: Path, policy: FusionPolicy) -> RewardModel:
 
 
 def rewards_on(model: RewardModel, experiences: Experiences, *, pessimism: float = 0.0) -> Rewards:
-    """The model's q − κ·σ on these contents, each looked at once, now.
+    """Rewards q − κ·σ of the model on these contents, which are encoded once, now.
 
     Asking about some of many actions costs what they cost, however many there are.
 

@@ -1,4 +1,4 @@
-"""The loss of a policy that scores text: labelled rows become choices between texts, one for each action.
+"""Loss of a policy that scores text: labelled rows become choices between texts, one for each action.
 
 Knows nothing about optimisers, files or tokenizers.
 
@@ -50,7 +50,7 @@ class ActionTexts:
         return action_nll(embedding @ self._model.text_vectors(texts).T, action).mean()
 
     def _sampled_wordings(self, generator: Generator) -> Tensor:
-        """A wording for each action, ``[a, t]``; its name where the data has none."""
+        """Wording for each action, ``[a, t]``; its name where the data has none."""
         draw = (torch.rand(len(self._count), generator=generator) * self._count).long()
         known = self._count > 0
         texts = self._names.clone()
