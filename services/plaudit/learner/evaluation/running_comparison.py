@@ -52,7 +52,6 @@ def update(
     """The comparison with experiences that are about to be learned for the first time.
 
     Args:
-        running: the comparison so far.
         fresh: in order. Those on another trunk than the gated version's, or not of a refresh, are left out.
         q_hat: rewards ``[k]`` predicted before the experiences are learned, by experience number.
         n_users: number of users before these experiences.
