@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit.serving.use_cases.explain import shapley, subsets
+from plaudit.serving.engine.explain import shapley, subsets
 
 
 def test_subsets_go_from_none_to_all() -> None:

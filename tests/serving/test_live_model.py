@@ -389,13 +389,13 @@ def test_a_candidate_serves_its_share_of_the_users_alone(registry: DirectoryRegi
     live.sync()
     parts: Counter[Role] = Counter()
     for user in (f"user {i}" for i in range(200)):
-        model, role = live.serving_for(user)
+        model, role = live.bound(None, user)
         assert (model.manifest.version == candidate) == (role is Role.CANDIDATE) == in_experiment(live.rollout, user)
         parts[role] += 1
     assert min(parts[Role.LIVE], parts[Role.CANDIDATE]) > 50
     registry.set_rollout(end_canary(registry.rollout(), CHANGE))
     live.sync()
-    assert {live.serving_for(f"user {i}")[1] for i in range(200)} == {Role.LIVE}
+    assert {live.bound(None, f"user {i}")[1] for i in range(200)} == {Role.LIVE}
 
 
 def test_a_candidate_that_fails_its_proof_serves_no_user(registry: DirectoryRegistry, live: LiveModel) -> None:
@@ -408,4 +408,4 @@ def test_a_candidate_that_fails_its_proof_serves_no_user(registry: DirectoryRegi
     damaged.write_bytes(bytes(data))
     registry.set_rollout(start_canary(registry.rollout(), candidate, 0.5, CHANGE))
     live.sync()
-    assert {live.serving_for(f"user {i}")[1] for i in range(200)} == {Role.LIVE}
+    assert {live.bound(None, f"user {i}")[1] for i in range(200)} == {Role.LIVE}

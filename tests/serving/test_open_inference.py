@@ -16,6 +16,7 @@ from plaudit.core.events import EncodedContent, Role, TensorContent, TextContent
 from plaudit.inference import open_inference_pb2 as pb
 from plaudit.serving.engine.action_sets import fixed_actions
 from plaudit.serving.engine.evaluator import Evaluation
+from plaudit.serving.engine.pipeline import Outcome, Predictions
 from plaudit.serving.grpc.open_inference.converters import (
     DTYPES,
     Contract,
@@ -25,7 +26,6 @@ from plaudit.serving.grpc.open_inference.converters import (
     user_of,
     version_of,
 )
-from plaudit.serving.use_cases.predict import Outcome, Predictions
 from plaudit_models.spec import ModelSpec, OutputSpec, TensorModality
 from support.builders import png, tiny_spec
 from support.serving_harness import array_of, text_of

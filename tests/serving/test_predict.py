@@ -280,7 +280,7 @@ async def test_no_version_is_live(serve: Serve, tmp_path: Path) -> None:
 
 
 async def test_too_many_modalities_to_explain(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("plaudit.serving.use_cases.predict.MAX_EXPLAINED_MODALITIES", 3)
+    monkeypatch.setattr("plaudit.serving.engine.pipeline.MAX_EXPLAINED_MODALITIES", 3)
     running = await serve()
     code, details = await refusal(running.predict(explain=True))
     assert code is grpc.StatusCode.INVALID_ARGUMENT

@@ -188,7 +188,8 @@ def test_without_tracing_a_request_only_passes_two_empty_spans(tmp_path: Path) -
     server = inference_server(settings, log, tracing=service_tracing(settings, "plaudit-serve"))
     assert [type(each) for each in server._interceptors()] == [CallInterceptor]
     assert server._decision_log._append == server._feedback._append == log.append
-    for part in (server, server._predict, server._feedback, server._models):
+    traced = (server._predict, server._predict._pipeline, server._feedback, server._models)
+    for part in (server, *traced):
         assert part._tracing is NO_TRACING
     spans: list[str] = []
 
@@ -201,7 +202,8 @@ def test_without_tracing_a_request_only_passes_two_empty_spans(tmp_path: Path) -
         def note(self, attributes: Attributes) -> None:
             raise AssertionError(attributes)
 
-    server._predict._tracing = server._feedback._tracing = server._models._tracing = Watched()
+    for part in traced:
+        part._tracing = Watched()
     server.start()
     with Client(f"127.0.0.1:{server.port}") as client:
         client.thumbs_up(client.predict({"question": SECRET}, user_id=USER))

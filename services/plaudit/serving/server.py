@@ -26,6 +26,7 @@ from plaudit.core.settings import ServingSettings
 from plaudit.core.tracing import NO_TRACING, Tracing
 from plaudit.inference import open_inference_pb2
 from plaudit.serving.engine.decision_log import DecisionLog
+from plaudit.serving.engine.pipeline import Pipeline
 from plaudit.serving.engine.shutdown import ShutdownSignal
 from plaudit.serving.grpc.feedback_servicer import FeedbackServicer
 from plaudit.serving.grpc.interceptors import CallInterceptor
@@ -121,16 +122,16 @@ class InferenceServer:
             tracing=tracing,
         )
         self._decision_log = DecisionLog(append, metrics, queue_limit=settings.decision_queue_limit)
-        self._predict = PredictUseCase(
-            self._models,
+        pipeline = Pipeline(
             ids,
             self._decision_log,
             metrics,
-            limits=limits,
+            limits,
             store_content=settings.store_content,
             max_decoding=max(1, available_cores() // settings.processes),
             tracing=tracing,
         )
+        self._predict = PredictUseCase(self._models, pipeline, metrics, limits, tracing=tracing)
         self._feedback = FeedbackUseCase(
             self._models, append, log.feedback_recorded, ids, metrics, statuses=statuses, tracing=tracing
         )

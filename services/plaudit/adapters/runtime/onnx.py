@@ -253,11 +253,7 @@ def _dynamic_head(folder: Path, manifest: Manifest) -> DynamicActionHead:
     except (CorruptState, OSError) as error:
         raise CorruptBundle(f"{where}: {error}") from error
     space = head.state.space
-    learned_on, own = (
-        (space.trunk_digest, space.text_scorer_digest),
-        (manifest.trunk_digest, manifest.sha256(TEXT_SCORER)),
-    )
-    if learned_on != own:
+    if (space.trunk_digest, space.text_scorer_digest) != (manifest.trunk_digest, manifest.sha256(TEXT_SCORER)):
         raise CorruptBundle(f"{where}: was learned on another trunk or text scorer than those beside it")
     return head
 

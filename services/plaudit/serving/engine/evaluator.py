@@ -23,7 +23,7 @@ from plaudit.serving.engine.action_sets import ActionSet, Scores
 from plaudit.serving.engine.batcher import Run
 from plaudit.serving.engine.decoding import Arrays
 from plaudit.serving.telemetry.metrics import ServingMetrics
-from plaudit.serving.telemetry.statistics import BatchTimes, Statistics
+from plaudit.serving.telemetry.statistics import Statistics
 from plaudit_models.bandit.policy import Bool, Float32, Float64, probabilities, sample
 from plaudit_models.preprocess import Batch
 
@@ -217,14 +217,13 @@ class Evaluator:
         observe = self._metrics.versions.of(model).queue_seconds.observe
         for waited_ns in queue_ns:
             observe(waited_ns / 1e9)
-        times = BatchTimes(
-            rows=len(group),
+        self._statistics.of(model).answered(
+            len(group),
             queue_ns=sum(queue_ns),
             input_ns=filled_ns - started_ns,
             infer_ns=inferred_ns - filled_ns,
             output_ns=time.monotonic_ns() - inferred_ns,
         )
-        self._statistics.of(model).answered(times)
 
 
 def _input_key(request: EvaluationRequest) -> Hashable:

@@ -17,10 +17,11 @@ from plaudit.core.events import Content
 from plaudit.core.user_groups import check_group
 from plaudit.core.wire import ROLE_TO_WIRE, contents_from_wire, dynamic_actions_from_wire
 from plaudit.serving.engine.call_context import CallContext, ClientGone
+from plaudit.serving.engine.pipeline import PredictionRequest, Predictions
 from plaudit.serving.engine.shutdown import ShutdownSignal
 from plaudit.serving.grpc.context import call_context
 from plaudit.serving.grpc.streams import ContentChunks, Put, StreamedFormat, in_order
-from plaudit.serving.use_cases.predict import PredictionRequest, Predictions, PredictUseCase
+from plaudit.serving.use_cases.predict import PredictUseCase
 from plaudit.v1 import prediction_pb2, prediction_pb2_grpc
 from plaudit_models.preprocess import Limits
 

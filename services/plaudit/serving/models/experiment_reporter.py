@@ -15,12 +15,12 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -29,10 +29,11 @@ from plaudit.core.events import Answers, Content, ExperimentReport, Role, Shadow
 from plaudit.core.ports.runtime import ServableModel
 from plaudit.core.rollout import Rollout
 from plaudit.serving.engine.call_context import ClientGone
-from plaudit.serving.engine.decoding import Arrays
-from plaudit_models.bandit.policy import Bool, Float64, probabilities
+from plaudit.serving.engine.decoding import decode_content
+from plaudit.serving.engine.pipeline import Outcome, Predictions
+from plaudit_models.bandit.policy import Float64, probabilities
 from plaudit_models.evaluation.guards import BUCKETS, bucket
-from plaudit_models.preprocess import Batch
+from plaudit_models.preprocess import Batch, Limits
 
 _QUEUE_LIMIT: Final = 16
 """Requests that may wait to be computed in the shadow; more are dropped, as their content would fill the memory."""
@@ -54,20 +55,12 @@ class _Arm:
         return Answers(self.failed, tuple(self.latencies))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class GivenAnswer:
-    """An answer of the version that serves, for the shadow to be compared with.
+class ShadowedRow(NamedTuple):
+    """One row of a request, with the answer of the version that serves, for the shadow to be compared with."""
 
-    Attributes:
-        probabilities: ``[a]``, of the version that answered.
-        allowed: ``[a]``, True where it might pick the action.
-    """
-
-    prediction_id: str
     content: Mapping[str, Content]
-    model: ServableModel
-    probabilities: Float64
-    allowed: Bool
+    predictions: Predictions
+    outcome: Outcome
 
 
 class ExperimentReporter:
@@ -180,18 +173,18 @@ class ShadowEvaluator:
     """Computes candidates behind a share of the answers.
 
     Args:
-        decode: content → graph inputs of a version, without the batch axis.
+        limits: of the content that is decoded.
     """
 
-    def __init__(self, decode: Callable[[Mapping[str, Content], ServableModel], Arrays]) -> None:
-        self._decode = decode
-        self._queue: SimpleQueue[tuple[ExperimentReporter, GivenAnswer, Callable[[], int]] | None] = SimpleQueue()
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._queue: SimpleQueue[tuple[ExperimentReporter, ShadowedRow, Callable[[], int]] | None] = SimpleQueue()
         self._buffer: tuple[ServableModel, Batch] | None = None
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closing = False
 
-    def compare(self, experiment: ExperimentReporter, given: GivenAnswer, waiting: Callable[[], int]) -> None:
+    def compare(self, experiment: ExperimentReporter, given: ShadowedRow, waiting: Callable[[], int]) -> None:
         """Compute the candidate's answer, for a share of the requests; returns at once.
 
         Args:
@@ -231,37 +224,39 @@ class ShadowEvaluator:
             else:
                 experiment.count_shadow(self._compute(experiment, given))
 
-    def _compute(self, experiment: ExperimentReporter, given: GivenAnswer) -> ShadowAnswer:
+    def _compute(self, experiment: ExperimentReporter, given: ShadowedRow) -> ShadowAnswer:
         candidate = experiment.candidate
         assert candidate is not None
-        started_s = time.perf_counter()
+        started_s, prediction_id = time.perf_counter(), given.outcome.prediction_id
         try:
             shadow = self._policy(candidate, given)
         except Exception as error:  # whatever a version in an experiment does, it is only counted
             failure = f"{type(error).__name__}: {error}"[:300]
-            return ShadowAnswer(given.prediction_id, "", False, 0.0, time.perf_counter() - started_s, failure)
+            return ShadowAnswer(prediction_id, "", False, 0.0, time.perf_counter() - started_s, failure)
         duration_s = time.perf_counter() - started_s
-        given_actions, shadow_actions = given.model.manifest.spec.actions, candidate.manifest.spec.actions
+        policy, given_actions = given.outcome.evaluation.probabilities, given.predictions.actions.ids
+        shadow_actions = candidate.manifest.spec.actions
         best = shadow_actions[int(shadow.argmax())]
         return ShadowAnswer(
-            prediction_id=given.prediction_id,
+            prediction_id=prediction_id,
             action=best,
-            agrees=best == given_actions[int(given.probabilities.argmax())],
-            kl_nats=kl_divergence(given.probabilities, _reordered(shadow, shadow_actions, given_actions)),
+            agrees=best == given_actions[int(policy.argmax())],
+            kl_nats=kl_divergence(policy, _reordered(shadow, shadow_actions, given_actions)),
             duration_s=duration_s,
         )
 
-    def _policy(self, candidate: ServableModel, given: GivenAnswer) -> Float64:
+    def _policy(self, candidate: ServableModel, given: ShadowedRow) -> Float64:
         """``[a]``, of the candidate over its own actions."""
         manifest = candidate.manifest
         if self._buffer is None or self._buffer[0] is not candidate:
             self._buffer = candidate, Batch(manifest.spec, 1)
-        inputs = self._buffer[1].fill([self._decode(given.content, candidate)])
+        inputs = self._buffer[1].fill([decode_content(given.content, candidate, self._limits)])
         embedding, base_logits, _ = candidate.trunk(inputs)
         scores = candidate.head(embedding, base_logits)
         if not np.isfinite(scores).all():
             raise FloatingPointError(f"version {manifest.version} gave scores that are not finite")
-        pairs = zip(given.model.manifest.spec.actions, given.allowed.tolist(), strict=True)
+        actions = given.predictions.actions
+        pairs = zip(actions.ids, actions.allowed.tolist(), strict=True)
         allowed_ids = {action for action, is_allowed in pairs if is_allowed}
         allowed = np.array([[action in allowed_ids for action in manifest.spec.actions]])
         if not allowed.any():
@@ -276,7 +271,7 @@ def kl_divergence(given: Float64, shadow: Float64) -> float:
     return max(0.0, float(np.sum(given[positive] * np.log(given[positive] / np.maximum(shadow[positive], _FLOOR)))))
 
 
-def _reordered(values: Float64, actions: tuple[str, ...], wanted: tuple[str, ...]) -> Float64:
+def _reordered(values: Float64, actions: Sequence[str], wanted: Sequence[str]) -> Float64:
     """``values`` in the order of ``wanted``; 0 for those that are not in ``actions``."""
     if actions == wanted:
         return values

@@ -95,13 +95,6 @@ class LiveModel:
             raise NoLiveModel(self.name)
         return model
 
-    def serving_for(self, user_id: str) -> tuple[ServableModel, Role]:
-        """The version that serves this user, and its role. Raises NoLiveModel."""
-        canary = self._canary
-        if canary is not None and in_experiment(canary[0], user_id):
-            return canary[1], Role.CANDIDATE
-        return self.serving(), Role.LIVE
-
     def count_request(self, user_id: str, role: Role) -> AbstractContextManager[None]:
         """Around one request of this user: counts how it was answered, while an experiment is under way."""
         experiment = self.experiment
@@ -130,15 +123,17 @@ class LiveModel:
             NoLiveModel: nothing serves.
             NotFound: the version is not loaded.
         """
+        canary = self._canary
         if version is None:
-            return self.serving_for(user_id)
+            if canary is not None and in_experiment(canary[0], user_id):
+                return canary[1], Role.CANDIDATE
+            return self.serving(), Role.LIVE
         model = self._loaded.get(version)
         if model is None:
             raise NotFound(
                 f"version: {version} is not loaded here; loaded are {list(self.loaded_versions())}, "
                 "and none asks for the live one"
             )
-        canary = self._canary
         return model, Role.CANDIDATE if canary is not None and canary[1] is model else Role.LIVE
 
     def loaded_versions(self) -> Sequence[int]:

@@ -18,7 +18,7 @@ from plaudit.core.errors import InvalidInput, NoLiveModel, UnknownModel
 from plaudit.core.events import Role
 from plaudit.core.ports.registry import ModelCatalog
 from plaudit.core.ports.runtime import ModelRuntime, ServableModel
-from plaudit.core.tracing import NO_TRACING, Tracing
+from plaudit.core.tracing import Tracing
 from plaudit.serving.engine.admission import Admission
 from plaudit.serving.engine.batcher import Batcher, Run
 from plaudit.serving.engine.evaluator import Evaluation, EvaluationRequest, Evaluator, traced
@@ -70,8 +70,8 @@ class ServedModels:
         max_batch: int,
         workers: int,
         queue_limit: int,
-        seed: int | None = None,
-        tracing: Tracing = NO_TRACING,
+        seed: int | None,
+        tracing: Tracing,
     ) -> None:
         self._catalog = catalog
         self._runtime = runtime

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Final
 
@@ -104,16 +104,17 @@ class BufferedHistogram(Collector):
             self._series.pop(values, None)
 
     def describe(self) -> Iterator[Metric]:
-        histogram, counter = self._families()
-        yield histogram
-        if counter is not None:
-            yield counter
+        return self._families({})
 
     def collect(self) -> Iterator[Metric]:
-        histogram, counter = self._families()
         with self._lock:
-            series = list(self._series.items())
-        for values, observed in series:
+            series = dict(self._series)
+        return self._families(series)
+
+    def _families(self, series: Mapping[tuple[str, ...], BufferedSeries]) -> Iterator[Metric]:
+        histogram = HistogramMetricFamily(self._name, self._text, labels=self._labels)
+        counter = None if self._counter is None else CounterMetricFamily(*self._counter, labels=self._labels)
+        for values, observed in series.items():
             counts, total = observed.fold()
             upto = list(accumulate(counts))
             histogram.add_metric(values, list(zip(self._ends, upto, strict=True)), total)
@@ -122,10 +123,3 @@ class BufferedHistogram(Collector):
         yield histogram
         if counter is not None:
             yield counter
-
-    def _families(self) -> tuple[HistogramMetricFamily, CounterMetricFamily | None]:
-        counter = None
-        if self._counter is not None:
-            name, text = self._counter
-            counter = CounterMetricFamily(name, text, labels=self._labels)
-        return HistogramMetricFamily(self._name, self._text, labels=self._labels), counter

@@ -7,9 +7,8 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from plaudit.serving.telemetry.buffered_histogram import BufferedHistogram
-from plaudit.serving.telemetry.version_metrics import VersionMetrics
+from plaudit.serving.telemetry.version_metrics import FAST_S, VersionMetrics
 
-_FAST_S: Final = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.5, 10.0)
 _SLOW_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
 
 
@@ -19,123 +18,78 @@ class ServingMetrics:
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"plaudit_serving_{name}_total", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"plaudit_serving_{name}", text, labels, registry=registry)
+
+        def seconds(name: str, text: str, bounds: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"plaudit_serving_{name}_seconds", text, labels, registry=registry, buckets=bounds)
+
         self.registry = registry
-        self.requests = Counter(
-            "plaudit_serving_requests_total", "Calls answered.", ["method", "code"], registry=registry
-        )
+        self.requests = counter("requests", "Calls answered.", "method", "code")
         self.request_seconds = BufferedHistogram(
             "plaudit_serving_request_seconds",
             "From a call's arrival to its answer; of a stream, to its end.",
             ["method"],
-            _FAST_S,
+            FAST_S,
             registry,
         )
-        self.queue_requests = Gauge(
-            "plaudit_serving_queue_requests", "Requests that wait for the model.", ["model"], registry=registry
-        )
+        self.queue_requests = gauge("queue_requests", "Requests that wait for the model.", "model")
         self.versions = VersionMetrics(registry)
-        self.dynamic_action_texts = Counter(
-            "plaudit_serving_dynamic_action_texts_total",
+        self.dynamic_action_texts = counter(
+            "dynamic_action_texts",
             "Texts of dynamic actions, by whether their vector was cached or had to be computed.",
-            ["vectors"],
-            registry=registry,
+            "vectors",
         )
-        self.decisions_logged = Counter(
-            "plaudit_serving_decisions_logged_total", "Decisions made durable in the event log.", registry=registry
-        )
-        self.decisions_dropped = Counter(
-            "plaudit_serving_decisions_dropped_total",
+        self.decisions_logged = counter("decisions_logged", "Decisions made durable in the event log.")
+        self.decisions_dropped = counter(
+            "decisions_dropped",
             "Decisions answered but never logged: the queue was full, or the log away until shutdown.",
-            registry=registry,
         )
-        self.decision_append_seconds = Histogram(
-            "plaudit_serving_decision_append_seconds",
-            "Making a group of decisions durable in the event log.",
-            buckets=_FAST_S,
-            registry=registry,
+        self.decision_append_seconds = seconds(
+            "decision_append", "Making a group of decisions durable in the event log.", FAST_S
         )
-        self.decision_queue = Gauge(
-            "plaudit_serving_decision_queue_events", "Events that wait to be logged.", registry=registry
+        self.decision_queue = gauge("decision_queue_events", "Events that wait to be logged.")
+        self.spool_events = gauge(
+            "spool_events", "Decisions and feedback that wait on this machine because the event log is, or was, away."
         )
-        self.spool_events = Gauge(
-            "plaudit_serving_spool_events",
-            "Decisions and feedback that wait on this machine because the event log is, or was, away.",
-            registry=registry,
+        self.spool_age = gauge("spool_age_seconds", "How long the oldest of them has waited; 0 if none.")
+        self.feedback_ack_seconds = seconds(
+            "feedback_ack", "From the arrival of feedback until it was durable.", FAST_S
         )
-        self.spool_age = Gauge(
-            "plaudit_serving_spool_age_seconds", "How long the oldest of them has waited; 0 if none.", registry=registry
+        self.swaps = counter("swaps", "Times another version went live here.", "model")
+        self.failed_proofs = counter(
+            "failed_proofs", "Times a version failed its proof and therefore does not serve.", "model"
         )
-        self.feedback_ack_seconds = Histogram(
-            "plaudit_serving_feedback_ack_seconds",
-            "From the arrival of feedback until it was durable.",
-            buckets=_FAST_S,
-            registry=registry,
+        self.proof_seconds = seconds(
+            "proof", "Loading a version and proving it, whether it passed or not.", _SLOW_S, "model"
         )
-        self.swaps = Counter(
-            "plaudit_serving_swaps_total", "Times another version went live here.", ["model"], registry=registry
-        )
-        self.failed_proofs = Counter(
-            "plaudit_serving_failed_proofs_total",
-            "Times a version failed its proof and therefore does not serve.",
-            ["model"],
-            registry=registry,
-        )
-        self.proof_seconds = Histogram(
-            "plaudit_serving_proof_seconds",
-            "Loading a version and proving it, whether it passed or not.",
-            ["model"],
-            buckets=_SLOW_S,
-            registry=registry,
-        )
-        self.warming_seconds = Histogram(
-            "plaudit_serving_warming_seconds",
-            "Warming a version up for every size of batch.",
-            ["model"],
-            buckets=_SLOW_S,
-            registry=registry,
-        )
-        self.swap_seconds = Histogram(
-            "plaudit_serving_swap_seconds",
+        self.warming_seconds = seconds("warming", "Warming a version up for every size of batch.", _SLOW_S, "model")
+        self.swap_seconds = seconds(
+            "swap",
             "From seeing that another version should be live to serving it: load, proof, warming, flip.",
-            ["model"],
-            buckets=_SLOW_S,
-            registry=registry,
+            _SLOW_S,
+            "model",
         )
-        self.freshness_seconds = Histogram(
-            "plaudit_serving_freshness_seconds",
-            "From the latest feedback that a version learned until it served here.",
-            ["model"],
-            buckets=_SLOW_S,
-            registry=registry,
+        self.freshness_seconds = seconds(
+            "freshness", "From the latest feedback that a version learned until it served here.", _SLOW_S, "model"
         )
-        self.live_version = Gauge(
-            "plaudit_serving_live_version", "The version that serves; 0 is none.", ["model"], registry=registry
-        )
-        self.live_since = Gauge(
-            "plaudit_serving_live_since_timestamp_seconds",
+        self.live_version = gauge("live_version", "The version that serves; 0 is none.", "model")
+        self.live_since = gauge(
+            "live_since_timestamp_seconds",
             "When the version that serves went live here, UTC seconds since the epoch.",
-            ["model"],
-            registry=registry,
+            "model",
         )
-        self.candidate_version = Gauge(
-            "plaudit_serving_candidate_version",
-            "The version in an experiment beside it; 0 is none.",
-            ["model"],
-            registry=registry,
+        self.candidate_version = gauge(
+            "candidate_version", "The version in an experiment beside it; 0 is none.", "model"
         )
-        self.candidate_share = Gauge(
-            "plaudit_serving_candidate_share_ratio",
-            "Share of the users that the version in an experiment serves.",
-            ["model"],
-            registry=registry,
+        self.candidate_share = gauge(
+            "candidate_share_ratio", "Share of the users that the version in an experiment serves.", "model"
         )
-        self.gpu_memory_used = Gauge(
-            "plaudit_serving_gpu_memory_used_bytes",
-            "Memory of a GPU in use, by any process.",
-            ["gpu"],
-            registry=registry,
-        )
-        self.gpu_memory = Gauge("plaudit_serving_gpu_memory_bytes", "Memory of a GPU.", ["gpu"], registry=registry)
+        self.gpu_memory_used = gauge("gpu_memory_used_bytes", "Memory of a GPU in use, by any process.", "gpu")
+        self.gpu_memory = gauge("gpu_memory_bytes", "Memory of a GPU.", "gpu")
         self._of_models = (
             self.queue_requests,
             self.live_version,

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 from plaudit.core.ports.runtime import ServableModel
@@ -25,39 +25,17 @@ class Spent:
         self.count += count
         self.ns += ns
 
-    def copy(self) -> Spent:
-        return Spent(self.count, self.ns)
 
-
-@dataclass(frozen=True, slots=True)
-class BatchTimes:
-    """One batch, nanoseconds.
-
-    Attributes:
-        rows: number of rows.
-        queue_ns: sum of the times its rows waited.
-        input_ns: filling the arrays.
-        infer_ns: trunk and head.
-        output_ns: policy and sampling.
-    """
-
-    rows: int
-    queue_ns: int
-    input_ns: int
-    infer_ns: int
-    output_ns: int
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BatchSize:
     """Times of all batches of one size."""
 
-    input: Spent
-    infer: Spent
-    output: Spent
+    input: Spent = field(default_factory=Spent)
+    infer: Spent = field(default_factory=Spent)
+    output: Spent = field(default_factory=Spent)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Totals:
     """Totals of one version since it was loaded; durations are counted once for each row, as its client saw them.
 
@@ -67,19 +45,19 @@ class Totals:
         batches: number of batches that they were computed in.
         success: from the submission to the outcome, of the rows that were computed.
         fail: the same, of the rows that failed.
-        sizes: batches by their number of rows, each counted once.
+        sizes: batches by their number of rows, ascending, each counted once.
     """
 
-    last_ms: int
-    rows: int
-    batches: int
-    success: Spent
-    fail: Spent
-    queue: Spent
-    input: Spent
-    infer: Spent
-    output: Spent
-    sizes: Mapping[int, BatchSize]
+    last_ms: int = 0
+    rows: int = 0
+    batches: int = 0
+    success: Spent = field(default_factory=Spent)
+    fail: Spent = field(default_factory=Spent)
+    queue: Spent = field(default_factory=Spent)
+    input: Spent = field(default_factory=Spent)
+    infer: Spent = field(default_factory=Spent)
+    output: Spent = field(default_factory=Spent)
+    sizes: dict[int, BatchSize] = field(default_factory=dict)
 
 
 class VersionStatistics:
@@ -87,58 +65,46 @@ class VersionStatistics:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._last_ms = 0
-        self._rows = 0
-        self._batches = 0
-        self._success = Spent()
-        self._fail = Spent()
-        self._queue = Spent()
-        self._input = Spent()
-        self._infer = Spent()
-        self._output = Spent()
-        self._sizes: dict[int, BatchSize] = {}
+        self._totals = Totals()
 
-    def answered(self, batch: BatchTimes) -> None:
-        rows = batch.rows
+    def answered(self, rows: int, *, queue_ns: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
+        """Count one batch.
+
+        Args:
+            queue_ns: sum of the times its rows waited.
+            input_ns: filling the arrays.
+            infer_ns: trunk and head.
+            output_ns: policy and sampling.
+        """
+        totals = self._totals
         now_ms = time.time_ns() // 1_000_000
         with self._lock:
-            self._last_ms = now_ms
-            self._rows += rows
-            self._batches += 1
-            self._success.add(rows, batch.queue_ns + rows * (batch.input_ns + batch.infer_ns + batch.output_ns))
-            self._queue.add(rows, batch.queue_ns)
-            self._input.add(rows, rows * batch.input_ns)
-            self._infer.add(rows, rows * batch.infer_ns)
-            self._output.add(rows, rows * batch.output_ns)
-            size = self._sizes.get(rows)
+            totals.last_ms = now_ms
+            totals.rows += rows
+            totals.batches += 1
+            totals.success.add(rows, queue_ns + rows * (input_ns + infer_ns + output_ns))
+            totals.queue.add(rows, queue_ns)
+            totals.input.add(rows, rows * input_ns)
+            totals.infer.add(rows, rows * infer_ns)
+            totals.output.add(rows, rows * output_ns)
+            size = totals.sizes.get(rows)
             if size is None:
-                size = self._sizes[rows] = BatchSize(Spent(), Spent(), Spent())
-            size.input.add(1, batch.input_ns)
-            size.infer.add(1, batch.infer_ns)
-            size.output.add(1, batch.output_ns)
+                size = totals.sizes[rows] = BatchSize()
+            size.input.add(1, input_ns)
+            size.infer.add(1, infer_ns)
+            size.output.add(1, output_ns)
 
     def failed(self, rows: int, ns: int) -> None:
         """``ns``: sum of the times from submission to failure."""
         with self._lock:
-            self._fail.add(rows, ns)
+            self._totals.fail.add(rows, ns)
 
     def totals(self) -> Totals:
+        """A copy."""
         with self._lock:
-            return Totals(
-                last_ms=self._last_ms,
-                rows=self._rows,
-                batches=self._batches,
-                success=self._success.copy(),
-                fail=self._fail.copy(),
-                queue=self._queue.copy(),
-                input=self._input.copy(),
-                infer=self._infer.copy(),
-                output=self._output.copy(),
-                sizes={
-                    rows: BatchSize(size.input.copy(), size.infer.copy(), size.output.copy())
-                    for rows, size in sorted(self._sizes.items())
-                },
-            )
+            totals = deepcopy(self._totals)
+        totals.sizes = dict(sorted(totals.sizes.items()))
+        return totals
 
 
 class Statistics:

@@ -26,7 +26,7 @@ SHOWN_AT_MOST: Final = 20
 EARLIER: Final = "earlier"
 """Label of all versions that are not shown, in the metrics of feedback."""
 
-_FAST_S: Final = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.5, 10.0)
+FAST_S: Final = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.5, 10.0)
 _BATCH: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 _LABELS: Final = ("model", "version")
 
@@ -67,32 +67,26 @@ class VersionMetrics:
             return BufferedHistogram(f"plaudit_serving_{name}", text, _LABELS, bounds, registry, counter=counted)
 
         self._clock = clock
-        self._explored = counter("explored", "Of these, answers drawn although another one was more probable.")
-        self._failures = counter("prediction_failures", "Requests that a version failed on.")
-        self._prediction_seconds = histogram(
-            "prediction_seconds",
-            "From a request for a prediction until it was decided.",
-            _FAST_S,
-            ("plaudit_serving_predictions", "Answers decided, each row of a request counted."),
+        # In the order of the fields of VersionSeries.
+        self._by_version: tuple[Counter | BufferedHistogram, ...] = (
+            counter("explored", "Of these, answers drawn although another one was more probable."),
+            counter("prediction_failures", "Requests that a version failed on."),
+            histogram(
+                "prediction_seconds",
+                "From a request for a prediction until it was decided.",
+                FAST_S,
+                ("plaudit_serving_predictions", "Answers decided, each row of a request counted."),
+            ),
+            histogram("decode_seconds", "Decoding of one request's content.", FAST_S),
+            histogram("queue_seconds", "From a decoded request until its batch began.", FAST_S),
+            histogram("batch_requests", "Requests of a version that shared one batch.", _BATCH),
+            histogram("inference_seconds", "Trunk, head and policy of one batch.", FAST_S),
         )
-        self._decode_seconds = histogram("decode_seconds", "Decoding of one request's content.", _FAST_S)
-        self._queue_seconds = histogram("queue_seconds", "From a decoded request until its batch began.", _FAST_S)
-        self._batch_requests = histogram("batch_requests", "Requests of a version that shared one batch.", _BATCH)
-        self._inference_seconds = histogram("inference_seconds", "Trunk, head and policy of one batch.", _FAST_S)
         self._feedback_total = counter(
             "feedback",
             "Feedback by kind of signal and what became of it: accepted, duplicate or refused.",
             "kind",
             "status",
-        )
-        self._by_version: tuple[Counter | BufferedHistogram, ...] = (
-            self._explored,
-            self._failures,
-            self._prediction_seconds,
-            self._decode_seconds,
-            self._queue_seconds,
-            self._batch_requests,
-            self._inference_seconds,
         )
         self._lock = threading.Lock()
         self._counted: WeakKeyDictionary[ServableModel, VersionSeries] = WeakKeyDictionary()

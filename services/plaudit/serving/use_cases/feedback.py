@@ -19,7 +19,7 @@ from plaudit.core.ports.log import Appended
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import FeedbackStatus, StatusReaders
 from plaudit.core.prediction_id import PredictionIds, SignedPrediction
-from plaudit.core.tracing import NO_TRACING, Tracing
+from plaudit.core.tracing import Tracing
 from plaudit.serving.engine.admission import Admission
 from plaudit.serving.engine.batcher import Batcher, results
 from plaudit.serving.engine.call_context import NO_DEADLINE, CallContext
@@ -77,7 +77,6 @@ class FeedbackUseCase:
         append: of the event log.
         recorded_at_s: of the event log: when a piece of feedback was recorded, None if it was not.
         statuses: what the learners made of feedback; None: receipts say what log and registry know.
-        clock: UTC seconds since the epoch.
     """
 
     def __init__(
@@ -88,9 +87,8 @@ class FeedbackUseCase:
         ids: PredictionIds,
         metrics: ServingMetrics,
         *,
-        statuses: StatusReaders | None = None,
-        tracing: Tracing = NO_TRACING,
-        clock: Callable[[], float] = time.time,
+        statuses: StatusReaders | None,
+        tracing: Tracing,
     ) -> None:
         self._models = models
         self._append = append
@@ -99,7 +97,6 @@ class FeedbackUseCase:
         self._metrics = metrics
         self._statuses = statuses
         self._tracing = tracing
-        self._clock = clock
         self._admission = Admission("the queue of feedback", _QUEUE_LIMIT)
         self._writer: Batcher[tuple[FeedbackRequest, str], Appended] = Batcher(
             [self._append_all], name="feedback", max_batch=lambda: _MAX_BATCH
@@ -158,12 +155,23 @@ class FeedbackUseCase:
     def receipt(self, feedback_id: str) -> FeedbackReceipt:
         """Raises UnknownFeedback if it was never recorded, InvalidInput if the id is empty or too long."""
         _check_id("feedback_id", feedback_id)
-        return self._receipt(feedback_id)
+        served = self._models.all()
+        for each in served:
+            status = self._status(each.live.registry.model, feedback_id)
+            if status is not None:
+                return _receipt_of(feedback_id, status, each.live.registry)
+        recorded_at_s = self._recorded_at_s(feedback_id)
+        if recorded_at_s is None:
+            raise UnknownFeedback(feedback_id)
+        recorded = FeedbackReceipt(feedback_id, ReceiptState.RECORDED, recorded_at_s)
+        if len(served) != 1 or self._statuses is not None:
+            return recorded  # no learner has read it, or it is unknown which model it is about
+        return _learned(recorded, served[0].live.registry, "last_feedback_time_s", recorded_at_s)
 
     def _check(self, request: FeedbackRequest) -> SignedPrediction:
         """The prediction that the feedback is about. Raises InvalidInput, ExpiredPredictionId."""
         _check_id("feedback_id", request.feedback_id)
-        prediction = self._ids.check(request.prediction_id, now_s=self._clock())
+        prediction = self._ids.check(request.prediction_id, now_s=time.time())
         served = self._models.get(prediction.model)
         if served is None:
             raise InvalidPredictionId(f"is of the model {prediction.model!r}; served here are {self._models.names()}")
@@ -184,27 +192,13 @@ class FeedbackUseCase:
 
         Feedback is stamped here, so that times in the log of one server never go back.
         """
-        now_s = round(self._clock() * 1e6) / 1e6  # the log has microseconds, and receipts must compare equal
+        now_s = round(time.time() * 1e6) / 1e6  # the log has microseconds, and receipts must compare equal
         return self._append(
             [
                 Feedback(r.feedback_id, r.prediction_id, now_s, r.user_id, r.signal, traceparent)
                 for r, traceparent in items
             ]
         )
-
-    def _receipt(self, feedback_id: str) -> FeedbackReceipt:
-        served = self._models.all()
-        for each in served:
-            status = self._status(each.live.registry.model, feedback_id)
-            if status is not None:
-                return _receipt_of(feedback_id, status, each.live.registry)
-        recorded_at_s = self._recorded_at_s(feedback_id)
-        if recorded_at_s is None:
-            raise UnknownFeedback(feedback_id)
-        recorded = FeedbackReceipt(feedback_id, ReceiptState.RECORDED, recorded_at_s)
-        if len(served) != 1 or self._statuses is not None:
-            return recorded  # no learner has read it, or it is unknown which model it is about
-        return _learned(recorded, served[0].live.registry, "last_feedback_time_s", recorded_at_s)
 
     def _status(self, model: str, feedback_id: str) -> FeedbackStatus | None:
         try:

@@ -41,7 +41,6 @@ class RolloutService:
     decision_log: logs changes of the rollout.
     watch_interval_s: how often watchers poll for a change.
     statuses: what the learners say of experiments; None: nothing is known of them.
-    clock: UTC seconds since the epoch.
     """
 
     def __init__(
@@ -50,18 +49,25 @@ class RolloutService:
         decision_log: DecisionLog,
         *,
         watch_interval_s: float,
-        statuses: StatusReaders | None = None,
-        clock: Callable[[], float] = time.time,
+        statuses: StatusReaders | None,
     ) -> None:
         self._models = models
         self._decision_log = decision_log
         self._watch_interval_s = watch_interval_s
         self._statuses = statuses
-        self._clock = clock
 
     def all(self, model: str) -> tuple[Sequence[Manifest], Rollout]:
         """Every version whose manifest can be read, oldest first, and the present rollout. Raises UnknownModel."""
-        return _all(self._models.pick(model).live)
+        live = self._models.pick(model).live
+        manifests = []
+        for version in live.registry.versions():
+            try:
+                manifests.append(live.registry.manifest(version))
+            except UnknownVersion:
+                continue  # pruned since it was listed
+            except CorruptBundle as error:
+                logger.error("manifest_unreadable", model=live.name, version=version, problem=str(error))
+        return manifests, live.registry.rollout()
 
     def one(self, model: str, version: int) -> Manifest:
         """Raises UnknownModel, UnknownVersion, UnprovenVersion (its manifest is damaged)."""
@@ -169,7 +175,7 @@ class RolloutService:
         self, model: str, expected: int, actor: str, reason: str, transition: Callable[[Rollout, Change], Rollout]
     ) -> Rollout:
         live = self._models.pick(model).live
-        change = Change(actor=actor or "operator", time_s=self._clock(), reason=reason)
+        change = Change(actor=actor or "operator", time_s=time.time(), reason=reason)
         rollout = _apply(live, expected, change, transition)
         facts = asdict(rollout)
         facts["time_s"] = facts.pop("changed_at_s")
@@ -196,18 +202,6 @@ def _check_contract(live: LiveModel, before: Rollout, after: Rollout) -> None:
         difference = ours.spec.difference(_one(live, version).spec)
         if difference:
             raise IncompatibleContract(version, before.live, difference)
-
-
-def _all(live: LiveModel) -> tuple[Sequence[Manifest], Rollout]:
-    manifests = []
-    for version in live.registry.versions():
-        try:
-            manifests.append(live.registry.manifest(version))
-        except UnknownVersion:
-            continue  # pruned since it was listed
-        except CorruptBundle as error:
-            logger.error("manifest_unreadable", model=live.name, version=version, problem=str(error))
-    return manifests, live.registry.rollout()
 
 
 def _one(live: LiveModel, version: int) -> Manifest:

@@ -26,7 +26,7 @@ from plaudit.core.events import Content, EncodedContent, TensorContent, TextCont
 from plaudit.core.ports.runtime import ServableModel
 from plaudit.core.user_groups import check_group
 from plaudit.inference import open_inference_pb2 as pb
-from plaudit.serving.use_cases.predict import Outcome, PredictionRequest, Predictions
+from plaudit.serving.engine.pipeline import Outcome, PredictionRequest, Predictions
 from plaudit_models.preprocess import input_dtype
 from plaudit_models.spec import EMBEDDING, ImageModality, Modality, ModelSpec, TensorModality, TextModality
 
