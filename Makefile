@@ -83,6 +83,7 @@ check: $(INSTALLED) ## Lint, formatting, types, protos
 
 house: $(INSTALLED) ## Figures of the source: rooms, imports, sizes; for judgement
 	$(BIN)/python tools/house.py
+	@PYTHONPATH=tests:. $(BIN)/python tools/walks.py 2>&1 | grep -v '\[info'
 
 fmt: $(INSTALLED) ## Format code and protos
 	$(BIN)/ruff check --fix

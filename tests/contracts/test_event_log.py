@@ -22,8 +22,9 @@ from kafka import KafkaProducer
 from plaudit.adapters.log.spooled import SpooledLog
 from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.core.errors import LogUnavailable
-from plaudit.core.events import DeadLetter, Decision, Event, Feedback, RolloutChanged, Thumb, Topic
+from plaudit.core.events import DeadLetter, Decision, Event, Feedback, Thumb, Topic
 from plaudit.core.ports.log import EventLog, EventReader, Record, UnreadableRecord
+from plaudit.core.rollout import Rollout
 from support.builders import NOW_S, a_decision, some_feedback
 from support.kafka_broker import Kafka
 
@@ -173,7 +174,7 @@ def test_reads_what_was_appended_in_order(log: EventLog) -> None:
         a_decision("p1"),
         some_feedback("p1", feedback_id="f1"),
         DeadLetter("plaudit.feedback", "17", "unreadable", b"\x00", NOW_S),
-        RolloutChanged("tiny", 3, 2, 1, 1, None, 0.0, False, NOW_S, "better", "learner"),
+        Rollout("tiny", 3, live=2, previous=1, gated=1, changed_at_s=NOW_S, reason="better", actor="learner"),
         a_decision("p2"),
     ]
     assert [a.duplicate for a in log.append(events)] == [False] * 5

@@ -30,7 +30,6 @@ from plaudit.core.events import (
     Rating,
     Retract,
     Role,
-    RolloutChanged,
     ShadowAnswer,
     TensorContent,
     TextContent,
@@ -38,6 +37,7 @@ from plaudit.core.events import (
     Topic,
     topic_of,
 )
+from plaudit.core.rollout import Rollout
 from plaudit.core.wire import (
     UnreadableEvent,
     content_from_wire,
@@ -113,7 +113,7 @@ dead_letters = st.builds(
     DeadLetter, source_topic=texts, source_position=texts, reason=texts, payload=st.binary(), time_s=times_s
 )
 rollouts = st.builds(
-    RolloutChanged,
+    Rollout,
     model=texts,
     generation=st.integers(0, 2**40),
     live=st.none() | versions,
@@ -122,7 +122,7 @@ rollouts = st.builds(
     candidate=st.none() | versions,
     candidate_share=st.floats(0.0, 1.0),
     pinned=st.booleans(),
-    time_s=times_s,
+    changed_at_s=times_s,
     reason=texts,
     actor=texts,
     shadow=st.booleans(),

@@ -20,7 +20,6 @@ from plaudit.demo.report import (
     Observations,
     RefreshedHead,
     Satisfaction,
-    accuracy,
     expected_satisfaction,
     first_answers,
     freshness_s,
@@ -80,11 +79,6 @@ def test_expected_satisfaction_is_the_probability_of_what_is_liked() -> None:
     likes = np.array([[False, True, False], [True, False, False], [True, False, True]])
     found = expected_satisfaction(probabilities, likes, ["add", "hear", "add"])
     assert found == pytest.approx({"add": 0.45, "hear": 0.7})
-
-
-def test_accuracy_looks_at_the_best_action() -> None:
-    scores = np.array([[1.0, 2.0], [5.0, 4.0], [-1.0, -2.0]])
-    assert accuracy(scores, np.array([1, 1, 0]), ["add", "add", "see"]) == {"add": 0.5, "see": 1.0}
 
 
 def test_thumbs_at() -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.adapters.registry.directory import DirectoryRegistry
-from plaudit.core.events import RolloutChanged, Topic
-from plaudit.core.rollout import pin
+from plaudit.core.events import Topic
+from plaudit.core.rollout import Rollout, pin
 from plaudit.v1 import model_pb2
 from plaudit_models.bundle import HEAD
 from support.serving_harness import CHANGE, Running, Serve, events, go_live, refusal
@@ -80,7 +80,7 @@ async def test_promote_serves_when_it_returns_and_rollback_goes_back(
     assert registry.rollout().live == 1
 
     await asyncio.to_thread(running.server.stop)
-    logged = [event for event in events(log, Topic.VERSIONS) if isinstance(event, RolloutChanged)]
+    logged = [event for event in events(log, Topic.VERSIONS) if isinstance(event, Rollout)]
     assert [(event.generation, event.live, event.actor) for event in logged] == [(2, 3, "ada"), (3, 1, "bob")]
 
 

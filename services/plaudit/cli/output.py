@@ -42,51 +42,25 @@ def print_acknowledgement(acknowledged: Acknowledgement) -> None:
 
 
 def print_receipt(receipt: Receipt) -> None:
-    _print_table(
-        ("feedback", "state", "recorded", "used in version", "live since", "reason"),
-        [
-            (
-                receipt.feedback_id,
-                receipt.state,
-                _time(receipt.recorded_at_s),
-                _number(receipt.used_in_version),
-                _time(receipt.live_since_s),
-                receipt.reason,
-            )
-        ],
-    )
+    recorded, live_since = _time(receipt.recorded_at_s), _time(receipt.live_since_s)
+    cells = (receipt.feedback_id, receipt.state, recorded, receipt.used_in_version, live_since, receipt.reason)
+    _print_table(("feedback", "state", "recorded", "used in version", "live since", "reason"), [cells])
 
 
 def print_raters(rows: Sequence[Mapping[str, Any]]) -> None:
-    _print_table(
-        ("user", "trust", "counted", "refused", "reliability"),
-        [
-            (
-                row["user"] or "(without id)",
-                row["trust_level"] + (", floods" if row["floods"] else ""),
-                str(row["n"]),
-                str(row["refused"]),
-                f"{row['reliability']:.2f}",
-            )
-            for row in rows
-        ],
-    )
+    cells = []
+    for row in rows:
+        trust = row["trust_level"] + (", floods" if row["floods"] else "")
+        cells.append((row["user"] or "(without id)", trust, row["n"], row["refused"], f"{row['reliability']:.2f}"))
+    _print_table(("user", "trust", "counted", "refused", "reliability"), cells)
 
 
 def print_dead_letters(rows: Sequence[Mapping[str, Any]]) -> None:
-    _print_table(
-        ("record", "excluded", "bytes", "usable now", "reason"),
-        [
-            (
-                row["place"],
-                _time(row["time_s"]),
-                str(row["size_bytes"]),
-                "yes" if row["usable"] else "no",
-                row["reason"],
-            )
-            for row in rows
-        ],
-    )
+    cells = [
+        (row["place"], _time(row["time_s"]), row["size_bytes"], "yes" if row["usable"] else "no", row["reason"])
+        for row in rows
+    ]
+    _print_table(("record", "excluded", "bytes", "usable now", "reason"), cells)
 
 
 def print_replayed(replayed: Sequence[str], left: Mapping[str, str]) -> None:
@@ -105,9 +79,9 @@ def print_orphans(waiting: int, rows: Sequence[Mapping[str, Any]]) -> None:
 def print_versions(listed: Versions) -> None:
     rows = [
         (
-            str(version.version),
+            version.version,
             version.kind,
-            _number(version.parent),
+            version.parent,
             _time(version.created_at_s),
             version.digest[:12],
             ", ".join(roles(version.version, listed.rollout)),
@@ -120,7 +94,6 @@ def print_versions(listed: Versions) -> None:
 
 
 def print_experiment(experiment: Mapping[str, Any]) -> None:
-    """Report on one experiment."""
     where = "requests, in the shadow" if experiment["shadow"] else "users"
     verdict = experiment["verdict"] or "under way"
     out.print(f"experiment of version {experiment['version']} with {experiment['share']:.0%} of the {where}: {verdict}")
@@ -130,18 +103,11 @@ def print_experiment(experiment: Mapping[str, Any]) -> None:
     if not experiment["shadow"] or experiment["verdict"]:
         out.print(f"  {experiment['why']}")
     arms = ("live",) if experiment["shadow"] else ("live", "candidate")
-    rows = [
-        (
-            arm,
-            str(experiment["answers"][arm]["answered"]),
-            str(experiment["answers"][arm]["failed"]),
-            _ms(experiment["answers"][arm]["p50_s"]),
-            _ms(experiment["answers"][arm]["p95_s"]),
-            str(experiment["satisfaction"][arm]["n"]),
-            _percent(experiment["satisfaction"][arm]["mean"]),
-        )
-        for arm in arms
-    ]
+    rows = []
+    for arm in arms:
+        answers, rated = experiment["answers"][arm], experiment["satisfaction"][arm]
+        latencies = (_ms(answers["p50_s"]), _ms(answers["p95_s"]))
+        rows.append((arm, answers["answered"], answers["failed"], *latencies, rated["n"], _percent(rated["mean"])))
     _print_table(("arm", "answers", "failed", "median", "95 %", "rated", "satisfied"), rows, indent="  ")
     if experiment["shadow"]:
         _print_shadowed(experiment["shadowed"])
@@ -155,7 +121,8 @@ def print_experiment(experiment: Mapping[str, Any]) -> None:
         (
             each["name"],
             *(f"{_percent(each['satisfaction'][arm]['mean'])} of {each['satisfaction'][arm]['n']}" for arm in arms),
-            f"{each['e_value_harm']:.3g}, {each['proof']:.3g} is proof{_suspicion(each)}",
+            f"{each['e_value_harm']:.3g}, {each['proof']:.3g} is proof"
+            + ("; suspected, so nothing is promoted" if each.get("suspected") else ""),
         )
         for each in experiment["slices"]
     ]
@@ -163,10 +130,6 @@ def print_experiment(experiment: Mapping[str, Any]) -> None:
         _print_table(("slice", *arms, "evidence for harm"), slices, indent="  ")
     if experiment.get("ungrouped"):
         out.print(f"  {experiment['ungrouped']} rated answers are of further user groups and count over all only")
-
-
-def _suspicion(part: Mapping[str, Any]) -> str:
-    return "; suspected, so nothing is promoted" if part.get("suspected") else ""
 
 
 def _print_shadowed(shadowed: Mapping[str, Any]) -> None:
@@ -256,10 +219,11 @@ def roles(version: int, rollout: Rollout) -> list[str]:
     return [name for name, number in parts.items() if number == version]
 
 
-def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "") -> None:
-    """Columns are aligned, never cut nor wrapped: other programs may read them."""
-    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[object]], indent: str = "") -> None:
+    """Columns are aligned, never cut nor wrapped: other programs may read them. None is shown as a dash."""
+    lines = [header, *(["-" if cell is None else str(cell) for cell in row] for row in rows)]
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    for row in lines:
         out.print(indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
@@ -275,7 +239,3 @@ def _ms(duration_s: float | None) -> str:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
-
-
-def _number(number: int | None) -> str:
-    return "-" if number is None else str(number)

@@ -31,19 +31,8 @@ class AsyncClient(
         Coroutine[Any, Any, Rollout],
     ]
 ):
-    """Connection to one Plaudit server, or to several behind one name.
-
-    Every method raises :class:`~plaudit.client.ClientError`. Other keyword arguments are those of
-    :class:`~plaudit.client.calls.PredictOptions`, :class:`~plaudit.client.feedback.FeedbackOptions` and
-    :class:`~plaudit.client.calls.ChangeOptions`; ``timeout_s``, in seconds, replaces the client's own for one call.
-
-    Args:
-        target: ``host:port`` of the gRPC port.
-        admin_token: for promote, rollback and pin, where the server asks for one.
-        credentials: such as ``grpc.ssl_channel_credentials()``; None: plain text.
-        timeout_s: time limit of a call in seconds, retries included. Streams have none unless the method gets one.
-        max_message_bytes: size of the largest message sent or received.
-        tracer_provider: of OpenTelemetry, for a span around each call; None: calls are not traced.
+    """Connection to one Plaudit server, or to several behind one name. Arguments and errors are those of
+    :class:`~plaudit.client.Client`.
     """
 
     def __init__(

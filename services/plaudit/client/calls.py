@@ -8,7 +8,7 @@ from __future__ import annotations
 import getpass
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar, Unpack
 
 from google.protobuf.message import Message
 
@@ -175,79 +175,48 @@ def watch_versions(model: str) -> Call[results.Rollout]:
     return Call(_MODEL + "WatchVersions", request, model_pb2.WatchVersionsResponse, _rollout)
 
 
-def promote(
-    number: int, *, reason: str = "", actor: str | None = None, expected_generation: int = 0, model: str = ""
-) -> Call[results.Rollout]:
-    request = model_pb2.PromoteRequest(
-        model=model, version=number, expected_generation=expected_generation, actor=_actor(actor), reason=reason
-    )
-    return Call(_MODEL + "Promote", request, model_pb2.PromoteResponse, _rollout, admin=True)
+def promote(number: int, **options: Unpack[ChangeOptions]) -> Call[results.Rollout]:
+    return _change("Promote", model_pb2.PromoteRequest(version=number), model_pb2.PromoteResponse, **options)
 
 
-def rollback(
-    *, reason: str = "", actor: str | None = None, expected_generation: int = 0, model: str = ""
-) -> Call[results.Rollout]:
-    request = model_pb2.RollbackRequest(
-        model=model, expected_generation=expected_generation, actor=_actor(actor), reason=reason
-    )
-    return Call(_MODEL + "Rollback", request, model_pb2.RollbackResponse, _rollout, admin=True)
+def rollback(**options: Unpack[ChangeOptions]) -> Call[results.Rollout]:
+    return _change("Rollback", model_pb2.RollbackRequest(), model_pb2.RollbackResponse, **options)
 
 
-def pin(
-    number: int | None, *, reason: str = "", actor: str | None = None, expected_generation: int = 0, model: str = ""
-) -> Call[results.Rollout]:
+def pin(number: int | None, **options: Unpack[ChangeOptions]) -> Call[results.Rollout]:
     """Call of Pin; None unpins. On the wire that is version 0, so 0 itself is refused."""
     if number is not None and number <= 0:
         raise invalid("version", f"{number} is not a version; versions count from 1")
-    request = model_pb2.PinRequest(
-        model=model,
-        version=number or 0,
-        expected_generation=expected_generation,
-        actor=_actor(actor),
-        reason=reason,
-    )
-    return Call(_MODEL + "Pin", request, model_pb2.PinResponse, _rollout, admin=True)
+    return _change("Pin", model_pb2.PinRequest(version=number or 0), model_pb2.PinResponse, **options)
 
 
 def start_canary(
-    number: int,
-    share: float,
-    *,
-    shadow: bool = False,
-    reason: str = "",
-    actor: str | None = None,
-    expected_generation: int = 0,
-    model: str = "",
+    number: int, share: float, *, shadow: bool = False, **options: Unpack[ChangeOptions]
 ) -> Call[results.Rollout]:
-    request = model_pb2.StartCanaryRequest(
-        model=model,
-        version=number,
-        share=share,
-        shadow=shadow,
-        expected_generation=expected_generation,
-        actor=_actor(actor),
-        reason=reason,
-    )
-    return Call(_MODEL + "StartCanary", request, model_pb2.StartCanaryResponse, _rollout, admin=True)
+    request = model_pb2.StartCanaryRequest(version=number, share=share, shadow=shadow)
+    return _change("StartCanary", request, model_pb2.StartCanaryResponse, **options)
 
 
-def stop_canary(
-    number: int | None,
-    *,
-    reason: str = "",
-    actor: str | None = None,
-    expected_generation: int = 0,
-    model: str = "",
-) -> Call[results.Rollout]:
+def stop_canary(number: int | None, **options: Unpack[ChangeOptions]) -> Call[results.Rollout]:
     """Call of StopCanary; None stops any experiment."""
-    request = model_pb2.StopCanaryRequest(
-        model=model,
-        version=number or 0,
-        expected_generation=expected_generation,
-        actor=_actor(actor),
-        reason=reason,
-    )
-    return Call(_MODEL + "StopCanary", request, model_pb2.StopCanaryResponse, _rollout, admin=True)
+    request = model_pb2.StopCanaryRequest(version=number or 0)
+    return _change("StopCanary", request, model_pb2.StopCanaryResponse, **options)
+
+
+def _change(
+    method: str,
+    request: Any,
+    response: type[Message],
+    *,
+    reason: str = "",
+    actor: str | None = None,
+    expected_generation: int = 0,
+    model: str = "",
+) -> Call[results.Rollout]:
+    """Call that changes the rollout, with the fields that the requests of all such calls have."""
+    request.reason, request.actor, request.model = reason, _actor(actor), model
+    request.expected_generation = expected_generation
+    return Call(_MODEL + method, request, response, _rollout, admin=True)
 
 
 def _rollout(message: Any) -> results.Rollout:

@@ -39,64 +39,51 @@ class FeedbackOptions(TypedDict, total=False):
 
 def thumbs_up(subject: Subject, **options: Unpack[FeedbackOptions]) -> Feedback:
     """Thumb up: the answer was good."""
-    piece = _about(subject, **options)
-    piece.thumb = feedback_pb2.THUMB_UP
-    return piece
+    return _about(subject, Feedback(thumb=feedback_pb2.THUMB_UP), **options)
 
 
 def thumbs_down(subject: Subject, **options: Unpack[FeedbackOptions]) -> Feedback:
     """Thumb down: the answer was bad."""
-    piece = _about(subject, **options)
-    piece.thumb = feedback_pb2.THUMB_DOWN
-    return piece
+    return _about(subject, Feedback(thumb=feedback_pb2.THUMB_DOWN), **options)
 
 
 def rate(subject: Subject, rating: float, **options: Unpack[FeedbackOptions]) -> Feedback:
     """Rating of the answer in [0, 1], 1 being best."""
-    piece = _about(subject, **options)
-    piece.rating = rating
-    return piece
+    return _about(subject, Feedback(rating=rating), **options)
 
 
 def correct(subject: Subject, action: str, **options: Unpack[FeedbackOptions]) -> Feedback:
     """Correction: ``action`` would have been right."""
-    piece = _about(subject, **options)
-    piece.correction = action
-    return piece
+    return _about(subject, Feedback(correction=action), **options)
 
 
 def prefer(subject: Subject, preferred: str, rejected: str, **options: Unpack[FeedbackOptions]) -> Feedback:
     """Preference: for this content the action ``preferred`` is better than ``rejected``."""
-    piece = _about(subject, **options)
-    piece.preference.preferred = preferred
-    piece.preference.rejected = rejected
-    return piece
+    preference = feedback_pb2.Preference(preferred=preferred, rejected=rejected)
+    return _about(subject, Feedback(preference=preference), **options)
 
 
 def implicit(subject: Subject, kind: ImplicitKind, **options: Unpack[FeedbackOptions]) -> Feedback:
     """Implicit signal: what the user did after the answer."""
     if kind not in _IMPLICIT:
         raise invalid("implicit.kind", f"{kind!r} is not one of {sorted(_IMPLICIT)}")
-    piece = _about(subject, **options)
-    piece.implicit.kind = _IMPLICIT[kind]
-    return piece
+    return _about(subject, Feedback(implicit=feedback_pb2.Implicit(kind=_IMPLICIT[kind])), **options)
 
 
 def retract(subject: Subject, retracted: str = "", **options: Unpack[FeedbackOptions]) -> Feedback:
     """Retraction of the feedback with the id ``retracted``; "": of all this user's feedback on the prediction."""
-    piece = _about(subject, **options)
-    piece.retract.feedback_id = retracted
-    piece.retract.SetInParent()  # an empty message still selects the signal
-    return piece
+    return _about(subject, Feedback(retract=feedback_pb2.Retract(feedback_id=retracted)), **options)
 
 
-def _about(subject: Subject, *, user_id: str | None = None, feedback_id: str | None = None) -> Feedback:
+def _about(
+    subject: Subject, piece: Feedback, *, user_id: str | None = None, feedback_id: str | None = None
+) -> Feedback:
+    """``piece`` with its subject, user and id."""
     if isinstance(subject, Prediction):
-        prediction_id, asker = subject.prediction_id, subject.user_id
+        piece.prediction_id, piece.user_id = subject.prediction_id, subject.user_id
     else:
-        prediction_id, asker = subject, ""
-    return Feedback(
-        feedback_id=str(uuid.uuid4()) if feedback_id is None else feedback_id,
-        prediction_id=prediction_id,
-        user_id=asker if user_id is None else user_id,
-    )
+        piece.prediction_id = subject
+    if user_id is not None:
+        piece.user_id = user_id
+    piece.feedback_id = str(uuid.uuid4()) if feedback_id is None else feedback_id
+    return piece

@@ -28,12 +28,7 @@ RolloutT = TypeVar("RolloutT")
 
 
 class ClientMethods(ABC, Generic[PredictionT, AcknowledgementT, ReceiptT, VersionsT, VersionT, RolloutT]):
-    """Methods with one request and one answer.
-
-    Every method raises :class:`~plaudit.client.ClientError`. Other keyword arguments are those of
-    :class:`~plaudit.client.calls.PredictOptions`, :class:`~plaudit.client.feedback.FeedbackOptions` and
-    :class:`~plaudit.client.calls.ChangeOptions`; ``timeout_s``, in seconds, replaces the client's own for one call.
-    """
+    """Methods with one request and one answer; arguments and errors are those of :class:`~plaudit.client.Client`."""
 
     @abstractmethod
     def _invoke(self, call: Call[Any], timeout_s: float | None) -> Any:

@@ -152,17 +152,12 @@ class Versions:
 
 
 def prediction(message: prediction_pb2.PredictResponse, user_id: str) -> Prediction:
+    names = ("prediction_id", "action", "propensity", "version", "version_digest", "model", "request_id")
     return Prediction(
-        prediction_id=message.prediction_id,
-        action=message.action,
-        propensity=message.propensity,
+        **{name: getattr(message, name) for name in names},
         scores={score.action: score.probability for score in message.scores},
-        version=message.version,
-        version_digest=message.version_digest,
         role=_ROLES.get(message.role, "live"),
-        model=message.model,
         contributions=dict(message.contributions),
-        request_id=message.request_id,
         user_id=user_id,
     )
 
@@ -200,21 +195,11 @@ def version(message: model_pb2.Version, experiment_json: str = "") -> Version:
 
 
 def rollout(message: model_pb2.Rollout) -> Rollout:
-    return Rollout(
-        model=message.model,
-        generation=message.generation,
-        live=message.live or None,
-        previous=message.previous or None,
-        gated=message.gated or None,
-        candidate=message.candidate or None,
-        candidate_share=message.candidate_share,
-        pinned=message.pinned,
-        changed_at_s=_time_s(message, "changed_at"),
-        reason=message.reason,
-        actor=message.actor,
-        shadow=message.shadow,
-        experiment=message.experiment or None,
-    )
+    names = ("model", "generation", "candidate_share", "pinned", "reason", "actor", "shadow")
+    values = {name: getattr(message, name) for name in names}
+    for name in ("live", "previous", "gated", "candidate", "experiment"):
+        values[name] = getattr(message, name) or None  # 0 on the wire
+    return Rollout(**values, changed_at_s=_time_s(message, "changed_at"))
 
 
 def versions(message: model_pb2.ListVersionsResponse) -> Versions:

@@ -1,36 +1,4 @@
-"""Errors that Plaudit raises on purpose. They name no transport: the servicers map classes to statuses.
-
-PlauditError
-├── InvalidInput            a field of a request is wrong: field, value, way out
-│   └── InvalidPredictionId not signed by this service, or damaged
-├── NotFound
-│   ├── UnknownModel
-│   ├── UnknownVersion
-│   └── UnknownFeedback
-├── Conflict                the request is valid, the present state does not allow it
-│   ├── ExpiredPredictionId     older than the feedback window
-│   ├── RolloutMoved            the rollout was changed meanwhile
-│   ├── NoPreviousVersion
-│   ├── StoreMoved              another learner changed the experience store meanwhile
-│   ├── WrongStore              an experience store of another version of Plaudit
-│   ├── ExperimentActive        another version is the candidate
-│   ├── NoActiveExperiment      there is no candidate to stop
-│   ├── VersionAlreadyLive      the live version cannot be the candidate
-│   ├── IncompatibleContract    the version has other inputs or actions than the live one
-│   └── VersionPinned
-├── Overloaded              a bounded queue is full; try again later
-├── Expired                 the deadline passed before the evaluation began
-├── Unavailable
-│   ├── NoLiveModel
-│   ├── Draining            the server is shutting down
-│   ├── LogUnavailable
-│   ├── RegistryUnavailable the registry cannot be read or changed
-│   └── StoreUnavailable    the experience store cannot be read or written
-├── Unauthorized            an admin call without the admin token
-│   └── WrongToken          an admin call with a wrong token
-├── UnprovenVersion         a version failed its proof and never serves
-└── ConfigError             a setting is wrong: setting and value
-"""
+"""Errors that Plaudit raises on purpose. They name no transport: the servicers map classes to statuses."""
 
 from __future__ import annotations
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from plaudit.core.rollout import Rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,25 +185,6 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
-class RolloutChanged:
-    """Rollout of a model from ``time_s`` on. Fields as in :class:`plaudit.core.rollout.Rollout`."""
-
-    model: str
-    generation: int
-    live: int | None
-    previous: int | None
-    gated: int | None
-    candidate: int | None
-    candidate_share: float
-    pinned: bool
-    time_s: float
-    reason: str
-    actor: str
-    shadow: bool = False
-    experiment: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Answers:
     """Answers of one arm of an experiment.
 
@@ -267,7 +250,7 @@ class ExperimentReport:
     problem: str = ""
 
 
-Event = Decision | Feedback | DeadLetter | RolloutChanged | ExperimentReport
+Event = Decision | Feedback | DeadLetter | Rollout | ExperimentReport
 
 
 class Topic(StrEnum):
@@ -278,18 +261,17 @@ class Topic(StrEnum):
     EXPERIMENTS = "plaudit.experiments"
 
 
+_TOPICS: Final[Mapping[type[Event], Topic]] = {
+    Decision: Topic.DECISIONS,
+    Feedback: Topic.FEEDBACK,
+    DeadLetter: Topic.DEAD_LETTER,
+    Rollout: Topic.VERSIONS,
+    ExperimentReport: Topic.EXPERIMENTS,
+}
+
+
 def topic_of(event: Event) -> Topic:
-    match event:
-        case Decision():
-            return Topic.DECISIONS
-        case Feedback():
-            return Topic.FEEDBACK
-        case DeadLetter():
-            return Topic.DEAD_LETTER
-        case RolloutChanged():
-            return Topic.VERSIONS
-        case ExperimentReport():
-            return Topic.EXPERIMENTS
+    return _TOPICS[type(event)]
 
 
 def key_of(event: Event) -> str:
@@ -299,8 +281,13 @@ def key_of(event: Event) -> str:
             return event.prediction_id
         case DeadLetter():
             return event.source_position
-        case RolloutChanged() | ExperimentReport():
+        case Rollout() | ExperimentReport():
             return event.model
+
+
+def time_of(event: Event) -> float:
+    """Time of an event, UTC seconds since the epoch."""
+    return event.changed_at_s if isinstance(event, Rollout) else event.time_s
 
 
 def event_id_of(event: Event) -> str:
@@ -312,7 +299,7 @@ def event_id_of(event: Event) -> str:
             return event.feedback_id
         case DeadLetter():
             return f"{event.source_topic}:{event.source_position}"
-        case RolloutChanged():
+        case Rollout():
             return f"{event.model}:{event.generation}"
         case ExperimentReport():
             return f"{event.replica}:{event.number}"

@@ -82,15 +82,7 @@ class NoTracing:
 
     enabled: Final = False
 
-    def span(
-        self,
-        name: str,
-        *,
-        kind: Kind = "internal",
-        parent: str = "",
-        links: Iterable[str] = (),
-        attributes: Attributes | None = None,
-    ) -> AbstractContextManager[object]:
+    def span(self, name: str, **_: object) -> AbstractContextManager[object]:
         return nullcontext()
 
     def stream(
@@ -98,15 +90,7 @@ class NoTracing:
     ) -> Iterator[Answer]:
         return answers()
 
-    def record(
-        self,
-        name: str,
-        began_ns: int,
-        *,
-        parent: str = "",
-        links: Iterable[str] = (),
-        attributes: Attributes | None = None,
-    ) -> None:
+    def record(self, name: str, began_ns: int, **_: object) -> None:
         return None
 
     def present(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from plaudit.core.errors import InvalidInput
 from plaudit.core.events import (
@@ -29,7 +29,6 @@ from plaudit.core.events import (
     Rating,
     Retract,
     Role,
-    RolloutChanged,
     ShadowAnswer,
     Signal,
     TensorContent,
@@ -37,6 +36,7 @@ from plaudit.core.events import (
     Thumb,
     Topic,
 )
+from plaudit.core.rollout import Rollout
 from plaudit.v1 import content_pb2, events_pb2, feedback_pb2, prediction_pb2
 
 ROLE_TO_WIRE: Final = {
@@ -177,51 +177,52 @@ def event_type(topic: Topic) -> str:
     return _EVENT_TYPES[topic]
 
 
+# Fields that an event and its message both have, by the same name.
+_DECISION: Final = (
+    *("prediction_id", "model", "user_id", "version", "version_digest", "action", "propensity", "greedy"),
+    *("request_id", "traceparent", "user_group"),
+)
+_FEEDBACK: Final = ("feedback_id", "prediction_id", "user_id", "traceparent")
+_DEAD_LETTER: Final = ("source_topic", "source_position", "reason", "payload")
+_ROLLOUT: Final = ("model", "generation", "candidate_share", "pinned", "reason", "actor", "shadow", "experiment")
+_ROLLOUT_VERSIONS: Final = ("live", "previous", "gated", "candidate")
+"""None in the rollout is no value, or 0, in the message."""
+_EXPERIMENT: Final = ("replica", "number", "model", "experiment", "version", "dropped", "problem")
+_ANSWERS: Final = ("failed", "latencies")
+_SHADOW_ANSWER: Final = ("prediction_id", "action", "agrees", "kl_nats", "duration_s", "failure")
+
+
+def _values(source: object, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in names}
+
+
 class UnreadableEvent(Exception):
     """A payload is not an event of its topic; the message says why."""
 
 
 def encode_event(event: Event) -> bytes:
     """Durable payload of an event."""
+    message: Message
     match event:
         case Decision():
-            return _decision_to_wire(event).SerializeToString()
+            message = _decision_to_wire(event)
         case Feedback():
-            message = events_pb2.FeedbackEvent(
-                feedback_id=event.feedback_id,
-                prediction_id=event.prediction_id,
-                time_us=_to_us(event.time_s),
-                user_id=event.user_id,
-                traceparent=event.traceparent,
-            )
+            message = events_pb2.FeedbackEvent(**_values(event, _FEEDBACK), time_us=_to_us(event.time_s))
             set_signal(message, event.signal)
-            return message.SerializeToString()
         case DeadLetter():
-            return events_pb2.DeadLetterEvent(
-                source_topic=event.source_topic,
-                source_position=event.source_position,
-                reason=event.reason,
-                payload=event.payload,
-                time_us=_to_us(event.time_s),
-            ).SerializeToString()
-        case RolloutChanged():
-            return events_pb2.RolloutEvent(
-                model=event.model,
-                generation=event.generation,
-                live=event.live or 0,
-                previous=event.previous or 0,
-                gated=event.gated or 0,
-                candidate=event.candidate or 0,
-                candidate_share=event.candidate_share,
-                pinned=event.pinned,
-                time_us=_to_us(event.time_s),
-                reason=event.reason,
-                actor=event.actor,
-                shadow=event.shadow,
-                experiment=event.experiment,
-            ).SerializeToString()
+            message = events_pb2.DeadLetterEvent(**_values(event, _DEAD_LETTER), time_us=_to_us(event.time_s))
+        case Rollout():
+            values = _values(event, (*_ROLLOUT, *_ROLLOUT_VERSIONS))
+            message = events_pb2.RolloutEvent(**values, time_us=_to_us(event.changed_at_s))
         case ExperimentReport():
-            return _experiment_to_wire(event).SerializeToString()
+            message = events_pb2.ExperimentEvent(
+                **_values(event, _EXPERIMENT),
+                time_us=_to_us(event.time_s),
+                live=events_pb2.Answers(**_values(event.live, _ANSWERS)),
+                candidate=events_pb2.Answers(**_values(event.candidate, _ANSWERS)),
+                shadows=[events_pb2.ShadowAnswer(**_values(each, _SHADOW_ANSWER)) for each in event.shadows],
+            )
+    return message.SerializeToString()
 
 
 def decode_event(topic: Topic, payload: bytes) -> Event:
@@ -238,15 +239,11 @@ def decode_event(topic: Topic, payload: bytes) -> Event:
                 return _feedback_from_wire(events_pb2.FeedbackEvent.FromString(payload))
             case Topic.DEAD_LETTER:
                 letter = events_pb2.DeadLetterEvent.FromString(payload)
-                return DeadLetter(
-                    source_topic=letter.source_topic,
-                    source_position=letter.source_position,
-                    reason=letter.reason,
-                    payload=letter.payload,
-                    time_s=letter.time_us / 1e6,
-                )
+                return DeadLetter(**_values(letter, _DEAD_LETTER), time_s=letter.time_us / 1e6)
             case Topic.VERSIONS:
-                return _rollout_from_wire(events_pb2.RolloutEvent.FromString(payload))
+                rollout = events_pb2.RolloutEvent.FromString(payload)
+                numbers: dict[str, Any] = {name: getattr(rollout, name) or None for name in _ROLLOUT_VERSIONS}
+                return Rollout(**_values(rollout, _ROLLOUT), **numbers, changed_at_s=rollout.time_us / 1e6)
             case Topic.EXPERIMENTS:
                 return _experiment_from_wire(events_pb2.ExperimentEvent.FromString(payload))
     except (DecodeError, InvalidInput) as error:
@@ -255,22 +252,12 @@ def decode_event(topic: Topic, payload: bytes) -> Event:
 
 def _decision_to_wire(decision: Decision) -> events_pb2.DecisionEvent:
     message = events_pb2.DecisionEvent(
-        prediction_id=decision.prediction_id,
-        model=decision.model,
+        **_values(decision, _DECISION),
         time_us=_to_us(decision.time_s),
-        user_id=decision.user_id,
-        version=decision.version,
-        version_digest=decision.version_digest,
         role=ROLE_TO_WIRE[decision.role],
-        action=decision.action,
-        propensity=decision.propensity,
         allowed_actions=decision.allowed_actions,
-        greedy=decision.greedy,
-        request_id=decision.request_id,
         content=contents_to_wire(decision.content),
-        traceparent=decision.traceparent,
         dynamic_actions=dynamic_actions_to_wire(decision.dynamic_actions),
-        user_group=decision.user_group,
     )
     if decision.features is not None:
         message.features.trunk_digest = decision.features.trunk_digest
@@ -295,23 +282,13 @@ def _decision_from_wire(message: events_pb2.DecisionEvent) -> Decision:
     if dynamic_actions:
         _check_dynamic_actions(dynamic_actions, message.action, features)
     return Decision(
-        prediction_id=message.prediction_id,
-        model=message.model,
+        **_values(message, _DECISION),
         time_s=message.time_us / 1e6,
-        user_id=message.user_id,
-        version=message.version,
-        version_digest=message.version_digest,
         role=_ROLE_FROM_WIRE.get(message.role, Role.LIVE),
-        action=message.action,
-        propensity=message.propensity,
         allowed_actions=tuple(message.allowed_actions),
-        greedy=message.greedy,
-        request_id=message.request_id,
         features=features,
         content=contents_from_wire(message.content),
-        traceparent=message.traceparent,
         dynamic_actions=dynamic_actions,
-        user_group=message.user_group,
     )
 
 
@@ -332,90 +309,19 @@ def _feedback_from_wire(message: events_pb2.FeedbackEvent) -> Feedback:
         raise InvalidInput("feedback_id", "is empty")
     if not message.prediction_id:
         raise InvalidInput("prediction_id", "is empty")
-    return Feedback(
-        feedback_id=message.feedback_id,
-        prediction_id=message.prediction_id,
-        time_s=message.time_us / 1e6,
-        user_id=message.user_id,
-        signal=signal_from_wire(message),
-        traceparent=message.traceparent,
-    )
-
-
-def _rollout_from_wire(message: events_pb2.RolloutEvent) -> RolloutChanged:
-    return RolloutChanged(
-        model=message.model,
-        generation=message.generation,
-        live=message.live or None,
-        previous=message.previous or None,
-        gated=message.gated or None,
-        candidate=message.candidate or None,
-        candidate_share=message.candidate_share,
-        pinned=message.pinned,
-        time_s=message.time_us / 1e6,
-        reason=message.reason,
-        actor=message.actor,
-        shadow=message.shadow,
-        experiment=message.experiment,
-    )
-
-
-def _experiment_to_wire(report: ExperimentReport) -> events_pb2.ExperimentEvent:
-    return events_pb2.ExperimentEvent(
-        replica=report.replica,
-        number=report.number,
-        model=report.model,
-        experiment=report.experiment,
-        version=report.version,
-        time_us=_to_us(report.time_s),
-        live=_answers_to_wire(report.live),
-        candidate=_answers_to_wire(report.candidate),
-        shadows=[
-            events_pb2.ShadowAnswer(
-                prediction_id=each.prediction_id,
-                action=each.action,
-                agrees=each.agrees,
-                kl_nats=each.kl_nats,
-                duration_s=each.duration_s,
-                failure=each.failure,
-            )
-            for each in report.shadows
-        ],
-        dropped=report.dropped,
-        problem=report.problem,
-    )
+    return Feedback(**_values(message, _FEEDBACK), time_s=message.time_us / 1e6, signal=signal_from_wire(message))
 
 
 def _experiment_from_wire(message: events_pb2.ExperimentEvent) -> ExperimentReport:
     if not message.replica:
         raise InvalidInput("replica", "is empty")
     return ExperimentReport(
-        replica=message.replica,
-        number=message.number,
-        model=message.model,
-        experiment=message.experiment,
-        version=message.version,
+        **_values(message, _EXPERIMENT),
         time_s=message.time_us / 1e6,
         live=_answers_from_wire(message.live, "live"),
         candidate=_answers_from_wire(message.candidate, "candidate"),
-        shadows=tuple(
-            ShadowAnswer(
-                prediction_id=each.prediction_id,
-                action=each.action,
-                agrees=each.agrees,
-                kl_nats=each.kl_nats,
-                duration_s=each.duration_s,
-                failure=each.failure,
-            )
-            for each in message.shadows
-        ),
-        dropped=message.dropped,
-        problem=message.problem,
+        shadows=tuple(ShadowAnswer(**_values(each, _SHADOW_ANSWER)) for each in message.shadows),
     )
-
-
-def _answers_to_wire(answers: Answers) -> events_pb2.Answers:
-    return events_pb2.Answers(failed=answers.failed, latencies=answers.latencies)
 
 
 def _answers_from_wire(message: events_pb2.Answers, field: str) -> Answers:

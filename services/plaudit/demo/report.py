@@ -182,21 +182,8 @@ def expected_satisfaction(
         likes: ``[n, a]``, True where the user likes action a.
         kinds: ``n`` names.
     """
-    pleased = (probabilities * likes).sum(axis=1)
-    return _mean_by_kind(pleased, kinds)
-
-
-def accuracy(
-    scores: npt.NDArray[np.floating[Any]], right: npt.NDArray[np.int64], kinds: Sequence[Kind]
-) -> Satisfaction:
-    """Share of each kind's examples whose best-scored action is the right one.
-
-    Args:
-        scores: ``[n, a]``.
-        right: ``[n]``, index of the right action.
-        kinds: ``n`` names.
-    """
-    return _mean_by_kind((scores.argmax(axis=1) == right).astype(np.float64), kinds)
+    pleased, names = (probabilities * likes).sum(axis=1), np.array(kinds)
+    return {kind: float(pleased[names == kind].mean()) for kind in dict.fromkeys(kinds)}
 
 
 def thumbs_at(answers: Sequence[Answer], time_s: float) -> int:
@@ -215,17 +202,14 @@ def first_answers(answers: Sequence[Answer]) -> dict[int, float]:
 def version_after(answers: Sequence[Answer], thumbs: int) -> int:
     """Live version that answered last when ``thumbs`` thumbs were durable (or all, if there were fewer)."""
     until_s = answers[min(thumbs, len(answers)) - 1].acknowledged_s
-    return max(
-        (a for a in answers if a.answered_s <= until_s and not a.by_candidate), key=lambda a: a.answered_s
-    ).version
+    by_then = (a for a in answers if a.answered_s <= until_s and not a.by_candidate)
+    return max(by_then, key=lambda a: a.answered_s).version
 
 
 def reached_after(
     answers: Sequence[Answer], satisfaction: Mapping[int, Satisfaction], kind: Kind, target: float
 ) -> int | None:
-    """Number of thumbs given before the first answer of the first live version whose satisfaction is at least
-    ``target``.
-    """
+    """Number of thumbs before the first answer of the first live version whose satisfaction is at least ``target``."""
     for version, first_s in first_answers([a for a in answers if not a.by_candidate]).items():
         if satisfaction[version][kind] >= target:
             return thumbs_at(answers, first_s)
@@ -299,8 +283,3 @@ def traffic_satisfaction(answers: Sequence[Answer], kind: Kind, window: int = TR
 def percentile(values: Sequence[float], percent: float) -> float | None:
     """Percentile of ``values``, linear between neighbours; None if there are none."""
     return float(np.percentile(values, percent)) if values else None
-
-
-def _mean_by_kind(values: npt.NDArray[np.float64], kinds: Sequence[Kind]) -> dict[Kind, float]:
-    names = np.array(kinds)
-    return {kind: float(values[names == kind].mean()) for kind in dict.fromkeys(kinds)}

@@ -166,11 +166,11 @@ def _pretrain(labelled: Path, settings: Settings, view: View) -> None:
         view.say(
             f"pre-training was cut short after {settings.pretrain.max_duration_s:.0f} s; version 1 is weaker for it"
         )
-    found = ", ".join(f"{kind} {share:.1%}" for kind, share in published.accuracy.by_group.items())
-    view.say(f"version {published.manifest.version} is live; right on unseen writers, voices and wordings: {found}")
+    shares = ", ".join(f"{kind} {share:.1%}" for kind, share in published.accuracy.by_group.items())
+    view.say(f"version {published.manifest.version} is live; right on unseen writers, voices and wordings: {shares}")
     for name, withheld in published.without.items():
-        found = ", ".join(f"{kind} {share:.0%}" for kind, share in withheld.by_group.items())
-        view.say(f"  without {name}: {found}")
+        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in withheld.by_group.items())
+        view.say(f"  without {name}: {shares}")
 
 
 def _end_jobs(settings: Settings) -> None:
@@ -202,7 +202,7 @@ async def _traffic(
             for task in done:
                 task.result()
             if driving not in done:
-                raise DemoFailed(f"the services ended while users were asking; see {options.data_dir / SERVICES_LOG}")
+                raise DemoFailed(f"the services ended while users were asking; see {log}")
         finally:
             for task in running:
                 task.cancel()

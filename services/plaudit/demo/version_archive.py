@@ -6,7 +6,6 @@ A version in it is a folder of hard links, so it takes space only for files that
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from plaudit.core.errors import UnknownVersion
@@ -42,9 +41,6 @@ class VersionArchive:
     def manifests(self) -> dict[int, Manifest]:
         """Manifests by version, in the order of publication."""
         return dict(self._manifests)
-
-    def versions(self) -> Sequence[int]:
-        return list(self._manifests)
 
     def folder(self, version: int) -> Path:
         """Folder of a version. Raises KeyError if it is not in the archive."""

@@ -151,16 +151,16 @@ def _learned(summary: Mapping[str, Any]) -> Table:
         (f"{SHIFTED_KIND}: users changed their taste", summary["shift"], SHIFT_TARGET),
         (f"{NEW_KIND}: never labelled", summary["new_kind"], NEW_KIND_TARGET),
     ):
-        reached = _reached(change["reached_after_thumbs"], target)
+        reached = change["reached_after_thumbs"]
+        when = "not reached" if reached is None else f"reached after {reached}"
         table.add_row(
-            name, _percent(change["before"]), _percent(change["after"]), f"{change['thumbs']} thumbs; {reached}"
+            name,
+            _percent(change["before"]),
+            _percent(change["after"]),
+            f"{change['thumbs']} thumbs; {target:.0%} {when}",
         )
-    table.add_row(
-        "other kinds, worst drop",
-        "",
-        f"{unchanged['worst_drop_points']:.1f} points",
-        f"{unchanged['kind']}, version {unchanged['version']}",
-    )
+    which = f"{unchanged['kind']}, version {unchanged['version']}"
+    table.add_row("other kinds, worst drop", "", f"{unchanged['worst_drop_points']:.1f} points", which)
     served = ", ".join(f"{count} {made}" for made, count in summary["versions_served"].items())
     table.add_row("versions that served", "", str(sum(summary["versions_served"].values())), served)
     table.add_row("requests failed", "", str(requests["failed"]), f"of {requests['total']}")
@@ -276,7 +276,3 @@ def _percent(share: float | None) -> str:
 
 def _seconds(duration_s: float | None) -> str:
     return "-" if duration_s is None else f"{duration_s:.1f} s"
-
-
-def _reached(thumbs: int | None, target: float) -> str:
-    return f"{target:.0%} not reached" if thumbs is None else f"{target:.0%} reached after {thumbs}"

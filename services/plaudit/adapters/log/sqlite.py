@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from plaudit.core.errors import LogUnavailable
-from plaudit.core.events import Event, Topic, event_id_of, key_of, topic_of
+from plaudit.core.events import Event, Topic, event_id_of, key_of, time_of, topic_of
 from plaudit.core.ports.log import Appended, Cursor, Positions, Record, UnreadableRecord
 from plaudit.core.wire import UnreadableEvent, decode_event, encode_event
 
@@ -266,7 +266,7 @@ def _log_errors(path: Path) -> Iterator[None]:
 
 
 def _row(event: Event) -> _Row:
-    return topic_of(event), event_id_of(event), key_of(event), event.time_s, encode_event(event)
+    return topic_of(event), event_id_of(event), key_of(event), time_of(event), encode_event(event)
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def import_onnx(file: Path, name: str, folder: Path, options: ImportOptions) -> 
     inputs = {each.name: _input(each) for each in _inputs(graph)}
     if not inputs:
         raise CannotImport(f"{file}: the graph has no inputs")
-    outputs = {each.name: _output(each) for each in graph.graph.output}
+    outputs = {each.name: OutputSpec(*_type(each, "output")) for each in graph.graph.output}
     native = {name: output for name, output in outputs.items() if output.dtype in TENSOR_DTYPES}  # not strings
     logits = _logits(native, options)
     actions = tuple(options.actions) or tuple(str(index) for index in range(native[logits].shape[0]))
@@ -94,26 +94,16 @@ def import_onnx(file: Path, name: str, folder: Path, options: ImportOptions) -> 
         )
     embedding = _embedding(native, options, logits)
     try:
-        spec = ModelSpec(
-            name,
-            inputs,
-            actions,
-            native[embedding].shape[0],
-            {n: OutputSpec(o.dtype, o.shape) for n, o in native.items()},
-        )
+        spec = ModelSpec(name, inputs, actions, native[embedding].shape[0], native)
     except InvalidSpec as error:
         raise CannotImport(f"{file}: {error}") from error
     _complete(graph, logits, embedding, options.probabilities)
     (folder / TRUNK).write_bytes(graph.SerializeToString())
     write_initial_head(folder / HEAD, spec.embedding_size, len(actions))
     _record(folder, spec, options.golden)
+    reason = f"{file.name} was imported"
     manifest = Manifest(
-        spec=spec,
-        kind="imported",
-        created_at_s=time.time(),
-        files={},
-        floor=options.floor,
-        reason=f"{file.name} was imported",
+        spec=spec, kind="imported", created_at_s=time.time(), files={}, floor=options.floor, reason=reason
     )
     manifest = seal(folder, manifest)
     (folder / CARD).write_text(card(json.loads(manifest.to_json())), encoding="utf-8")
@@ -162,10 +152,6 @@ def _input(value: onnx.ValueInfoProto) -> TensorModality:
             f"input {value.name!r}: has a name that is reserved ({sorted(RESERVED_NAMES)}); export it under another one"
         )
     return TensorModality(shape, dtype=dtype, required=True)
-
-
-def _output(value: onnx.ValueInfoProto) -> OutputSpec:
-    return OutputSpec(*_type(value, "output"))
 
 
 def _type(value: onnx.ValueInfoProto, what: str) -> tuple[str, tuple[int, ...]]:

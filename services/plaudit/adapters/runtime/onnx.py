@@ -101,7 +101,8 @@ class OnnxRuntime:
                     raise CorruptBundle(f"{folder}: the manifest seals no {name}")
             trunk = self._trunk(folder, manifest)
             head = self._open(folder / HEAD)
-            _check_contract(head, {EMBEDDING: _row(manifest.spec.embedding_size), BASE_LOGITS: _actions(manifest.spec)})
+            spec = manifest.spec
+            _check_contract(head, {EMBEDDING: _row(spec.embedding_size), BASE_LOGITS: _row(len(spec.actions))})
             _prove(head, trunk.golden_outputs, _arrays(folder / HEAD_GOLDEN), [SCORES])
             text_scorer = self._text_scorer(folder, manifest, trunk) if manifest.spec.scores_text else None
             return OnnxModel(manifest, trunk, head, text_scorer)
@@ -148,7 +149,7 @@ class OnnxRuntime:
 class OnnxModel:
     """See :class:`plaudit.core.ports.runtime.ServableModel`."""
 
-    def __init__(self, manifest: Manifest, trunk: _Trunk, head: Graph, text_scorer: _TextScorer | None = None) -> None:
+    def __init__(self, manifest: Manifest, trunk: _Trunk, head: Graph, text_scorer: _TextScorer | None) -> None:
         self.manifest = manifest
         self.digest = manifest.digest
         self.tokenizer = trunk.tokenizer
@@ -271,10 +272,6 @@ def _onnx_dtype(dtype: np.dtype[Any]) -> str:
 
 def _row(size: int) -> tuple[str, list[int]]:
     return "tensor(float)", [size]
-
-
-def _actions(spec: ModelSpec) -> tuple[str, list[int]]:
-    return _row(len(spec.actions))
 
 
 def _check_contract(graph: Graph, expected: Mapping[str, tuple[str, list[int]]]) -> None:

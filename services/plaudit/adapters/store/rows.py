@@ -16,40 +16,31 @@ from plaudit.core.experience import DecisionHeader, Experience, FeedbackState, L
 from plaudit.core.ports.store import ExperimentSummary, IntakeStats, StoredFeedback
 from plaudit.core.wire import decode_event, encode_event
 
+_AS_THEY_ARE: Final = tuple(
+    field.name
+    for field in fields(DecisionHeader)
+    if field.name not in ("allowed_actions", "modalities", "dynamic_actions")
+)
+"""Fields of a header that are columns; the others are lists, in JSON."""
 _NO_ACTIONS: Final = "[]"
 """Without dynamic actions. Lists of them differ from request to request, so unlike names they are not cached."""
 
 
 def decision_row(decision: Decision) -> dict[str, Any]:
     header = header_of(decision)
-    return {
-        "prediction_id": header.prediction_id,
-        "time_s": header.time_s,
-        "user_id": header.user_id,
-        "version": header.version,
-        "action": header.action,
-        "propensity": header.propensity,
+    return {name: getattr(header, name) for name in _AS_THEY_ARE} | {
         "allowed_actions": _listed(header.allowed_actions),
-        "greedy": header.greedy,
         "modalities": _listed(header.modalities),
         "payload": encode_event(replace(decision, features=None)),
-        "user_group": header.user_group,
         "dynamic_actions": json.dumps(header.dynamic_actions) if header.dynamic_actions else _NO_ACTIONS,
     }
 
 
 def header_from_row(row: Row[Any]) -> DecisionHeader:
     return DecisionHeader(
-        prediction_id=row.prediction_id,
-        time_s=row.time_s,
-        user_id=row.user_id,
-        version=row.version,
-        action=row.action,
-        propensity=row.propensity,
+        **{name: getattr(row, name) for name in _AS_THEY_ARE},
         allowed_actions=_names(row.allowed_actions),
-        greedy=row.greedy,
         modalities=_names(row.modalities),
-        user_group=row.user_group,
         dynamic_actions=tuple(json.loads(row.dynamic_actions)) if row.dynamic_actions != _NO_ACTIONS else (),
     )
 

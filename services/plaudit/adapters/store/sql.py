@@ -347,12 +347,7 @@ class SqlStore:
         if user_id is not None:
             query = query.where(DECISIONS.c.user_id == user_id)
         with self._reading() as connection:
-            return [
-                experience_from_row(
-                    row, header_from_row(row), label_from_row(row) if row.times is None else label_from_row(row, "was_")
-                )
-                for row in connection.execute(query)
-            ]
+            return [_former_experience(row) for row in connection.execute(query)]
 
     def revisions(self, up_to: int, limit: int) -> Sequence[LabelRevision]:
         query = (
@@ -364,14 +359,8 @@ class SqlStore:
             .limit(limit)
         )
         with self._reading() as connection:
-            return [
-                LabelRevision(
-                    experience_from_row(row, header_from_row(row), label_from_row(row, "was_")),
-                    label_from_row(row),
-                    row.times,
-                )
-                for row in connection.execute(query)
-            ]
+            rows = connection.execute(query)
+            return [LabelRevision(_former_experience(row), label_from_row(row), row.times) for row in rows]
 
     def features(self, prediction_ids: Sequence[str], trunk_digest: str) -> Mapping[str, Features]:
         query = select(FEATURES).where(FEATURES.c.trunk_digest == trunk_digest)
@@ -504,6 +493,11 @@ class SqlStore:
             raise StoreUnavailable(f"{self._place}: {str(error.orig).strip()}") from error
         except SQLAlchemyError as error:
             raise StoreUnavailable(f"{self._place}: {error}") from error
+
+
+def _former_experience(row: Row[Any]) -> Experience:
+    """Experience of a row of EXPERIENCE_COLUMNS, with the label before its revision, if it has one."""
+    return experience_from_row(row, header_from_row(row), label_from_row(row, "" if row.times is None else "was_"))
 
 
 def _unnested(types: Mapping[str, TypeEngine[Any]], rows: Sequence[Mapping[str, Any]]) -> TableValuedAlias:

@@ -73,12 +73,8 @@ def _data_dir(settings: Settings) -> Finding:
     try:
         path = data_dir(settings)
     except ConfigError as error:
-        return Finding(
-            "data_dir",
-            State.ERROR,
-            str(error).removeprefix("data_dir: "),
-            "make it writable, or choose another with --data-dir",
-        )
+        fix = "make it writable, or choose another with --data-dir"
+        return Finding("data_dir", State.ERROR, str(error).removeprefix("data_dir: "), fix)
     return Finding("data_dir", State.OK, f"{path} can be written to")
 
 
@@ -111,18 +107,14 @@ def _registry(settings: Settings) -> Finding:
         registry = model_registry(settings)
         versions, rollout = registry.versions(), registry.rollout()
         if rollout.live is None:
-            fix = (
-                f"`plaudit promote {versions[-1]}`" if versions else "`plaudit pretrain --data FOLDER` makes the first"
-            )
+            first = "`plaudit pretrain --data FOLDER` makes the first"
+            fix = f"`plaudit promote {versions[-1]}`" if versions else first
             return Finding("registry", State.NOTE, f"{len(versions)} versions, none is live", fix)
         manifest = verify(registry.folder(rollout.live))
     except (PlauditError, CorruptBundle) as error:
         return Finding("registry", State.ERROR, str(error), "`plaudit rollback`, or promote another version")
-    return Finding(
-        "registry",
-        State.OK,
-        f"{len(versions)} versions; version {rollout.live} is live, every byte as sealed ({manifest.digest[:12]})",
-    )
+    found = f"{len(versions)} versions; version {rollout.live} is live, every byte as sealed ({manifest.digest[:12]})"
+    return Finding("registry", State.OK, found)
 
 
 def _store(settings: Settings) -> Finding:
@@ -184,17 +176,17 @@ def _serves_predictions(where: str) -> bool:
 
 
 def _shows_our_metrics(where: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://{where}/metrics", timeout=_PROBE_TIMEOUT_S) as answer:
-            return b"plaudit_" in answer.read()
-    except OSError:
-        return False
+    return _holds(f"http://{where}/metrics", b"plaudit_")
 
 
 def _shows_our_page(where: str) -> bool:
+    return _holds(f"http://{where}/", b"<title>Plaudit</title>")
+
+
+def _holds(url: str, text: bytes) -> bool:
     try:
-        with urllib.request.urlopen(f"http://{where}/", timeout=_PROBE_TIMEOUT_S) as answer:
-            return b"<title>Plaudit</title>" in answer.read()
+        with urllib.request.urlopen(url, timeout=_PROBE_TIMEOUT_S) as answer:
+            return text in answer.read()
     except OSError:
         return False
 

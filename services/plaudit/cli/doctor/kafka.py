@@ -42,13 +42,12 @@ def examine_kafka(connection: KafkaConnection, plan: TopicPlan, feedback_window_
 
 def _topic(plan: TopicPlan, topic: Topic, found: TopicFound, feedback_window_s: float) -> Iterator[Finding]:
     name = plan.name(topic)
-    wanted = plan.description(topic)
     problems = list(_problems(plan, topic, found, feedback_window_s))
     for state, problem, fix in problems:
         yield Finding(f"topic {name}", state, problem, fix)
     if not problems:
         copies = f"{found.replication_factor} of each record, {found.configs['min.insync.replicas']} to be durable"
-        kept = "kept for good" if wanted["configs"]["retention.ms"] == "-1" else _days(found) + " kept"
+        kept = "kept for good" if plan.description(topic)["configs"]["retention.ms"] == "-1" else _days(found) + " kept"
         yield Finding(f"topic {name}", State.OK, f"{found.partitions} partitions; copies: {copies}; {kept}")
 
 

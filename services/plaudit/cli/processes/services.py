@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import ctypes
 import gc
-import signal
 import socket
 import sys
 import threading
@@ -49,7 +48,7 @@ async def serve(settings: Settings, report: Report, *, share_port: bool = False)
     with (
         _tracing(settings, "plaudit-serve") as tracing,
         contextlib.closing(serving_log(settings)) as log,
-        _signals() as stopping,
+        supervisor.signals() as stopping,
     ):
         server = inference_server(settings, log, share_port=share_port, tracing=tracing)
         await asyncio.to_thread(server.start)
@@ -162,7 +161,7 @@ def _reserved(host: str, port: int) -> Iterator[int]:
 async def learn(settings: Settings, model: str, report: Report) -> None:
     """Run the learner of one model until a signal. Raises ConfigError: a setting is wrong, or the port is taken."""
     stop = threading.Event()
-    with _signals() as stopping:
+    with supervisor.signals() as stopping:
         # A thread of its own: the learner waits, and the signal handlers of the event loop must run meanwhile.
         learning = asyncio.create_task(asyncio.to_thread(_learn, settings, model, report, stop))
         stopped = asyncio.create_task(stopping.wait())
@@ -180,7 +179,7 @@ async def console(settings: Settings, target: str | None, report: Report) -> Non
     with (
         _tracing(settings, "plaudit-console") as tracing,
         contextlib.closing(learner_views(settings)) as learners,
-        _signals() as stopping,
+        supervisor.signals() as stopping,
     ):
         async with async_client(settings, target, tracing.provider if tracing else None) as client:
             app = console_application(settings, client, learners, _samples(settings))
@@ -228,19 +227,6 @@ def _metrics_port(settings: Settings, registry: CollectorRegistry) -> Iterator[i
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[asyncio.Event]:
-    """Event that the first SIGINT or SIGTERM sets; more of them change nothing, so ctrl-C may arrive twice."""
-    loop, stopping = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
-    try:
-        yield stopping
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
 
 
 def log_to_stderr() -> None:

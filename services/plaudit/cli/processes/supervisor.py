@@ -12,7 +12,7 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -59,10 +59,7 @@ async def run(
 
     SIGINT and SIGTERM drain: each child gets SIGTERM and is waited for.
     """
-    stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
     ready: dict[str, asyncio.Future[str]] = {service.name: loop.create_future() for service in services}
 
     def listen(event: Mapping[str, Any]) -> None:
@@ -70,7 +67,7 @@ async def run(
             ready[event["service"]].set_result(event.get("address", ""))
         report(event)
 
-    async def keep_running(service: Service) -> int:
+    async def keep_running(service: Service, stopping: asyncio.Event) -> int:
         if service.after is None:
             return await _keep_running(service, listen, stopping, pause, clock)
         await _first(asyncio.shield(ready[service.after]), stopping.wait())
@@ -80,13 +77,22 @@ async def run(
         command = [part.replace("{address}", address) for part in service.command]
         return await _keep_running(replace(service, command=command), listen, stopping, pause, clock)
 
-    tasks = [asyncio.create_task(keep_running(service)) for service in services]
+    with signals() as stopping:
+        codes = await asyncio.gather(*(keep_running(service, stopping) for service in services))
+    return next((code for code in codes if code != 0), 0)
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[asyncio.Event]:
+    """Event that the first SIGINT or SIGTERM sets; more of them change nothing, so ctrl-C may arrive twice."""
+    loop, stopping = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
     try:
-        codes = await asyncio.gather(*tasks)
+        yield stopping
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
-    return next((code for code in codes if code != 0), 0)
 
 
 async def _keep_running(

@@ -15,7 +15,8 @@ from typing import Final
 import structlog
 
 from plaudit.core.errors import LogUnavailable
-from plaudit.core.events import Decision, ExperimentReport, RolloutChanged
+from plaudit.core.events import Decision, ExperimentReport
+from plaudit.core.rollout import Rollout
 from plaudit.serving.telemetry.appends import Append
 from plaudit.serving.telemetry.metrics import ServingMetrics
 
@@ -25,7 +26,7 @@ _LINGER_S: Final = 0.05
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 2.0
 
-Recorded = Decision | RolloutChanged | ExperimentReport
+Recorded = Decision | Rollout | ExperimentReport
 
 logger = structlog.get_logger(__name__)
 

@@ -22,7 +22,6 @@ from plaudit.core.errors import (
     UnknownVersion,
     UnprovenVersion,
 )
-from plaudit.core.events import RolloutChanged
 from plaudit.core.ports.store import StatusReaders
 from plaudit.core.rollout import Change, Rollout, end_canary, pin, promote, rollback, start_canary, unpin
 from plaudit.core.rollout_updates import MAX_ATTEMPTS, update_rollout
@@ -177,10 +176,8 @@ class RolloutService:
         live = self._models.pick(model).live
         change = Change(actor=actor or "operator", time_s=time.time(), reason=reason)
         rollout = _apply(live, expected, change, transition)
-        facts = asdict(rollout)
-        facts["time_s"] = facts.pop("changed_at_s")
-        self._decision_log.record(RolloutChanged(**facts))
-        logger.info("rollout_changed", **facts)
+        self._decision_log.record(rollout)
+        logger.info("rollout_changed", **asdict(rollout))
         return rollout
 
 

@@ -22,7 +22,7 @@ from plaudit.adapters.log.kafka.cluster import KafkaConnection, TopicPlan, ensur
 from plaudit.adapters.log.kafka.reader import EVENT_TYPE, KafkaReader
 from plaudit.adapters.log.process_slot import ProcessSlot
 from plaudit.core.errors import InvalidInput, LogUnavailable
-from plaudit.core.events import DeadLetter, Event, Topic, event_id_of, key_of, topic_of
+from plaudit.core.events import DeadLetter, Event, Topic, event_id_of, key_of, time_of, topic_of
 from plaudit.core.ports.log import Appended, Positions
 from plaudit.core.wire import encode_event, event_type
 
@@ -93,7 +93,7 @@ class KafkaLog:
         """Entry of the record, which is sent unless it was before; True if it was."""
         topic = topic_of(event)
         key = (topic, event_id_of(event))
-        entry, known = self._recent.entry(key, event.time_s)
+        entry, known = self._recent.entry(key, time_of(event))
         if not known:
             try:
                 future = producer.send(self._plan.name(topic), payload, key_of(event).encode(), headers=_HEADERS[topic])
