@@ -67,17 +67,17 @@ class Manifest:
     """Contents and origin of a version.
 
     Attributes:
-        version: the number the registry gave it; 0 until published.
-        parent: the version it was made from, if any.
+        version: number that the registry gave it; 0 until published.
+        parent: version that it was made from, if any.
         kind: how it was made.
         created_at_s: UTC seconds since the epoch.
         spec: the model's contract.
         floor: probability mass spread evenly over the allowed actions (the logged exploration floor ε).
-        files: digest and size of every sealed file.
-        reason: one sentence, why this version was made.
-        data: which events it has seen (cursor range, counts).
-        metrics: what was measured on it.
-        gate: the offline gate's evidence, empty if it passed none.
+        files: digest and size of every sealed file, by name.
+        reason: why this version was made, in one sentence.
+        data: events that it has learned from (cursor range, counts).
+        metrics: measurements of it.
+        gate: evidence of the offline gate; empty if it passed none.
     """
 
     spec: ModelSpec
@@ -94,7 +94,7 @@ class Manifest:
 
     @property
     def trunk_digest(self) -> str:
-        """Identifies the feature space: features carry it, and only features with the same digest may be mixed."""
+        """Digest that identifies the feature space: features carry it, and only those of one digest may be mixed."""
         return self.files[TRUNK].sha256
 
     def stored_name(self, name: str) -> str:
@@ -121,7 +121,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Identifies what is served: all files, the spec and the floor, but not the number the registry gave it."""
+        """Digest of what is served: all files, the spec and the floor, but not the number that the registry gave it."""
         sealed = {
             "files": {name: f.sha256 for name, f in self.files.items()},
             "spec": self.spec.to_dict(),
@@ -132,40 +132,28 @@ class Manifest:
     def to_json(self) -> str:
         raw = {
             "format": FORMAT,
-            "version": self.version,
             "digest": self.digest,
-            "parent": self.parent,
-            "kind": self.kind,
-            "created_at_s": self.created_at_s,
-            "reason": self.reason,
-            "floor": self.floor,
+            **{name: getattr(self, name) for name in _PLAIN},
             "spec": self.spec.to_dict(),
-            "data": dict(self.data),
-            "metrics": dict(self.metrics),
-            "gate": dict(self.gate),
             "files": {name: asdict(f) for name, f in sorted(self.files.items())},
         }
         return json.dumps(raw, indent=2) + "\n"
 
 
+_PLAIN: Final = ("version", "parent", "kind", "created_at_s", "reason", "floor", "data", "metrics", "gate")
+"""Fields that JSON holds as they are."""
+
+
 def manifest_from_json(text: str) -> Manifest:
-    """Raises CorruptBundle if the text is not a manifest of a format we know, or its digest does not match."""
+    """Raises CorruptBundle if the text is no manifest of :data:`FORMAT`, or its digest does not match."""
     try:
         raw = json.loads(text)
         if raw["format"] != FORMAT:
             raise CorruptBundle(f"{MANIFEST}: format {raw['format']!r} is not {FORMAT}, the one this release reads")
         manifest = Manifest(
             spec=spec_from_dict(raw["spec"]),
-            kind=raw["kind"],
-            created_at_s=raw["created_at_s"],
             files={name: FileDigest(**f) for name, f in raw["files"].items()},
-            version=raw["version"],
-            parent=raw["parent"],
-            floor=raw["floor"],
-            reason=raw["reason"],
-            data=raw["data"],
-            metrics=raw["metrics"],
-            gate=raw["gate"],
+            **{name: raw[name] for name in _PLAIN},
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptBundle(f"{MANIFEST}: {type(error).__name__}: {error}") from error

@@ -31,9 +31,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from plaudit_models.preprocess import (
-    DEFAULT_LIMITS,
     InvalidContent,
-    Limits,
     check_tensor,
     decode,
     input_dtype,
@@ -50,7 +48,7 @@ Split = Literal["train", "val", "test"]
 
 
 class InvalidData(ValueError):
-    """A data folder is wrong; the message names the file, and the row, column and value where there is one."""
+    """Wrong data folder; the message names the file, and the row, column and value where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +76,7 @@ class LabelledData:
         return len(self.action)
 
 
-def load_data_folder(
-    folder: Path, spec: ModelSpec, split: Split, tokenizer: Tokenizer | None, *, limits: Limits = DEFAULT_LIMITS
-) -> LabelledData:
+def load_data_folder(folder: Path, spec: ModelSpec, split: Split, tokenizer: Tokenizer | None) -> LabelledData:
     """Read one split of ``folder``.
 
     Args:
@@ -90,25 +86,20 @@ def load_data_folder(
         InvalidData: the manifest or a file it names is missing or wrong, or the split has no rows.
     """
     table = _read_table(folder, spec)
-    lines = [line for line, value in zip(table.lines, table.columns["split"], strict=True) if value == split]
     rows = [i for i, value in enumerate(table.columns["split"]) if value == split]
     if not rows:
         found = sorted(set(table.columns["split"]))
         raise InvalidData(f"{table.path}: no row has split {split!r}; the splits there are {found}")
     index = np.full((len(rows), len(spec.modalities)), MISSING, np.int64)
-    pools = {}
+    pools, tower_labels, tower_classes = {}, {}, {}
     for column, (name, modality) in enumerate(spec.modalities.items()):
-        values = [table.columns[name][i] for i in rows]
-        pools[name], index[:, column] = _pool(table.path, name, modality, values, lines, tokenizer, limits)
-    tower_labels, tower_classes = {}, {}
-    for name in spec.modalities:
+        pools[name], index[:, column] = _pool(table, rows, name, modality, tokenizer)
         if name + LABEL_SUFFIX in table.columns:
             labels = table.columns[name + LABEL_SUFFIX]
-            classes = _classes(labels)
-            number = {value: i for i, value in enumerate(classes)} | {"": MISSING}
+            tower_classes[name] = _classes(labels)
+            number = {value: i for i, value in enumerate(tower_classes[name])} | {"": MISSING}
             tower_labels[name] = np.array([number[labels[i]] for i in rows], np.int64)
-            tower_classes[name] = classes
-    group = table.columns.get("group")
+    group = table.columns.get("group", [""] * len(table.lines))
     return LabelledData(
         spec=spec,
         pools=pools,
@@ -116,7 +107,7 @@ def load_data_folder(
         action=np.array([spec.action_index(table.columns["action"][i]) for i in rows], np.int64),
         tower_labels=tower_labels,
         tower_classes=tower_classes,
-        group=[group[i] if group is not None else "" for i in rows],
+        group=[group[i] for i in rows],
     )
 
 
@@ -135,12 +126,12 @@ def tokenizer_for(folder: Path, spec: ModelSpec, *, vocabulary_size: int = 2048)
     if not names:
         return None
     table = _read_table(folder, spec)
-    texts = {
-        text: None
+    texts = dict.fromkeys(
+        text
         for name in names
         for split, text in zip(table.columns["split"], table.columns[name], strict=True)
         if split == "train" and text
-    }
+    )
     if not texts:
         raise InvalidData(f"{table.path}: no row with split 'train' has text in {names}; a tokenizer needs some")
     return train_tokenizer(texts, vocabulary_size)
@@ -207,34 +198,28 @@ def _check_cells(table: _Table, spec: ModelSpec) -> None:
 
 
 def _pool(
-    path: Path,
-    name: str,
-    modality: Modality,
-    values: list[str],
-    lines: list[int],
-    tokenizer: Tokenizer | None,
-    limits: Limits,
+    table: _Table, rows: list[int], name: str, modality: Modality, tokenizer: Tokenizer | None
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Decode each distinct value once: the pool ``[u, *shape]`` and the index into it ``[n]``."""
+    """Pool of the distinct values of some rows, each decoded once, ``[u, *shape]``, and the index into it, ``[n]``."""
+    values, folder = table.columns[name], table.path.parent
     first: dict[str, int] = {}
-    for line, value in zip(lines, values, strict=True):
-        if value:
-            first.setdefault(value, line)
+    for i in rows:
+        if values[i]:
+            first.setdefault(values[i], table.lines[i])
     number = {value: i for i, value in enumerate(first)} | {"": MISSING}
     pool = np.zeros((len(first), *modality.shape), input_dtype(modality))
     for i, (value, line) in enumerate(first.items()):
         try:
             if isinstance(modality, TextModality):
-                pool[i] = decode(value, modality, name=name, tokenizer=tokenizer, limits=limits)
+                pool[i] = decode(value, modality, name=name, tokenizer=tokenizer)
             elif isinstance(modality, TensorModality):
-                pool[i] = check_tensor(np.load(path.parent / value, allow_pickle=False), modality, name=name)
+                pool[i] = check_tensor(np.load(folder / value, allow_pickle=False), modality, name=name)
             else:
-                pool[i] = decode((path.parent / value).read_bytes(), modality, name=name, limits=limits)
-        except InvalidContent as error:
-            raise InvalidData(f"{path}, line {line}, column {name}: {value[:80]!r}: {error.problem}") from error
+                pool[i] = decode((folder / value).read_bytes(), modality, name=name)
         except (OSError, ValueError) as error:
-            raise InvalidData(f"{path}, line {line}, column {name}: {value[:80]!r}: {error}") from error
-    return pool, np.array([number[value] for value in values], np.int64)
+            problem = error.problem if isinstance(error, InvalidContent) else error
+            raise InvalidData(f"{table.path}, line {line}, column {name}: {value[:80]!r}: {problem}") from error
+    return pool, np.array([number[values[i]] for i in rows], np.int64)
 
 
 def _classes(labels: list[str]) -> tuple[str, ...]:

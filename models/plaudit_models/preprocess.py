@@ -59,7 +59,7 @@ _WAV_LENGTH_UNKNOWN: Final = 0xFFFFFFFF
 
 
 class InvalidContent(ValueError):
-    """The content of one modality cannot be used; the message names the modality, the value and the way out."""
+    """Unusable content of one modality; the message names the modality, the value and the way out."""
 
     def __init__(self, modality: str, problem: str) -> None:
         super().__init__(modality, problem)
@@ -107,8 +107,9 @@ def decode(
         vocabulary_size = tokenizer.get_vocab_size() if tokenizer is not None else None
         return check_tensor(content, modality, name=name, vocabulary_size=vocabulary_size)
     if isinstance(modality, TensorModality):
-        expected = f"a {modality.dtype} tensor of shape {list(modality.shape)}"
-        raise InvalidContent(name, f"takes {expected}, got {_sort(content)}")
+        raise InvalidContent(
+            name, f"takes a {modality.dtype} tensor of shape {list(modality.shape)}, got {_sort(content)}"
+        )
     if isinstance(modality, TextModality):
         if tokenizer is None:
             raise ValueError(f"modality {name!r} is text, but no tokenizer was given")
@@ -148,12 +149,11 @@ def decode_image(data: bytes, modality: ImageModality, *, name: str, limits: Lim
     try:
         # A JPEG can be decoded at a fraction of its size at a fraction of the cost; twice the target keeps the detail.
         image.draft(None, (2 * modality.width, 2 * modality.height))
-        pixels = _pixels(ImageOps.exif_transpose(image), modality)
+        return _pixels(ImageOps.exif_transpose(image), modality)
     except Exception as error:
         raise InvalidContent(
             name, f"the {image.format} image of {len(data)} bytes is damaged ({error}); send the whole file"
         ) from error
-    return pixels
 
 
 def decode_audio(data: bytes, modality: AudioModality, *, name: str, limits: Limits = DEFAULT_LIMITS) -> Float:
@@ -254,7 +254,9 @@ def check_tensor(
     expected = input_dtype(modality)
     if array.dtype != expected:
         raise InvalidContent(name, f"takes {expected}, got a tensor of {array.dtype}")
-    if array.shape != modality.shape and not _fits(array.shape, modality.shape):
+    if len(array.shape) != len(modality.shape) or any(
+        want not in (-1, length) for length, want in zip(array.shape, modality.shape, strict=True)
+    ):
         raise InvalidContent(name, f"takes the shape {list(modality.shape)}, got a tensor of {list(array.shape)}")
     if isinstance(modality, TextModality):
         lowest, highest = int(array.min()), int(array.max())
@@ -265,11 +267,6 @@ def check_tensor(
         where = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]
         raise InvalidContent(name, f"the tensor holds {array[tuple(where)]} at {where}; every value must be finite")
     return np.ascontiguousarray(array)
-
-
-def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Whether the lengths are those wanted, where -1 takes any."""
-    return len(shape) == len(wanted) and all(want in (-1, length) for length, want in zip(shape, wanted, strict=True))
 
 
 def input_dtype(modality: Modality) -> np.dtype[Any]:

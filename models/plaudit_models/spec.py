@@ -43,20 +43,7 @@ _FOREIGN_NAME = re.compile(r"[\w.:/-]{1,128}")
 """What the inputs of an imported graph may be called: clients know them by these names."""
 
 TENSOR_DTYPES: Final = frozenset(
-    {
-        "float16",
-        "float32",
-        "float64",
-        "int8",
-        "int16",
-        "int32",
-        "int64",
-        "uint8",
-        "uint16",
-        "uint32",
-        "uint64",
-        "bool",
-    }
+    ["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"]
 )
 
 ModalityKind = Literal["image", "audio", "text", "tensor"]
@@ -80,7 +67,7 @@ class TextTokenizer(Protocol):
 
 
 class InvalidSpec(ValueError):
-    """The model description is wrong; the message lists every problem with its field and value."""
+    """Wrong description of a model; the message lists every problem with its field and value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +179,7 @@ class ModelSpec:
 
     @property
     def dynamic_action_modality(self) -> tuple[str, TextModality]:
-        """Name and kind of the modality whose texts dynamic actions are like. Raises LookupError if there is not
-        one.
-        """
+        """Name and kind of the one text modality, whose texts dynamic actions are like. Raises LookupError."""
         texts = [(name, each) for name, each in self.modalities.items() if isinstance(each, TextModality)]
         if len(texts) != 1:
             raise LookupError(f"{self.name!r} has {len(texts)} text modalities, not one")
@@ -208,10 +193,9 @@ class ModelSpec:
         return action in self._index
 
     def difference(self, other: ModelSpec) -> str:
-        """Why requests for this model cannot be given to the other, in one sentence; "" where they can."""
-        ours, theirs = dict(self.modalities), dict(other.modalities)
-        missing, more = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
-        if missing or more:
+        """Reason why requests for this model cannot be given to the other, in one sentence; "" where they can."""
+        ours, theirs = self.modalities, other.modalities
+        if ours.keys() != theirs.keys():
             return f"it takes {list(theirs)} and not {list(ours)}"
         for name, modality in ours.items():
             its = theirs[name]
@@ -226,31 +210,26 @@ class ModelSpec:
         return ""
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready description; :func:`spec_from_dict` is its inverse."""
-        raw: dict[str, Any] = {
+        """JSON-ready description; :func:`spec_from_dict` is its inverse."""
+        return {
             "name": self.name,
             "modalities": {name: _modality_to_dict(modality) for name, modality in self.modalities.items()},
             "actions": list(self.actions),
             "embedding_size": self.embedding_size,
+            **({"scores_text": True} if self.scores_text else {}),
+            **({"outputs": {name: asdict(output) for name, output in self.outputs.items()}} if self.outputs else {}),
         }
-        if self.scores_text:
-            raw["scores_text"] = True
-        if self.outputs:
-            raw["outputs"] = {name: asdict(output) for name, output in self.outputs.items()}
-        return raw
 
 
 def spec_from_dict(raw: Mapping[str, Any]) -> ModelSpec:
-    """Build a spec from parsed TOML or JSON.
+    """Spec of parsed TOML or JSON.
 
     Raises:
         InvalidSpec: with every problem found, each naming the field and the value.
     """
     known = {"name", "modalities", "actions", "embedding_size", "outputs", "scores_text"}
     problems = [f"model.{key}: unknown key; known keys are {sorted(known)}" for key in raw if key not in known]
-    for key in ("name", "modalities", "actions"):
-        if key not in raw:
-            problems.append(f"model.{key}: missing")
+    problems += [f"model.{key}: missing" for key in ("name", "modalities", "actions") if key not in raw]
     if not isinstance(raw.get("scores_text", False), bool):
         problems.append(f"model.scores_text: {raw['scores_text']!r} is neither true nor false")
     modalities: dict[str, Modality] = {}
@@ -261,20 +240,14 @@ def spec_from_dict(raw: Mapping[str, Any]) -> ModelSpec:
             problems.append(f"model.modalities.{name}: {error}")
     if problems:
         raise InvalidSpec("; ".join(problems))
-    return ModelSpec(
-        name=raw["name"],
-        modalities=modalities,
-        actions=tuple(raw["actions"]),
-        embedding_size=raw.get("embedding_size", 192),
-        outputs={
-            name: OutputSpec(output["dtype"], tuple(output["shape"])) for name, output in raw.get("outputs", {}).items()
-        },
-        scores_text=raw.get("scores_text", False),
-    )
+    outputs = {
+        name: OutputSpec(output["dtype"], tuple(output["shape"])) for name, output in raw.get("outputs", {}).items()
+    }
+    return ModelSpec(**{**raw, "modalities": modalities, "actions": tuple(raw["actions"]), "outputs": outputs})
 
 
 def _modality_to_dict(modality: Modality) -> dict[str, Any]:
-    """Without what says nothing new, so that the digests of versions do not change when a field is added."""
+    """Fields without those at their default, so that the digests of versions stay when a field is added."""
     raw = asdict(modality)
     if not modality.required:
         del raw["required"]
@@ -318,33 +291,20 @@ def _problems(spec: ModelSpec) -> list[str]:
             )
         if isinstance(modality, ImageModality) and modality.channels not in (1, 3):
             problems.append(f"model.modalities.{name}.channels: {modality.channels} is neither 1 (grey) nor 3 (RGB)")
-    problems += _action_problems(spec.actions)
+    if len(spec.actions) < 2:
+        problems.append(f"model.actions: {len(spec.actions)} given, a policy needs at least 2")
+    if len(set(spec.actions)) != len(spec.actions):
+        problems.append("model.actions: an action appears twice")
+    if any(not isinstance(action, str) or not action for action in spec.actions):
+        problems.append("model.actions: every action is a non-empty string")
     if spec.embedding_size <= 0:
         problems.append(f"model.embedding_size: {spec.embedding_size} must be positive")
-    if spec.scores_text:
-        problems += _text_scorer_problems(spec)
-    return problems
-
-
-def _text_scorer_problems(spec: ModelSpec) -> list[str]:
     texts = [name for name, modality in spec.modalities.items() if isinstance(modality, TextModality)]
-    problems = []
-    if len(texts) != 1:
+    if spec.scores_text and len(texts) != 1:
         problems.append(
             f"model.scores_text: true needs exactly one text modality, whose encoder reads the dynamic actions; "
             f"there are {texts}"
         )
-    if spec.outputs:
+    if spec.scores_text and spec.outputs:
         problems.append("model.scores_text: true, but a graph that was imported has nothing that scores text")
-    return problems
-
-
-def _action_problems(actions: Sequence[str]) -> list[str]:
-    problems = []
-    if len(actions) < 2:
-        problems.append(f"model.actions: {len(actions)} given, a policy needs at least 2")
-    if len(set(actions)) != len(actions):
-        problems.append("model.actions: an action appears twice")
-    if any(not isinstance(action, str) or not action for action in actions):
-        problems.append("model.actions: every action is a non-empty string")
     return problems

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from plaudit_models.evaluation.e_process import (
+    as_json,
     e_process_from_dict,
     log_gains,
     log_total,
@@ -85,7 +86,7 @@ def test_strong_evidence_does_not_overflow() -> None:
 
 def test_an_e_process_travels_as_json() -> None:
     bets = open_e_process(1.0, np.linspace(-1, 1, 5)).update(np.array([0.3, -0.2, 0.9]))
-    back = e_process_from_dict(json.loads(json.dumps(bets.to_dict())))
+    back = e_process_from_dict(json.loads(json.dumps(as_json(bets))))
     np.testing.assert_array_equal(back.update(np.ones(2)).best, bets.update(np.ones(2)).best)
 
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from plaudit_models.evaluation.e_process import as_json
 from plaudit_models.evaluation.guards import BUCKETS, Arm, GuardRules, bucket, guards_from_dict, new_guards, upper_s
 
 
@@ -88,7 +89,7 @@ def test_nothing_is_slow_before_live_is_known() -> None:
 def test_it_survives_json_and_counts_add_up() -> None:
     rules = GuardRules(share=0.25)
     guards = new_guards(rules).update(took(*[0.001] * 60, failed=1), took(0.002, failed=2))
-    again = guards_from_dict(guards.to_dict()).update(took(0.003), took(0.5))
+    again = guards_from_dict(as_json(guards)).update(took(0.003), took(0.5))
     straight = guards.update(took(0.003), took(0.5))
     np.testing.assert_array_equal(again.errors.log_wealth, straight.errors.log_wealth)
     np.testing.assert_array_equal(again.slow.log_wealth, straight.slow.log_wealth)

@@ -17,8 +17,6 @@ from plaudit_models.bandit.reward_model import (
     RewardState,
     empty_state,
     evidence_of_actions,
-    evidence_of_corrections,
-    evidence_of_preferences,
     posterior,
     state_from_bytes,
 )
@@ -33,6 +31,11 @@ def random_evidence(seed: int, n: int) -> Evidence:
     p = rng.random(n)
     phi = np.stack([p, 1.0 - p, np.ones(n)], axis=1)
     return evidence_of_actions(SPACE, phi, rng.integers(0, 2, n), rng.random(n), rng.random(n))
+
+
+def evidence_of_correction(space: FeatureSpace, right_action: int) -> Evidence:
+    """Reward 1 for the right action and 0 for the other."""
+    return Evidence(space, PHI, np.eye(2)[[right_action]], np.ones((1, 2), np.bool_), np.ones(1))
 
 
 def assert_close(one: RewardState, other: RewardState, atol: float = 1e-12) -> None:
@@ -68,7 +71,7 @@ def test_a_weight_counts_as_that_many_events() -> None:
 
 
 def test_a_correction_is_a_thumb_for_every_action() -> None:
-    corrected = empty_state(SPACE).add(evidence_of_corrections(SPACE, PHI, np.array([1])))
+    corrected = empty_state(SPACE).add(evidence_of_correction(SPACE, 1))
     thumbs = empty_state(SPACE).add(
         evidence_of_actions(SPACE, np.concatenate([PHI, PHI]), np.array([0, 1]), np.array([0.0, 1.0]))
     )
@@ -89,7 +92,7 @@ def test_praise_counts_against_the_other_actions_as_far_as_answers_are_exclusive
         q, _ = posterior(state, FLAT).predict(PHI)
         np.testing.assert_allclose(q[0, 1], expected)
         np.testing.assert_allclose(state.weight, [1.0, 0.0])  # what was said, without what it implies
-    corrected = empty_state(space).add(evidence_of_corrections(space, PHI, np.array([0])))
+    corrected = empty_state(space).add(evidence_of_correction(space, 0))
     np.testing.assert_allclose(corrected.weight, [1.0, 1.0])
 
 
@@ -110,16 +113,12 @@ def test_preferences_are_learned_as_bradley_terry_would_to_first_order() -> None
     """
     space = FeatureSpace("trunk", n_actions=3, embedding_size=4, exclusivity=0.3)
     phi = np.array([[1 / 3, 1 / 3, 1 / 3, 1.0]]).repeat(10_000, axis=0)
-    preferred = np.where(np.arange(10_000) < 6_000, 0, 1)
-    state = empty_state(space).add(evidence_of_preferences(space, phi, preferred, 1 - preferred))
+    rewards = np.where((np.arange(10_000) < 6_000)[:, None], [0.75, 0.25, 0.0], [0.25, 0.75, 0.0])
+    known_mask = np.array([[True, True, False]]).repeat(10_000, axis=0)
+    state = empty_state(space).add(Evidence(space, phi, rewards, known_mask, np.ones(10_000)))
     q, _ = posterior(state, FLAT).predict(phi[:1])
     np.testing.assert_allclose(q, [[0.55, 0.45, 1 / 3]], atol=1e-3)
     np.testing.assert_allclose(q[0, 0] - q[0, 1], np.log(0.6 / 0.4) / 4.0, atol=2e-3)
-
-
-def test_an_answer_is_not_better_than_itself() -> None:
-    with pytest.raises(InvalidEvidence, match=r"rejected\[0\]: 1 cannot be better than itself"):
-        evidence_of_preferences(SPACE, PHI, np.array([1]), np.array([1]))
 
 
 def test_posterior_agrees_with_the_textbook_inverse() -> None:

@@ -165,8 +165,8 @@ def test_it_is_surer_of_actions_with_feedback(policy: FusionPolicy) -> None:
     assert sigma[:, 2].square().mean().sqrt().item() == pytest.approx(math.log(19), rel=0.02)
     assert sigma[:, :2].mean().item() < 0.5 * sigma[:, 2].mean().item()
     assert report.sigma_mean > 0.0
-    assert list(report.sigma) == sorted(report.sigma)
-    assert report.sigma_count == (10, 10, 10, 10)
+    assert report.sigma == sorted(report.sigma)
+    assert report.sigma_count == [10, 10, 10, 10]
 
 
 def test_more_thumbs_make_it_surer(policy: FusionPolicy) -> None:

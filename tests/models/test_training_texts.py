@@ -36,7 +36,7 @@ from plaudit_models.training.export import (
 from plaudit_models.training.finetune import finetune
 from plaudit_models.training.fusion import FusionConfig, FusionPolicy
 from plaudit_models.training.pretrain import Pretrained, evaluate, pretrain
-from plaudit_models.training.threads import use_threads
+from plaudit_models.training.schedule import use_threads
 
 THINGS, ASKING = 12, 4
 """Token ids: 1…12 are things, 13…16 words around them. An action is a pair of things, and its name their tokens."""

@@ -22,7 +22,7 @@ from plaudit_models.spec import ModelSpec, TextModality
 from plaudit_models.training.config import PretrainConfig
 from plaudit_models.training.fusion import FusionConfig, FusionPolicy
 from plaudit_models.training.pretrain import pretrain
-from plaudit_models.training.threads import use_threads
+from plaudit_models.training.schedule import use_threads
 from support.programs import CANNOT_BE_HAD
 
 DATA: Final = Path(__file__).parents[3] / "shared/data/intents/banking77.csv"

@@ -23,20 +23,15 @@ IR_VERSION: Final = 10
 """The newest version that every supported onnxruntime reads."""
 
 
-def initial_head(embedding_size: int, n_actions: int) -> onnx.ModelProto:
-    """The head before any feedback: ``scores`` = ``base_logits``, the policy that pre-training gave."""
+def write_initial_head(path: Path, embedding_size: int, n_actions: int) -> None:
+    """Write the head before any feedback: ``scores`` = ``base_logits``, the policy that pre-training gave."""
     graph = _Graph()
     graph.add("Identity", BASE_LOGITS, output=SCORES)
-    return graph.model(embedding_size, n_actions)
-
-
-def write_initial_head(path: Path, embedding_size: int, n_actions: int) -> None:
-    """Write :func:`initial_head` to ``path``."""
-    path.write_bytes(initial_head(embedding_size, n_actions).SerializeToString())
+    path.write_bytes(graph.model(embedding_size, n_actions).SerializeToString())
 
 
 def build_head(settings: HeadSettings, state: RewardState) -> onnx.ModelProto:
-    """The head that follows ``state``; see :mod:`plaudit_models.bandit.improvement` for its maths and symbols."""
+    """Head that follows ``state``; see :mod:`plaudit_models.bandit.improvement` for its maths and symbols."""
     space = state.space
     belief = posterior(state, settings.prior)
     graph = _Graph()

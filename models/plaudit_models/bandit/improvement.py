@@ -38,7 +38,7 @@ import numpy as np
 
 from plaudit_models.bandit.features import Float64, Floats, features, log_softmax, sureness
 from plaudit_models.bandit.policy import divergence, probabilities
-from plaudit_models.bandit.reward_model import RewardPosterior, RewardPrior, RewardState, posterior
+from plaudit_models.bandit.reward_model import RewardPrior, RewardState, posterior
 
 TINY: Final = 1e-8
 """No action's share of the anchor is less than this: below it, float32 cannot tell g from 0."""
@@ -111,13 +111,7 @@ def head_scores(settings: HeadSettings, state: RewardState, embedding: Floats, b
     Returns:
         Unnormalised log-probabilities, shape ``[b, a]``, finite.
     """
-    return _scores(settings, state, posterior(state, settings.prior), embedding, base_logits)
-
-
-def _scores(
-    settings: HeadSettings, state: RewardState, belief: RewardPosterior, embedding: Floats, base_logits: Floats
-) -> Float64:
-    phi = features(state.space, embedding, base_logits)
+    belief, phi = posterior(state, settings.prior), features(state.space, embedding, base_logits)
     q, variance = belief.predict(phi)
     return improved(
         settings, log_softmax(base_logits), sureness(base_logits), q, variance, belief.prior_variance(phi), least=TINY

@@ -116,43 +116,15 @@ def evidence_of_actions(
         rewards: its reward in [0, 1], shape ``[n]``.
         weights: shape ``[n]``; 1 each if left out.
     """
-    known_mask = _one_hot(actions, space.n_actions)
-    rewards = np.asarray(rewards, dtype=np.float64)
-    return Evidence(
-        space, features, rewards[:, None] * np.ones(space.n_actions), known_mask, _weights(weights, actions)
+    _refuse(
+        "actions",
+        actions,
+        (actions < 0) | (actions >= space.n_actions),
+        f"is not an action index below {space.n_actions}",
     )
-
-
-def evidence_of_corrections(
-    space: FeatureSpace, features: Float64, right_actions: Int64, weights: Floats | None = None
-) -> Evidence:
-    """Evidence about all actions: reward 1 for the right one, 0 for the others.
-
-    Args:
-        features: shape ``[n, f]``.
-        right_actions: shape ``[n]``.
-        weights: shape ``[n]``; 1 each if left out.
-    """
-    rewards = _one_hot(right_actions, space.n_actions).astype(np.float64)
-    return Evidence(space, features, rewards, np.ones_like(rewards, dtype=np.bool_), _weights(weights, right_actions))
-
-
-def evidence_of_preferences(
-    space: FeatureSpace, features: Float64, preferred: Int64, rejected: Int64, weights: Floats | None = None
-) -> Evidence:
-    """Evidence that one action is better than another (Bradley-Terry, see the notation above).
-
-    Args:
-        features: shape ``[n, f]``.
-        preferred: shape ``[n]``.
-        rejected: shape ``[n]``, nowhere equal to ``preferred``.
-        weights: shape ``[n]``; 1 each if left out.
-    """
-    better, worse = _one_hot(preferred, space.n_actions), _one_hot(rejected, space.n_actions)
-    same: Bool = np.any(better & worse, axis=1)
-    _refuse("rejected", np.asarray(rejected), same, "cannot be better than itself")
-    rewards = PREFERRED_REWARD * better + REJECTED_REWARD * worse
-    return Evidence(space, features, rewards, better | worse, _weights(weights, preferred))
+    known_mask: Bool = actions[:, None] == np.arange(space.n_actions)
+    weight = np.ones(len(actions)) if weights is None else np.asarray(weights, np.float64)
+    return Evidence(space, features, np.where(known_mask, rewards[:, None], 0.0), known_mask, weight)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -338,17 +310,6 @@ def weighted_gram(features: Float64, weights: Float64) -> Float64:
     """Σ w φφᵀ, ``[f, f]``, symmetric to the last bit, so that one half of it can be stored."""
     gram: Float64 = (weights[:, None] * features).T @ features
     return (gram + gram.T) / 2.0
-
-
-def _one_hot(actions: Int64, n_actions: int) -> Bool:
-    actions = np.asarray(actions)
-    _refuse("actions", actions, (actions < 0) | (actions >= n_actions), f"is not an action index below {n_actions}")
-    one_hot: Bool = actions[:, None] == np.arange(n_actions)
-    return one_hot
-
-
-def _weights(weights: Floats | None, like: Int64) -> Float64:
-    return np.ones(len(like)) if weights is None else np.asarray(weights, dtype=np.float64)
 
 
 def _between(values: Floats, low: float, high: float) -> Bool:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -74,15 +74,6 @@ class EProcess:
         first = int(standing[0]) if standing.size else len(self.means)
         return float(self.means[first - 1]) if first > 0 else -1.0
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; :func:`e_process_from_dict` is its inverse."""
-        return {
-            "bound": self.bound,
-            "means": self.means.tolist(),
-            "log_wealth": self.log_wealth.tolist(),
-            "best": self.best.tolist(),
-        }
-
 
 def open_e_process(bound: float, means: Floats) -> EProcess:
     """E-process before the first value: each bettor has wealth 1."""
@@ -91,7 +82,19 @@ def open_e_process(bound: float, means: Floats) -> EProcess:
     return EProcess(bound, np.asarray(means, dtype=np.float64), np.zeros((len(means), N_BETS)), np.zeros(len(means)))
 
 
+def as_json(value: Any) -> Any:
+    """JSON-ready copy of evidence: dataclasses become objects of their fields; tuples and arrays become lists."""
+    if is_dataclass(value):
+        return {each.name: as_json(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: as_json(each) for name, each in value.items()}
+    if isinstance(value, tuple):
+        return [as_json(each) for each in value]
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
 def e_process_from_dict(raw: Mapping[str, Any]) -> EProcess:
+    """Inverse of :func:`as_json`."""
     return EProcess(raw["bound"], np.array(raw["means"]), np.array(raw["log_wealth"]), np.array(raw["best"]))
 
 

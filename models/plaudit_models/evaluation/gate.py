@@ -30,7 +30,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from plaudit_models.bandit.features import Float64, Floats
 from plaudit_models.evaluation.e_process import EProcess, e_process_from_dict, open_e_process
@@ -220,10 +219,10 @@ class GateReport:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Slice:
     bets: EProcess
+    is_group: bool
     n: int = 0
     gain_sum: float = 0.0
     gain_square_sum: float = 0.0
-    is_group: bool = False
 
     @property
     def gain(self) -> float:
@@ -306,9 +305,18 @@ class Comparison:
             )
         counted, tally = self.tally.admit(users, fair_cap(self.rules.user_cap, n_users))
         low, high, weight = seen.low[counted], seen.high[counted], seen.weight[counted]
-        updated = dict(self.slices)
-        self._update_slices(updated, low, high, np.asarray(slices, dtype=np.str_)[counted])
-        untested = self._update_groups(updated, low, high, np.asarray(groups, dtype=np.str_)[counted])
+        updated, untested = dict(self.slices), self.untested
+        for labels, is_group in ((slices, False), (groups, True)):
+            label_of = np.asarray(labels, dtype=np.str_)[counted]
+            for label in filter(None, dict.fromkeys(label_of.tolist())):
+                name, inside = GROUP.format(label) if is_group else label, label_of == label
+                part = updated.get(name)
+                if part is None:
+                    if is_group and sum(each.is_group for each in updated.values()) >= MAX_GROUPS:
+                        untested += int(inside.sum())
+                        continue
+                    part = _Slice(open_e_process(self.rules.bound, np.array([self.rules.slice_margin])), is_group)
+                updated[name] = part.update(low[inside], high[inside])
         return replace(
             self,
             gain=self.gain.update(low),
@@ -319,37 +327,8 @@ class Comparison:
             gain_sum=self.gain_sum + float((low + high).sum()) / 2.0,
             weight_sum=self.weight_sum + float(weight.sum()),
             weight_square_sum=self.weight_square_sum + float(np.square(weight).sum()),
-            untested=self.untested + untested,
+            untested=untested,
         )
-
-    def _update_slices(
-        self, slices: dict[str, _Slice], low: Float64, high: Float64, names: npt.NDArray[np.str_]
-    ) -> None:
-        for name in dict.fromkeys(names.tolist()):
-            if name == "":
-                continue
-            in_slice = names == name
-            before = slices.get(name) or self._new_slice()
-            slices[name] = before.update(low[in_slice], high[in_slice])
-
-    def _update_groups(
-        self, slices: dict[str, _Slice], low: Float64, high: Float64, labels: npt.NDArray[np.str_]
-    ) -> int:
-        """Returns how many decisions are of groups that are not tested."""
-        untested = 0
-        for label in dict.fromkeys(labels.tolist()):
-            if label == "":
-                continue
-            name, in_group = GROUP.format(label), labels == label
-            if name not in slices and sum(part.is_group for part in slices.values()) >= MAX_GROUPS:
-                untested += int(in_group.sum())
-                continue
-            before = slices.get(name) or replace(self._new_slice(), is_group=True)
-            slices[name] = before.update(low[in_group], high[in_group])
-        return untested
-
-    def _new_slice(self) -> _Slice:
-        return _Slice(open_e_process(self.rules.bound, np.array([self.rules.slice_margin])))
 
     def finding(self) -> Finding:
         """Harm if anything proves harm; gain if gain is proven and no slice is suspected; else none."""
@@ -362,20 +341,17 @@ class Comparison:
         return "gain" if gained else "none"
 
     def report(self) -> GateReport:
-        alpha = self.rules.alpha
         slices = self._slice_reports()
-        lower, upper = self.gain.lower_bound(alpha), -self.loss.lower_bound(alpha)
-        weights_squared = self.weight_square_sum
         return GateReport(
             verdict=_VERDICTS[self.finding()],
             gain=self.gain_sum / self.n if self.n else 0.0,
-            lower=lower,
-            upper=upper,
+            lower=self.gain.lower_bound(self.rules.alpha),
+            upper=-self.loss.lower_bound(self.rules.alpha),
             e_value_gain=self._e_value_gain(),
             e_value_harm=self._e_value_harm(),
             n=self.n,
             capped=self.tally.seen - self.n,
-            effective_n=self.weight_sum**2 / weights_squared if weights_squared > 0.0 else 0.0,
+            effective_n=self.weight_sum**2 / self.weight_square_sum if self.weight_square_sum > 0.0 else 0.0,
             raters=len(self.tally.counted),
             slices=slices,
             reasons=self._reasons(slices),
@@ -441,30 +417,6 @@ class Comparison:
             )
         return tuple(reasons)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; :func:`comparison_from_dict` is its inverse."""
-        return {
-            "rules": asdict(self.rules),
-            "gain": self.gain.to_dict(),
-            "loss": self.loss.to_dict(),
-            "slices": {
-                name: {
-                    "bets": part.bets.to_dict(),
-                    "n": part.n,
-                    "gain_sum": part.gain_sum,
-                    "gain_square_sum": part.gain_square_sum,
-                    "is_group": part.is_group,
-                }
-                for name, part in self.slices.items()
-            },
-            "tally": self.tally.to_dict(),
-            "n": self.n,
-            "gain_sum": self.gain_sum,
-            "weight_sum": self.weight_sum,
-            "weight_square_sum": self.weight_square_sum,
-            "untested": self.untested,
-        }
-
 
 def new_comparison(rules: GateRules) -> Comparison:
     """Comparison before the first decision."""
@@ -476,29 +428,17 @@ def new_comparison(rules: GateRules) -> Comparison:
 
 
 def comparison_from_dict(raw: Mapping[str, Any]) -> Comparison:
-    """Inverse of :meth:`Comparison.to_dict`; also for comparisons from before there were groups.
+    """Inverse of :func:`plaudit_models.evaluation.e_process.as_json`.
 
     Raises:
         KeyError, TypeError: ``raw`` is no comparison.
     """
-    fields = dict(raw)
-    return Comparison(
-        rules=GateRules(**fields.pop("rules")),
-        gain=e_process_from_dict(fields.pop("gain")),
-        loss=e_process_from_dict(fields.pop("loss")),
-        slices={
-            name: _Slice(
-                e_process_from_dict(part["bets"]),
-                part["n"],
-                part["gain_sum"],
-                part["gain_square_sum"],
-                part.get("is_group", False),
-            )
-            for name, part in fields.pop("slices").items()
-        },
-        tally=UserTally(**fields.pop("tally")),
-        **fields,
-    )
+    slices = {
+        name: _Slice(**{**part, "bets": e_process_from_dict(part["bets"])}) for name, part in raw["slices"].items()
+    }
+    evidence = {name: e_process_from_dict(raw[name]) for name in ("gain", "loss")}
+    rules, tally = GateRules(**raw["rules"]), UserTally(**raw["tally"])
+    return Comparison(**{**raw, **evidence, "rules": rules, "slices": slices, "tally": tally})
 
 
 def judge(

@@ -22,7 +22,7 @@ Notation:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -184,16 +184,6 @@ class Guards:
         assert usual is not None
         return usual + int(np.ceil(np.log2(self.rules.slow_factor) * STEPS_PER_OCTAVE))
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; :func:`guards_from_dict` is its inverse."""
-        return {
-            "rules": asdict(self.rules),
-            "errors": self.errors.to_dict(),
-            "slow": self.slow.to_dict(),
-            "live": asdict(self.live),
-            "candidate": asdict(self.candidate),
-        }
-
 
 def new_guards(rules: GuardRules) -> Guards:
     """Guards before the first report."""
@@ -205,6 +195,7 @@ def new_guards(rules: GuardRules) -> Guards:
 
 
 def guards_from_dict(raw: Mapping[str, Any]) -> Guards:
+    """Inverse of :func:`plaudit_models.evaluation.e_process.as_json`."""
     arms = {name: Arm(raw[name]["failed"], tuple(raw[name]["latencies"])) for name in ("live", "candidate")}
     return Guards(
         GuardRules(**raw["rules"]), e_process_from_dict(raw["errors"]), e_process_from_dict(raw["slow"]), **arms

@@ -7,7 +7,7 @@ Notation:
     w_i = π(a_i | x_i) / p_i, the importance weight of decision i, clipped at ``max_weight``
     τ: the switch's threshold
 
-Estimators (Dudík, Langford, Li: Doubly Robust Policy Evaluated and Learning, 2011; SNIPS: Swaminathan, Joachims: The
+Estimators (Dudík, Langford, Li: Doubly Robust Policy Evaluation and Learning, 2011; SNIPS: Swaminathan, Joachims: The
 Self-Normalized Estimator for Counterfactual Learning, 2015):
     DM     mean of Σ_k π(k | x_i) q̂(x_i, k)
     IPS    mean of w_i r_i
@@ -15,7 +15,7 @@ Self-Normalized Estimator for Counterfactual Learning, 2015):
     DR     mean of Σ_k π(k | x_i) q̂(x_i, k) + w_i (r_i − q̂(x_i, a_i))
     SWITCH mean of w_i r_i 1(w_i ≤ τ) + Σ_k π(k | x_i) q̂(x_i, k) 1(π(k | x_i)/p(k | x_i) > τ)
     SWITCH-DR  DR with w_i = 0 where w_i > τ
-(SWITCH: Wang, Agarwal, Dudík: Optimal and Adaptive Off-policy Evaluated in Contextual Bandits, 2017, section 4.)
+(SWITCH: Wang, Agarwal, Dudík: Optimal and Adaptive Off-policy Evaluation in Contextual Bandits, 2017, section 4.)
 IPS and DR are unbiased if the logged propensities are right, no weight is clipped and, for DR, q̂ has not seen the
 decisions it is used on. For DR any such q̂ will do, which :func:`dr_outcomes_below` uses to keep outcomes bounded.
 """
@@ -93,7 +93,7 @@ def dm_outcomes(evaluation_probs: Floats, q_hat: Floats) -> Float64:
 
 
 def dr_outcomes(log: LoggedRounds, evaluation_probs: Floats, q_hat: Floats, max_weight: float = math.inf) -> Float64:
-    """The doubly robust pseudo-outcome of each decision, shape ``[n]``; their mean is the DR estimate.
+    """Doubly robust pseudo-outcome of each decision, shape ``[n]``; their mean is the DR estimate.
 
     Args:
         log: n decisions.

@@ -2,8 +2,8 @@
 
 Knows nothing about versions, events or what is learned.
 
-*Caps.* No user outvotes the rest: :func:`capped_weights` for evidence that is there at once, :class:`UserTally` and
-:meth:`Raters.admit` for evidence that comes one after another.
+*Caps.* No user outvotes the rest: an event counts only while its user has had less than a share of the events so far
+(:class:`UserTally`, :meth:`Raters.admit`).
 
 *Reliability.* A user's labels are compared with what the reward model expected from the labels before them. With reward
 y in [0, 1], expected reward q and its certainty c in [0, 1] (0 where there is no similar label), each label gives
@@ -21,7 +21,7 @@ stakes BET of the wealth on disagreement, and starts anew whenever any of it is 
     W = max(1, W)·(1 − BET·s)
 
 While a user agrees at least as often as not, E[W] does not grow, and the mean time to a false alarm at W ≥ ALARM is at
-least ALARM judgements, whatever they are about (an e-detector: Shin, Ramdas, Rinaldo 2022). Users with tastes of their
+least ALARM labels, whatever they are about (an e-detector: Shin, Ramdas, Rinaldo 2022). Users with tastes of their
 own, and those who press thumbs at random, agree at least as often as not. If very many disagree, it is the reward model
 that is wrong: no more than MAX_QUARANTINED of the users are ever quarantined, unless by operators.
 """
@@ -30,60 +30,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from plaudit_models.bandit.features import Float64, Floats
+from plaudit_models.bandit.features import Floats
 
 Bool = npt.NDArray[np.bool_]
 
 
-def capped_weights(users: Sequence[str], cap: float) -> Float64:
-    """One weight per event such that no user's events weigh more than ``cap`` of all events' weight.
-
-    A user's events share one weight; users within the cap keep weight 1. With U users and ``cap`` < 1/U no weights can
-    do that; then every user gets the same total.
-
-    Args:
-        users: who gave each of the n events.
-        cap: largest share of the total weight, in (0, 1].
-
-    Returns:
-        Weights in (0, 1], shape ``[n]``.
-    """
-    _require_cap(cap)
-    counts = Counter(users)
-    limit = _limit(sorted(counts.values()), cap)
-    return np.array([min(1.0, limit / counts[user]) for user in users])
-
-
-def _limit(counts: list[int], cap: float) -> float:
-    """The largest total a user may have: the L with L = cap · Σ min(count, L), or the least count if there is none.
-
-    With the h most active users at the limit, L = cap·(rest + h·L), so L = cap·rest / (1 − cap·h).
-    """
-    if not counts or cap * sum(counts) >= counts[-1]:
-        return float(counts[-1]) if counts else 0.0
-    rest = sum(counts)
-    for heavy in range(1, len(counts)):
-        rest -= counts[-heavy]
-        if cap * heavy >= 1.0:
-            break
-        limit = cap * rest / (1.0 - cap * heavy)
-        if limit >= counts[-heavy - 1]:
-            return limit
-    return float(counts[0])
-
-
 @dataclass(frozen=True, slots=True)
 class UserTally:
-    """The cap for events that come one after another: an event counts or not, decided before its outcome is looked at.
+    """Cap on events that come one after another: an event counts or not, decided before its outcome is looked at.
 
     Attributes:
         seen: events so far.
@@ -109,9 +71,6 @@ class UserTally:
                 counted[user] = counted.get(user, 0) + 1
                 admitted[i] = True
         return admitted, UserTally(self.seen + len(users), counted)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"seen": self.seen, "counted": dict(self.counted)}
 
 
 def fair_cap(cap: float, n_users: int, shares: float = 1.0) -> float:

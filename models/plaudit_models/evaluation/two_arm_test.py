@@ -10,7 +10,7 @@ beforehand it says
     d = w·(r − m),   w = (c − l)/(s·c + (1 − s)·l)
 
 whose mean is the candidate's mean reward minus live's (importance weighting by the mixture of the two, the balance
-heuristic of Veach and Guibas 1995; the "balanced" estimator of Agarwal et al., Effective Evaluated Using Logged Bandit
+heuristic of Veach and Guibas 1995; the "balanced" estimator of Agarwal et al., Effective Evaluation Using Logged Bandit
 Feedback from Multiple Loggers, 2017). Where the two would answer alike, d is 0: thumbs on what a candidate leaves as it
 is say nothing about it, and are most of the noise otherwise. Where c and l are not known, the draw of the user alone
 speaks (Horvitz and Thompson 1952):
@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -117,12 +117,9 @@ class SplitBet:
         total = np.logaddexp(log_total(answer.log_wealth)[0], log_total(draw.log_wealth)[0]) - math.log(2.0)
         return SplitBet(answer, draw, max(self.best, float(total)))
 
-    def e_value(self, claim: int = 0) -> float:
-        """Strongest evidence so far against the claim; there is one, number 0."""
+    def e_value(self) -> float:
+        """Strongest evidence so far against the claim."""
         return math.exp(min(self.best, LOG_CEILING))
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"by_answer": self.by_answer.to_dict(), "by_draw": self.by_draw.to_dict(), "best": self.best}
 
 
 def _open_split_bet(bound: float, claim: float) -> SplitBet:
@@ -131,10 +128,6 @@ def _open_split_bet(bound: float, claim: float) -> SplitBet:
 
 
 def _split_bet_from_dict(raw: Mapping[str, Any]) -> SplitBet:
-    """Inverse of :meth:`SplitBet.to_dict`; older evidence is one e-process, with which both halves go on."""
-    if "by_draw" not in raw:
-        bets = e_process_from_dict(raw)
-        return SplitBet(bets, bets, float(bets.best[0]))
     return SplitBet(e_process_from_dict(raw["by_answer"]), e_process_from_dict(raw["by_draw"]), raw["best"])
 
 
@@ -210,9 +203,9 @@ class TwoArmTest:
         """Harm if harm is proven, else gain if gain is, else none."""
         if sum(self.n) < self.rules.min_events:
             return "none"
-        if self.loss.e_value(0) >= 1.0 / self.rules.alpha:
+        if self.loss.e_value() >= 1.0 / self.rules.alpha:
             return "harm"
-        return "gain" if self.gain.e_value(0) >= 1.0 / self.rules.alpha else "none"
+        return "gain" if self.gain.e_value() >= 1.0 / self.rules.alpha else "none"
 
     @property
     def suspected(self) -> bool:
@@ -239,24 +232,9 @@ class TwoArmTest:
             "none" if n == 0 else f"{total / n:.1%} of {n}" for n, total in zip(self.n, self.total, strict=True)
         )
         return (
-            f"users satisfied: {candidate} by the candidate, {live} by live; e-value {self.gain.e_value(0):.3g} for a "
-            f"gain, {self.loss.e_value(0):.3g} for harm, {1.0 / self.rules.alpha:g} is proof"
+            f"users satisfied: {candidate} by the candidate, {live} by live; e-value {self.gain.e_value():.3g} for a "
+            f"gain, {self.loss.e_value():.3g} for harm, {1.0 / self.rules.alpha:g} is proof"
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; :func:`two_arm_test_from_dict` is its inverse."""
-        return {
-            "rules": asdict(self.rules),
-            "gain": self.gain.to_dict(),
-            "loss": self.loss.to_dict(),
-            "tally": self.tally.to_dict(),
-            "n": list(self.n),
-            "total": list(self.total),
-            "weighed": list(self.weighed),
-            "moments": list(self.moments),
-            "moments_by_draw": list(self.moments_by_draw),
-            "weighed_by_draw": list(self.weighed_by_draw),
-        }
 
 
 def _plus(moments: tuple[int, float, float], values: Float64) -> tuple[int, float, float]:
@@ -298,27 +276,12 @@ def weights(by_candidate: Bool, propensities: Propensities | None, rules: TwoArm
 
 def new_two_arm_test(rules: TwoArmTestRules) -> TwoArmTest:
     """Evidence before the first experience."""
-    return TwoArmTest(
-        rules=rules,
-        gain=_open_split_bet(rules.bound, 0.0),
-        loss=_open_split_bet(rules.bound, rules.margin),
-    )
+    return TwoArmTest(rules, _open_split_bet(rules.bound, 0.0), _open_split_bet(rules.bound, rules.margin))
 
 
 def two_arm_test_from_dict(raw: Mapping[str, Any]) -> TwoArmTest:
-    weighed = raw.get("weighed", (0.0, 0.0))  # not there in older evidence; any guess made beforehand is as valid
-    moments = raw.get("moments", (0, 0.0, 0.0))  # nor are these; they are then of what came since
-    by_draw = raw.get("weighed_by_draw", (0.0, 0.0))  # likewise
-    drawn = raw.get("moments_by_draw", (0, 0.0, 0.0))
-    return TwoArmTest(
-        rules=TwoArmTestRules(**raw["rules"]),
-        gain=_split_bet_from_dict(raw["gain"]),
-        loss=_split_bet_from_dict(raw["loss"]),
-        tally=UserTally(**raw["tally"]),
-        n=(raw["n"][0], raw["n"][1]),
-        total=(raw["total"][0], raw["total"][1]),
-        weighed=(weighed[0], weighed[1]),
-        moments=(moments[0], moments[1], moments[2]),
-        weighed_by_draw=(by_draw[0], by_draw[1]),
-        moments_by_draw=(drawn[0], drawn[1], drawn[2]),
-    )
+    """Inverse of :func:`plaudit_models.evaluation.e_process.as_json`."""
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
+    fields |= {name: _split_bet_from_dict(raw[name]) for name in ("gain", "loss")}
+    fields |= {"rules": TwoArmTestRules(**raw["rules"]), "tally": UserTally(**raw["tally"])}
+    return TwoArmTest(**fields)

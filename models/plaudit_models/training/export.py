@@ -57,7 +57,7 @@ _GOLDEN_TEXTS: Final = 16
 
 
 class ExportMismatch(Exception):
-    """The graph does not do what the torch module does; the message names the output or weight that differs."""
+    """Difference of a graph from its torch module; the message names the output or weight that differs."""
 
 
 def export_trunk(model: FusionPolicy, path: Path) -> None:
@@ -68,7 +68,6 @@ def export_trunk(model: FusionPolicy, path: Path) -> None:
     dynamic = (tuple({0: torch.export.Dim.DYNAMIC} for _ in example),)
     proto = _exported(model, example, dynamic)
     _name_by_contract(proto, "trunk", (*spec.modalities, PRESENT), (EMBEDDING, BASE_LOGITS), "b")
-    onnx.checker.check_model(proto, full_check=True)
     path.write_bytes(proto.SerializeToString())
 
 
@@ -81,21 +80,13 @@ def export_text_scorer(model: FusionPolicy, path: Path) -> None:
     example = (torch.zeros((2, modality.max_tokens), dtype=torch.int64),)
     proto = _exported(texts, example, ({0: torch.export.Dim.DYNAMIC},))
     _name_by_contract(proto, "text_scorer", (TOKENS,), (VECTORS,), "k")
-    onnx.checker.check_model(proto, full_check=True)
     path.write_bytes(proto.SerializeToString())
 
 
 def _exported(module: nn.Module, example: tuple[Tensor, ...], dynamic_shapes: tuple[Any, ...]) -> onnx.ModelProto:
+    options: dict[str, Any] = {"opset_version": OPSET, "dynamo": True, "optimize": False, "verbose": False}
     with _quiet_exporter():
-        program = torch.onnx.export(
-            module,
-            example,
-            dynamic_shapes=dynamic_shapes,
-            opset_version=OPSET,
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-        )
+        program = torch.onnx.export(module, example, dynamic_shapes=dynamic_shapes, **options)
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
     return proto
@@ -115,13 +106,8 @@ class _TextScorerGraph(nn.Module):
         return self.text_scorer(self.encoders[self._text](tokens))
 
 
-def dynamic_state(model: FusionPolicy) -> dict[str, Tensor]:
-    """The weights that the text scorer graph holds, by name."""
-    return _TextScorerGraph(model).state_dict()
-
-
 def trunk_state(model: FusionPolicy) -> dict[str, Tensor]:
-    """The weights that the trunk graph holds, by name."""
+    """Weights that the trunk graph holds, by name."""
     return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(_TEXT_SCORER)}
 
 
@@ -172,11 +158,15 @@ def check_parity(model: FusionPolicy, trunk: Path, inputs: Arrays) -> dict[str, 
     model.eval()
     with torch.no_grad():
         embedding, base_logits = model(*(torch.from_numpy(inputs[name]) for name in (*model.spec.modalities, PRESENT)))
-    for name, expected in ((EMBEDDING, embedding), (BASE_LOGITS, base_logits)):
-        worst = float(np.abs(outputs[name] - expected.numpy()).max())
-        if not worst <= PARITY_TOLERANCE:
-            raise ExportMismatch(f"{trunk}: {name} differs from torch by {worst:.2g}, more than {PARITY_TOLERANCE}")
+    _require_parity(trunk, outputs, {EMBEDDING: embedding, BASE_LOGITS: base_logits})
     return outputs
+
+
+def _require_parity(graph: Path, outputs: Arrays, expected: Mapping[str, Tensor]) -> None:
+    for name, tensor in expected.items():
+        worst = float(np.abs(outputs[name] - tensor.numpy()).max())
+        if not worst <= PARITY_TOLERANCE:
+            raise ExportMismatch(f"{graph}: {name} differs from torch by {worst:.2g}, more than {PARITY_TOLERANCE}")
 
 
 def export_version(
@@ -223,7 +213,7 @@ def _write_text_scorer(model: FusionPolicy, folder: Path, golden_inputs: Arrays,
     if parent is None:
         export_text_scorer(model, graph)
     else:
-        reexport_trunk(parent, dynamic_state(model), graph)
+        reexport_trunk(parent, _TextScorerGraph(model).state_dict(), graph)
     written = golden_inputs[model.spec.dynamic_action_modality[0]]
     texts = np.unique(np.concatenate([written, model.text_scorer.action_texts.numpy()[:_GOLDEN_TEXTS]]), axis=0)
     save_arrays({TOKENS: texts, VECTORS: check_text_scorer_parity(model, graph, texts)}, folder / TEXT_SCORER_GOLDEN)
@@ -235,14 +225,11 @@ def check_text_scorer_parity(model: FusionPolicy, graph: Path, texts: npt.NDArra
     Raises:
         ExportMismatch: they differ by more than ``PARITY_TOLERANCE`` anywhere.
     """
-    outputs = _run(graph, {TOKENS: texts})[VECTORS]
+    outputs = _run(graph, {TOKENS: texts})
     model.eval()
     with torch.no_grad():
-        expected = model.text_vectors(torch.from_numpy(texts)).numpy()
-    worst = float(np.abs(outputs - expected).max())
-    if not worst <= PARITY_TOLERANCE:
-        raise ExportMismatch(f"{graph}: {VECTORS} differs from torch by {worst:.2g}, more than {PARITY_TOLERANCE}")
-    return outputs
+        _require_parity(graph, outputs, {VECTORS: model.text_vectors(torch.from_numpy(texts))})
+    return outputs[VECTORS]
 
 
 def save_weights(model: FusionPolicy, path: Path) -> None:
@@ -277,15 +264,14 @@ def _blank_inputs(spec: ModelSpec, *, batch: int) -> dict[str, npt.NDArray[Any]]
         name: np.zeros((batch, *modality.shape), np.int64 if modality.kind == "text" else np.float32)
         for name, modality in spec.modalities.items()
     }
-    blank[PRESENT] = np.ones((batch, len(spec.modalities)), np.float32)
-    return blank
+    return blank | {PRESENT: np.ones((batch, len(spec.modalities)), np.float32)}
 
 
 def _name_by_contract(
     proto: onnx.ModelProto, name: str, inputs: Sequence[str], outputs: Sequence[str], rows: str
 ) -> None:
     """Call the graph ``name`` and its first axis ``rows``; give inputs and outputs the contract's names, weights the
-    prefix ``weights/`` and all else ``values/``.
+    prefix ``weights/`` and all else ``values/``; then check the graph.
 
     A modality, a weight and an inner value may otherwise share a name ("embedding" is what the exporter calls a
     look-up); names of the contract hold no slash, so with the prefixes they cannot.
@@ -316,6 +302,7 @@ def _name_by_contract(
     described: tuple[Any, ...] = (proto, graph, *graph.node, *graph.input, *graph.output, *graph.initializer)
     for part in described:
         del part.metadata_props[:]  # stack traces of this machine
+    onnx.checker.check_model(proto, full_check=True)
 
 
 def _run(graph: Path, inputs: Arrays) -> dict[str, npt.NDArray[np.float32]]:

@@ -143,7 +143,7 @@ def finetune(
     anchors = blocks_for_ever(len(rehearsal), config.rehearsal_rows, Generator().manual_seed(config.seed))
 
     steps = math.ceil(config.replays_per_experience * len(experiences) / config.replay_rows)
-    steps = min(steps, config.max_steps if config.max_steps is not None else steps)
+    steps = steps if config.max_steps is None else min(steps, config.max_steps)
     step, saved, reported, user_losses, rehearsal_losses = 0, 0, 0.0, IntervalMean(), IntervalMean()
     if resume is not None:
         restore(resume, weights, optimizer, draws)

@@ -22,7 +22,6 @@ from plaudit_models.training.losses import action_nll, clipped_loss, group_advan
 Rewards = Callable[[Tensor, Tensor], Tensor]
 """Rows ``[b]`` and actions ``[b, g]`` → expected reward of each, ``[b, g]``."""
 
-
 Logits = Callable[[Tensor], Tensor]
 """Rows ``[b]`` → logits ``[b, a]``."""
 
@@ -122,16 +121,13 @@ class Sampled:
         self._generator = generator
 
     def __call__(self, logits: Tensor, rows: Tensor, *, fresh: bool) -> Tensor:
-        log_policy = torch.log_softmax(self._of_allowed(logits, rows), dim=1)
+        if self._allowed_mask is not None:
+            logits = logits.masked_fill(~self._allowed_mask[rows], -torch.inf)
+        log_policy = torch.log_softmax(logits, dim=1)
         if fresh:
             self._draw(log_policy.detach(), rows)
         log_ratio = log_policy.gather(1, self._actions) - self._log_old
         return clipped_loss(log_ratio, self._advantage, clip=self._config.clip).mean()
-
-    def _of_allowed(self, logits: Tensor, rows: Tensor) -> Tensor:
-        if self._allowed_mask is None:
-            return logits
-        return logits.masked_fill(~self._allowed_mask[rows], -torch.inf)
 
     def _draw(self, log_policy: Tensor, rows: Tensor) -> None:
         samples, generator = self._config.samples, self._generator

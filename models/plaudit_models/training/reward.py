@@ -90,21 +90,19 @@ class RewardReport:
     log_loss: float
     parent_log_loss: float
     calibration_error: float
-    predicted: tuple[float, ...]
-    observed: tuple[float, ...]
-    count: tuple[int, ...]
+    predicted: list[float]
+    observed: list[float]
+    count: list[int]
     sigma_mean: float
-    sigma: tuple[float, ...]
-    error: tuple[float, ...]
-    error_expected: tuple[float, ...]
-    sigma_count: tuple[int, ...]
+    sigma: list[float]
+    error: list[float]
+    error_expected: list[float]
+    sigma_count: list[int]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; JSON knows no NaN, so such fields are left out."""
         return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-            if not (isinstance(value, float) and math.isnan(value))
+            name: value for name, value in asdict(self).items() if not (isinstance(value, float) and math.isnan(value))
         }
 
 
@@ -240,14 +238,14 @@ def fit_reward_model(
         log_loss=float(opinion_nll(slope * after + intercept, observed, noise=config.noise).mean()),
         parent_log_loss=float(opinion_nll(before, observed, noise=config.noise).mean()),
         calibration_error=curve.error,
-        predicted=tuple(curve.predicted.tolist()),
-        observed=tuple(curve.observed.tolist()),
-        count=tuple(curve.count.tolist()),
+        predicted=curve.predicted.tolist(),
+        observed=curve.observed.tolist(),
+        count=curve.count.tolist(),
         sigma_mean=float(sigma.mean()) if len(sigma) else float("nan"),
-        sigma=tuple(unsure.sigma.tolist()),
-        error=tuple(unsure.error.tolist()),
-        error_expected=tuple(unsure.noise.tolist()),
-        sigma_count=tuple(unsure.count.tolist()),
+        sigma=unsure.sigma.tolist(),
+        error=unsure.error.tolist(),
+        error_expected=unsure.noise.tolist(),
+        sigma_count=unsure.count.tolist(),
     )
 
 
@@ -375,10 +373,8 @@ def _observe(model: RewardModel, embedding: Tensor, feedback_targets: FeedbackTa
         trust = torch.from_numpy(np.where(feedback_targets.spoken_mask[i], feedback_targets.weight[i], 0.0))
         with torch.no_grad():
             odds = model.log_odds(embedding[some])
-        preferred, rejected = (
-            torch.from_numpy(feedback_targets.preferred[i]),
-            torch.from_numpy(feedback_targets.rejected[i]),
-        )
+        preferred = torch.from_numpy(feedback_targets.preferred[i])
+        rejected = torch.from_numpy(feedback_targets.rejected[i])
         pairs = (preferred != NO_PAIR).nonzero()[:, 0]
         apart = odds[pairs, preferred[pairs]] - odds[pairs, rejected[pairs]]
         for side in (preferred, rejected):

@@ -30,13 +30,11 @@ _NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 def prepare_pools(model: FusionPolicy, pools: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, Tensor]:
     """Run the part of every encoder that has no weights, once per item, ``[u, ...]`` per modality."""
-    prepared = {}
     with torch.no_grad():
-        for name, pool in pools.items():
-            # An empty pool still needs a shape, and is never looked into.
-            chunks = [model.prepare(name, chunk) for chunk in torch.from_numpy(pool).split(_CHUNK_ROWS)]
-            prepared[name] = torch.cat(chunks)
-    return prepared
+        return {  # an empty pool still needs a shape, and is never looked into
+            name: torch.cat([model.prepare(name, chunk) for chunk in torch.from_numpy(pool).split(_CHUNK_ROWS)])
+            for name, pool in pools.items()
+        }
 
 
 def encode_all(model: FusionPolicy, prepared: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Parts of both training loops: order of rows, learning rate, running means."""
+"""Parts of both training loops: threads, order of rows, learning rate, running means."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from collections.abc import Iterator
 
 import torch
 from torch import Generator, Tensor
+
+
+def use_threads(count: int) -> None:
+    """Let one operation use up to ``count`` threads, 1 or more, in the whole process from now on."""
+    torch.set_num_threads(count)
 
 
 def one_cycle(fraction: float) -> float:
@@ -50,7 +55,7 @@ def blocks_for_ever(n: int, batch_rows: int, generator: Generator) -> Iterator[T
 
 
 class IntervalMean:
-    """A running mean that is emptied when it is read."""
+    """Running mean that is emptied when it is read."""
 
     def __init__(self) -> None:
         self.last = 0.0

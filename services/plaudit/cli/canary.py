@@ -54,8 +54,7 @@ def start(
         float | None, typer.Option(help="Share of the users that it serves; by default `canary.share`, or 0.1.")
     ] = None,
     shadow: Annotated[
-        bool,
-        typer.Option("--shadow", help="Show its answers to no user: compute them behind a share of the requests."),
+        bool, typer.Option("--shadow", help="Show its answers to no user: compute them behind a share of the requests.")
     ] = False,
     *,
     options: RolloutOptions,

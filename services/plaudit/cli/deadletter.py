@@ -83,12 +83,7 @@ def orphans(
         from plaudit.compose.store import experience_store
     with contextlib.closing(experience_store(settings, resolve_model(settings, options.model))) as store:
         rows: list[dict[str, Any]] = [
-            {
-                "feedback_id": feedback.feedback_id,
-                "prediction_id": feedback.prediction_id,
-                "user_id": feedback.user_id,
-                "time_s": feedback.time_s,
-            }
+            {name: getattr(feedback, name) for name in ("feedback_id", "prediction_id", "user_id", "time_s")}
             for feedback in store.orphans(limit)
         ]
         waiting = store.intake_stats().waiting

@@ -51,16 +51,10 @@ def pretrain(settings: Settings, folder: Path) -> Published:
 
 def summary(published: Published) -> dict[str, Any]:
     """Result as JSON."""
-    metrics = published.manifest.metrics
-    return {
-        "version": published.manifest.version,
-        "digest": published.manifest.digest,
-        "live": published.live,
-        **{
-            name: metrics[name]
-            for name in ("split", "accuracy", "without", "steps", "duration_s", "stopped_early", "cut_short")
-        },
-    }
+    manifest = published.manifest
+    measured = ("split", "accuracy", "without", "steps", "duration_s", "stopped_early", "cut_short")
+    result = {"version": manifest.version, "digest": manifest.digest, "live": published.live}
+    return result | {name: manifest.metrics[name] for name in measured}
 
 
 def show(published: Published) -> None:

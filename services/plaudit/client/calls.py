@@ -116,7 +116,8 @@ def predict(
         raise invalid(
             "dynamic_actions", "{} lists nothing to pick; leave it out (None) to pick from the model's actions"
         )
-    for id_, text in (dynamic_actions or {}).items():
+    texts = dynamic_actions or {}
+    for id_, text in texts.items():
         if not isinstance(id_, str) or not isinstance(text, str):
             raise invalid("dynamic_actions", f"{id_!r}: {text!r} is not an id and its text, two strings")
     request = prediction_pb2.PredictRequest(
@@ -128,9 +129,7 @@ def predict(
         top_k=top_k,
         explain=explain,
         request_id=request_id,
-        dynamic_actions=[
-            prediction_pb2.DynamicAction(id=id_, text=text) for id_, text in (dynamic_actions or {}).items()
-        ],
+        dynamic_actions=[prediction_pb2.DynamicAction(id=id_, text=text) for id_, text in texts.items()],
         user_group=user_group,
     )
     return Call(

@@ -19,10 +19,7 @@ Role = Literal["live", "candidate"]
 VersionKind = Literal["pretrained", "head", "finetuned", "imported", "unknown"]
 ReceiptState = Literal["recorded", "joined", "discarded", "used", "live", "unknown"]
 
-_ROLES: Final[Mapping[int, Role]] = {
-    prediction_pb2.ROLE_LIVE: "live",
-    prediction_pb2.ROLE_CANDIDATE: "candidate",
-}
+_ROLES: Final[Mapping[int, Role]] = {prediction_pb2.ROLE_LIVE: "live", prediction_pb2.ROLE_CANDIDATE: "candidate"}
 _KINDS: Final[Mapping[int, VersionKind]] = {
     model_pb2.VERSION_KIND_PRETRAINED: "pretrained",
     model_pb2.VERSION_KIND_HEAD: "head",

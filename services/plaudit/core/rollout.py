@@ -90,8 +90,7 @@ def promote(rollout: Rollout, version: int, change: Change) -> Rollout:
     Raises:
         VersionPinned: another version is pinned.
     """
-    moved = _go_live(rollout, version, change)
-    return replace(moved, gated=version, **_NO_EXPERIMENT)
+    return replace(refresh(rollout, version, change), gated=version, **_NO_EXPERIMENT)
 
 
 def start_canary(rollout: Rollout, version: int, share: float, change: Change, *, shadow: bool = False) -> Rollout:
@@ -147,7 +146,10 @@ def refresh(rollout: Rollout, version: int, change: Change) -> Rollout:
     Raises:
         VersionPinned: a version is pinned.
     """
-    return _go_live(rollout, version, change)
+    if rollout.pinned and rollout.live is not None:
+        raise VersionPinned(rollout.live)
+    previous = rollout.previous if rollout.live == version else rollout.live
+    return _next(rollout, change, live=version, previous=previous)
 
 
 def confirm(rollout: Rollout, change: Change) -> Rollout:
@@ -164,7 +166,7 @@ def revert(rollout: Rollout, change: Change) -> Rollout:
     """
     if rollout.gated is None or rollout.gated == rollout.live:
         raise NoPreviousVersion
-    return _go_live(rollout, rollout.gated, change)
+    return refresh(rollout, rollout.gated, change)
 
 
 def rollback(rollout: Rollout, change: Change) -> Rollout:
@@ -189,13 +191,6 @@ def pin(rollout: Rollout, version: int, change: Change) -> Rollout:
 
 def unpin(rollout: Rollout, change: Change) -> Rollout:
     return _next(rollout, change, pinned=False)
-
-
-def _go_live(rollout: Rollout, version: int, change: Change) -> Rollout:
-    if rollout.pinned and rollout.live is not None:
-        raise VersionPinned(rollout.live)
-    previous = rollout.previous if rollout.live == version else rollout.live
-    return _next(rollout, change, live=version, previous=previous)
 
 
 def _next(rollout: Rollout, change: Change, **changed: float | None) -> Rollout:

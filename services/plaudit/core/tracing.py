@@ -16,9 +16,9 @@ Kind = Literal["internal", "server", "client"]
 Attributes = Mapping[str, str | int | float | bool]
 
 TRACEPARENT: Final = "traceparent"
-"""The key in gRPC metadata and in manifests."""
+"""Key in gRPC metadata and in manifests."""
 MOST_LINKS: Final = 128
-"""Of one span; what OpenTelemetry keeps unless told otherwise."""
+"""Largest number of links of one span; OpenTelemetry's default."""
 
 
 class Tracing(Protocol):

@@ -39,10 +39,7 @@ from plaudit.core.events import (
 from plaudit.core.rollout import Rollout
 from plaudit.v1 import content_pb2, events_pb2, feedback_pb2, prediction_pb2
 
-ROLE_TO_WIRE: Final = {
-    Role.LIVE: prediction_pb2.ROLE_LIVE,
-    Role.CANDIDATE: prediction_pb2.ROLE_CANDIDATE,
-}
+ROLE_TO_WIRE: Final = {Role.LIVE: prediction_pb2.ROLE_LIVE, Role.CANDIDATE: prediction_pb2.ROLE_CANDIDATE}
 _ROLE_FROM_WIRE: Final = {wire: role for role, wire in ROLE_TO_WIRE.items()}
 _IMPLICIT_TO_WIRE: Final = {
     ImplicitKind.REPHRASED: feedback_pb2.IMPLICIT_KIND_REPHRASED,

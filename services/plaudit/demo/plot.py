@@ -16,13 +16,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.ticker import PercentFormatter
 
-from plaudit.demo.report import (
-    SHIFTED_KIND,
-    TRAFFIC_WINDOW,
-    Observations,
-    moving_satisfaction,
-    thumbs_at,
-)
+from plaudit.demo.report import SHIFTED_KIND, TRAFFIC_WINDOW, Observations, moving_satisfaction, thumbs_at
 from plaudit.demo.task import KINDS, NEW_KIND, Kind
 
 _COLOURS: Final[Mapping[Kind, str]] = {
@@ -61,14 +55,8 @@ def draw(path: Path, observed: Observations) -> None:
     for thumbs, version in changes[1:]:
         if observed.kinds[version] == "finetuned":
             axes.axvline(thumbs, color="#be123c", linewidth=1, linestyle="--")
-            axes.annotate(
-                f"fine-tuned\nversion {version}",
-                (thumbs, 0.02),
-                xytext=(4, 0),
-                textcoords="offset points",
-                fontsize=8,
-                color="#be123c",
-            )
+            note = f"fine-tuned\nversion {version}"
+            axes.annotate(note, (thumbs, 0.02), xytext=(4, 0), textcoords="offset points", fontsize=8, color="#be123c")
         else:
             axes.axvline(thumbs, ymin=0, ymax=0.015, color="#323f4b", linewidth=0.6)
     axes.set(

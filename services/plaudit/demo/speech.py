@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from ctypes import c_char_p, c_int, c_size_t, c_uint, c_void_p
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -41,7 +42,7 @@ _CHARS_UTF8: Final = 1
 _RATE: Final = 1
 _PITCH_PARAMETER: Final = 3
 _NO_EXIT: Final = 0x8000
-_CALLBACK: Final = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+_CALLBACK: Final = ctypes.CFUNCTYPE(c_int, ctypes.POINTER(ctypes.c_short), c_int, c_void_p)
 
 
 class SpeechFailed(Exception):
@@ -136,16 +137,7 @@ def _synthesize_here(utterances: Sequence[Utterance]) -> tuple[list[Samples], in
 
     callback = _CALLBACK(collect)  # must outlive the calls below
     library.espeak_SetSynthCallback(callback)
-    library.espeak_Synth.argtypes = [
-        ctypes.c_char_p,
-        ctypes.c_size_t,
-        ctypes.c_uint,
-        ctypes.c_int,
-        ctypes.c_uint,
-        ctypes.c_uint,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-    ]
+    library.espeak_Synth.argtypes = [c_char_p, c_size_t, c_uint, c_int, c_uint, c_uint, c_void_p, c_void_p]
     waves = []
     for utterance in utterances:
         chunks.clear()

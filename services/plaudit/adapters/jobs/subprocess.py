@@ -65,7 +65,8 @@ class SubprocessJobs:
         with self._lock(run_dir) as ended:
             if not ended:
                 return JobStatus(JobState.RUNNING)
-        self._reap(run_dir)
+        if child := self._children.pop(run_dir, None):
+            child.wait()
         return status_of_ended(run_dir)
 
     def cancel(self, run_dir: Path) -> None:
@@ -77,11 +78,6 @@ class SubprocessJobs:
                 if time.monotonic() > deadline_s:
                     break
                 time.sleep(_CHECK_INTERVAL_S)
-
-    def _reap(self, run_dir: Path) -> None:
-        child = self._children.pop(run_dir, None)
-        if child is not None:
-            child.wait()
 
     @contextmanager
     def _lock(self, run_dir: Path) -> Iterator[bool]:

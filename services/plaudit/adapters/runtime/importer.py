@@ -40,9 +40,9 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 _GOLDEN_ROWS: Final = 3
 _FREE_LENGTH: Final = 8
-"""How long a free length is in recorded inputs."""
+"""Length of a free axis in recorded inputs."""
 _MAX_BYTES: Final = 2_000_000_000
-"""More does not fit into one ONNX file."""
+"""Largest size of one ONNX file."""
 _TOLERANCE: Final = 1e-3
 _LEAST_PROBABILITY: Final = 1e-12
 
@@ -53,13 +53,15 @@ class CannotImport(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportOptions:
-    """Attributes:
-    logits: the output that holds an unnormalised log-probability for each action; "" if there is just one that can.
-    embedding: the output that holds the embedding; "": the logits are used instead.
-    probabilities: the output named by ``logits`` holds probabilities instead; their logarithm is taken.
-    actions: their names in the order of the logits; empty numbers them from 0.
-    floor: the exploration floor.
-    golden: recorded inputs ``[b, …]`` by name; None: random ones.
+    """Options of an import.
+
+    Attributes:
+        logits: the output that holds an unnormalised log-probability for each action; "" if there is just one that can.
+        embedding: the output that holds the embedding; "": the logits are used instead.
+        probabilities: the output named by ``logits`` holds probabilities instead; their logarithm is taken.
+        actions: their names in the order of the logits; empty numbers them from 0.
+        floor: the exploration floor.
+        golden: recorded inputs ``[b, …]`` by name; None: random ones.
     """
 
     logits: str = ""
@@ -74,7 +76,7 @@ def import_onnx(file: Path, name: str, folder: Path, options: ImportOptions) -> 
     """Make the version folder of an ONNX file, with data files beside it if it has any.
 
     Args:
-        name: what the model will be called.
+        name: name of the model.
         folder: empty; gets the version.
 
     Raises:

@@ -12,8 +12,8 @@ class Gpu:
     """One GPU.
 
     Attributes:
-        name: its number on this machine.
-        memory_bytes: all it has.
+        name: number of the GPU on this machine.
+        memory_bytes: size of its memory.
         used_bytes: in use now, by any process; NaN if it cannot be read any more.
     """
 

@@ -39,22 +39,15 @@ from plaudit_models.bundle import (
     verify,
 )
 from plaudit_models.preprocess import assemble, blank, input_dtype, read_tokenizer, tokenize_all
-from plaudit_models.spec import (
-    BASE_LOGITS,
-    EMBEDDING,
-    PRESENT,
-    SCORES,
-    TOKENS,
-    VECTORS,
-    ModelSpec,
-    TextModality,
-)
+from plaudit_models.spec import BASE_LOGITS, EMBEDDING, PRESENT, SCORES, TOKENS, VECTORS, ModelSpec, TextModality
 
 Float = npt.NDArray[np.float32]
 
 ABSOLUTE_TOLERANCE: Final = 1e-4
 RELATIVE_TOLERANCE: Final = 1e-3
-"""How far golden outputs may be from the recorded ones: other processors and batch sizes round differently."""
+"""Largest difference between golden outputs and the recorded ones: other processors and batch sizes round
+differently.
+"""
 
 _ONNX_DTYPES: Final = {"float64": "double", "float32": "float"}
 """ONNX Runtime's names of dtypes that differ from numpy's."""

@@ -327,12 +327,7 @@ class SqlStore:
         return decisions
 
     def experiences(
-        self,
-        *,
-        after: int = 0,
-        up_to: int | None = None,
-        limit: int | None = None,
-        user_id: str | None = None,
+        self, *, after: int = 0, up_to: int | None = None, limit: int | None = None, user_id: str | None = None
     ) -> Sequence[Experience]:
         query = (
             select(*EXPERIENCE_COLUMNS)

@@ -23,19 +23,12 @@ Answer = TypeVar("Answer")
 
 PROTOCOLS: Final = ("grpc", "http/protobuf")
 
-_KINDS: Final = {
-    "internal": trace.SpanKind.INTERNAL,
-    "server": trace.SpanKind.SERVER,
-    "client": trace.SpanKind.CLIENT,
-}
 _W3C: Final = TraceContextTextMapPropagator()
 _HTTP_PATH: Final = "/v1/traces"
 
 
 class OtelTracing:
-    """Args:
-    provider: makes the spans; shut down by :meth:`close`.
-    """
+    """Tracing through an OpenTelemetry provider, which :meth:`close` shuts down."""
 
     enabled: Final = True
 
@@ -113,7 +106,7 @@ class OtelTracing:
         return self._tracer.start_span(
             name,
             context=_W3C.extract({TRACEPARENT: parent}) if parent else None,
-            kind=_KINDS[kind],
+            kind=trace.SpanKind[kind.upper()],
             links=list(_links(links)),
             attributes=dict(attributes or {}),
             start_time=began_ns,

@@ -1,4 +1,4 @@
-"""What the doctor reports on one thing that it examined."""
+"""Findings of the doctor, each on one thing that it examined."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Finding:
     """Result of one check.
 
     Attributes:
-        subject: what was examined.
+        subject: thing that was examined.
         state: ERROR alone makes the doctor's exit code 1.
-        message: what is there, or what is wrong.
-        fix: what to do about it; "" if nothing need be done.
+        message: state of it, or what is wrong.
+        fix: way out; "" if nothing need be done.
     """
 
     subject: str

@@ -96,11 +96,7 @@ def signals() -> Iterator[asyncio.Event]:
 
 
 async def _keep_running(
-    service: Service,
-    report: Report,
-    stopping: asyncio.Event,
-    pause: Callable[[float], Any],
-    clock: Callable[[], float],
+    service: Service, report: Report, stopping: asyncio.Event, pause: Callable[[float], Any], clock: Callable[[], float]
 ) -> int:
     """Run one service again and again until ``stopping`` is set. Returns its last exit code."""
     exits = 0

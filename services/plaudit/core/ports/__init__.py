@@ -1,3 +1,3 @@
-"""What the services need from the outside, as Protocols. Each docstring is a contract, held by a suite in
+"""Protocols of what the services need from the outside. Each docstring is a contract, held by a suite in
 tests/contracts that every adapter passes. Only ``compose`` and ``cli`` know which adapter is behind a port.
 """

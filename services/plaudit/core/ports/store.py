@@ -187,7 +187,7 @@ class LeaderCommit:
 
 
 class IngestStore(Protocol):
-    """What every learner saves of the log, leader or not, and reads to decide what is new."""
+    """Records of the log as every learner, leader or not, saves them, and reads them to decide what is new."""
 
     def positions(self) -> Positions:
         """Positions in the log up to which its effects are saved."""
@@ -216,12 +216,7 @@ class ExperienceReader(Protocol):
     """Experiences and what the store has of their predictions."""
 
     def experiences(
-        self,
-        *,
-        after: int = 0,
-        up_to: int | None = None,
-        limit: int | None = None,
-        user_id: str | None = None,
+        self, *, after: int = 0, up_to: int | None = None, limit: int | None = None, user_id: str | None = None
     ) -> Sequence[Experience]:
         """Experiences numbered ``after`` + 1 … ``up_to``, by number, including those without a label any more.
 
@@ -244,7 +239,7 @@ class ExperienceReader(Protocol):
 
 
 class LeaderStore(Protocol):
-    """What the leader reads and saves."""
+    """Learned state, which the leader alone saves."""
 
     def lead(self) -> bool:
         """Become or stay the leader; False if another learner is. A leader that does not ask for seconds may lose it.

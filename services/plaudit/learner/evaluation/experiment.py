@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from plaudit.core.events import Answers, ExperimentReport, ShadowAnswer
 from plaudit.core.experience import Experience
 from plaudit.core.rollout import Rollout, in_experiment
 from plaudit.learner.evaluation.off_policy import speaks_plainly
+from plaudit_models.evaluation.e_process import as_json
 from plaudit_models.evaluation.gate import GROUP, Verdict
 from plaudit_models.evaluation.guards import Arm, GuardRules, Guards, guards_from_dict
 from plaudit_models.evaluation.two_arm_test import (
@@ -157,19 +158,13 @@ class Experiment:
     why: str = ""
 
     def to_bytes(self) -> bytes:
-        raw = {each.name: getattr(self, each.name) for each in fields(self)} | {
-            "evidence": self.evidence.to_dict(),
-            "guards": self.guards.to_dict(),
-            "slices": {name: each.to_dict() for name, each in self.slices.items()},
-            "shadow_stats": asdict(self.shadow_stats),
-        }
-        return json.dumps(raw).encode()
+        return json.dumps(as_json(self)).encode()
 
     def e_values(self) -> dict[str, float]:
         """Evidence by claim."""
         return {
-            "gain": self.evidence.gain.e_value(0),
-            "harm": self.evidence.loss.e_value(0),
+            "gain": self.evidence.gain.e_value(),
+            "harm": self.evidence.loss.e_value(),
             "errors": self.guards.errors.e_value(0),
             "latency": self.guards.slow.e_value(0),
         }
@@ -195,7 +190,7 @@ class Experiment:
                     "name": name,
                     "n": sum(each.n),
                     "satisfaction": _arms(each),
-                    "e_value_harm": each.loss.e_value(0),
+                    "e_value_harm": each.loss.e_value(),
                     "suspected": each.suspected,
                     "proof": 1.0 / each.rules.alpha,
                 }

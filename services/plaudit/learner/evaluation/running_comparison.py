@@ -15,6 +15,7 @@ from plaudit.core.ports.registry import VersionReader
 from plaudit.learner.evaluation.off_policy import Compared, compare_on_one_trunk, counts_as_proof
 from plaudit.learner.features.policies import PolicyCache
 from plaudit_models.bandit.features import Float64
+from plaudit_models.evaluation.e_process import as_json
 from plaudit_models.evaluation.gate import Comparison, comparison_from_dict
 
 
@@ -31,8 +32,7 @@ class RunningComparison:
     comparison: Comparison
 
     def to_bytes(self) -> bytes:
-        raw = {"gated": self.gated, "after_version": self.after_version, "comparison": self.comparison.to_dict()}
-        return json.dumps(raw).encode()
+        return json.dumps(as_json(self)).encode()
 
 
 def running_from_bytes(raw: bytes) -> RunningComparison:

@@ -59,7 +59,7 @@ from plaudit_models.training.reward import (
     rewards_on,
     save_reward_model,
 )
-from plaudit_models.training.threads import use_threads
+from plaudit_models.training.schedule import use_threads
 
 _NICENESS: Final = 10
 """Serving comes first on the processors that both use."""

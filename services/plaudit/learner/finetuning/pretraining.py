@@ -26,7 +26,7 @@ from plaudit_models.training.config import PretrainConfig
 from plaudit_models.training.export import export_version
 from plaudit_models.training.fusion import FusionConfig
 from plaudit_models.training.pretrain import Accuracy, Pretrained, PretrainProgress, evaluate, pretrain, without_each
-from plaudit_models.training.threads import use_threads
+from plaudit_models.training.schedule import use_threads
 
 _GOLDEN_ROWS: Final = 16
 _ACTOR: Final = "pretrain"
