@@ -1,7 +1,7 @@
 """Version cards: sections of a manifest for people, as Markdown, and the differences between two versions.
 
-Manifests are read as JSON gives them, so that all who have one (a registry, a client of the service) can show it. A
-manifest may lack what older or other makers did not write; nothing is shown in its place.
+Manifests are read as JSON gives them, so that a registry and a client of the service can show them alike. Fields that
+a manifest lacks, because an older release or another tool wrote it, are left out.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A field that is not the same; None where a version does not have it."""
+    """Field with different values; None where a version does not have it."""
 
     field: str
     before: str | None
@@ -57,7 +57,7 @@ def sections(manifest: Raw) -> list[Section]:
 
 
 def card(manifest: Raw) -> str:
-    """The sections as Markdown."""
+    """Sections of the manifest as Markdown."""
     name = manifest.get("spec", {}).get("name", "a model")
     kind = KINDS.get(manifest.get("kind", ""), "a version")
     lines = [f"# {name}", "", f"{kind.capitalize()}. {manifest.get('reason', '')}".rstrip()]
@@ -83,7 +83,7 @@ def differences(before: Raw, after: Raw) -> list[Difference]:
 
 
 def ancestry(version: int, parents: Mapping[int, int | None]) -> list[int]:
-    """The version and what it was made from, newest first, as far back as ``parents`` (by version) tells."""
+    """Version and its ancestors, newest first, as far back as ``parents`` (by version) goes."""
     chain = [version]
     while (parent := parents.get(chain[-1])) is not None:
         chain.append(parent)
@@ -130,16 +130,14 @@ def _contract(manifest: Raw) -> _Content:
 def _data(manifest: Raw) -> _Content:
     data = dict(manifest.get("data", {}))
     rows = data.pop("rows", {})
-    facts = [(_DATA_WORDS.get(name, name), _of_field(name, value)) for name, value in data.items() if _plain(value)]
+    facts = _plain_facts(data, _DATA_WORDS)
     facts += [(f"labelled rows ({split})", _value(count)) for split, count in rows.items()]
     return facts, (), ()
 
 
 def _metrics(manifest: Raw) -> _Content:
     metrics = manifest.get("metrics", {})
-    facts = [
-        (_METRIC_WORDS.get(name, name), _of_field(name, value)) for name, value in metrics.items() if _plain(value)
-    ]
+    facts = _plain_facts(metrics, _METRIC_WORDS)
     accuracy, without = metrics.get("accuracy"), metrics.get("without", {})
     if not accuracy:
         return facts, (), ()
@@ -157,7 +155,7 @@ def _reward_model(manifest: Raw) -> _Content:
     facts = [(word, _value(report[name])) for name, word in _REWARD_WORDS.items() if name in report]
     bins = zip(report["predicted"], report["observed"], report["count"], strict=True)
     rows = [[f"{predicted:.2f}", f"{observed:.2f}", str(count)] for predicted, observed, count in bins]
-    # Versions of before the reward model knew its uncertainty say nothing of it.
+    # Older manifests have no uncertainty.
     quarters = zip(*(report.get(name, ()) for name in _UNCERTAINTY), strict=True)
     unsure = [[f"{sigma:.3f}", f"{error:.3f}", f"{noise:.3f}", str(n)] for sigma, error, noise, n in quarters]
     tables = [
@@ -189,8 +187,8 @@ def _gate(manifest: Raw) -> _Content:
 
 
 def _files(manifest: Raw) -> _Content:
-    files = manifest.get("files", {})
-    return [(name, f"{each['sha256'][:16]} ({size_words(each['size_bytes'])})") for name, each in files.items()], (), ()
+    files = manifest.get("files", {}).items()
+    return [(name, f"{each['sha256'][:16]} ({size_words(each['size_bytes'])})") for name, each in files], (), ()
 
 
 _SECTIONS: Final[Sequence[tuple[str, Callable[[Raw], _Content]]]] = (
@@ -268,12 +266,13 @@ def _known(facts: Sequence[tuple[str, str | None]]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value is not None]
 
 
-def _plain(value: Any) -> bool:
-    return value is not None and not isinstance(value, Mapping | list)
-
-
-def _of_field(name: str, value: Any) -> str:
-    return (_time(value) or "") if name.endswith("time_s") else _value(value)
+def _plain_facts(fields: Raw, words: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Fields with a single value, under their words."""
+    single = {k: v for k, v in fields.items() if v is not None and not isinstance(v, Mapping | list)}
+    return [
+        (words.get(name, name), (_time(value) or "") if name.endswith("time_s") else _value(value))
+        for name, value in single.items()
+    ]
 
 
 def _maybe(value: Any) -> str | None:

@@ -183,10 +183,9 @@ def test_order_does_not_matter(order: list[int]) -> None:
 
 
 @given(st.integers(0, 8))
-def test_states_of_two_halves_merge_into_the_whole(at: int) -> None:
-    evidence = [random_thumb(seed) for seed in range(8)]
-    one, other = (empty_dynamic_action_state(SPACE).add(half) for half in (evidence[:at], evidence[at:]))
-    assert_close(one.merge(other), empty_dynamic_action_state(SPACE).add(evidence))
+def test_evidence_added_in_two_parts_is_the_whole(at: int) -> None:
+    evidence, empty = [random_thumb(seed) for seed in range(8)], empty_dynamic_action_state(SPACE)
+    assert_close(empty.add(evidence[:at]).add(evidence[at:]), empty.add(evidence))
 
 
 def test_towards_goes_a_share_of_the_way() -> None:
@@ -204,7 +203,6 @@ def test_other_spaces_are_refused(other: dict[str, object]) -> None:
     state, strange = random_state(1), empty_dynamic_action_state(elsewhere)
     field = next(iter(other))
     mixes: list[Callable[[], DynamicActionState]] = [
-        lambda: state.merge(strange),
         lambda: state.towards(strange, 0.5),
         lambda: strange.add([random_thumb(1)]),
         lambda: strange.subtract([random_thumb(1)]),

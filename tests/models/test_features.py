@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,6 @@ from plaudit_models.bandit.features import (
     directions,
     features,
     require_same_space,
-    space_from_dict,
     sureness,
 )
 
@@ -82,7 +83,7 @@ def test_bad_input_is_named(embedding: np.ndarray, base_logits: np.ndarray, mess
 
 def test_spaces_differ_by_digest_and_settings() -> None:
     space = FeatureSpace("trunk", n_actions=2, embedding_size=2)
-    require_same_space(space, space_from_dict(space.to_dict()))
+    require_same_space(space, replace(space))
     with pytest.raises(FeatureMismatch, match="trunk_digest 'trunk' is not 'other'"):
         require_same_space(space, FeatureSpace("other", n_actions=2, embedding_size=2))
     with pytest.raises(FeatureMismatch, match=r"embedding_features 0 is not 8, exclusivity 0\.0 is not 0\.5"):

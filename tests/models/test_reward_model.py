@@ -135,11 +135,10 @@ def test_posterior_agrees_with_the_textbook_inverse() -> None:
         np.testing.assert_allclose(variance[0, k], PHI[0] @ covariance @ PHI[0])
 
 
-def test_sums_do_not_depend_on_order_and_merge() -> None:
+def test_sums_do_not_depend_on_order() -> None:
     one, two = random_evidence(1, 30), random_evidence(2, 40)
     start = empty_state(SPACE)
     assert_close(start.add(one).add(two), start.add(two).add(one))
-    assert_close(start.add(one).add(two), start.add(one).merge(start.add(two)))
     assert_close(
         start.add(one).towards(start.add(one).add(two), 0.5), start.add(one).towards(start.add(two).add(one), 0.5)
     )
@@ -182,7 +181,6 @@ def test_trunks_are_not_mixed() -> None:
     mixes: tuple[Callable[[], RewardState], ...] = (
         lambda: state.add(random_evidence(1, 3)),
         lambda: state.subtract(random_evidence(1, 3)),
-        lambda: state.merge(empty_state(SPACE)),
         lambda: state.towards(empty_state(SPACE), 0.5),
     )
     for mix in mixes:

@@ -34,11 +34,10 @@ from safetensors.numpy import save
 
 from plaudit_models.bandit.features import (
     UNSURENESS_POWER,
-    FeatureMismatch,
     Float64,
     Floats,
-    differences_of,
     log_softmax,
+    require_same_space,
     sureness,
     waves,
 )
@@ -89,12 +88,8 @@ class DynamicActionSpace:
     exclusivity: float = 0.0
 
     def __post_init__(self) -> None:
-        if (
-            self.embedding_size < 1
-            or self.pair_features < 0
-            or self.pair_features % 2
-            or not 0.0 <= self.exclusivity <= 1.0
-        ):
+        sizes_fit = self.embedding_size >= 1 and self.pair_features >= 0 and self.pair_features % 2 == 0
+        if not (sizes_fit and 0.0 <= self.exclusivity <= 1.0):
             raise ValueError(
                 f"{self}: needs embedding_size ≥ 1, an even number of pair_features ≥ 0 and exclusivity in [0, 1]"
             )
@@ -102,12 +97,6 @@ class DynamicActionSpace:
     @property
     def n_features(self) -> int:
         return self.pair_features + 2
-
-    def require(self, other: DynamicActionSpace) -> None:
-        """Raises FeatureMismatch naming the fields that differ."""
-        differing = differences_of(self, other)
-        if differing:
-            raise FeatureMismatch(f"features of dynamic actions of different spaces cannot be mixed: {differing}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -229,16 +218,9 @@ class DynamicActionState:
         """Undo :meth:`add` of the same evidence. Raises FeatureMismatch as it does."""
         return self._with(evidence, sign=-1.0)
 
-    def merge(self, other: DynamicActionState) -> DynamicActionState:
-        """The state of both evidences together. Raises FeatureMismatch if the other's feature space differs."""
-        self.space.require(other.space)
-        return DynamicActionState(
-            self.space, self.gram + other.gram, self.target + other.target, self.weight + other.weight
-        )
-
     def towards(self, other: DynamicActionState, share: float) -> DynamicActionState:
-        """Go ``share`` of the way to ``other``: 0 stays here, 1 arrives. Raises FeatureMismatch as :meth:`merge`."""
-        self.space.require(other.space)
+        """State at ``share`` of the way to ``other``: 0 is this one, 1 the other. Raises FeatureMismatch."""
+        require_same_space(self.space, other.space)
         return DynamicActionState(
             self.space,
             self.gram + share * (other.gram - self.gram),
@@ -247,13 +229,13 @@ class DynamicActionState:
         )
 
     def to_bytes(self) -> bytes:
-        """The state as safetensors; :func:`dynamic_action_state_from_bytes` is its inverse."""
+        """Safetensors; :func:`dynamic_action_state_from_bytes` is its inverse."""
         return bytes(save(_tensors(self), metadata=_metadata(self)))
 
     def _with(self, evidence: Iterable[DynamicActionEvidence], sign: float) -> DynamicActionState:
         gram, target, weight = self.gram.copy(), self.target.copy(), self.weight
         for each in evidence:
-            self.space.require(each.space)
+            require_same_space(self.space, each.space)
             gram += sign * weighted_gram(each.features, each.weights)
             target += sign * ((each.weights * each.rewards) @ each.features)
             weight += sign * each.explicit_weight
@@ -273,9 +255,7 @@ def dynamic_action_state_from_bytes(raw: bytes) -> DynamicActionState:
 
 @lru_cache(maxsize=4)
 def dynamic_action_posterior(state: DynamicActionState, prior: RewardPrior) -> RewardPosterior:
-    """Posterior of the one ridge (a = 1), as in :mod:`plaudit_models.bandit.reward_model`. The latest are
-    remembered.
-    """
+    """Posterior of the one ridge (a = 1), as in :mod:`plaudit_models.bandit.reward_model`; the latest are cached."""
     f = state.space.n_features
     precision = np.full((1, f), prior.precision)
     precision[0, 1 : f - 1] = prior.embedding_precision
@@ -315,7 +295,7 @@ class DynamicActionHead:
         object.__setattr__(self, "_belief", dynamic_action_posterior(self.state, self.settings.prior))
 
     def scores(self, embedding: Floats, vectors: Floats, base_logits: Floats) -> Float64:
-        """The scores of :mod:`plaudit_models.bandit.improvement` over the list.
+        """Scores of :mod:`plaudit_models.bandit.improvement` over the list.
 
         Args:
             embedding: shape ``[d]``.

@@ -19,10 +19,9 @@ thumbs; where it knows nothing, they say nothing, and only the embedding can tel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +43,7 @@ _SEED: Final = 0
 
 
 class FeatureMismatch(ValueError):
-    """Two things that carry features come from different feature spaces; the message says how they differ."""
+    """Mix of features from different feature spaces; the message says how they differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +66,9 @@ class FeatureSpace:
     exclusivity: float = 0.0
 
     def __post_init__(self) -> None:
-        if (
-            self.n_actions < 2
-            or self.embedding_size < 1
-            or self.embedding_features < 0
-            or self.embedding_features % 2
-            or not 0.0 <= self.exclusivity <= 1.0
-        ):
+        m = self.embedding_features
+        sizes_fit = self.n_actions >= 2 and self.embedding_size >= 1 and m >= 0 and m % 2 == 0
+        if not (sizes_fit and 0.0 <= self.exclusivity <= 1.0):
             raise ValueError(
                 f"{self}: needs n_actions ≥ 2, embedding_size ≥ 1, an even number of embedding_features ≥ 0 and "
                 f"exclusivity in [0, 1]"
@@ -83,28 +78,15 @@ class FeatureSpace:
     def n_features(self) -> int:
         return self.n_actions + self.embedding_features + 1
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
-
-def space_from_dict(raw: Mapping[str, Any]) -> FeatureSpace:
-    """Inverse of :meth:`FeatureSpace.to_dict`. Raises ValueError or TypeError if a field is missing, extra or wrong."""
-    return FeatureSpace(**raw)
-
-
-def require_same_space(ours: FeatureSpace, theirs: FeatureSpace) -> None:
-    """Raises FeatureMismatch naming the fields that differ."""
-    differing = differences_of(ours, theirs)
+def require_same_space(ours: DataclassInstance, theirs: DataclassInstance) -> None:
+    """Raises FeatureMismatch naming the fields in which two spaces of one class differ."""
+    pairs = {name: (value, getattr(theirs, name)) for name, value in asdict(ours).items()}
+    differing = ", ".join(f"{name} {one!r} is not {other!r}" for name, (one, other) in pairs.items() if one != other)
     if differing:
         raise FeatureMismatch(
             f"features of different spaces cannot be mixed: {differing}; compute the features anew from stored content"
         )
-
-
-def differences_of(ours: DataclassInstance, theirs: DataclassInstance) -> str:
-    """Names and values of the fields in which two of one class differ; "" if in none."""
-    differing = [name for name, value in asdict(ours).items() if getattr(theirs, name) != value]
-    return ", ".join(f"{name} {getattr(ours, name)!r} is not {getattr(theirs, name)!r}" for name in differing)
 
 
 def log_softmax(logits: Floats) -> Float64:

@@ -1,7 +1,7 @@
 """The fast reward model: Bayesian ridge regression of rewards on features, one per action, in closed form.
 
-Its state is sums over evidence. Sums do not depend on order, can be merged, and can be subtracted, so a retracted or
-erased event leaves no trace beyond rounding. Knows nothing about policies, users or where evidence comes from.
+Its state is sums over evidence. Sums do not depend on order and can be subtracted, so a retracted or erased event
+leaves no trace beyond rounding. Knows nothing about policies, users or where evidence comes from.
 
 Notation:
     n: number of evidence rows, b: batch size, a: number of actions, f: number of features
@@ -27,7 +27,7 @@ So the mean of r_k − r_l under preferences of frequency p is p − ½, which i
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Final
 
@@ -36,7 +36,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from plaudit_models.bandit.features import FeatureSpace, Float64, Floats, require_same_space, space_from_dict
+from plaudit_models.bandit.features import FeatureSpace, Float64, Floats, require_same_space
 
 Bool = npt.NDArray[np.bool_]
 Int64 = npt.NDArray[np.int64]
@@ -55,7 +55,7 @@ class InvalidEvidence(ValueError):
 
 
 class CorruptState(ValueError):
-    """Bytes that are not a reward state."""
+    """Bytes that are no saved state."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,7 +112,7 @@ def evidence_of_actions(
 
     Args:
         features: shape ``[n, f]``.
-        actions: the action that was judged, shape ``[n]``.
+        actions: the action with feedback, shape ``[n]``.
         rewards: its reward in [0, 1], shape ``[n]``.
         weights: shape ``[n]``; 1 each if left out.
     """
@@ -151,13 +151,8 @@ class RewardState:
         """Undo :meth:`add` of the same evidence. Raises FeatureMismatch if it is of another feature space."""
         return self._with(evidence, sign=-1.0)
 
-    def merge(self, other: RewardState) -> RewardState:
-        """The state of both evidences together. Raises FeatureMismatch if the other's feature space differs."""
-        require_same_space(self.space, other.space)
-        return RewardState(self.space, self.gram + other.gram, self.target + other.target, self.weight + other.weight)
-
     def towards(self, other: RewardState, share: float) -> RewardState:
-        """Go ``share`` of the way to ``other``: 0 stays here, 1 arrives. Raises FeatureMismatch as :meth:`merge`."""
+        """State at ``share`` of the way to ``other``: 0 is this one, 1 the other. Raises FeatureMismatch."""
         require_same_space(self.space, other.space)
         return RewardState(
             self.space,
@@ -167,9 +162,9 @@ class RewardState:
         )
 
     def to_bytes(self) -> bytes:
-        """The state as safetensors, of the symmetric sums one half; :func:`state_from_bytes` is its inverse."""
+        """Safetensors, of the symmetric sums one half; :func:`state_from_bytes` is its inverse."""
         tensors = {_GRAM: half_of(self.gram), _TARGET: self.target, _WEIGHT: self.weight}
-        return bytes(save(tensors, metadata={_SPACE: json.dumps(self.space.to_dict(), sort_keys=True)}))
+        return bytes(save(tensors, metadata={_SPACE: json.dumps(asdict(self.space), sort_keys=True)}))
 
     def _with(self, evidence: Evidence, sign: float) -> RewardState:
         require_same_space(self.space, evidence.space)
@@ -196,7 +191,7 @@ def state_from_bytes(raw: bytes) -> RewardState:
     """Raises CorruptState if the bytes are not a reward state."""
     try:
         tensors, metadata = load_with_metadata(raw)
-        space = space_from_dict(json.loads(metadata[_SPACE]))
+        space = FeatureSpace(**json.loads(metadata[_SPACE]))
         half, target, weight = tensors[_GRAM], tensors[_TARGET], tensors[_WEIGHT]
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CorruptState(f"not a reward state: {type(error).__name__}: {error}") from error
@@ -266,7 +261,7 @@ class RewardPosterior:
 
 @lru_cache(maxsize=4)
 def posterior(state: RewardState, prior: RewardPrior) -> RewardPosterior:
-    """The posterior of the notation above, through the Cholesky factor of K. The latest are remembered."""
+    """Posterior of the notation above, through the Cholesky factor of K; the latest are cached."""
     a, f = state.space.n_actions, state.space.n_features
     own = np.arange(a)
     precision = np.full((a, f), prior.precision)

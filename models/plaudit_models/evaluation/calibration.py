@@ -38,7 +38,7 @@ class Reliability:
 
 
 def reliability(predicted: Float64, rewards: Float64, bins: int = 10) -> Reliability:
-    """The reliability curve over bins of equal width.
+    """Reliability curve over bins of equal width.
 
     Args:
         predicted: expected rewards, clipped to [0, 1] here, ``[n]``.

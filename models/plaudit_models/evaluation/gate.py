@@ -288,8 +288,8 @@ class Comparison:
         Args:
             seen: shape ``[n]`` each.
             users: ids of the users who gave the feedback, n; all events without one count as one user's.
-            slices: which slice each decision belongs to, n names; "" for none.
-            groups: which group its user belongs to, n labels; "" for none. None: no user belongs to any.
+            slices: slice that each decision belongs to, n names; "" for none.
+            groups: group that its user belongs to, n labels; "" for none. None: no user belongs to any.
             n_users: number of users before these decisions; 0 if that is not known. Where they are so few
                 that an equal share is more than ``user_cap``, that is the cap
                 (:func:`plaudit_models.evaluation.raters.fair_cap`).

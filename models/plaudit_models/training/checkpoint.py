@@ -25,10 +25,12 @@ _ELAPSED_S: Final = "elapsed_s"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """Attributes:
-    step: gradient steps taken.
-    elapsed_s: time that they took.
-    tensors: trained weights, the optimiser's moments and the state of the generator, as :func:`capture` names them.
+    """Everything that the next step depends on.
+
+    Attributes:
+        step: gradient steps taken.
+        elapsed_s: time that they took.
+        tensors: weights, moments of the optimiser and state of the generator, as :func:`capture` names them.
     """
 
     step: int
@@ -56,7 +58,7 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
 def capture(
     step: int, elapsed_s: float, weights: Sequence[Tensor], optimizer: torch.optim.Optimizer, draws: Generator
 ) -> Checkpoint:
-    """A copy of everything that the next step depends on."""
+    """Checkpoint of copies."""
     tensors = {f"{_WEIGHT}/{i}": weight.detach().clone() for i, weight in enumerate(weights)}
     for i, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"{_MOMENT}/{i}/{name}": tensor.clone() for name, tensor in moments.items()}

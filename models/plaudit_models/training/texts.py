@@ -17,9 +17,11 @@ from plaudit_models.training.losses import action_nll
 
 
 class ActionTexts:
-    """Args:
-    model: that scores text, and knows the names of its actions.
-    data: whose wordings stand for the actions that they are labelled with.
+    """Texts of every action: its name, and the wordings that are labelled with it.
+
+    Args:
+        model: a policy that scores text.
+        data: labelled rows, whose texts are the wordings.
     """
 
     def __init__(self, model: FusionPolicy, data: LabelledData) -> None:

@@ -46,6 +46,10 @@ class Call(Generic[Result]):
     admin: bool = False
 
 
+def serialize(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
 class PredictOptions(TypedDict, total=False):
     """Keyword arguments of ``predict``.
 
@@ -113,9 +117,8 @@ def predict(
             "dynamic_actions", f"{type(dynamic_actions).__name__} is not a mapping; give the text of each by its id"
         )
     if dynamic_actions is not None and not dynamic_actions:
-        raise invalid(
-            "dynamic_actions", "{} lists nothing to pick; leave it out (None) to pick from the model's actions"
-        )
+        problem = "{} lists nothing to pick; leave it out (None) to pick from the model's actions"
+        raise invalid("dynamic_actions", problem)
     texts = dynamic_actions or {}
     for id_, text in texts.items():
         if not isinstance(id_, str) or not isinstance(text, str):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import grpc
 
 from plaudit.client import calls, channel, tracing
-from plaudit.client.calls import Call
+from plaudit.client.calls import Call, serialize
 from plaudit.client.errors import from_rpc_error
 from plaudit.client.feedback import Feedback
 from plaudit.client.methods import ClientMethods
@@ -78,27 +78,19 @@ class Client(ClientMethods[Prediction, Acknowledgement, Receipt, Versions, Versi
         A thread of the channel reads ``pieces`` while the caller reads the answers.
         """
         call = calls.STREAM_FEEDBACK
-        method: grpc.StreamStreamMultiCallable[Feedback, Any] = self._channel.stream_stream(
-            call.method, Feedback.SerializeToString, call.response.FromString
-        )
+        method: Any = self._channel.stream_stream(call.method, serialize, call.response.FromString)
         return self._read(call, method(iter(pieces), timeout=timeout_s))
 
     def watch_versions(self, *, model: str = "", timeout_s: float | None = None) -> Iterator[Rollout]:
         """Present rollout at once, then every change, for as long as it is read."""
         call = calls.watch_versions(model)
-        assert call.request is not None
-        method: grpc.UnaryStreamMultiCallable[Any, Any] = self._channel.unary_stream(
-            call.method, type(call.request).SerializeToString, call.response.FromString
-        )
+        method: Any = self._channel.unary_stream(call.method, serialize, call.response.FromString)
         return self._read(call, method(call.request, timeout=timeout_s))
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
     def _invoke(self, call: Call[Result], timeout_s: float | None) -> Result:
-        assert call.request is not None
-        method: grpc.UnaryUnaryMultiCallable[Any, Any] = self._channel.unary_unary(
-            call.method, type(call.request).SerializeToString, call.response.FromString
-        )
+        method: Any = self._channel.unary_unary(call.method, serialize, call.response.FromString)
         try:
             answer = method(
                 call.request,

@@ -26,7 +26,6 @@ class Rollout:
     """Rollout of a model: which version serves, and why.
 
     Attributes:
-        model: name of the model.
         generation: grows by one with every change; 0 before the first.
         live: the version that serves.
         previous: the version that rollback returns to.

@@ -64,7 +64,6 @@ class IngestBatch:
         decisions: new decisions, with their content and features.
         feedback: feedback that is new, or has a new state.
         labels: experiences to be made or changed.
-        new_feedback: feedback that is new.
         waiting: change of the number of pieces of feedback that wait for their decision.
         outcomes: number of records by outcome.
     """
@@ -84,7 +83,6 @@ class IntakeStats:
     """Counts over everything that all learners of a store have saved.
 
     Attributes:
-        batches: batches saved.
         last_number: number of the last experience.
         feedback: pieces of feedback ever saved.
         last_feedback_id: the last of them.
