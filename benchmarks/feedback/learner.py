@@ -56,7 +56,7 @@ def measure(world: World, events: int) -> dict[str, Any]:
         world.log.append(chunk)
         started_s = time.perf_counter()
         taken_in += len(chunk)
-        while learner.progress.experiences < taken_in // 2:
+        while learner.state.progress.experiences < taken_in // 2:
             learner.step()
         spent_s += time.perf_counter() - started_s
         if taken_in % LOOK_EVERY == 0:
@@ -94,8 +94,8 @@ def traffic(world: World, events: int) -> Iterator[list[Decision | Feedback]]:
 
 
 def check(learner: Learner, events: int) -> None:
-    if (learner.progress.experiences, learner.intake_stats.waiting) != (events // 2, 0):
-        sys.exit(f"{learner.progress.experiences} experiences of {events} events")
+    if (learner.state.progress.experiences, learner.store.intake_stats().waiting) != (events // 2, 0):
+        sys.exit(f"{learner.state.progress.experiences} experiences of {events} events")
 
 
 def resident_mib() -> float:

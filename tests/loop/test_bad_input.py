@@ -19,7 +19,7 @@ from plaudit.core.wire import decode_event, encode_event
 from plaudit.learner.loop import Learner
 from plaudit.v1 import events_pb2
 from support.loop_recount import recount
-from support.loop_world import SPEC, World, assert_same_sums
+from support.loop_world import SPEC, World, assert_same_sums, reward_state
 from support.postgres_server import PostgresServer
 
 MakeWorld = Callable[..., World]
@@ -38,7 +38,7 @@ class Stop:
         self._mend = mend
 
     def is_set(self) -> bool:
-        return self._learner.progress.experiences == self._experiences
+        return self._learner.state.progress.experiences == self._experiences
 
     def wait(self, timeout_s: float) -> bool:
         self._mend()
@@ -46,8 +46,7 @@ class Stop:
 
 
 def check(world: World, learner: Learner) -> None:
-    assert learner.reward_state is not None
-    assert_same_sums(learner.reward_state, recount(world.log, SPEC, learner.reward_state.space)[0])
+    assert_same_sums(reward_state(learner), recount(world.log, SPEC, reward_state(learner).space)[0])
 
 
 def test_fields_of_a_newer_version_are_passed_over(make_world: MakeWorld) -> None:
@@ -68,8 +67,8 @@ def test_fields_of_a_newer_version_are_passed_over(make_world: MakeWorld) -> Non
             (topic, str(id(event)), newer),
         )
     world.settle(learner)
-    assert learner.progress.experiences == 1
-    assert "unreadable" not in learner.intake_stats.outcomes
+    assert learner.state.progress.experiences == 1
+    assert "unreadable" not in learner.store.intake_stats().outcomes
 
 
 def test_a_record_of_50_megabytes_is_learned_from(make_world: MakeWorld) -> None:
@@ -80,7 +79,7 @@ def test_a_record_of_50_megabytes_is_learned_from(make_world: MakeWorld) -> None
     world.log.append([decision, world.say(decision, Thumb(up=True))])
     world.traffic(5, likes_fish)
     world.settle(learner)
-    assert learner.progress.experiences == 6
+    assert learner.state.progress.experiences == 6
     assert world.store.contents([decision.prediction_id])[decision.prediction_id] == large
     check(world, learner)
 
@@ -114,7 +113,7 @@ def test_a_store_that_goes_away_in_the_middle_of_a_step(
             own_postgres.start()
 
     with capture_logs() as said:
-        learner._consumer._limit = 20
+        learner.consumer.limit = 20
         learner.run(Stop(learner, 20, mend))  # type: ignore[arg-type]
     assert len(failures) >= 2
     problems = [each["problem"] for each in said if each["log_level"] == "error"]
@@ -142,7 +141,7 @@ FULL_DISK = textwrap.dedent("""
 
     class Stop:
         def is_set(self):
-            return learner.progress.experiences == 40
+            return learner.state.progress.experiences == 40
         def wait(self, timeout_s):
             failures.append(1)
             if len(failures) == 3:
@@ -189,7 +188,7 @@ def test_what_no_server_of_ours_would_log_goes_to_the_dead_letters_by_field(make
         )
     world.log.append([decision, world.say(decision, Thumb(up=True))])
     world.settle(learner)
-    assert (learner.progress.experiences, learner.intake_stats.outcomes["unreadable"]) == (1, 2)
+    assert (learner.state.progress.experiences, learner.store.intake_stats().outcomes["unreadable"]) == (1, 2)
     reader = world.log.reader("test", [Topic.DEAD_LETTER], start=dict)
     letters = [record.event for record in reader.poll(10, 0.0)]
     reader.close()
@@ -207,5 +206,5 @@ def test_no_thumbs_at_all_change_nothing(make_world: MakeWorld) -> None:
     world.now_s += 1_000
     world.settle(learner)
     learner.step()
-    assert (learner.progress.experiences, world.registry.versions()) == (0, [1])
+    assert (learner.state.progress.experiences, world.registry.versions()) == (0, [1])
     assert learner.report()["finetune"]["phase"] == "idle"

@@ -18,7 +18,7 @@ import pytest
 
 from plaudit.core.events import Decision, Retract, Thumb
 from support.loop_recount import recount
-from support.loop_world import SPEC, World, assert_same_sums, candidate_that_prefers
+from support.loop_world import SPEC, World, assert_same_sums, candidate_that_prefers, reward_state
 
 MakeWorld = Callable[..., World]
 
@@ -102,13 +102,13 @@ def test_killed_anywhere_and_restarted_nothing_is_lost_and_nothing_counts_twice(
     assert run_learner(world.folder, place) == -signal.SIGKILL
     assert run_learner(world.folder, "nowhere") == 0
     learner = world.learner()
-    state = learner.reward_state
+    state = reward_state(learner)
     assert state is not None
     expected, count = recount(world.log, SPEC, state.space)
     assert_same_sums(state, expected)
-    assert learner.progress.experiences == count == 44
-    assert learner.intake_stats.feedback == 70
-    assert learner.intake_stats.waiting == 0
+    assert learner.state.progress.experiences == count == 44
+    assert learner.store.intake_stats().feedback == 70
+    assert learner.store.intake_stats().waiting == 0
     live = world.registry.rollout().live
     assert live is not None
     assert world.registry.manifest(live).data["experiences"] == 44

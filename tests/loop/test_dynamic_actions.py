@@ -41,7 +41,7 @@ from support.loop_dynamic_actions import (
     picked_text,
     some_dynamic_actions,
 )
-from support.loop_world import assert_same_sums
+from support.loop_world import assert_same_sums, dynamic_state, reward_state
 
 Rewards = dict[str, float]
 
@@ -64,8 +64,7 @@ def recounted(
     world: DynamicActionWorld, learner: Learner, said: Sequence[tuple[Decision, Rewards]], version: int = 1
 ) -> DynamicActionState:
     """The sums over these labels as a version sees them, with none of the learner's bookkeeping."""
-    assert learner.dynamic_state is not None
-    space = learner.dynamic_state.space
+    space = dynamic_state(learner).space
     state = empty_dynamic_action_state(space)
     for decision, rewards in said:
         seed = int(decision.request_id)
@@ -129,7 +128,7 @@ def test_thumbs_make_the_answers_better_among_dynamic_actions_that_were_never_li
     assert manifest.data["dynamic_experiences"] == manifest.data["experiences"] == 384
     assert learner.report()["dynamic_experiences"] == 384
     assert world.metric("plaudit_learner_dynamic_experiences") == 384
-    assert learner.running.comparison.tally.seen > 0
+    assert learner.state.running.comparison.tally.seen > 0
 
 
 def test_a_version_from_before_0_1_0_is_refreshed_under_the_present_names(world: DynamicActionWorld) -> None:
@@ -158,16 +157,14 @@ def test_dynamic_and_fixed_actions_are_learned_apart(world: DynamicActionWorld) 
     learner = world.learner()
     world.traffic_between(20, likes_loud)
     world.settle(learner)
-    assert learner.reward_state is not None
-    assert learner.dynamic_state is not None
-    assert_same_sums(learner.reward_state, empty_state(learner.reward_state.space))
-    dynamic_actions = learner.dynamic_state
+    assert_same_sums(reward_state(learner), empty_state(reward_state(learner).space))
+    dynamic_actions = dynamic_state(learner)
     world.traffic(20, lambda decision: decision.action == "fish")
     world.settle(learner)
-    assert learner.reward_state.weight.sum() == 20
-    assert learner.dynamic_state is dynamic_actions
-    assert learner.progress.experiences == 40
-    assert learner.progress.dynamic_experiences == 20
+    assert reward_state(learner).weight.sum() == 20
+    assert dynamic_state(learner) is dynamic_actions
+    assert learner.state.progress.experiences == 40
+    assert learner.state.progress.dynamic_experiences == 20
 
 
 def test_sums_equal_a_recount_after_changed_feedback_and_retractions(world: DynamicActionWorld) -> None:
@@ -179,13 +176,13 @@ def test_sums_equal_a_recount_after_changed_feedback_and_retractions(world: Dyna
     world.log.append([world.say(d, Retract()) for d in decisions[8:]])
     world.settle(learner)
     assert_same(
-        learner.dynamic_state,
+        dynamic_state(learner),
         recounted(world, learner, thumbs(decisions[:4], up=False) + thumbs(decisions[4:8])),
     )
-    assert learner.progress.dynamic_experiences == 8
+    assert learner.state.progress.dynamic_experiences == 8
     world.log.append([world.say(d, Retract()) for d in decisions[:8]])
     world.settle(learner)
-    assert_same(learner.dynamic_state, recounted(world, learner, []))
+    assert_same(dynamic_state(learner), recounted(world, learner, []))
 
 
 def test_corrections_and_preferences_name_dynamic_actions(world: DynamicActionWorld) -> None:
@@ -196,7 +193,7 @@ def test_corrections_and_preferences_name_dynamic_actions(world: DynamicActionWo
     world.settle(learner)
     corrected = {id_: float(id_ == ids[2]) for id_ in ids}
     assert_same(
-        learner.dynamic_state, recounted(world, learner, [(right, corrected), (better, {"c0": 0.75, "c1": 0.25})])
+        dynamic_state(learner), recounted(world, learner, [(right, corrected), (better, {"c0": 0.75, "c1": 0.25})])
     )
 
 
@@ -218,8 +215,8 @@ def test_what_a_user_in_quarantine_said_is_forgotten(world: DynamicActionWorld) 
     world.settle(learner)
     world.store.put_command("troll", "quarantined")
     world.settle(learner)
-    assert_same(learner.dynamic_state, recounted(world, learner, thumbs(others)))
-    assert learner.progress.dynamic_experiences == 4
+    assert_same(dynamic_state(learner), recounted(world, learner, thumbs(others)))
+    assert learner.state.progress.dynamic_experiences == 4
 
 
 # --- versions --------------------------------------------------------------------------------------------------------
@@ -262,7 +259,7 @@ def test_one_refresh_moves_answers_between_dynamic_actions_no_further_than_allow
     assert first["kl_nats"] <= 0.05
     assert first["share_of_step"] < 1.0
     before = world.satisfaction_between(2, likes_loud)
-    while learner.progress.pending:
+    while learner.state.progress.pending:
         learner.step()
     live = world.registry.rollout().live
     assert live is not None
@@ -280,10 +277,10 @@ def test_on_another_trunk_texts_are_scored_anew(world: DynamicActionWorld) -> No
     world.settle(learner)
     expected = recounted(world, learner, thumbs(decisions), version=other)
     assert expected.space.trunk_digest == world.registry.manifest(other).trunk_digest
-    assert_same(learner.dynamic_state, expected)
+    assert_same(dynamic_state(learner), expected)
     world.log.append([world.say(d, Retract()) for d in decisions])
     world.settle(learner)
-    assert_same(learner.dynamic_state, recounted(world, learner, [], version=other))
+    assert_same(dynamic_state(learner), recounted(world, learner, [], version=other))
 
 
 def test_a_version_that_scores_no_text_knows_nothing_of_dynamic_actions(world: DynamicActionWorld) -> None:
@@ -297,14 +294,14 @@ def test_a_version_that_scores_no_text_knows_nothing_of_dynamic_actions(world: D
     world.log.append([world.say(decisions[0], Retract())])
     world.traffic(4, lambda decision: decision.action == "fish")
     world.settle(learner)
-    assert learner.dynamic_state is None
+    assert learner.state.dynamic_actions is None
     live = world.registry.rollout().live
     assert live is not None
     assert DYNAMIC_HEAD not in world.registry.manifest(live).files
     world.promote(1)
     world.settle(learner)
     assert_same(
-        learner.dynamic_state,
+        dynamic_state(learner),
         recounted(world, learner, thumbs(decisions[1:3]) + thumbs(decisions[3:], up=False)),
     )
 
@@ -318,7 +315,7 @@ def test_another_learner_goes_on_from_what_was_saved(world: DynamicActionWorld) 
     world.log.append(said[8:])
     again = world.learner()
     world.settle(again)
-    assert_same(again.dynamic_state, recounted(world, again, thumbs(decisions)))
+    assert_same(dynamic_state(again), recounted(world, again, thumbs(decisions)))
 
 
 def test_texts_are_what_is_learned_from_not_ids(world: DynamicActionWorld) -> None:
@@ -359,7 +356,7 @@ def test_the_running_comparison_takes_refreshes_back_that_harm_answers_between_d
     world.traffic_between(100, likes_loud)
     world.settle(learner)
     assert world.registry.rollout().live == 2
-    assert learner.running.comparison.n == 0  # of version 1 itself nothing is compared
+    assert learner.state.running.comparison.n == 0  # of version 1 itself nothing is compared
     world.settings = {**world.settings, "learner": {"batch": 10_000, "max_wait_s": 1e9, "user_cap": 1.0}}
     learner = world.learner()
     for _ in range(30):
@@ -367,10 +364,10 @@ def test_the_running_comparison_takes_refreshes_back_that_harm_answers_between_d
         world.settle(learner)
         if world.metric("plaudit_learner_reverts_total"):
             break
-    assert world.metric("plaudit_learner_reverts_total") == 1, learner.running.comparison.report()
+    assert world.metric("plaudit_learner_reverts_total") == 1, learner.state.running.comparison.report()
     assert world.registry.rollout().live == 1
-    assert_same(learner.dynamic_state, recounted(world, learner, []))
-    assert learner.progress.dynamic_experiences == learner.progress.experiences == 0
+    assert_same(dynamic_state(learner), recounted(world, learner, []))
+    assert learner.state.progress.dynamic_experiences == learner.state.progress.experiences == 0
     world.close()
 
 

@@ -73,7 +73,7 @@ def until_over(learner: Learner, world: World) -> dict[str, Any]:
 
 
 def until_seen(learner: Learner, replica: str, number: int) -> None:
-    while (experiment := learner._experiments.experiment) is None or experiment.seen.get(replica, 0) < number:
+    while (experiment := learner.experiments.experiment) is None or experiment.seen.get(replica, 0) < number:
         learner.step()
 
 
@@ -290,7 +290,7 @@ def test_a_candidate_that_is_better_over_all_but_worse_for_one_group_is_withdraw
             world.log.append([decision, world.say(decision, world.thumb(likes_fish(decision) != german))])
         world.settle(learner)
         learner.step()
-        experiment = learner._experiments.experiment
+        experiment = learner.experiments.experiment
         gained = gained or (experiment is not None and experiment.evidence.finding() == "gain")
     ended = until_over(learner, world)
     assert gained  # without groups it would have been promoted

@@ -34,7 +34,7 @@ from plaudit.learner.loop import Learner
 from plaudit_models.bandit.reward_model import empty_state
 from plaudit_models.spec import OutputSpec
 from support.builders import NOW_S, tiny_bundle
-from support.loop_world import SPEC, World, assert_same_sums, candidate_that_prefers
+from support.loop_world import SPEC, World, assert_same_sums, candidate_that_prefers, reward_state
 
 MakeWorld = Callable[..., World]
 
@@ -103,9 +103,8 @@ def test_a_better_candidate_passes_the_gate_and_goes_live(make_world: MakeWorld)
     assert manifest.gate["verdict"] == "promote"
     assert manifest.gate["n"] >= 50
     learner.step()
-    assert learner.reward_state is not None
-    assert learner.reward_state.space.trunk_digest == manifest.trunk_digest
-    assert learner.reward_state.weight.sum() == pytest.approx(learner.progress.experiences)
+    assert reward_state(learner).space.trunk_digest == manifest.trunk_digest
+    assert reward_state(learner).weight.sum() == pytest.approx(learner.state.progress.experiences)
 
 
 def test_a_worse_candidate_is_published_with_the_evidence_but_never_serves(make_world: MakeWorld) -> None:
@@ -262,10 +261,10 @@ def test_a_job_that_fails_is_recorded_and_the_loop_goes_on(make_world: MakeWorld
     outcome = drive(world, learner)
     assert outcome["outcome"] == "failed"
     assert "the loss is nan" in outcome["why"]
-    before = learner.progress.experiences
+    before = learner.state.progress.experiences
     world.traffic(10, likes_fish)
     world.settle(learner)
-    assert learner.progress.experiences == before + 10
+    assert learner.state.progress.experiences == before + 10
     assert world.registry.versions() == [1]
 
 
@@ -437,16 +436,16 @@ def test_all_that_was_learned_is_there_on_the_promoted_trunk(make_world: MakeWor
     learner = world.learner()
     drive(world, learner)
     learner.step()
-    state = learner.reward_state
+    state = reward_state(learner)
     assert state is not None
     learner.close()
     fresh = world.learner()
     fresh.step()
-    assert_same_sums(fresh.reward_state, state)
+    assert_same_sums(reward_state(fresh), state)
     features = world.store.features(
         [e.decision.prediction_id for e in world.store.experiences()], state.space.trunk_digest
     )
-    assert len(features) == fresh.progress.experiences
+    assert len(features) == fresh.state.progress.experiences
 
 
 # --- the canary ------------------------------------------------------------------------------------------------------
@@ -464,8 +463,7 @@ def test_what_the_gate_cannot_tell_users_can(make_world: MakeWorld) -> None:
     assert "passed the canary" in rollout.reason
     assert any(each.candidate == 2 and each.candidate_share == 0.5 for each in world.registry.ledger())
     learner.step()
-    assert learner.reward_state is not None
-    assert learner.reward_state.weight.sum() == pytest.approx(learner.progress.experiences)
+    assert reward_state(learner).weight.sum() == pytest.approx(learner.state.progress.experiences)
 
 
 def test_an_experiment_does_not_keep_the_learner_from_waiting(make_world: MakeWorld) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from plaudit.core.events import Correction, Implicit, ImplicitKind, Rating, Retract, Signal, Thumb
 from plaudit.learner.loop import Learner
 from support.loop_recount import recount
-from support.loop_world import SPEC, World, assert_same_sums
+from support.loop_world import SPEC, World, assert_same_sums, reward_state
 
 MakeWorld = Callable[..., World]
 DAY_S = 86_400.0
@@ -36,7 +36,7 @@ def test_feedback_that_comes_days_late_is_joined(make_world: MakeWorld) -> None:
     world.log.append([world.say(decision, Thumb(up=True))])
     settle(world, learner)
     assert judged(world) == {decision.prediction_id: 1.0}
-    assert learner.intake_stats.waiting == 0
+    assert learner.store.intake_stats().waiting == 0
 
 
 def test_feedback_of_before_its_decision_by_the_clock_is_joined(make_world: MakeWorld) -> None:
@@ -81,9 +81,8 @@ def test_the_last_word_counts_whenever_it_comes(make_world: MakeWorld) -> None:
         world.log.append([world.say(decision, signal)])
         settle(world, learner)
         assert judged(world) == {decision.prediction_id: reward}
-        assert learner.progress.experiences == (reward is not None)
-    assert learner.reward_state is not None
-    assert_same_sums(learner.reward_state, recount(world.log, SPEC, learner.reward_state.space)[0])
+        assert learner.state.progress.experiences == (reward is not None)
+    assert_same_sums(reward_state(learner), recount(world.log, SPEC, reward_state(learner).space)[0])
 
 
 def test_an_earlier_word_that_comes_later_changes_nothing(make_world: MakeWorld) -> None:
@@ -115,11 +114,11 @@ def test_orphans_are_kept_counted_and_listed_until_their_time_is_up(make_world: 
     orphan = world.say(lost, Thumb(up=True))
     world.log.append([orphan])
     settle(world, learner)
-    assert learner.intake_stats.waiting == 1
+    assert learner.store.intake_stats().waiting == 1
     assert [feedback.feedback_id for feedback in world.store.orphans(10)] == [orphan.feedback_id]
     world.now_s += 32 * DAY_S
     settle(world, learner)
-    assert learner.intake_stats.waiting == 0
+    assert learner.store.intake_stats().waiting == 0
     assert world.store.orphans(10) == []
 
 
@@ -129,15 +128,15 @@ def test_what_was_learned_stays_when_its_decision_leaves(make_world: MakeWorld) 
     learner = world.learner()
     (old,) = world.traffic(1, lambda decision: True)
     settle(world, learner)
-    learned = learner.reward_state
+    learned = reward_state(learner)
     world.now_s += 32 * DAY_S
     settle(world, learner)
     assert judged(world) == {}
     assert world.store.contents([old.prediction_id]) == {}
     assert learned is not None
-    assert_same_sums(learner.reward_state, learned)
+    assert_same_sums(reward_state(learner), learned)
     world.traffic(1, lambda decision: True)
     world.log.append([world.say(old, Thumb(up=False))])
     settle(world, learner)
-    assert learner.progress.experiences == 2
-    assert learner.intake_stats.waiting == 1
+    assert learner.state.progress.experiences == 2
+    assert learner.store.intake_stats().waiting == 1

@@ -32,7 +32,7 @@ from plaudit.learner.ingest.join import SILENCE_WEIGHT
 from plaudit_models.bandit.reward_model import empty_state
 from support.builders import NOW_S
 from support.loop_recount import recount
-from support.loop_world import SPEC, World, assert_same_sums
+from support.loop_world import SPEC, World, assert_same_sums, reward_state
 
 MakeWorld = Callable[..., World]
 
@@ -93,7 +93,7 @@ def test_one_refresh_moves_the_policy_no_further_than_allowed(make_world: MakeWo
     assert first["kl_nats"] <= 0.1
     assert first["share_of_step"] < 1.0
     before = world.satisfaction(2, "fish")
-    while learner.progress.pending:
+    while learner.state.progress.pending:
         learner.step()
     live = world.registry.rollout().live
     assert live is not None
@@ -111,10 +111,9 @@ def test_sums_equal_a_recount_of_the_log(make_world: MakeWorld) -> None:
     world.log.append([world.say(d, Thumb(up=False), user_id="another") for d in decisions[5:15]])
     world.log.append([world.say(d, Retract()) for d in decisions[20:30]])
     world.settle(learner)
-    assert learner.reward_state is not None
-    expected, count = recount(world.log, SPEC, learner.reward_state.space)
-    assert_same_sums(learner.reward_state, expected)
-    assert learner.progress.experiences == count == 30
+    expected, count = recount(world.log, SPEC, reward_state(learner).space)
+    assert_same_sums(reward_state(learner), expected)
+    assert learner.state.progress.experiences == count == 30
 
 
 def test_what_is_retracted_leaves_nothing_behind(make_world: MakeWorld) -> None:
@@ -124,9 +123,8 @@ def test_what_is_retracted_leaves_nothing_behind(make_world: MakeWorld) -> None:
     world.settle(learner)
     world.log.append([world.say(decision, Retract()) for decision in decisions])
     world.settle(learner)
-    assert learner.reward_state is not None
-    assert_same_sums(learner.reward_state, empty_state(learner.reward_state.space))
-    assert learner.progress.experiences == 0
+    assert_same_sums(reward_state(learner), empty_state(reward_state(learner).space))
+    assert learner.state.progress.experiences == 0
 
 
 def test_a_correction_covers_every_action(make_world: MakeWorld) -> None:
@@ -135,8 +133,7 @@ def test_a_correction_covers_every_action(make_world: MakeWorld) -> None:
     decision = world.decide()
     world.log.append([decision, world.say(decision, Correction("bird"))])
     world.settle(learner)
-    assert learner.reward_state is not None
-    assert learner.reward_state.weight.tolist() == [1.0, 1.0, 1.0, 1.0]
+    assert reward_state(learner).weight.tolist() == [1.0, 1.0, 1.0, 1.0]
 
 
 def test_feedback_that_comes_before_its_decision_waits(make_world: MakeWorld) -> None:
@@ -145,12 +142,12 @@ def test_feedback_that_comes_before_its_decision_waits(make_world: MakeWorld) ->
     decision = world.decide()
     world.log.append([world.say(decision, Thumb(up=True))])
     world.settle(learner)
-    assert learner.intake_stats.waiting == 1
+    assert learner.store.intake_stats().waiting == 1
     assert [feedback.prediction_id for feedback in world.store.orphans(10)] == [decision.prediction_id]
     world.log.append([decision])
     world.settle(learner)
-    assert learner.intake_stats.waiting == 0
-    assert learner.progress.experiences == 1
+    assert learner.store.intake_stats().waiting == 0
+    assert learner.state.progress.experiences == 1
     assert world.store.orphans(10) == []
 
 
@@ -164,7 +161,7 @@ def test_feedback_of_an_unknown_action_is_discarded_with_the_reason(make_world: 
     kept = world.store.feedback([bad.feedback_id])[bad.feedback_id]
     assert kept.state == FeedbackState.DISCARDED
     assert "'cow'" in kept.reason
-    assert (learner.intake_stats.discarded, learner.progress.experiences) == (1, 0)
+    assert (learner.store.intake_stats().discarded, learner.state.progress.experiences) == (1, 0)
 
 
 def test_a_preference_without_the_served_action_teaches_but_proves_nothing(make_world: MakeWorld) -> None:
@@ -175,8 +172,7 @@ def test_a_preference_without_the_served_action_teaches_but_proves_nothing(make_
     world.settle(learner)
     (experience,) = world.store.experiences()
     assert experience.reward is None
-    assert learner.reward_state is not None
-    assert learner.reward_state.weight.tolist() == [0.0, 0.0, 1.0, 1.0]
+    assert reward_state(learner).weight.tolist() == [0.0, 0.0, 1.0, 1.0]
 
 
 def test_decisions_of_another_model_are_counted_and_left_alone(make_world: MakeWorld) -> None:
@@ -184,8 +180,8 @@ def test_decisions_of_another_model_are_counted_and_left_alone(make_world: MakeW
     learner = world.learner()
     world.log.append([world.decide(model="another")])
     world.settle(learner)
-    assert learner.intake_stats.outcomes["other_model"] == 1
-    assert "decision" not in learner.intake_stats.outcomes
+    assert learner.store.intake_stats().outcomes["other_model"] == 1
+    assert "decision" not in learner.store.intake_stats().outcomes
 
 
 def test_an_unreadable_record_goes_to_the_dead_letters_and_the_loop_goes_on(make_world: MakeWorld) -> None:
@@ -204,8 +200,8 @@ def test_an_unreadable_record_goes_to_the_dead_letters_and_the_loop_goes_on(make
     bad.features.embedding[0] = float("nan")
     world.log.append([bad, world.say(decision, Thumb(up=True))])
     world.settle(learner)
-    assert learner.progress.experiences == 1
-    assert learner.intake_stats.outcomes["unreadable"] == 2
+    assert learner.state.progress.experiences == 1
+    assert learner.store.intake_stats().outcomes["unreadable"] == 2
     reader = world.log.reader("test", [Topic.DEAD_LETTER], start=dict)
     found = [record.event for record in reader.poll(10, 0.0)]
     letters = [event for event in found if isinstance(event, DeadLetter)]
@@ -223,7 +219,7 @@ def test_silence_means_nothing_unless_it_is_given_a_reward(make_world: MakeWorld
     world.now_s += 1_000
     world.settle(learner)
     learner.step()
-    assert learner.progress.experiences == 0
+    assert learner.state.progress.experiences == 0
 
 
 def test_the_version_that_learned_from_a_piece_of_feedback_can_be_told(make_world: MakeWorld) -> None:
@@ -255,17 +251,16 @@ def test_silence_can_be_learned_from_and_gives_way_to_words(make_world: MakeWorl
     quiet, loud = world.decide(), world.decide()
     world.log.append([quiet, loud, world.say(loud, Thumb(up=True))])
     world.settle(learner)
-    assert learner.progress.experiences == 1
+    assert learner.state.progress.experiences == 1
     world.now_s += 61
     learner.step()
-    assert learner.progress.experiences == 2
-    assert learner.reward_state is not None
-    assert learner.reward_state.weight.sum() == pytest.approx(1.0 + SILENCE_WEIGHT)
+    assert learner.state.progress.experiences == 2
+    assert reward_state(learner).weight.sum() == pytest.approx(1.0 + SILENCE_WEIGHT)
     world.log.append([world.say(quiet, Thumb(up=False))])
     world.settle(learner)
     learner.step()
-    assert learner.progress.experiences == 2
-    assert_same_sums(learner.reward_state, recount(world.log, SPEC, learner.reward_state.space)[0])
+    assert learner.state.progress.experiences == 2
+    assert_same_sums(reward_state(learner), recount(world.log, SPEC, reward_state(learner).space)[0])
 
 
 def test_one_user_is_learned_from_up_to_the_cap(make_world: MakeWorld) -> None:
@@ -279,9 +274,8 @@ def test_one_user_is_learned_from_up_to_the_cap(make_world: MakeWorld) -> None:
     learned = [e.decision.user_id for e in world.store.experiences() if not e.excluded]
     assert learned.count("loud") == 10
     assert len(learned) == 60
-    assert learner.progress.experiences == 60
-    assert learner.reward_state is not None
-    assert learner.reward_state.weight.sum() == pytest.approx(60.0)
+    assert learner.state.progress.experiences == 60
+    assert reward_state(learner).weight.sum() == pytest.approx(60.0)
 
 
 def test_a_pinned_version_stays_while_learning_goes_on(make_world: MakeWorld) -> None:
@@ -292,7 +286,7 @@ def test_a_pinned_version_stays_while_learning_goes_on(make_world: MakeWorld) ->
     world.traffic(64, likes_fish)
     world.settle(learner)
     assert world.registry.versions() == [1]
-    assert learner.progress.experiences == 64
+    assert learner.state.progress.experiences == 64
     world.registry.set_rollout(unpin(world.registry.rollout(), change))
     learner.step()
     assert world.registry.rollout().live == 2
@@ -306,7 +300,7 @@ def test_without_a_live_version_the_log_waits(make_world: MakeWorld) -> None:
     world.promote(version)
     world.traffic(3, likes_fish)
     world.settle(learner)
-    assert learner.progress.experiences == 3
+    assert learner.state.progress.experiences == 3
 
 
 def test_a_restarted_learner_goes_on_where_it_was(make_world: MakeWorld) -> None:
@@ -316,14 +310,11 @@ def test_a_restarted_learner_goes_on_where_it_was(make_world: MakeWorld) -> None
     world.settle(first)
     first.close()
     second = world.learner()
-    assert second.reward_state is not None
-    assert first.reward_state is not None
-    assert_same_sums(second.reward_state, first.reward_state)
+    assert_same_sums(reward_state(second), reward_state(first))
     world.traffic(30, likes_fish)
     world.settle(second)
-    assert second.reward_state is not None
-    assert_same_sums(second.reward_state, recount(world.log, SPEC, second.reward_state.space)[0])
-    assert second.progress.experiences == 60
+    assert_same_sums(reward_state(second), recount(world.log, SPEC, reward_state(second).space)[0])
+    assert second.state.progress.experiences == 60
 
 
 def test_a_step_that_could_not_be_saved_is_done_again(make_world: MakeWorld) -> None:
@@ -345,14 +336,13 @@ def test_a_step_that_could_not_be_saved_is_done_again(make_world: MakeWorld) -> 
         """Stops the loop once all is learned, and never waits."""
 
         def is_set(self) -> bool:
-            return learner.progress.experiences == 10
+            return learner.state.progress.experiences == 10
 
         def wait(self, timeout_s: float) -> bool:
             return False
 
     learner.run(Stop())  # type: ignore[arg-type]
-    assert learner.reward_state is not None
-    assert_same_sums(learner.reward_state, recount(world.log, SPEC, learner.reward_state.space)[0])
+    assert_same_sums(reward_state(learner), recount(world.log, SPEC, reward_state(learner).space)[0])
 
 
 def test_old_versions_are_pruned_with_what_was_remembered_of_them(make_world: MakeWorld) -> None:
@@ -366,8 +356,8 @@ def test_old_versions_are_pruned_with_what_was_remembered_of_them(make_world: Ma
     assert {rollout.live, rollout.previous, rollout.gated} <= kept
     assert len(kept) <= 4
     assert rollout.live is not None
-    assert learner._state.served_head(rollout.live) is not None
-    assert learner._state.served_head(2) is None
+    assert learner.state.served_head(rollout.live) is not None
+    assert learner.state.served_head(2) is None
 
 
 def test_the_status_file_says_how_things_stand(make_world: MakeWorld) -> None:
@@ -413,11 +403,10 @@ def test_any_order_and_number_of_deliveries_comes_to_the_same(
         first, second = world.learner(), other.learner()
         world.settle(first)
         other.settle(second)
-        second._consumer._save(_again(other, shuffled), SPEC.actions)
+        second.consumer._save(_again(other, shuffled), SPEC.actions)
         other.settle(second)
-        assert second.reward_state is not None
-        assert_same_sums(first.reward_state, second.reward_state)
-        assert first.progress.experiences == second.progress.experiences
+        assert_same_sums(reward_state(first), reward_state(second))
+        assert first.state.progress.experiences == second.state.progress.experiences
         labels = {e.decision.prediction_id: e.label for e in world.store.experiences() if e.label}
         assert labels == {e.decision.prediction_id: e.label for e in other.store.experiences() if e.label}
     finally:

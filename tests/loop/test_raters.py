@@ -14,7 +14,7 @@ from plaudit.learner.loop import Learner
 from plaudit.learner.online.update import user_hash
 from plaudit.learner.state import LearnerState
 from plaudit_models.bandit.reward_model import RewardState, empty_state
-from support.loop_world import SPEC, World, assert_same_sums
+from support.loop_world import SPEC, World, assert_same_sums, reward_state
 
 MakeWorld = Callable[..., World]
 
@@ -33,8 +33,7 @@ def traffic(world: World, n: int, *, mallory: float = 0.0) -> None:
 
 def learned_sums(world: World, learner: Learner) -> RewardState:
     """Counted anew from the experiences that are not excluded."""
-    assert learner.reward_state is not None
-    space = learner.reward_state.space
+    space = reward_state(learner).space
     kept = [e for e in world.store.experiences() if not e.excluded and e.label is not None]
     found = world.store.features([e.decision.prediction_id for e in kept], space.trunk_digest)
     contexts = [Context(found[e.decision.prediction_id], SPEC.actions) for e in kept]
@@ -62,8 +61,8 @@ def test_a_user_who_says_the_opposite_is_quarantined_and_their_feedback_forgotte
     assert [user for user, rater in raters.users.items() if rater.trust_level == "quarantined"] == ["mallory"]
     assert len(of_mallory(world)) > 60
     assert all(of_mallory(world))
-    assert learner.progress.experiences == sum(not e.excluded for e in world.store.experiences())
-    assert_same_sums(learner.reward_state, learned_sums(world, learner))
+    assert learner.state.progress.experiences == sum(not e.excluded for e in world.store.experiences())
+    assert_same_sums(reward_state(learner), learned_sums(world, learner))
     (said,) = [line for line in logs if line["event"] == "rater quarantined"]
     assert said["rater"] == user_hash("mallory")
     assert "mallory" not in str(logs)
@@ -76,7 +75,7 @@ def test_what_is_in_quarantine_stays_there_after_a_restart(make_world: MakeWorld
     traffic(world, 32, mallory=0.5)
     world.settle(learner)
     assert all(of_mallory(world))
-    assert_same_sums(learner.reward_state, learned_sums(world, learner))
+    assert_same_sums(reward_state(learner), learned_sums(world, learner))
 
 
 def test_people_release_and_are_not_overruled(make_world: MakeWorld) -> None:
@@ -90,7 +89,7 @@ def test_people_release_and_are_not_overruled(make_world: MakeWorld) -> None:
     assert all(of_mallory(world)[:before])
     assert not any(of_mallory(world)[before:])
     assert len(of_mallory(world)) > before
-    assert_same_sums(learner.reward_state, learned_sums(world, learner))
+    assert_same_sums(reward_state(learner), learned_sums(world, learner))
 
 
 def test_people_quarantine_whom_they_like(make_world: MakeWorld) -> None:
@@ -103,10 +102,10 @@ def test_people_quarantine_whom_they_like(make_world: MakeWorld) -> None:
     learner.step()
     assert all(e.excluded for e in world.store.experiences(user_id="user 3"))
     assert not any(e.excluded for e in world.store.experiences(user_id="user 4"))
-    assert_same_sums(learner.reward_state, learned_sums(world, learner))
-    changes = learner.progress.changes
+    assert_same_sums(reward_state(learner), learned_sums(world, learner))
+    changes = learner.state.progress.changes
     learner.step()
-    assert learner.progress.changes == changes  # a command is applied once
+    assert learner.state.progress.changes == changes  # a command is applied once
 
 
 def test_a_user_who_floods_counts_for_five_equal_shares(make_world: MakeWorld) -> None:
@@ -129,7 +128,7 @@ def test_a_single_user_is_learned_from_in_full(make_world: MakeWorld) -> None:
     world.log.append(decisions)
     world.log.append([world.say(decision, Thumb(up=False)) for decision in decisions])
     world.settle(learner)
-    assert learner.progress.experiences == 40
+    assert learner.state.progress.experiences == 40
 
 
 @pytest.mark.parametrize("up", [True, False])
@@ -141,4 +140,4 @@ def test_the_same_thumb_from_every_user_harms_no_rater(make_world: MakeWorld, up
         world.log.append([event for d in decisions for event in (d, world.say(d, Thumb(up=up)))])
         world.settle(learner)
     assert all(rater.trust_level == "heard" for rater in LearnerState(world.store).raters.users.values())
-    assert learner.progress.experiences == 192
+    assert learner.state.progress.experiences == 192

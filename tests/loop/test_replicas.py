@@ -19,7 +19,7 @@ from plaudit.core.events import Decision, Retract, Thumb
 from plaudit.learner.loop import Learner
 from support.kafka_broker import Kafka
 from support.loop_recount import recount
-from support.loop_world import SPEC, World, assert_same_sums
+from support.loop_world import SPEC, World, assert_same_sums, reward_state
 from support.partitioned_log import PartitionedLog
 from support.postgres_server import PostgresServer
 
@@ -55,12 +55,12 @@ class Crew:
 
     def check(self, learner: Learner, experiences: int) -> None:
         """Everything in the log has been learned once."""
-        state = learner.reward_state
+        state = reward_state(learner)
         assert state is not None
         expected, count = recount(self.log, SPEC, state.space)
         assert_same_sums(state, expected)
-        assert learner.progress.experiences == count == experiences
-        assert learner.intake_stats.waiting == 0
+        assert learner.state.progress.experiences == count == experiences
+        assert learner.store.intake_stats().waiting == 0
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_each_reads_its_partitions_and_one_learns_all(crew: Crew) -> None:
     crew.log.assign({"ada": [0, 1], "bob": [2, 3]})
     ada, bob = crew.learner("ada"), crew.learner("bob")
     crew.world.log.append([crew.world.say(d, Retract()) for d in crew.traffic(40)[:4]])
-    while ada._consumer.step(SPEC.actions, 0.0):  # as long as it does not lead
+    while ada.consumer.step(SPEC.actions, 0.0):  # as long as it does not lead
         pass
     settle(bob)
     assert bob.leading
@@ -95,7 +95,7 @@ def test_a_learner_that_does_not_lead_reads_all_the_same(crew: Crew) -> None:
     crew.traffic(20)
     settle(bob)
     assert (ada.leading, bob.leading) == (True, False)
-    assert bob.intake_stats.last_number > 0
+    assert bob.store.intake_stats().last_number > 0
     assert crew.world.registry.rollout().live == 1
     settle(ada)
     assert crew.world.registry.rollout().live != 1
@@ -107,12 +107,12 @@ def test_partitions_change_hands_in_the_middle_of_a_batch(crew: Crew) -> None:
     crew.log.assign({"ada": [0, 1, 2, 3], "bob": []})
     ada, bob = crew.learner("ada"), crew.learner("bob")
     crew.traffic(30)
-    assert ada._consumer._reader is not None
-    polled = ada._consumer._reader.poll(1_000, 0.0)
+    assert ada.consumer._reader is not None
+    polled = ada.consumer._reader.poll(1_000, 0.0)
     crew.log.assign({"ada": [], "bob": [0, 1, 2, 3]})
     settle(bob)
     with pytest.raises(StoreMoved):
-        ada._consumer._save(polled, SPEC.actions)
+        ada.consumer._save(polled, SPEC.actions)
     ada._load()
     crew.log.assign({"ada": [0, 1, 2, 3], "bob": []})
     crew.traffic(10)
@@ -127,10 +127,10 @@ def test_a_leader_that_was_replaced_while_it_learned_saves_nothing(crew: Crew) -
     settle(bob)
     crew.traffic(30)
     assert ada._leads()
-    save, ada._state._store = ada._state._store, Interrupted(lambda: settle(bob), ada._state._store)  # type: ignore[assignment]
+    save, ada.state._store = ada.state._store, Interrupted(lambda: settle(bob), ada.state._store)  # type: ignore[assignment]
     with pytest.raises(StoreMoved):
         settle(ada)
-    ada._state._store = save
+    ada.state._store = save
     ada._load()
     settle(ada, bob)
     settle(ada)
@@ -293,11 +293,10 @@ def test_on_kafka_each_takes_over_from_the_other_when_it_is_killed(
             process.kill()
             process.wait()
     last = world.learner()
-    while last.progress.last_number < 100:
+    while last.state.progress.last_number < 100:
         last.step()
-    assert last.reward_state is not None
-    expected, count = recount(log, SPEC, last.reward_state.space)
-    assert_same_sums(last.reward_state, expected)
-    assert last.progress.experiences == count == 100
+    expected, count = recount(log, SPEC, reward_state(last).space)
+    assert_same_sums(reward_state(last), expected)
+    assert last.state.progress.experiences == count == 100
     last.close()
     world.close()

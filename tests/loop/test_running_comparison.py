@@ -13,7 +13,7 @@ from plaudit.learner.features.context import Context, LabelledContext
 from plaudit.learner.loop import Learner
 from plaudit_models.bandit.reward_model import empty_state
 from support.builders import NOW_S, tiny_head_refresh
-from support.loop_world import SPEC, World, assert_same_sums
+from support.loop_world import SPEC, World, assert_same_sums, reward_state
 
 MakeWorld = Callable[..., World]
 
@@ -53,7 +53,7 @@ def test_harm_is_reverted_and_forgotten(world: World) -> None:
     gated = world.registry.rollout().live
     world.traffic(50, likes_fish)  # by the gated version itself: compared with no other
     world.settle(learner)
-    assert learner.running.comparison.n == 0
+    assert learner.state.running.comparison.n == 0
     harmful = served_by(world, "cat", prefer="cat")
     for _ in range(10):
         world.traffic(50, likes_fish)
@@ -65,10 +65,9 @@ def test_harm_is_reverted_and_forgotten(world: World) -> None:
     assert "did harm" in rollout.reason
     # The gated version was made by hand and has learned from nothing: so all that came is excluded.
     assert all(experience.excluded for experience in world.store.experiences())
-    assert learner.progress.experiences == 0
-    assert learner.reward_state is not None
-    assert_same_sums(learner.reward_state, empty_state(learner.reward_state.space))
-    assert learner.running.comparison.n == 0
+    assert learner.state.progress.experiences == 0
+    assert_same_sums(reward_state(learner), empty_state(reward_state(learner).space))
+    assert learner.state.running.comparison.n == 0
 
 
 def test_late_feedback_on_a_reverted_version_counts_against_no_other(world: World) -> None:
@@ -81,8 +80,8 @@ def test_late_feedback_on_a_reverted_version_counts_against_no_other(world: Worl
     world.log.append(late)
     world.log.append([world.say(decision, Thumb(up=likes_fish(decision))) for decision in late])
     world.settle(learner)
-    assert learner.progress.experiences == 200
-    assert learner.running.comparison.n == 0
+    assert learner.state.progress.experiences == 200
+    assert learner.state.running.comparison.n == 0
 
 
 def test_what_was_excluded_stays_so_when_labels_change(world: World) -> None:
@@ -94,9 +93,8 @@ def test_what_was_excluded_stays_so_when_labels_change(world: World) -> None:
         world.settle(learner)
     world.log.append([world.say(decision, Thumb(up=True)) for decision in seen])
     world.settle(learner)
-    assert learner.progress.experiences == 0
-    assert learner.reward_state is not None
-    assert_same_sums(learner.reward_state, empty_state(learner.reward_state.space))
+    assert learner.state.progress.experiences == 0
+    assert_same_sums(reward_state(learner), empty_state(reward_state(learner).space))
 
 
 def test_gain_makes_the_refresh_the_new_gated_version(world: World) -> None:
@@ -111,7 +109,7 @@ def test_gain_makes_the_refresh_the_new_gated_version(world: World) -> None:
     rollout = world.registry.rollout()
     assert (rollout.live, rollout.gated) == (better, better)
     assert "did better" in rollout.reason
-    assert learner.running.gated == better
+    assert learner.state.running.gated == better
 
 
 def test_the_comparison_goes_on_after_a_restart(world: World) -> None:
@@ -120,13 +118,13 @@ def test_the_comparison_goes_on_after_a_restart(world: World) -> None:
     served_by(world, "fish", prefer="fish")
     world.traffic(40, likes_fish)
     world.settle(learner)
-    before = learner.running.comparison
+    before = learner.state.running.comparison
     assert before.n > 0
     learner.close()
     again = world.learner()
-    assert again.running.comparison.report() == before.report()
+    assert again.state.running.comparison.report() == before.report()
     again.step()
-    assert again.running.comparison.report() == before.report()
+    assert again.state.running.comparison.report() == before.report()
 
 
 def test_a_version_that_a_person_pinned_is_left_alone(world: World) -> None:
@@ -137,7 +135,7 @@ def test_a_version_that_a_person_pinned_is_left_alone(world: World) -> None:
     for _ in range(6):
         world.traffic(50, likes_fish)
         world.settle(learner)
-    assert learner.running.comparison.finding() == "harm"
+    assert learner.state.running.comparison.finding() == "harm"
     assert world.registry.rollout().live == harmful
 
 
@@ -161,7 +159,7 @@ def test_a_revert_leaves_what_the_gated_version_had_learned(make_world: MakeWorl
     assert world.registry.rollout().live == gated
     kept = [e for e in world.store.experiences() if not e.excluded]
     assert [e.number for e in kept] == list(range(1, learned + 1))
-    state = learner.reward_state
+    state = reward_state(learner)
     assert state is not None
     features = world.store.features([e.decision.prediction_id for e in kept], state.space.trunk_digest)
     labelled = [

@@ -12,7 +12,7 @@ from plaudit.learner.features.action_heads import evidence_of
 from plaudit.learner.features.context import Context, LabelledContext
 from plaudit_models.bandit.reward_model import RewardState, empty_state
 from support.builders import NOW_S
-from support.loop_world import World, assert_same_sums
+from support.loop_world import World, assert_same_sums, reward_state
 
 MakeWorld = Callable[..., World]
 
@@ -50,7 +50,7 @@ def test_the_state_is_rebuilt_on_the_new_trunk_and_refreshes_go_on(make_world: M
     world.settle(learner)
     other = world.promote(world.publish(seed=7))
     learner.step()
-    assert_stands_on(world, other, learner.reward_state)
+    assert_stands_on(world, other, reward_state(learner))
     live = world.registry.rollout().live
     assert live is not None
     assert live > other, "what was known already is learned on the new trunk at once"
@@ -58,7 +58,7 @@ def test_the_state_is_rebuilt_on_the_new_trunk_and_refreshes_go_on(make_world: M
     assert world.satisfaction(live, "fish") > world.satisfaction(other, "fish")
     world.traffic(64, likes_fish)
     world.settle(learner)
-    assert_stands_on(world, other, learner.reward_state)
+    assert_stands_on(world, other, reward_state(learner))
 
 
 def test_feedback_on_answers_of_the_old_trunk_is_learned_on_the_new_one(make_world: MakeWorld) -> None:
@@ -72,8 +72,8 @@ def test_feedback_on_answers_of_the_old_trunk_is_learned_on_the_new_one(make_wor
     world.log.append(late)
     world.log.append([world.say(decision, Thumb(up=True)) for decision in (*early, *late)])
     world.settle(learner)
-    assert learner.progress.experiences == 10
-    assert_stands_on(world, other, learner.reward_state)
+    assert learner.state.progress.experiences == 10
+    assert_stands_on(world, other, reward_state(learner))
     noted = {e.decision.prediction_id: e.probabilities for e in world.store.experiences()}
     for decision in (*early, *late):
         assert noted[decision.prediction_id] == pytest.approx(world.policy(1, decision.content)[0].tolist(), abs=1e-5)
@@ -87,7 +87,7 @@ def test_a_mind_changed_after_the_trunk_is_forgotten_at_the_new_features(make_wo
     other = world.promote(world.publish(seed=7))
     world.log.append([world.say(decision, Thumb(up=not likes_fish(decision))) for decision in decisions])
     world.settle(learner)
-    assert_stands_on(world, other, learner.reward_state)
+    assert_stands_on(world, other, reward_state(learner))
 
 
 def test_without_stored_content_nothing_is_carried_over_and_nothing_breaks(make_world: MakeWorld) -> None:
@@ -100,8 +100,7 @@ def test_without_stored_content_nothing_is_carried_over_and_nothing_breaks(make_
     learner.step()
     world.log.append([world.say(decision, Thumb(up=False)) for decision in decisions])
     world.settle(learner)
-    assert learner.reward_state is not None
-    assert_same_sums(learner.reward_state, empty_state(learner.reward_state.space))
+    assert_same_sums(reward_state(learner), empty_state(reward_state(learner).space))
 
 
 def test_a_rollback_across_trunks_is_followed(make_world: MakeWorld) -> None:
@@ -116,4 +115,4 @@ def test_a_rollback_across_trunks_is_followed(make_world: MakeWorld) -> None:
     world.settle(learner)
     learner.step()
     assert world.registry.rollout().live == 1
-    assert_stands_on(world, 1, learner.reward_state)
+    assert_stands_on(world, 1, reward_state(learner))

@@ -31,6 +31,7 @@ from plaudit.core.rollout import Change, in_experiment, promote
 from plaudit.core.tracing import Tracing
 from plaudit.learner.finetuning.job_spec import PARENT, STATE, read_job_spec
 from plaudit.learner.loop import Learner
+from plaudit_models.bandit.dynamic_actions import DynamicActionState
 from plaudit_models.bandit.policy import Float64, probabilities
 from plaudit_models.bandit.reward_model import RewardState, empty_state
 from plaudit_models.bundle import read_manifest
@@ -223,3 +224,15 @@ def assert_same_sums(state: RewardState | None, expected: RewardState) -> None:
     np.testing.assert_allclose(state.gram, expected.gram, atol=1e-9)
     np.testing.assert_allclose(state.target, expected.target, atol=1e-9)
     np.testing.assert_allclose(state.weight, expected.weight, atol=1e-9)
+
+
+def reward_state(learner: Learner) -> RewardState:
+    """Evidence about fixed actions."""
+    assert learner.state.fixed_actions is not None
+    return learner.state.fixed_actions.state
+
+
+def dynamic_state(learner: Learner) -> DynamicActionState:
+    """Evidence about dynamic actions."""
+    assert learner.state.dynamic_actions is not None
+    return learner.state.dynamic_actions.state

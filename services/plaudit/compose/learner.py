@@ -21,7 +21,7 @@ from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.core.ports.store import ExperienceStore
 from plaudit.core.settings import CanaryPolicy, Settings
-from plaudit.core.tracing import Tracing
+from plaudit.core.tracing import NO_TRACING, Tracing
 from plaudit.learner.evaluation.experiment import ExperimentRules
 from plaudit.learner.features.head_builder import HeadBuilder
 from plaudit.learner.features.policies import PolicyCache
@@ -101,7 +101,7 @@ def build_learner(
     builder, rules, limits = head_builder(settings), gate_rules(settings), content_limits(settings)
     policies = PolicyCache(registry, runtime, limits)
     canary = settings.canary.of(registry.model)
-    trace = LearnerTrace() if tracing is None else LearnerTrace(tracing)
+    trace = LearnerTrace(tracing or NO_TRACING)
     state = LearnerState(store, rules)
     contexts = RecentContexts(store, policies, state)
     experiments = ExperimentRunner(
@@ -142,7 +142,13 @@ def build_learner(
         registry=registry,
         state=state,
         consumer=LogConsumer(
-            log, store, registry.model, limit=settings.learner.poll_limit, metrics=metrics, clock=clock, trace=trace
+            log=log,
+            store=store,
+            model=registry.model,
+            limit=settings.learner.poll_limit,
+            metrics=metrics,
+            clock=clock,
+            trace=trace,
         ),
         updater=OnlineUpdater(
             store=store,
@@ -157,13 +163,7 @@ def build_learner(
             clock=clock,
         ),
         guard=RefreshGuard(
-            state=state,
-            store=store,
-            registry=registry,
-            policies=policies,
-            rules=rules,
-            metrics=metrics,
-            clock=clock,
+            state=state, store=store, registry=registry, policies=policies, rules=rules, metrics=metrics, clock=clock
         ),
         refresher=HeadRefresher(
             state=state,
@@ -177,7 +177,6 @@ def build_learner(
             clock=clock,
             trace=trace,
         ),
-        contexts=contexts,
         experiments=experiments,
         finetuning=finetuning,
         shift=PolicyShift(
@@ -192,25 +191,9 @@ def build_learner(
 
 def head_builder(settings: Settings) -> HeadBuilder:
     policy = settings.policy
-    return HeadBuilder(
-        settings=HeadSettings(
-            temperature=policy.beta,
-            optimism=policy.optimism,
-            benefit_of_doubt=policy.benefit_of_doubt,
-            reference_mix=policy.reference_mix,
-            caution=policy.caution,
-            reward_low=policy.reward_low,
-            prior=RewardPrior(
-                precision=policy.prior_precision,
-                own_precision=policy.base_precision,
-                embedding_precision=policy.embedding_precision,
-            ),
-        ),
-        floor=policy.floor,
-        max_kl=policy.max_kl,
-        embedding_features=policy.embedding_features,
-        exclusivity=policy.exclusivity,
-    )
+    prior = from_section(RewardPrior, policy, precision=policy.prior_precision, own_precision=policy.base_precision)
+    head = from_section(HeadSettings, policy, temperature=policy.beta, prior=prior)
+    return from_section(HeadBuilder, policy, settings=head)
 
 
 def gate_rules(settings: Settings) -> GateRules:
@@ -219,19 +202,7 @@ def gate_rules(settings: Settings) -> GateRules:
 
 def experiment_rules(settings: Settings, policy: CanaryPolicy) -> ExperimentRules:
     """Rules of experiments: proof as for the gate, limits from ``policy``, the model's canary rules."""
-    gate = settings.gate
-    return ExperimentRules(
-        alpha=gate.alpha,
-        margin=gate.margin,
-        slice_margin=gate.slice_margin,
-        min_events=gate.min_events,
-        max_events=policy.max_events,
-        user_cap=gate.user_cap,
-        error_margin=policy.error_margin,
-        slow_factor=policy.slow_factor,
-        slow_margin=policy.slow_margin,
-        promotes=policy.promote,
-    )
+    return from_section(ExperimentRules, settings.gate, policy, promotes=policy.promote)
 
 
 def training_plan(settings: Settings) -> TrainingPlan:

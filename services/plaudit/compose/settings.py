@@ -66,9 +66,10 @@ def settings_from(sections: Mapping[str, Any]) -> Settings:
     return _with_common_canary(settings, sections)
 
 
-def from_section(rules: type[Rules], section: object, **others: object) -> Rules:
-    """Rules of a part: a dataclass with the section's settings of the same names, and ``others``."""
-    shared = {each.name: getattr(section, each.name) for each in fields(rules) if hasattr(section, each.name)}
+def from_section(rules: type[Rules], *sections: object, **others: object) -> Rules:
+    """Rules of a part: a dataclass with the settings of the same names, of later sections first, and ``others``."""
+    names = [each.name for each in fields(rules)]
+    shared = {name: getattr(section, name) for section in sections for name in names if hasattr(section, name)}
     return rules(**shared | others)
 
 

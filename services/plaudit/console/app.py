@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -108,28 +108,28 @@ def application(
     )
 
 
+@dataclass(eq=False)
 class _Console:
-    def __init__(self, client: AsyncClient, sources: Sources, max_body_bytes: int, clock: Callable[[], float]) -> None:
-        self._client = client
-        self._sources = sources
-        self._max_body_bytes = max_body_bytes
-        self._clock = clock
+    client: AsyncClient
+    sources: Sources
+    max_body_bytes: int
+    clock: Callable[[], float]
 
     async def page(self, _request: Request) -> Response:
         return FileResponse(STATIC / "index.html")
 
     async def models(self, _request: Request) -> Response:
-        return JSONResponse({"models": await asyncio.to_thread(lambda: list(self._sources.catalog.models()))})
+        return JSONResponse({"models": await asyncio.to_thread(lambda: list(self.sources.catalog.models()))})
 
     async def model(self, request: Request) -> Response:
         """Data of the playground: the live version's spec, and the samples."""
         model = request.path_params["model"]
-        listed = await self._client.versions(model=model)
+        listed = await self.client.versions(model=model)
         live = listed.rollout.live
         if live is None:
             raise HTTPException(503, f"model {model!r} has no live version yet; `plaudit pretrain` makes the first")
-        version = await self._client.version(live, model=model)
-        samples = self._sources.samples.get(model)
+        version = await self.client.version(live, model=model)
+        samples = self.sources.samples.get(model)
         return JSONResponse(
             {
                 "model": model,
@@ -142,16 +142,16 @@ class _Console:
         model = request.path_params["model"]
 
         def look() -> dict[str, Any]:
-            if model not in self._sources.catalog.models():
-                raise HTTPException(404, f"model: {model!r} is not one of {list(self._sources.catalog.models())}")
-            registry = self._sources.catalog.registry(model)
-            return view(registry, self._sources.learners.of(model), now_s=self._clock())
+            if model not in self.sources.catalog.models():
+                raise HTTPException(404, f"model: {model!r} is not one of {list(self.sources.catalog.models())}")
+            registry = self.sources.catalog.registry(model)
+            return view(registry, self.sources.learners.of(model), now_s=self.clock())
 
         return JSONResponse(finite(await asyncio.to_thread(look)))
 
     async def sample(self, request: Request) -> Response:
         model, modality, name = (request.path_params[key] for key in ("model", "modality", "name"))
-        samples = self._sources.samples.get(model)
+        samples = self.sources.samples.get(model)
         try:
             if samples is None:
                 raise KeyError(model)
@@ -162,7 +162,7 @@ class _Console:
 
     async def predict(self, request: Request) -> Response:
         body = await self._body(request)
-        prediction = await self._client.predict(
+        prediction = await self.client.predict(
             contents(body.get("content")),
             user_id=_text(body, "user_id"),
             top_k=SHOWN_SCORES,
@@ -188,10 +188,10 @@ class _Console:
                 piece = feedback.correct(prediction_id, action, **options)
             case _:
                 raise BadRequest('signal: needs "thumb" ("up" or "down") or "correction" (an action)')
-        return JSONResponse(asdict(await self._client.send_feedback(piece)))
+        return JSONResponse(asdict(await self.client.send_feedback(piece)))
 
     async def receipt(self, request: Request) -> Response:
-        return JSONResponse(asdict(await self._client.receipt(request.path_params["feedback_id"])))
+        return JSONResponse(asdict(await self.client.receipt(request.path_params["feedback_id"])))
 
     async def _body(self, request: Request) -> Mapping[str, Any]:
         """Raises BadRequest.
@@ -203,8 +203,8 @@ class _Console:
         raw = bytearray()
         async for chunk in request.stream():
             raw += chunk
-            if len(raw) > self._max_body_bytes:
-                raise HTTPException(413, f"body: more than {self._max_body_bytes} bytes")
+            if len(raw) > self.max_body_bytes:
+                raise HTTPException(413, f"body: more than {self.max_body_bytes} bytes")
         try:
             body = json.loads(raw)
         except ValueError as error:

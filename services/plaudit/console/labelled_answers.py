@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from plaudit.console.satisfaction import LabelledAnswer
@@ -18,20 +19,20 @@ _READ_AGAIN: Final = 200
 _INTERVAL_S: Final = 1.0
 
 
+@dataclass(eq=False)
 class LabelledAnswers:
-    """Safe to use from several threads.
+    """Cache that several threads may use.
 
-    Args:
+    Attributes:
         open_store: opens the learner's store; None while there is none; called until there is one.
         clock: seconds, monotonic.
     """
 
-    def __init__(
-        self, open_store: Callable[[], ExperienceStore | None], clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._open_store = open_store
+    open_store: Callable[[], ExperienceStore | None]
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
         self._store: ExperienceStore | None = None
-        self._clock = clock
         self._lock = threading.Lock()
         self._by_number: dict[int, Experience] = {}
         self._read_s = -_INTERVAL_S
@@ -39,8 +40,8 @@ class LabelledAnswers:
     def latest(self) -> Sequence[LabelledAnswer]:
         """The latest :data:`CACHED` by time, as of at most a second ago. Raises StoreUnavailable."""
         with self._lock:
-            now_s = self._clock()
-            self._store = self._store or self._open_store()
+            now_s = self.clock()
+            self._store = self._store or self.open_store()
             if self._store is not None and now_s - self._read_s >= _INTERVAL_S:
                 self._read(self._store)
                 self._read_s = now_s

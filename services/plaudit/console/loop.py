@@ -36,6 +36,7 @@ def view(registry: ModelRegistry, learner: LearnerView, *, now_s: float) -> dict
     rollout, ledger, manifests = registry.rollout(), registry.ledger(), _manifests(registry)
     answers = learner.answers.latest()
     family = families(manifests, ledger)
+    lately = mean_of([answer.reward for answer in answers[-LATELY:]])
     return {
         "now_s": now_s,
         "model": registry.model,
@@ -46,7 +47,7 @@ def view(registry: ModelRegistry, learner: LearnerView, *, now_s: float) -> dict
             for change in reversed(changes(ledger)[-CHANGES_SHOWN:])
         ],
         "labelled": len(answers),
-        "lately": _mean(answers[-LATELY:]),
+        "lately": asdict(lately) if lately else None,
         "satisfaction": _satisfaction(answers, family, manifests),
         "learner": learner.status(),
     }
@@ -131,11 +132,6 @@ def _versions(
         for version in newest
         if version not in hidden
     ]
-
-
-def _mean(answers: Sequence[LabelledAnswer]) -> dict[str, Any] | None:
-    mean = mean_of([answer.reward for answer in answers])
-    return asdict(mean) if mean else None
 
 
 def _satisfaction(

@@ -13,20 +13,18 @@ import errno
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 
 import structlog
 
 from plaudit.core.errors import StoreMoved, Unavailable
 from plaudit.core.ports.registry import ModelRegistry
-from plaudit.core.ports.store import ExperienceStore, IntakeStats
+from plaudit.core.ports.store import ExperienceStore
 from plaudit.core.rollout import Rollout
-from plaudit.learner.evaluation.running_comparison import RunningComparison
-from plaudit.learner.features.action_heads import DynamicActions, FixedActions
 from plaudit.learner.finetuning.experiment_runner import ExperimentRunner
 from plaudit.learner.ingest.consumer import LogConsumer
 from plaudit.learner.metrics import LearnerMetrics
-from plaudit.learner.online.contexts import RecentContexts
 from plaudit.learner.online.policy_shift import PolicyShift
 from plaudit.learner.online.refresh import HeadRefresher
 from plaudit.learner.online.revert import RefreshGuard
@@ -34,8 +32,6 @@ from plaudit.learner.online.update import OnlineUpdater
 from plaudit.learner.progress import Progress
 from plaudit.learner.state import LearnerState
 from plaudit.learner.status import StatusFile
-from plaudit_models.bandit.dynamic_actions import DynamicActionState
-from plaudit_models.bandit.reward_model import RewardState
 from plaudit_models.bundle import Manifest
 
 _IDLE_S: Final = 0.2
@@ -86,62 +82,35 @@ class Serving(NamedTuple):
     rollout: Rollout
 
 
+@dataclass(kw_only=True, eq=False)
 class Learner:
     """Learns from the log and publishes what it learned.
 
-    Args:
+    Attributes:
         store: of the experiences; other learners may share it.
-        registry: of the model that is learned.
         state: saved with every step of the leader.
-        consumer: reads the log into the store.
-        updater: learns experiences.
-        guard: acts on the running comparison.
-        refresher: makes head refreshes.
-        contexts: latest ones that were learned.
-        experiments: watches versions that are tried out.
-        finetuning: starts fine-tuning jobs and evaluates what they make.
-        shift: measures the policy after every swap.
         poll_limit: largest number of records read, and of experiences learned, at once.
-        metrics: of the learner.
-        status: for a terminal view.
         clock: UTC seconds since the epoch.
+        leading: whether this learner led at its latest step.
     """
 
-    def __init__(
-        self,
-        *,
-        store: ExperienceStore,
-        registry: ModelRegistry,
-        state: LearnerState,
-        consumer: LogConsumer,
-        updater: OnlineUpdater,
-        guard: RefreshGuard,
-        refresher: HeadRefresher,
-        contexts: RecentContexts,
-        experiments: ExperimentRunner,
-        finetuning: Finetuner,
-        shift: PolicyShift,
-        poll_limit: int,
-        metrics: LearnerMetrics,
-        status: StatusFile,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._store = store
-        self._registry = registry
-        self._state = state
-        self._consumer = consumer
-        self._updater = updater
-        self._guard = guard
-        self._refresher = refresher
-        self._contexts = contexts
-        self._experiments = experiments
-        self._finetuning = finetuning
-        self._shift = shift
-        self._limit = poll_limit
-        self._metrics = metrics
-        self._status = status
-        self._clock = clock
-        self._serving: Serving | None = None
+    store: ExperienceStore
+    registry: ModelRegistry
+    state: LearnerState
+    consumer: LogConsumer
+    updater: OnlineUpdater
+    guard: RefreshGuard
+    refresher: HeadRefresher
+    experiments: ExperimentRunner
+    finetuning: Finetuner
+    shift: PolicyShift
+    poll_limit: int
+    metrics: LearnerMetrics
+    status: StatusFile
+    clock: Callable[[], float]
+    _serving: Serving | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
         self._load()
 
     def run(self, stop: threading.Event) -> None:
@@ -172,17 +141,22 @@ class Learner:
         if serving is None:
             return False
         started_s = time.monotonic()
-        n_read = self._consumer.step(serving.live.spec.actions, self._wait_s())
-        self._behind = n_read == self._limit
+        n_read = self.consumer.step(serving.live.spec.actions, self._wait_s())
+        self._behind = n_read == self.poll_limit
         n_learned = self._lead() if self._leads() else 0
         if n_read or n_learned:
-            self._metrics.batch_seconds.observe(time.monotonic() - started_s)
+            self.metrics.batch_seconds.observe(time.monotonic() - started_s)
         return n_read + n_learned > 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is more to do without anything new in the log."""
+        return self._behind or self.experiments.busy or self.finetuning.busy
 
     def close(self) -> None:
         """Stop reading the log. A fine-tuning job goes on, and the next leader finds it again."""
-        self._consumer.close()
-        self._experiments.close()
+        self.consumer.close()
+        self.experiments.close()
 
     # --- leading -----------------------------------------------------------------------------------------------------
 
@@ -190,88 +164,87 @@ class Learner:
         """Learn, and act on what was learned; returns the number of experiences learned."""
         n_learned = self._learn(self._follow())
         acts: tuple[Callable[[Serving], None], ...] = (
-            lambda now: self._guard.act(now.live, now.rollout),
-            lambda now: self._refresher.step(now.live, now.rollout, caught_up=not self._behind),
-            lambda now: self._experiments.step(now.rollout, self._state.progress),
-            lambda now: self._finetuning.step(now.live, self._state.progress),
-            lambda now: self._shift.measure(now.live),
+            lambda now: self.guard.act(now.live, now.rollout),
+            lambda now: self.refresher.step(now.live, now.rollout, caught_up=not self._behind),
+            lambda now: self.experiments.step(now.rollout, self.state.progress),
+            lambda now: self.finetuning.step(now.live, self.state.progress),
+            lambda now: self.shift.measure(now.live),
         )
         for act in acts:
             act(self._follow())
-        self._status.write(self.report)
+        self.status.write(self.report)
         return n_learned
 
     def _learn(self, now: Serving) -> int:
         if not self._behind:
-            self._updater.label_silence()
-        self._updater.forget_old()
+            self.updater.label_silence()
+        self.updater.forget_old()
         n_learned = n_chunk = 0
         for _ in range(_CHUNKS_PER_STEP):
-            n_chunk = self._updater.learn(now.live)
+            n_chunk = self.updater.learn(now.live)
             n_learned += n_chunk
-            if n_chunk < self._limit:
+            if n_chunk < self.poll_limit:
                 break
-        self._behind |= n_chunk >= self._limit
+        self._behind |= n_chunk >= self.poll_limit
         return n_learned
 
     def _follow(self) -> Serving:
         """The present rollout; evidence and running comparison are moved to its versions where it has changed."""
         serving = self._sync()
         assert serving is not None  # no transition of a rollout leaves it without a live version
-        self._updater.follow(serving.live)
-        self._guard.follow(serving.rollout)
+        self.updater.follow(serving.live)
+        self.guard.follow(serving.rollout)
         return serving
 
     def _sync(self) -> Serving | None:
         """The present rollout; None before any version is live."""
-        rollout = self._registry.rollout()
+        rollout = self.registry.rollout()
         if self._serving is None or rollout != self._serving.rollout:
-            self._metrics.live_version.set(rollout.live or 0)
-            self._metrics.gated_version.set(rollout.gated or 0)
-            self._serving = None if rollout.live is None else Serving(self._registry.manifest(rollout.live), rollout)
+            self.metrics.live_version.set(rollout.live or 0)
+            self.metrics.gated_version.set(rollout.gated or 0)
+            self._serving = None if rollout.live is None else Serving(self.registry.manifest(rollout.live), rollout)
         return self._serving
 
     # --- state -------------------------------------------------------------------------------------------------------
 
     def _load(self) -> None:
         """Begin, or begin again, from what was saved."""
-        self._consumer.load()
+        self.consumer.load()
         self._serving = None
         self._behind = False
-        self._leading = False
+        self.leading = False
         self._leads()
 
     def _leads(self) -> bool:
         """Whether this learner leads; a new leader begins with what the one before it saved."""
-        leads = self._store.lead()
-        if leads and not self._leading:
-            self._state.load()
-            self._contexts.clear()
-            self._refresher.load()
-            self._experiments.load()
-            self._finetuning.load()
-            _log.info("leads", experiences=self._state.progress.experiences)
-        self._leading = leads
-        self._metrics.leader.set(float(leads))
+        leads = self.store.lead()
+        if leads and not self.leading:
+            self.state.load()
+            self.refresher.load()
+            self.experiments.load()
+            self.finetuning.load()
+            _log.info("leads", experiences=self.state.progress.experiences)
+        self.leading = leads
+        self.metrics.leader.set(float(leads))
         return leads
 
     def _wait_s(self) -> float:
         """Time to wait for records: none while there is other work, and no more than until a refresh is due."""
         if self.busy:
             return 0.0
-        due_in_s = self._refresher.due_in_s() if self._leading else None
+        due_in_s = self.refresher.due_in_s() if self.leading else None
         return _IDLE_S if due_in_s is None else min(_IDLE_S, due_in_s)
 
     def _give_up(self, problem: Exception) -> None:
-        self._metrics.failures.inc()
+        self.metrics.failures.inc()
         _log.error("step given up, will be done again", problem=str(problem), again_in_s=_BACKOFF_S)
 
     def report(self) -> dict[str, Any]:
         """State of the loop for people, JSON-ready."""
-        progress, intake_stats = self._state.progress, self._store.intake_stats()
-        rollout = Rollout(self._registry.model) if self._serving is None else self._serving.rollout
+        progress, intake_stats = self.state.progress, self.store.intake_stats()
+        rollout = Rollout(self.registry.model) if self._serving is None else self._serving.rollout
         return {
-            "time_s": self._clock(),
+            "time_s": self.clock(),
             "live": rollout.live,
             "gated": rollout.gated,
             "pinned": rollout.pinned,
@@ -282,45 +255,8 @@ class Learner:
             "waiting": intake_stats.waiting,
             "discarded": intake_stats.discarded,
             "pending": progress.pending,
-            "satisfaction_recent": self._updater.satisfaction,
-            "comparison": self._state.running.comparison.report().to_dict(),
-            "canary": self._experiments.report(),
-            "finetune": self._finetuning.report(),
+            "satisfaction_recent": self.updater.satisfaction,
+            "comparison": self.state.running.comparison.report().to_dict(),
+            "canary": self.experiments.report(),
+            "finetune": self.finetuning.report(),
         }
-
-    @property
-    def busy(self) -> bool:
-        """Whether there is more to do without anything new in the log."""
-        return self._behind or self._experiments.busy or self._finetuning.busy
-
-    @property
-    def leading(self) -> bool:
-        """Whether this learner led at its latest step."""
-        return self._leading
-
-    @property
-    def intake_stats(self) -> IntakeStats:
-        """Counts of what all learners of the store have taken in."""
-        return self._store.intake_stats()
-
-    @property
-    def progress(self) -> Progress:
-        """Counts of what was learned so far."""
-        return self._state.progress
-
-    @property
-    def reward_state(self) -> RewardState | None:
-        """Evidence about fixed actions; None before any version was live."""
-        head = None if self._state.learned is None else self._state.learned.head(FixedActions)
-        return None if head is None else head.state
-
-    @property
-    def dynamic_state(self) -> DynamicActionState | None:
-        """Evidence about dynamic actions; None while what serves scores no text."""
-        head = None if self._state.learned is None else self._state.learned.head(DynamicActions)
-        return None if head is None else head.state
-
-    @property
-    def running(self) -> RunningComparison:
-        """Running comparison of the head refreshes."""
-        return self._state.running

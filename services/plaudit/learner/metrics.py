@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from plaudit_models.evaluation.gate import Verdict
 
+CANARY_CLAIMS: Final = ("gain", "harm", "errors", "latency")
 _PHASES: Final = ("idle", "training", "gating", "canary")
 _SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -49,23 +50,15 @@ class LearnerMetrics:
             "calibration_error",
             "Mean distance of predicted from observed rewards of the latest experiences, over ten bins.",
         )
-        self.version_satisfaction = gauge(
-            "version_satisfaction", "Mean reward of a version's answers, excluded experiences left out.", "version"
-        )
-        self.version_satisfaction_low = gauge(
-            "version_satisfaction_low", "Lower end of the 95 % interval (Wilson) of the mean reward.", "version"
-        )
-        self.version_satisfaction_high = gauge(
-            "version_satisfaction_high", "Upper end of the 95 % interval (Wilson) of the mean reward.", "version"
-        )
-        self.version_experiences = gauge(
-            "version_experiences", "Number of experiences behind the mean reward.", "version"
-        )
         self.by_version = (
-            self.version_satisfaction,
-            self.version_satisfaction_low,
-            self.version_satisfaction_high,
-            self.version_experiences,
+            gauge(
+                "version_satisfaction", "Mean reward of a version's answers, excluded experiences left out.", "version"
+            ),
+            gauge("version_satisfaction_low", "Lower end of the 95 % interval (Wilson) of the mean reward.", "version"),
+            gauge(
+                "version_satisfaction_high", "Upper end of the 95 % interval (Wilson) of the mean reward.", "version"
+            ),
+            gauge("version_experiences", "Number of experiences behind the mean reward.", "version"),
         )
         self.refreshes = counter("refreshes_total", "Head refreshes, by outcome.", "outcome")
         self.refresh_seconds = seconds("refresh", "Time from a due refresh to the published version going live.")
@@ -103,7 +96,7 @@ class LearnerMetrics:
                 verdicts.labels(verdict)
         self.candidate_version = gauge("candidate_version", "The version in an experiment; 0 if none.")
         self.canary_e_value = gauge("canary_e_value", "Evidence in the experiment under way, by claim.", "claim")
-        for claim in ("gain", "harm", "errors", "latency"):
+        for claim in CANARY_CLAIMS:
             self.canary_e_value.labels(claim).set(1.0)
         self.canary_n = gauge("canary_experiences", "Experiences that the experiment under way has counted.")
         self.gate_n = gauge("gate_experiences", "Experiences that the gate has counted for the present candidate.")

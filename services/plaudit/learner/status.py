@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,18 +18,14 @@ STATUS: Final = "learner-status.json"
 _INTERVAL_S: Final = 0.5
 
 
+@dataclass(eq=False)
 class StatusFile:
-    """Args:
-    path: of the file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._written_s = -_INTERVAL_S
+    path: Path
+    _written_s: float = field(default=-_INTERVAL_S, init=False)
 
     def write(self, report: Callable[[], Mapping[str, Any]]) -> None:
         """Write what ``report`` says, unless that was done a moment ago."""
         now_s = time.monotonic()
         if now_s - self._written_s >= _INTERVAL_S:
             self._written_s = now_s
-            write_json(self._path, report())
+            write_json(self.path, report())

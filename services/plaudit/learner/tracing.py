@@ -13,16 +13,12 @@ from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from plaudit.core.events import Decision, Feedback
-from plaudit.core.tracing import MOST_LINKS, NO_TRACING, TRACEPARENT, Attributes, Tracing
+from plaudit.core.tracing import MOST_LINKS, TRACEPARENT, Attributes, Tracing
 from plaudit_models.bundle import Manifest
 
 
 class LearnerTrace:
-    """Args:
-    tracing: makes the spans.
-    """
-
-    def __init__(self, tracing: Tracing = NO_TRACING) -> None:
+    def __init__(self, tracing: Tracing) -> None:
         self._tracing = tracing
         self._unlearned: deque[str] = deque(maxlen=MOST_LINKS)
         self._untuned: deque[str] = deque(maxlen=MOST_LINKS - 1)
@@ -54,7 +50,7 @@ class LearnerTrace:
             yield self._tracing.present()
         self._untuned.clear()
 
-    def judged(self, started: str, run: str, verdict: str) -> AbstractContextManager[object]:
+    def concluding(self, started: str, run: str, verdict: str) -> AbstractContextManager[object]:
         """Span of what follows from a verdict on a job's candidate; ``started`` is what :meth:`tuning` yielded."""
         return self._tracing.span("gate", parent=started, attributes={"plaudit.run": run, "plaudit.verdict": verdict})
 

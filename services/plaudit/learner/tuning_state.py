@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final
 
 from plaudit_models.evaluation.e_process import as_json
@@ -117,14 +117,8 @@ class TuningState:
 
     def to_bytes(self) -> bytes:
         """JSON; :func:`tuning_state_from_bytes` is its inverse."""
-        phase = {each.name: getattr(self.phase, each.name) for each in fields(self.phase)}
-        if isinstance(self.phase, Gating):
-            phase["comparison"] = as_json(self.phase.comparison)
-        raw = {
-            "phase": {"name": self.phase.name, **phase},
-            "last_snapshot": self.last_snapshot,
-            "outcomes": [asdict(outcome) for outcome in self.outcomes],
-        }
+        raw = as_json(self)
+        raw["phase"]["name"] = self.phase.name
         return json.dumps(raw).encode()
 
 

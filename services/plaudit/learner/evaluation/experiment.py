@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -158,17 +158,10 @@ class Experiment:
     why: str = ""
 
     def to_bytes(self) -> bytes:
-        raw = {name: getattr(self, name) for name in _PLAIN}
-        raw |= {
-            "evidence": as_json(self.evidence),
-            "guards": as_json(self.guards),
-            "slices": as_json(self.slices),
-            "shadow_stats": asdict(self.shadow_stats),
-        }
-        return json.dumps(raw).encode()
+        return json.dumps(as_json(self)).encode()
 
     def e_values(self) -> dict[str, float]:
-        """Evidence by claim: gain, harm, errors, latency."""
+        """Evidence by claim."""
         return {
             "gain": self.evidence.gain.e_value(),
             "harm": self.evidence.loss.e_value(),
@@ -208,31 +201,15 @@ class Experiment:
         }
 
 
-_PLAIN: Final = (
-    "version",
-    "generation",
-    "share",
-    "kind",
-    "actor",
-    "started_at_s",
-    "position",
-    "ungrouped",
-    "seen",
-    "problem",
-    "verdict",
-    "why",
-)
-
-
 def experiment_from_bytes(raw: bytes) -> Experiment:
-    fields = json.loads(raw)
+    saved = json.loads(raw)
     made: dict[str, Any] = {
-        "evidence": two_arm_test_from_dict(fields["evidence"]),
-        "guards": guards_from_dict(fields["guards"]),
-        "slices": {name: two_arm_test_from_dict(each) for name, each in fields["slices"].items()},
-        "shadow_stats": ShadowStats(**fields["shadow_stats"]),
+        "evidence": two_arm_test_from_dict(saved["evidence"]),
+        "guards": guards_from_dict(saved["guards"]),
+        "slices": {name: two_arm_test_from_dict(each) for name, each in saved["slices"].items()},
+        "shadow_stats": ShadowStats(**saved["shadow_stats"]),
     }
-    return Experiment(**{name: fields[name] for name in _PLAIN if name in fields}, **made)
+    return Experiment(**saved | made)
 
 
 def add_experiences(
@@ -373,9 +350,4 @@ def _arms(test: TwoArmTest) -> dict[str, dict[str, Any]]:
 
 
 def _answers(arm: Arm) -> dict[str, Any]:
-    return {
-        "answered": arm.answered,
-        "failed": arm.failed,
-        "p50_s": arm.quantile_s(0.5),
-        "p95_s": arm.quantile_s(0.95),
-    }
+    return {"answered": arm.answered, "failed": arm.failed, "p50_s": arm.quantile_s(0.5), "p95_s": arm.quantile_s(0.95)}

@@ -32,8 +32,7 @@ class RunningComparison:
     comparison: Comparison
 
     def to_bytes(self) -> bytes:
-        raw = {"gated": self.gated, "after_version": self.after_version, "comparison": as_json(self.comparison)}
-        return json.dumps(raw).encode()
+        return json.dumps(as_json(self)).encode()
 
 
 def running_from_bytes(raw: bytes) -> RunningComparison:
@@ -53,7 +52,6 @@ def update(
     """The comparison with experiences that are about to be learned for the first time.
 
     Args:
-        running: the comparison so far.
         fresh: in order. Those on another trunk than the gated version's, or not of a refresh, are left out.
         q_hat: rewards ``[k]`` predicted before the experiences are learned, by experience number.
         n_users: number of users before these experiences.

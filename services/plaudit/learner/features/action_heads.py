@@ -64,8 +64,6 @@ class LiveVersion:
     """The version that a refresh starts from.
 
     Attributes:
-        manifest: its manifest.
-        folder: where its files are.
         evidence: what its head of fixed actions was built from; None: from nothing, or it is not known.
     """
 

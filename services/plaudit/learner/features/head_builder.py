@@ -18,36 +18,25 @@ from plaudit.core.ports.registry import ModelRegistry
 from plaudit.learner.features.action_heads import ActionHead, DynamicActions, FixedActions, Learned, StepRules
 from plaudit_models.bandit.dynamic_actions import DynamicActionSpace, empty_dynamic_action_state
 from plaudit_models.bandit.features import FeatureSpace
-from plaudit_models.bandit.improvement import HeadSettings
 from plaudit_models.bandit.reward_model import empty_state
 from plaudit_models.bundle import CARD, TEXT_SCORER, TRUNK_FILES, Manifest, seal
 from plaudit_models.version_card import card
 
 
 @dataclass(frozen=True, slots=True)
-class HeadBuilder:
+class HeadBuilder(StepRules):
     """Settings of the heads that the learner makes, and the feature spaces that follow from them.
 
     Attributes:
-        settings: how boldly a head follows the evidence.
-        floor: logged exploration floor ε in (0, 1] of the versions made.
-        max_kl: the most one refresh may move the policy, in nats, counted where the base policy is sure.
         embedding_features: number of features of the embedding; 0 leaves it out.
         exclusivity: how much praise of one action speaks against each other one, as a share of an event; of a list of
             dynamic actions, against all its others together.
         pair_features: number of features of a dynamic action together with its context.
     """
 
-    settings: HeadSettings
-    floor: float
-    max_kl: float
     embedding_features: int = 192
     exclusivity: float = 0.1
     pair_features: int = 64
-
-    @property
-    def step_rules(self) -> StepRules:
-        return StepRules(self.settings, self.floor, self.max_kl)
 
     def space(self, manifest: Manifest) -> FeatureSpace:
         """Feature space of fixed actions on a version's trunk."""

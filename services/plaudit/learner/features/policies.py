@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -116,25 +117,23 @@ class LoadedPolicy:
         return features
 
 
+@dataclass(eq=False)
 class PolicyCache:
     """Versions of a registry, loaded when first asked for; the latest used stay loaded.
 
-    Args:
-        registry: of one model.
-        runtime: loads version folders.
+    Attributes:
         limits: of the content that is decoded; as wide as the server's.
     """
 
-    def __init__(self, registry: VersionReader, runtime: ModelRuntime, limits: Limits) -> None:
-        self._registry = registry
-        self._runtime = runtime
-        self._limits = limits
-        self._loaded: OrderedDict[int, LoadedPolicy] = OrderedDict()
+    registry: VersionReader
+    runtime: ModelRuntime
+    limits: Limits
+    _loaded: OrderedDict[int, LoadedPolicy] = field(default_factory=OrderedDict, init=False)
 
     def version(self, number: int) -> LoadedPolicy:
         """Raises UnknownVersion."""
         if number not in self._loaded:
-            self._loaded[number] = self.folder(self._registry.folder(number))
+            self._loaded[number] = self.folder(self.registry.folder(number))
         self._loaded.move_to_end(number)
         while len(self._loaded) > _MAX_LOADED:
             self._loaded.popitem(last=False)
@@ -142,4 +141,4 @@ class PolicyCache:
 
     def folder(self, folder: Path) -> LoadedPolicy:
         """A version that is not, or not yet, in the registry."""
-        return LoadedPolicy(folder, self._runtime, self._limits)
+        return LoadedPolicy(folder, self.runtime, self.limits)

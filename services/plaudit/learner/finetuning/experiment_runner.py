@@ -8,38 +8,27 @@ nothing about where candidates come from.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import structlog
 
 from plaudit.core.events import ExperimentReport, Topic
-from plaudit.core.experience import Experience
 from plaudit.core.ports.log import EventLog, EventReader, Positions
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import ExperienceStore, ExperimentSummary, LeaderCommit
 from plaudit.core.rollout import Change, Rollout, end_canary, promote
 from plaudit.core.rollout_updates import LEARNER, update_rollout
-from plaudit.learner.evaluation.experiment import (
-    Experiment,
-    ExperimentRules,
-    add_experiences,
-    add_report,
-    decide,
-)
+from plaudit.learner.evaluation.experiment import Experiment, ExperimentRules, add_experiences, add_report, decide
 from plaudit.learner.evaluation.propensities import propensities_of
 from plaudit.learner.features.policies import PolicyCache
-from plaudit.learner.metrics import LearnerMetrics
+from plaudit.learner.metrics import CANARY_CLAIMS, LearnerMetrics
 from plaudit.learner.progress import Progress
 from plaudit.learner.state import LearnerState
 from plaudit_models.evaluation.gate import Verdict
 from plaudit_models.evaluation.guards import new_guards
-from plaudit_models.evaluation.two_arm_test import (
-    Propensities,
-    new_two_arm_test,
-)
+from plaudit_models.evaluation.two_arm_test import new_two_arm_test
 
 _CHUNK: Final = 256
 """Experiences added per step of the loop."""
@@ -55,37 +44,29 @@ _WAIT_S: Final = 0.2
 _log = structlog.get_logger("plaudit.learner")
 
 
+@dataclass(kw_only=True, eq=False)
 class ExperimentRunner:
     """Follows the candidate that the rollout names, a little with every step of the leader.
 
-    Args:
+    Attributes:
         log: source of the inference services' reports.
-        state: learner's state, of which the experiment under way is a part.
+        state: the experiment under way is a part of it.
         rules: what counts as proof.
         clock: UTC seconds since the epoch.
+        busy: whether experiences wait to be looked at, so that the loop should come back soon.
     """
 
-    def __init__(
-        self,
-        *,
-        log: EventLog,
-        state: LearnerState,
-        store: ExperienceStore,
-        registry: ModelRegistry,
-        policies: PolicyCache,
-        rules: ExperimentRules,
-        metrics: LearnerMetrics,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._log = log
-        self._state = state
-        self._store = store
-        self._registry = registry
-        self._policies = policies
-        self._rules = rules
-        self._metrics = metrics
-        self._clock = clock
-        self._reader: EventReader | None = None
+    log: EventLog
+    state: LearnerState
+    store: ExperienceStore
+    registry: ModelRegistry
+    policies: PolicyCache
+    rules: ExperimentRules
+    metrics: LearnerMetrics
+    clock: Callable[[], float]
+    _reader: EventReader | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
         self.load()
 
     def load(self) -> None:
@@ -103,11 +84,11 @@ class ExperimentRunner:
     @property
     def experiment(self) -> Experiment | None:
         """Experiment under way; None if there is none."""
-        return self._state.experiment
+        return self.state.experiment
 
     def outcome(self, version: int) -> Mapping[str, Any] | None:
         """Details of the latest experiment of a version that has ended; None if it has not, or there was none."""
-        summary = self._store.experiment_summary(version)
+        summary = self.store.experiment_summary(version)
         return None if summary is None or summary.details["verdict"] is None else summary.details
 
     def report(self) -> dict[str, Any] | None:
@@ -133,7 +114,7 @@ class ExperimentRunner:
     def _begin(self, rollout: Rollout, progress: Progress) -> Experiment:
         assert rollout.candidate is not None
         share = min(rollout.candidate_share, 0.5) if rollout.shadow else rollout.candidate_share
-        began = next((r for r in self._registry.ledger() if r.generation == rollout.experiment), rollout)
+        began = next((r for r in self.registry.ledger() if r.generation == rollout.experiment), rollout)
         experiment = Experiment(
             version=rollout.candidate,
             generation=rollout.experiment,
@@ -142,38 +123,36 @@ class ExperimentRunner:
             actor=began.actor,
             started_at_s=began.changed_at_s,
             position=max(0, progress.last_number - _LOOK_BACK),
-            evidence=new_two_arm_test(self._rules.over_all(share)),
-            guards=new_guards(self._rules.guards(share)),
+            evidence=new_two_arm_test(self.rules.over_all(share)),
+            guards=new_guards(self.rules.guards(share)),
         )
         self._save(experiment)
         _log.info(
-            "experiment",
-            version=experiment.version,
-            share=experiment.share,
-            kind=experiment.kind,
-            actor=experiment.actor,
+            "experiment", version=experiment.version, share=experiment.share, kind=experiment.kind, actor=began.actor
         )
         return experiment
 
     def _go_on(self, experiment: Experiment, rollout: Rollout, progress: Progress) -> None:
-        chunk = self._store.experiences(after=experiment.position, up_to=progress.last_number, limit=_CHUNK)
+        chunk = self.store.experiences(after=experiment.position, up_to=progress.last_number, limit=_CHUNK)
         self.busy = len(chunk) == _CHUNK
-        after, cursors = experiment, dict(self._state.report_cursors)
+        after, cursors = experiment, dict(self.state.report_cursors)
         if chunk:
             after = add_experiences(
-                after, chunk, rollout, self._rules, progress.n_users, partial(self._propensities, experiment, rollout)
+                after,
+                chunk,
+                rollout,
+                self.rules,
+                progress.n_users,
+                lambda rows: propensities_of(rows, experiment.version, rollout.live or 0, self.store, self.policies),
             )
             after = replace(after, position=chunk[-1].number)
         for report, behind in self._reports():
             after, cursors = add_report(after, report), {**cursors, **behind}
-        after = decide(after, self._rules)
-        if after is not experiment or cursors != self._state.report_cursors:
+        after = decide(after, self.rules)
+        if after is not experiment or cursors != self.state.report_cursors:
             self._save(after, cursors)
         if after.verdict is not None:
             self._act(after)
-
-    def _propensities(self, experiment: Experiment, rollout: Rollout, rows: Sequence[Experience]) -> Propensities:
-        return propensities_of(rows, experiment.version, rollout.live or 0, self._store, self._policies)
 
     def _reports(self) -> list[tuple[ExperimentReport, Positions]]:
         """Next reports on this model, each with the position behind it."""
@@ -182,9 +161,9 @@ class ExperimentRunner:
             return []
         self._polled_s = now_s
         if self._reader is None:
-            group = f"plaudit-experiments-{self._registry.model}"
-            cursors = self._state.report_cursors
-            self._reader = self._log.reader(group, (Topic.EXPERIMENTS,), start=lambda: cursors)
+            group = f"plaudit-experiments-{self.registry.model}"
+            cursors = self.state.report_cursors
+            self._reader = self.log.reader(group, (Topic.EXPERIMENTS,), start=lambda: cursors)
         reports: list[tuple[ExperimentReport, Positions]] = []
         for _ in range(_POLLS):
             if not self._reader.lag():  # it joins the group, too; polling without waiting for anything never would
@@ -193,7 +172,7 @@ class ExperimentRunner:
             reports += [
                 (record.event, {record.partition: record.cursor})
                 for record in records
-                if isinstance(record.event, ExperimentReport) and record.event.model == self._registry.model
+                if isinstance(record.event, ExperimentReport) and record.event.model == self.registry.model
             ]
         return reports
 
@@ -201,11 +180,11 @@ class ExperimentRunner:
         """Change the rollout as the verdict says, then end the experiment. May be done again after a crash."""
         why, version = experiment.why, experiment.version
         if experiment.verdict == "promote":
-            change = Change(LEARNER, self._clock(), f"version {version} passed the canary: {why}")
+            change = Change(LEARNER, self.clock(), f"version {version} passed the canary: {why}")
             if not self._move(experiment, lambda r: None if r.pinned else promote(r, version, change)):
                 why += "; not made live, because a version is pinned"
         else:
-            change = Change(LEARNER, self._clock(), f"version {version} is withdrawn: {why}")
+            change = Change(LEARNER, self.clock(), f"version {version} is withdrawn: {why}")
             self._move(experiment, lambda r: end_canary(r, change))
         assert experiment.verdict is not None
         self._end(experiment, experiment.verdict, why)
@@ -222,36 +201,34 @@ class ExperimentRunner:
             refused = after is None
             return after
 
-        update_rollout(self._registry, change)
+        update_rollout(self.registry, change)
         return not refused
 
     def _ended_by_others(self, experiment: Experiment) -> None:
-        after = [r for r in self._registry.ledger() if r.generation > experiment.generation]
-        end = next((r for r in after if r.experiment != experiment.generation), self._registry.rollout())
+        after = [r for r in self.registry.ledger() if r.generation > experiment.generation]
+        end = next((r for r in after if r.experiment != experiment.generation), self.registry.rollout())
         verdict: Verdict = "promote" if end.live == experiment.version else "insufficient"
         self._end(experiment, verdict, f"{end.actor} ended the experiment: {end.reason}")
 
     def _end(self, experiment: Experiment, verdict: Verdict, why: str) -> None:
-        self._metrics.canary_verdicts.labels(verdict).inc()
+        self.metrics.canary_verdicts.labels(verdict).inc()
         _log.info("experiment ended", verdict=verdict, version=experiment.version, why=why)
-        ended = replace(experiment, verdict=verdict, why=why).report() | {"ended_at_s": self._clock()}
+        ended = replace(experiment, verdict=verdict, why=why).report() | {"ended_at_s": self.clock()}
         summary = ExperimentSummary(experiment.generation, experiment.version, ended)
-        self._state.save(LeaderCommit(experiments=[summary]), experiment=None)
+        self.state.save(LeaderCommit(experiments=[summary]), experiment=None)
         self.busy = False
         self._show(None)
         self.close()
 
     def _save(self, experiment: Experiment, cursors: Positions | None = None) -> None:
         summary = ExperimentSummary(experiment.generation, experiment.version, experiment.report())
-        cursors = self._state.report_cursors if cursors is None else cursors
-        self._state.save(LeaderCommit(experiments=[summary]), experiment=experiment, report_cursors=cursors)
+        cursors = self.state.report_cursors if cursors is None else cursors
+        self.state.save(LeaderCommit(experiments=[summary]), experiment=experiment, report_cursors=cursors)
         self._show(experiment)
 
     def _show(self, experiment: Experiment | None) -> None:
-        self._metrics.candidate_version.set(0 if experiment is None else experiment.version)
-        self._metrics.canary_n.set(0 if experiment is None else sum(experiment.evidence.n))
-        e_values = (
-            dict.fromkeys(("gain", "harm", "errors", "latency"), 1.0) if experiment is None else experiment.e_values()
-        )
-        for claim, e_value in e_values.items():
-            self._metrics.canary_e_value.labels(claim).set(e_value)
+        self.metrics.candidate_version.set(0 if experiment is None else experiment.version)
+        self.metrics.canary_n.set(0 if experiment is None else sum(experiment.evidence.n))
+        e_values = {} if experiment is None else experiment.e_values()
+        for claim in CANARY_CLAIMS:
+            self.metrics.canary_e_value.labels(claim).set(e_values.get(claim, 1.0))

@@ -117,12 +117,7 @@ def run_job(run_dir: Path, store: ExperienceReader, runtime: ModelRuntime) -> No
 
 
 def _train(
-    run_dir: Path,
-    parent: FusionPolicy,
-    served: Served,
-    data: TrainingData,
-    rehearsal: LabelledData,
-    plan: TrainingPlan,
+    run_dir: Path, parent: FusionPolicy, served: Served, data: TrainingData, rehearsal: LabelledData, plan: TrainingPlan
 ) -> tuple[Finetuned, dict[str, Any]]:
     """The fine-tuned policy, and what was measured. Goes on from a checkpoint, if the run folder has one."""
     config, rewards, measured = plan.finetune, None, dict[str, Any]()

@@ -53,15 +53,7 @@ def finetune_manually(
     live = registry.manifest(version)
     if not live.trainable:
         raise FinetuningFailed(cannot_train(live))
-    prepare_run(
-        run_dir,
-        registry,
-        live,
-        LearnerState(store).progress,
-        plan,
-        now_s,
-        reason,
-    )
+    prepare_run(run_dir, registry, live, LearnerState(store).progress, plan, now_s, reason)
     jobs.launch(run_dir)
     try:
         while (status := jobs.status(run_dir)).state == JobState.RUNNING:

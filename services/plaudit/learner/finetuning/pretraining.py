@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plaudit.core.ports.registry import ModelRegistry
-from plaudit.core.rollout import Change, Rollout, promote
+from plaudit.core.rollout import Change, promote
 from plaudit.learner.features.head_builder import write_card
 from plaudit_models.bundle import TOKENIZER, Manifest
 from plaudit_models.dataset import LabelledData, load_data_folder, splits_of, tokenizer_for
@@ -25,14 +25,7 @@ from plaudit_models.spec import ModelSpec
 from plaudit_models.training.config import PretrainConfig
 from plaudit_models.training.export import export_version
 from plaudit_models.training.fusion import FusionConfig
-from plaudit_models.training.pretrain import (
-    Accuracy,
-    Pretrained,
-    PretrainProgress,
-    evaluate,
-    pretrain,
-    without_each,
-)
+from plaudit_models.training.pretrain import Accuracy, Pretrained, PretrainProgress, evaluate, pretrain, without_each
 from plaudit_models.training.schedule import use_threads
 
 _GOLDEN_ROWS: Final = 16
@@ -87,10 +80,8 @@ def pretrain_and_publish(
         action_texts=action_texts(spec, tokenizer) if spec.scores_text and tokenizer is not None else None,
         on_progress=on_progress,
     )
-    if "test" in splits_of(folder, spec):
-        measured_on, split = load_data_folder(folder, spec, "test", tokenizer), "test"
-    else:
-        measured_on, split = validation, "val"
+    split = "test" if "test" in splits_of(folder, spec) else "val"
+    measured_on = load_data_folder(folder, spec, "test", tokenizer) if split == "test" else validation
     accuracy, without = evaluate(trained.model, measured_on), without_each(trained.model, measured_on)
     manifest = Manifest(
         spec=spec,
@@ -118,8 +109,10 @@ def pretrain_and_publish(
         sealed = export_version(trained.model, Path(scratch), manifest, golden_inputs(validation))
         write_card(Path(scratch), sealed)
         published = registry.publish(Path(scratch))
-    live = _promote_if_none_is(registry, registry.rollout(), published, now_s)
-    return Published(published, trained, accuracy, without, live)
+    rollout = registry.rollout()
+    if rollout.live is None:
+        registry.set_rollout(promote(rollout, published.version, Change(_ACTOR, now_s, "the first version")))
+    return Published(published, trained, accuracy, without, live=rollout.live is None)
 
 
 def golden_inputs(data: LabelledData) -> dict[str, npt.NDArray[Any]]:
@@ -134,11 +127,3 @@ def golden_inputs(data: LabelledData) -> dict[str, npt.NDArray[Any]]:
         for row in rows
     ]
     return assemble(data.spec, contents)
-
-
-def _promote_if_none_is(registry: ModelRegistry, rollout: Rollout, manifest: Manifest, now_s: float) -> bool:
-    if rollout.live is not None:
-        return False
-    change = Change(actor=_ACTOR, time_s=now_s, reason="the first version")
-    registry.set_rollout(promote(rollout, manifest.version, change))
-    return True

@@ -14,7 +14,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol
 
@@ -44,14 +44,7 @@ from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.progress import Progress
 from plaudit.learner.state import LearnerState
 from plaudit.learner.tracing import LearnerTrace
-from plaudit.learner.tuning_state import (
-    Experimenting,
-    Gating,
-    Idle,
-    RunOutcome,
-    Training,
-    TuningState,
-)
+from plaudit.learner.tuning_state import Experimenting, Gating, Idle, RunOutcome, Training, TuningState
 from plaudit_models.bundle import MANIFEST, CorruptBundle, Manifest, read_manifest
 from plaudit_models.evaluation.gate import GateReport, GateRules, Verdict, new_comparison
 
@@ -80,7 +73,7 @@ class FinetuningRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuningContext:
-    """Collaborators of all phases.
+    """Collaborators of all phases, and what they share.
 
     Attributes:
         runs_dir: gets a folder per run.
@@ -96,8 +89,38 @@ class FinetuningContext:
     experiments: ExperimentRunner
     runs_dir: Path
     metrics: LearnerMetrics
-    clock: Callable[[], float] = time.time
-    trace: LearnerTrace = field(default_factory=LearnerTrace)
+    clock: Callable[[], float]
+    trace: LearnerTrace
+
+    def save(self, tuning: TuningState, commit: LeaderCommit | None = None) -> None:
+        """Save a new state together with ``commit``, in one transaction.
+
+        Raises:
+            StoreMoved, StoreUnavailable: nothing was saved, and nothing here has changed.
+        """
+        self.state.save(commit, tuning=tuning)
+        self.metrics.phase(tuning.phase.name)
+
+    def save_phase(self, phase: Training | Gating | Experimenting, commit: LeaderCommit | None = None) -> None:
+        self.save(replace(self.state.tuning, phase=phase), commit)
+
+    def end(self, run: str, outcome: str, why: str, version: int | None) -> IdlePhase:
+        """Save how a run ended, then remove what is large in its folder."""
+        self.save(self.state.tuning.ended(RunOutcome(run, outcome, why, version, self.clock())))
+        self.metrics.gate_n.set(0)
+        self.metrics.gate_e_value.clear()
+        self.metrics.gate_gain.clear()
+        run_dir = self.runs_dir / run
+        for folder in (CANDIDATE, PARENT):
+            shutil.rmtree(run_dir / folder, ignore_errors=True)
+        for file in (CHECKPOINT, REWARD_MODEL):
+            (run_dir / file).unlink(missing_ok=True)
+        return IdlePhase(self)
+
+    def fail(self, run: str, error: str) -> IdlePhase:
+        self.metrics.jobs.labels("failed").inc()
+        _log.error("fine-tuning failed", run=run, error=error)
+        return self.end(run, "failed", error, None)
 
     def show_kl(self, candidate: Manifest | None) -> None:
         """Show how far the latest job moved the policy: from its end until the next one begins (None)."""
@@ -105,48 +128,6 @@ class FinetuningContext:
         kl = None if candidate is None else candidate.metrics.get("kl_to_parent_nats")
         if kl is not None:
             self.metrics.finetune_kl.labels(self.registry.model).set(kl)
-
-
-class TuningJournal:
-    """Part of the learner's state that is fine-tuning's."""
-
-    def __init__(self, context: FinetuningContext) -> None:
-        self._context = context
-        context.metrics.phase(self.state.phase.name)
-
-    @property
-    def state(self) -> TuningState:
-        return self._context.state.tuning
-
-    def save(self, state: TuningState, commit: LeaderCommit | None = None) -> None:
-        """Save a new state together with ``commit``, in one transaction.
-
-        Raises:
-            StoreMoved, StoreUnavailable: nothing was saved, and nothing here has changed.
-        """
-        self._context.state.save(commit, tuning=state)
-        self._context.metrics.phase(state.phase.name)
-
-    def save_phase(self, phase: Training | Gating | Experimenting, commit: LeaderCommit | None = None) -> None:
-        self.save(replace(self.state, phase=phase), commit)
-
-    def end(self, run: str, outcome: str, why: str, version: int | None) -> IdlePhase:
-        """Save how a run ended, then remove what is large in its folder."""
-        self.save(self.state.ended(RunOutcome(run, outcome, why, version, self._context.clock())))
-        self._context.metrics.gate_n.set(0)
-        self._context.metrics.gate_e_value.clear()
-        self._context.metrics.gate_gain.clear()
-        run_dir = self._context.runs_dir / run
-        for folder in (CANDIDATE, PARENT):
-            shutil.rmtree(run_dir / folder, ignore_errors=True)
-        for file in (CHECKPOINT, REWARD_MODEL):
-            (run_dir / file).unlink(missing_ok=True)
-        return IdlePhase(self._context, self)
-
-    def fail(self, run: str, error: str) -> IdlePhase:
-        self._context.metrics.jobs.labels("failed").inc()
-        _log.error("fine-tuning failed", run=run, error=error)
-        return self.end(run, "failed", error, None)
 
 
 class Phase(Protocol):
@@ -168,13 +149,12 @@ class IdlePhase:
     """Starts a job when one is due."""
 
     context: FinetuningContext
-    journal: TuningJournal
     busy: ClassVar = False
     _off: str = ""
 
     def step(self, live: Manifest, progress: Progress) -> Phase:
         self._off = "" if live.trainable else cannot_train(live)
-        new = progress.last_number - self.journal.state.last_snapshot
+        new = progress.last_number - self.context.state.tuning.last_snapshot
         trains_on = progress.experiences - progress.dynamic_experiences
         if self._off or new < self.context.rules.job_interval or trains_on <= 0:
             return self
@@ -188,13 +168,13 @@ class IdlePhase:
         with context.trace.tuning(live, run) as traceparent:
             training = Training(run=run, started_at_s=now_s, traceparent=traceparent)
             # Saved before the launch: a job that the store does not know of would run unwatched.
-            self.journal.save(replace(self.journal.state, phase=training, last_snapshot=progress.last_number))
+            self.context.save(replace(self.context.state.tuning, phase=training, last_snapshot=progress.last_number))
             context.jobs.launch(run_dir)
         context.show_kl(None)
         context.metrics.jobs.labels("started").inc()
         context.metrics.job_running.set(1)
         _log.info("fine-tuning started", run=run, reason=reason)
-        return TrainingPhase(context, self.journal, training)
+        return TrainingPhase(context, training)
 
     def report(self) -> dict[str, Any]:
         return {"off": self._off} if self._off else {}
@@ -205,7 +185,6 @@ class TrainingPhase:
     """Watches the job. A job that was running when the learner died is found by its run folder."""
 
     context: FinetuningContext
-    journal: TuningJournal
     training: Training
     busy: ClassVar = False
     _polled_s: float = -_POLL_INTERVAL_S
@@ -225,7 +204,7 @@ class TrainingPhase:
             self.context.metrics.jobs.labels("succeeded").inc()
             return self._begin_gate()
         if status.state == JobState.FAILED and not self._resume():
-            return self.journal.fail(self.training.run, status.error)
+            return self.context.fail(self.training.run, status.error)
         return self
 
     def _resume(self) -> bool:
@@ -234,7 +213,7 @@ class TrainingPhase:
         if not was_killed(self.run_dir) or step <= self.training.resumed_step:
             return False
         self.training = replace(self.training, resumed_step=step)
-        self.journal.save_phase(self.training)
+        self.context.save_phase(self.training)
         self.context.jobs.launch(self.run_dir)
         self.context.metrics.jobs.labels("resumed").inc()
         _log.warning("fine-tuning was killed and goes on", run=self.training.run, step=step)
@@ -246,18 +225,18 @@ class TrainingPhase:
             candidate = Candidate(self.run_dir, context.policies)
             features = candidate.features()
         except (CorruptBundle, OSError, ValueError) as error:
-            return self.journal.fail(training.run, f"the candidate cannot be used: {error}")
+            return self.context.fail(training.run, f"the candidate cannot be used: {error}")
         gating = Gating(
             run=training.run,
             started_at_s=training.started_at_s,
             traceparent=training.traceparent,
-            position=self.journal.state.last_snapshot,
+            position=self.context.state.tuning.last_snapshot,
             comparison=new_comparison(context.rules.gate),
         )
-        self.journal.save_phase(gating, LeaderCommit(features=features))
+        self.context.save_phase(gating, LeaderCommit(features=features))
         context.show_kl(candidate.policy.manifest)
         _log.info("candidate at the gate", run=training.run)
-        return GatingPhase(context, self.journal, gating, candidate)
+        return GatingPhase(context, gating, candidate)
 
     def report(self) -> dict[str, Any]:
         return {"progress": last_progress(self.run_dir)}
@@ -271,7 +250,6 @@ class GatingPhase:
     """
 
     context: FinetuningContext
-    journal: TuningJournal
     gating: Gating
     candidate: Candidate | None = None
     busy: bool = False
@@ -288,12 +266,12 @@ class GatingPhase:
         gate = CandidateGate(context.store, context.registry, prior, context.metrics)
         gating, self.busy = gate.add_chunk(self.gating, self.candidate, progress)
         if gating is not self.gating:
-            self.journal.save_phase(gating)
+            self.context.save_phase(gating)
             self.gating = gating
         report = gate.show(gating.comparison)
         if report.verdict == "insufficient" and gating.comparison.tally.seen < context.rules.max_gate_events:
             return self
-        with context.trace.judged(gating.traceparent, gating.run, report.verdict):
+        with context.trace.concluding(gating.traceparent, gating.run, report.verdict):
             return self._conclude(self.candidate, report.verdict, report)
 
     def _conclude(self, candidate: Candidate, verdict: Verdict, report: GateReport) -> Phase:
@@ -306,7 +284,7 @@ class GatingPhase:
         context.metrics.gate_verdicts.labels(verdict).inc()
         _log.info("gate", verdict=verdict, version=version, run=run, why=why)
         experiment = self._begin_experiment(version) if verdict == "insufficient" else None
-        return experiment or self.journal.end(run, verdict, why, version)
+        return experiment or self.context.end(run, verdict, why, version)
 
     def _publish(self, report: GateReport) -> Manifest:
         folder = self.run_dir / CANDIDATE
@@ -351,8 +329,8 @@ class GatingPhase:
         if context.registry.rollout().candidate != version:
             return None
         experimenting = Experimenting(run=self.gating.run, started_at_s=change.time_s, version=version)
-        self.journal.save_phase(experimenting)
-        return ExperimentPhase(context, self.journal, experimenting)
+        self.context.save_phase(experimenting)
+        return ExperimentPhase(context, experimenting)
 
     def report(self) -> dict[str, Any]:
         return {"gate": self.gating.comparison.report().to_dict()}
@@ -363,7 +341,6 @@ class ExperimentPhase:
     """Waits for the end of the candidate's experiment, which the :class:`ExperimentRunner` decides."""
 
     context: FinetuningContext
-    journal: TuningJournal
     experimenting: Experimenting
     busy: ClassVar = False
 
@@ -376,8 +353,8 @@ class ExperimentPhase:
         outcome = self.context.experiments.outcome(version)
         if outcome is None:  # it was begun and ended between two steps
             why = "the experiment was ended before anything was seen of it"
-            return self.journal.end(run, "insufficient", why, version)
-        return self.journal.end(run, outcome["verdict"], outcome["why"], version)
+            return self.context.end(run, "insufficient", why, version)
+        return self.context.end(run, outcome["verdict"], outcome["why"], version)
 
     def report(self) -> dict[str, Any]:
         begun = {"version": self.experimenting.version, "n": 0, "why": "there is no feedback yet"}
@@ -393,7 +370,7 @@ class FinetuningScheduler:
 
     def load(self) -> None:
         """Begin, or begin again, from what was saved."""
-        self._journal = TuningJournal(self._context)
+        self._context.metrics.phase(self._context.state.tuning.phase.name)
         self._phase = self._loaded_phase()
         self._context.show_kl(self._latest_candidate())
 
@@ -407,7 +384,7 @@ class FinetuningScheduler:
 
     def report(self) -> dict[str, Any]:
         """Phase, progress of the job, evidence so far and latest outcomes, for people; JSON-ready."""
-        state = self._journal.state
+        state = self._context.state.tuning
         report: dict[str, Any] = {
             "phase": state.phase.name,
             "outcomes": [asdict(outcome) for outcome in state.outcomes],
@@ -418,21 +395,21 @@ class FinetuningScheduler:
         return report | self._phase.report()
 
     def _loaded_phase(self) -> Phase:
-        match self._journal.state.phase:
+        match self._context.state.tuning.phase:
             case Idle():
-                return IdlePhase(self._context, self._journal)
+                return IdlePhase(self._context)
             case Training() as training:
-                return TrainingPhase(self._context, self._journal, training)
+                return TrainingPhase(self._context, training)
             case Gating() as gating:
-                return GatingPhase(self._context, self._journal, gating)
+                return GatingPhase(self._context, gating)
             case Experimenting() as experimenting:
-                return ExperimentPhase(self._context, self._journal, experimenting)
+                return ExperimentPhase(self._context, experimenting)
 
     def _latest_candidate(self) -> Manifest | None:
         """Manifest of the latest job's candidate, if it made one and no job runs."""
-        outcomes, registry = self._journal.state.outcomes, self._context.registry
+        outcomes, registry = self._context.state.tuning.outcomes, self._context.registry
         try:
-            match self._journal.state.phase:
+            match self._context.state.tuning.phase:
                 case Training():
                     return None
                 case Gating(run=run):

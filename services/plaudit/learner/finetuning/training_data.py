@@ -102,9 +102,9 @@ def decode_training_data(
         contents = store.contents([experience.decision.prediction_id for experience in chunk])
         for experience in chunk:
             label = experience.label
-            if experience.decision.dynamic_actions or label is None:
+            if experience.decision.dynamic_actions or label is None or not spec.has_action(experience.decision.action):
                 continue
-            if not _can_be_trained_on(experience.decision.action, label, spec):
+            if not any(spec.has_action(action) for action in label.rewards):
                 continue
             content = contents[experience.decision.prediction_id]
             row = decode_contents(spec, tokenizer, content, plan.limits)
@@ -142,10 +142,6 @@ def decode_training_data(
         exclusivity=plan.head_builder.exclusivity,
     )
     return TrainingData(experiences, targets, used, _counts(experiences, targets))
-
-
-def _can_be_trained_on(action: str, label: Label, spec: ModelSpec) -> bool:
-    return spec.has_action(action) and any(spec.has_action(each) for each in label.rewards)
 
 
 def _counts(experiences: Experiences, targets: FeedbackTargets) -> dict[str, Any]:

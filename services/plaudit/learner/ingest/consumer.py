@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from plaudit.core.errors import StoreMoved
@@ -26,10 +27,11 @@ _ATTEMPTS: Final = 3
 _LAG_INTERVAL_S: Final = 1.0
 
 
+@dataclass(kw_only=True, eq=False)
 class LogConsumer:
     """Reads the records of one model and saves their effects.
 
-    Args:
+    Attributes:
         log: decisions and feedback come from here; dead letters go there.
         model: name of the model; records of others are passed over.
         limit: largest number of records of one batch.
@@ -37,32 +39,21 @@ class LogConsumer:
         trace: records a span per batch.
     """
 
-    def __init__(
-        self,
-        log: EventLog,
-        store: IngestStore,
-        model: str,
-        *,
-        limit: int,
-        metrics: LearnerMetrics,
-        clock: Callable[[], float] = time.time,
-        trace: LearnerTrace | None = None,
-    ) -> None:
-        self._log = log
-        self._store = store
-        self._model = model
-        self._limit = limit
-        self._metrics = metrics
-        self._clock = clock
-        self._trace = trace or LearnerTrace()
-        self._reader: EventReader | None = None
-        self._positions: dict[str, Cursor] = {}
-        self._lag_checked_s = -_LAG_INTERVAL_S
+    log: EventLog
+    store: IngestStore
+    model: str
+    limit: int
+    metrics: LearnerMetrics
+    clock: Callable[[], float]
+    trace: LearnerTrace
+    _reader: EventReader | None = field(default=None, init=False)
+    _positions: dict[str, Cursor] = field(default_factory=dict, init=False)
+    _lag_checked_s: float = field(default=-_LAG_INTERVAL_S, init=False)
 
     def load(self) -> None:
         """Start, or start again, at the saved positions."""
         self.close()
-        self._reader = self._log.reader(f"{_GROUP}-{self._model}", TOPICS, start=self._saved_positions)
+        self._reader = self.log.reader(f"{_GROUP}-{self.model}", TOPICS, start=self._saved_positions)
 
     def close(self) -> None:
         """Close the reader of the log."""
@@ -74,14 +65,13 @@ class LogConsumer:
         """Wait for records and save their effects; returns the number of records.
 
         Args:
-            actions: the action set.
             wait_s: longest time to wait for the first record.
 
         Raises:
             StoreMoved: another learner has saved records of a partition that this one read.
         """
         assert self._reader is not None
-        records = self._reader.poll(self._limit, wait_s)
+        records = self._reader.poll(self.limit, wait_s)
         if records:
             self._save(records, actions)
         self._measure_lag()
@@ -92,11 +82,11 @@ class LogConsumer:
         positions = {record.partition: record.cursor for record in records}
         since = {name: self._positions[name] for name in positions if name in self._positions}
         for attempt in range(_ATTEMPTS):
-            batch = decode_batch(records, self._store, self._model, self._clock())
+            batch = decode_batch(records, self.store, self.model, self.clock())
             if batch.dead_letters and attempt == 0:
-                self._log.append(batch.dead_letters)
+                self.log.append(batch.dead_letters)
             try:
-                self._store.save_batch(ingest_batch(batch, actions, since, positions))
+                self.store.save_batch(ingest_batch(batch, actions, since, positions))
                 break
             except StoreMoved:
                 # The leader may have labelled one of these as silent meanwhile; then the store is read again.
@@ -105,19 +95,19 @@ class LogConsumer:
         self._positions |= positions
         assert self._reader is not None
         self._reader.commit(positions)
-        self._trace.joined(batch.feedback.values(), batch.decisions.values(), began_ns)
+        self.trace.joined(batch.feedback.values(), batch.decisions.values(), began_ns)
         if batch.feedback:
             oldest_s = min(feedback.time_s for feedback in batch.feedback.values())
-            self._metrics.join_seconds.observe(max(0.0, self._clock() - oldest_s))
+            self.metrics.join_seconds.observe(max(0.0, self.clock() - oldest_s))
         for outcome, count in batch.outcomes.items():
-            self._metrics.events.labels(outcome).inc(count)
+            self.metrics.events.labels(outcome).inc(count)
 
     def _saved_positions(self) -> Positions:
-        self._positions = dict(self._store.positions())
+        self._positions = dict(self.store.positions())
         return self._positions
 
     def _have_moved(self, since: Positions, positions: Positions) -> bool:
-        saved = self._store.positions()
+        saved = self.store.positions()
         return any(saved.get(name) != since.get(name) for name in positions)
 
     def _measure_lag(self) -> None:
@@ -125,4 +115,4 @@ class LogConsumer:
         now_s = time.monotonic()
         if now_s - self._lag_checked_s >= _LAG_INTERVAL_S:
             self._lag_checked_s = now_s
-            self._metrics.lag.set(self._reader.lag())
+            self.metrics.lag.set(self._reader.lag())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from plaudit.core.errors import UnknownVersion
 from plaudit.core.events import Features
@@ -20,16 +21,18 @@ from plaudit.learner.state import LearnerState
 from plaudit_models.bundle import Manifest
 
 
+@dataclass(eq=False)
 class RecentContexts:
     """Latest contexts on the live trunk, on which the steps of a refresh are measured, some of each kind of decision.
 
     After a start they come from the store.
     """
 
-    def __init__(self, store: FeatureStore, policies: PolicyCache, state: LearnerState) -> None:
-        self._store = store
-        self._policies = policies
-        self._state = state
+    store: FeatureStore
+    policies: PolicyCache
+    state: LearnerState
+
+    def __post_init__(self) -> None:
         self._recent = {kind.KEY: deque[Context](maxlen=kind.RECENT) for kind in HEAD_KINDS}
         self._restored = False
 
@@ -44,7 +47,7 @@ class RecentContexts:
 
     def on(self, live: Manifest) -> list[Context]:
         """The latest of each kind that the live version can answer, oldest first."""
-        heads = () if self._state.learned is None else self._state.learned.heads
+        heads = () if self.state.learned is None else self.state.learned.heads
         empty = [head for head in heads if not self._recent[head.KEY]]
         if empty and not self._restored:
             self._restored = True
@@ -54,13 +57,13 @@ class RecentContexts:
         return [context for head in heads for context in self._recent[head.KEY]]
 
     def _stored(self, live: Manifest) -> list[Context]:
-        last = self._state.progress.last_number
-        latest = self._store.experiences(after=max(0, last - FixedActions.RECENT), up_to=last)
-        policy = self._policies.version(live.version)
-        features = features_on(policy, self._store, latest, self._store.save)
+        last = self.state.progress.last_number
+        latest = self.store.experiences(after=max(0, last - FixedActions.RECENT), up_to=last)
+        policy = self.policies.version(live.version)
+        features = features_on(policy, self.store, latest, self.store.save)
         fixed = [e for e in latest if not is_dynamic(e)]
         dynamic = [e for e in latest if is_dynamic(e)][-DynamicActions.RECENT :]
-        return list(contexts_on(policy, self._store, [*fixed, *dynamic], features).values())
+        return list(contexts_on(policy, self.store, [*fixed, *dynamic], features).values())
 
 
 def served_probabilities(

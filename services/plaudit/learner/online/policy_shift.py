@@ -3,14 +3,15 @@
 KL(π ‖ π'), the mean over the latest contexts, of the live version from
     reference   the policy it is anchored to: its own trunk's base policy
     previous    the version that served before it, each on its own trunk
-all as they are served, floor included and with every action allowed, so that it is finite. RecentContexts that were
-answered with one of their own dynamic_actions are left out: what was listed once is no action of the policy. Refreshes
-are bounded before they serve (plaudit_models.bandit.improvement); this is what they, and everything else, came to.
+all as they are served, floor included and with every action allowed, so that it is finite. Decisions between dynamic
+actions are left out: what a request listed once is no action of the policy. Each refresh is bounded before it serves
+(plaudit_models.bandit.improvement); this is the sum of refreshes and all other changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -34,51 +35,38 @@ REFERENCE: Final = "reference"
 PREVIOUS: Final = "previous"
 
 
+@dataclass(kw_only=True, eq=False)
 class PolicyShift:
     """Measures the shift of the policy.
 
-    Args:
+    Attributes:
         model: label of the metrics.
         contexts: the shift is measured on them where both versions have one trunk.
-        store: of the leader.
-        policies: of the registry's versions.
-        state: of the leader.
-        metrics: of the learner.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        contexts: RecentContexts,
-        store: FeatureStore,
-        policies: PolicyCache,
-        state: LearnerState,
-        metrics: LearnerMetrics,
-    ) -> None:
-        self._model = model
-        self._contexts = contexts
-        self._store = store
-        self._policies = policies
-        self._state = state
-        self._metrics = metrics
-        self._measured = 0
+    model: str
+    contexts: RecentContexts
+    store: FeatureStore
+    policies: PolicyCache
+    state: LearnerState
+    metrics: LearnerMetrics
+    _measured: int = field(default=0, init=False)
 
     def measure(self, live: Manifest) -> None:
         """Measure once for each version that goes live, as soon as there is a context to measure on."""
         if live.version == self._measured:
             return
-        rows = [context.features for context in self._contexts.on(live) if FixedActions.owns(context)]
+        rows = [context.features for context in self.contexts.on(live) if FixedActions.owns(context)]
         if not rows:
             return
         before, self._measured = self._measured, live.version
-        version = self._policies.version(live.version)
+        version = self.policies.version(live.version)
         now = _served(version, rows)
         self._record(REFERENCE, divergence(now, version.base_probabilities(rows)))
         if before == 0:
             return  # it is not known what served before
         try:
-            previous = self._policies.version(before)
+            previous = self.policies.version(before)
         except UnknownVersion:
             return
         if previous.manifest.trunk_digest == live.trunk_digest:
@@ -88,10 +76,10 @@ class PolicyShift:
 
     def _across_trunks(self, version: LoadedPolicy, previous: LoadedPolicy) -> None:
         """On the latest experiences that have features on both trunks."""
-        last = self._state.progress.last_number
-        latest = self._store.experiences(after=max(0, last - FixedActions.RECENT), up_to=last)
+        last = self.state.progress.last_number
+        latest = self.store.experiences(after=max(0, last - FixedActions.RECENT), up_to=last)
         latest = [e for e in latest if not is_dynamic(e)]
-        seen = [features_on(each, self._store, latest, self._store.save) for each in (version, previous)]
+        seen = [features_on(each, self.store, latest, self.store.save) for each in (version, previous)]
         both = [id_ for id_ in seen[0] if id_ in seen[1]]
         if both:
             now, before = (
@@ -101,7 +89,7 @@ class PolicyShift:
 
     def _record(self, against: str, kl: Float64) -> None:
         mean = float(kl.mean())
-        self._metrics.policy_kl.labels(self._model, against).set(mean)
+        self.metrics.policy_kl.labels(self.model, against).set(mean)
         _log.info("policy moved", version=self._measured, against=against, kl_nats=round(mean, 4), contexts=len(kl))
 
 

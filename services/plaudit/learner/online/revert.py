@@ -6,7 +6,7 @@ Knows nothing about how the comparison is made (evaluation/running_comparison.py
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -25,51 +25,36 @@ from plaudit_models.evaluation.gate import GateRules, new_comparison
 _log = structlog.get_logger("plaudit.learner")
 
 
+@dataclass(kw_only=True, eq=False)
 class RefreshGuard:
     """Reverts or confirms head refreshes.
 
-    Args:
-        state: holds the running comparison.
-        store: of the leader.
-        registry: of the model that is learned.
-        policies: of the registry's versions.
+    Attributes:
         rules: of the running comparison.
-        metrics: of the learner.
         clock: UTC seconds since the epoch.
     """
 
-    def __init__(
-        self,
-        *,
-        state: LearnerState,
-        store: ExperienceReader,
-        registry: ModelRegistry,
-        policies: PolicyCache,
-        rules: GateRules,
-        metrics: LearnerMetrics,
-        clock: Callable[[], float],
-    ) -> None:
-        self._state = state
-        self._store = store
-        self._registry = registry
-        self._policies = policies
-        self._rules = rules
-        self._metrics = metrics
-        self._clock = clock
+    state: LearnerState
+    store: ExperienceReader
+    registry: ModelRegistry
+    policies: PolicyCache
+    rules: GateRules
+    metrics: LearnerMetrics
+    clock: Callable[[], float]
 
     def follow(self, rollout: Rollout) -> None:
         """Compare with the gated version of this rollout, from the beginning if that was another one so far."""
         gated = rollout.gated or 0
-        if gated != self._state.running.gated:
+        if gated != self.state.running.gated:
             self._restart(gated, after_version=gated)
 
     def act(self, live: Manifest, rollout: Rollout) -> None:
         """Revert to the gated version on evidence of harm; make the latest refresh gated on evidence of gain."""
-        comparison = self._state.running.comparison
+        comparison = self.state.running.comparison
         finding = comparison.finding()
         if finding == "none" or rollout.pinned:
             return
-        gated = self._state.running.gated
+        gated = self.state.running.gated
         reasons = "; ".join(comparison.report().reasons)
         if finding == "harm":
             self._revert(live, gated, f"refreshes since version {gated} did harm: {reasons}")
@@ -80,16 +65,16 @@ class RefreshGuard:
         """Revert what serves, then exclude what was learned since the gated version, or the next refresh harms
         again.
         """
-        change = Change(LEARNER, self._clock(), reason)
-        moved = update_rollout(self._registry, lambda r: revert(r, change) if r.gated == gated != r.live else None)
-        learned, progress = self._state.learned, self._state.progress
+        change = Change(LEARNER, self.clock(), reason)
+        moved = update_rollout(self.registry, lambda r: revert(r, change) if r.gated == gated != r.live else None)
+        learned, progress = self.state.learned, self.state.progress
         assert learned is not None
-        learned_by_gated = int(self._registry.manifest(gated).data.get("last_experience", 0))
-        since = self._store.experiences(after=learned_by_gated, up_to=progress.last_number)
+        learned_by_gated = int(self.registry.manifest(gated).data.get("last_experience", 0))
+        since = self.store.experiences(after=learned_by_gated, up_to=progress.last_number)
         harmful = [e for e in since if e.label is not None and not e.excluded]
-        features = stored_features(learned.trunk_digest, self._store, harmful)
-        contexts = contexts_on(self._policies.version(live.version), self._store, harmful, features)
-        self._state.save(
+        features = stored_features(learned.trunk_digest, self.store, harmful)
+        contexts = contexts_on(self.policies.version(live.version), self.store, harmful, features)
+        self.state.save(
             LeaderCommit(excluded=[e.number for e in since]),
             learned=learned.subtract(labelled_contexts([(e, e.label) for e in harmful], contexts)),
             progress=replace(
@@ -98,25 +83,25 @@ class RefreshGuard:
                 dynamic_experiences=progress.dynamic_experiences - sum(map(is_dynamic, harmful)),
                 refreshed=progress.changes,
             ),
-            running=RunningComparison(gated, max(self._registry.versions()), new_comparison(self._rules)),
+            running=RunningComparison(gated, max(self.registry.versions()), new_comparison(self.rules)),
         )
-        self._metrics.excluded.labels("harm").inc(len(harmful))
+        self.metrics.excluded.labels("harm").inc(len(harmful))
         if moved is not None:
-            self._metrics.reverts.inc()
+            self.metrics.reverts.inc()
         _log.warning("reverted", to_version=gated, excluded=len(harmful), reason=reason)
 
     def _confirm(self, live: Manifest, gated: int, reason: str) -> None:
-        change = Change(LEARNER, self._clock(), reason)
+        change = Change(LEARNER, self.clock(), reason)
         moved = update_rollout(
-            self._registry,
+            self.registry,
             lambda r: confirm(r, change) if r.gated == gated and r.live == live.version != gated else None,
         )
         if moved is None or moved.gated is None:
-            self._restart(gated, after_version=max(self._registry.versions()))
+            self._restart(gated, after_version=max(self.registry.versions()))
             return
         self._restart(moved.gated, after_version=moved.gated)
-        self._metrics.confirms.inc()
+        self.metrics.confirms.inc()
         _log.info("confirmed", version=moved.gated, reason=reason)
 
     def _restart(self, gated: int, *, after_version: int) -> None:
-        self._state.save(running=RunningComparison(gated, after_version, new_comparison(self._rules)))
+        self.state.save(running=RunningComparison(gated, after_version, new_comparison(self.rules)))

@@ -53,13 +53,7 @@ class SatisfactionByVersion:
                 for metric in self._metrics.by_version:
                     metric.remove(str(version))
             else:
-                self._show(str(version), tally)
-
-    def _show(self, version: str, tally: _Tally) -> None:
-        mean = min(1.0, tally.total / tally.n)
-        low, high = wilson(mean, tally.n)
-        metrics = self._metrics
-        metrics.version_satisfaction.labels(version).set(mean)
-        metrics.version_satisfaction_low.labels(version).set(low)
-        metrics.version_satisfaction_high.labels(version).set(high)
-        metrics.version_experiences.labels(version).set(tally.n)
+                mean = min(1.0, tally.total / tally.n)
+                values = (mean, *wilson(mean, tally.n), tally.n)
+                for metric, value in zip(self._metrics.by_version, values, strict=True):
+                    metric.labels(str(version)).set(value)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -103,46 +102,29 @@ def user_hash(user: str) -> str:
     return hashlib.sha256(user.encode()).hexdigest()[:12]
 
 
+@dataclass(kw_only=True, eq=False)
 class OnlineUpdater:
     """Learns the experiences that the store has taken in.
 
-    Args:
-        store: of the leader.
-        state: of the leader.
-        registry: of the model that is learned.
-        policies: of the registry's versions.
-        builder: how heads are made.
+    Attributes:
         contexts: gets the contexts that are learned.
-        metrics: of the learner.
         settings: say how much is learned at once, and how much of it from one user.
         retention_s: time that predictions stay in the store, with their content and feedback.
         clock: UTC seconds since the epoch.
     """
 
-    def __init__(
-        self,
-        *,
-        store: ExperienceStore,
-        state: LearnerState,
-        registry: VersionReader,
-        policies: PolicyCache,
-        builder: HeadBuilder,
-        contexts: RecentContexts,
-        metrics: LearnerMetrics,
-        settings: LearnerSettings,
-        retention_s: float,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._store = store
-        self._state = state
-        self._registry = registry
-        self._policies = policies
-        self._builder = builder
-        self._contexts = contexts
-        self._metrics = metrics
-        self._settings = settings
-        self._retention_s = retention_s
-        self._clock = clock
+    store: ExperienceStore
+    state: LearnerState
+    registry: VersionReader
+    policies: PolicyCache
+    builder: HeadBuilder
+    contexts: RecentContexts
+    metrics: LearnerMetrics
+    settings: LearnerSettings
+    retention_s: float
+    clock: Callable[[], float]
+
+    def __post_init__(self) -> None:
         self._nothing_old_s = -math.inf
         self._rewards: deque[float] = deque(maxlen=RECENT_REWARDS)
         self._predicted: deque[float] = deque(maxlen=RECENT_REWARDS)
@@ -155,26 +137,26 @@ class OnlineUpdater:
 
     def follow(self, live: Manifest) -> None:
         """Learn on the live version's trunk from now on; if the trunk changed, learn every experience anew on it."""
-        learned, progress = self._state.learned, self._state.progress
-        if learned is not None and learned.spaces == self._builder.spaces(live):
+        learned, progress = self.state.learned, self.state.progress
+        if learned is not None and learned.spaces == self.builder.spaces(live):
             return
-        policy = self._policies.version(live.version)
-        again = relearned(self._builder.empty(live), policy, self._store, self._store.save, up_to=progress.last_number)
+        policy = self.policies.version(live.version)
+        again = relearned(self.builder.empty(live), policy, self.store, self.store.save, up_to=progress.last_number)
         unlearned = max(0, progress.last_number - int(live.data.get("last_experience", 0)))
-        self._state.save(learned=again, progress=replace(progress, refreshed=progress.changes - unlearned))
-        self._contexts.clear()
+        self.state.save(learned=again, progress=replace(progress, refreshed=progress.changes - unlearned))
+        self.contexts.clear()
         if learned is not None:
-            self._metrics.rebuilds.inc()
+            self.metrics.rebuilds.inc()
             _log.info("reward state rebuilt on another trunk", version=live.version, experiences=progress.experiences)
 
     def learn(self, live: Manifest) -> int:
         """Learn the next chunk of experiences; returns its size, less than ``poll_limit`` if nothing more waits."""
         self._apply_commands(live)
-        intake_stats = self._store.intake_stats()
-        progress = self._state.progress
-        fresh = self._store.experiences(after=progress.last_number, limit=self._settings.poll_limit)
-        revisions = self._store.revisions(progress.last_number, self._settings.poll_limit)
-        if len(fresh) + len(revisions) < self._settings.poll_limit:
+        intake_stats = self.store.intake_stats()
+        progress = self.state.progress
+        fresh = self.store.experiences(after=progress.last_number, limit=self.settings.poll_limit)
+        revisions = self.store.revisions(progress.last_number, self.settings.poll_limit)
+        if len(fresh) + len(revisions) < self.settings.poll_limit:
             progress = replace(
                 progress,
                 batches=intake_stats.batches,
@@ -183,24 +165,24 @@ class OnlineUpdater:
                 last_feedback_time_s=intake_stats.last_feedback_time_s,
             )
         if fresh or revisions:
-            with self._metrics.learn_seconds.time():
+            with self.metrics.learn_seconds.time():
                 self._learn_chunk(live, fresh, revisions, progress)
         self._observe(intake_stats)
         return len(fresh) + len(revisions)
 
     def _apply_commands(self, live: Manifest) -> None:
         """Give users the trust levels that operators set since the last time."""
-        learned, commands = self._state.learned, self._store.pending_commands()
+        learned, commands = self.state.learned, self.store.pending_commands()
         if learned is None or not commands:
             return
         trust_levels = {command.user_id: command.trust_level for command in commands}  # the last one of a user counts
-        raters, progress = self._state.raters, self._state.progress
+        raters, progress = self.state.raters, self.state.progress
         for user, trust_level in trust_levels.items():
             raters = raters.set_trust_level(user, trust_level)
             _log.info("rater's trust level set by an operator", rater=user_hash(user), trust_level=trust_level)
         changes = self._without([user for user, level in trust_levels.items() if level == "quarantined"], [])
         contexts = self._contexts_as_learned([c.after for c in changes], live)
-        self._state.save(
+        self.state.save(
             LeaderCommit(excluded=[c.after.number for c in changes], commands=commands),
             learned=learned.subtract(labelled_contexts([(c.after, c.subtracts) for c in changes], contexts)),
             raters=raters,
@@ -209,32 +191,30 @@ class OnlineUpdater:
 
     def label_silence(self) -> None:
         """Label decisions without feedback, where silence has a reward."""
-        reward = self._settings.silence_reward
+        reward = self.settings.silence_reward
         if reward is None:
             return
-        progress = self._state.progress
-        quiet = self._store.decisions_since(
-            progress.silence_place, self._clock() - self._settings.silence_after_s, self._settings.poll_limit
+        progress = self.state.progress
+        quiet = self.store.decisions_since(
+            progress.silence_place, self.clock() - self.settings.silence_after_s, self.settings.poll_limit
         )
         if not quiet:
             return
-        histories = self._store.histories([decision.prediction_id for _, decision in quiet])
+        histories = self.store.histories([decision.prediction_id for _, decision in quiet])
         silent = [
             LabelUpdate(decision.prediction_id, silence(decision, reward))
             for _, decision in quiet
             if not histories[decision.prediction_id].feedback and histories[decision.prediction_id].experience is None
         ]
-        self._state.save(LeaderCommit(silent=silent), progress=replace(progress, silence_place=quiet[-1][0]))
+        self.state.save(LeaderCommit(silent=silent), progress=replace(progress, silence_place=quiet[-1][0]))
 
     def forget_old(self) -> None:
         """Remove predictions older than ``retention_s`` from the store; what was learned from them stays learned."""
-        now_s = self._clock()
+        now_s = self.clock()
         if now_s - self._nothing_old_s < _LOOK_INTERVAL_S:
             return
-        gone = self._store.forget(
-            now_s - self._retention_s, self._state.progress.last_number, self._settings.poll_limit
-        )
-        self._metrics.forgotten.inc(gone)
+        gone = self.store.forget(now_s - self.retention_s, self.state.progress.last_number, self.settings.poll_limit)
+        self.metrics.forgotten.inc(gone)
         if gone == 0:
             self._nothing_old_s = now_s
 
@@ -242,17 +222,17 @@ class OnlineUpdater:
         self, live: Manifest, fresh: Sequence[Experience], revisions: Sequence[LabelRevision], progress: Progress
     ) -> None:
         """Learn the chunk, and save everything that changes in one transaction."""
-        learned = self._state.learned
+        learned = self.state.learned
         assert learned is not None
-        policy = self._policies.version(live.version)
+        policy = self.policies.version(live.version)
         revised = [revision.experience for revision in revisions]
         features, made = self._features(policy, fresh, revised)
-        contexts = contexts_on(policy, self._store, [*fresh, *revised], features)
-        served = served_probabilities(fresh, features, self._store, self._policies)
+        contexts = contexts_on(policy, self.store, [*fresh, *revised], features)
+        served = served_probabilities(fresh, features, self.store, self.policies)
         fresh = [replace(e, probabilities=served.get(e.number)) for e in fresh]
         fresh, raters = self._admit(fresh)
         new = {e.number: contexts[_id(e)] for e in fresh if _id(e) in contexts}
-        expected = learned.expected(self._builder.settings.prior, new)
+        expected = learned.expected(self.builder.settings.prior, new)
         running = self._compare(fresh, new, expected)
         rated = _rated(fresh, new, expected)
         raters, quarantined = self._update_raters(raters, rated)
@@ -262,7 +242,7 @@ class OnlineUpdater:
         contexts |= self._contexts_as_learned([c.after for c in changes if _id(c.after) not in features], live)
         subtracted = labelled_contexts([(c.after, c.subtracts) for c in changes], contexts)
         added = labelled_contexts([(c.after, c.adds) for c in changes], contexts)
-        self._state.save(
+        self.state.save(
             LeaderCommit(
                 features=made,
                 probabilities=served,
@@ -278,22 +258,22 @@ class OnlineUpdater:
             ),
             running=running,
         )
-        self._contexts.extend([each.context for each in added])
+        self.contexts.extend([each.context for each in added])
         self._remember(fresh, rated)
         for user in quarantined:
-            self._metrics.quarantines.inc()
+            self.metrics.quarantines.inc()
             _log.warning("rater quarantined", rater=user_hash(user), reliability=round(raters[user].reliability, 3))
 
     def _admit(self, fresh: Sequence[Experience]) -> tuple[Sequence[Experience], Raters]:
         """Exclude new experiences of users who have had their share, or are in quarantine."""
-        raters = self._state.raters
+        raters = self.state.raters
         users = [e.decision.user_id for e in fresh]
         n_users = len(raters.users.keys() | set(users))
-        admitted, raters = raters.admit(users, fair_cap(self._settings.user_cap, n_users, USER_SHARES))
+        admitted, raters = raters.admit(users, fair_cap(self.settings.user_cap, n_users, USER_SHARES))
         for user, counts in zip(users, admitted, strict=True):
             if not counts:
                 why = "quarantine" if raters[user].trust_level == "quarantined" else "user_cap"
-                self._metrics.excluded.labels(why).inc()
+                self.metrics.excluded.labels(why).inc()
         return [e if counts else replace(e, excluded=True) for e, counts in zip(fresh, admitted, strict=True)], raters
 
     def _features(
@@ -303,16 +283,16 @@ class OnlineUpdater:
 
         Evidence of revised experiences is subtracted at the features it was added at; what had none then gets none now.
         """
-        stored = stored_features(policy.manifest.trunk_digest, self._store, [*fresh, *revised])
-        made = made_features(policy, self._store, [e for e in fresh if _id(e) not in stored])
+        stored = stored_features(policy.manifest.trunk_digest, self.store, [*fresh, *revised])
+        made = made_features(policy, self.store, [e for e in fresh if _id(e) not in stored])
         return stored | made, made
 
     def _contexts_as_learned(self, experiences: Sequence[Experience], live: Manifest) -> dict[str, Context]:
         """Contexts on the live trunk, by prediction id, of those that have stored features."""
         if not experiences:
             return {}
-        features = stored_features(live.trunk_digest, self._store, experiences)
-        return contexts_on(self._policies.version(live.version), self._store, experiences, features)
+        features = stored_features(live.trunk_digest, self.store, experiences)
+        return contexts_on(self.policies.version(live.version), self.store, experiences, features)
 
     def _update_raters(self, raters: Raters, rated: Sequence[Rated]) -> tuple[Raters, Sequence[str]]:
         """Reliability of the users who rated their answers, against what was expected; and who goes into quarantine.
@@ -339,50 +319,50 @@ class OnlineUpdater:
         ]
         in_changes = {c.after.number for c in changes}
         for user in users:
-            learned = self._store.experiences(up_to=self._state.progress.last_number, user_id=user)
+            learned = self.store.experiences(up_to=self.state.progress.last_number, user_id=user)
             old = [e for e in learned if not e.excluded and e.number not in in_changes]
             changed += [ExperienceChange(e, replace(e, excluded=True)) for e in old]
-            self._metrics.excluded.labels("quarantine").inc(len(old))
+            self.metrics.excluded.labels("quarantine").inc(len(old))
         return changed
 
     def _compare(
         self, fresh: Sequence[Experience], contexts: Mapping[int, Context], expected: Mapping[int, Expected]
     ) -> RunningComparison:
         return running_comparison.update(
-            self._state.running,
+            self.state.running,
             [Compared(e, contexts[e.number]) for e in fresh if e.number in contexts and not e.excluded],
             {number: each.reward for number, each in expected.items()},
-            self._registry,
-            self._policies,
-            n_users=self._state.progress.n_users,
+            self.registry,
+            self.policies,
+            n_users=self.state.progress.n_users,
         )
 
     def _remember(self, fresh: Sequence[Experience], rated: Sequence[Rated]) -> None:
         """Update what the metrics show of the latest experiences."""
         if self._by_version is None:
-            self._by_version = SatisfactionByVersion(self._metrics)
-            first = min([self._state.progress.last_number + 1, *(e.number for e in fresh)])
-            before = self._store.experiences(after=max(0, first - 1 - RESTORED), up_to=first - 1)
-            self._by_version.add(before, self._clock())
-        self._by_version.add(fresh, self._clock())
+            self._by_version = SatisfactionByVersion(self.metrics)
+            first = min([self.state.progress.last_number + 1, *(e.number for e in fresh)])
+            before = self.store.experiences(after=max(0, first - 1 - RESTORED), up_to=first - 1)
+            self._by_version.add(before, self.clock())
+        self._by_version.add(fresh, self.clock())
         self._rewards.extend(each.reward for each in rated)
         self._predicted.extend(float(np.clip(each.expected, 0.0, 1.0)) for each in rated)
 
     def _observe(self, intake_stats: IntakeStats) -> None:
         if self._rewards:
-            self._metrics.satisfaction.set(float(np.mean(self._rewards)))
-            self._metrics.predicted.set(float(np.mean(self._predicted)))
-            self._metrics.calibration_error.set(reliability(np.array(self._predicted), np.array(self._rewards)).error)
-        self._metrics.experiences.set(self._state.progress.experiences)
-        self._metrics.dynamic_experiences.set(self._state.progress.dynamic_experiences)
-        self._metrics.waiting.set(intake_stats.waiting)
-        self._metrics.discarded.set(intake_stats.discarded)
+            self.metrics.satisfaction.set(float(np.mean(self._rewards)))
+            self.metrics.predicted.set(float(np.mean(self._predicted)))
+            self.metrics.calibration_error.set(reliability(np.array(self._predicted), np.array(self._rewards)).error)
+        self.metrics.experiences.set(self.state.progress.experiences)
+        self.metrics.dynamic_experiences.set(self.state.progress.dynamic_experiences)
+        self.metrics.waiting.set(intake_stats.waiting)
+        self.metrics.discarded.set(intake_stats.discarded)
         if intake_stats.feedback:
-            self._metrics.joined_share.set(1.0 - intake_stats.waiting / intake_stats.feedback)
-        report = self._state.running.comparison.report()
-        self._metrics.e_value.labels("gain").set(report.e_value_gain)
-        self._metrics.e_value.labels("harm").set(report.e_value_harm)
-        self._metrics.comparison_n.set(report.n)
+            self.metrics.joined_share.set(1.0 - intake_stats.waiting / intake_stats.feedback)
+        report = self.state.running.comparison.report()
+        self.metrics.e_value.labels("gain").set(report.e_value_gain)
+        self.metrics.e_value.labels("harm").set(report.e_value_harm)
+        self.metrics.comparison_n.set(report.n)
 
 
 def _id(experience: Experience) -> str:
