@@ -61,9 +61,8 @@ def import_(
         imported = importing.import_model(settings, file, name, options, go_live=promote)
     manifest = imported.manifest
     if common.as_json:
-        output.print_json(
-            {"model": name, "version": manifest.version, "digest": manifest.digest, "live": imported.live}
-        )
+        facts = {"model": name, "version": manifest.version, "digest": manifest.digest, "live": imported.live}
+        output.print_json(facts)
     else:
         output.out.print(
             f"version {manifest.version} of {name!r} is published{' and live' if imported.live else ''}: "
@@ -110,6 +109,5 @@ def finetune(
     if options.as_json:
         output.print_json(json.loads(manifest.to_json()))
     else:
-        output.out.print(
-            f"version {manifest.version} is published; to make it live: plaudit promote {manifest.version}"
-        )
+        number = manifest.version
+        output.out.print(f"version {number} is published; to make it live: plaudit promote {number}")

@@ -51,10 +51,8 @@ def demo(
         summary = run(options, Console(stderr=True))
     except (DemoFailed, SpeechFailed) as error:
         raise CommandFailed(str(error)) from error
-    output.err.print(
-        f"to go on, and to ask it things yourself: plaudit up --config {data_dir / CONFIG} "
-        f"--console-port {CONSOLE_PORT}"
-    )
+    command = f"plaudit up --config {data_dir / CONFIG} --console-port {CONSOLE_PORT}"
+    output.err.print(f"to go on, and to ask it things yourself: {command}")
     if as_json:
         output.print_json(summary)
 

@@ -66,17 +66,15 @@ async def _ask(
     example = request.example
     content = {"image": image(example.image), "audio": audio(example.audio), "question": text(example.question)}
     asked_s = time.time()
-    prediction: Prediction | None = await _or_failure(
-        client.predict(content, user_id=request.user_id, top_k=1), number, "Predict", state
-    )
+    asking = client.predict(content, user_id=request.user_id, top_k=1)
+    prediction: Prediction | None = await _or_failure(asking, number, "Predict", state)
     if prediction is None:
         return None
     answered_s = time.time()
     up = thumb_up(request, prediction.action, shifted=True)
     give = client.thumbs_up if up else client.thumbs_down
-    acknowledged = await _or_failure(
-        give(prediction, feedback_id=f"{id_prefix}{number}"), number, "SendFeedback", state
-    )
+    giving = give(prediction, feedback_id=f"{id_prefix}{number}")
+    acknowledged = await _or_failure(giving, number, "SendFeedback", state)
     if acknowledged is None:
         return None
     return Answer(

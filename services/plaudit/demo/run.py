@@ -163,9 +163,8 @@ def _pretrain(labelled: Path, settings: Settings, view: View) -> None:
 
         published = pretrain(settings, labelled, report)
     if published.training.cut_short:
-        view.say(
-            f"pre-training was cut short after {settings.pretrain.max_duration_s:.0f} s; version 1 is weaker for it"
-        )
+        limit_s = settings.pretrain.max_duration_s
+        view.say(f"pre-training was cut short after {limit_s:.0f} s; version 1 is weaker for it")
     shares = ", ".join(f"{kind} {share:.1%}" for kind, share in published.accuracy.by_group.items())
     view.say(f"version {published.manifest.version} is live; right on unseen writers, voices and wordings: {shares}")
     for name, withheld in published.without.items():

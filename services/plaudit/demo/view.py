@@ -114,9 +114,8 @@ def render(state: TrafficState, now_s: float, width: int = 120) -> RenderableTyp
         f"thumb to policy: {_seconds(state.freshness_s)}",
     )
     news = Text("\n".join(state.changes) or "nothing has changed yet", style="dim", no_wrap=True, overflow="ellipsis")
-    now = Text(
-        f"fine-tuning: {state.finetuning}" + (f"\nusers wait for {state.paused_for}" if state.paused_for else "")
-    )
+    waiting = f"\nusers wait for {state.paused_for}" if state.paused_for else ""
+    now = Text(f"fine-tuning: {state.finetuning}{waiting}")
     return Group(facts, Text(), kinds, Text(), now, Text(), news)
 
 
