@@ -681,6 +681,20 @@ def _value(figure: Mapping[str, Any]) -> str:
     return "none" if figure["value"] is None else f"{figure['value']:.4g} {figure['unit']}".strip()
 
 
+# --- decisions -------------------------------------------------------------------------------------------------------
+
+
+def decisions() -> str:
+    """List of the decision records, which a code host shows as well as the site."""
+    intro = """Each record has a number that never changes, a status, a date, the context, the decision, its
+    consequences and the evidence. To add one, copy the latest file, take the next number and run `make reference`."""
+    records = sorted((DOCS / "decisions").glob("0*.md"))
+    titles = [path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for path in records]
+    lines = [f"- [{title}]({path.name})" for title, path in zip(titles, records, strict=True)]
+    toctree = ["```{toctree}", ":hidden:", ":glob:", "", "0*", "```"]
+    return beginning("Decisions", "docs/decisions", intro) + "\n" + "\n".join([*lines, "", *toctree])
+
+
 # --- all of it -------------------------------------------------------------------------------------------------------
 
 PAGES: Final[Mapping[str, Callable[[], str]]] = {
@@ -693,6 +707,7 @@ PAGES: Final[Mapping[str, Callable[[], str]]] = {
     "reference/files.md": files,
     "reference/modules.md": module_map,
     "benchmarks/recorded.md": recorded,
+    "decisions/index.md": decisions,
 }
 
 
