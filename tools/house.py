@@ -188,6 +188,15 @@ def _n_parameters(function: Function) -> int:
     return len([a for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs) if a.arg != "self"])
 
 
+def _n_fields(node: ast.ClassDef) -> int:
+    """Number of parameters of a class's constructor, written out or made by ``dataclass``."""
+    for each in node.body:
+        if isinstance(each, ast.FunctionDef) and each.name == "__init__":
+            return _n_parameters(each)
+    fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
+    return sum("ClassVar" not in ast.unparse(f.annotation) and "init=False" not in ast.unparse(f) for f in fields)
+
+
 def _spread(values: list[int]) -> str:
     tenths = quantiles(values, n=10)
     return f"{tenths[4]:.0f} / {tenths[8]:.0f} / {max(values)}"
@@ -220,14 +229,12 @@ def report(root: Path) -> Iterator[str]:
     yield f"lines a function, 50/90/most     {_spread([(f.end_lineno or f.lineno) - f.lineno + 1 for f in every])}"
     yield f"parameters a function            {_spread([_n_parameters(f) for f in every])}"
     makers = {
-        f"{module.name}.{node.name}": _n_parameters(each)
+        f"{module.name}.{node.name}": _n_fields(node)
         for module in found.values()
         for node in module.tree.body
-        if isinstance(node, ast.ClassDef)
-        for each in node.body
-        if isinstance(each, ast.FunctionDef) and each.name == "__init__"
+        if isinstance(node, ast.ClassDef) and methods(node)
     }
-    yield f"parameters of a constructor      {sorted(makers.items(), key=lambda each: -each[1])[:4]}"
+    yield f"fields of a class with methods   {sorted(makers.items(), key=lambda each: -each[1])[:4]}"
 
 
 def main() -> None:
