@@ -55,6 +55,7 @@ if __name__ == "__main__":
             [
                 "digits_bandit",
                 "shift",
+                "drift",
                 "hear_see_ask",
                 "sampled",
                 "gate",

@@ -6,6 +6,7 @@ Notation:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +27,9 @@ class LinUcb:
         precision: λ.
         prior: prior mean of the weights, ``[a, f]``; zero if left out.
         seed: of what breaks ties.
+        discount: γ a thumb: evidence counts γ^(thumbs since) (D-LinUCB: Russac, Vernade, Cappé, 2019, without the
+            second matrix of its bound).
+        window: thumbs that count, the latest (SW-LinUCB: Cheung, Simchi-Levi, Zhu, 2019); None: all.
     """
 
     n_features: int
@@ -34,32 +38,57 @@ class LinUcb:
     precision: float
     prior: Float64 | None = None
     seed: int = 0
+    discount: float = 1.0
+    window: int | None = None
+    _seen: list[tuple[Float64, Int64, Float64]] = field(init=False, default_factory=list)
     _gram: Float64 = field(init=False)
     _target: Float64 = field(init=False)
     _inverse: Float64 = field(init=False)
+    _mean: Float64 = field(init=False)
     _rng: np.random.Generator = field(init=False)
 
     def __post_init__(self) -> None:
         a, f = self.n_actions, self.n_features
-        self._gram = np.repeat(self.precision * np.eye(f)[None], a, axis=0)
-        self._target = np.zeros((a, f)) if self.prior is None else self.precision * self.prior
-        self._inverse = np.linalg.inv(self._gram).astype(np.float64)
+        self._gram, self._target = np.zeros((a, f, f)), np.zeros((a, f))
+        self._inverse, self._mean = np.zeros((a, f, f)), np.zeros((a, f))
+        self._solve(range(a))
         self._rng = np.random.default_rng(self.seed)
 
     def pick(self, features: Float64) -> Int64:
         """The action of each row, ``[n]``; ties are broken at random."""
-        mean = np.einsum("afg,ag->af", self._inverse, self._target)
         variance = (np.matmul(features, self._inverse) * features).sum(axis=2).T
-        bound = features @ mean.T + self.optimism * np.sqrt(variance)
+        bound = features @ self._mean.T + self.optimism * np.sqrt(variance)
         best: Int64 = (bound + 1e-9 * self._rng.random(bound.shape)).argmax(axis=1)
         return best
 
     def learn(self, features: Float64, actions: Int64, rewards: Float64) -> None:
+        n = len(actions)
+        weights = self.discount ** np.arange(n - 1, -1, -1.0)
+        self._gram *= self.discount**n
+        self._target *= self.discount**n
+        touched = set(self._add(features, actions, rewards, weights))
+        if self.window is not None:
+            self._seen.append((features, actions, rewards))
+            while sum(len(each[1]) for each in self._seen) > self.window:
+                gone = self._seen.pop(0)
+                touched |= set(self._add(*gone, -np.ones(len(gone[1]))))
+        self._solve(range(self.n_actions) if self.discount < 1.0 else sorted(touched))
+
+    def _add(self, features: Float64, actions: Int64, rewards: Float64, weights: Float64) -> list[int]:
+        """Add weighted evidence to the sums; returns the actions that it is about."""
         for k in np.unique(actions):
             rows = actions == k
-            self._gram[k] += features[rows].T @ features[rows]
-            self._target[k] += rewards[rows] @ features[rows]
-            self._inverse[k] = np.linalg.inv(self._gram[k])
+            weighted = weights[rows, None] * features[rows]
+            self._gram[k] += weighted.T @ features[rows]
+            self._target[k] += rewards[rows] @ weighted
+        return [int(k) for k in np.unique(actions)]
+
+    def _solve(self, actions: Iterable[int]) -> None:
+        for k in actions:
+            ridge = self._gram[k] + self.precision * np.eye(self.n_features)
+            self._inverse[k] = np.linalg.inv(ridge)
+            prior = 0.0 if self.prior is None else self.precision * self.prior[k]
+            self._mean[k] = self._inverse[k] @ (self._target[k] + prior)
 
 
 @dataclass

@@ -1,0 +1,208 @@
+"""Changes of what users want, found slice by slice, and which evidence of a slice counts after them.
+
+A slice is a set of contexts that are alike, such as those with the same base answer. Knows nothing about where
+expectations come from, nor how evidence is kept.
+
+*Finding.* With reward y in [0, 1] and expected reward q of the answer that was given, a slice's detector bets on
+disappointment:
+
+    W = max(1, W)·(1 + BET·(q − y − MARGIN))
+
+While rewards fall short of expectations by no more than MARGIN on average, E[W] does not grow, and the mean time to a
+false alarm at W ≥ ALARM is at least ALARM labels of the slice (an e-detector: Shin, Ramdas, Rinaldo, E-detectors, 2022,
+section 2). Labels whose expectation rests on little evidence do not count, because disappointment of the prior is no
+change; nor do labels of one user beyond that user's share, so that nobody makes the others' evidence go.
+
+*Dating.* A change begins with the label since which the bettor has never lost everything, which is the maximum
+likelihood estimate of CUSUM (Page 1954).
+
+*Epochs.* Evidence from before a change does not count after it. An epoch in which most answers were liked is
+remembered: where it explains the first labels after a later change as well as no evidence does, users may have come
+back to it, and it counts again. If that was wrong, the detector finds out as fast as it found the change, and only the
+former epoch goes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Final, NamedTuple
+
+from plaudit_models.bandit.features import Floats
+from plaudit_models.evaluation.raters import UserTally
+
+BET: Final = 0.8
+MARGIN: Final = 0.1
+ALARM: Final = 100.0
+LEAST_KNOWN: Final = 0.75
+"""Share of what could be known that an expectation must rest on to count."""
+MAX_SLICES: Final = 4_096
+"""Slices that are followed, those with the latest labels; all others begin anew."""
+MAX_EPOCHS: Final = 4
+"""Former epochs of a slice that may count again."""
+TRIED: Final = 40
+"""Labels of a slice after which a former epoch that counts again is taken to be right."""
+AS_GOOD: Final = 0.05
+"""A former epoch may explain the labels after a change by this mean squared error worse than no evidence does."""
+
+
+class Range(NamedTuple):
+    """Labels of a slice by number: from ``first`` up to, but not including, ``end``."""
+
+    first: int
+    end: int
+
+
+Epoch = tuple[Range, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Change of what users want of a slice.
+
+    Attributes:
+        slice: name of the slice.
+        since: number of the first label after the change.
+        outdated: evidence of the slice that counts no more.
+        former: epochs that may count again, the latest first.
+    """
+
+    slice: str
+    since: int
+    outdated: Epoch
+    former: tuple[Epoch, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    """One slice.
+
+    Attributes:
+        log_wealth: log W; ≥ 0 where nothing was lost.
+        since: number of the label since which nothing was lost.
+        tally: labels of each user since then.
+        first: number from which on evidence counts.
+        labels: number of labels since then.
+        liked: sum of their rewards.
+        former: epochs that do not count, the latest last.
+        again: former epoch that counts again.
+        tried: labels since it does.
+    """
+
+    log_wealth: float = 0.0
+    since: int = 0
+    tally: UserTally = field(default_factory=UserTally)
+    first: int = 0
+    labels: int = 0
+    liked: float = 0.0
+    former: tuple[Epoch, ...] = ()
+    again: Epoch = ()
+    tried: int = 0
+
+    def bet(self, number: int, user: str, reward: float, expected: float, cap: float) -> _Slice:
+        """The slice after one label."""
+        slice_ = self if self.log_wealth > 0.0 else replace(self, log_wealth=0.0, since=number, tally=UserTally())
+        admitted, tally = slice_.tally.admit([user], cap)
+        gain = math.log1p(BET * (expected - reward - MARGIN)) if admitted[0] else 0.0
+        return replace(
+            slice_,
+            log_wealth=slice_.log_wealth + gain,
+            tally=tally,
+            labels=slice_.labels + 1,
+            liked=slice_.liked + reward,
+            tried=slice_.tried + 1,
+        )
+
+    def changed(self, name: str) -> tuple[_Slice, Change]:
+        """The slice after its detector's alarm, and what has changed."""
+        calm = replace(self, log_wealth=0.0, tally=UserTally(), again=())
+        if self.again and self.tried <= TRIED:
+            kept = (*self.former, self.again)[-MAX_EPOCHS:]
+            return replace(calm, former=kept), Change(name, self.first, self.again)
+        ended = (*self.again, Range(self.first, self.since))
+        pleased = (ended,) if self.liked >= self.labels / 2.0 else ()
+        after = replace(calm, first=self.since, labels=0, liked=0.0, former=(*self.former, *pleased)[-MAX_EPOCHS:])
+        return after, Change(name, self.since, ended, self.former[::-1])
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeDetector:
+    """Detectors of all slices, in the order of their latest labels; immutable, every change returns a new one."""
+
+    slices: Mapping[str, _Slice] = field(default_factory=dict)
+
+    def observe(
+        self,
+        slices: Sequence[str],
+        numbers: Sequence[int],
+        users: Sequence[str],
+        rewards: Floats,
+        expected: Floats,
+        known: Floats,
+        cap: float = 1.0,
+    ) -> tuple[ChangeDetector, list[Change]]:
+        """Compare the next labels with what was expected before them.
+
+        Args:
+            slices: slice of each label, n.
+            numbers: their numbers, ascending.
+            users: who gave them.
+            rewards: y in [0, 1], shape ``[n]``.
+            expected: q, shape ``[n]``; clipped to [0, 1].
+            known: share of what could be known that each expectation rests on, in [0, 1], shape ``[n]``.
+            cap: largest share of one user in what a detector goes by.
+
+        Returns:
+            The detectors after these labels, and the changes that were found.
+        """
+        followed = dict(self.slices)
+        changes = []
+        rows = zip(slices, numbers, users, rewards.tolist(), expected.tolist(), known.tolist(), strict=True)
+        for name, number, user, y, q, certain in rows:
+            if certain < LEAST_KNOWN:
+                continue
+            slice_ = followed.pop(name, None) or _Slice()
+            slice_ = slice_.bet(number, user, y, min(1.0, max(0.0, q)), cap)
+            if slice_.log_wealth >= math.log(ALARM):
+                slice_, change = slice_.changed(name)
+                changes.append(change)
+            followed[name] = slice_
+        surplus = max(0, len(followed) - MAX_SLICES)
+        return ChangeDetector(dict(list(followed.items())[surplus:])), changes
+
+    def count_again(self, name: str, epoch: Epoch) -> ChangeDetector:
+        """Detectors after a former epoch of a slice was made to count again."""
+        slice_ = self.slices[name]
+        former = tuple(each for each in slice_.former if each != epoch)
+        return ChangeDetector({**self.slices, name: replace(slice_, former=former, again=epoch, tried=0)})
+
+    def to_bytes(self) -> bytes:
+        """JSON; :func:`change_detector_from_bytes` is its inverse."""
+        return json.dumps({name: asdict(slice_) for name, slice_ in self.slices.items()}).encode()
+
+
+def change_detector_from_bytes(raw: bytes) -> ChangeDetector:
+    """Inverse of :meth:`ChangeDetector.to_bytes`."""
+    slices = {}
+    for name, saved in json.loads(raw).items():
+        former = tuple(_epoch(each) for each in saved.pop("former"))
+        tally, again = UserTally(**saved.pop("tally")), _epoch(saved.pop("again"))
+        slices[name] = _Slice(**saved, tally=tally, former=former, again=again)
+    return ChangeDetector(slices)
+
+
+def explains_best(errors: Sequence[float], without: float) -> int | None:
+    """Place of the epoch that explains the labels after a change as well as no evidence does; None if none does.
+
+    Args:
+        errors: mean squared error of each former epoch's expectations, the latest first.
+        without: that of no evidence from before the change.
+    """
+    good = [place for place, error in enumerate(errors) if error <= without + AS_GOOD]
+    return min(good, key=lambda place: errors[place]) if good else None
+
+
+def _epoch(ranges: Sequence[Sequence[int]]) -> Epoch:
+    return tuple(Range(*each) for each in ranges)
