@@ -25,13 +25,13 @@ from plaudit.core.tracing import NO_TRACING, Tracing
 from plaudit.learner.evaluation.experiment import ExperimentRules
 from plaudit.learner.features.head_builder import HeadBuilder
 from plaudit.learner.features.policies import PolicyCache
+from plaudit.learner.features.recent_contexts import RecentContexts
 from plaudit.learner.finetuning.experiment_runner import ExperimentRunner
 from plaudit.learner.finetuning.job_spec import TrainingPlan
 from plaudit.learner.finetuning.scheduler import FinetuningContext, FinetuningRules, FinetuningScheduler
 from plaudit.learner.ingest.consumer import LogConsumer
 from plaudit.learner.loop import Finetuner, Learner, NoFinetuning
 from plaudit.learner.metrics import LearnerMetrics
-from plaudit.learner.online.contexts import RecentContexts
 from plaudit.learner.online.policy_shift import PolicyShift
 from plaudit.learner.online.refresh import HeadRefresher
 from plaudit.learner.online.revert import RefreshGuard
@@ -103,7 +103,7 @@ def build_learner(
     canary = settings.canary.of(registry.model)
     trace = LearnerTrace(tracing or NO_TRACING)
     state = LearnerState(store, rules)
-    contexts = RecentContexts(store, policies, state)
+    contexts = RecentContexts(store, policies)
     experiments = ExperimentRunner(
         log=log,
         state=state,

@@ -89,7 +89,7 @@ class StepRules:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadStep:
-    """A step from the served head towards the latest evidence.
+    """A step from a served head towards the latest evidence.
 
     Attributes:
         head: evidence to build the new head from.
@@ -314,11 +314,39 @@ class Learned:
             expected |= zip(own, head.expected(prior, list(own.values())), strict=True)
         return expected
 
-    def steps_from(self, live: LiveVersion, recent: Sequence[Context], rules: StepRules) -> list[HeadStep]:
-        """One step per head, each on the latest of the recent contexts that are its own."""
-        return [
-            head.step_from(live, [context for context in recent if head.owns(context)], rules) for head in self.heads
-        ]
+    def step_from(self, live: LiveVersion, recent: Sequence[Context], rules: StepRules) -> LearnedStep | None:
+        """Step of every head, each measured on those of the recent contexts that are its own; None if there are none
+        to measure on.
+        """
+        steps = [head.step_from(live, [c for c in recent if head.owns(c)], rules) for head in self.heads]
+        measured = [step for step in steps if step.n_contexts]
+        if not measured:
+            return None
+        return LearnedStep(
+            Learned(tuple(step.head for step in steps)),
+            share=min(step.share for step in measured),
+            kl=max(step.kl for step in measured),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LearnedStep:
+    """A step of all heads at once.
+
+    Attributes:
+        learned: evidence to build the new heads from.
+        share: of the head that went the smallest share of its way.
+        kl: of the head that moved the policy most, in nats.
+    """
+
+    learned: Learned
+    share: float
+    kl: float
+
+    @property
+    def stays(self) -> bool:
+        """Whether nothing moves, because the smallest step that can be taken is too large."""
+        return self.share == 0.0 and self.kl == 0.0
 
 
 def evidence_of(space: FeatureSpace, labelled: Sequence[LabelledContext]) -> Evidence:

@@ -23,8 +23,8 @@ from plaudit.core.ports.store import FeatureStore
 from plaudit.learner.features.action_heads import FixedActions
 from plaudit.learner.features.features import features_on, is_dynamic
 from plaudit.learner.features.policies import LoadedPolicy, PolicyCache
+from plaudit.learner.features.recent_contexts import RecentContexts
 from plaudit.learner.metrics import LearnerMetrics
-from plaudit.learner.online.contexts import RecentContexts
 from plaudit.learner.state import LearnerState
 from plaudit_models.bandit.policy import Float64, divergence
 from plaudit_models.bundle import Manifest
@@ -54,9 +54,11 @@ class PolicyShift:
 
     def measure(self, live: Manifest) -> None:
         """Measure once for each version that goes live, as soon as there is a context to measure on."""
-        if live.version == self._measured:
+        learned, last_number = self.state.learned, self.state.progress.last_number
+        if learned is None or live.version == self._measured:
             return
-        rows = [context.features for context in self.contexts.on(live) if FixedActions.owns(context)]
+        recent = self.contexts.of(learned, live.version, last_number)
+        rows = [context.features for context in recent if FixedActions.owns(context)]
         if not rows:
             return
         before, self._measured = self._measured, live.version
@@ -72,12 +74,11 @@ class PolicyShift:
         if previous.manifest.trunk_digest == live.trunk_digest:
             self._record(PREVIOUS, divergence(now, _served(previous, rows)))
         elif previous.manifest.spec.actions == live.spec.actions:
-            self._across_trunks(version, previous)
+            self._across_trunks(version, previous, last_number)
 
-    def _across_trunks(self, version: LoadedPolicy, previous: LoadedPolicy) -> None:
+    def _across_trunks(self, version: LoadedPolicy, previous: LoadedPolicy, last_number: int) -> None:
         """On the latest experiences that have features on both trunks."""
-        last = self.state.progress.last_number
-        latest = self.store.experiences(after=max(0, last - FixedActions.RECENT), up_to=last)
+        latest = self.store.experiences(after=max(0, last_number - FixedActions.RECENT), up_to=last_number)
         latest = [e for e in latest if not is_dynamic(e)]
         seen = [features_on(each, self.store, latest, self.store.save) for each in (version, previous)]
         both = [id_ for id_ in seen[0] if id_ in seen[1]]
