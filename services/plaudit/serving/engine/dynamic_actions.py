@@ -20,7 +20,7 @@ import numpy as np
 
 from plaudit.core.errors import InvalidInput
 from plaudit.core.events import DynamicAction
-from plaudit.core.limits import MAX_ID_CHARACTERS
+from plaudit.core.limits import MAX_DYNAMIC_ACTIONS, MAX_ID_CHARACTERS
 from plaudit.core.ports.runtime import ServableModel
 from plaudit.serving.engine.action_sets import Scores, all_allowed
 from plaudit.serving.telemetry.metrics import ServingMetrics
@@ -28,7 +28,6 @@ from plaudit_models.bandit.policy import Bool, Float32
 from plaudit_models.bundle import TEXT_SCORER, TOKENIZER, Manifest
 from plaudit_models.spec import ModelSpec
 
-MAX_DYNAMIC_ACTIONS: Final = 256
 _CACHED_TEXTS: Final = 16_384
 """About 1 KB each at d = 192."""
 
