@@ -42,7 +42,7 @@ from plaudit_models.bandit.features import (
     waves,
 )
 from plaudit_models.bandit.improvement import HeadSettings, Step, bounded, improved
-from plaudit_models.bandit.policy import divergence, probabilities
+from plaudit_models.bandit.policy import divergences, probabilities
 from plaudit_models.bandit.reward_model import (
     Bool,
     CorruptState,
@@ -379,11 +379,11 @@ def bounded_dynamic_step(
     before = serve(served)
     counts = np.array([_sureness(listed) for listed in recent])
 
-    def divergences(state: DynamicActionState) -> tuple[float, float]:
-        kl = np.array([divergence(a[None], b[None])[0] for a, b in zip(serve(state), before, strict=True)])
+    def moved(state: DynamicActionState) -> tuple[float, float]:
+        kl = divergences(serve(state), before)
         return float((counts * kl).mean()), float(kl.mean())
 
-    return bounded(served, latest, divergences, max_kl)
+    return bounded(served, latest, moved, max_kl)
 
 
 def _log_base(listed: ActionList) -> Float64:

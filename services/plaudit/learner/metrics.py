@@ -67,9 +67,10 @@ class LearnerMetrics:
         )
         self.policy_kl = gauge(
             "policy_kl_nats",
-            "After the last swap: mean KL of the live policy from its reference and from the version before it.",
+            "After the last swap: mean KL of the live policy from its reference and from the version before it, by head.",
             "model",
             "against",
+            "head",
         )
         self.freshness_seconds = seconds("freshness", "From a batch's latest feedback to the refresh that learned it.")
         self.e_value = gauge("comparison_e_value", "Running comparison with the gated version, by claim.", "claim")

@@ -18,6 +18,7 @@ from typing import ClassVar, Final, Protocol, Self, TypeVar
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from plaudit.core.experience import DecisionHeader
 from plaudit.learner.features.context import Context, LabelledContext, stack
 from plaudit_models.bandit.dynamic_actions import (
     DynamicActionEvidence,
@@ -124,8 +125,8 @@ class ActionHead(Protocol):
         """The evidence as safetensors."""
 
     @staticmethod
-    def owns(context: Context) -> bool:
-        """Whether the context is of this head's kind. The methods below take only such."""
+    def owns(decision: Context | DecisionHeader) -> bool:
+        """Whether the decision is of this head's kind. The methods below take only such."""
 
     def add(self, labelled: Sequence[LabelledContext]) -> Self:
         """The evidence with these labels."""
@@ -166,8 +167,8 @@ class FixedActions:
         return self.state.to_bytes()
 
     @staticmethod
-    def owns(context: Context) -> bool:
-        return not context.dynamic
+    def owns(decision: Context | DecisionHeader) -> bool:
+        return not decision.dynamic
 
     def add(self, labelled: Sequence[LabelledContext]) -> FixedActions:
         return FixedActions(self.state.add(evidence_of(self.space, labelled))) if labelled else self
@@ -221,8 +222,8 @@ class DynamicActions:
         return self.state.to_bytes()
 
     @staticmethod
-    def owns(context: Context) -> bool:
-        return context.dynamic
+    def owns(decision: Context | DecisionHeader) -> bool:
+        return decision.dynamic
 
     def add(self, labelled: Sequence[LabelledContext]) -> DynamicActions:
         return DynamicActions(self.state.add(self._evidence(labelled))) if labelled else self

@@ -27,7 +27,7 @@ from plaudit.learner.evaluation.off_policy import (
     logged_policies,
 )
 from plaudit.learner.features.action_heads import FixedActions
-from plaudit.learner.features.features import contexts_on, features_on, is_dynamic
+from plaudit.learner.features.features import contexts_on, features_on
 from plaudit.learner.features.policies import LoadedPolicy, PolicyCache
 from plaudit.learner.finetuning.job_spec import FEATURES, STATE, read_features
 from plaudit.learner.metrics import LearnerMetrics
@@ -78,8 +78,8 @@ class CandidateGate:
             return gating, False
         spec = candidate.policy.manifest.spec
         proof = [e for e in chunk if not e.excluded and counts_as_proof(e)]
-        self.metrics.gate_left_out.inc(sum(map(is_dynamic, proof)))
-        usable = [e for e in proof if not is_dynamic(e) and can_answer(e.decision, spec)]
+        self.metrics.gate_left_out.inc(sum(e.decision.dynamic for e in proof))
+        usable = [e for e in proof if not e.decision.dynamic and can_answer(e.decision, spec)]
         features = features_on(candidate.policy, self.store, usable, self.store.save)
         contexts = contexts_on(candidate.policy, self.store, usable, features)
         rows = [Compared(e, contexts[e.decision.prediction_id]) for e in usable if e.decision.prediction_id in contexts]
