@@ -28,7 +28,6 @@ from plaudit_models.bandit.dynamic_actions import (
     bounded_dynamic_step,
     dynamic_action_head_from_bytes,
     dynamic_action_state_from_bytes,
-    empty_dynamic_action_state,
     evidence_of_list,
     expected_rewards,
 )
@@ -39,7 +38,6 @@ from plaudit_models.bandit.reward_model import (
     Evidence,
     RewardPrior,
     RewardState,
-    empty_state,
     posterior,
     state_from_bytes,
 )
@@ -61,11 +59,11 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True)
-class LiveVersion:
-    """The version that a refresh starts from.
+class BuiltVersion:
+    """A version, as far as it tells what its heads were built from.
 
     Attributes:
-        evidence: what its head of fixed actions was built from; None: from nothing, or it is not known.
+        evidence: of its head of fixed actions, which the graph does not tell; None: there was none, or it is not known.
     """
 
     manifest: Manifest
@@ -121,6 +119,10 @@ class ActionHead(Protocol):
     def from_bytes(cls, raw: bytes) -> Self:
         """Inverse of :meth:`to_bytes`. Raises CorruptState."""
 
+    @classmethod
+    def of_version(cls, version: BuiltVersion) -> Self | None:
+        """Evidence that the version's head was built from; None if there was none, or it is not known."""
+
     def to_bytes(self) -> bytes:
         """The evidence as safetensors."""
 
@@ -137,10 +139,8 @@ class ActionHead(Protocol):
     def expected(self, prior: RewardPrior, contexts: Sequence[Context]) -> list[Expected]:
         """Rewards that are expected in each context."""
 
-    def step_from(self, live: LiveVersion, recent: Sequence[Context], rules: StepRules) -> HeadStep:
-        """Step from the evidence that ``live`` serves towards this one, as far as the rules allow on recent
-        contexts.
-        """
+    def step_from(self, served: Self, recent: Sequence[Context], rules: StepRules) -> HeadStep:
+        """Step from what is served towards this evidence, as far as the rules allow on one or more recent contexts."""
 
     def write(self, folder: Path, settings: HeadSettings) -> None:
         """Write the head into a version folder that has its trunk and golden pairs."""
@@ -162,6 +162,10 @@ class FixedActions:
     @classmethod
     def from_bytes(cls, raw: bytes) -> FixedActions:
         return cls(state_from_bytes(raw))
+
+    @classmethod
+    def of_version(cls, version: BuiltVersion) -> FixedActions | None:
+        return None if version.evidence is None else cls(version.evidence)
 
     def to_bytes(self) -> bytes:
         return self.state.to_bytes()
@@ -185,12 +189,9 @@ class FixedActions:
         known = np.clip(1.0 - variance / belief.prior_variance(phi), 0.0, 1.0)
         return [Expected(*each) for each in zip(rewards, known, strict=True)]
 
-    def step_from(self, live: LiveVersion, recent: Sequence[Context], rules: StepRules) -> HeadStep:
-        served = live.evidence or empty_state(self.space)
-        if not recent:
-            return HeadStep(FixedActions(served))
+    def step_from(self, served: FixedActions, recent: Sequence[Context], rules: StepRules) -> HeadStep:
         rows = stack([context.features for context in recent])
-        step = bounded_step(rules.settings, served, self.state, *rows, floor=rules.floor, max_kl=rules.max_kl)
+        step = bounded_step(rules.settings, served.state, self.state, *rows, floor=rules.floor, max_kl=rules.max_kl)
         return HeadStep(FixedActions(step.state), len(recent), step.share, step.kl)
 
     def write(self, folder: Path, settings: HeadSettings) -> None:
@@ -218,6 +219,13 @@ class DynamicActions:
     def from_bytes(cls, raw: bytes) -> DynamicActions:
         return cls(dynamic_action_state_from_bytes(raw))
 
+    @classmethod
+    def of_version(cls, version: BuiltVersion) -> DynamicActions | None:
+        if not version.manifest.has(DYNAMIC_HEAD):
+            return None
+        raw = (version.folder / version.manifest.stored_name(DYNAMIC_HEAD)).read_bytes()
+        return cls(dynamic_action_head_from_bytes(raw).state)
+
     def to_bytes(self) -> bytes:
         return self.state.to_bytes()
 
@@ -242,22 +250,12 @@ class DynamicActions:
     def expected(self, prior: RewardPrior, contexts: Sequence[Context]) -> list[Expected]:
         return [Expected(*expected_rewards(self.state, prior, context.action_list)) for context in contexts]
 
-    def step_from(self, live: LiveVersion, recent: Sequence[Context], rules: StepRules) -> HeadStep:
-        served = self._served_by(live)
-        if not recent:
-            return HeadStep(DynamicActions(served))
+    def step_from(self, served: DynamicActions, recent: Sequence[Context], rules: StepRules) -> HeadStep:
         lists = [context.action_list for context in recent]
-        step = bounded_dynamic_step(rules.settings, served, self.state, lists, floor=rules.floor, max_kl=rules.max_kl)
+        step = bounded_dynamic_step(
+            rules.settings, served.state, self.state, lists, floor=rules.floor, max_kl=rules.max_kl
+        )
         return HeadStep(DynamicActions(step.state), len(recent), step.share, step.kl)
-
-    def _served_by(self, live: LiveVersion) -> DynamicActionState:
-        """Evidence that live's head was built from; none if that is of another feature space."""
-        if live.manifest.has(DYNAMIC_HEAD):
-            raw = (live.folder / live.manifest.stored_name(DYNAMIC_HEAD)).read_bytes()
-            served = dynamic_action_head_from_bytes(raw).state
-            if served.space == self.space:
-                return served
-        return empty_dynamic_action_state(self.space)
 
     def write(self, folder: Path, settings: HeadSettings) -> None:
         """Nothing where nothing was said: without a head, dynamic actions are scored by their base logits."""
@@ -315,11 +313,20 @@ class Learned:
             expected |= zip(own, head.expected(prior, list(own.values())), strict=True)
         return expected
 
-    def steps_from(self, live: LiveVersion, recent: Sequence[Context], rules: StepRules) -> list[HeadStep]:
-        """One step per head, each on the latest of the recent contexts that are its own."""
-        return [
-            head.step_from(live, [context for context in recent if head.owns(context)], rules) for head in self.heads
-        ]
+    def of_version(self, version: BuiltVersion) -> Learned:
+        """Evidence that the version's heads were built from. Where a head has none, or some of another feature space,
+        that of the same head here, which is then to be empty.
+        """
+        found = [(type(head).of_version(version), head) for head in self.heads]
+        return Learned(tuple(head if own is None or own.space != head.space else own for own, head in found))
+
+    def steps_from(self, served: Learned, recent: Sequence[Context], rules: StepRules) -> list[HeadStep]:
+        """One step per head, each on the latest of the recent contexts that are its own; without any it stays."""
+        steps = []
+        for head, before in zip(self.heads, served.heads, strict=True):
+            own = [context for context in recent if head.owns(context)]
+            steps.append(head.step_from(before, own, rules) if own else HeadStep(before))
+        return steps
 
 
 def evidence_of(space: FeatureSpace, labelled: Sequence[LabelledContext]) -> Evidence:
