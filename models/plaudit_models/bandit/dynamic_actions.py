@@ -6,7 +6,8 @@ actions (:mod:`plaudit_models.bandit.reward_model`, :mod:`plaudit_models.bandit.
 of context and action in the place of a regression per action. Knows nothing about graphs, events or users.
 
 Notation:
-    k: dynamic actions of one request, d: embedding size, m: pair features, f: number of features, n: evidence rows
+    k: dynamic actions of one request, d: embedding size, m: pair features, f: number of features, n: evidence rows,
+    b: contexts
 
     φ(x, i) = [P_i, s(x)·z(e ⊙ g_i), 1],  f = m + 2
     P        softmax of the base logits e·g_i over the list
@@ -323,6 +324,15 @@ class DynamicActionHead:
             self._belief.prior_variance(phi).T,
         )[0]
         return scores
+
+    def scores_in(self, embeddings: Floats, vectors: Floats) -> Float64:
+        """Scores of one list in each of b contexts, ``[b, k]``.
+
+        Args:
+            embeddings: shape ``[b, d]``, b ≥ 1.
+            vectors: shape ``[k, d]``, k ≥ 1.
+        """
+        return np.stack([self.scores(embedding, vectors, vectors @ embedding) for embedding in embeddings])
 
     def probabilities(self, listed: ActionList, floor: float) -> Float64:
         """Probabilities that are served, shape ``[k]``; ``floor`` as in

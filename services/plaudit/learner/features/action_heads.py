@@ -41,8 +41,16 @@ from plaudit_models.bandit.reward_model import (
     posterior,
     state_from_bytes,
 )
-from plaudit_models.bundle import DYNAMIC_HEAD, HEAD, HEAD_GOLDEN, TRUNK_GOLDEN, Manifest
-from plaudit_models.spec import BASE_LOGITS, EMBEDDING, SCORES
+from plaudit_models.bundle import (
+    DYNAMIC_HEAD,
+    DYNAMIC_HEAD_GOLDEN,
+    HEAD,
+    HEAD_GOLDEN,
+    TEXT_SCORER_GOLDEN,
+    TRUNK_GOLDEN,
+    Manifest,
+)
+from plaudit_models.spec import BASE_LOGITS, EMBEDDING, SCORES, VECTORS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -204,7 +212,7 @@ class FixedActions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DynamicActions:
-    """Evidence about dynamic actions, and ``dynamic_head.safetensors``."""
+    """Evidence about dynamic actions, and ``dynamic_head.safetensors`` with its golden scores."""
 
     state: DynamicActionState
 
@@ -259,8 +267,15 @@ class DynamicActions:
 
     def write(self, folder: Path, settings: HeadSettings) -> None:
         """Nothing where nothing was said: without a head, dynamic actions are scored by their base logits."""
-        if self.state.weight:
-            (folder / DYNAMIC_HEAD).write_bytes(DynamicActionHead(settings, self.state).to_bytes())
+        if not self.state.weight:
+            return
+        head = DynamicActionHead(settings, self.state)
+        (folder / DYNAMIC_HEAD).write_bytes(head.to_bytes())
+        embeddings, vectors = (
+            load_file(folder / TRUNK_GOLDEN)[EMBEDDING],
+            load_file(folder / TEXT_SCORER_GOLDEN)[VECTORS],
+        )
+        save_file({SCORES: head.scores_in(embeddings, vectors).astype("float32")}, folder / DYNAMIC_HEAD_GOLDEN)
 
 
 HEAD_KINDS: Final[tuple[type[ActionHead], ...]] = (FixedActions, DynamicActions)
