@@ -220,7 +220,7 @@ def test_a_head_whose_features_come_out_differently_here_is_refused(
     write_head(folder)
     reseal(folder)
     monkeypatch.setattr(dynamic_actions, "waves", lambda product, m: features.waves(product, m)[:, ::-1])
-    with pytest.raises(CorruptBundle, match="dynamic_head.safetensors in .*: scores differs from its golden output"):
+    with pytest.raises(CorruptBundle, match=r"dynamic_head.safetensors in .*: scores differs from its golden output"):
         runtime.load(folder)
 
 

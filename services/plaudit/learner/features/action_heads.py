@@ -271,11 +271,9 @@ class DynamicActions:
             return
         head = DynamicActionHead(settings, self.state)
         (folder / DYNAMIC_HEAD).write_bytes(head.to_bytes())
-        embeddings, vectors = (
-            load_file(folder / TRUNK_GOLDEN)[EMBEDDING],
-            load_file(folder / TEXT_SCORER_GOLDEN)[VECTORS],
-        )
-        save_file({SCORES: head.scores_in(embeddings, vectors).astype("float32")}, folder / DYNAMIC_HEAD_GOLDEN)
+        vectors = load_file(folder / TEXT_SCORER_GOLDEN)[VECTORS]
+        scores = head.scores_in(load_file(folder / TRUNK_GOLDEN)[EMBEDDING], vectors)
+        save_file({SCORES: scores.astype("float32")}, folder / DYNAMIC_HEAD_GOLDEN)
 
 
 HEAD_KINDS: Final[tuple[type[ActionHead], ...]] = (FixedActions, DynamicActions)
