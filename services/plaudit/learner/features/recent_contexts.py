@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from plaudit.core.ports.store import FeatureStore
-from plaudit.learner.features.action_heads import HEAD_KINDS, DynamicActions, FixedActions, Learned
+from plaudit.core.experience import Experience
+from plaudit.core.ports.store import ExperienceReader, FeatureStore
+from plaudit.learner.features.action_heads import HEAD_KINDS, ActionHead, Learned
 from plaudit.learner.features.context import Context
-from plaudit.learner.features.features import contexts_on, features_on, is_dynamic
+from plaudit.learner.features.features import contexts_on, features_on
 from plaudit.learner.features.policies import PolicyCache
+
+_MAX_RECENT: Final = max(kind.RECENT for kind in HEAD_KINDS)
 
 
 @dataclass(eq=False)
@@ -52,9 +56,13 @@ class RecentContexts:
         return [context for head in learned.heads for context in self._recent[head.KEY]]
 
     def _stored(self, live: int, last_number: int) -> list[Context]:
-        latest = self.store.experiences(after=max(0, last_number - FixedActions.RECENT), up_to=last_number)
         policy = self.policies.version(live)
+        latest = [e for kind in HEAD_KINDS for e in latest_of(kind, self.store, last_number)]
         features = features_on(policy, self.store, latest, self.store.save)
-        fixed = [e for e in latest if not is_dynamic(e)]
-        dynamic = [e for e in latest if is_dynamic(e)][-DynamicActions.RECENT :]
-        return list(contexts_on(policy, self.store, [*fixed, *dynamic], features).values())
+        return list(contexts_on(policy, self.store, latest, features).values())
+
+
+def latest_of(kind: type[ActionHead], store: ExperienceReader, last_number: int) -> list[Experience]:
+    """Latest experiences of one kind up to this number, as many as a step is measured on, oldest first."""
+    latest = store.experiences(after=max(0, last_number - _MAX_RECENT), up_to=last_number)
+    return [e for e in latest if kind.owns(e.decision)][-kind.RECENT :]

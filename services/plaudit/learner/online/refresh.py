@@ -17,7 +17,7 @@ from plaudit.core.ports.store import IngestStore
 from plaudit.core.rollout import Change, Rollout, refresh
 from plaudit.core.rollout_updates import LEARNER, update_rollout
 from plaudit.core.settings import LearnerSettings
-from plaudit.learner.features.action_heads import FixedActions, LiveVersion
+from plaudit.learner.features.action_heads import BuiltVersion, FixedActions
 from plaudit.learner.features.head_builder import HeadBuilder, publish_refresh
 from plaudit.learner.features.recent_contexts import RecentContexts
 from plaudit.learner.metrics import LearnerMetrics
@@ -83,10 +83,10 @@ class HeadRefresher:
         learned, progress = self.state.learned, self.state.progress
         if learned is None:
             return
-        served = LiveVersion(live, self.registry.folder(live.version), self.state.served_head(live.version))
+        built = BuiltVersion(live, self.registry.folder(live.version), self.state.served_head(live.version))
         data = {"positions": dict(self.store.positions()), **progress.data(), **self.trace.data()}
         recent = self.contexts.of(learned, live.version, progress.last_number)
-        step = learned.step_from(served, recent, self.builder)
+        step = learned.step_from(self.builder.empty(live).of_version(built), recent, self.builder)
         if step is None:
             return
         if step.stays:
