@@ -31,6 +31,12 @@ LEARNER_LAYERS = [
     ["features", "progress"],
     ["metrics", "tracing", "status"],
 ]
+TRAINING_LAYERS = [
+    ["pretrain", "finetune", "reward", "export"],
+    ["objectives", "texts", "checkpoint", "schedule"],
+    ["losses", "data"],
+    ["networks", "config"],
+]
 """Rooms from the top floor down. A room imports from floors below its own."""
 
 PORT_METHODS = 7
@@ -79,7 +85,12 @@ def test_imports_point_inward(package: str, forbidden: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "layers"), [("plaudit.serving", SERVING_LAYERS), ("plaudit.learner", LEARNER_LAYERS)]
+    ("package", "layers"),
+    [
+        ("plaudit.serving", SERVING_LAYERS),
+        ("plaudit.learner", LEARNER_LAYERS),
+        ("plaudit_models.training", TRAINING_LAYERS),
+    ],
 )
 def test_rooms_import_from_floors_below(package: str, layers: list[list[str]]) -> None:
     floors = {room: floor for floor, rooms in enumerate(layers) for room in rooms}
