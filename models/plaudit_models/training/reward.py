@@ -317,8 +317,8 @@ def targets_nll(log_odds: Tensor, feedback_targets: Mapping[str, Tensor], *, noi
 
     Args:
         log_odds: u ``[b, a]``.
-        feedback_targets: fields of :class:`plaudit_models.training.data.feedback_targets.FeedbackTargets`, ``[b]`` or ``[b,
-        a]``.
+        feedback_targets: fields of :class:`plaudit_models.training.data.feedback_targets.FeedbackTargets`, ``[b]`` or
+            ``[b, a]``.
     """
     alone = (feedback_targets["weight"] * opinion_nll(log_odds, feedback_targets["reward"], noise=noise)).sum(dim=1)
     preferred, rejected = (
