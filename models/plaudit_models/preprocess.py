@@ -382,15 +382,6 @@ class Batch:
         return inputs
 
 
-def blank(spec: ModelSpec) -> dict[str, npt.NDArray[Any]]:
-    """Row of zeros where the spec requires something, free lengths being 1; for warming a graph."""
-    return {
-        name: np.zeros([1 if length == -1 else length for length in modality.shape], input_dtype(modality))
-        for name, modality in spec.modalities.items()
-        if modality.required
-    }
-
-
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int = 2048) -> Tokenizer:
     """Learn a tokenizer from ``texts``; ``vocabulary_size`` is an upper bound (257 at least). Id 0 is padding.
 

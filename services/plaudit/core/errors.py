@@ -153,6 +153,13 @@ class Expired(PlauditError):
         super().__init__("the deadline passed before the request was computed")
 
 
+class RunStopped(Expired):
+    """A run of the graph lasted beyond the deadlines of all its requests, and was ended."""
+
+    def __init__(self, lasted_s: float) -> None:
+        PlauditError.__init__(self, f"the model was still computing after {lasted_s:.1f} s, when it was stopped")
+
+
 class Unavailable(PlauditError):
     """The request cannot be served now; the same request can succeed later."""
 
