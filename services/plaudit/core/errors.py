@@ -165,10 +165,15 @@ class Unavailable(PlauditError):
 
 
 class NoLiveModel(Unavailable):
-    """No version of the model serves yet."""
+    """No version of the model serves yet.
 
-    def __init__(self, model: str) -> None:
-        super().__init__(f"model {model!r} has no live version yet; run `plaudit pretrain` or `plaudit promote N`")
+    Args:
+        problem: why the version that should be live does not run here; "" if there is none.
+    """
+
+    def __init__(self, model: str, problem: str = "") -> None:
+        way_out = problem or "run `plaudit pretrain`, `plaudit import` or `plaudit promote N`"
+        super().__init__(f"model {model!r} has no live version yet; {way_out}")
 
 
 class Draining(Unavailable):

@@ -93,8 +93,8 @@ def see_through_zipmaps(graph: onnx.ModelProto) -> Mapping[str, Sequence[str]]:
 
 def keep_outputs(graph: onnx.ModelProto, names: Iterable[str]) -> None:
     """Leave all other outputs out, and what only they need."""
-    kept = {value.name: value for value in graph.graph.output}
-    values = [kept[name] for name in dict.fromkeys(names)]
+    present = {value.name: value for value in graph.graph.output}
+    values = [present[name] for name in dict.fromkeys(names)]
     del graph.graph.output[:]
     graph.graph.output.extend(values)
 

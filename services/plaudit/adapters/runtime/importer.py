@@ -138,7 +138,7 @@ def import_onnx(
 
 
 def _leave_out_what_is_no_tensor(graph: onnx.ModelProto, note: Callable[[str], None]) -> None:
-    kept = []
+    present = []
     for value in graph.graph.output:
         kind = value.type.WhichOneof("value")
         if kind not in (None, "tensor_type"):
@@ -146,10 +146,10 @@ def _leave_out_what_is_no_tensor(graph: onnx.ModelProto, note: Callable[[str], N
         elif value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
             note(f"output {value.name!r} is left out: it holds strings")
         else:
-            kept.append(value.name)
-    if not kept:
+            present.append(value.name)
+    if not present:
         raise CannotImport("logits: no output of the graph is a tensor of numbers, so none can score the actions")
-    keep_outputs(graph, kept)
+    keep_outputs(graph, present)
 
 
 def _inputs(graph: onnx.ModelProto, options: ImportOptions) -> dict[str, TensorModality]:
