@@ -278,7 +278,10 @@ def test_a_good_tensor_passes_unchanged() -> None:
     ("array", "problem"),
     [
         (np.zeros((2, 2), complex), "radar: takes float32, got a tensor of complex128"),
-        (np.full((2, 2), 1e300), r"radar: takes float32, got a tensor of float64 whose value 1e\+300 at \[0, 0\] is none"),
+        (
+            np.full((2, 2), 1e300),
+            r"radar: takes float32, got a tensor of float64 whose value 1e\+300 at \[0, 0\] is none",
+        ),
         (np.zeros((2, 3), np.float32), r"radar: takes the shape \[2, 2\], got a tensor of \[2, 3\]"),
         (np.zeros((1, 2, 2), np.float32), r"radar: takes the shape \[2, 2\], got a tensor of \[1, 2, 2\]"),
         (np.zeros((0, 2), np.float32), r"radar: takes the shape \[2, 2\], got a tensor of \[0, 2\]"),

@@ -376,9 +376,7 @@ class _Runs:
                     continue
                 found[name] = _Output(np.concatenate(pieces))
             elif whole[name].shape[:1] != (rows,) or any(piece.shape[:1] != (1,) for piece in pieces):
-                self.problems[name] = (
-                    f"{rows} rows gave {list(whole[name].shape)}, so its first axis is not the batch"
-                )
+                self.problems[name] = f"{rows} rows gave {list(whole[name].shape)}, so its first axis is not the batch"
             else:
                 found[name] = _Output(whole[name], pieces)
         return found
@@ -544,9 +542,7 @@ def _native(
     return native
 
 
-def _shape(
-    name: str, value: onnx.ValueInfoProto, output: _Output, contract: Mapping[str, Source]
-) -> tuple[int, ...]:
+def _shape(name: str, value: onnx.ValueInfoProto, output: _Output, contract: Mapping[str, Source]) -> tuple[int, ...]:
     """Shape of a row: a length is fixed if it was declared so, and seen; that of scores is the one that was seen."""
     seen = output.together.shape[1:]
     if any(source.name == name for source in contract.values()):

@@ -208,7 +208,9 @@ class Graph:
                 str(path), options, providers=list(providers), enable_fallback=0
             )
         except Exception as error:  # onnxruntime's exceptions have no common base
-            raise CorruptBundle(f"{path.name} in {path.parent}: onnxruntime cannot load it: {told_reason(error)}") from error
+            raise CorruptBundle(
+                f"{path.name} in {path.parent}: onnxruntime cannot load it: {told_reason(error)}"
+            ) from error
         self._bind = bind or ("cuda" if providers[0][0] != CPU else None)
         self._cuda_graphs = cuda_graphs
         self._capture_ids = itertools.count()

@@ -73,4 +73,3 @@ class Watchdog:
 
 WATCHDOG: Final = Watchdog()
 """Of this process."""
-

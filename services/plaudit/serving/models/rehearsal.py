@@ -46,9 +46,7 @@ def rehearse(model: ServableModel, golden: Mapping[str, npt.NDArray[Any]], limit
     spec = model.manifest.spec
     rows = len(golden[BASE_LOGITS])
     contents = [
-        contents_from_wire(
-            contents_to_wire({name: TensorContent(golden[name][row, ...]) for name in spec.modalities})
-        )
+        contents_from_wire(contents_to_wire({name: TensorContent(golden[name][row, ...]) for name in spec.modalities}))
         for row in range(rows)
     ]
     base_logits = _answers(model, contents, limits, max_batch)
