@@ -8,6 +8,7 @@ without bounds of its own: callers give it a process that has some. Knows nothin
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ _GOLDEN_ROWS: Final = 3
 _FREE_LENGTHS: Final = (8, 64, 512, MAX_FREE_LENGTH)
 """Lengths of free axes that made-up inputs are tried with, as some graphs need a least length."""
 _TOLERANCE: Final = 1e-3
+_NEWEST_IR: Final = re.compile(r"max supported IR version: (\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +107,8 @@ def import_onnx(
     labels = see_through_zipmaps(graph)
     _leave_out_what_is_no_tensor(graph, note)
     inputs = _inputs(graph, options)
-    (folder / TRUNK).write_bytes(graph.SerializeToString())
-    runs = _Runs(_opened(folder / TRUNK), inputs, options, graph.graph)
+    session = _opened_in_some_ir(folder / TRUNK, graph, note)
+    runs = _Runs(session, inputs, options, graph.graph)
     _say_how_batches_are_served(runs, graph, note)
     logits = _logits(runs, labels, options, note)
     embedding = _embedding(runs, logits, options)
@@ -278,6 +280,24 @@ def _opened(path: Path) -> Graph:
         raise CannotImport(f"ONNX Runtime cannot load the graph: {told_reason(error.__cause__ or error)}") from error
 
 
+def _opened_in_some_ir(path: Path, graph: onnx.ModelProto, note: Callable[[str], None]) -> Graph:
+    """The graph in a session. A version of the format that is newer than ONNX Runtime knows is tried as the newest that
+    it knows: most graphs use nothing that is new in it.
+    """
+    path.write_bytes(graph.SerializeToString())
+    try:
+        return _opened(path)
+    except CannotImport as error:
+        newest = _NEWEST_IR.search(str(error))
+        if newest is None:
+            raise
+        given, graph.ir_version = graph.ir_version, int(newest[1])
+        path.write_bytes(graph.SerializeToString())
+        opened = _opened(path)
+        note(f"it is of IR version {given}, and was read as version {newest[1]}, the newest that ONNX Runtime knows")
+        return opened
+
+
 @dataclass(slots=True)
 class _Output:
     """An output as it was seen: of all rows at once, and of the first few alone."""
@@ -298,7 +318,7 @@ class _Runs:
         outputs: those that have a row for each row of the inputs.
         problems: why the others cannot be served.
         fixed_rows: rows that the graph takes at once; 0: any number.
-        one_by_one: rows are run one by one.
+        why_one_by_one: why rows are run one by one; "": they are not.
     """
 
     def __init__(
@@ -308,13 +328,22 @@ class _Runs:
         self._names = [value.name for value in declared.output]
         self._of_fixed_width = {value.name for value in declared.output if _has_fixed_width(value)}
         self.fixed_rows = graph.fixed_rows
-        self.one_by_one = graph.fixed_rows == 1
+        self.why_one_by_one = "its batch is fixed to 1" if graph.fixed_rows == 1 else ""
         self.problems: dict[str, str] = {}
+        self._alone_only: set[str] = set()
         self.given, self.outputs = self._choose(inputs, options.golden)
         wanted = {options.embedding, *([options.logits] if options.logits else self.scores(options))}
-        if self._rows_see_each_other(wanted):
-            self.one_by_one = True
+        if not self.one_by_one and (wanted & self._alone_only or (self._alone_only and not self.scores(options))):
+            self.why_one_by_one = "it gives rows only one by one"
             self.outputs = self._look(self.given)
+            wanted |= set(self.scores(options))
+        if self._rows_see_each_other(wanted):
+            self.why_one_by_one = "a row's scores depend on the other rows of a batch"
+            self.outputs = self._look(self.given)
+
+    @property
+    def one_by_one(self) -> bool:
+        return bool(self.why_one_by_one)
 
     def _choose(
         self, inputs: Mapping[str, TensorModality], golden: Arrays | None
@@ -323,13 +352,13 @@ class _Runs:
             given = _recorded(golden, inputs)
             given = {name: np.repeat(array, 2, axis=0) if len(array) == 1 else array for name, array in given.items()}
             try:
-                return given, self._look(given)
+                return given, self._look_somehow(given)
             except Exception as error:  # onnxruntime's exceptions have no common base
                 raise CannotImport(f"the graph cannot be run on the recorded inputs: {told_reason(error)}") from error
         first: Exception | None = None
         for given in _made_up(inputs):
             try:
-                found = self._look(given)
+                found = self._look_somehow(given)
             except Exception as error:
                 first = first or error
                 continue
@@ -341,6 +370,20 @@ class _Runs:
             f"the graph cannot be run on made-up inputs: {told_reason(first)}; if it needs inputs of a certain kind, "
             "record some: --golden FILE.npz"
         ) from first
+
+    def _look_somehow(self, given: Arrays) -> dict[str, _Output]:
+        """The same; row by row where the graph rejects several, as its batch may be fixed inside."""
+        try:
+            return self._look(given)
+        except Exception:
+            if self.one_by_one or self.fixed_rows:
+                raise
+            self.why_one_by_one = "it rejects more than one row, so its batch is fixed inside"
+            try:
+                return self._look(given)
+            except Exception:
+                self.why_one_by_one = ""
+            raise
 
     def scores(self, options: ImportOptions) -> Sequence[str]:
         """Outputs that can score the actions: of those that fit, the ones with as many values a row as there are
@@ -360,6 +403,7 @@ class _Runs:
     def _look(self, given: Arrays) -> dict[str, _Output]:
         """The outputs that have a row for each row."""
         self.problems.clear()
+        self._alone_only.clear()
         rows = len(next(iter(given.values())))
         alone = range(rows if self.one_by_one else min(rows, _GOLDEN_ROWS))
         parts = [self._run({name: array[row : row + 1] for name, array in given.items()}) for row in alone]
@@ -376,6 +420,8 @@ class _Runs:
                     continue
                 found[name] = _Output(np.concatenate(pieces))
             elif whole[name].shape[:1] != (rows,) or any(piece.shape[:1] != (1,) for piece in pieces):
+                if all(piece.shape[:1] == (1,) for piece in pieces):
+                    self._alone_only.add(name)
                 self.problems[name] = f"{rows} rows gave {list(whole[name].shape)}, so its first axis is not the batch"
             else:
                 found[name] = _Output(whole[name], pieces)
@@ -559,14 +605,12 @@ def _shown(output: _Output) -> str:
 
 
 def _say_how_batches_are_served(runs: _Runs, graph: onnx.ModelProto, note: Callable[[str], None]) -> None:
-    if runs.fixed_rows == 1:
-        note("its batch is fixed to 1: rows are served one by one; export it with a free first axis to be faster")
-    elif runs.fixed_rows:
+    if runs.fixed_rows > 1:
         note(f"its batch is fixed to {runs.fixed_rows}: fewer rows are filled up; export it with a free first axis")
     elif runs.one_by_one:
         quantized = any(node.op_type.startswith("DynamicQuantize") for node in graph.graph.node)
-        reason = " (it is quantized dynamically)" if quantized else ""
-        note(f"a row's scores depend on the other rows of a batch{reason}: rows are served one by one")
+        reason = f"{runs.why_one_by_one}{' (it is quantized dynamically)' if quantized else ''}"
+        note(f"rows are served one by one, as {reason}; export it with a free first axis to be faster")
 
 
 # --- recording -------------------------------------------------------------------------------------------------------
