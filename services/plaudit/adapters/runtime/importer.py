@@ -58,6 +58,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 _GOLDEN_ROWS: Final = 3
 _FREE_LENGTHS: Final = (8, 64, 512, MAX_FREE_LENGTH)
 """Lengths of free axes that made-up inputs are tried with, as some graphs need a least length."""
+_MAX_TRIED_LENGTHS: Final = 16
 _TOLERANCE: Final = 1e-3
 _NEWEST_IR: Final = re.compile(r"max supported IR version: (\d+)")
 
@@ -229,6 +230,8 @@ def _declared(value: onnx.ValueInfoProto, recorded: npt.NDArray[Any] | None) -> 
                 f"input {value.name!r}: is not a tensor of a known number of axes; record inputs that have them: "
                 "--golden FILE.npz"
             )
+        for _ in range(recorded.ndim):
+            tensor.shape.dim.add()
         return dtype, [-1] * recorded.ndim
     lengths = []
     for axis in tensor.shape.dim:
@@ -240,10 +243,18 @@ def _declared(value: onnx.ValueInfoProto, recorded: npt.NDArray[Any] | None) -> 
     return dtype, lengths
 
 
-def _made_up(inputs: Mapping[str, TensorModality]) -> Iterator[dict[str, npt.NDArray[Any]]]:
+def _lengths_to_try(graph: onnx.GraphProto) -> Sequence[int]:
+    """Lengths of free axes: the usual one, those of the graph's constants, as an axis that is declared free may in
+    fact be as long as the rows of a weight, and longer ones.
+    """
+    of_constants = {length for constant in graph.initializer for length in constant.dims if 1 < length <= MAX_FREE_LENGTH}
+    return list(dict.fromkeys((_FREE_LENGTHS[0], *sorted(of_constants)[:_MAX_TRIED_LENGTHS], *_FREE_LENGTHS[1:])))
+
+
+def _made_up(inputs: Mapping[str, TensorModality], lengths: Sequence[int]) -> Iterator[dict[str, npt.NDArray[Any]]]:
     """Inputs to try, the same each time: floats in [0, 1), then ones; integers 0 and 1, which every vocabulary has."""
     has_free = any(-1 in modality.shape for modality in inputs.values())
-    for length in _FREE_LENGTHS if has_free else _FREE_LENGTHS[:1]:
+    for length in lengths if has_free else lengths[:1]:
         for ones in (False, True):
             rng = np.random.default_rng(0)
             made = {}
@@ -326,6 +337,7 @@ class _Runs:
     ) -> None:
         self._graph = graph
         self._names = [value.name for value in declared.output]
+        self._lengths = _lengths_to_try(declared)
         self._of_fixed_width = {value.name for value in declared.output if _has_fixed_width(value)}
         self.fixed_rows = graph.fixed_rows
         self.why_one_by_one = "its batch is fixed to 1" if graph.fixed_rows == 1 else ""
@@ -356,7 +368,7 @@ class _Runs:
             except Exception as error:  # onnxruntime's exceptions have no common base
                 raise CannotImport(f"the graph cannot be run on the recorded inputs: {told_reason(error)}") from error
         first: Exception | None = None
-        for given in _made_up(inputs):
+        for given in _made_up(inputs, self._lengths):
             try:
                 found = self._look_somehow(given)
             except Exception as error:
@@ -391,7 +403,7 @@ class _Runs:
         """
         least = 1 if len(options.actions) == 2 else 2
         widths = {name: _width(output.together) or 0 for name, output in self.outputs.items()}
-        fitting = [name for name, width in widths.items() if width >= least and name != options.embedding]
+        fitting = [name for name, width in widths.items() if width >= least and name != (options.embedding or EMBEDDING)]
         for better in (
             [name for name in fitting if widths[name] == len(options.actions)],
             [name for name in fitting if name in self._of_fixed_width],
