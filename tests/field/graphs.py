@@ -656,7 +656,6 @@ CASES = [
     Case(
         name="padded",
         make=padded,
-        address="https://github.com/microsoft/onnxruntime/issues/8625",
         options={"golden": {"x": X, "lens": np.array([2, 5, 3])}},
         rows={"x": X, "lens": np.array([1, 2, 3])},
         notes=["output 'tokens' is left out: a row of it depends on the other rows"],
@@ -755,7 +754,7 @@ REFUSED = [
     Case(
         name="custom-operator",
         make=custom_operator,
-        address="https://github.com/microsoft/onnxruntime-extensions/issues/78",
+        address="https://github.com/microsoft/onnxruntime/issues/10029",
         refused="operator 'BertTokenizer' of domain 'ai.onnx.contrib': is not built into ONNX Runtime",
     ),
     Case(name="future-opset", make=of_future_opset, refused="ONNX Runtime cannot load the graph: .*opset"),

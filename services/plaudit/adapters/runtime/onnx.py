@@ -127,7 +127,9 @@ class OnnxRuntime:
             trunk = _Trunk(self._open(folder / TRUNK), _tokenizer(folder, manifest), _arrays(folder / TRUNK_GOLDEN))
             self._trunks[key] = trunk
             return_free_memory()
-        _check_contract(trunk.graph, _trunk_inputs(manifest.spec))
+        # A graph that was imported may have a fixed batch; its session runs any number of rows in parts.
+        fixed_rows = trunk.graph.fixed_rows if manifest.spec.outputs else 0
+        _check_contract(trunk.graph, _trunk_inputs(manifest.spec), fixed_rows)
         return trunk
 
     def _digest(self, path: Path) -> FileDigest:
@@ -273,8 +275,10 @@ def _row(size: int) -> tuple[str, list[int]]:
     return "tensor(float)", [size]
 
 
-def _check_contract(graph: Graph, expected: Mapping[str, tuple[str, list[int]]]) -> None:
-    """Raises CorruptBundle if the inputs are not the expected ones, each with a batch axis in front."""
+def _check_contract(graph: Graph, expected: Mapping[str, tuple[str, list[int]]], fixed_rows: int = 0) -> None:
+    """Raises CorruptBundle if the inputs are not the expected ones, each with a batch axis in front: of any length, or
+    of ``fixed_rows``.
+    """
     found = graph.inputs()
     where = f"{graph.path.name} in {graph.path.parent}"
     if found.keys() != expected.keys():
@@ -282,7 +286,7 @@ def _check_contract(graph: Graph, expected: Mapping[str, tuple[str, list[int]]])
     for name, (dtype, shape) in expected.items():
         found_dtype, found_shape = found[name]
         lengths = [length if isinstance(length, int) else -1 for length in found_shape]
-        if found_dtype != dtype or lengths[1:] != shape or lengths[0] not in (-1, graph.fixed_rows):
+        if found_dtype != dtype or lengths[1:] != shape or lengths[0] != (fixed_rows or -1):
             raise CorruptBundle(
                 f"{where}: input {name} is {found_dtype} {found_shape}, the spec says {dtype} [any, {str(shape)[1:]}"
             )
