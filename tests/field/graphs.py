@@ -775,6 +775,12 @@ REFUSED = [
         refused=r"none of the outputs can be: 'p' float32 \[batch, 1\]",
     ),
     Case(
+        name="no-probabilities",
+        make=lambda folder: saved(folder, [LINEAR]),
+        options={"probabilities": True},
+        refused="output 'logits' gives values from .* to .*; these are no probabilities",
+    ),
+    Case(
         name="reserved-input",
         make=lambda folder: saved(
             folder,

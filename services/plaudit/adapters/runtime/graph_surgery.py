@@ -70,6 +70,11 @@ def takes_nan(graph: onnx.ModelProto) -> bool:
     return any(node.op_type in _TAKE_NAN for node in _all_nodes(graph))
 
 
+def quantizes_dynamically(graph: onnx.GraphProto) -> bool:
+    """True if one scale is computed for all rows of a batch, so that a row's scores depend on the others."""
+    return any(node.op_type.startswith("DynamicQuantize") for node in _nodes(graph.node))
+
+
 def see_through_zipmaps(graph: onnx.ModelProto) -> Mapping[str, Sequence[str]]:
     """Replace maps of class → probability by the tensors that they are made of.
 

@@ -29,6 +29,7 @@ from plaudit.adapters.runtime.graph_surgery import (
     declare_output,
     fix_batch,
     keep_outputs,
+    quantizes_dynamically,
     see_through_zipmaps,
     takes_nan,
 )
@@ -59,7 +60,8 @@ _GOLDEN_ROWS: Final = 3
 _FREE_LENGTHS: Final = (8, 64, 512, MAX_FREE_LENGTH)
 """Lengths of free axes that made-up inputs are tried with, as some graphs need a least length."""
 _MAX_TRIED_LENGTHS: Final = 16
-_TOLERANCE: Final = 1e-3
+_TOLERANCE: Final = 5e-4
+"""Largest relative difference of a row alone and in a batch: half of what a version's proof allows."""
 _NEWEST_IR: Final = re.compile(r"max supported IR version: (\d+)")
 
 
@@ -111,7 +113,7 @@ def import_onnx(
     session = _opened_in_some_ir(folder / TRUNK, graph, note)
     runs = _Runs(session, inputs, options, graph.graph)
     _say_how_batches_are_served(runs, graph, note)
-    logits = _logits(runs, labels, options, note)
+    logits = _logits(runs, options, note)
     embedding = _embedding(runs, logits, options)
     if runs.one_by_one and not runs.fixed_rows:
         fix_batch(graph, inputs)
@@ -316,9 +318,8 @@ class _Output:
     together: npt.NDArray[Any]
     alone: Sequence[npt.NDArray[Any]] = ()
 
-    @property
-    def mixes_rows(self) -> bool:
-        return any(not _alike(row, self.together[place : place + 1]) for place, row in enumerate(self.alone))
+    def mixes_rows(self, tolerance: float) -> bool:
+        return any(not _alike(row, self.together[place : place + 1], tolerance) for place, row in enumerate(self.alone))
 
 
 class _Runs:
@@ -338,6 +339,8 @@ class _Runs:
         self._graph = graph
         self._names = [value.name for value in declared.output]
         self._lengths = _lengths_to_try(declared)
+        # The more rows, the more they differ from what they are alone: a few tell whether they do at all.
+        self._tolerance = 1e-6 if quantizes_dynamically(declared) else _TOLERANCE
         self._of_fixed_width = {value.name for value in declared.output if _has_fixed_width(value)}
         self.fixed_rows = graph.fixed_rows
         self.why_one_by_one = "its batch is fixed to 1" if graph.fixed_rows == 1 else ""
@@ -451,7 +454,7 @@ class _Runs:
         again = self._look(self.given)
         for name, output in list(self.outputs.items()):
             scores = name in wanted
-            if not _alike(again[name].together, output.together):
+            if not _alike(again[name].together, output.together, self._tolerance):
                 self.problems[name] = "it gives something else each time it is run"
                 if scores:
                     raise CannotImport(
@@ -459,7 +462,7 @@ class _Runs:
                         "mode, without dropout or random numbers"
                     )
                 del self.outputs[name]
-            elif output.mixes_rows:
+            elif output.mixes_rows(self._tolerance):
                 if scores:
                     return True
                 self.problems[name] = "a row of it depends on the other rows of a batch"
@@ -467,12 +470,12 @@ class _Runs:
         return False
 
 
-def _alike(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
+def _alike(one: npt.NDArray[Any], other: npt.NDArray[Any], tolerance: float) -> bool:
     if one.shape != other.shape:
         return False
     if one.dtype.kind not in "fiub":
         return bool((one == other).all())
-    return np.allclose(one, other, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
+    return np.allclose(one, other, rtol=tolerance, atol=tolerance / 10, equal_nan=True)
 
 
 def _has_fixed_width(value: onnx.ValueInfoProto) -> bool:
@@ -490,9 +493,7 @@ def _width(array: npt.NDArray[Any]) -> int | None:
 # --- outputs ---------------------------------------------------------------------------------------------------------
 
 
-def _logits(
-    runs: _Runs, labels: Mapping[str, Sequence[str]], options: ImportOptions, note: Callable[[str], None]
-) -> Source:
+def _logits(runs: _Runs, options: ImportOptions, note: Callable[[str], None]) -> Source:
     name = options.logits or _only_scores(runs, options)
     output = _named(runs, name, "logits")
     width = _width(output.together)
@@ -503,7 +504,12 @@ def _logits(
             + (", or one value a row and the names of two actions (--actions)" if column else "")
         )
     probabilities = options.probabilities
-    if not probabilities and (name in labels or _are_probabilities(output.together)):
+    if probabilities and (output.together.min() < -_TOLERANCE or output.together.max() > 1 + _TOLERANCE):
+        raise CannotImport(
+            f"probabilities: output {name!r} gives values from {output.together.min():.3g} to "
+            f"{output.together.max():.3g}; these are no probabilities; import it without --probabilities"
+        )
+    if not probabilities and _are_probabilities(output.together):
         probabilities = True
         note(f"output {name!r} is taken for probabilities, as its rows sum to 1: their logarithm scores the actions")
     elif not probabilities and column:
@@ -567,7 +573,7 @@ def _are_probabilities(array: npt.NDArray[Any]) -> bool:
     if array.ndim != 2 or array.shape[1] < 2:
         return False
     values = array.astype(np.float64)
-    is_distribution = (values >= 0).all() and np.abs(values.sum(axis=1) - 1).max() < _TOLERANCE
+    is_distribution = (values >= 0).all() and np.abs(values.sum(axis=1) - 1).max() < 1e-3
     return bool(is_distribution and ((values > 0) & (values < 1)).any(axis=1).all())
 
 
@@ -620,8 +626,7 @@ def _say_how_batches_are_served(runs: _Runs, graph: onnx.ModelProto, note: Calla
     if runs.fixed_rows > 1:
         note(f"its batch is fixed to {runs.fixed_rows}: fewer rows are filled up; export it with a free first axis")
     elif runs.one_by_one:
-        quantized = any(node.op_type.startswith("DynamicQuantize") for node in graph.graph.node)
-        reason = f"{runs.why_one_by_one}{' (it is quantized dynamically)' if quantized else ''}"
+        reason = f"{runs.why_one_by_one}{' (it is quantized dynamically)' if quantizes_dynamically(graph.graph) else ''}"
         note(f"rows are served one by one, as {reason}; export it with a free first axis to be faster")
 
 
