@@ -161,7 +161,11 @@ TWO = {"logits": (TensorProto.FLOAT, ["batch", 3]), "hidden": (TensorProto.FLOAT
         ({}, {"actions": ("a", "b")}, "actions: 2 are named, but output 'logits' has 3 values a row"),
         ({}, {"actions": ("a", "b", "a")}, "an action appears twice"),
         ({}, {"golden": {"y": np.zeros((2, 2), np.float32)}}, r"golden: holds \['y'\], the graph takes \['x'\]"),
-        ({}, {"golden": {"x": np.zeros((2, 5), np.float32)}}, r"golden: x: takes the shape \[2\], got a tensor of \[5\]"),
+        (
+            {},
+            {"golden": {"x": np.zeros((2, 5), np.float32)}},
+            r"golden: x: takes the shape \[2\], got a tensor of \[5\]",
+        ),
         ({}, {"golden": {"x": np.full((2, 2), np.nan, np.float32)}}, "golden: x: the tensor holds nan at"),
         ({}, {"golden": {"x": np.full((2, 2), 3e38, np.float32)}}, "values that are not finite; record inputs"),
     ],

@@ -183,7 +183,7 @@ def test_what_was_assumed_is_said(tmp_path: Path) -> None:
         ("\ufeffcat\ndog\ncrane\n".encode(), ["cat", "dog", "crane"]),
         ("cat\r\ndog\r\n".encode("utf-16"), ["cat", "dog"]),
         ("\ufeffcat\r\ndog\r\n".encode("utf-16-be"), ["cat", "dog"]),
-        ("cat\n\n  dog \r\n".encode(), ["cat", "dog"]),
+        (b"cat\n\n  dog \r\n", ["cat", "dog"]),
         ("größe\nline\u2028separator".encode(), ["größe", "line\u2028separator"]),
     ],
     ids=["utf-8 with a mark", "utf-16", "utf-16-be", "blanks", "one line"],

@@ -303,7 +303,9 @@ CASES = [
     ),
     Case(name="torch-recurrent", make=recurrent, rows={"tokens": np.array([[1, 2, 3, 4], [49, 0, 7, 7]])}),
     Case(
-        name="quantized-static", make=quantized("static"), address="https://github.com/microsoft/onnxruntime/issues/10111"
+        name="quantized-static",
+        make=quantized("static"),
+        address="https://github.com/microsoft/onnxruntime/issues/10111",
     ),
     Case(
         name="quantized-dynamic",
@@ -332,4 +334,3 @@ REFUSED = [
         refused="input 'X': holds strings; only numbers and truth values are served",
     ),
 ]
-

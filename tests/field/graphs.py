@@ -209,9 +209,11 @@ def classifier(*, zipmap: str = "", label_axes: Axes = (None,), only_ml: bool = 
         ]
         outputs = [value("label", kind, label_axes), value("probabilities", TensorProto.FLOAT, [None, 3])]
         if zipmap:
-            attribute = {"classlabels_strings": labels.get("classlabels_strings")} if zipmap == "strings" else {
-                "classlabels_int64s": labels["classlabels_ints"]
-            }
+            attribute = (
+                {"classlabels_strings": labels.get("classlabels_strings")}
+                if zipmap == "strings"
+                else {"classlabels_int64s": labels["classlabels_ints"]}
+            )
             nodes.append(helper.make_node("ZipMap", ["p"], ["probabilities"], domain="ai.onnx.ml", **attribute))
             key = TensorProto.STRING if zipmap == "strings" else TensorProto.INT64
             of_floats = helper.make_tensor_type_proto(TensorProto.FLOAT, [])
@@ -267,7 +269,7 @@ def quantized(folder: Path) -> Path:
         node("Mul", "f scale", "g"),
         node("Mul", "g wscale", "logits"),
     ]
-    constants = {
+    constants: Arrays = {
         "W": np.round(WEIGHTS * 50).astype(np.int8),
         "wzero": np.array(0, np.int8),
         "wscale": np.array(1 / 50, np.float32),
@@ -300,6 +302,18 @@ def one_sigmoid(axes: Axes) -> Callable[[Path], Path]:
         return saved(folder, nodes, outputs=[value("p", TensorProto.FLOAT, axes)], constants=constants)
 
     return make
+
+
+def of_vocabulary(folder: Path) -> Path:
+    """Token ids of any length → mean of their vectors, of 50 words."""
+    nodes = [
+        node("Gather", "words tokens", "vectors"),
+        node("ReduceMean", "vectors", "mean", axes=[1], keepdims=0),
+        node("MatMul", "mean W", "logits"),
+    ]
+    words = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    tokens = [value("tokens", TensorProto.INT64, ["batch", "length"])]
+    return saved(folder, nodes, inputs=tokens, constants={"W": WEIGHTS, "words": words}, opset=13)
 
 
 def named_embedding(folder: Path) -> Path:
@@ -451,7 +465,7 @@ def scalar_input(folder: Path) -> Path:
 
 def dropout_in_training(folder: Path) -> Path:
     nodes = [node("Dropout", "x ratio training", "y"), node("MatMul", "y W", "logits")]
-    constants = {"W": WEIGHTS, "ratio": np.array(0.5, np.float32), "training": np.array(True)}
+    constants: Arrays = {"W": WEIGHTS, "ratio": np.array(0.5, np.float32), "training": np.array(True)}
     return saved(folder, nodes, constants=constants)
 
 
@@ -534,14 +548,19 @@ CASES = [
         options={"actions": ("a", "b", "c")},
     ),
     Case(name="unknown-rank", make=declared(outputs=None)),
-    Case(name="zero-axes", own_answer=linear,
-        make=declared((0, 4), (0, 3))),
+    Case(name="zero-axes", own_answer=linear, make=declared((0, 4), (0, 3))),
     Case(
         name="unnamed-axes",
         make=declared((None, None), (None, None)),
         address="https://github.com/triton-inference-server/server/issues/7462",
     ),
     Case(name="rank-by-golden", make=declared(inputs=None), options={"golden": {"x": X}}),
+    Case(
+        name="vocabulary",
+        make=of_vocabulary,
+        address="https://github.com/microsoft/onnxruntime/issues/2080",
+        rows={"tokens": np.array([[1, 2, 3], [49, 0, 7]])},
+    ),
     # --- dtypes ---
     *(
         Case(

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from field.graphs import Arrays, Case
 from plaudit.adapters.log.sqlite import SqliteLog
@@ -125,9 +125,7 @@ def check(case: Case, served: Served) -> None:
 def _assert_close(found: Any, expected: Any) -> None:
     found, expected = np.asarray(found), np.asarray(expected)
     assert found.shape == expected.shape
-    np.testing.assert_allclose(
-        found.astype(np.float64), expected.astype(np.float64), rtol=_TOLERANCE, atol=_TOLERANCE
-    )
+    np.testing.assert_allclose(found.astype(np.float64), expected.astype(np.float64), rtol=_TOLERANCE, atol=_TOLERANCE)
 
 
 def _own_answer(case: Case, file: Path, inputs: Arrays, labels: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
@@ -161,9 +159,7 @@ def _logits(
     return scores.astype(np.float32)
 
 
-def _ask_tritonclient(
-    address: str, cases: Sequence[Case], home: Path
-) -> dict[str, list[dict[str, npt.NDArray[Any]]]]:
+def _ask_tritonclient(address: str, cases: Sequence[Case], home: Path) -> dict[str, list[dict[str, npt.NDArray[Any]]]]:
     arrays: dict[str, npt.NDArray[Any]] = {}
     plan: list[tuple[str, dict[str, str]]] = []
 
@@ -178,15 +174,19 @@ def _ask_tritonclient(
         for row in range(_ROWS):
             ask(case.name, {name: array[row : row + 1] for name, array in case.rows.items()})
         ask(case.name, {name: array[:_ROWS] for name, array in case.rows.items()})
-    questions, answers = home / "questions.npz", home / "answers.npz"
-    np.savez(questions, plan=json.dumps(plan), **arrays)
+    questions, answers = home / "questions", home / "answers"
+    save_file(arrays, questions)
+    Path(f"{questions}.json").write_text(json.dumps(plan))
     script = Path(__file__).with_name("triton_client.py")
     done = subprocess.run(
         [sys.executable, script, address, questions, answers], capture_output=True, text=True, check=False, timeout=120
     )
     if done.returncode != 0:
         pytest.fail(done.stderr[-2000:])
-    with np.load(answers) as made:
-        listed = [{name: made[key] for name, key in outputs.items()} for outputs in json.loads(str(made["plan"]))]
+    made = load_file(answers)
+    listed = [
+        {name: made[key] for name, key in outputs.items()}
+        for outputs in json.loads(Path(f"{answers}.json").read_text())
+    ]
     each = _ROWS + 1
     return {case.name: listed[place * each : (place + 1) * each] for place, case in enumerate(cases)}

@@ -1,28 +1,29 @@
 """Asks a server through tritonclient, in a process of its own: its messages have the names of ours.
 
-    python triton_client.py ADDRESS QUESTIONS.npz ANSWERS.npz
+    python triton_client.py ADDRESS QUESTIONS ANSWERS
 
-``plan`` in the questions is JSON, a list of ``[model, {input: array's name}]``; the answers hold JSON as well, a list
-of ``{output: array's name}``.
+Both are a file of tensors and one of JSON beside it: a list of ``[model, {input: tensor's name}]``, and a list of
+``{output: tensor's name}``.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import tritonclient.grpc as triton
+from safetensors.numpy import load_file, save_file
 from tritonclient.utils import np_to_triton_dtype
 
 
 def main(address: str, questions: str, answers: str) -> None:
-    with np.load(questions) as arrays:
-        given = dict(arrays)
+    given = load_file(questions)
     client = triton.InferenceServerClient(address)
     made: dict[str, np.ndarray] = {}
     listed = []
-    for model, names in json.loads(str(given["plan"])):
+    for model, names in json.loads(Path(f"{questions}.json").read_text()):
         inputs = []
         for name, key in names.items():
             array = given[key]
@@ -33,10 +34,11 @@ def main(address: str, questions: str, answers: str) -> None:
         for output in result.get_response().outputs:
             if output.datatype != "BYTES":
                 key = f"a{len(made)}"
-                made[key] = result.as_numpy(output.name)
+                made[key] = np.array(result.as_numpy(output.name))
                 outputs[output.name] = key
         listed.append(outputs)
-    np.savez(answers, plan=json.dumps(listed), **made)
+    save_file(made, answers)
+    Path(f"{answers}.json").write_text(json.dumps(listed))
     client.close()
 
 

@@ -262,7 +262,7 @@ def test_preparing_what_cannot_serve(live: LiveModel, registry: DirectoryRegistr
 def test_why_nothing_serves_is_told_to_clients_without_paths(live: LiveModel, registry: DirectoryRegistry) -> None:
     damage(registry, 1)
     live.sync()
-    with pytest.raises(NoLiveModel, match="version 1 does not run here: version 1 failed its proof: head.onnx") as told:
+    with pytest.raises(NoLiveModel, match=r"version 1 does not run here: .* head\.onnx") as told:
         live.serving()
     assert str(registry.folder(1).parent) not in str(told.value)
     assert len(str(told.value)) < 500

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from plaudit.cli.failures import CommandFailed
 from plaudit.compose.paths import data_dir
 from plaudit.compose.registry import model_registry
 from plaudit.compose.runtime import model_runtime
+from plaudit.compose.settings import environment_without_settings
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import Settings
 from plaudit_models.bundle import CorruptBundle, Manifest
@@ -142,17 +142,15 @@ def _run(settings: Settings, request: ImportRequest, folder: Path) -> Sequence[s
         max_batch=settings.serving.max_batch,
         memory_bytes=request.memory_bytes,
     )
-    # Without the settings of this process, which hold secrets, and without its folder in front of the modules.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PLAUDIT_")}
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", import_job.__name__],
+            [sys.executable, "-P", "-m", import_job.__name__],  # without the present folder in front of the modules
             input=json.dumps(asdict(job)),
             capture_output=True,
             text=True,
             check=False,
             timeout=request.time_s,
-            env=env,
+            env=environment_without_settings(),
         )
     except subprocess.TimeoutExpired as error:
         raise CommandFailed(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import onnx
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from onnx.external_data_helper import uses_external_data
 
 MAX_BYTES: Final = 2_000_000_000
 """Largest size of one ONNX file, its data included: protobuf cannot hold more."""
@@ -80,20 +80,19 @@ def _tensors_of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorPr
 
 
 def _take_in_data(graph: onnx.ModelProto, file: Path, real: Path, size_bytes: int) -> None:
-    external = [tensor for tensor in tensors(graph) if uses_external_data(tensor)]
-    paths = [_data_file(ExternalDataInfo(tensor).location, file, real) for tensor in external]
-    total_bytes = size_bytes + sum(path.stat().st_size for path in set(paths))
+    external = [(tensor, _place(tensor, file)) for tensor in tensors(graph) if uses_external_data(tensor)]
+    paths = {location: _data_file(location, file, real) for _, (location, _, _) in external}
+    total_bytes = size_bytes + sum(path.stat().st_size for path in set(paths.values()))
     if total_bytes > MAX_BYTES:
         raise CannotImport(_too_large(file, total_bytes))
     loaded_bytes = size_bytes
-    for tensor, path in zip(external, paths, strict=True):
-        info = ExternalDataInfo(tensor)
-        with path.open("rb") as data:
-            data.seek(info.offset or 0)
-            raw = data.read(info.length if info.length else -1)
-        if info.length and len(raw) != info.length:
+    for tensor, (location, offset, length) in external:
+        with paths[location].open("rb") as data:
+            data.seek(offset)
+            raw = data.read(length or -1)
+        if length and len(raw) != length:
             raise CannotImport(
-                f"{file}: its data file {info.location} ends before constant {tensor.name!r} does; fetch the whole file"
+                f"{file}: its data file {location} ends before constant {tensor.name!r} does; fetch the whole file"
             )
         loaded_bytes += len(raw)
         if loaded_bytes > MAX_BYTES:  # the same bytes may be named again and again
@@ -101,6 +100,15 @@ def _take_in_data(graph: onnx.ModelProto, file: Path, real: Path, size_bytes: in
         tensor.raw_data = raw
         tensor.ClearField("external_data")
         tensor.data_location = onnx.TensorProto.DEFAULT
+
+
+def _place(tensor: onnx.TensorProto, file: Path) -> tuple[str, int, int]:
+    """Data file of a constant, where it begins there, and its bytes; 0: all that follow."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    numbers = [entries.get(key) or "0" for key in ("offset", "length")]
+    if not all(number.isascii() and number.isdecimal() and len(number) < 16 for number in numbers):
+        raise CannotImport(f"{file}: the place of constant {tensor.name!r} in its data file is damaged")
+    return entries.get("location", ""), int(numbers[0]), int(numbers[1])
 
 
 def _data_file(location: str, file: Path, real: Path) -> Path:

@@ -150,7 +150,7 @@ def _contract_nodes(graph: onnx.ModelProto, name: str, value: str, source: Sourc
     """Name of the last value on the way from the output to float32 ``[batch, width]``."""
     nodes = graph.graph.node
 
-    def add(kind: str, inputs: Sequence[str], what: str, **attributes: Any) -> str:
+    def add(kind: str, inputs: Sequence[str], what: str, **attributes: int | onnx.TensorProto) -> str:
         made = f"{name}/{what}"
         nodes.append(helper.make_node(kind, inputs, [made], **attributes))
         return made

@@ -249,7 +249,9 @@ def _lengths_to_try(graph: onnx.GraphProto) -> Sequence[int]:
     """Lengths of free axes: the usual one, those of the graph's constants, as an axis that is declared free may in
     fact be as long as the rows of a weight, and longer ones.
     """
-    of_constants = {length for constant in graph.initializer for length in constant.dims if 1 < length <= MAX_FREE_LENGTH}
+    of_constants = {
+        length for constant in graph.initializer for length in constant.dims if 1 < length <= MAX_FREE_LENGTH
+    }
     return list(dict.fromkeys((_FREE_LENGTHS[0], *sorted(of_constants)[:_MAX_TRIED_LENGTHS], *_FREE_LENGTHS[1:])))
 
 
@@ -406,7 +408,9 @@ class _Runs:
         """
         least = 1 if len(options.actions) == 2 else 2
         widths = {name: _width(output.together) or 0 for name, output in self.outputs.items()}
-        fitting = [name for name, width in widths.items() if width >= least and name != (options.embedding or EMBEDDING)]
+        fitting = [
+            name for name, width in widths.items() if width >= least and name != (options.embedding or EMBEDDING)
+        ]
         for better in (
             [name for name in fitting if widths[name] == len(options.actions)],
             [name for name in fitting if name in self._of_fixed_width],
@@ -626,7 +630,9 @@ def _say_how_batches_are_served(runs: _Runs, graph: onnx.ModelProto, note: Calla
     if runs.fixed_rows > 1:
         note(f"its batch is fixed to {runs.fixed_rows}: fewer rows are filled up; export it with a free first axis")
     elif runs.one_by_one:
-        reason = f"{runs.why_one_by_one}{' (it is quantized dynamically)' if quantizes_dynamically(graph.graph) else ''}"
+        reason = (
+            f"{runs.why_one_by_one}{' (it is quantized dynamically)' if quantizes_dynamically(graph.graph) else ''}"
+        )
         note(f"rows are served one by one, as {reason}; export it with a free first axis to be faster")
 
 
