@@ -220,7 +220,7 @@ def _loaded_by(statement: str, modules: list[str]) -> list[str]:
         ("import plaudit.serving.server", ["torch", "onnx", "pydantic", "plaudit.learner"]),
         ("import plaudit.learner.loop", ["torch", "pydantic", "plaudit.serving"]),
         ("import plaudit.compose.learner", ["torch", "onnxscript", "plaudit.serving"]),
-        ("import plaudit.adapters.runtime.importer", ["torch", "onnxscript"]),  # the extra learn-base has neither
+        ("import plaudit.adapters.runtime.importer", ["torch", "onnxscript"]),  # the extra serve has neither
         ("import plaudit.console.app", ["torch", "onnxruntime", "sqlalchemy", "plaudit.serving", "plaudit.learner"]),
         ("import plaudit.client", ["numpy", "pydantic", "typer", "rich", "plaudit.core.settings"]),
         ("import plaudit.cli.app", ["torch", "onnxruntime", "numpy", "sqlalchemy"]),
