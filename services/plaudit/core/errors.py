@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from plaudit.core.limits import MAX_SHOWN_CHARACTERS
+
+
+def _shown(value: str) -> str:
+    return f"{value[:MAX_SHOWN_CHARACTERS]!r}{'…' if len(value) > MAX_SHOWN_CHARACTERS else ''}"
+
 
 class PlauditError(Exception):
     """Root of every error raised on purpose."""
@@ -36,7 +42,7 @@ class UnknownModel(NotFound):
     """No model of that name is served."""
 
     def __init__(self, model: str, known: list[str]) -> None:
-        super().__init__(f"model: {model!r} is not served here; served are {known}")
+        super().__init__(f"model: {_shown(model)} is not served here; served are {known}")
 
 
 class UnknownVersion(NotFound):
@@ -51,7 +57,7 @@ class UnknownFeedback(NotFound):
     """No feedback with that id was recorded."""
 
     def __init__(self, feedback_id: str) -> None:
-        super().__init__(f"feedback_id: {feedback_id!r} was never recorded")
+        super().__init__(f"feedback_id: {_shown(feedback_id)} was never recorded")
 
 
 class Conflict(PlauditError):
@@ -153,15 +159,27 @@ class Expired(PlauditError):
         super().__init__("the deadline passed before the request was computed")
 
 
+class RunStopped(Expired):
+    """A run of the graph lasted beyond the deadlines of all its requests, and was ended."""
+
+    def __init__(self, lasted_s: float) -> None:
+        PlauditError.__init__(self, f"the model was still computing after {lasted_s:.1f} s, when it was stopped")
+
+
 class Unavailable(PlauditError):
     """The request cannot be served now; the same request can succeed later."""
 
 
 class NoLiveModel(Unavailable):
-    """No version of the model serves yet."""
+    """No version of the model serves yet.
 
-    def __init__(self, model: str) -> None:
-        super().__init__(f"model {model!r} has no live version yet; run `plaudit pretrain` or `plaudit promote N`")
+    Args:
+        problem: why the version that should be live does not run here; "" if there is none.
+    """
+
+    def __init__(self, model: str, problem: str = "") -> None:
+        way_out = problem or "run `plaudit pretrain`, `plaudit import` or `plaudit promote N`"
+        super().__init__(f"model {model!r} has no live version yet; {way_out}")
 
 
 class Draining(Unavailable):

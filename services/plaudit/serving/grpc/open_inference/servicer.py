@@ -118,7 +118,7 @@ class InferenceServicer:
         try:
             predictions = self._predict.predict(prediction_request(message, rows, choice), call, binding)
         except InvalidInput as error:
-            raise InvalidInput(error.field.replace("content[", "inputs[", 1), error.problem) from error
+            raise InvalidInput(error.field.replace("content", "inputs", 1), error.problem) from error
         return choice.response(predictions, message.id)
 
     def _infer_streamed(self, request: bytes, call: CallContext) -> bytes:
@@ -231,7 +231,7 @@ class InferenceServicer:
         if request.parameters:
             raise InvalidInput(
                 "parameters",
-                f"holds {sorted(request.parameters)}; a model is loaded as its registry has it, without any",
+                f"holds {sorted(request.parameters)[:3]}; a model is loaded as its registry has it, without any",
             )
         self._models.load(_named(request.model_name)).live.serving()
         return pb.RepositoryModelLoadResponse()
