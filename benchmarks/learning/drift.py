@@ -151,7 +151,7 @@ def _scene(name: str, tasks: list[Task], *, vowpal: bool) -> list[Measure]:
         satisfaction = task.satisfaction(seen.judged)
         ours.append(task.events_to_recover(satisfaction))
         drops.append(task.drop(satisfaction))
-        found.append(len(seen.changes))
+        found.append(len(seen.drifts))
     peers = {
         **{f"LinUCB, γ {g:g}": _linucb(tasks, discount=g) for g in DISCOUNTS},
         **{f"LinUCB, window {w}": _linucb(tasks, window=w) for w in WINDOWS},
@@ -165,7 +165,7 @@ def _scene(name: str, tasks: list[Task], *, vowpal: bool) -> list[Measure]:
             float(np.median(ours)),
             best,
             "at_most",
-            f"{_all(ours)}; changes found: {found}",
+            f"{_all(ours)}; drifts found: {found}",
         ),
         Measure(f"{name}: plaudit, worst shuffle", max(ours), _worst_allowed(name), "at_most"),
         Measure(f"{name}: unchanged classes, largest drop in points", max(drops), 1.0, "at_most"),
@@ -210,10 +210,10 @@ def _stationary(digits: list[Digits], first: list[Int64]) -> list[Measure]:
         task = each.task([one, one], [4_800, AFTER])
         forgets, keeps = _run(task, seed), _run(task, seed, forgets=False)
         cost.append(float(task.satisfaction(keeps.judged).mean() - task.satisfaction(forgets.judged).mean()))
-        found.append(len(forgets.changes))
+        found.append(len(forgets.drifts))
     return [
         Measure("stationary: satisfaction lost", max(cost), 0.005, "at_most", "of the worst shuffle"),
-        Measure("stationary: changes found", float(sum(found)), note=f"in {len(digits)} × {4_800 + AFTER:,} events"),
+        Measure("stationary: drifts found", float(sum(found)), note=f"in {len(digits)} × {4_800 + AFTER:,} events"),
     ]
 
 

@@ -27,7 +27,7 @@ from plaudit_models.bandit.reward_model import (
     evidence_of_actions,
     posterior,
 )
-from plaudit_models.evaluation.change import Change, ChangeDetector, Epoch, explains_best
+from plaudit_models.evaluation.drift import Drift, DriftDetector, Epoch, explains_best
 
 Int64 = npt.NDArray[np.int64]
 
@@ -59,14 +59,14 @@ class Run:
         thumbs: the feedback, 1 for a thumb up, shape ``[n]``.
         judged: probabilities at the contexts to judge on, of the policy before each batch and of the last one,
             ``[batches + 1, e, a]``; empty if there were none.
-        changes: number of rounds after which each change was found, and the change.
+        drifts: number of rounds after which each drift was found, and the drift.
     """
 
     liked: npt.NDArray[np.bool_]
     predicted: Float64
     thumbs: Float64
     judged: Float64
-    changes: list[tuple[int, Change]]
+    drifts: list[tuple[int, Drift]]
 
 
 class _Heard:
@@ -91,9 +91,9 @@ class _Heard:
         rows = numbers[self._slices[numbers] == int(name)]
         return evidence_of_actions(self._space, self._phi[rows], self._actions[rows], self._thumbs[rows])
 
-    def error(self, state: RewardState, prior: RewardPrior, change: Change) -> float:
+    def error(self, state: RewardState, prior: RewardPrior, drift: Drift) -> float:
         """Mean squared error of what a state expects of the labels after a change."""
-        rows = change.since + np.flatnonzero(self._slices[change.since : self._n] == int(change.slice))
+        rows = drift.since + np.flatnonzero(self._slices[drift.since : self._n] == int(drift.slice))
         expected, _ = posterior(state, prior).predict(self._phi[rows])
         of_served = np.clip(expected[np.arange(len(rows)), self._actions[rows]], 0.0, 1.0)
         return float(np.square(of_served - self._thumbs[rows]).mean())
@@ -126,8 +126,8 @@ def run_stream(
     n, a = stream.base_logits.shape
     space = FeatureSpace("benchmark", a, stream.embedding.shape[1], builder.embedding_features, builder.exclusivity)
     slices = np.asarray(stream.base_logits.argmax(axis=1), np.int64)
-    heard, detector = _Heard(space, slices), ChangeDetector()
-    found: list[tuple[int, Change]] = []
+    heard, detector = _Heard(space, slices), DriftDetector()
+    found: list[tuple[int, Drift]] = []
     served = latest = empty_state(space)
     liked, predicted, thumbs = np.zeros(n, np.bool_), np.zeros(n), np.zeros(n)
     judged = []
@@ -154,17 +154,17 @@ def run_stream(
         heard.add(phi, actions, thumbs[rows])
         if forgets:
             names, numbers = [str(k) for k in slices[rows]], range(start, end)
-            detector, changes = detector.observe(
+            detector = detector.observe(
                 names, numbers, [""] * len(names), thumbs[rows], predicted[rows], known[each, actions]
             )
-            for change in changes:
-                latest = latest.subtract(heard.evidence(change.slice, change.outdated))
-                former = [latest.add(heard.evidence(change.slice, epoch)) for epoch in change.former]
-                errors = [heard.error(state, builder.settings.prior, change) for state in former]
-                best = explains_best(errors, heard.error(latest, builder.settings.prior, change))
-                if best is not None:
-                    latest, detector = former[best], detector.count_again(change.slice, change.former[best])
-                found.append((end, change))
+            for drift in detector.pending:
+                latest = latest.subtract(heard.evidence(drift.slice, drift.outdated))
+                former = [latest.add(heard.evidence(drift.slice, epoch)) for epoch in drift.former]
+                errors = [heard.error(state, builder.settings.prior, drift) for state in former]
+                best = explains_best(errors, heard.error(latest, builder.settings.prior, drift))
+                latest = latest if best is None else former[best]
+                detector = detector.settled(() if best is None else drift.former[best])
+                found.append((end, drift))
         recent = stream[slice(max(0, end - RECENT), end)]
         served = bounded_step(
             builder.settings,

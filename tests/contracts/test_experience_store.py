@@ -253,6 +253,20 @@ def test_experiences_are_excluded_and_stay_so_when_labelled_again(store: Experie
     assert [e.excluded for e in store.experiences()] == [False, True, True]
 
 
+def test_experiences_of_a_slice_and_what_of_them_is_outdated(store: ExperienceStore) -> None:
+    make_experiences(store, 4)
+    assert [(e.slice, e.outdated) for e in store.experiences()] == [("", False)] * 4
+    store.save(LeaderCommit(slices={1: "cat", 2: "dog", 3: "cat", 4: "cat"}, outdated={1: True, 3: True}))
+    assert [(e.number, e.outdated, e.counts) for e in store.experiences(slice="cat")] == [
+        (1, True, False),
+        (3, True, False),
+        (4, False, True),
+    ]
+    store.save(LeaderCommit(outdated={3: False}))
+    assert [e.number for e in store.experiences(after=1, up_to=3, slice="cat") if e.counts] == [3]
+    assert store.experiences(slice="fish") == []
+
+
 def test_the_experiences_of_one_user(store: ExperienceStore) -> None:
     decisions = [a_decision(f"p{i}", user_id=user) for i, user in enumerate(["ada", "bob", "ada", ""])]
     store.save_batch(IngestBatch(decisions=decisions, labels=[LabelUpdate(d.prediction_id, GOOD) for d in decisions]))
@@ -530,7 +544,7 @@ def test_tables_of_another_version_are_refused(url: str, open_store: Callable[[]
     with engine.begin() as connection:
         connection.execute(text("UPDATE intake_stats SET schema = 99"))
     engine.dispose()
-    with pytest.raises(WrongStore, match=r"version 99, this Plaudit has 4; move it away"):
+    with pytest.raises(WrongStore, match=r"version 99, this Plaudit has 5; move it away"):
         open_store()
 
 
@@ -540,7 +554,7 @@ def test_tables_of_the_release_before_are_refused(url: str, open_store: Callable
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE standing (id INTEGER PRIMARY KEY, schema INTEGER)"))
         connection.execute(text("CREATE TABLE decisions (place INTEGER PRIMARY KEY)"))
-    with pytest.raises(WrongStore, match=r"version 3, this Plaudit has 4; move it away, and the learner") as refused:
+    with pytest.raises(WrongStore, match=r"version 3, this Plaudit has 5; move it away, and the learner") as refused:
         open_store()
     assert url.rpartition("/")[2] in str(refused.value)
     assert sorted(inspect(engine).get_table_names()) == ["decisions", "standing"]

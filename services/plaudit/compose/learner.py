@@ -32,6 +32,7 @@ from plaudit.learner.finetuning.scheduler import FinetuningContext, FinetuningRu
 from plaudit.learner.ingest.consumer import LogConsumer
 from plaudit.learner.loop import Finetuner, Learner, NoFinetuning
 from plaudit.learner.metrics import LearnerMetrics
+from plaudit.learner.online.outdated import OutdatedEvidence
 from plaudit.learner.online.policy_shift import PolicyShift
 from plaudit.learner.online.refresh import HeadRefresher
 from plaudit.learner.online.revert import RefreshGuard
@@ -142,6 +143,9 @@ def build_learner(
             settings=settings.learner,
             retention_s=settings.store.retention_s,
             **shared,
+        ),
+        outdated=OutdatedEvidence(
+            state=state, store=store, policies=policies, prior=builder.settings.prior, metrics=metrics
         ),
         guard=RefreshGuard(policies=policies, rules=rules, **shared),
         refresher=HeadRefresher(

@@ -77,6 +77,8 @@ class Experience:
         probabilities: probabilities of the actions under the version that served, in the order of its action set or of
             the dynamic actions; None if that version was removed before the first feedback.
         excluded: True: stored, but not learned from: it did harm, or its user is over the cap or in quarantine.
+        slice: contexts that it is followed with, such as those with the same base answer; "" before it is learned.
+        outdated: True: from before users changed what they want of its slice, so that it counts no more.
     """
 
     number: int
@@ -84,6 +86,13 @@ class Experience:
     label: Label | None
     probabilities: tuple[float, ...] | None = None
     excluded: bool = False
+    slice: str = ""
+    outdated: bool = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is learned from."""
+        return self.label is not None and not self.excluded and not self.outdated
 
     @property
     def reward(self) -> float | None:

@@ -1,8 +1,8 @@
 """The learner's loop: read the log; where this learner leads, learn, refresh the head, and revert what does harm.
 
-One step, top to bottom: ingest → online update → revert or confirm → head refresh → experiments → fine-tuning → policy
-shift. Any number of learners read; the store lets one of them lead, and when that one is gone another begins from what
-was saved.
+One step, top to bottom: ingest → online update → outdated evidence goes → revert or confirm → head refresh →
+experiments → fine-tuning → policy shift. Any number of learners read; the store lets one of them lead, and when that
+one is gone another begins from what was saved.
 
 Imports no torch; fine-tuning happens in a job of its own.
 """
@@ -25,6 +25,7 @@ from plaudit.core.rollout import Rollout
 from plaudit.learner.finetuning.experiment_runner import ExperimentRunner
 from plaudit.learner.ingest.consumer import LogConsumer
 from plaudit.learner.metrics import LearnerMetrics
+from plaudit.learner.online.outdated import OutdatedEvidence
 from plaudit.learner.online.policy_shift import PolicyShift
 from plaudit.learner.online.refresh import HeadRefresher
 from plaudit.learner.online.revert import RefreshGuard
@@ -99,6 +100,7 @@ class Learner:
     state: LearnerState
     consumer: LogConsumer
     updater: OnlineUpdater
+    outdated: OutdatedEvidence
     guard: RefreshGuard
     refresher: HeadRefresher
     experiments: ExperimentRunner
@@ -164,6 +166,7 @@ class Learner:
         """Learn, and act on what was learned; returns the number of experiences learned."""
         n_learned = self._learn(self._follow())
         acts: tuple[Callable[[Serving], None], ...] = (
+            self._outdate,
             lambda now: self.guard.act(now.live, now.rollout),
             lambda now: self.refresher.step(now.live, now.rollout, caught_up=not self._behind),
             lambda now: self.experiments.step(now.rollout, self.state.progress),
@@ -187,6 +190,11 @@ class Learner:
                 break
         self._behind |= n_chunk >= self.poll_limit
         return n_learned
+
+    def _outdate(self, now: Serving) -> None:
+        """Let evidence go that users have outdated; what refreshes were compared on is outdated with it."""
+        while self.outdated.step(now.live):
+            self.guard.begin_anew()
 
     def _follow(self) -> Serving:
         """The present rollout; evidence and running comparison are moved to its versions where it has changed."""
@@ -250,6 +258,7 @@ class Learner:
             "pinned": rollout.pinned,
             "experiences": progress.experiences,
             "dynamic_experiences": progress.dynamic_experiences,
+            "outdated_experiences": progress.outdated,
             "unlearned": intake_stats.last_number - progress.last_number,
             "feedback": intake_stats.feedback,
             "waiting": intake_stats.waiting,

@@ -31,6 +31,11 @@ class LearnerMetrics:
         self.waiting = gauge("orphans", "Feedback whose decision has not arrived.")
         self.discarded = gauge("discarded", "Feedback that cannot be learned from.")
         self.experiences = gauge("experiences", "Decisions with feedback that are learned from.")
+        self.outdated_experiences = gauge(
+            "outdated_experiences",
+            "Decisions with feedback that are not learned from, as users have changed what they want.",
+        )
+        self.drifts = counter("drifts_total", "Concept drifts found: changes of what users want of a slice.")
         self.dynamic_experiences = gauge(
             "dynamic_experiences", "Of these, decisions between dynamic actions of the request."
         )

@@ -21,6 +21,7 @@ class Progress:
     last_feedback_time_s: latest time at which the server received one of them, UTC seconds.
     silence_place: place of the last decision that was labelled as silent, or was not silent.
     n_users: number of users whose experiences are learned.
+    outdated: number of experiences that count no more, because users changed what they want.
     """
 
     batches: int = 0
@@ -34,6 +35,7 @@ class Progress:
     silence_place: int = 0
     n_users: int = 0
     dynamic_experiences: int = 0
+    outdated: int = 0
 
     @property
     def pending(self) -> int:
@@ -46,6 +48,7 @@ class Progress:
             "batches": self.batches,
             "experiences": self.experiences,
             "dynamic_experiences": self.dynamic_experiences,
+            "outdated_experiences": self.outdated,
             "last_experience": self.last_number,
             "raters": self.n_users,
             "feedback": self.feedback,

@@ -18,6 +18,7 @@ from plaudit.learner.features.action_heads import HEAD_KINDS, DynamicActions, Fi
 from plaudit.learner.progress import Progress, progress_from_bytes
 from plaudit.learner.tuning_state import TuningState, tuning_state_from_bytes
 from plaudit_models.bandit.reward_model import RewardState, state_from_bytes
+from plaudit_models.evaluation.drift import DriftDetector, drift_detector_from_bytes
 from plaudit_models.evaluation.gate import GateRules, new_comparison
 from plaudit_models.evaluation.raters import Raters, raters_from_bytes
 
@@ -27,12 +28,14 @@ class StateParts(TypedDict, total=False):
 
     Attributes:
         raters: reliability and trust level of each user.
+        detector: finds changes of what users want.
         running: the comparison of the head refreshes with the last gated version.
         experiment: the one under way; None if there is none.
         report_cursors: where reading the reports of inference services continues.
     """
 
     raters: Raters
+    detector: DriftDetector
     progress: Progress
     running: RunningComparison
     tuning: TuningState
@@ -52,6 +55,7 @@ class _Codec:
 _CODECS: Final[Mapping[str, _Codec]] = {
     **{kind.KEY: _Codec(kind.to_bytes, kind.from_bytes) for kind in HEAD_KINDS},
     "raters": _Codec(Raters.to_bytes, raters_from_bytes, Raters()),
+    "detector": _Codec(DriftDetector.to_bytes, drift_detector_from_bytes, DriftDetector()),
     "progress": _Codec(Progress.to_bytes, progress_from_bytes, Progress()),
     "running": _Codec(RunningComparison.to_bytes, running_from_bytes),
     "tuning": _Codec(TuningState.to_bytes, tuning_state_from_bytes, TuningState()),
@@ -74,6 +78,7 @@ class LearnerState:
     fixed_actions: FixedActions | None
     dynamic_actions: DynamicActions | None
     raters: Raters
+    detector: DriftDetector
     progress: Progress
     running: RunningComparison
     tuning: TuningState

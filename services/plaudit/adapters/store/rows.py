@@ -93,7 +93,7 @@ def experience_from_row(row: Row[Any], decision: DecisionHeader, label: Label | 
     probabilities = None
     if row.probabilities is not None:
         probabilities = tuple(np.frombuffer(row.probabilities, "<f8").tolist())
-    return Experience(row.number, decision, label, probabilities, row.excluded)
+    return Experience(row.number, decision, label, probabilities, row.excluded, row.slice, row.outdated)
 
 
 def summary_row(summary: ExperimentSummary) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sqlalchemy import (
     select,
 )
 
-SCHEMA: Final = 4
+SCHEMA: Final = 5
 """Version of the tables below. Another one is refused: everything in them can be had again from the log."""
 
 METADATA = MetaData()
@@ -96,6 +96,9 @@ EXPERIENCES = Table(
     *_label(),
     Column("probabilities", LargeBinary),
     Column("excluded", Boolean, nullable=False),
+    Column("slice", String, nullable=False),
+    Column("outdated", Boolean, nullable=False),
+    Index("experiences_by_slice", "slice", "number"),
 )
 """``probabilities``: little-endian float64."""
 

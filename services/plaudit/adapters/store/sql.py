@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Connection,
     Double,
@@ -200,7 +201,9 @@ class SqlStore:
         with self._locked() as (connection, row):
             self._check_lead(row)
             self._upsert(connection, FEATURES, [features_row(*item) for item in commit.features.items()])
-            self._save_probabilities(connection, commit.probabilities)
+            self._save_values(connection, "probabilities", LargeBinary(), _encoded(commit.probabilities))
+            self._save_values(connection, "slice", String(), commit.slices)
+            self._save_values(connection, "outdated", Boolean(), commit.outdated)
             for numbers in _chunks(commit.excluded):
                 those = EXPERIENCES.c.number.in_(numbers)
                 connection.execute(update(EXPERIENCES).where(those).values(excluded=True))
@@ -327,7 +330,13 @@ class SqlStore:
         return decisions
 
     def experiences(
-        self, *, after: int = 0, up_to: int | None = None, limit: int | None = None, user_id: str | None = None
+        self,
+        *,
+        after: int = 0,
+        up_to: int | None = None,
+        limit: int | None = None,
+        user_id: str | None = None,
+        slice: str | None = None,
     ) -> Sequence[Experience]:
         query = (
             select(*EXPERIENCE_COLUMNS)
@@ -341,6 +350,8 @@ class SqlStore:
             query = query.where(EXPERIENCES.c.number <= up_to)
         if user_id is not None:
             query = query.where(DECISIONS.c.user_id == user_id)
+        if slice is not None:
+            query = query.where(EXPERIENCES.c.slice == slice)
         with self._reading() as connection:
             return [_former_experience(row) for row in connection.execute(query)]
 
@@ -402,7 +413,14 @@ class SqlStore:
         fresh = [each for each in updates if each.before is None]
         rows = [
             label_row(each.label)
-            | {"number": number, "prediction_id": each.prediction_id, "probabilities": None, "excluded": False}
+            | {
+                "number": number,
+                "prediction_id": each.prediction_id,
+                "probabilities": None,
+                "excluded": False,
+                "slice": "",
+                "outdated": False,
+            }
             for number, each in enumerate(fresh, last_number + 1)
         ]
         self._insert(connection, EXPERIENCES, rows)
@@ -447,15 +465,18 @@ class SqlStore:
         else:
             _execute_many(connection, statement, rows)
 
-    def _save_probabilities(self, connection: Connection, probabilities: Mapping[int, tuple[float, ...]]) -> None:
-        rows = [{"n": n, "values": np.array(p, "<f8").tobytes()} for n, p in probabilities.items()]
+    def _save_values(
+        self, connection: Connection, column: str, kind: TypeEngine[Any], values: Mapping[int, object]
+    ) -> None:
+        """Set one column of experiences, by number."""
+        rows = [{"n": number, "value": value} for number, value in values.items()]
         if rows and self._shared:
-            given = _unnested({"n": BigInteger(), "values": LargeBinary()}, rows)
+            given = _unnested({"n": BigInteger(), "value": kind}, rows)
             of_row = EXPERIENCES.c.number == given.c.n
-            connection.execute(update(EXPERIENCES).where(of_row).values(probabilities=given.c["values"]))
+            connection.execute(update(EXPERIENCES).where(of_row).values({column: given.c["value"]}))
         elif rows:
             of_row = EXPERIENCES.c.number == bindparam("n")
-            _execute_many(connection, update(EXPERIENCES).where(of_row).values(probabilities=bindparam("values")), rows)
+            _execute_many(connection, update(EXPERIENCES).where(of_row).values({column: bindparam("value")}), rows)
 
     @contextmanager
     def _locked(self) -> Iterator[tuple[Connection, Row[Any]]]:
@@ -509,6 +530,10 @@ def _set_labels(connection: Connection, table: Table, labels: Mapping[int, Label
     values: dict[str, Any] = {name: bindparam(f"new_{name}") for name in LABEL_COLUMNS}
     rows = [{"n": n} | {f"new_{name}": v for name, v in label_row(label).items()} for n, label in labels.items()]
     connection.execute(update(table).where(table.c.number == bindparam("n")).values(values), rows)
+
+
+def _encoded(probabilities: Mapping[int, tuple[float, ...]]) -> dict[int, bytes]:
+    return {number: np.array(values, "<f8").tobytes() for number, values in probabilities.items()}
 
 
 def _execute_many(connection: Connection, statement: Insert | Update, rows: Sequence[Mapping[str, Any]]) -> None:

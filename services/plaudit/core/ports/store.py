@@ -167,6 +167,8 @@ class LeaderCommit:
         features: features by prediction id.
         probabilities: probabilities of the actions by experience number.
         excluded: numbers of experiences that are no longer learned from.
+        slices: slices of experiences by number.
+        outdated: by number, whether experiences are outdated from now on.
         resolved: revisions that are learned.
         silent: labels of predictions without feedback; they become experiences.
         state: the learner's state by the name of its part, see learner/state.py; None removes the part.
@@ -177,6 +179,8 @@ class LeaderCommit:
     features: Mapping[str, Features] = field(default_factory=dict)
     probabilities: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     excluded: Sequence[int] = ()
+    slices: Mapping[int, str] = field(default_factory=dict)
+    outdated: Mapping[int, bool] = field(default_factory=dict)
     resolved: Sequence[LabelRevision] = ()
     silent: Sequence[LabelUpdate] = ()
     state: Mapping[str, bytes | None] = field(default_factory=dict)
@@ -214,11 +218,18 @@ class ExperienceReader(Protocol):
     """Experiences and what the store has of their predictions."""
 
     def experiences(
-        self, *, after: int = 0, up_to: int | None = None, limit: int | None = None, user_id: str | None = None
+        self,
+        *,
+        after: int = 0,
+        up_to: int | None = None,
+        limit: int | None = None,
+        user_id: str | None = None,
+        slice: str | None = None,
     ) -> Sequence[Experience]:
         """Experiences numbered ``after`` + 1 … ``up_to``, by number, including those without a label any more.
 
-        One with a revision has the former label. With ``user_id`` only those of decisions made for that user.
+        One with a revision has the former label. With ``user_id`` only those of decisions made for that user; with
+        ``slice`` only those of that slice.
         """
         ...
 

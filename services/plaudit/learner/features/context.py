@@ -50,6 +50,12 @@ class Context:
             raise ValueError("a context of fixed actions has no action list")
         return ActionList(self.features.embedding, self.vectors, self.features.base_logits)
 
+    @property
+    def slice(self) -> str:
+        """Name of the contexts with the same base answer."""
+        answer = self.actions[int(np.argmax(self.features.base_logits))]
+        return f"dynamic: {answer}" if self.dynamic else answer
+
     def index(self, action: str) -> int | None:
         """Place of an action in ``actions``; None if it is not one of them."""
         return self.actions.index(action) if action in self.actions else None

@@ -104,7 +104,7 @@ def relearned(
     learned, last = empty, 0
     while chunk := store.experiences(after=last, up_to=up_to, limit=CHUNK):
         last = chunk[-1].number
-        usable = [e for e in chunk if e.label is not None and not e.excluded]
+        usable = [e for e in chunk if e.counts]
         contexts = contexts_on(version, store, usable, features_on(version, store, usable, save))
         learned = learned.add(labelled_contexts([(e, e.label) for e in usable], contexts))
     return learned

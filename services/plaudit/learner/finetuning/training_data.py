@@ -60,7 +60,7 @@ def select_training_data(
     labelled = [
         experience
         for experience in store.experiences(after=job.snapshot - plan.max_experiences, up_to=job.snapshot)
-        if experience.label is not None and not experience.excluded
+        if experience.counts
     ]
     recent = [experience for experience in labelled if _behind(experience, version) <= plan.max_versions_behind]
     if labelled and not recent:

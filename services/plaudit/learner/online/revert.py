@@ -48,6 +48,10 @@ class RefreshGuard:
         if gated != self.state.running.gated:
             self._restart(gated, after_version=gated)
 
+    def begin_anew(self) -> None:
+        """Compare with the same gated version from the beginning, with refreshes to come."""
+        self._restart(self.state.running.gated, after_version=max(self.registry.versions()))
+
     def act(self, live: Manifest, rollout: Rollout) -> None:
         """Revert to the gated version on evidence of harm; make the latest refresh gated on evidence of gain."""
         comparison = self.state.running.comparison
@@ -71,7 +75,7 @@ class RefreshGuard:
         assert learned is not None
         learned_by_gated = int(self.registry.manifest(gated).data.get("last_experience", 0))
         since = self.store.experiences(after=learned_by_gated, up_to=progress.last_number)
-        harmful = [e for e in since if e.label is not None and not e.excluded]
+        harmful = [e for e in since if e.counts]
         features = stored_features(learned.trunk_digest, self.store, harmful)
         contexts = contexts_on(self.policies.version(live.version), self.store, harmful, features)
         self.state.save(

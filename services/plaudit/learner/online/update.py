@@ -44,6 +44,7 @@ from plaudit.learner.progress import Progress
 from plaudit.learner.state import LearnerState
 from plaudit_models.bundle import Manifest
 from plaudit_models.evaluation.calibration import reliability
+from plaudit_models.evaluation.drift import DriftDetector
 from plaudit_models.evaluation.raters import Raters, fair_cap
 
 RECENT_REWARDS: Final = 200
@@ -68,12 +69,12 @@ class ExperienceChange:
     @property
     def subtracts(self) -> Label | None:
         """Label that the evidence loses."""
-        return None if self.before is None or self.before.excluded else self.before.label
+        return self.before.label if self.before is not None and self.before.counts else None
 
     @property
     def adds(self) -> Label | None:
         """Label that the evidence gains."""
-        return None if self.after.excluded else self.after.label
+        return self.after.label if self.after.counts else None
 
     @property
     def balance(self) -> int:
@@ -235,6 +236,7 @@ class OnlineUpdater:
         expected = learned.expected(self.builder.settings.prior, new)
         running = self._compare(fresh, new, expected)
         rated = _rated(fresh, new, expected)
+        detector = self._detect_drift(rated, new)
         raters, quarantined = self._update_raters(raters, rated)
         changes = [ExperienceChange(None, experience) for experience in fresh]
         changes += [ExperienceChange(r.experience, replace(r.experience, label=r.label)) for r in revisions]
@@ -246,11 +248,13 @@ class OnlineUpdater:
             LeaderCommit(
                 features=made,
                 probabilities=served,
+                slices={number: context.slice for number, context in new.items()},
                 excluded=[c.after.number for c in changes if c.after.excluded],
                 resolved=revisions,
             ),
             learned=learned.subtract(subtracted).add(added),
             raters=raters,
+            detector=detector,
             progress=replace(
                 _counting(progress, changes),
                 last_number=max([progress.last_number, *(e.number for e in fresh)]),
@@ -311,6 +315,26 @@ class OnlineUpdater:
             np.array([each.known for each in said], np.float64),
         )
 
+    def _detect_drift(self, rated: Sequence[Rated], contexts: Mapping[int, Context]) -> DriftDetector:
+        """Detector of changes after what users said of the answers, against what was expected.
+
+        Args:
+            contexts: by experience number.
+        """
+        detector = self.state.detector
+        if not self.settings.drift_detection:
+            return detector
+        said = [each for each in rated if speaks_plainly(each.experience) and each.experience.counts]
+        return detector.observe(
+            [contexts[each.experience.number].slice for each in said],
+            [each.experience.number for each in said],
+            [each.experience.decision.user_id for each in said],
+            np.array([each.reward for each in said], np.float64),
+            np.array([each.expected for each in said], np.float64),
+            np.array([each.known for each in said], np.float64),
+            fair_cap(self.settings.user_cap, self.state.progress.n_users, USER_SHARES),
+        )
+
     def _without(self, users: Sequence[str], changes: Sequence[ExperienceChange]) -> list[ExperienceChange]:
         """These changes, with all experiences of these users excluded."""
         changed = [
@@ -354,6 +378,7 @@ class OnlineUpdater:
             self.metrics.predicted.set(float(np.mean(self._predicted)))
             self.metrics.calibration_error.set(reliability(np.array(self._predicted), np.array(self._rewards)).error)
         self.metrics.experiences.set(self.state.progress.experiences)
+        self.metrics.outdated_experiences.set(self.state.progress.outdated)
         self.metrics.dynamic_experiences.set(self.state.progress.dynamic_experiences)
         self.metrics.waiting.set(intake_stats.waiting)
         self.metrics.discarded.set(intake_stats.discarded)

@@ -1,4 +1,4 @@
-"""Changes of what users want, found slice by slice, and which evidence of a slice counts after them.
+"""Concept drift: changes of what users want, found slice by slice, and which evidence of a slice counts after them.
 
 A slice is a set of contexts that are alike, such as those with the same base answer. Knows nothing about where
 expectations come from, nor how evidence is kept.
@@ -59,8 +59,8 @@ Epoch = tuple[Range, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """Change of what users want of a slice.
+class Drift:
+    """Drift of what users want of a slice.
 
     Attributes:
         slice: name of the slice.
@@ -115,23 +115,28 @@ class _Slice:
             tried=slice_.tried + 1,
         )
 
-    def changed(self, name: str) -> tuple[_Slice, Change]:
-        """The slice after its detector's alarm, and what has changed."""
+    def drifted(self, name: str) -> tuple[_Slice, Drift]:
+        """The slice after its detector's alarm, and the drift that was found."""
         calm = replace(self, log_wealth=0.0, tally=UserTally(), again=())
         if self.again and self.tried <= TRIED:
             kept = (*self.former, self.again)[-MAX_EPOCHS:]
-            return replace(calm, former=kept), Change(name, self.first, self.again)
+            return replace(calm, former=kept), Drift(name, self.first, self.again)
         ended = (*self.again, Range(self.first, self.since))
         pleased = (ended,) if self.liked >= self.labels / 2.0 else ()
         after = replace(calm, first=self.since, labels=0, liked=0.0, former=(*self.former, *pleased)[-MAX_EPOCHS:])
-        return after, Change(name, self.since, ended, self.former[::-1])
+        return after, Drift(name, self.since, ended, self.former[::-1])
 
 
 @dataclass(frozen=True, slots=True)
-class ChangeDetector:
-    """Detectors of all slices, in the order of their latest labels; immutable, every change returns a new one."""
+class DriftDetector:
+    """Detectors of all slices, in the order of their latest labels; immutable, every change returns a new one.
+
+    Attributes:
+        pending: drifts that were found, and whose outdated evidence still counts.
+    """
 
     slices: Mapping[str, _Slice] = field(default_factory=dict)
+    pending: tuple[Drift, ...] = ()
 
     def observe(
         self,
@@ -142,8 +147,8 @@ class ChangeDetector:
         expected: Floats,
         known: Floats,
         cap: float = 1.0,
-    ) -> tuple[ChangeDetector, list[Change]]:
-        """Compare the next labels with what was expected before them.
+    ) -> DriftDetector:
+        """Detectors after the next labels, compared with what was expected before them; drifts found are pending.
 
         Args:
             slices: slice of each label, n.
@@ -153,12 +158,9 @@ class ChangeDetector:
             expected: q, shape ``[n]``; clipped to [0, 1].
             known: share of what could be known that each expectation rests on, in [0, 1], shape ``[n]``.
             cap: largest share of one user in what a detector goes by.
-
-        Returns:
-            The detectors after these labels, and the changes that were found.
         """
         followed = dict(self.slices)
-        changes = []
+        pending = list(self.pending)
         rows = zip(slices, numbers, users, rewards.tolist(), expected.tolist(), known.tolist(), strict=True)
         for name, number, user, y, q, certain in rows:
             if certain < LEAST_KNOWN:
@@ -166,31 +168,45 @@ class ChangeDetector:
             slice_ = followed.pop(name, None) or _Slice()
             slice_ = slice_.bet(number, user, y, min(1.0, max(0.0, q)), cap)
             if slice_.log_wealth >= math.log(ALARM):
-                slice_, change = slice_.changed(name)
-                changes.append(change)
+                slice_, drift = slice_.drifted(name)
+                pending.append(drift)
             followed[name] = slice_
         surplus = max(0, len(followed) - MAX_SLICES)
-        return ChangeDetector(dict(list(followed.items())[surplus:])), changes
+        return DriftDetector(dict(list(followed.items())[surplus:]), tuple(pending))
 
-    def count_again(self, name: str, epoch: Epoch) -> ChangeDetector:
-        """Detectors after a former epoch of a slice was made to count again."""
-        slice_ = self.slices[name]
-        former = tuple(each for each in slice_.former if each != epoch)
-        return ChangeDetector({**self.slices, name: replace(slice_, former=former, again=epoch, tried=0)})
+    def settled(self, again: Epoch = ()) -> DriftDetector:
+        """Detectors after the first pending drift was dealt with.
+
+        Args:
+            again: former epoch of its slice that counts again.
+        """
+        drift, *pending = self.pending
+        slices = dict(self.slices)
+        if again and drift.slice in slices:
+            slice_ = slices[drift.slice]
+            former = tuple(each for each in slice_.former if each != again)
+            slices[drift.slice] = replace(slice_, former=former, again=again, tried=0)
+        return DriftDetector(slices, tuple(pending))
 
     def to_bytes(self) -> bytes:
-        """JSON; :func:`change_detector_from_bytes` is its inverse."""
-        return json.dumps({name: asdict(slice_) for name, slice_ in self.slices.items()}).encode()
+        """JSON; :func:`drift_detector_from_bytes` is its inverse."""
+        slices = {name: asdict(slice_) for name, slice_ in self.slices.items()}
+        return json.dumps({"slices": slices, "pending": [asdict(drift) for drift in self.pending]}).encode()
 
 
-def change_detector_from_bytes(raw: bytes) -> ChangeDetector:
-    """Inverse of :meth:`ChangeDetector.to_bytes`."""
+def drift_detector_from_bytes(raw: bytes) -> DriftDetector:
+    """Inverse of :meth:`DriftDetector.to_bytes`."""
+    fields = json.loads(raw)
     slices = {}
-    for name, saved in json.loads(raw).items():
+    for name, saved in fields["slices"].items():
         former = tuple(_epoch(each) for each in saved.pop("former"))
         tally, again = UserTally(**saved.pop("tally")), _epoch(saved.pop("again"))
         slices[name] = _Slice(**saved, tally=tally, former=former, again=again)
-    return ChangeDetector(slices)
+    pending = [
+        Drift(each["slice"], each["since"], _epoch(each["outdated"]), tuple(_epoch(epoch) for epoch in each["former"]))
+        for each in fields["pending"]
+    ]
+    return DriftDetector(slices, tuple(pending))
 
 
 def explains_best(errors: Sequence[float], without: float) -> int | None:

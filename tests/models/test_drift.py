@@ -1,0 +1,167 @@
+"""Changes of what users want, against numbers worked by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plaudit_models.evaluation.drift import (
+    ALARM,
+    BET,
+    MARGIN,
+    MAX_EPOCHS,
+    MAX_SLICES,
+    TRIED,
+    Drift,
+    DriftDetector,
+    Range,
+    drift_detector_from_bytes,
+    explains_best,
+)
+
+
+def said(
+    detector: DriftDetector,
+    rewards: Sequence[float],
+    *,
+    first: int = 1,
+    expected: float = 0.9,
+    known: float = 1.0,
+    name: str = "cat",
+    users: Sequence[str] | None = None,
+    cap: float = 1.0,
+) -> DriftDetector:
+    n = len(rewards)
+    return detector.observe(
+        [name] * n,
+        range(first, first + n),
+        users or [""] * n,
+        np.array(rewards),
+        np.full(n, expected),
+        np.full(n, known),
+        cap,
+    )
+
+
+def until_alarm(drop: float) -> int:
+    """Labels until W ≥ ALARM where each falls short of its expectation by ``drop``."""
+    return math.ceil(math.log(ALARM) / math.log1p(BET * (drop - MARGIN)))
+
+
+def test_disappointment_raises_the_alarm_after_as_many_labels_as_the_bet_says() -> None:
+    """ln 100 / ln(1 + 0.8·(0.9 − 0.1)) = 4.605 / 0.4947 = 9.31."""
+    n = until_alarm(0.9)
+    assert n == 10
+    before = said(DriftDetector(), [1.0] * 50)
+    assert said(before, [0.0] * (n - 1), first=51).pending == ()
+    found = said(before, [0.0] * n, first=51).pending
+    assert found == (Drift("cat", 51, (Range(0, 51),)),)
+
+
+def test_a_change_is_dated_where_the_bettor_last_had_nothing_to_lose() -> None:
+    """Two thumbs down, then enough thumbs up to lose what they won, then the change."""
+    n = until_alarm(0.9)
+    detector = said(DriftDetector(), [1.0] * 10 + [0.0] * 2 + [1.0] * 10 + [0.0] * n)
+    assert [drift.since for drift in detector.pending] == [23]
+
+
+def test_what_is_expected_of_little_evidence_does_not_count() -> None:
+    assert said(DriftDetector(), [0.0] * 100, known=0.7).slices == {}
+
+
+def test_slices_are_followed_apart() -> None:
+    detector = said(DriftDetector(), [0.0] * 8)
+    detector = said(detector, [0.0] * 8, name="dog", first=9)
+    assert detector.pending == ()
+    assert said(detector, [0.0] * 3, first=17).pending[0].slice == "cat"
+
+
+def test_one_user_counts_for_no_more_than_a_share() -> None:
+    one = said(DriftDetector(), [0.0] * 100, users=["mallory"] * 100, cap=0.05)
+    assert one.pending == ()
+    many = said(DriftDetector(), [0.0] * 100, users=[f"user {i}" for i in range(100)], cap=0.05)
+    assert many.pending
+
+
+def test_a_former_epoch_is_offered_and_gone_again_if_it_was_wrong() -> None:
+    n = until_alarm(0.9)
+    liked = [1.0] * 100
+    detector = said(DriftDetector(), liked + [0.0] * n)
+    detector = said(detector.settled(), liked + [0.0] * n, first=101 + n)
+    first, second = (Range(0, 101),), (Range(101, 201 + n),)
+    assert detector.pending == (Drift("cat", 201 + n, second, (first,)),)
+    detector = detector.settled(first)
+    wrong = said(detector, [0.0] * n, first=201 + 2 * n)
+    assert wrong.pending == (Drift("cat", 201 + n, first),), "only what was brought back goes"
+    right = said(detector, [1.0] * (TRIED + 1) + [0.0] * n, first=201 + 2 * n)
+    ended = (*first, Range(201 + n, 202 + 2 * n + TRIED))
+    assert right.pending == (Drift("cat", 202 + 2 * n + TRIED, ended, (second,)),)
+
+
+def test_an_epoch_in_which_little_was_liked_is_not_remembered() -> None:
+    n = until_alarm(0.9)
+    detector = said(DriftDetector(), [0.0, 0.0, 1.0, 1.0, 1.0] * 4, expected=0.2)
+    detector = said(detector, [0.0] * 2 * n, first=21).settled()
+    detector = said(detector, [0.0] * 2 * n, first=100)
+    assert all(drift.former == () for drift in detector.pending)
+
+
+def test_epochs_and_slices_are_bounded() -> None:
+    n = until_alarm(0.9)
+    detector = DriftDetector()
+    for turn in range(MAX_EPOCHS + 3):
+        detector = said(detector, [1.0] * 50 + [0.0] * n, first=1 + 100 * turn).settled()
+    offered = said(detector, [1.0] * 50 + [0.0] * n, first=5_000).pending[0].former
+    assert len(offered) == MAX_EPOCHS
+    n_slices = MAX_SLICES + 10
+    names, ones = [f"slice {number}" for number in range(n_slices)], np.ones(n_slices)
+    detector = detector.observe(names, range(10_000, 10_000 + n_slices), names, ones, ones, ones)
+    assert len(detector.slices) == MAX_SLICES
+    assert "slice 9" not in detector.slices
+
+
+def test_former_epochs_that_explain_the_labels_as_well_as_nothing_does() -> None:
+    assert explains_best([], 0.1) is None
+    assert explains_best([0.3, 0.12], 0.1) == 1
+    assert explains_best([0.3, 0.16], 0.1) is None
+    assert explains_best([0.1, 0.1], 0.1) == 0, "the latest of equals"
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["a", "b"]), st.sampled_from([0.0, 0.5, 1.0]), st.floats(0.0, 1.0), st.booleans()),
+        max_size=80,
+    )
+)
+def test_saved_and_read_again_or_in_other_batches_it_finds_the_same(rows: list[tuple[str, float, float, bool]]) -> None:
+    def observe(detector: DriftDetector, at: int) -> DriftDetector:
+        name, reward, expected, known = rows[at]
+        return detector.observe([name], [at], ["u"], np.array([reward]), np.array([expected]), np.array([float(known)]))
+
+    one_by_one = DriftDetector()
+    for at in range(len(rows)):
+        one_by_one = drift_detector_from_bytes(observe(one_by_one, at).to_bytes())
+    names, rewards, expected, known = zip(*rows, strict=True) if rows else ((), (), (), ())
+    together = DriftDetector().observe(
+        names, range(len(rows)), ["u"] * len(rows), np.array(rewards), np.array(expected), np.array(known, np.float64)
+    )
+    assert one_by_one == together
+
+
+def test_hardly_ever_a_false_alarm_where_expectations_are_right() -> None:
+    """20,000 labels of answers that please in 95 %, and of such that please in 60 %."""
+    rng = np.random.default_rng(0)
+    for rate in (0.95, 0.6):
+        rewards = (rng.random(20_000) < rate).astype(np.float64).tolist()
+        detector = said(DriftDetector(), rewards, expected=rate)
+        assert len(detector.pending) <= 1, rate
+
+
+def test_rewards_that_are_too_many_are_refused() -> None:
+    with pytest.raises(ValueError, match="argument"):
+        DriftDetector().observe(["a"], [1], ["u"], np.array([1.0, 0.0]), np.array([1.0]), np.array([1.0]))
