@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from plaudit.cli.doctor.findings import Finding, State
-from plaudit.cli.options import address
 from plaudit.client import Client, ClientError
 from plaudit.compose.log import event_log, kafka_cluster
 from plaudit.compose.paths import data_dir
 from plaudit.compose.registry import model_registry
 from plaudit.compose.store import experience_store
+from plaudit.core.addresses import reachable as address
 from plaudit.core.errors import ConfigError, PlauditError
 from plaudit.core.events import Topic
 from plaudit.core.settings import Settings
