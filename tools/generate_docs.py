@@ -525,6 +525,40 @@ def errors() -> str:
     )
 
 
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+def limits() -> str:
+    """Constants of plaudit.core.limits under the headings of its source."""
+    module = importlib.import_module("plaudit.core.limits")
+    out = [
+        beginning(
+            "Limits",
+            "plaudit.core.limits",
+            "Bounds that hold for everyone. What a deployment may want to move is a setting: the sizes of content, "
+            "messages and queues are under `[serving]` in [Settings](settings.md). What is beyond a bound is refused "
+            "with the field, its size and the bound, unless the meaning says otherwise.",
+        )
+    ]
+    source = inspect.getsource(module)
+    statements = ast.parse(source).body
+    headings = {n: line.strip("# -") for n, line in enumerate(source.splitlines(), 1) if line.startswith("# --- ")}
+    for place, heading in headings.items():
+        end = min((n for n in headings if n > place), default=sys.maxsize)
+        rows = [
+            [f"`{statement.target.id}`", f"{getattr(module, statement.target.id):,}", prose(following.value.value)]
+            for statement, following in pairwise(statements)
+            if place < statement.lineno < end
+            and isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+            and isinstance(following.value.value, str)
+        ]
+        out.append(f"\n## {heading[0].upper()}{heading[1:]}\n\n" + table(["limit", "value", "meaning"], rows))
+    return "".join(out)
+
+
 # --- files on disk ---------------------------------------------------------------------------------------------------
 
 
@@ -706,6 +740,7 @@ PAGES: Final[Mapping[str, Callable[[], str]]] = {
     "reference/client.md": client,
     "reference/errors.md": errors,
     "reference/files.md": files,
+    "reference/limits.md": limits,
     "reference/modules.md": module_map,
     "benchmarks/recorded.md": recorded,
     "decisions/index.md": decisions,
