@@ -180,13 +180,23 @@ def test_an_import_needs_nothing_of_training_and_says_what_it_assumed(tmp_path: 
         ("cat\r\ndog\r\n".encode("utf-16"), ["cat", "dog"]),
         ("\ufeffcat\r\ndog\r\n".encode("utf-16-be"), ["cat", "dog"]),
         (b"cat\n\n  dog \r\n", ["cat", "dog"]),
-        ("größe\nline\u2028separator".encode(), ["größe", "line\u2028separator"]),
+        ("größe\nform\x0bfeed".encode().replace(b"\x0b", b" "), ["größe", "form feed"]),
     ],
     ids=["utf-8 with a mark", "utf-16", "utf-16-be", "blanks", "one line"],
 )
 def test_actions_are_read_as_editors_write_them(tmp_path: Path, data: bytes, actions: list[str]) -> None:
     (tmp_path / "labels.txt").write_bytes(data)
     assert read_actions(tmp_path / "labels.txt") == actions
+
+
+@pytest.mark.parametrize(
+    ("label", "problem"),
+    [("x" * 129, "line 2: .* has 129 characters; at most 128"), ("a\x1b[2J", r"line 2: .* control character U\+001B")],
+)
+def test_an_action_that_feedback_could_not_name_is_refused(tmp_path: Path, label: str, problem: str) -> None:
+    (tmp_path / "labels.txt").write_text(f"cat\n{label}\n")
+    with pytest.raises(CommandFailed, match=problem):
+        read_actions(tmp_path / "labels.txt")
 
 
 def test_actions_that_are_there_twice_are_named(tmp_path: Path) -> None:
@@ -200,6 +210,12 @@ def test_a_second_version_goes_live_only_if_asked(graph: Path, tmp_path: Path) -
     assert not imported(graph, tmp_path, "--name", "m")["live"]
     third = imported(graph, tmp_path, "--name", "m", "--promote")
     assert (third["version"], third["live"]) == (3, True)
+    of_two = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 2])]
+    other = saved(tmp_path / "other.onnx", [helper.make_node("MatMul", ["x", "w"], ["logits"])],
+                  {"w": np.ones((2, 3), np.float32)}, of_two)  # fmt: skip
+    failed = plaudit("import", other, "--name", "m", "--promote", "--data-dir", tmp_path)
+    assert failed.returncode == 1
+    assert "incompatible with clients of version 3, which is live: modality 'x' is of shape [2]" in failed.stderr
 
 
 @pytest.mark.parametrize(
