@@ -132,10 +132,9 @@ async def test_what_a_library_prints_is_no_event_and_harms_nothing(capfd: pytest
 
 
 async def test_a_child_that_does_not_drain_is_killed_at_its_deadline() -> None:
-    """Stopped, so that not even its own deadline can end it."""
-    stops = STAYS.replace(READY, "import os; " + READY + "os.kill(os.getpid(), signal.SIGSTOP)\n")
+    stays = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + READY + "signal.pause()"
     watcher = Watcher(lambda events: len(events) == 1)
-    assert await run([_service("serve", stops, restart=False)], watcher, kill_after_s=0.1) == 1
+    assert await run([_service("serve", stays, restart=False)], watcher, kill_after_s=0.1) == 1
 
 
 async def test_output_that_nobody_reads_any_more_drains_all(monkeypatch: pytest.MonkeyPatch) -> None:
