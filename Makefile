@@ -117,6 +117,6 @@ $(INSTALLED): pyproject.toml requirements/constraints.txt
 	@echo "installing everything into .venv, once; it takes the time of the download and a minute or two"
 	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt uv
 	@backend=$$(tools/torch-backend.sh $(BIN)/uv $(BIN)/python) && \
-		UV_TORCH_BACKEND=$$backend && { test -z "$$backend" && unset UV_TORCH_BACKEND || export UV_TORCH_BACKEND; } && \
-		$(BIN)/uv pip install --python $(BIN)/python --constraint requirements/constraints.txt --editable '.[demo]' --group dev
+		env $${backend:+UV_TORCH_BACKEND=$$backend} $(BIN)/uv pip install --python $(BIN)/python \
+		--constraint requirements/constraints.txt --editable '.[demo]' --group dev
 	@touch $(INSTALLED)
