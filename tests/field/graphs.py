@@ -775,7 +775,7 @@ REFUSED = [
         name="recurrent-state",
         make=recurrent_state,
         address="https://github.com/snakers4/silero-vad/issues/215",
-        refused="input 'state': its first axis has the fixed length 2, others have {'x': 'free'}; the first axis of every",
+        refused="input 'state': its first axis has the fixed length 2, others have {'x': 'free'}",
     ),
     Case(
         name="nine-axes",
@@ -785,7 +785,7 @@ REFUSED = [
             inputs=[value("x", TensorProto.FLOAT, ["batch", *[1] * 8, 4])],
             constants={"W": WEIGHTS, "shape": np.array([-1, 4])},
         ),
-        refused="input 'x': has 10 axes; tensors of requests have 8 beside the batch",
+        refused="input 'x': has 10 axes; requests have 8 beside the batch",
     ),
     Case(
         name="too-many-columns",

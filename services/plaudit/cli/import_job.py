@@ -1,4 +1,4 @@
-"""Import of one ONNX file in a process of its own, with bounds on memory: a graph from elsewhere may ask for any amount.
+"""Import of one ONNX file in a process of its own, with bounds on memory: a graph may ask for any amount.
 
 Told on standard input what to do, and answers on standard output: ``{"notes": […]}`` or ``{"problem": "…"}``. Its
 parent bounds the time and tells what killed it.

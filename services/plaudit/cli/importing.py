@@ -1,4 +1,4 @@
-"""``plaudit import``: from an ONNX file to a version in the registry. The file is read and run in a process of its own."""
+"""``plaudit import``: from an ONNX file, which a process of its own reads and runs, to a version in the registry."""
 
 from __future__ import annotations
 

@@ -252,7 +252,7 @@ def _declared(value: onnx.ValueInfoProto, recorded: npt.NDArray[Any] | None) -> 
             axis.ClearField("dim_value")  # how old exporters write what is free
     if len(lengths) > 1 + MAX_TENSOR_RANK:
         raise CannotImport(
-            f"input {value.name!r}: has {len(lengths)} axes; tensors of requests have {MAX_TENSOR_RANK} beside the batch"
+            f"input {value.name!r}: has {len(lengths)} axes; requests have {MAX_TENSOR_RANK} beside the batch"
         )
     if not lengths:
         raise CannotImport(f"input {value.name!r}: is a scalar; its first axis must be the batch")
