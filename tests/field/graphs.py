@@ -694,6 +694,16 @@ CASES = [
         notes=["output 'tokens' is left out: a row of it depends on the other rows"],
     ),
     Case(name="named-embedding", make=named_embedding),
+    Case(
+        name="an-output-of-bfloat16",
+        make=lambda folder: saved(
+            folder,
+            [LINEAR, node("Cast", "logits", "short", to=TensorProto.BFLOAT16)],
+            outputs=[value("logits", TensorProto.FLOAT, ["b", 3]), value("short", TensorProto.BFLOAT16, ["b", 3])],
+        ),
+        own_answer=linear,
+        notes=["output 'short' is left out: it is of BFLOAT16, which numpy has not"],
+    ),
     # --- files ---
     Case(
         name="cache-of-links",
