@@ -114,3 +114,10 @@ def test_a_runbook_tells_the_limit_of_its_alert(alert: str, limit: str, words: s
     section = read(ROOT / "docs/runbooks.md").partition(f"## {alert}\n")[2].partition("\n## ")[0]
     assert of_alert(alert).endswith(limit)
     assert words in section
+
+
+def test_the_learner_has_the_labelled_folder_that_its_jobs_rehearse() -> None:
+    learner = yaml.safe_load(read(ROOT / "deploy/compose.yaml"))["services"]["learn"]
+    mounted = {volume.split(":")[1] for volume in learner["volumes"]}
+    folder = read(ROOT / "docs/how-to/deploy.md").partition("--data ")[2].split()[0]
+    assert folder in mounted
