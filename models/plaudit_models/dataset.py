@@ -30,13 +30,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from plaudit_models.preprocess import (
-    InvalidContent,
-    check_tensor,
-    decode,
-    input_dtype,
-    train_tokenizer,
-)
+from plaudit_models.errors import InvalidContent
+from plaudit_models.preprocess import check_tensor, decode, input_dtype, train_tokenizer
 from plaudit_models.spec import Modality, ModelSpec, TensorModality, TextModality
 
 DATA_MANIFEST: Final = "manifest.csv"

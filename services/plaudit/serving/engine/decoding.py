@@ -14,7 +14,9 @@ from plaudit.core.events import Content, EncodedContent, TensorContent, TextCont
 from plaudit.core.ports.runtime import ServableModel
 from plaudit.serving.engine.call_context import CallContext
 from plaudit.serving.telemetry.metrics import ServingMetrics
-from plaudit_models.preprocess import InvalidContent, Limits, decode
+from plaudit_models.errors import InvalidContent
+from plaudit_models.limits import Limits
+from plaudit_models.preprocess import decode
 from plaudit_models.spec import Modality, ModelSpec
 
 Arrays = Mapping[str, npt.NDArray[Any]]
