@@ -524,6 +524,45 @@ def errors() -> str:
     )
 
 
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+def limits() -> str:
+    """Constants of the two modules of limits under the headings of their sources."""
+    out = [
+        beginning(
+            "Limits",
+            "plaudit.core.limits and plaudit_models.limits",
+            "Bounds that hold for everyone. What a deployment may want to move is a setting: the sizes of content, "
+            "messages and queues are under `[serving]` in [Settings](settings.md). What is beyond a bound is refused "
+            "with the field, its size and the bound, unless the meaning says otherwise.",
+        )
+    ]
+    return "".join(out) + "".join(_limits_of(name) for name in ("plaudit.core.limits", "plaudit_models.limits"))
+
+
+def _limits_of(name: str) -> str:
+    module = importlib.import_module(name)
+    source = inspect.getsource(module)
+    statements = ast.parse(source).body
+    out = []
+    headings = {n: line.strip("# -") for n, line in enumerate(source.splitlines(), 1) if line.startswith("# --- ")}
+    for place, heading in headings.items():
+        end = min((n for n in headings if n > place), default=sys.maxsize)
+        rows = [
+            [f"`{statement.target.id}`", f"{getattr(module, statement.target.id):,}", prose(following.value.value)]
+            for statement, following in pairwise(statements)
+            if place < statement.lineno < end
+            and isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+            and isinstance(following.value.value, str)
+        ]
+        out.append(f"\n## {heading[0].upper()}{heading[1:]}\n\n" + table(["limit", "value", "meaning"], rows))
+    return "".join(out)
+
+
 # --- files on disk ---------------------------------------------------------------------------------------------------
 
 
@@ -705,6 +744,7 @@ PAGES: Final[Mapping[str, Callable[[], str]]] = {
     "reference/client.md": client,
     "reference/errors.md": errors,
     "reference/files.md": files,
+    "reference/limits.md": limits,
     "reference/modules.md": module_map,
     "benchmarks/recorded.md": recorded,
     "decisions/index.md": decisions,

@@ -24,14 +24,18 @@ class Limits:
 
 DEFAULT_LIMITS: Final = Limits()
 
+# --- files ------------------------------------------------------------------------------------------------------------
+
 MAX_CHUNKS: Final = 1_000
-"""Chunks, segments or boxes of one file, and one more for each :data:`BYTES_PER_CHUNK` of it."""
+"""Chunks, segments, pages or boxes of one file; one more for each `BYTES_PER_CHUNK` of it."""
 BYTES_PER_CHUNK: Final = 4_096
 """Size of the smallest chunks that a large file of an ordinary program is made of; libpng writes 8,192."""
 MAX_METADATA_BYTES: Final = 2**20
 """Compressed metadata that is unpacked to find an orientation."""
 MAX_TIFF_ENTRIES: Final = 1_000
 """Entries of the EXIF directory that are looked at."""
+# --- images -----------------------------------------------------------------------------------------------------------
+
 MAX_IMAGE_SIDE_PIXELS: Final = 65_500
 """Longest side of an image: that of libjpeg."""
 
@@ -44,13 +48,25 @@ MAX_JPEG_COEFFICIENT_BYTES: Final = 96 * 2**20
 MAX_RLE_BYTES: Final = 128 * 2**10
 """Size of a run-length encoded BMP, which Pillow decodes in Python."""
 
+# --- sounds -----------------------------------------------------------------------------------------------------------
+
 MIN_SAMPLE_RATE_HZ: Final = 1_000
+"""Lowest sample rate of a sound."""
 MAX_SAMPLE_RATE_HZ: Final = 384_000
+"""Highest sample rate of a sound."""
 MAX_CHANNELS: Final = 8
+"""Channels of a sound."""
 MAX_SOUND_VALUES: Final = 2**24
 """Samples of all channels that are decoded of one sound: 64 MiB."""
 MIN_UNKNOWN_LENGTH_BYTES: Final = 2**30
 """Declared length from which on it is a placeholder: no file of that size fits into a message."""
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+MAX_TEXT_BYTES_PER_TOKEN: Final = 32
+"""UTF-8 bytes of a text for each token that the model reads. What is beyond them is cut off before the tokenizer, as
+its tokens would be after it: a character such as U+FDFA becomes eighteen, and the tokenizer works on all of them."""
 
 
 def max_chunks(size_bytes: int) -> int:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from plaudit_models.errors import InvalidContent
-from plaudit_models.limits import DEFAULT_LIMITS, Limits
+from plaudit_models.limits import DEFAULT_LIMITS, MAX_TEXT_BYTES_PER_TOKEN, Limits
 from plaudit_models.media.images import decode_image
 from plaudit_models.media.size import check_size
 from plaudit_models.media.sounds import decode_audio
@@ -97,7 +97,7 @@ def tokenize(
         clean = encoded.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidContent(name, f"the text is not UTF-8 ({error.reason} at byte {error.start})") from error
-    ids = tokenizer.encode(clean, add_special_tokens=False).ids
+    ids = tokenizer.encode(_beginning(clean, modality), add_special_tokens=False).ids
     if not ids:
         raise InvalidContent(name, f"the text {clean[:40]!r} is blank; leave the modality out to say it is missing")
     return _fit(np.asarray(ids, np.int64), modality.max_tokens)
@@ -105,8 +105,16 @@ def tokenize(
 
 def tokenize_all(texts: Sequence[str], modality: TextModality, tokenizer: TextTokenizer) -> Ids:
     """Token ids of texts that were checked before, ``[k, max_tokens]``, cut at the end; 0 is padding."""
-    encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    encoded = tokenizer.encode_batch([_beginning(text, modality) for text in texts], add_special_tokens=False)
     return np.stack([_fit(np.asarray(each.ids, np.int64), modality.max_tokens) for each in encoded])
+
+
+def _beginning(text: str, modality: TextModality) -> str:
+    """As much of the text as can matter, see :data:`MAX_TEXT_BYTES_PER_TOKEN`. White space at its start does not."""
+    most_bytes = MAX_TEXT_BYTES_PER_TOKEN * modality.max_tokens
+    if len(text) <= most_bytes // 4:  # a character has four bytes at most
+        return text
+    return text.lstrip().encode()[:most_bytes].decode(errors="ignore")
 
 
 def action_texts(spec: ModelSpec, tokenizer: TextTokenizer) -> Ids:

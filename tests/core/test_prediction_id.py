@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plaudit.core.errors import ExpiredPredictionId, InvalidPredictionId
-from plaudit.core.prediction_id import KEY_BYTES, MAX_LENGTH, PredictionIds, SignedPrediction, load_or_create_key
+from plaudit.core.limits import MAX_PREDICTION_ID_CHARACTERS
+from plaudit.core.prediction_id import KEY_BYTES, PredictionIds, SignedPrediction, load_or_create_key
 
 NOW_S = 1_700_000_000.0
 WINDOW_S = 3600.0
@@ -105,8 +106,8 @@ def test_problems_name_the_value() -> None:
         OURS.check("", now_s=NOW_S)
     with pytest.raises(InvalidPredictionId, match="'nonsense!' is not a prediction id"):
         OURS.check("nonsense!", now_s=NOW_S)
-    with pytest.raises(InvalidPredictionId, match=f"has {MAX_LENGTH + 1} characters"):
-        OURS.check("A" * (MAX_LENGTH + 1), now_s=NOW_S)
+    with pytest.raises(InvalidPredictionId, match=f"has {MAX_PREDICTION_ID_CHARACTERS + 1} characters"):
+        OURS.check("A" * (MAX_PREDICTION_ID_CHARACTERS + 1), now_s=NOW_S)
 
 
 def test_a_short_key_is_refused() -> None:

@@ -59,7 +59,8 @@ def read_webp(data: bytes) -> Picture:
 
 def _chunks(data: bytes) -> list[tuple[bytes, bytes]]:
     """Kind and contents of each chunk; the last may be cut short, which the decoder then sees."""
-    at, found, limit = 12, [], max_chunks(len(data))
+    at, limit = 12, max_chunks(len(data))
+    found: list[tuple[bytes, bytes]] = []
     while at + 8 <= len(data):
         if len(found) == limit:
             raise UnusableFile(f"the WebP has more chunks than the limit of {limit}; save it again")

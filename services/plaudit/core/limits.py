@@ -1,6 +1,40 @@
-"""Limits of the contract that several rooms check."""
+"""Bounds for everyone: lengths, counts and waits of the contract that no setting moves; the unit is in the name.
+
+What users may want to move is a setting (:mod:`plaudit.core.settings`). Whatever comes from outside is compared with a
+bound before it becomes memory, time or a name in somebody's list. ``docs/reference/limits.md`` is made of this module.
+"""
 
 from typing import Final
 
+# --- ids and texts ---------------------------------------------------------------------------------------------------
+
 MAX_ID_CHARACTERS: Final = 128
-"""Longest feedback id, action id and correction that is taken."""
+"""Longest id that is taken: of a user, request, feedback, action or correction, and the longest name of a model.
+Control characters, invisible directions of text (U+202E) and lone surrogates are refused."""
+MAX_ACTOR_CHARACTERS: Final = 128
+"""Longest name of whoever changes which version serves."""
+MAX_REASON_CHARACTERS: Final = 1_024
+"""Longest reason for a change."""
+MAX_PREDICTION_ID_CHARACTERS: Final = 4_096
+"""Longest prediction id that is looked at."""
+MAX_SHOWN_CHARACTERS: Final = 80
+"""Characters of a refused value that its error repeats."""
+MAX_STATUS_BYTES: Final = 2_048
+"""UTF-8 bytes of an error's text in a gRPC status; the rest is cut off."""
+MIN_ADMIN_TOKEN_BYTES: Final = 16
+"""Shortest admin token that a configuration may set."""
+
+# --- content ---------------------------------------------------------------------------------------------------------
+
+MAX_TENSOR_RANK: Final = 8
+"""Axes of a tensor, the batch axis not counted."""
+MAX_MODALITIES: Final = 1_024
+"""Modalities of one request or record, whatever they are called."""
+MAX_ALLOWED_ACTIONS: Final = 65_536
+"""Allowed actions that one request lists; each must be one of the model's."""
+MAX_DYNAMIC_ACTIONS: Final = 256
+"""Dynamic actions of one request."""
+MAX_DYNAMIC_ACTIONS_BYTES: Final = 2**20
+"""UTF-8 bytes of all texts of the dynamic actions of one request together."""
+MAX_EXPLAINED_MODALITIES: Final = 6
+"""Modalities of a request that asks for an explanation, which evaluates every subset of them."""

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Final
 
 from plaudit.core.errors import ExpiredPredictionId, InvalidPredictionId
+from plaudit.core.limits import MAX_PREDICTION_ID_CHARACTERS
 
 _FIXED_ACTION: Final = 1
 _DYNAMIC_ACTION: Final = 2
 _HEADER: Final = struct.Struct(">BQ8sIdB")
 _TAG_BYTES: Final = 16
 KEY_BYTES: Final = 32
-MAX_LENGTH: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,10 @@ class PredictionIds:
     def _verified(self, prediction_id: str) -> bytes:
         if not prediction_id:
             raise InvalidPredictionId("is empty; send the prediction_id of a PredictResponse")
-        if len(prediction_id) > MAX_LENGTH:
-            raise InvalidPredictionId(f"has {len(prediction_id)} characters; at most {MAX_LENGTH} are possible")
+        if len(prediction_id) > MAX_PREDICTION_ID_CHARACTERS:
+            raise InvalidPredictionId(
+                f"has {len(prediction_id)} characters; at most {MAX_PREDICTION_ID_CHARACTERS} are possible"
+            )
         try:
             padded = prediction_id.encode("ascii") + b"=" * (-len(prediction_id) % 4)
             raw = base64.b64decode(padded, altchars=b"-_", validate=True)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 from plaudit.core.errors import InvalidInput
 from plaudit.core.events import Content, Decision, DynamicAction, Features, Role
+from plaudit.core.limits import MAX_EXPLAINED_MODALITIES
 from plaudit.core.ports.runtime import ServableModel
 from plaudit.core.prediction_id import PredictionIds, SignedPrediction
 from plaudit.core.tracing import Tracing
@@ -28,9 +28,6 @@ from plaudit.serving.engine.explain import shapley, subsets
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit_models.limits import Limits
 from plaudit_models.spec import ModelSpec
-
-MAX_EXPLAINED_MODALITIES: Final = 6
-"""An explanation evaluates every subset of the modalities given."""
 
 
 @dataclass(frozen=True, slots=True)
