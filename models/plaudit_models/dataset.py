@@ -211,7 +211,7 @@ def _pool(
                 pool[i] = check_tensor(np.load(folder / value, allow_pickle=False), modality, name=name)
             else:
                 pool[i] = decode((folder / value).read_bytes(), modality, name=name)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, MemoryError) as error:  # numpy allocates what a header says
             problem = error.problem if isinstance(error, InvalidContent) else error
             raise InvalidData(f"{table.path}, line {line}, column {name}: {value[:80]!r}: {problem}") from error
     return pool, np.array([number[values[i]] for i in rows], np.int64)

@@ -41,8 +41,10 @@ MAX_IMAGE_SIDE_PIXELS: Final = 65_500
 
 MAX_JPEG_SCANS: Final = 100
 """Scans of a progressive JPEG. Each costs a pass over all pixels, however few bytes it has."""
-MAX_JPEG_SCAN_PIXELS: Final = 400_000_000
-"""Pixels times scans of a JPEG, before it is scaled."""
+MAX_JPEG_SCAN_PIXELS: Final = 450_000_000
+"""Pixels of a JPEG, before it is scaled, times its scans and `JPEG_SAMPLE_SCANS`: 108 million in one scan."""
+JPEG_SAMPLE_SCANS: Final = 3
+"""Empty scans that take as long as making samples of the pixels."""
 MAX_JPEG_COEFFICIENT_BYTES: Final = 96 * 2**20
 """Memory for the coefficients of a JPEG of several scans, which are kept whole whatever it is scaled to."""
 MAX_RLE_BYTES: Final = 128 * 2**10
@@ -56,6 +58,8 @@ MAX_SAMPLE_RATE_HZ: Final = 384_000
 """Highest sample rate of a sound."""
 MAX_CHANNELS: Final = 8
 """Channels of a sound."""
+MAX_OGG_PAGES: Final = 50_000
+"""Pages of an OGG. A minute in the shortest packets, each on a page of its own, has 24,000."""
 MAX_SOUND_VALUES: Final = 2**24
 """Samples of all channels that are decoded of one sound: 64 MiB."""
 MIN_UNKNOWN_LENGTH_BYTES: Final = 2**30

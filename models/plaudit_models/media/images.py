@@ -149,8 +149,9 @@ def _on_white(image: Image.Image, transparent: tuple[int, ...]) -> Image.Image:
     """Copy of a grey or RGB image with white in place of one colour."""
     samples = np.array(image.convert("L") if image.mode == "1" else image)
     white = np.iinfo(samples.dtype).max
-    if samples.ndim == 2:
-        samples[samples == transparent[0]] = white
-    else:
-        samples[(samples == np.array(transparent, samples.dtype)).all(axis=-1)] = white
+    channels = samples if samples.ndim == 3 else samples[..., np.newaxis]
+    is_transparent = channels[..., 0] == transparent[0]
+    for number, value in enumerate(transparent[1:], 1):
+        is_transparent &= channels[..., number] == value
+    samples[is_transparent] = white
     return Image.fromarray(samples)

@@ -14,6 +14,7 @@ from typing import Final
 
 from plaudit_models.errors import UnusableFile
 from plaudit_models.limits import (
+    JPEG_SAMPLE_SCANS,
     MAX_JPEG_COEFFICIENT_BYTES,
     MAX_JPEG_SCAN_PIXELS,
     MAX_JPEG_SCANS,
@@ -34,8 +35,8 @@ _WITHOUT_LENGTH: Final = frozenset({0x01, *range(0xD0, 0xD8), 0xD8})
 _APP0: Final = 0xE0
 _APP1: Final = 0xE1
 _APP14: Final = 0xEE
-_MARKER: Final = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
-_AFTER_SCAN: Final = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
+_MARKER: Final = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
+_AFTER_SCAN: Final = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
 """Marker that ends a scan's data: restart markers are part of it."""
 _XMP_PREFIX: Final = b"http://ns.adobe.com/xap/1.0/\x00"
 _BLOCK_BYTES: Final = 128
@@ -125,10 +126,9 @@ def _take(found: _Found, code: int, segment: bytes) -> None:
 
 def _check_cost(found: _Found, width: int, height: int, components: int) -> None:
     shape = f"{width}×{height} pixels"
-    if width * height * found.scans > MAX_JPEG_SCAN_PIXELS:
+    if width * height * (found.scans + JPEG_SAMPLE_SCANS) > MAX_JPEG_SCAN_PIXELS:
         raise UnusableFile(
-            f"the JPEG of {shape} in {found.scans} scans is more than the limit of {MAX_JPEG_SCAN_PIXELS} pixels "
-            "times scans; shrink the image"
+            f"the JPEG of {shape} in {found.scans} scans takes too long to decode; shrink it, or save it as baseline"
         )
     if found.scans > 1 or found.frame_marker in _PROGRESSIVE:
         needed = _coefficient_bytes(found.frame, width, height, components)

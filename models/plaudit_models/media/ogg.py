@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from plaudit_models.errors import UnusableFile
-from plaudit_models.limits import MAX_CHUNKS
+from plaudit_models.limits import MAX_OGG_PAGES
 from plaudit_models.media.sound import Sound
 
 MAGIC: Final = b"OggS"
@@ -24,8 +24,6 @@ _SERIAL_AT: Final = 14
 _CHECKSUM_AT: Final = 22
 _FIRST: Final = 2
 _LAST: Final = 4
-_BYTES_PER_PAGE: Final = 64
-"""Size of the smallest pages that a large file is made of; live encoders write one for each packet."""
 _TAKEN: Final = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC")
 _OTHERS: Final = {
     b"Speex   ": "Speex",
@@ -71,9 +69,8 @@ def read_ogg(data: bytes) -> Sound:
 
 def _pages(data: bytes) -> Iterator[_Page]:
     """Whole pages; what lies between them is skipped."""
-    limit = MAX_CHUNKS + len(data) // _BYTES_PER_PAGE
     at = 0
-    for _ in range(limit):
+    for _ in range(MAX_OGG_PAGES):
         at = data.find(MAGIC, at)
         if at < 0 or at + _HEADER_BYTES > len(data):
             return
@@ -86,7 +83,7 @@ def _pages(data: bytes) -> Iterator[_Page]:
         serial = data[at + _SERIAL_AT : at + _SERIAL_AT + 4]
         yield _Page(at, end, data[at + _FLAGS_AT], position, serial, segments)
         at = end
-    raise UnusableFile(f"the OGG has more pages than the limit of {limit}; save it again")
+    raise UnusableFile(f"the OGG has more pages than the limit of {MAX_OGG_PAGES}; save it again")
 
 
 def _marked_as_last(page: bytes) -> bytes:

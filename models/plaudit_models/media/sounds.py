@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +37,9 @@ from plaudit_models.spec import AudioModality
 
 Float = npt.NDArray[np.float32]
 
-_BLOCK_FRAMES = 2**16
+_BLOCK_FRAMES: Final = 2**16
+_MAX_FRAMES: Final = 2**48
+"""Samples that no file has: libsndfile's way to say that it does not know."""
 
 
 class _Stream(soundfile.SoundFile):  # type: ignore[misc]
@@ -111,24 +114,23 @@ def _mono(file: _Stream, sound: Sound, modality: AudioModality, limit_s: float, 
         raise UnusableFile(f"a sample rate of {rate_hz} Hz is outside {MIN_SAMPLE_RATE_HZ}…{MAX_SAMPLE_RATE_HZ} Hz")
     if channels > MAX_CHANNELS:
         raise UnusableFile(f"{channels} channels are more than the limit of {MAX_CHANNELS}; send mono")
-    is_counted = sound.duration_s is None and (sound.is_open_ended or not 0 <= frames < 2**48)
-    if sound.duration_s is None and not is_counted:
-        _check_duration(frames / rate_hz, limit_s)
     wanted = math.ceil(modality.max_samples / modality.sample_rate_hz * rate_hz)
-    if not is_counted and sound.duration_s is None:
+    is_known = not sound.is_open_ended and 0 <= frames < _MAX_FRAMES
+    if is_known:
+        _check_duration(frames / rate_hz, limit_s)
         wanted = min(wanted, frames)
+    # Where nothing says how long the sound is, it is read up to one sample more than may be.
+    longest = wanted if is_known or sound.duration_s is not None else max(wanted, math.floor(limit_s * rate_hz) + 1)
     if wanted * channels > MAX_SOUND_VALUES:
         raise UnusableFile(
             f"{wanted} samples of {channels} channels are more than the limit of {MAX_SOUND_VALUES}; "
             "send mono at a lower sample rate"
         )
-    longest = min(math.floor(limit_s * rate_hz), MAX_SOUND_VALUES // channels)
     parts: list[Float] = []
     read = 0
-    while read < wanted or (is_counted and read <= longest):
-        length = min(_BLOCK_FRAMES, (max(wanted, longest + 1) if is_counted else wanted) - read)
+    while read < longest:
         try:
-            block = file.read(length, dtype="float32", always_2d=True)
+            block = file.read(min(_BLOCK_FRAMES, longest - read), dtype="float32", always_2d=True)
         except Exception as error:
             raise UnusableFile(f"the sound of {size_bytes} bytes is damaged ({_reason(error)})") from error
         if not len(block):
@@ -136,14 +138,19 @@ def _mono(file: _Stream, sound: Sound, modality: AudioModality, limit_s: float, 
         if read < wanted:
             parts.append(block[: wanted - read].mean(axis=1))
         read += len(block)
+        if read * channels > MAX_SOUND_VALUES:
+            raise UnusableFile(
+                f"the sound does not say its length, and more than {MAX_SOUND_VALUES} samples are more than can be "
+                "counted; save it again, or cut it"
+            )
     if not read:
         raise UnusableFile(f"the sound of {size_bytes} bytes has no samples; leave the modality out instead")
-    if is_counted and read > longest:
-        raise UnusableFile(f"more than {longest / rate_hz:.1f} s are longer than the limit of {limit_s} s; cut it")
-    if not is_counted and sound.duration_s is None and read < wanted:
+    if is_known and read < wanted:
         raise UnusableFile(
             f"the sound is cut short: {read} samples where its header says {frames}; send the whole file"
         )
+    if not is_known and sound.duration_s is None:
+        _check_duration(read / rate_hz, limit_s)
     return np.concatenate(parts)
 
 

@@ -41,7 +41,6 @@ class _Found:
     form: bytes = b""
     count: bytes = b""
     samples: bytes | None = None
-    is_open_ended: bool = False
     long_length: int | None = None
 
 
@@ -60,7 +59,7 @@ def read_wav(data: bytes) -> Sound:
         kind + struct.pack(order + "I", len(each)) + each + bytes(len(each) % 2) for kind, each in chunks
     )
     magic = b"RIFX" if order == ">" else b"RIFF"
-    return Sound(magic + struct.pack(order + "I", len(body)) + body, found.is_open_ended)
+    return Sound(magic + struct.pack(order + "I", len(body)) + body)
 
 
 def _walk(data: bytes, order: str) -> _Found:
@@ -87,9 +86,8 @@ def _take_samples(data: bytes, start: int, size: int, found: _Found) -> int:
     there = len(data) - start
     if size == _LONG and found.long_length is not None:
         size = found.long_length
-    unknown = size >= MIN_UNKNOWN_LENGTH_BYTES or (size == 0 and there > 0 and not _is_chunk(data, start))
-    if unknown:
-        size, found.is_open_ended = there, True
+    if size >= MIN_UNKNOWN_LENGTH_BYTES or (size == 0 and there > 0 and not _is_chunk(data, start)):
+        size = there
     elif size > there:
         if size - there > _HEADER_BYTES:
             raise UnusableFile(
