@@ -28,6 +28,7 @@ from plaudit_models.media.bmp import read_bmp
 from plaudit_models.media.formats import IMAGE_FORMATS, image_format, not_taken
 from plaudit_models.media.gif import read_gif
 from plaudit_models.media.jpeg import read_jpeg
+from plaudit_models.media.metadata import UPRIGHT, orientation
 from plaudit_models.media.picture import Damaged, Picture
 from plaudit_models.media.png import read_png
 from plaudit_models.media.size import check_size
@@ -132,11 +133,15 @@ def _pixels(decoded: Image.Image, picture: Picture, modality: ImageModality) -> 
         # 16-bit grey (X-rays): Pillow would clip it to 255 instead of scaling it.
         grey = np.clip(np.asarray(image, np.float32) / 65_535.0, 0.0, 1.0)
         image = Image.fromarray((grey * 255.0).round().astype(np.uint8))
+    if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        image = image.convert("RGB")  # programs that write four bytes a pixel and mean three
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if picture.orientation in _TURNS:
-        image = image.transpose(_TURNS[picture.orientation])
+    # Pillow gives the turning boxes of an AVIF as EXIF; all other EXIF was read before and left out.
+    turned = orientation(decoded.info.get("exif", b"")) if picture.orientation == UPRIGHT else picture.orientation
+    if turned in _TURNS:
+        image = image.transpose(_TURNS[turned])
     image = image.convert("L" if modality.channels == 1 else "RGB")
     size = (modality.width, modality.height)
     if image.size != size:

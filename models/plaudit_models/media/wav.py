@@ -29,6 +29,8 @@ _EXTENSIBLE: Final = 0xFFFE
 _EXTENSIBLE_BYTES: Final = 40
 _PCM: Final = 1
 _FLOAT: Final = 3
+_FIXED_SIZES: Final = (_PCM, _FLOAT, 6, 7, _EXTENSIBLE)
+"""Formats, A-law and µ-law among them, whose samples are all of one size."""
 _GUID_TAIL: Final = bytes.fromhex("000000001000800000aa00389b71")
 
 
@@ -51,15 +53,22 @@ def read_wav(data: bytes) -> Sound:
     if found.samples is None or not found.form:
         missing = "no samples" if found.samples is None else "no format"
         raise UnusableFile(f"the WAV of {len(data)} bytes is cut short: it has {missing}; send the whole file")
-    chunks = [(_FORMAT, _mended(found.form, order))]
+    form = _mended(found.form, order)
+    chunks = [(_FORMAT, form)]
     if found.count:
         chunks.append((_COUNT, found.count))
-    chunks.append((_SAMPLES, found.samples))
+    chunks.append((_SAMPLES, found.samples[: len(found.samples) - _rest(form, len(found.samples), order)]))
     body = b"WAVE" + b"".join(
         kind + struct.pack(order + "I", len(each)) + each + bytes(len(each) % 2) for kind, each in chunks
     )
     magic = b"RIFX" if order == ">" else b"RIFF"
     return Sound(magic + struct.pack(order + "I", len(body)) + body)
+
+
+def _rest(form: bytes, size: int, order: str) -> int:
+    """Bytes of a sample that is not all there, where each has a fixed size."""
+    tag, _, _, _, block = struct.unpack_from(order + "HHIIH", form)
+    return size % block if tag in _FIXED_SIZES and block else 0
 
 
 def _walk(data: bytes, order: str) -> _Found:
