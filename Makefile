@@ -2,7 +2,7 @@
 #   make PYTHON=python3.12 test      another interpreter
 #   UV_TORCH_BACKEND=cpu make demo   torch without CUDA
 .DEFAULT_GOAL := help
-.PHONY: help docs docs-serve reference coverage release demo demo-kafka test programs dashboards bench-console test-slow bench-serving bench-gpu bench-learning bench-feedback bench-rollout test-faults check house fmt proto clean
+.PHONY: help docs docs-serve reference coverage release demo demo-kafka test programs dashboards bench-console test-slow bench-serving bench-gpu bench-learning bench-feedback bench-rollout test-faults test-field fuzz-media check house fmt proto clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -29,10 +29,16 @@ demo-kafka: $(INSTALLED) ## The same over a real Kafka broker, fetched and start
 	$(BIN)/python deploy/kafka/broker.py run -- $(BIN)/plaudit demo
 
 test: check programs ## All checks, then the whole test suite but what is marked slow
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -m 'not slow and not field'
 
 test-slow: $(INSTALLED) programs ## The tests that take longer than about ten seconds
 	$(BIN)/pytest -m slow
+
+test-field: $(INSTALLED) ## All of the corpus of files that strangers bring, of which `make test` runs a part
+	$(BIN)/pytest tests/field
+
+fuzz-media: $(INSTALLED) ## Mutated pictures and sounds under limits of time and memory; SECONDS=300, SEED=1; into build/fuzz-media
+	PYTHONPATH=tests $(BIN)/python -m field.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 programs: $(INSTALLED) ## What tests need and .venv lacks: Chromium, Prometheus, kcat, Triton's and KServe's clients; into .cache
 	@tests/support/tools/fetch-debian.sh chromium .cache/debian/chromium
@@ -69,7 +75,7 @@ reference: $(INSTALLED) ## Write the generated pages of docs/: reference and ben
 	$(BIN)/python tools/generate_docs.py
 
 coverage: $(INSTALLED) programs ## The test suite with a report of the lines it runs, into build/coverage
-	$(BIN)/pytest -m 'not slow' --cov=plaudit --cov=plaudit_models --cov-report=term --cov-report=html:build/coverage
+	$(BIN)/pytest -m 'not slow and not field' --cov=plaudit --cov=plaudit_models --cov-report=term --cov-report=html:build/coverage
 
 release: $(INSTALLED) ## Check, build and tag a release: make release VERSION=0.1.0
 	$(BIN)/python tools/release.py $(VERSION)

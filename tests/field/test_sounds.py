@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
+
 import numpy as np
 import pytest
 
@@ -46,6 +50,21 @@ def test_ordinary(capfd: pytest.CaptureFixture[str]) -> None:
     assert len(cases) > 40
     for case in cases:
         check(case, capfd)
+
+
+def test_a_decoder_that_complains_on_stderr_is_not_heard(capfd: pytest.CaptureFixture[str]) -> None:
+    """And Python's own stderr is, meanwhile and later. https://github.com/rtl-airband/RTLSDR-Airband/issues/410"""
+    whole = bytearray(sounds.encoded(sounds.tone(44_100, 2.0), 44_100, "MP3"))
+    for at in range(1_500, len(whole), 200):
+        whole[at] ^= 0xFF
+    with contextlib.suppress(InvalidContent):
+        decode_audio(bytes(whole), AudioModality(16_000, 2.0), name="voice")
+    assert capfd.readouterr().err == ""
+    os.write(2, b"still here")
+    ctypes.CDLL(None).perror(b"and C, too")
+    said = capfd.readouterr().err
+    assert "still here" in said
+    assert "and C, too" in said
 
 
 @pytest.mark.field

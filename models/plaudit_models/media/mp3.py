@@ -107,7 +107,7 @@ def read_mp3(data: bytes, *, wanted_s: float, limit_s: float) -> Sound:
     parts = [data[frame.at : frame.end] for frame in kept]
     if counter is not None:
         parts.insert(0, _corrected(data, counter, kept, is_whole=len(kept) == count))
-    return Sound(b"".join(parts), is_open_ended=True, duration_s=samples / kept[0].rate_hz)
+    return Sound(b"".join(parts), is_open_ended=True, duration_s=samples / kept[0].rate_hz, is_noisy=True)
 
 
 def _frame(data: bytes, at: int) -> _Frame | None:

@@ -10,6 +10,7 @@ class Sound:
     """Bytes for the decoder: what makes samples, without metadata.
 
     Attributes:
+        is_noisy: its decoder writes of damage to stderr.
         duration_s: counted duration; None where the decoder knows it.
         is_open_ended: nothing says how long the sound is, so that its end is where the samples end.
     """
@@ -17,3 +18,4 @@ class Sound:
     data: bytes
     is_open_ended: bool = False
     duration_s: float | None = None
+    is_noisy: bool = False

@@ -6,6 +6,7 @@ sees it, and libsndfile sees only what makes samples. A length that nothing says
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 from typing import Final
@@ -30,6 +31,7 @@ from plaudit_models.media.formats import SOUND_FORMATS, glance, not_taken
 from plaudit_models.media.mp3 import after_tags, is_mp3, read_mp3
 from plaudit_models.media.ogg import MAGIC as OGG
 from plaudit_models.media.ogg import read_ogg
+from plaudit_models.media.quiet import c_stderr_silenced
 from plaudit_models.media.size import check_size
 from plaudit_models.media.sound import Sound
 from plaudit_models.media.wav import is_wav, read_wav
@@ -72,15 +74,16 @@ def _decode(data: bytes, modality: AudioModality, limit_s: float) -> Float:
     sound = _read(data, modality.max_samples / modality.sample_rate_hz, limit_s)
     if sound.duration_s is not None:
         _check_duration(sound.duration_s, limit_s)
-    try:
-        file = _Stream(io.BytesIO(sound.data))
-    except Exception as error:
-        raise UnusableFile(
-            f"{glance(data)} is not a sound we can read ({_reason(error)}); send a {SOUND_FORMATS} file"
-        ) from error
-    with file:
-        mono = _mono(file, sound, modality, limit_s, len(data))
-        rate_hz: int = file.samplerate
+    with c_stderr_silenced() if sound.is_noisy else contextlib.nullcontext():
+        try:
+            file = _Stream(io.BytesIO(sound.data))
+        except Exception as error:
+            raise UnusableFile(
+                f"{glance(data)} is not a sound we can read ({_reason(error)}); send a {SOUND_FORMATS} file"
+            ) from error
+        with file:
+            mono = _mono(file, sound, modality, limit_s, len(data))
+            rate_hz: int = file.samplerate
     if not np.isfinite(mono).all():
         raise UnusableFile("the sound has samples that are NaN or infinite")
     mono = np.clip(mono, -1.0, 1.0)
