@@ -31,11 +31,12 @@ demo-kafka: $(INSTALLED) ## The same over a real Kafka broker, fetched and start
 test: check programs ## All checks, then the whole test suite but what is marked slow
 	$(BIN)/pytest -m 'not slow and not field'
 
+test-field: $(INSTALLED) ## All files of the corpus that strangers bring, of which `make test` runs a part; installs the group field
+	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements/constraints.txt --group field
+	$(BIN)/pytest tests/field
+
 test-slow: $(INSTALLED) programs ## The tests that take longer than about ten seconds
 	$(BIN)/pytest -m slow
-
-test-field: $(INSTALLED) ## All of the corpus of files that strangers bring, of which `make test` runs a part
-	$(BIN)/pytest tests/field
 
 fuzz-media: $(INSTALLED) ## Mutated pictures and sounds under limits of time and memory; SECONDS=300, SEED=1; into build/fuzz-media
 	PYTHONPATH=tests $(BIN)/python -m field.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))

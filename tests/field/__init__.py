@@ -1,1 +1,1 @@
-"""Files as strangers bring them, written by scripts, each with the answer that is right. ``python -m field FOLDER``."""
+"""What strangers bring: graphs, sounds and pictures as public reports describe them, with the right answer to each."""

@@ -84,8 +84,6 @@ def _decode(data: bytes, modality: AudioModality, limit_s: float) -> Float:
         with file:
             mono = _mono(file, sound, modality, limit_s, len(data))
             rate_hz: int = file.samplerate
-    if not np.isfinite(mono).all():
-        raise UnusableFile("the sound has samples that are NaN or infinite")
     mono = np.clip(mono, -1.0, 1.0)
     if rate_hz != modality.sample_rate_hz:
         mono = np.clip(soxr.resample(mono, rate_hz, modality.sample_rate_hz), -1.0, 1.0)
@@ -139,7 +137,10 @@ def _mono(file: _Stream, sound: Sound, modality: AudioModality, limit_s: float, 
         if not len(block):
             break
         if read < wanted:
-            parts.append(block[: wanted - read].mean(axis=1))
+            kept = block[: wanted - read]
+            if not np.isfinite(kept).all():
+                raise UnusableFile("the sound has samples that are NaN or infinite")
+            parts.append(kept.mean(axis=1))
         read += len(block)
         if read * channels > MAX_SOUND_VALUES:
             raise UnusableFile(
