@@ -58,8 +58,8 @@ def _avif_size(side: int, *, in_stream: bool) -> bytes:
     if not in_stream:
         struct.pack_into(">II", whole, whole.index(b"ispe") + 8, side, side)
         return bytes(whole)
-    other = _flat("RGB", side, "AVIF", speed=10, quality=1)
-    struct.pack_into(">II", other := bytearray(other), other.index(b"ispe") + 8, 64, 64)
+    other = bytearray(_flat("RGB", side, "AVIF", speed=10, quality=1))
+    struct.pack_into(">II", other, other.index(b"ispe") + 8, 64, 64)
     return bytes(other)
 
 

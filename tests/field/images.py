@@ -97,8 +97,8 @@ def oriented() -> Iterator[Case]:
         exif = Image.Exif()
         exif[0x0112] = orientation
         exif[0x010F] = "A phone"
-        for image_format, options in {"PNG": {}, "JPEG": {}, "WEBP": {}, "AVIF": {"speed": 10}}.items():
-            data = encoded(image, image_format, exif=exif, **options)
+        for image_format in ("PNG", "JPEG", "WEBP", "AVIF"):
+            data = encoded(image, image_format, exif=exif, **OPTIONS[image_format][0])
             yield Case(f"{image_format} exif {orientation}", data, pixels=shown(data))
         xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="%d"/></x:xmpmeta>' % orientation
         for image_format in ("JPEG", "WEBP"):
@@ -109,8 +109,9 @@ def oriented() -> Iterator[Case]:
 def animated() -> Iterator[Case]:
     """An animation is its first picture."""
     frames = [Image.fromarray(picture(24, 36, 3)).rotate(angle) for angle in (0, 90, 180)]
-    for image_format, options in {"PNG": {}, "WEBP": {"lossless": True}, "GIF": {}, "AVIF": {"speed": 10}}.items():
-        data = encoded(frames[0], image_format, save_all=True, append_images=frames[1:], duration=40, **options)
+    for image_format in ("PNG", "WEBP", "GIF", "AVIF"):
+        options = {"save_all": True, "append_images": frames[1:], "duration": 40, **OPTIONS[image_format][0]}
+        data = encoded(frames[0], image_format, **options)
         yield Case(f"{image_format} animated", data, pixels=shown(data))
 
 
@@ -277,9 +278,9 @@ def reported() -> Iterator[Case]:
         pixels=np.array([[[10, 60, 200], [1, 2, 3]]], np.uint8),
         report="https://github.com/image-rs/image/issues/539",
     )
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    avif = encoded(image, "AVIF", speed=10, exif=exif)
+    sideways_exif = Image.Exif()
+    sideways_exif[0x0112] = 6
+    avif = encoded(image, "AVIF", speed=10, exif=sideways_exif)
     upright = Image.fromarray(shown(encoded(image, "AVIF", speed=10)))
     avif_turned = np.asarray(upright.transpose(Image.Transpose.ROTATE_270))
     yield Case(

@@ -18,6 +18,7 @@ from plaudit.serving.engine.call_context import NO_DEADLINE, CallContext, Client
 from plaudit.serving.engine.decoding import Decoder
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit_models.limits import Limits
+from plaudit_models.preprocess import decode
 from support.builders import tiny_content
 
 IMAGE: dict[str, Content] = {"image": tiny_content()["image"]}
@@ -36,7 +37,7 @@ class Held:
         self.begun: list[str] = []
         self.entered = threading.Event()
         self.go_on = threading.Event()
-        self.decode = decoding.decode
+        self.decode = decode
 
     def __call__(self, content: Any, modality: Any, *, name: str, **rest: Any) -> Any:
         self.begun.append(name)
