@@ -40,7 +40,8 @@ from plaudit.core.limits import MAX_MODALITIES, MAX_TENSOR_RANK
 from plaudit.core.reasons import told_reason
 from plaudit_models.bandit.head import write_initial_head
 from plaudit_models.bundle import CARD, HEAD, HEAD_GOLDEN, TRUNK, TRUNK_GOLDEN, CorruptBundle, Manifest, seal
-from plaudit_models.preprocess import InvalidContent, check_tensor
+from plaudit_models.errors import InvalidContent
+from plaudit_models.preprocess import check_tensor
 from plaudit_models.spec import (
     BASE_LOGITS,
     EMBEDDING,
