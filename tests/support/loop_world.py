@@ -151,7 +151,8 @@ class World:
                 version, role = rollout.candidate, Role.CANDIDATE
         assert version is not None
         probs, features = self.policy(version, content)
-        return self.draw(version, SPEC.actions, probs, features=features, content=content, **({"role": role} | fields))
+        defaults = {"features": features, "content": content, "role": role}
+        return self.draw(version, SPEC.actions, probs, **(defaults | fields))
 
     def draw(self, version: int, actions: Sequence[str], probs: Float64, **fields: Any) -> Decision:
         """A decision for one of the actions, drawn with the probabilities ``[k]``."""
