@@ -221,7 +221,9 @@ def test_what_is_too_stale_is_left_out(workplace: Workplace) -> None:
         select_training_data(workplace.store, SPEC, tokenizer, task, version=10)
 
 
-def test_answers_picked_from_dynamic_actions_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_answers_picked_from_dynamic_actions_are_left_out_and_counted_where_the_model_scores_no_text(
+    tmp_path: Path,
+) -> None:
     """Even where their ids are those of actions."""
     store = SqlStore(sqlite_url(tmp_path / "learner.db"))
     dynamic_actions = (DynamicAction("cat", "a cat"), DynamicAction("dog", "a dog"))
@@ -247,8 +249,9 @@ def test_answers_picked_from_dynamic_actions_are_left_out_and_counted(tmp_path: 
     tokenizer = train_tokenizer(["it says buzz"], vocabulary_size=300)
     made = select_training_data(store, SPEC, tokenizer, task, version=1)
     assert [e.decision.prediction_id for e in made.used] == ["p3", "p4"]
-    assert (made.facts["trained_on"], made.facts["with_dynamic_actions"]) == (2, 3)
-    with pytest.raises(ValueError, match="nor those picked from dynamic actions"):
+    assert (made.facts["trained_on"], made.facts["with_dynamic_actions"], made.facts["unusable"]) == (2, 0, 3)
+    assert made.listed is None
+    with pytest.raises(ValueError, match="nor those of dynamic actions where the model scores no text"):
         select_training_data(store, SPEC, tokenizer, replace(task, snapshot=3), version=1)
     store.close()
 
