@@ -25,7 +25,7 @@ from plaudit.serving.models.live_model import LiveModel
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit_models.bundle import HEAD, TRUNK, CorruptBundle
 from support.builders import tiny_bundle, tiny_spec
-from support.serving_harness import CHANGE, go_live
+from support.serving_harness import CHANGE, damage, go_live
 
 
 @dataclass
@@ -65,14 +65,6 @@ def live(registry: DirectoryRegistry, counting: CountingRuntime, metrics: Servin
 
 def version(live: LiveModel) -> int:
     return live.serving().manifest.version
-
-
-def damage(registry: DirectoryRegistry, number: int, name: str = HEAD) -> None:
-    path = registry.folder(number) / name
-    path.chmod(0o644)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
 
 
 def value(metrics: ServingMetrics, name: str) -> float:

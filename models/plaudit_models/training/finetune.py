@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from plaudit_models.dataset import LabelledData
 from plaudit_models.training.augment import augment
@@ -43,7 +43,7 @@ from plaudit_models.training.losses import action_nll, kl_to_reference
 from plaudit_models.training.objectives import Likelihood, Logits, Objective, Rewards, Sampled, Target
 from plaudit_models.training.replay import FixedReplay, Listed, ListedReplay, Replay, Served
 from plaudit_models.training.rows import Source, freeze_encoders
-from plaudit_models.training.schedule import IntervalMean, blocks_for_ever, fraction_done, one_cycle, shuffled
+from plaudit_models.training.schedule import IntervalMean, blocks_for_ever, descend, fraction_done, one_cycle, shuffled
 from plaudit_models.training.texts import ActionTexts
 
 _KL_ROWS = 1024
@@ -148,8 +148,6 @@ def finetune(
         replays, anchors = islice(replays, step, None), islice(anchors, step, None)
     while (fraction := fraction_done(step, steps, time.monotonic() - start_s, limit_s)) < 1.0:
         (rows, fresh), anchor_rows = next(replays), next(anchors)
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * one_cycle(fraction)
         losses = [part.losses(rows, fresh=fresh) for part in parts]
         user_loss, kl = (torch.stack(each).sum() for each in zip(*losses, strict=True))
         anchor_embedding, anchor_logits = anchor.fused(anchor_rows, as_taught)
@@ -160,10 +158,8 @@ def finetune(
         loss = (1.0 - config.rehearsal_share) * user_loss + config.rehearsal_share * rehearsal_loss
         if config.kl_weight > 0:
             loss = loss + config.kl_weight * kl
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(weights, config.max_gradient_norm)
-        optimizer.step()
+        rate = config.learning_rate * one_cycle(fraction)
+        descend(loss, optimizer, learning_rate=rate, max_gradient_norm=config.max_gradient_norm)
         step += 1
         user_losses.add(float(user_loss.detach()))
         rehearsal_losses.add(float(rehearsal_loss.detach()))
