@@ -419,7 +419,7 @@ def test_no_thumbs_are_nothing_to_train_on(workplace: Workplace) -> None:
 
 @pytest.mark.parametrize("how", [{"objective": "likelihood"}, {"objective": "sampled", "method": "lora"}])
 def test_killed_at_a_checkpoint_it_goes_on_to_where_it_would_have_ended(
-    workplace: Workplace, how: dict[str, str]
+    workplace: Workplace, how: dict[str, Any]
 ) -> None:
     """The process dies right after its first checkpoint is written, at step 8 of 25; to the last bit."""
     whole, broken = (workplace.run_dir(name, checkpoint_steps=8, **how) for name in ("whole", "broken"))

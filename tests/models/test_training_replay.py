@@ -15,9 +15,9 @@ from plaudit_models.dataset import LabelledData
 from plaudit_models.spec import ModelSpec, TextModality
 from plaudit_models.training import replay
 from plaudit_models.training.config import FinetuneConfig, LoraConfig, SamplingConfig
-from plaudit_models.training.experiences import Experiences, ListedExperiences
+from plaudit_models.training.data.experiences import Experiences, ListedExperiences
 from plaudit_models.training.finetune import finetune
-from plaudit_models.training.fusion import FusionConfig, FusionPolicy
+from plaudit_models.training.networks.fusion import FusionConfig, FusionPolicy
 from plaudit_models.training.objectives import Target
 from plaudit_models.training.replay import Listed, ListedReplay
 from plaudit_models.training.schedule import use_threads

@@ -251,6 +251,37 @@ def test_preparing_what_cannot_serve(live: LiveModel, registry: DirectoryRegistr
     assert value(metrics, "plaudit_serving_failed_proofs_total") == 1
 
 
+def test_why_nothing_serves_is_told_to_clients_without_paths(live: LiveModel, registry: DirectoryRegistry) -> None:
+    damage(registry, 1)
+    live.sync()
+    with pytest.raises(NoLiveModel, match=r"version 1 does not run here: .* head\.onnx") as told:
+        live.serving()
+    assert str(registry.folder(1).parent) not in str(told.value)
+    assert len(str(told.value)) < 500
+
+
+def test_a_version_that_cannot_run_batches_of_its_recorded_rows_fails_its_proof(
+    registry: DirectoryRegistry, runtime: ModelRuntime, metrics: ServingMetrics
+) -> None:
+    class Unwarm:
+        def load(self, folder: Path) -> Any:
+            model: Any = runtime.load(folder)
+
+            def warm(sizes: Any, again: bool = False) -> None:
+                raise RuntimeError("no kernel for batches")
+
+            model.warm = warm
+            return model
+
+    live = LiveModel(registry, Unwarm(), metrics, max_batch=2)
+    live.sync()
+    with pytest.raises(NoLiveModel, match="it cannot run batches of recorded rows: no kernel for batches"):
+        live.serving()
+    with pytest.raises(UnprovenVersion):
+        live.prepare(1)
+    assert value(metrics, "plaudit_serving_failed_proofs_total") == 2
+
+
 def test_a_model_of_another_name(live: LiveModel, registry: DirectoryRegistry, tmp_path: Path) -> None:
     tiny_bundle(tmp_path / "other", spec=tiny_spec("other"))
     folder = registry.folder(3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -178,12 +179,12 @@ class StuckRuntime:
         model = self.runtime.load(folder)
         trunk = model.trunk
 
-        def stuck_trunk(inputs: Any, outputs: Any = ()) -> Any:
+        def stuck_trunk(inputs: Any, outputs: Any = (), deadline_s: float = math.inf) -> Any:
             if self.stuck:
                 self.rows += len(inputs["present"])
                 self.entered.set()
                 assert self.go_on.wait(30)
-            return trunk(inputs, outputs)
+            return trunk(inputs, outputs, deadline_s)
 
         model.trunk = stuck_trunk
         return model

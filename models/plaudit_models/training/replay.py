@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from plaudit_models.spec import ModalityKind
-from plaudit_models.training.experiences import Experiences, ListedExperiences
-from plaudit_models.training.fusion import FusionPolicy
+from plaudit_models.training.data.experiences import Experiences, ListedExperiences
+from plaudit_models.training.data.rows import Source
+from plaudit_models.training.networks.fusion import FusionPolicy
 from plaudit_models.training.objectives import Logits, Rewards
-from plaudit_models.training.rows import Source
 
 Served = Callable[[npt.NDArray[np.float32], npt.NDArray[np.float32]], npt.NDArray[np.floating[Any]]]
 """Embeddings ``[n, d]`` and base logits ``[n, a]`` → logits of the policy that is served, ``[n, a]``."""

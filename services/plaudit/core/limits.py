@@ -38,3 +38,10 @@ MAX_DYNAMIC_ACTIONS_BYTES: Final = 2**20
 """UTF-8 bytes of all texts of the dynamic actions of one request together."""
 MAX_EXPLAINED_MODALITIES: Final = 6
 """Modalities of a request that asks for an explanation, which evaluates every subset of them."""
+
+# --- runs of graphs --------------------------------------------------------------------------------------------------
+
+MAX_TOLD_REASON_CHARACTERS: Final = 300
+"""Longest part of a library's own error that an error to a client repeats."""
+MAX_RUN_S: Final = 60.0
+"""Longest run of a graph whose callers set no deadline; where they did, the latest deadline ends it."""

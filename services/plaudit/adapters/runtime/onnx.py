@@ -6,6 +6,7 @@ Notation:
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -21,6 +22,7 @@ from tokenizers import Tokenizer
 
 from plaudit.adapters.runtime.session import CPU, Arrays, Device, Graph, choose_providers, return_free_memory
 from plaudit.core.ports.runtime import TrunkOutputs
+from plaudit.core.reasons import told_reason
 from plaudit_models.bandit.dynamic_actions import DynamicActionHead, dynamic_action_head_from_bytes
 from plaudit_models.bandit.reward_model import CorruptState
 from plaudit_models.bundle import (
@@ -39,7 +41,7 @@ from plaudit_models.bundle import (
     digest_file,
     verify,
 )
-from plaudit_models.preprocess import assemble, blank, input_dtype, read_tokenizer, tokenize_all
+from plaudit_models.preprocess import input_dtype, read_tokenizer, tokenize_all
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING, PRESENT, SCORES, TOKENS, VECTORS, ModelSpec, TextModality
 
 Float = npt.NDArray[np.float32]
@@ -129,7 +131,9 @@ class OnnxRuntime:
             trunk = _Trunk(self._open(folder / TRUNK), _tokenizer(folder, manifest), _arrays(folder / TRUNK_GOLDEN))
             self._trunks[key] = trunk
             return_free_memory()
-        _check_contract(trunk.graph, _trunk_inputs(manifest.spec))
+        # A graph that was imported may have a fixed batch; its session runs any number of rows in parts.
+        fixed_rows = trunk.graph.fixed_rows if manifest.spec.outputs else 0
+        _check_contract(trunk.graph, _trunk_inputs(manifest.spec), fixed_rows)
         return trunk
 
     def _digest(self, path: Path) -> FileDigest:
@@ -155,8 +159,8 @@ class OnnxModel:
         self._text_scorer = text_scorer
         self._warm_heads: set[int] = set()
 
-    def trunk(self, inputs: Arrays, outputs: Sequence[str] = ()) -> TrunkOutputs:
-        embedding, base_logits, *native = self._trunk.graph.run([EMBEDDING, BASE_LOGITS, *outputs], inputs)
+    def trunk(self, inputs: Arrays, outputs: Sequence[str] = (), deadline_s: float = math.inf) -> TrunkOutputs:
+        embedding, base_logits, *native = self._trunk.graph.run([EMBEDDING, BASE_LOGITS, *outputs], inputs, deadline_s)
         return TrunkOutputs(embedding, base_logits, dict(zip(outputs, native, strict=True)))
 
     def head(self, embedding: Float, base_logits: Float) -> Float:
@@ -177,7 +181,7 @@ class OnnxModel:
         spec = self.manifest.spec
         for size in batch_sizes:
             if again or size not in self._trunk.warm:
-                self.trunk(assemble(spec, [blank(spec)] * size))
+                self.trunk(self._trunk.recorded(size))
                 self._trunk.warm.add(size)
             if again or size not in self._warm_heads:
                 self.head(
@@ -202,9 +206,13 @@ class _Trunk:
         self.tokenizer = tokenizer
         self.warm: set[int] = set()
         outputs = {EMBEDDING, BASE_LOGITS}
-        inputs = {name: array for name, array in golden.items() if name not in outputs}
-        _prove(self.graph, inputs, golden, [EMBEDDING, BASE_LOGITS])
+        self._inputs = {name: array for name, array in golden.items() if name not in outputs}
+        _prove(self.graph, self._inputs, golden, [EMBEDDING, BASE_LOGITS])
         self.golden_outputs = {name: golden[name] for name in outputs}
+
+    def recorded(self, rows: int) -> Arrays:
+        """That many recorded inputs, one after the other and again from the first."""
+        return {name: np.resize(array, (rows, *array.shape[1:])) for name, array in self._inputs.items()}
 
 
 class _TextGraph:
@@ -267,8 +275,10 @@ def _row(size: int) -> tuple[str, list[int]]:
     return "tensor(float)", [size]
 
 
-def _check_contract(graph: Graph, expected: Mapping[str, tuple[str, list[int]]]) -> None:
-    """Raises CorruptBundle if the inputs are not the expected ones, each with a batch axis of any length in front."""
+def _check_contract(graph: Graph, expected: Mapping[str, tuple[str, list[int]]], fixed_rows: int = 0) -> None:
+    """Raises CorruptBundle if the inputs are not the expected ones, each with a batch axis in front: of any length, or
+    of ``fixed_rows``.
+    """
     found = graph.inputs()
     where = f"{graph.path.name} in {graph.path.parent}"
     if found.keys() != expected.keys():
@@ -276,7 +286,7 @@ def _check_contract(graph: Graph, expected: Mapping[str, tuple[str, list[int]]])
     for name, (dtype, shape) in expected.items():
         found_dtype, found_shape = found[name]
         lengths = [length if isinstance(length, int) else -1 for length in found_shape]
-        if found_dtype != dtype or lengths != [-1, *shape]:
+        if found_dtype != dtype or lengths[1:] != shape or lengths[0] != (fixed_rows or -1):
             raise CorruptBundle(
                 f"{where}: input {name} is {found_dtype} {found_shape}, the spec says {dtype} [any, {str(shape)[1:]}"
             )
@@ -292,7 +302,7 @@ def _prove(graph: Graph, inputs: Arrays, expected: Arrays, outputs: Sequence[str
         try:
             found = graph.run(outputs, {name: array[rows] for name, array in inputs.items()})
         except Exception as error:  # onnxruntime's exceptions have no common base
-            raise CorruptBundle(f"{where}: cannot run its golden inputs: {error}") from error
+            raise CorruptBundle(f"{where}: cannot run its golden inputs: {told_reason(error)}") from error
         for name, array in zip(outputs, found, strict=True):
             _require_same(where, name, array, expected[name][rows])
 
