@@ -88,7 +88,7 @@ class Workplace:
             config=PretrainConfig(max_duration_s=60.0, max_epochs=2, batch=16),
             threads=1,
         )
-        self.url = sqlite_url(folder / "learner.db")
+        self.url = sqlite_url(folder / "learner.db").render_as_string()
         self.store = SqlStore(self.url)
         self.store.lead()
         self.judge(range(1, 61))
