@@ -53,7 +53,8 @@ from plaudit_models.bundle import (
     WEIGHTS,
     verify,
 )
-from plaudit_models.preprocess import Limits, assemble, read_tokenizer, train_tokenizer
+from plaudit_models.limits import Limits
+from plaudit_models.preprocess import assemble, read_tokenizer, train_tokenizer
 from plaudit_models.spec import EMBEDDING, ModelSpec, TextModality
 from plaudit_models.training.checkpoint import Checkpoint
 from plaudit_models.training.config import PretrainConfig

@@ -43,7 +43,7 @@ from plaudit.serving.use_cases.feedback import FeedbackUseCase
 from plaudit.serving.use_cases.predict import PredictUseCase
 from plaudit.serving.use_cases.rollouts import RolloutService
 from plaudit.v1 import feedback_pb2, feedback_pb2_grpc, model_pb2, model_pb2_grpc, prediction_pb2, prediction_pb2_grpc
-from plaudit_models.preprocess import Limits
+from plaudit_models.limits import Limits
 
 _PREDICTION: Final = prediction_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name
 _FEEDBACK: Final = feedback_pb2.DESCRIPTOR.services_by_name["FeedbackService"].full_name

@@ -23,7 +23,8 @@ from plaudit.core.ports.store import ExperienceReader
 from plaudit.learner.features.content import decode_contents
 from plaudit.learner.features.context import allowed_mask
 from plaudit.learner.finetuning.job_spec import JobSpec, TrainingPlan
-from plaudit_models.preprocess import Limits, input_dtype, tokenize_all
+from plaudit_models.limits import Limits
+from plaudit_models.preprocess import input_dtype, tokenize_all
 from plaudit_models.spec import ModelSpec
 from plaudit_models.training.data.experiences import Experiences, ListedExperiences
 from plaudit_models.training.data.feedback_targets import NO_PAIR, FeedbackTargets, build_feedback_targets
