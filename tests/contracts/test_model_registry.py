@@ -187,6 +187,7 @@ def test_rollouts_are_kept_in_order(adapter: Adapter, registry: ModelRegistry, t
 def test_a_rollout_and_a_ledger_of_the_release_before_are_read(tmp_path: Path) -> None:
     """They call the generation of the experiment ``trial``."""
     registry = DirectoryRegistry(tmp_path, "tiny")
+    (tmp_path / "tiny").mkdir()
     raw = {"model": "tiny", "generation": 7, "live": 3, "candidate": 5, "candidate_share": 0.1, "trial": 6}
     (tmp_path / "tiny" / "rollout.json").write_text(json.dumps(raw))
     (tmp_path / "tiny" / "ledger.jsonl").write_text(json.dumps(raw) + "\n")
@@ -233,7 +234,7 @@ def test_of_two_writers_one_wins(adapter: Adapter, registry: ModelRegistry, fold
         thread.start()
     for thread in threads:
         thread.join()
-    ledger = registry.ledger()
+    ledger = list(registry.ledger())
     assert [rollout.generation for rollout in ledger] == list(range(1, 41))
     assert sorted(r.actor for r in ledger) == sorted([f"writer {n}" for n in range(8)] * 5)
 
@@ -356,14 +357,14 @@ def test_a_crash_while_changing_the_rollout_changes_it_or_not(adapter: Adapter, 
     child = spawn(
         adapter,
         "from plaudit.core.rollout import Change, promote\n"
-        + CRASHES.format(action=action, found="registry.rollout().generation, len(registry.ledger())"),
+        + CRASHES.format(action=action, found="registry.rollout().generation, len(list(registry.ledger()))"),
     )
     output, _ = child.communicate()
     assert child.returncode == 0
     found = [line.split() for line in output.splitlines()]
     assert len(found) > 5
     assert all(generation == entries for generation, entries in found)
-    ledger = registry.ledger()
+    ledger = list(registry.ledger())
     assert [rollout.generation for rollout in ledger] == list(range(1, registry.rollout().generation + 1))
     assert ledger[-1] == registry.rollout()
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from plaudit.core.limits import MAX_NAMED_MODELS
+
 
 class PlauditError(Exception):
     """Root of every error raised on purpose."""
+
+    @property
+    def for_clients(self) -> str:
+        """The message without what concerns this machine alone, such as paths."""
+        return str(self)
 
 
 class InvalidInput(PlauditError):
@@ -36,7 +43,7 @@ class UnknownModel(NotFound):
     """No model of that name is served."""
 
     def __init__(self, model: str, known: list[str]) -> None:
-        super().__init__(f"model: {model!r} is not served here; served are {known}")
+        super().__init__(f"model: {model!r} is not served here; served are {known[:MAX_NAMED_MODELS]}")
 
 
 class UnknownVersion(NotFound):
@@ -187,12 +194,21 @@ class StoreUnavailable(Unavailable):
 
 
 class RegistryUnavailable(Unavailable):
-    """The registry cannot be read or changed; loaded versions go on serving."""
+    """The registry cannot be read or changed; loaded versions go on serving.
 
-    def __init__(self, problem: str) -> None:
-        super().__init__(
-            f"the registry is unavailable, nothing was changed and loaded versions go on serving: {problem}"
-        )
+    Args:
+        problem: what is wrong, and the way out.
+        place: file or folder that it is about; clients are not told.
+    """
+
+    def __init__(self, problem: str, place: str = "") -> None:
+        told = f"the registry is unavailable, nothing was changed and loaded versions go on serving: {problem}"
+        super().__init__(f"{told} ({place})" if place else told)
+        self._told = told
+
+    @property
+    def for_clients(self) -> str:
+        return self._told
 
 
 class Unauthorized(PlauditError):

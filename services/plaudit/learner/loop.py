@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import structlog
 
-from plaudit.core.errors import StoreMoved, Unavailable
+from plaudit.core.errors import StoreMoved, Unavailable, UnknownVersion, UnprovenVersion
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import ExperienceStore
 from plaudit.core.rollout import Rollout
@@ -32,13 +32,19 @@ from plaudit.learner.online.update import OnlineUpdater
 from plaudit.learner.progress import Progress
 from plaudit.learner.state import LearnerState
 from plaudit.learner.status import StatusFile
-from plaudit_models.bundle import Manifest
+from plaudit_models.bundle import CorruptBundle, Manifest
 
 _IDLE_S: Final = 0.2
-_BACKOFF_S: Final = 1.0
+_FIRST_PAUSE_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 10.0
+"""Pauses after a step that was given up: a second, doubled with every failure that follows."""
 _CHUNKS_PER_STEP: Final = 4
 """A leader that is behind what others read learns more than it reads itself, but refreshes in between."""
-_DISK_TROUBLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_TROUBLE: Final = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
+)
+_MENDED_BY_OTHERS: Final = (Unavailable, StoreMoved, UnknownVersion, UnprovenVersion, CorruptBundle)
+"""What is waited for: a learner that ends with it would be started again, and end again."""
 
 _log = structlog.get_logger("plaudit.learner")
 
@@ -109,6 +115,7 @@ class Learner:
     status: StatusFile
     clock: Callable[[], float]
     _serving: Serving | None = field(default=None, init=False)
+    _pause_s: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self._load()
@@ -122,18 +129,19 @@ class Learner:
                     self._load()
                     loaded = True
                 busy = self.step()
-            except (Unavailable, StoreMoved) as problem:
+            except _MENDED_BY_OTHERS as problem:
                 self._give_up(problem)
             except OSError as problem:
                 if problem.errno not in _DISK_TROUBLE:
                     raise
                 self._give_up(problem)
             else:
+                self._pause_s = 0.0
                 if not busy and self._serving is None:
                     stop.wait(_IDLE_S)
                 continue
             loaded = False
-            stop.wait(_BACKOFF_S)
+            stop.wait(self._pause_s)
 
     def step(self) -> bool:
         """One turn of the loop; False if there was nothing to read or to learn."""
@@ -236,8 +244,10 @@ class Learner:
         return _IDLE_S if due_in_s is None else min(_IDLE_S, due_in_s)
 
     def _give_up(self, problem: Exception) -> None:
+        moved = isinstance(problem, StoreMoved)  # another learner is at work, and nothing is wrong
+        self._pause_s = _FIRST_PAUSE_S if moved else min(2 * self._pause_s, _LONGEST_PAUSE_S) or _FIRST_PAUSE_S
         self.metrics.failures.inc()
-        _log.error("step given up, will be done again", problem=str(problem), again_in_s=_BACKOFF_S)
+        _log.error("step given up, will be done again", problem=str(problem), again_in_s=self._pause_s)
 
     def report(self) -> dict[str, Any]:
         """State of the loop for people, JSON-ready."""

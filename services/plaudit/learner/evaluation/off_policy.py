@@ -19,6 +19,7 @@ from plaudit.core.experience import DecisionHeader, Experience
 from plaudit.core.ports.registry import VersionReader
 from plaudit.learner.features.context import Context
 from plaudit_models.bandit.policy import Float64
+from plaudit_models.bundle import CorruptBundle
 from plaudit_models.evaluation.gate import Comparison, differences
 from plaudit_models.evaluation.ope import LoggedRounds
 from plaudit_models.spec import ModelSpec
@@ -92,7 +93,7 @@ def logged_policies(rows: Sequence[Compared], registry: VersionReader, otherwise
 def _actions(registry: VersionReader, version: int, otherwise: Sequence[str]) -> tuple[str, ...]:
     try:
         return tuple(registry.manifest(version).spec.actions)
-    except UnknownVersion:
+    except (UnknownVersion, CorruptBundle):
         return tuple(otherwise)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from plaudit.core.errors import UnknownVersion
+from plaudit.core.errors import UnknownVersion, UnprovenVersion
 from plaudit.core.experience import Experience
 from plaudit.core.ports.store import FeatureStore
 from plaudit.learner.evaluation.off_policy import can_answer
@@ -63,7 +63,7 @@ def _propensities(version: int, rows: Sequence[Experience], store: FeatureStore,
     propensities = np.full(len(rows), np.nan)
     try:
         policy = policies.version(version)
-    except UnknownVersion:
+    except (UnknownVersion, UnprovenVersion):
         return propensities
     contexts = contexts_on(policy, store, rows, features_on(policy, store, rows, store.save))
     answerable = [

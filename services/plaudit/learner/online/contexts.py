@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from plaudit.core.errors import UnknownVersion
+from plaudit.core.errors import UnknownVersion, UnprovenVersion
 from plaudit.core.events import Features
 from plaudit.core.experience import Experience
 from plaudit.core.ports.store import FeatureStore
@@ -81,7 +81,7 @@ def served_probabilities(
     for version, group in by_version.items():
         try:
             policy = policies.version(version)
-        except UnknownVersion:
+        except (UnknownVersion, UnprovenVersion):
             continue  # pruned: feedback came very late
         digest = policy.manifest.trunk_digest
         ids = [e.decision.prediction_id for e in group]

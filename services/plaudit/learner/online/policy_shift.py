@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 import structlog
 
-from plaudit.core.errors import UnknownVersion
+from plaudit.core.errors import UnknownVersion, UnprovenVersion
 from plaudit.core.events import Features
 from plaudit.core.ports.store import FeatureStore
 from plaudit.learner.features.action_heads import FixedActions
@@ -67,7 +67,7 @@ class PolicyShift:
             return  # it is not known what served before
         try:
             previous = self.policies.version(before)
-        except UnknownVersion:
+        except (UnknownVersion, UnprovenVersion):
             return
         if previous.manifest.trunk_digest == live.trunk_digest:
             self._record(PREVIOUS, divergence(now, _served(previous, rows)))
