@@ -58,6 +58,11 @@ _WAV_LENGTH_UNKNOWN: Final = 0xFFFFFFFF
 """Length in the header of a WAV that was written into a pipe, whose length was not known yet."""
 
 
+MAX_TEXT_BYTES_PER_TOKEN: Final = 32
+"""UTF-8 bytes of a text for each token that the model reads. What is beyond them is cut off before the tokenizer, as
+its tokens would be after it: a character such as U+FDFA becomes eighteen, and the tokenizer works on all of them."""
+
+
 class InvalidContent(ValueError):
     """Unusable content of one modality; the message names the modality, the value and the way out."""
 
@@ -218,7 +223,7 @@ def tokenize(
         clean = encoded.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidContent(name, f"the text is not UTF-8 ({error.reason} at byte {error.start})") from error
-    ids = tokenizer.encode(clean, add_special_tokens=False).ids
+    ids = tokenizer.encode(_beginning(clean, modality), add_special_tokens=False).ids
     if not ids:
         raise InvalidContent(name, f"the text {clean[:40]!r} is blank; leave the modality out to say it is missing")
     return _fit(np.asarray(ids, np.int64), modality.max_tokens)
@@ -226,8 +231,16 @@ def tokenize(
 
 def tokenize_all(texts: Sequence[str], modality: TextModality, tokenizer: TextTokenizer) -> Ids:
     """Token ids of texts that were checked before, ``[k, max_tokens]``, cut at the end; 0 is padding."""
-    encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    encoded = tokenizer.encode_batch([_beginning(text, modality) for text in texts], add_special_tokens=False)
     return np.stack([_fit(np.asarray(each.ids, np.int64), modality.max_tokens) for each in encoded])
+
+
+def _beginning(text: str, modality: TextModality) -> str:
+    """As much of the text as can matter, see :data:`MAX_TEXT_BYTES_PER_TOKEN`. White space at its start does not."""
+    most_bytes = MAX_TEXT_BYTES_PER_TOKEN * modality.max_tokens
+    if len(text) <= most_bytes // 4:  # a character has four bytes at most
+        return text
+    return text.lstrip().encode()[:most_bytes].decode(errors="ignore")
 
 
 def action_texts(spec: ModelSpec, tokenizer: TextTokenizer) -> Ids:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -42,23 +43,26 @@ from plaudit.core.wire import (
     UnreadableEvent,
     content_from_wire,
     content_to_wire,
+    contents_from_wire,
     decode_event,
     encode_event,
     signal_from_wire,
     tensor_to_wire,
 )
-from plaudit.v1 import content_pb2, events_pb2, feedback_pb2
+from plaudit.v1 import content_pb2, events_pb2, feedback_pb2, prediction_pb2
 from support.builders import a_decision
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+ids = st.text(st.characters(exclude_categories=["C", "Z"]), max_size=128)
+given_ids = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=128)
 # Whole microseconds, which is what the wire carries; 2001 to 2100.
 times_s = st.integers(10**15, 4 * 10**15).map(lambda us: us / 1e6)
 versions = st.integers(1, 2**40)
 floats32 = st.floats(width=32, allow_nan=False)
 tensors = st.one_of(
-    npst.arrays(np.float32, npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4), elements=floats32),
-    npst.arrays(np.int64, npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)),
+    npst.arrays(np.float32, npst.array_shapes(min_dims=0, max_dims=3, min_side=1, max_side=4), elements=floats32),
+    npst.arrays(np.int64, npst.array_shapes(min_dims=0, max_dims=3, min_side=1, max_side=4)),
 )
 contents: st.SearchStrategy[Content] = st.one_of(
     st.builds(EncodedContent, st.sampled_from(["image", "audio"]), st.binary()),
@@ -71,15 +75,15 @@ signals = st.one_of(
     st.builds(Correction, texts),
     st.builds(Preference, texts, texts),
     st.builds(Implicit, st.sampled_from(ImplicitKind)),
-    st.builds(Retract, texts),
+    st.builds(Retract, ids),
 )
 vectors = npst.arrays(np.float32, st.integers(0, 8), elements=floats32)
 decisions = st.builds(
     Decision,
     prediction_id=names,
-    model=texts,
+    model=ids,
     time_s=times_s,
-    user_id=texts,
+    user_id=ids,
     version=versions,
     version_digest=texts,
     role=st.sampled_from(Role),
@@ -87,10 +91,10 @@ decisions = st.builds(
     propensity=st.floats(0.0, 1.0, exclude_min=True),
     allowed_actions=st.lists(texts).map(tuple),
     greedy=st.booleans(),
-    request_id=texts,
+    request_id=ids,
     features=st.none() | st.builds(Features, trunk_digest=texts, embedding=vectors, base_logits=vectors),
     content=st.dictionaries(texts, contents, max_size=3),
-    user_group=texts,
+    user_group=ids,
 )
 
 
@@ -108,7 +112,7 @@ def among_dynamic_actions(draw: st.DrawFn) -> Decision:
     )
 
 
-feedbacks = st.builds(Feedback, feedback_id=names, prediction_id=names, time_s=times_s, user_id=texts, signal=signals)
+feedbacks = st.builds(Feedback, feedback_id=given_ids, prediction_id=names, time_s=times_s, user_id=ids, signal=signals)
 dead_letters = st.builds(
     DeadLetter, source_topic=texts, source_position=texts, reason=texts, payload=st.binary(), time_s=times_s
 )
@@ -132,9 +136,9 @@ counts = st.integers(0, 2**40)
 answers = st.builds(Answers, failed=counts, latencies=st.lists(counts, max_size=5).map(tuple))
 experiment_reports = st.builds(
     ExperimentReport,
-    replica=names,
+    replica=given_ids,
     number=counts,
-    model=texts,
+    model=ids,
     experiment=counts,
     version=counts,
     time_s=times_s,
@@ -267,7 +271,7 @@ def test_features_of_broken_length_are_unreadable() -> None:
             content_pb2.Content(
                 tensor=content_pb2.Tensor(data_type=content_pb2.DATA_TYPE_INT64, shape=[-1, -1], data=b"12345678")
             ),
-            r"c.shape: \[-1, -1\] has a negative length",
+            r"c.shape: \[-1, -1\] has a length below 1",
         ),
     ],
 )
@@ -290,6 +294,80 @@ def test_a_wrong_signal_names_the_field(message: feedback_pb2.SendFeedbackReques
     with pytest.raises(InvalidInput) as caught:
         signal_from_wire(message)
     assert caught.value.field == field
+
+
+UNBOUNDED_SHAPES = [
+    pytest.param([2**62] * 40_000, "has 40000 axes; at most 8 are taken", id="40000 long axes"),
+    pytest.param([1] * 65, "has 65 axes; at most 8 are taken", id="65 axes, more than numpy has"),
+    pytest.param([1] * 9, "has 9 axes; at most 8 are taken", id="9 axes"),
+    pytest.param([0, 2**62, 2**62], "has a length below 1", id="nothing, along lengths that no array has"),
+    pytest.param([2**62] * 8, "has 4 bytes; shape", id="a product beyond 64 bits"),
+]
+
+
+@pytest.mark.parametrize(("shape", "problem"), UNBOUNDED_SHAPES)
+def test_a_shape_that_no_array_has_is_refused_before_its_lengths_are_multiplied(
+    shape: list[int], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As elsewhere, where nothing bounded the number of axes: https://github.com/tensorflow/tflite-micro/issues/3071."""
+    multiplied: list[int] = []
+    monkeypatch.setattr("math.prod", lambda lengths: multiplied.append(len(lengths)) or prod(lengths))
+    tensor = content_pb2.Tensor(data_type=content_pb2.DATA_TYPE_FP32, shape=shape, data=b"1234")
+    with pytest.raises(InvalidInput, match=problem) as caught:
+        content_from_wire(content_pb2.Content(tensor=tensor), 'content["x"]')
+    assert len(str(caught.value)) < 500
+    assert max(multiplied, default=0) <= 8
+
+
+@pytest.mark.parametrize(("shape", "problem"), UNBOUNDED_SHAPES)
+def test_a_record_with_such_a_shape_is_unreadable(shape: list[int], problem: str) -> None:
+    message = events_pb2.DecisionEvent(prediction_id="p", propensity=0.5)
+    message.content["x"].tensor.CopyFrom(
+        content_pb2.Tensor(data_type=content_pb2.DATA_TYPE_FP32, shape=shape, data=b"1234")
+    )
+    with pytest.raises(UnreadableEvent, match=problem):
+        decode_event(Topic.DECISIONS, message.SerializeToString())
+
+
+def test_whatever_a_decoder_raises_makes_its_record_unreadable_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("x" * 10_000)
+
+    monkeypatch.setattr("plaudit.core.wire._decision_from_wire", fail)
+    with pytest.raises(UnreadableEvent, match="MemoryError: x") as caught:
+        decode_event(Topic.DECISIONS, encode_event(a_decision("p1")))
+    assert len(str(caught.value)) < 1_000
+
+
+def test_more_modalities_than_any_model_has_are_refused() -> None:
+    message = prediction_pb2.PredictRequest(content={str(n): content_pb2.Content(text="x") for n in range(1_025)})
+    with pytest.raises(InvalidInput, match="has 1025 modalities; at most 1024"):
+        contents_from_wire(message.content)
+
+
+def test_the_name_of_a_modality_is_repeated_in_part() -> None:
+    message = prediction_pb2.PredictRequest(content={"x" * 1_000_000: content_pb2.Content()})
+    with pytest.raises(InvalidInput) as caught:
+        contents_from_wire(message.content)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("field", ["user_id", "request_id", "model", "user_group"])
+@pytest.mark.parametrize(
+    ("value", "problem"), [("x" * 129, "has 129 characters"), ("a\0b", r"U\+0000"), ("a\x1b[2J", r"U\+001B")]
+)
+def test_a_decision_with_an_id_that_is_none_is_unreadable(field: str, value: str, problem: str) -> None:
+    """A NUL is in no text of PostgreSQL: https://github.com/apache/devlake/issues/3564."""
+    with pytest.raises(UnreadableEvent, match=f"{field}: .*{problem}"):
+        decode_event(Topic.DECISIONS, encode_event(replace(a_decision("p1"), **{field: value})))
+
+
+@pytest.mark.parametrize("field", ["user_id", "feedback_id"])
+@pytest.mark.parametrize("value", ["x" * 129, "a\0b"])
+def test_feedback_with_an_id_that_is_none_is_unreadable(field: str, value: str) -> None:
+    feedback = Feedback("f1", "p1", 1e9, "ada", Thumb(up=True))
+    with pytest.raises(UnreadableEvent, match=f"{field}: "):
+        decode_event(Topic.FEEDBACK, encode_event(replace(feedback, **{field: value})))
 
 
 def test_other_dtypes_have_no_wire_form() -> None:

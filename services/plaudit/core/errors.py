@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from plaudit.core.limits import MAX_NAMED_MODELS
+from plaudit.core.limits import MAX_NAMED_MODELS, MAX_SHOWN_CHARACTERS
+
+
+def _shown(value: str) -> str:
+    return f"{value[:MAX_SHOWN_CHARACTERS]!r}{'…' if len(value) > MAX_SHOWN_CHARACTERS else ''}"
 
 
 class PlauditError(Exception):
@@ -43,7 +47,7 @@ class UnknownModel(NotFound):
     """No model of that name is served."""
 
     def __init__(self, model: str, known: list[str]) -> None:
-        super().__init__(f"model: {model!r} is not served here; served are {known[:MAX_NAMED_MODELS]}")
+        super().__init__(f"model: {_shown(model)} is not served here; served are {known[:MAX_NAMED_MODELS]}")
 
 
 class UnknownVersion(NotFound):
@@ -58,7 +62,7 @@ class UnknownFeedback(NotFound):
     """No feedback with that id was recorded."""
 
     def __init__(self, feedback_id: str) -> None:
-        super().__init__(f"feedback_id: {feedback_id!r} was never recorded")
+        super().__init__(f"feedback_id: {_shown(feedback_id)} was never recorded")
 
 
 class Conflict(PlauditError):

@@ -19,6 +19,8 @@ MAX_PREDICTION_ID_CHARACTERS: Final = 4_096
 """Longest prediction id that is looked at."""
 MAX_SHOWN_CHARACTERS: Final = 80
 """Characters of a refused value that its error repeats."""
+MAX_STATUS_BYTES: Final = 2_048
+"""UTF-8 bytes of an error's text in a gRPC status; the rest is cut off."""
 MIN_ADMIN_TOKEN_BYTES: Final = 16
 """Shortest admin token that a configuration may set."""
 
@@ -26,9 +28,10 @@ MIN_ADMIN_TOKEN_BYTES: Final = 16
 
 MAX_TENSOR_RANK: Final = 8
 """Axes of a tensor, the batch axis not counted."""
-MAX_TEXT_BYTES_PER_TOKEN: Final = 32
-"""UTF-8 bytes of a text for each token that the model reads; what is beyond them is cut off before the tokenizer, as
-the tokens beyond would be after it."""
+MAX_MODALITIES: Final = 1_024
+"""Modalities of one request or record, whatever they are called."""
+MAX_ALLOWED_ACTIONS: Final = 65_536
+"""Allowed actions that one request lists; each must be one of the model's."""
 MAX_DYNAMIC_ACTIONS: Final = 256
 """Dynamic actions of one request."""
 MAX_DYNAMIC_ACTIONS_BYTES: Final = 2**20

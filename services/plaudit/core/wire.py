@@ -36,6 +36,8 @@ from plaudit.core.events import (
     Thumb,
     Topic,
 )
+from plaudit.core.identifiers import check_given_id, check_id
+from plaudit.core.limits import MAX_MODALITIES, MAX_SHOWN_CHARACTERS, MAX_TENSOR_RANK
 from plaudit.core.rollout import Rollout
 from plaudit.v1 import content_pb2, events_pb2, feedback_pb2, prediction_pb2
 
@@ -96,9 +98,14 @@ def _tensor_from_wire(message: content_pb2.Tensor, field: str) -> npt.NDArray[An
     dtype = _DTYPES.get(message.data_type)
     if dtype is None:
         raise InvalidInput(f"{field}.data_type", f"{message.data_type} is neither DATA_TYPE_FP32 nor DATA_TYPE_INT64")
+    rank = len(message.shape)
+    if rank > MAX_TENSOR_RANK:  # before the lengths are multiplied: a product of many is quadratic in their number
+        raise InvalidInput(f"{field}.shape", f"has {rank} axes; at most {MAX_TENSOR_RANK} are taken")
     shape = tuple(message.shape)
-    if any(size < 0 for size in shape):
-        raise InvalidInput(f"{field}.shape", f"{list(shape)} has a negative length")
+    if any(length < 1 for length in shape):
+        raise InvalidInput(
+            f"{field}.shape", f"{list(shape)} has a length below 1; leave the modality out to say it is missing"
+        )
     expected = math.prod(shape) * dtype.itemsize
     if expected != len(message.data):
         raise InvalidInput(
@@ -134,7 +141,7 @@ def signal_from_wire(message: FeedbackMessage) -> Signal:
                 raise InvalidInput("implicit.kind", f"{message.implicit.kind} is not a known kind")
             return Implicit(kind)
         case "retract":
-            return Retract(message.retract.feedback_id)
+            return Retract(check_id("retract.feedback_id", message.retract.feedback_id))
         case _:
             raise InvalidInput(
                 "signal", "is missing; set one of thumb, rating, correction, preference, implicit, retract"
@@ -193,6 +200,9 @@ def _values(source: object, names: Iterable[str]) -> dict[str, Any]:
     return {name: getattr(source, name) for name in names}
 
 
+_MAX_PROBLEM_CHARACTERS: Final = 500
+
+
 class UnreadableEvent(Exception):
     """A payload is not an event of its topic; the message says why."""
 
@@ -243,8 +253,10 @@ def decode_event(topic: Topic, payload: bytes) -> Event:
                 return Rollout(**_values(rollout, _ROLLOUT), **numbers, changed_at_s=rollout.time_us / 1e6)
             case Topic.EXPERIMENTS:
                 return _experiment_from_wire(events_pb2.ExperimentEvent.FromString(payload))
-    except (DecodeError, InvalidInput) as error:
-        raise UnreadableEvent(f"not a readable record of {topic}: {error}") from error
+    except Exception as error:  # whatever a record does to its decoder, the next record is read
+        known = isinstance(error, DecodeError | InvalidInput)
+        problem = str(error) if known else f"{type(error).__name__}: {error}"
+        raise UnreadableEvent(f"not a readable record of {topic}: {problem[:_MAX_PROBLEM_CHARACTERS]}") from error
 
 
 def _decision_to_wire(decision: Decision) -> events_pb2.DecisionEvent:
@@ -266,6 +278,7 @@ def _decision_to_wire(decision: Decision) -> events_pb2.DecisionEvent:
 def _decision_from_wire(message: events_pb2.DecisionEvent) -> Decision:
     if not message.prediction_id:
         raise InvalidInput("prediction_id", "is empty")
+    _check_ids(message, "user_id", "model", "request_id", "user_group")
     if not 0.0 < message.propensity <= 1.0:
         raise InvalidInput("propensity", f"{message.propensity} is not in (0, 1]")
     features = None
@@ -302,16 +315,17 @@ def _check_dynamic_actions(dynamic_actions: tuple[DynamicAction, ...], action: s
 
 
 def _feedback_from_wire(message: events_pb2.FeedbackEvent) -> Feedback:
-    if not message.feedback_id:
-        raise InvalidInput("feedback_id", "is empty")
+    check_given_id("feedback_id", message.feedback_id)
     if not message.prediction_id:
         raise InvalidInput("prediction_id", "is empty")
+    _check_ids(message, "user_id")
     return Feedback(**_values(message, _FEEDBACK), time_s=message.time_us / 1e6, signal=signal_from_wire(message))
 
 
 def _experiment_from_wire(message: events_pb2.ExperimentEvent) -> ExperimentReport:
     if not message.replica:
         raise InvalidInput("replica", "is empty")
+    _check_ids(message, "replica", "model")
     return ExperimentReport(
         **_values(message, _EXPERIMENT),
         time_s=message.time_us / 1e6,
@@ -341,7 +355,16 @@ def contents_to_wire(content: Mapping[str, Content]) -> dict[str, content_pb2.Co
 
 def contents_from_wire(content: Mapping[str, content_pb2.Content]) -> dict[str, Content]:
     """Content by modality name. Raises InvalidInput naming the modality."""
-    return {name: content_from_wire(part, f'content["{name}"]') for name, part in content.items()}
+    if len(content) > MAX_MODALITIES:
+        raise InvalidInput("content", f"has {len(content)} modalities; at most {MAX_MODALITIES} are taken")
+    return {
+        name: content_from_wire(part, f'content["{name[:MAX_SHOWN_CHARACTERS]}"]') for name, part in content.items()
+    }
+
+
+def _check_ids(message: Message, *fields: str) -> None:
+    for field in fields:
+        check_id(field, getattr(message, field))
 
 
 def _floats(data: bytes, field: str) -> npt.NDArray[np.float32]:

@@ -20,7 +20,8 @@ import numpy as np
 
 from plaudit.core.errors import InvalidInput
 from plaudit.core.events import DynamicAction
-from plaudit.core.limits import MAX_DYNAMIC_ACTIONS, MAX_ID_CHARACTERS
+from plaudit.core.identifiers import check_given_id
+from plaudit.core.limits import MAX_DYNAMIC_ACTIONS, MAX_DYNAMIC_ACTIONS_BYTES
 from plaudit.core.ports.runtime import ServableModel
 from plaudit.serving.engine.action_sets import Scores, all_allowed
 from plaudit.serving.telemetry.metrics import ServingMetrics
@@ -75,17 +76,10 @@ def check_dynamic_actions(dynamic_actions: Sequence[DynamicAction], spec: ModelS
         raise InvalidInput(
             "dynamic_actions", f"{len(dynamic_actions)} are given; at most {MAX_DYNAMIC_ACTIONS} are taken"
         )
-    ids = set[str]()
+    ids, together_bytes = set[str](), 0
     for place, dynamic_action in enumerate(dynamic_actions):
         field = f"dynamic_actions[{place}]"
-        if not dynamic_action.id:
-            raise InvalidInput(f"{field}.id", f"is empty; give 1 to {MAX_ID_CHARACTERS} characters")
-        if len(dynamic_action.id) > MAX_ID_CHARACTERS:
-            raise InvalidInput(
-                f"{field}.id",
-                f"{dynamic_action.id[:20]!r}… has {len(dynamic_action.id)} characters; "
-                f"at most {MAX_ID_CHARACTERS} are taken",
-            )
+        check_given_id(f"{field}.id", dynamic_action.id)
         if dynamic_action.id in ids:
             raise InvalidInput(f"{field}.id", f"{dynamic_action.id!r} is there twice")
         ids.add(dynamic_action.id)
@@ -97,6 +91,13 @@ def check_dynamic_actions(dynamic_actions: Sequence[DynamicAction], spec: ModelS
         if size_bytes > max_text_bytes:
             raise InvalidInput(
                 f"{field}.text", f"{size_bytes} bytes of text are more than the limit of {max_text_bytes}"
+            )
+        together_bytes += size_bytes
+        if together_bytes > MAX_DYNAMIC_ACTIONS_BYTES:
+            raise InvalidInput(
+                "dynamic_actions",
+                f"the first {place + 1} texts have {together_bytes} bytes together; at most "
+                f"{MAX_DYNAMIC_ACTIONS_BYTES} are taken",
             )
 
 

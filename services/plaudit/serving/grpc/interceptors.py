@@ -20,6 +20,7 @@ from grpc_status import rpc_status
 
 from plaudit.core import errors
 from plaudit.core.errors import InvalidInput
+from plaudit.core.limits import MAX_STATUS_BYTES
 from plaudit.serving.engine.call_context import ClientGone
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.serving.telemetry.request_log import ids_of, log_refusal
@@ -58,10 +59,18 @@ def status_of(error: Exception, method: str, request: Any = None) -> tuple[grpc.
     for cls in type(error).__mro__:
         if cls in STATUSES:
             assert isinstance(error, errors.PlauditError)
-            return STATUSES[cls], error.for_clients
+            return STATUSES[cls], _cut(error.for_clients)
     reference = uuid.uuid4().hex
     logger.error("internal_error", method=method, reference=reference, **ids_of(request), exc_info=error)
     return grpc.StatusCode.INTERNAL, f"internal error; find it in the server's log by the reference {reference}"
+
+
+def _cut(text: str) -> str:
+    """As much of the text as fits into the trailers of a call, which clients limit to 8 KiB."""
+    encoded = text.encode(errors="replace")
+    if len(encoded) <= MAX_STATUS_BYTES:
+        return text
+    return encoded[:MAX_STATUS_BYTES].decode(errors="ignore") + "…"
 
 
 class CallInterceptor(grpc.ServerInterceptor):

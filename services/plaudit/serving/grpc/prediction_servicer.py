@@ -14,6 +14,8 @@ import numpy as np
 
 from plaudit.core.errors import InvalidInput, PlauditError
 from plaudit.core.events import Content
+from plaudit.core.identifiers import check_id
+from plaudit.core.limits import MAX_ALLOWED_ACTIONS, MAX_DYNAMIC_ACTIONS
 from plaudit.core.user_groups import check_group
 from plaudit.core.wire import ROLE_TO_WIRE, contents_from_wire, dynamic_actions_from_wire
 from plaudit.serving.engine.call_context import CallContext, ClientGone
@@ -193,19 +195,23 @@ def _prediction_request(
 ) -> PredictionRequest:
     if message.top_k < 0:
         raise InvalidInput("top_k", f"{message.top_k} is negative; 0 lists all actions")
+    for field, most in (("allowed_actions", MAX_ALLOWED_ACTIONS), ("dynamic_actions", MAX_DYNAMIC_ACTIONS)):
+        given = len(getattr(message, field))
+        if given > most:
+            raise InvalidInput(field, f"{given} are given; at most {most} are taken")
     content = contents_from_wire(message.content)
     if streamed:
         content |= streamed
     return PredictionRequest(
         rows=(content,),
-        model=message.model,
-        user_id=message.user_id,
+        model=check_id("model", message.model),
+        user_id=check_id("user_id", message.user_id),
         user_group=check_group(message.user_group),
         allowed_actions=tuple(message.allowed_actions),
         dynamic_actions=dynamic_actions_from_wire(message.dynamic_actions),
         greedy=message.greedy,
         explain=message.explain,
-        request_id=message.request_id,
+        request_id=check_id("request_id", message.request_id),
     )
 
 

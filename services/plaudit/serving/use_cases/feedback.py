@@ -14,7 +14,7 @@ import structlog
 from plaudit.core.errors import InvalidInput, InvalidPredictionId, PlauditError, UnknownFeedback, UnknownVersion
 from plaudit.core.events import Correction, Feedback, Preference, Retract, Signal
 from plaudit.core.experience import FeedbackState
-from plaudit.core.limits import MAX_ID_CHARACTERS
+from plaudit.core.identifiers import check_given_id, check_id
 from plaudit.core.ports.log import Appended
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import FeedbackStatus, StatusReaders
@@ -153,8 +153,8 @@ class FeedbackUseCase:
         return outcomes
 
     def receipt(self, feedback_id: str) -> FeedbackReceipt:
-        """Raises UnknownFeedback if it was never recorded, InvalidInput if the id is empty or too long."""
-        _check_id("feedback_id", feedback_id)
+        """Raises UnknownFeedback if it was never recorded, InvalidInput if the id can be none."""
+        check_given_id("feedback_id", feedback_id)
         served = self._models.all()
         for each in served:
             status = self._status(each.live.registry.model, feedback_id)
@@ -170,7 +170,8 @@ class FeedbackUseCase:
 
     def _check(self, request: FeedbackRequest) -> SignedPrediction:
         """The prediction that the feedback is about. Raises InvalidInput, ExpiredPredictionId."""
-        _check_id("feedback_id", request.feedback_id)
+        check_given_id("feedback_id", request.feedback_id)
+        check_id("user_id", request.user_id)
         prediction = self._ids.check(request.prediction_id, now_s=time.time())
         served = self._models.get(prediction.model)
         if served is None:
@@ -183,8 +184,8 @@ class FeedbackUseCase:
                 _check_action("preference.rejected", rejected, prediction, served.live)
                 if preferred == rejected:
                     raise InvalidInput("preference", f"prefers {preferred!r} over itself")
-            case Retract(feedback_id) if len(feedback_id) > MAX_ID_CHARACTERS:
-                raise InvalidInput("retract.feedback_id", _too_long(feedback_id))
+            case Retract(feedback_id):
+                check_id("retract.feedback_id", feedback_id)
         return prediction
 
     def _append_all(self, items: Sequence[tuple[FeedbackRequest, str]]) -> Sequence[Appended]:
@@ -248,17 +249,6 @@ def _first_with(registry: ModelRegistry, clue: str, enough: float) -> int | None
     return None
 
 
-def _check_id(field: str, value: str) -> None:
-    if not value:
-        raise InvalidInput(field, f"is empty; give 1 to {MAX_ID_CHARACTERS} characters, such as a UUID")
-    if len(value) > MAX_ID_CHARACTERS:
-        raise InvalidInput(field, _too_long(value))
-
-
-def _too_long(value: str) -> str:
-    return f"{value[:20]!r}… has {len(value)} characters; at most {MAX_ID_CHARACTERS} are taken"
-
-
 def _check_action(field: str, action: str, prediction: SignedPrediction, live: LiveModel) -> None:
     """Raises InvalidInput. A request's dynamic actions are in the log alone, so the learner checks those when it
     joins.
@@ -266,8 +256,7 @@ def _check_action(field: str, action: str, prediction: SignedPrediction, live: L
     if prediction.dynamic:
         if not action:
             raise InvalidInput(field, "is empty; name one of the request's dynamic actions by its id")
-        if len(action) > MAX_ID_CHARACTERS:
-            raise InvalidInput(field, _too_long(action))
+        check_id(field, action)
         return
     spec = live.serving().manifest.spec
     if not spec.has_action(action):

@@ -23,6 +23,7 @@ from plaudit.core.errors import (
     UnknownVersion,
     UnprovenVersion,
 )
+from plaudit.core.identifiers import check_actor, check_reason
 from plaudit.core.ports.store import StatusReaders
 from plaudit.core.rollout import Change, Rollout, end_canary, pin, promote, rollback, start_canary, unpin
 from plaudit.core.rollout_updates import MAX_ATTEMPTS, update_rollout
@@ -169,6 +170,8 @@ class RolloutService:
     def _change(
         self, model: str, expected: int, actor: str, reason: str, transition: Callable[[Rollout, Change], Rollout]
     ) -> Rollout:
+        check_actor(actor)
+        check_reason(reason)
         live = self._models.pick(model).live
         change = Change(actor=actor or "operator", time_s=time.time(), reason=reason)
         rollout = _apply(live, expected, change, transition)

@@ -23,6 +23,8 @@ import numpy.typing as npt
 
 from plaudit.core.errors import InvalidInput
 from plaudit.core.events import Content, EncodedContent, TensorContent, TextContent
+from plaudit.core.identifiers import check_id
+from plaudit.core.limits import MAX_TENSOR_RANK
 from plaudit.core.ports.runtime import ServableModel
 from plaudit.core.user_groups import check_group
 from plaudit.inference import open_inference_pb2 as pb
@@ -146,6 +148,11 @@ class Contract:
                 )
             if name in columns:
                 raise InvalidInput(f'inputs["{name}"]', "is there twice")
+            if len(tensor.shape) > 1 + MAX_TENSOR_RANK:
+                raise InvalidInput(
+                    f'inputs["{name}"].shape',
+                    f"has {len(tensor.shape)} axes; at most {MAX_TENSOR_RANK} and the rows are taken",
+                )
             shape = tuple(tensor.shape)
             if n and shape and shape[0] != n:
                 first = next(iter(columns))
@@ -446,19 +453,21 @@ def prediction_request(
     allowed = _string(parameters, "allowed_actions") if parameters else ""
     return PredictionRequest(
         rows=rows,
-        model=message.model_name,
+        model=message.model_name,  # of a model that was found
         outputs=choice.native,
         user_id=user_of(message),
         user_group=_group(parameters) if parameters else "",
         allowed_actions=_actions(allowed) if allowed else (),
         greedy=flag(parameters, "greedy") if parameters else False,
-        request_id=message.id,
+        request_id=check_id("id", message.id),
     )
 
 
 def user_of(message: pb.ModelInferRequest) -> str:
-    """The user id among the parameters; "" if it is missing. Raises InvalidInput if it is no string."""
-    return _string(message.parameters, "user_id") if message.parameters else ""
+    """The user id among the parameters; "" if it is missing. Raises InvalidInput if it is no id."""
+    if not message.parameters:
+        return ""
+    return check_id("parameters['user_id']", _string(message.parameters, "user_id"))
 
 
 def _group(parameters: Mapping[str, pb.InferParameter]) -> str:

@@ -231,7 +231,7 @@ class InferenceServicer:
         if request.parameters:
             raise InvalidInput(
                 "parameters",
-                f"holds {sorted(request.parameters)}; a model is loaded as its registry has it, without any",
+                f"holds {sorted(request.parameters)[:3]}; a model is loaded as its registry has it, without any",
             )
         self._models.load(_named(request.model_name)).live.serving()
         return pb.RepositoryModelLoadResponse()
