@@ -190,9 +190,13 @@ def _check_files(files: Mapping[str, FileDigest]) -> None:
             raise CorruptBundle(f"{MANIFEST}: {name}: size and sha256 are no digest of a file")
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, *, follow_links: bool = True) -> Manifest:
     """Raises CorruptBundle if the folder has no readable manifest."""
-    return manifest_from_json(read_text(folder / MANIFEST))
+    try:
+        text = read_bytes(folder / MANIFEST, follow_links=follow_links).decode()
+    except UnicodeDecodeError as error:
+        raise CorruptBundle(f"{MANIFEST}: {error}") from error
+    return manifest_from_json(text)
 
 
 def open_regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
@@ -227,14 +231,6 @@ def read_bytes(path: Path, max_bytes: int = MAX_MANIFEST_BYTES, *, follow_links:
     if len(data) > max_bytes:
         raise CorruptBundle(f"{path.name}: has more than {max_bytes} bytes")
     return data
-
-
-def read_text(path: Path) -> str:
-    """Text of a small file of a version. Raises CorruptBundle."""
-    try:
-        return read_bytes(path).decode()
-    except UnicodeDecodeError as error:
-        raise CorruptBundle(f"{path.name}: {error}") from error
 
 
 def digest_file(path: Path, *, follow_links: bool = True) -> FileDigest:

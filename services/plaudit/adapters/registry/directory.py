@@ -30,7 +30,6 @@ from plaudit.adapters.registry.files import (
     flush_folder,
     link,
     locked,
-    replace_durably,
     unavailable,
     write_durably,
 )
@@ -102,7 +101,7 @@ class DirectoryRegistry:
         Files whose content another version has are not stored again. A file that *is* another version's (a hard link
         to it) is not read again either: it was checked when that version was published, and is read-only since.
         """
-        manifest = read_manifest(folder)
+        manifest = read_manifest(folder, follow_links=False)
         if manifest.spec.name != self._model:
             raise InvalidInput("model", f"{folder} holds a version of {manifest.spec.name!r}, not of {self._model!r}")
         card = read_bytes(folder / CARD, follow_links=False) if os.path.lexists(folder / CARD) else None
@@ -152,9 +151,12 @@ class DirectoryRegistry:
                 raise RolloutMoved(expected=rollout.generation - 1, found=present.generation)
             for version in _named(rollout) - _named(present):
                 self.folder(version)
-            # The ledger first: a line without effect is recognised by its generation, see ledger.py.
+            fresh = self._home / f".{_ROLLOUT}"
+            write_durably(fresh, json.dumps(asdict(rollout)).encode() + b"\n")
+            # Before it takes effect: a line of the ledger without effect is recognised, see ledger.py.
             self._ledger.append(rollout)
-            replace_durably(self._home / _ROLLOUT, json.dumps(asdict(rollout)).encode() + b"\n")
+            fresh.replace(self._home / _ROLLOUT)
+            flush_folder(self._home)
 
     def ledger(self, after: int = 0) -> Iterator[Rollout]:
         with unavailable("the ledger cannot be read", self._home):

@@ -77,14 +77,6 @@ def write_durably(path: Path, data: bytes) -> None:
         flush(file)
 
 
-def replace_durably(path: Path, data: bytes) -> None:
-    """Write a file anew: whoever reads it sees the former contents or all of the new ones."""
-    fresh = path.with_name(f".{path.name}")
-    write_durably(fresh, data)
-    fresh.replace(path)
-    flush_folder(path.parent)
-
-
 def flush(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())

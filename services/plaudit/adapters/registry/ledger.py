@@ -24,11 +24,9 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
-from plaudit.adapters.registry.files import flush
 from plaudit.core.limits import MAX_ROLLOUT_BYTES
 from plaudit.core.rollout import Rollout, rollout_from_dict
 
@@ -51,6 +49,18 @@ class _Line(NamedTuple):
     live: int
 
 
+class _Block(NamedTuple):
+    """Lines between two marks, from ``start`` to ``end``.
+
+    Attributes:
+        below: generation of the line behind them: one of this generation or a later one had no effect.
+    """
+
+    start: int
+    end: int
+    below: int
+
+
 class Ledger:
     """Safe to use from several threads, and from several processes as long as one of them appends at a time.
 
@@ -66,16 +76,18 @@ class Ledger:
 
     def append(self, rollout: Rollout) -> None:
         """Raises OSError; then nothing was added."""
-        line = json.dumps(asdict(rollout)).encode()
-        with self._path.open("ab+") as file:
-            size = file.tell()
+        line = json.dumps(asdict(rollout)).encode() + b"\n"
+        with self._path.open("ab+", buffering=0) as file:  # a buffer would be written again after a failure
+            size = file.seek(0, os.SEEK_END)
+            if size:
+                file.seek(size - 1)
+                if file.read(1) != b"\n":
+                    line = b"\n" + line  # after one that a crash cut short
             try:
-                if size:
-                    file.seek(size - 1)
-                    if file.read(1) != b"\n":
-                        file.write(b"\n")  # after a line that a crash cut short
-                file.write(line + b"\n")
-                flush(file)
+                rest = memoryview(line)
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
             except OSError:
                 with suppress(OSError):
                     file.truncate(size)
@@ -87,11 +99,10 @@ class Ledger:
         """Rollouts of the generations ``generation`` + 1 … ``up_to``, read a block at a time. Raises OSError."""
         with self._lock:
             self._follow()
-            first = max(0, bisect_right(self._generations, generation + 1) - 1)
-            bounds = [*self._offsets[first:], self._end]
+            blocks = self._blocks(max(0, bisect_right(self._generations, generation + 1) - 1))
         with suppress(FileNotFoundError), self._path.open("rb") as file:
-            for start, end in pairwise(bounds):
-                for rollout in _rollouts(file, start, end):
+            for block in blocks:
+                for rollout in _rollouts(file, block):
                     if generation < rollout.generation <= up_to:
                         yield rollout
 
@@ -101,13 +112,19 @@ class Ledger:
             self._follow()
             if not self._offsets or version > self._newest:
                 return None
-            block = max(0, bisect_left(self._newest_before, version) - 1)
-            start, end = [*self._offsets[block : block + 2], self._end][:2]
+            block = next(self._blocks(max(0, bisect_left(self._newest_before, version) - 1)))
         with self._path.open("rb") as file:
-            found = (each for each in _rollouts(file, start, end) if each.live is not None and each.live >= version)
+            found = (each for each in _rollouts(file, block) if each.live is not None and each.live >= version)
             return next((each for each in found if each.generation <= up_to), None)
 
     # --- marks, all under the lock -----------------------------------------------------------------------------------
+
+    def _blocks(self, first: int) -> Iterator[_Block]:
+        """Blocks from the one with this number on, as they are now."""
+        offsets, below = self._offsets[first:], self._generations[first + 1 :]
+        offsets.append(self._end)
+        below.append(sys.maxsize)
+        return map(_Block, offsets, offsets[1:], below)
 
     def _forget(self) -> None:
         self._offsets, self._generations, self._newest_before = array("q"), array("q"), array("q")
@@ -202,10 +219,10 @@ class Ledger:
                 fresh.unlink(missing_ok=True)
 
 
-def _rollouts(file: BinaryIO, start: int, end: int) -> list[Rollout]:
-    """Rollouts that took effect, of the lines between two places."""
+def _rollouts(file: BinaryIO, block: _Block) -> list[Rollout]:
+    """Rollouts that took effect, of the lines of a block."""
     rollouts: list[Rollout] = []
-    for _, line in _lines(file, start, end):
+    for _, line in _lines(file, block.start, block.end):
         try:
             rollout = rollout_from_dict(json.loads(line))
         except (ValueError, RecursionError):
@@ -213,7 +230,7 @@ def _rollouts(file: BinaryIO, start: int, end: int) -> list[Rollout]:
         while rollouts and rollouts[-1].generation >= rollout.generation:
             rollouts.pop()
         rollouts.append(rollout)
-    return rollouts
+    return [rollout for rollout in rollouts if rollout.generation < block.below]
 
 
 def _marked_lines(file: BinaryIO, start: int, end: int) -> Iterator[_Line]:
