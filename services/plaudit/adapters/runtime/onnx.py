@@ -25,6 +25,7 @@ from plaudit_models.bandit.dynamic_actions import DynamicActionHead, dynamic_act
 from plaudit_models.bandit.reward_model import CorruptState
 from plaudit_models.bundle import (
     DYNAMIC_HEAD,
+    DYNAMIC_HEAD_GOLDEN,
     HEAD,
     HEAD_GOLDEN,
     TEXT_SCORER,
@@ -112,10 +113,13 @@ class OnnxRuntime:
             _, modality = manifest.spec.dynamic_action_modality
             _check_contract(graph, {TOKENS: ("tensor(int64)", list(modality.shape))})
             texts = self._texts[key] = _TextGraph(graph, _arrays(folder / manifest.stored_name(TEXT_SCORER_GOLDEN)))
-        head = _dynamic_head(folder, manifest) if manifest.has(DYNAMIC_HEAD) else None
-        text_scorer = _TextScorer(texts, head, trunk.tokenizer, manifest.spec)
-        text_scorer.prove(f"{DYNAMIC_HEAD} in {folder}", trunk.golden_outputs[EMBEDDING])
-        return text_scorer
+        vectors, embeddings = texts.golden_vectors, trunk.golden_outputs[EMBEDDING]
+        if vectors.shape[1:] != embeddings.shape[1:]:
+            raise CorruptBundle(
+                f"{TEXT_SCORER} in {folder}: vectors are {vectors.shape[1:]}, the embedding is {embeddings.shape[1:]}"
+            )
+        head = _dynamic_head(folder, manifest, embeddings, vectors) if manifest.has(DYNAMIC_HEAD) else None
+        return _TextScorer(texts, head, trunk.tokenizer, manifest.spec)
 
     def _trunk(self, folder: Path, manifest: Manifest) -> _Trunk:
         sealed = (manifest.files.get(name) for name in (TRUNK, TRUNK_GOLDEN, TOKENIZER))
@@ -229,18 +233,9 @@ class _TextScorer:
     def scores(self, embedding: Float, vectors: Float, base_logits: Float) -> npt.NDArray[np.floating]:
         return base_logits if self._head is None else self._head.scores(embedding, vectors, base_logits)
 
-    def prove(self, where: str, embeddings: Float) -> None:
-        """Raises CorruptBundle if golden contexts and texts differ in size, or their scores are not finite."""
-        vectors = self._texts.golden_vectors
-        if vectors.shape[1:] != embeddings.shape[1:]:
-            raise CorruptBundle(f"{where}: vectors are {vectors.shape[1:]}, the embedding is {embeddings.shape[1:]}")
-        for embedding in embeddings:
-            scores = self.scores(embedding, vectors, vectors @ embedding)
-            if scores.shape != (len(vectors),) or not np.isfinite(scores).all():
-                raise CorruptBundle(f"{where}: its scores of the golden texts are not {len(vectors)} finite numbers")
 
-
-def _dynamic_head(folder: Path, manifest: Manifest) -> DynamicActionHead:
+def _dynamic_head(folder: Path, manifest: Manifest, embeddings: Float, vectors: Float) -> DynamicActionHead:
+    """The head, proven on the recorded contexts and texts. Raises CorruptBundle."""
     where = f"{DYNAMIC_HEAD} in {folder}"
     try:
         head = dynamic_action_head_from_bytes((folder / manifest.stored_name(DYNAMIC_HEAD)).read_bytes())
@@ -249,6 +244,11 @@ def _dynamic_head(folder: Path, manifest: Manifest) -> DynamicActionHead:
     space = head.state.space
     if (space.trunk_digest, space.text_scorer_digest) != (manifest.trunk_digest, manifest.sha256(TEXT_SCORER)):
         raise CorruptBundle(f"{where}: was learned on another trunk or text scorer than those beside it")
+    found = head.scores_in(embeddings, vectors)
+    recorded = _arrays(folder / DYNAMIC_HEAD_GOLDEN) if manifest.has(DYNAMIC_HEAD_GOLDEN) else {SCORES: found}
+    if SCORES not in recorded:
+        raise CorruptBundle(f"{where}: its golden file lacks {[SCORES]}")
+    _require_same(where, SCORES, found, recorded[SCORES])
     return head
 
 
@@ -294,14 +294,18 @@ def _prove(graph: Graph, inputs: Arrays, expected: Arrays, outputs: Sequence[str
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise CorruptBundle(f"{where}: cannot run its golden inputs: {error}") from error
         for name, array in zip(outputs, found, strict=True):
-            wanted = expected[name][rows]
-            if len(wanted) == 0 or array.shape != wanted.shape:
-                raise CorruptBundle(f"{where}: {name} has the shape {array.shape}, golden is {wanted.shape}")
-            if not np.isfinite(array).all():
-                raise CorruptBundle(f"{where}: {name} is not finite on its golden inputs")
-            if not np.allclose(array, wanted, rtol=RELATIVE_TOLERANCE, atol=ABSOLUTE_TOLERANCE):
-                worst = float(np.abs(array - wanted).max())
-                raise CorruptBundle(f"{where}: {name} differs from its golden output by {worst:.2g}")
+            _require_same(where, name, array, expected[name][rows])
+
+
+def _require_same(where: str, name: str, found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> None:
+    """Raises CorruptBundle if an output is not the recorded one, or is not finite."""
+    if len(wanted) == 0 or found.shape != wanted.shape:
+        raise CorruptBundle(f"{where}: {name} has the shape {found.shape}, golden is {wanted.shape}")
+    if not np.isfinite(found).all():
+        raise CorruptBundle(f"{where}: {name} is not finite on its golden inputs")
+    if not np.allclose(found, wanted, rtol=RELATIVE_TOLERANCE, atol=ABSOLUTE_TOLERANCE):
+        worst = float(np.abs(found - wanted).max())
+        raise CorruptBundle(f"{where}: {name} differs from its golden output by {worst:.2g}")
 
 
 def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:

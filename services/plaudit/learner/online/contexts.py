@@ -8,17 +8,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from plaudit.core.errors import UnknownVersion, UnprovenVersion
 from plaudit.core.events import Features
 from plaudit.core.experience import Experience
-from plaudit.core.ports.store import FeatureStore
-from plaudit.learner.features.action_heads import HEAD_KINDS, DynamicActions, FixedActions
+from plaudit.core.ports.store import ExperienceReader, FeatureStore
+from plaudit.learner.features.action_heads import HEAD_KINDS, ActionHead
 from plaudit.learner.features.context import Context
-from plaudit.learner.features.features import contexts_on, features_on, is_dynamic, stored_features
+from plaudit.learner.features.features import contexts_on, features_on, stored_features
 from plaudit.learner.features.policies import PolicyCache
 from plaudit.learner.state import LearnerState
 from plaudit_models.bundle import Manifest
+
+MAX_RECENT: Final = max(kind.RECENT for kind in HEAD_KINDS)
 
 
 @dataclass(eq=False)
@@ -57,13 +60,16 @@ class RecentContexts:
         return [context for head in heads for context in self._recent[head.KEY]]
 
     def _stored(self, live: Manifest) -> list[Context]:
-        last = self.state.progress.last_number
-        latest = self.store.experiences(after=max(0, last - FixedActions.RECENT), up_to=last)
-        policy = self.policies.version(live.version)
+        last, policy = self.state.progress.last_number, self.policies.version(live.version)
+        latest = [e for kind in HEAD_KINDS for e in latest_of(kind, self.store, last)]
         features = features_on(policy, self.store, latest, self.store.save)
-        fixed = [e for e in latest if not is_dynamic(e)]
-        dynamic = [e for e in latest if is_dynamic(e)][-DynamicActions.RECENT :]
-        return list(contexts_on(policy, self.store, [*fixed, *dynamic], features).values())
+        return list(contexts_on(policy, self.store, latest, features).values())
+
+
+def latest_of(kind: type[ActionHead], store: ExperienceReader, last: int) -> list[Experience]:
+    """Latest experiences of one kind up to number ``last``, as many as a step is measured on, oldest first."""
+    latest = store.experiences(after=max(0, last - MAX_RECENT), up_to=last)
+    return [e for e in latest if kind.owns(e.decision)][-kind.RECENT :]
 
 
 def served_probabilities(

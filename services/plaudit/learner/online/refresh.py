@@ -17,7 +17,7 @@ from plaudit.core.ports.store import IngestStore
 from plaudit.core.rollout import Change, Rollout, refresh
 from plaudit.core.rollout_updates import LEARNER, update_rollout
 from plaudit.core.settings import LearnerSettings
-from plaudit.learner.features.action_heads import FixedActions, HeadStep, Learned, LiveVersion
+from plaudit.learner.features.action_heads import BuiltVersion, FixedActions, HeadStep, Learned
 from plaudit.learner.features.head_builder import HeadBuilder, publish_refresh
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.online.contexts import RecentContexts
@@ -122,7 +122,8 @@ class HeadRefresher:
         learned = self.state.learned
         if learned is None:
             return []
-        served = LiveVersion(live, self.registry.folder(live.version), self.state.served_head(live.version))
+        built = BuiltVersion(live, self.registry.folder(live.version), self.state.served_head(live.version))
+        served = self.builder.empty(live).of_version(built)
         return learned.steps_from(served, self.contexts.on(live), self.builder)
 
     def _serve(self, live: Manifest, published: Manifest) -> bool:

@@ -28,7 +28,6 @@ from plaudit.learner.features.action_heads import Expected
 from plaudit.learner.features.context import Context
 from plaudit.learner.features.features import (
     contexts_on,
-    is_dynamic,
     labelled_contexts,
     made_features,
     relearned,
@@ -393,6 +392,6 @@ def _counting(progress: Progress, changes: Sequence[ExperienceChange]) -> Progre
     return replace(
         progress,
         experiences=progress.experiences + sum(change.balance for change in changes),
-        dynamic_experiences=progress.dynamic_experiences + sum(c.balance for c in changes if is_dynamic(c.after)),
+        dynamic_experiences=progress.dynamic_experiences + sum(c.balance for c in changes if c.after.decision.dynamic),
         changes=progress.changes + len(changes),
     )
