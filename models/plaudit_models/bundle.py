@@ -63,6 +63,7 @@ MAX_MANIFEST_BYTES: Final = 16 * 2**20
 """Largest manifest or card that is read."""
 MAX_FILES: Final = 64
 """Most files that one version may seal."""
+_CHUNK_BYTES: Final = 2**20
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
@@ -240,8 +241,11 @@ def read_bytes(path: Path, max_bytes: int = MAX_MANIFEST_BYTES, *, follow_links:
 def digest_file(path: Path, *, follow_links: bool = True) -> FileDigest:
     """Digest of what is read, and its size. Raises OSError."""
     with open_regular(path, follow_links=follow_links) as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return FileDigest(sha256=sha256, size_bytes=file.tell())
+        sha256, size_bytes = hashlib.sha256(), 0
+        while chunk := file.read(_CHUNK_BYTES):
+            sha256.update(chunk)
+            size_bytes += len(chunk)
+        return FileDigest(sha256.hexdigest(), size_bytes)
 
 
 def digest_bytes(data: bytes) -> FileDigest:

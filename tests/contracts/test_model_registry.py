@@ -601,6 +601,16 @@ def test_directory_what_is_no_version_is_ignored_and_told(tmp_path: Path, strang
     assert os.path.lexists(versions / name)
 
 
+def damaged_model(home: Path) -> None:
+    (home / "versions").mkdir(parents=True)
+    put(home / "rollout.json", b"{")
+
+
+def model_with_a_pipe(home: Path) -> None:
+    (home / "versions").mkdir(parents=True)
+    os.mkfifo(home / "rollout.json")
+
+
 @pytest.mark.parametrize(
     ("name", "make"),
     [
@@ -618,8 +628,8 @@ def test_directory_what_is_no_version_is_ignored_and_told(tmp_path: Path, strang
         ("zoo", lambda path: put(path / "versions", b"a file where versions are kept")),
         # https://github.com/mlflow/mlflow/issues/3755: a folder that is nearly one of ours
         ("zoo", lambda path: put(path / "rollout.json", b"{}")),
-        ("zoo", lambda path: [(path / "versions").mkdir(parents=True), put(path / "rollout.json", b"{")]),
-        ("zoo", lambda path: [(path / "versions").mkdir(parents=True), os.mkfifo(path / "rollout.json")]),
+        ("zoo", damaged_model),
+        ("zoo", model_with_a_pipe),
         ("..data", lambda path: path.symlink_to("tiny")),
         ("zoo", lambda path: path.symlink_to("nowhere")),
     ],
