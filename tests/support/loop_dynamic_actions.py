@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from plaudit.adapters.runtime.onnx import OnnxRuntime
-from plaudit.core.events import Decision, DynamicAction, Features, Feedback, Role, Thumb
+from plaudit.core.events import Decision, DynamicAction, Features, Feedback, Thumb
 from plaudit.core.job_run import CANDIDATE, RESULT, write_json
 from plaudit.core.ports.runtime import ServableModel
 from plaudit.learner.features.content import decode_contents
@@ -28,7 +28,7 @@ from plaudit_models.bandit.reward_model import empty_state
 from plaudit_models.bundle import DYNAMIC_HEAD, Manifest, seal
 from plaudit_models.preprocess import Limits, assemble
 from support.builders import tiny_bundle, tiny_content, tiny_spec
-from support.loop_world import USERS, World
+from support.loop_world import World
 
 SPEC: Final = tiny_spec(scores_text=True)
 WORDS: Final = ("loud", "small", "here", "there", "animal", "which", "is", "it")
@@ -59,23 +59,8 @@ class DynamicActionWorld(World):
         version = self.registry.rollout().live
         assert version is not None
         probs, features = self.over(version, dynamic_actions, seed)
-        picked = int(self.rng.choice(len(probs), p=probs))
-        self.now_s += 0.001
-        defaults: dict[str, Any] = {
-            "prediction_id": f"p{next(self.numbers)}",
-            "model": SPEC.name,
-            "time_s": self.now_s,
-            "user_id": f"user {self.rng.integers(USERS)}",
-            "version": version,
-            "version_digest": self.registry.manifest(version).digest,
-            "role": Role.LIVE,
-            "action": dynamic_actions[picked].id,
-            "propensity": float(probs[picked]),
-            "features": features,
-            "content": tiny_content(seed),
-            "dynamic_actions": tuple(dynamic_actions),
-        }
-        return Decision(**(defaults | fields))
+        listed = {"features": features, "content": tiny_content(seed), "dynamic_actions": tuple(dynamic_actions)}
+        return self.draw(version, [each.id for each in dynamic_actions], probs, **(listed | fields))
 
     def traffic_between(self, n: int, likes: Callable[[int, str], bool], k: int = 8) -> list[tuple[Decision, Feedback]]:
         """Log n decisions between fresh dynamic actions, each with a thumb: ``likes`` a text with the content of a

@@ -53,3 +53,10 @@ MAX_LEDGER_SHOWN: Final = 2_000
 """Latest rollouts that the console looks at."""
 MAX_CACHED_MANIFESTS: Final = 2_048
 """Manifests that one process keeps in memory for each model."""
+
+# --- runs of graphs --------------------------------------------------------------------------------------------------
+
+MAX_TOLD_REASON_CHARACTERS: Final = 300
+"""Longest part of a library's own error that an error to a client repeats."""
+MAX_RUN_S: Final = 60.0
+"""Longest run of a graph whose callers set no deadline; where they did, the latest deadline ends it."""

@@ -35,7 +35,7 @@ from plaudit.adapters.registry.files import (
 )
 from plaudit.adapters.registry.ledger import Ledger
 from plaudit.core.errors import InvalidInput, RegistryUnavailable, RolloutMoved, UnknownVersion
-from plaudit.core.limits import MAX_CACHED_MANIFESTS, MAX_IGNORED_ENTRIES, MAX_ROLLOUT_BYTES, MAX_SHOWN_CHARACTERS
+from plaudit.core.limits import MAX_CACHED_MANIFESTS, MAX_IGNORED_ENTRIES, MAX_ROLLOUT_BYTES
 from plaudit.core.ports.registry import IgnoredEntry
 from plaudit.core.rollout import Rollout, rollout_from_dict
 from plaudit_models.bundle import (
@@ -50,7 +50,7 @@ from plaudit_models.bundle import (
     read_bytes,
     read_manifest,
 )
-from plaudit_models.spec import NAME
+from plaudit_models.spec import NAME, InvalidSpec, check_model_name
 
 _PUBLISH: Final = "publish.lock"
 _ROLLOUT: Final = "rollout.json"
@@ -83,7 +83,10 @@ class DirectoryRegistry:
     """
 
     def __init__(self, root: Path, model: str) -> None:
-        check_model_name(model)
+        try:
+            check_model_name(model)
+        except InvalidSpec as error:
+            raise InvalidInput("model", str(error).removeprefix("model.name: ")) from error
         self._model = model
         self._home = root / model
         self._versions = self._home / _VERSIONS
@@ -303,13 +306,6 @@ class DirectoryRegistry:
             self._versions.mkdir(parents=True, exist_ok=True)
             with locked(self._home / name):
                 yield
-
-
-def check_model_name(model: str) -> None:
-    """Raises InvalidInput if a name is not that of a model."""
-    if not NAME.fullmatch(model):
-        shown = model[:MAX_SHOWN_CHARACTERS]
-        raise InvalidInput("model", f"{shown!r} is not a name of a model, which matches {NAME.pattern}")
 
 
 def _number(name: str) -> int | None:

@@ -96,7 +96,7 @@ class StepRules:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadStep:
-    """A step from the served head towards the latest evidence.
+    """A step from a served head towards the latest evidence.
 
     Attributes:
         head: evidence to build the new head from.
@@ -333,13 +333,42 @@ class Learned:
         found = [(type(head).of_version(version), head) for head in self.heads]
         return Learned(tuple(head if own is None or own.space != head.space else own for own, head in found))
 
-    def steps_from(self, served: Learned, recent: Sequence[Context], rules: StepRules) -> list[HeadStep]:
-        """One step per head, each on the latest of the recent contexts that are its own; without any it stays."""
+    def step_from(self, served: Learned, recent: Sequence[Context], rules: StepRules) -> LearnedStep | None:
+        """Step of every head, each measured on those of the recent contexts that are its own; one that has none stays.
+        None if no head has any.
+        """
         steps = []
         for head, before in zip(self.heads, served.heads, strict=True):
             own = [context for context in recent if head.owns(context)]
             steps.append(head.step_from(before, own, rules) if own else HeadStep(before))
-        return steps
+        measured = [step for step in steps if step.n_contexts]
+        if not measured:
+            return None
+        return LearnedStep(
+            Learned(tuple(step.head for step in steps)),
+            share=min(step.share for step in measured),
+            kl=max(step.kl for step in measured),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LearnedStep:
+    """A step of all heads at once.
+
+    Attributes:
+        learned: evidence to build the new heads from.
+        share: of the head that went the smallest share of its way.
+        kl: of the head that moved the policy most, in nats.
+    """
+
+    learned: Learned
+    share: float
+    kl: float
+
+    @property
+    def stays(self) -> bool:
+        """Whether nothing moves, because the smallest step that can be taken is too large."""
+        return self.share == 0.0 and self.kl == 0.0
 
 
 def evidence_of(space: FeatureSpace, labelled: Sequence[LabelledContext]) -> Evidence:

@@ -2,11 +2,11 @@
 not.
 
 One class per phase: idle → training → gating → (experiment) → idle. Each phase does a little with every step of the
-loop, saves what it needs to go on after a kill before it changes anything outside the store, and returns the phase
-that comes next. A candidate is published when there is a verdict, with the evidence sealed in its manifest: also when
-it is rejected, so that it can be inspected, but then it never serves. One that the gate found neither better nor
-worse goes into an experiment with a share of the users, where the settings allow it. Knows nothing about training, nor
-about where jobs run.
+loop, saves what it needs to go on after a kill before it changes anything outside the store, and returns the phase that
+comes next. A candidate is published when there is a verdict, with the evidence sealed in its manifest: also when it is
+rejected, so that it can be inspected, but then it serves only if an operator promotes it. One that the gate found
+neither better nor worse goes into an experiment with a share of the users, where the settings allow it. Knows nothing
+about training, nor about where jobs run.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from plaudit.learner.features.context import allowed_mask
 from plaudit.learner.finetuning.job_spec import JobSpec, TrainingPlan
 from plaudit_models.preprocess import input_dtype
 from plaudit_models.spec import ModelSpec
-from plaudit_models.training.experiences import Experiences
-from plaudit_models.training.feedback_targets import NO_PAIR, FeedbackTargets, build_feedback_targets
+from plaudit_models.training.data.experiences import Experiences
+from plaudit_models.training.data.feedback_targets import NO_PAIR, FeedbackTargets, build_feedback_targets
 
 CHUNK: Final = 256
 _MISSING: Final = -1

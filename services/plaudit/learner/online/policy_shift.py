@@ -22,8 +22,8 @@ from plaudit.learner.features.action_heads import HEAD_KINDS, ActionHead
 from plaudit.learner.features.context import Context
 from plaudit.learner.features.features import contexts_on, features_on
 from plaudit.learner.features.policies import LoadedPolicy, PolicyCache
+from plaudit.learner.features.recent_contexts import RecentContexts, latest_of
 from plaudit.learner.metrics import LearnerMetrics
-from plaudit.learner.online.contexts import RecentContexts, latest_of
 from plaudit.learner.state import LearnerState
 from plaudit_models.bandit.policy import Float64, divergences
 from plaudit_models.bundle import Manifest
@@ -53,8 +53,11 @@ class PolicyShift:
 
     def measure(self, live: Manifest) -> None:
         """Measure each kind once for each version that goes live, as soon as there is a context to measure on."""
+        learned, last_number = self.state.learned, self.state.progress.last_number
         due = [kind for kind in HEAD_KINDS if self._measured.get(kind) != live.version]
-        recent = [replace(context, allowed=()) for context in self.contexts.on(live)] if due else []
+        if learned is None or not due:
+            return
+        recent = [replace(context, allowed=()) for context in self.contexts.of(learned, live.version, last_number)]
         for kind in due:
             own = [context for context in recent if kind.owns(context)]
             if own:
