@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from plaudit.cli.doctor.findings import Finding, State
+from plaudit.cli.doctor.ignored import examine_ignored
 from plaudit.cli.options import address
 from plaudit.client import Client, ClientError
 from plaudit.compose.log import event_log, kafka_cluster
@@ -41,6 +42,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield directory
     if directory.state is State.OK:
         yield from _log(settings)
+        yield from examine_ignored(settings)
         if settings.model:
             yield _registry(settings)
             if settings.store.url is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -183,6 +183,9 @@ class LiveModel:
             for version in (rollout.previous, rollout.gated):
                 if version is not None:
                     self._get(version)
+            if moved and rollout.live is not None:
+                with suppress(PlauditError):  # so that this thread reads what was added to the ledger, and no receipt
+                    self.registry.first_live(rollout.live)
 
     def prepare(self, version: int) -> None:
         """Load, prove and warm a version ahead of a rollout that will name it.
