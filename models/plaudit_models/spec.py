@@ -40,7 +40,9 @@ RESERVED_NAMES: Final = frozenset({PRESENT, EMBEDDING, BASE_LOGITS, SCORES})
 
 NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}", re.ASCII)
 """What models, and the modalities of models made here, may be called: such a name is safe as that of a folder."""
-_FOREIGN_NAME = re.compile(r"(?!\s)[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\"]{1,128}(?<!\s)")
+_FOREIGN_NAME = re.compile(
+    r"(?!\s)[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\"]{1,128}(?<!\s)"
+)
 """What the inputs of an imported graph may be called, such as a column `sepal length (cm)`: clients know them by these
 names."""
 

@@ -193,4 +193,4 @@ def _key(content: Content) -> bytes:
         case TextContent(text):
             return text.encode()
         case TensorContent(array):
-            return array.tobytes()
+            return array.dtype.str.encode() + array.tobytes()  # a 1.0 has the bytes of an integer
