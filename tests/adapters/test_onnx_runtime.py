@@ -14,7 +14,6 @@ import pytest
 from onnx import NodeProto, TensorProto, helper
 from safetensors.numpy import load_file, save_file
 
-from plaudit.adapters.runtime import sealed_files
 from plaudit.adapters.runtime.onnx import OnnxRuntime
 from plaudit_models.bundle import (
     HEAD,
@@ -25,6 +24,7 @@ from plaudit_models.bundle import (
     TRUNK_GOLDEN,
     CorruptBundle,
     FileDigest,
+    digest_bytes,
     read_manifest,
     seal,
     verify,
@@ -129,14 +129,12 @@ def test_a_file_exchanged_between_check_and_use_is_not_used(
     """The head is replaced as soon as it has been digested: the session has the one that was digested."""
     tiny_head_refresh(tmp_path / "v2", folder, prefer="dog")
     sealed, other = ((path / HEAD).read_bytes() for path in (folder, tmp_path / "v2"))
-    digest = sealed_files.digest_bytes
-
     def exchange(data: bytes) -> FileDigest:
         if data == sealed:
             (folder / HEAD).write_bytes(other)
-        return digest(data)
+        return digest_bytes(data)
 
-    monkeypatch.setattr(sealed_files, "digest_bytes", exchange)
+    monkeypatch.setattr("plaudit.adapters.runtime.sealed_files.digest_bytes", exchange)
     model = runtime.load(folder)
     features = np.zeros((1, 8), np.float32), np.zeros((1, 4), np.float32)
     np.testing.assert_array_equal(model.head(*features), [[0.0, 0.0, 0.0, 0.0]])
