@@ -129,6 +129,7 @@ def test_a_file_exchanged_between_check_and_use_is_not_used(
     """The head is replaced as soon as it has been digested: the session has the one that was digested."""
     tiny_head_refresh(tmp_path / "v2", folder, prefer="dog")
     sealed, other = ((path / HEAD).read_bytes() for path in (folder, tmp_path / "v2"))
+
     def exchange(data: bytes) -> FileDigest:
         if data == sealed:
             (folder / HEAD).write_bytes(other)
