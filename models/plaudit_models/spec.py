@@ -46,7 +46,7 @@ _FOREIGN_NAME = re.compile(
 names."""
 
 MAX_FREE_LENGTH: Final = 4_096
-"""Longest free length of a tensor unless the spec says otherwise: what a graph does with a length is its own choice, and
+"""Longest free length of a tensor unless the spec says otherwise. What a graph does with a length is its choice, and
 attention takes its square."""
 
 TENSOR_DTYPES: Final = frozenset(

@@ -199,10 +199,8 @@ def test_rows_that_see_each_other_are_served_one_by_one(tmp_path: Path) -> None:
     )
     notes: list[str] = []
     manifest, model = imported(file, tmp_path, note=notes.append)
-    assert notes == [
-        "rows are served one by one, as a row's scores depend on the other rows of a batch; export it with a free first "
-        "axis to be faster"
-    ]
+    (note,) = notes
+    assert note.startswith("rows are served one by one, as a row's scores depend on the other rows of a batch; ")
     rows = [{"x": np.array([1.0, 3.0], np.float32)}, {"x": np.array([5.0, 5.0], np.float32)}]
     # Each less its own mean: [-1, 1]·W = [-1, 1, -3], and [0, 0]·W
     logits = model.trunk(Batch(manifest.spec, 2).fill(rows)).base_logits

@@ -19,7 +19,7 @@ from plaudit.learner.online import satisfaction
 from plaudit.serving.telemetry import version_metrics
 from plaudit_models.bandit.features import FeatureSpace
 from plaudit_models.bandit.head import build_head
-from plaudit_models.bandit.reward_model import PREFERRED_REWARD, REJECTED_REWARD, empty_state
+from plaudit_models.bandit.reward_model import PREFERRED_REWARD, REJECTED_REWARD, RewardState, empty_state
 from plaudit_models.evaluation.gate import MAX_GROUPS
 from plaudit_models.evaluation.raters import MAX_QUARANTINED
 from plaudit_models.preprocess import IMAGE_FORMATS
@@ -29,12 +29,11 @@ DEFAULTS = Settings()
 WORDS = {0.25: "¼", 0.75: "¾", 1.0: "1", 0.1: "0.1", 0.2: "a fifth", 2: "two", 4: "four", 5: "five", 3600: "an hour"}
 
 
-def refresh_mb(n_actions: int) -> tuple[float, float]:
-    """Size of a head of the demo's model with that many actions, and of the evidence it was built from."""
+def evidence(n_actions: int) -> RewardState:
+    """No evidence about that many actions on the demo's trunk; it takes no less room than much of it."""
     builder = head_builder(DEFAULTS)
     space = FeatureSpace("", n_actions, task.SPEC.embedding_size, builder.embedding_features, builder.exclusivity)
-    state = empty_state(space)
-    return len(build_head(builder.settings, state).SerializeToString()) / 1e6, len(state.to_bytes()) / 1e6
+    return empty_state(space)
 
 
 def of_alert(name: str) -> str:
@@ -43,13 +42,9 @@ def of_alert(name: str) -> str:
     return next(str(rule["expr"]) for group in groups for rule in group["rules"] if rule["alert"] == name)
 
 
-def n_features() -> int:
-    builder = head_builder(DEFAULTS)
-    return FeatureSpace("", 19, task.SPEC.embedding_size, builder.embedding_features).n_features
-
-
-_HEAD_MB, _EVIDENCE_MB = refresh_mb(len(task.SPEC.actions))
-_LARGE = refresh_mb(100)
+_EVIDENCE = evidence(len(task.SPEC.actions))
+_EVIDENCE_MB = len(_EVIDENCE.to_bytes()) / 1e6
+_HEAD_MB = len(build_head(head_builder(DEFAULTS).settings, _EVIDENCE).SerializeToString()) / 1e6
 _KEPT = DEFAULTS.learner.unused_versions_kept + 4
 _IMPLICIT = {kind.name.lower(): reward for kind, reward in join.IMPLICIT_REWARDS.items()}
 _DEATH_S = reader._SESSION_S + reader._HEARTBEAT_S
@@ -88,9 +83,9 @@ CLAIMS = [
     ("explanation/trust.md", f"first {MAX_GROUPS} are tested ({experiment._GROUPS} in an experiment)"),
     ("explanation/trust.md", f"At most {WORDS[MAX_QUARANTINED]} of the users"),
     ("explanation/trust.md", f"`gate.user_cap` ({DEFAULTS.gate.user_cap:.0%})"),
-    ("explanation/the-loop.md", f"({len(task.SPEC.actions)} actions, {n_features()} features)"),
+    ("explanation/the-loop.md", f"({len(task.SPEC.actions)} actions, {_EVIDENCE.space.n_features} features)"),
     ("explanation/the-loop.md", f"a head refresh takes {_HEAD_MB:.1f} MB, and {_EVIDENCE_MB:.1f} MB of evidence"),
-    ("explanation/the-loop.md", f"{_LARGE[0]:.1f} and {_LARGE[1]:.1f} MB a refresh at 100 actions"),
+    ("explanation/the-loop.md", f"{len(evidence(100).to_bytes()) / 1e6:.1f} MB a refresh at 100 actions"),
     ("explanation/the-loop.md", f"With {DEFAULTS.learner.unused_versions_kept} dead refreshes"),
     ("explanation/the-loop.md", f"{_KEPT * _HEAD_MB:.0f} MB of heads and {_KEPT * _EVIDENCE_MB:.0f} MB of evidence"),
 ]
@@ -114,3 +109,10 @@ def test_a_runbook_tells_the_limit_of_its_alert(alert: str, limit: str, words: s
     section = read(ROOT / "docs/runbooks.md").partition(f"## {alert}\n")[2].partition("\n## ")[0]
     assert of_alert(alert).endswith(limit)
     assert words in section
+
+
+def test_the_learner_has_the_labelled_folder_that_its_jobs_rehearse() -> None:
+    learner = yaml.safe_load(read(ROOT / "deploy/compose.yaml"))["services"]["learn"]
+    mounted = {volume.split(":")[1] for volume in learner["volumes"]}
+    folder = read(ROOT / "docs/how-to/deploy.md").partition("--data ")[2].split()[0]
+    assert folder in mounted

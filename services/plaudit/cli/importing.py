@@ -1,4 +1,4 @@
-"""``plaudit import``: from an ONNX file to a version in the registry. The file is read and run in a process of its own."""
+"""``plaudit import``: from an ONNX file, which a process of its own reads and runs, to a version in the registry."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ _BYTE_ORDER_MARKS: Final = (
 )
 """Encodings that editors and shells on Windows write, by what the file begins with."""
 _SHOWN: Final = 5
+_READ_BYTES_PER_S: Final = 10_000_000
+"""Slowest disk and machine that an import allows for: a file is read, written, and read again when it is proven."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,7 @@ class ImportRequest:
     Attributes:
         golden: npz of recorded inputs.
         memory_bytes: the most that the graph may use while it is imported, beside the file.
-        time_s: the longest that the import may take.
+        time_s: the longest that the import may take, beside reading and writing the file.
     """
 
     file: Path
@@ -175,6 +177,7 @@ def _run(settings: Settings, request: ImportRequest, folder: Path) -> Sequence[s
         max_batch=settings.serving.max_batch,
         memory_bytes=request.memory_bytes,
     )
+    time_s = request.time_s + import_job.size_bytes(request.file) / _READ_BYTES_PER_S
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", import_job.__name__],  # without the present folder in front of the modules
@@ -182,12 +185,12 @@ def _run(settings: Settings, request: ImportRequest, folder: Path) -> Sequence[s
             capture_output=True,
             text=True,
             check=False,
-            timeout=request.time_s,
+            timeout=time_s,
             env=environment_without_settings(),
         )
     except subprocess.TimeoutExpired as error:
         raise CommandFailed(
-            f"{request.file}: did not finish within {request.time_s:g} s; if the graph needs that long, allow it with "
+            f"{request.file}: did not finish within {time_s:.0f} s; if the graph needs that long, allow it with "
             "--time-limit"
         ) from error
     answer = _answer(done.stdout)

@@ -69,6 +69,7 @@ _FREE_LENGTHS: Final = (8, 64, 512, MAX_FREE_LENGTH)
 _MAX_TRIED_LENGTHS: Final = 16
 _TOLERANCE: Final = 5e-4
 """Largest relative difference of a row alone and in a batch: half of what a version's proof allows."""
+_NUMPY_TYPES: Final = frozenset(helper.np_dtype_to_tensor_dtype(np.dtype(each)) for each in TENSOR_DTYPES)
 _NEWEST_IR: Final = re.compile(r"max supported IR version: (\d+)")
 
 
@@ -157,6 +158,9 @@ def _leave_out_what_is_no_tensor(graph: onnx.ModelProto, note: Callable[[str], N
             note(f"output {value.name!r} is left out: it is a {str(kind).removesuffix('_type')}, not a tensor")
         elif value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
             note(f"output {value.name!r} is left out: it holds strings")
+        elif value.type.tensor_type.elem_type not in _NUMPY_TYPES:
+            name = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+            note(f"output {value.name!r} is left out: it is of {name}, which numpy has not")
         else:
             present.append(value.name)
     if not present:
@@ -253,7 +257,7 @@ def _declared(value: onnx.ValueInfoProto, recorded: npt.NDArray[Any] | None) -> 
             axis.ClearField("dim_value")  # how old exporters write what is free
     if len(lengths) > 1 + MAX_TENSOR_RANK:
         raise CannotImport(
-            f"input {value.name!r}: has {len(lengths)} axes; tensors of requests have {MAX_TENSOR_RANK} beside the batch"
+            f"input {value.name!r}: has {len(lengths)} axes; requests have {MAX_TENSOR_RANK} beside the batch"
         )
     if not lengths:
         raise CannotImport(f"input {value.name!r}: is a scalar; its first axis must be the batch")
