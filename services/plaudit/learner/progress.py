@@ -21,11 +21,8 @@ class Progress:
     last_feedback_time_s: latest time at which the server received one of them, UTC seconds.
     silence_place: place of the last decision that was labelled as silent, or was not silent.
     n_users: number of users whose experiences are learned.
-<<<<<<< HEAD
     outdated: number of experiences that count no more, because users changed what they want.
-=======
     store_id: id of the store that ``batches`` are counted in.
->>>>>>> house
     """
 
     batches: int = 0
@@ -39,11 +36,8 @@ class Progress:
     silence_place: int = 0
     n_users: int = 0
     dynamic_experiences: int = 0
-<<<<<<< HEAD
     outdated: int = 0
-=======
     store_id: str = ""
->>>>>>> house
 
     @property
     def pending(self) -> int:
