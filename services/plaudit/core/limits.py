@@ -38,3 +38,31 @@ MAX_DYNAMIC_ACTIONS_BYTES: Final = 2**20
 """UTF-8 bytes of all texts of the dynamic actions of one request together."""
 MAX_EXPLAINED_MODALITIES: Final = 6
 """Modalities of a request that asks for an explanation, which evaluates every subset of them."""
+
+# --- calls and connections -------------------------------------------------------------------------------------------
+
+MAX_CALLS_PER_CONNECTION: Final = 128
+"""Calls, streams included, that one connection may have open at once; a client keeps further ones back."""
+MAX_LATE_CALLS: Final = 128
+"""Calls whose message has not arrived; each has a thread, but no place among `serving.max_calls`."""
+MAX_MESSAGE_WAIT_S: Final = 120.0
+"""Time that the message of a unary call has to arrive; then the call is cancelled. Where threads run out, 1 s."""
+MIN_STREAM_SILENCE_S: Final = 5.0
+"""Silence after which a stream gives way to another one where places run out. A stream of a connection with more than a
+quarter of the places does so at once."""
+MAX_HEALTH_CALLS: Final = 64
+"""Calls for health that are answered at once, beside all others."""
+MAX_SMALL_CALL_BYTES: Final = 64 * 2**10
+"""Size of a message that does not count among `serving.max_bytes_in_flight`."""
+KEEPALIVE_S: Final = 30.0
+"""Interval at which the server asks a silent connection whether its peer is there."""
+KEEPALIVE_TIMEOUT_S: Final = 10.0
+"""Time that the peer has to say so; then the connection is closed with its calls."""
+MIN_CLIENT_KEEPALIVE_S: Final = 30.0
+"""Shortest interval at which clients may ask the same of the server."""
+HANDSHAKE_TIMEOUT_S: Final = 10.0
+"""Time that a new connection has to begin speaking HTTP/2."""
+MAX_METRICS_CONNECTIONS: Final = 8
+"""Connections to a metrics port that are served at once; a further one waits for a moment and is then closed."""
+METRICS_TIMEOUT_S: Final = 5.0
+"""Time that a connection to a metrics port has for its request and for taking the answer."""

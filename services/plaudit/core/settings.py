@@ -60,8 +60,17 @@ class ServingSettings:
     """Requests of one model that may be decoded, queued or computed; one more is refused at once with
     RESOURCE_EXHAUSTED."""
     max_calls: Count = 128
-    """Calls that may be open at once, streams included; each has a thread. One more is refused at once, unread. A lower
-    limit refuses faster under overload; a higher one allows more streams."""
+    """Unary calls that may be worked on at once; each has a thread. One more is refused at once, unread. A lower limit
+    refuses faster under overload."""
+    max_streams: Count = 128
+    """Streams that may be open at once, beside the calls; each has a thread. One more is refused, unless another one
+    has been silent long enough to be closed for it."""
+    stream_idle_s: Positive = 60.0
+    """Silence after which a stream is closed: nothing has arrived on it, and nothing was sent. A stream on which
+    clients only listen, such as WatchVersions, may be silent."""
+    max_bytes_in_flight: Count = 256 * 1024 * 1024
+    """Size of all messages that are worked on at once, of unary calls and again of streams; one more is refused. Unary
+    calls of up to 64 KiB do not count."""
     max_message_bytes: Count = 16 * 1024 * 1024
     """Size of the largest gRPC message that is accepted."""
     max_image_bytes: Count = 8 * 1024 * 1024
