@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from plaudit.adapters.log.kafka.assignor import assign_evenly
 
@@ -71,3 +73,68 @@ def test_settles_evenly_from_anywhere(count: int, members: int) -> None:
     assert sum(sizes) == count
     assert max(sizes) - min(sizes) <= 1
     assert rounds <= 2
+
+
+class _Group:
+    """A group as the broker and kafka-python run it: every member joins each round with what it claims to own.
+
+    Attributes:
+        owned: partition numbers that each member believes it owns.
+        rejoins: whether a member will join again: it lost something, or somebody came or left.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.owned: dict[str, set[int]] = {}
+        self.rejoins = False
+
+    def join(self, name: str, claims: set[int]) -> None:
+        """``claims``: what a member owned before it was away for so long that others have it."""
+        self.owned[name] = claims
+        self.rejoins = True
+
+    def leave(self, name: str) -> None:
+        """Closed or killed: what it had is nobody's."""
+        del self.owned[name]
+        self.rejoins = bool(self.owned)
+
+    def round(self) -> None:
+        shares = assign_evenly(range(self.count), self.owned)
+        claims = [number for held in self.owned.values() for number in held]
+        for member, share in shares.items():
+            for number in share - self.owned[member]:
+                assert number not in claims, "given to another member while it is still held"
+        self.rejoins = any(self.owned[member] - share for member, share in shares.items())
+        self.owned = shares
+
+
+_MEMBERS = st.sampled_from("abcde")
+_STEPS = st.one_of(
+    st.tuples(st.just("join"), _MEMBERS, st.sets(st.integers(0, 7))),
+    st.tuples(st.just("leave"), _MEMBERS, st.just(set[int]())),
+    st.tuples(st.just("round"), _MEMBERS, st.just(set[int]())),
+)
+
+
+@given(st.integers(1, 8), st.lists(_STEPS, max_size=20))
+def test_whoever_comes_and_goes_every_partition_has_one_reader_once_nobody_has_a_reason_to_join(
+    count: int, steps: list[tuple[str, str, set[int]]]
+) -> None:
+    """https://github.com/dpkp/kafka-python/issues/3131 is of the kind: assigned, and read by nobody."""
+    group = _Group(count)
+    for kind, name, claims in [*steps, ("join", "z", set[int]())]:
+        if kind == "join" and name not in group.owned:
+            group.join(name, {claim for claim in claims if claim < count})
+        elif kind == "leave" and name in group.owned:
+            group.leave(name)
+        elif kind == "round" and group.owned:
+            group.round()
+    rounds = 0
+    while group.rejoins:
+        group.round()
+        rounds += 1
+    assert rounds <= 4
+    held = sorted(number for numbers in group.owned.values() for number in numbers)
+    assert held == list(range(count)), "every number once"
+    sizes = [len(numbers) for numbers in group.owned.values()]
+    assert max(sizes) - min(sizes) <= 1

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.net.compat import KafkaNetClient
+from kafka.structs import MemberState
 
 from plaudit.adapters.log.kafka.cluster import KafkaConnection, TopicPlan, _with_backoff, find_topics
 from plaudit.adapters.log.kafka.log import KafkaLog
@@ -75,6 +77,11 @@ def send(kafka: Kafka, topic: Topic, payload: bytes, **options: Any) -> None:
     """As a program would that is not ours."""
     with KafkaProducer(bootstrap_servers=kafka.bootstrap, max_request_size=100_000_000) as producer:
         producer.send(kafka.prefix + topic, payload, key=b"p", **options).get(WAIT_S)
+
+
+def set_config(kafka: Kafka, topic: Topic, key: str, value: str) -> None:
+    with KafkaAdminClient(bootstrap_servers=kafka.bootstrap) as admin:
+        admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, kafka.prefix + topic, configs={key: value})])
 
 
 # --- records and topics ----------------------------------------------------------------------------------------------
@@ -323,6 +330,101 @@ def test_a_group_that_is_reset_changes_nothing(kafka: Kafka, log: KafkaLog, admi
     reader.close()
 
 
+# --- a log that others write to ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+@pytest.mark.parametrize("by", ["producer", "broker"])
+def test_every_codec_that_brokers_allow_is_read(kafka: Kafka, log: KafkaLog, codec: str, by: str) -> None:
+    """https://github.com/dpkp/kafka-python/issues/2316: a codec of the topic and of a foreign producer are not alike."""
+    log.append([some_feedback("p", feedback_id="ours")])
+    topic = kafka.prefix + Topic.FEEDBACK
+    if by == "broker":
+        set_config(kafka, Topic.FEEDBACK, "compression.type", codec)
+    large = "x" * 3_000_000  # more than the megabyte that a decoder may take for granted
+    with KafkaProducer(
+        bootstrap_servers=kafka.bootstrap,
+        compression_type=codec if by == "producer" else None,
+        max_request_size=10_000_000,
+    ) as producer:
+        for number in range(3):
+            event = some_feedback("p", feedback_id=f"theirs {number}", user_id=large if number == 1 else "ada")
+            producer.send(topic, encode_event(event), key=b"p")
+    assert feedback_ids(read_all(log)) == ["ours", "theirs 0", "theirs 1", "theirs 2"]
+
+
+def test_a_codec_without_its_library_is_refused_by_name(
+    kafka: Kafka, log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.append([some_feedback("p")])
+    topic = kafka.prefix + Topic.FEEDBACK
+    set_config(kafka, Topic.FEEDBACK, "compression.type", "zstd")
+    monkeypatch.setattr("kafka.codec.zstd", None)
+    with contextlib.closing(log.reader("g", BOTH, dict)) as reader, pytest.raises(LogUnavailable) as caught:
+        reader.poll(10, 1.0)
+    assert f"{topic}: its records are compressed with zstd, which needs zstandard" in caught.value.problem
+
+
+def test_a_batch_that_cannot_be_unpacked_holds_up_its_own_partition_alone(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """https://github.com/dpkp/kafka-python/issues/2044: kafka-python never returned from the poll after the first one.
+
+    Once the library is there, the partition goes on where it stopped.
+    """
+    with contextlib.closing(kafka.log(partitions=2)) as log:
+        log.append([some_feedback("other", feedback_id=f"other {number}") for number in range(2)])
+        (taken,) = {record.partition for record in read_all(log)}
+        with KafkaProducer(bootstrap_servers=kafka.bootstrap, compression_type="zstd") as producer:
+            payload = encode_event(some_feedback("p", feedback_id="zstd", user_id="a" * 1000))
+            producer.send(kafka.prefix + Topic.FEEDBACK, payload, partition=1 - int(taken)).get(WAIT_S)
+        with monkeypatch.context() as missing, contextlib.closing(log.reader("g", BOTH, dict)) as reader:
+            missing.setattr("kafka.codec.zstd", None)
+            assert sorted(feedback_ids(read(reader, 2))) == ["other 0", "other 1"]
+            while not reader._unpacked_at_s:
+                assert not reader.poll(10, 1.0)
+            assert not reader.poll(10, 0.5)
+            log.append([some_feedback("other", feedback_id="other 2")])
+            assert feedback_ids(read(reader, 1)) == ["other 2"]
+            missing.undo()
+            reader._unpacked_at_s = dict.fromkeys(reader._unpacked_at_s, 0.0)
+            assert feedback_ids(read(reader, 1)) == ["zstd"]
+
+
+def test_transactions_of_others_are_read_once_committed_and_their_markers_are_no_losses(
+    kafka: Kafka, log: KafkaLog
+) -> None:
+    """https://github.com/apache/pinot/pull/19161, https://github.com/dpkp/kafka-python/issues/1707: markers take
+    offsets, and what was aborted must not be learned from.
+    """
+    topic = kafka.prefix + Topic.FEEDBACK
+    log.append([some_feedback("p", feedback_id="ours 1")])
+    with KafkaProducer(bootstrap_servers=kafka.bootstrap, transactional_id=f"{kafka.prefix}t") as producer:
+        producer.init_transactions()
+        for number in range(4):
+            producer.begin_transaction()
+            producer.send(topic, encode_event(some_feedback("p", feedback_id=f"theirs {number}")), key=b"p")
+            (producer.abort_transaction if number % 2 else producer.commit_transaction)()
+        log.append([some_feedback("p", feedback_id="ours 2")])
+        producer.begin_transaction()
+        producer.send(topic, encode_event(some_feedback("p", feedback_id="theirs 4")), key=b"p")
+        producer.flush()
+        log.append([some_feedback("p", feedback_id="ours 3")])
+        with contextlib.closing(log.reader("g", BOTH, dict)) as reader:
+            records = read(reader, 4)
+            assert feedback_ids(records) == ["ours 1", "theirs 0", "theirs 2", "ours 2"]
+            assert problems(records) == []
+            assert (reader.poll(10, 0.5), reader.lag()) == ([], 0)
+            producer.commit_transaction()
+            records += read(reader, 2)
+            assert feedback_ids(records[4:]) == ["theirs 4", "ours 3"]
+            while reader.lag():  # of the last marker
+                assert not reader.poll(10, 0.1)
+    with contextlib.closing(log.reader("g", BOTH, positions(records))) as reader:
+        while reader.lag():
+            assert not reader.poll(10, 0.1)
+
+
 # --- readers that share ----------------------------------------------------------------------------------------------
 
 
@@ -366,6 +468,29 @@ class Readers:
         with self._changed:
             self.partitions[name] = 0
             self._changed.notify_all()
+
+
+def test_asking_for_the_lag_while_the_group_rebalances_skips_no_record(kafka: Kafka) -> None:
+    """What kafka-python fetched of a partition that the reader keeps was thrown away while it waited for the group."""
+    with contextlib.closing(kafka.log()) as log, contextlib.closing(log.reader("g", BOTH, dict)) as reader:
+        log.append([some_feedback("p", feedback_id=f"f{number}") for number in range(20)])
+        records = read(reader, 1)
+        coordinator = reader._consumer._coordinator
+        with coordinator._lock:  # as when another member joins
+            coordinator.state = MemberState.REBALANCING
+            coordinator.request_rejoin()
+        assert reader.lag() == 19
+        assert feedback_ids([*records, *read(reader, 19)]) == [f"f{number}" for number in range(20)]
+
+
+def test_a_partition_that_is_lost_in_one_topic_goes_on_in_the_other(kafka: Kafka) -> None:
+    with contextlib.closing(kafka.log()) as log, contextlib.closing(log.reader("g", BOTH, dict)) as reader:
+        log.append([a_decision("p"), some_feedback("p", feedback_id="f1")])
+        read(reader, 2)
+        lost = TopicPartition(kafka.prefix + Topic.DECISIONS, 0)
+        reader._membership.on_partitions_revoked([lost])
+        log.append([some_feedback("p", feedback_id="f2")])
+        assert feedback_ids(read(reader, 1)) == ["f2"]
 
 
 def test_readers_of_a_group_share_and_hand_over(kafka: Kafka) -> None:

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from support.partitioned_log import PartitionedLog
 from support.postgres_server import PostgresServer
 
 PARTITIONS = 4
+PAUSE_S = 0.05
+"""Between two looks at the store: a test that asks without a pause takes the processor from the learners it waits for."""
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "learner": {"batch": 8, "max_wait_s": 0.001, "poll_limit": 16},
     "finetune": {"enabled": False},
@@ -205,6 +208,14 @@ def start(folder: Path, url: str, name: str, place: str = "nowhere", *kafka: str
     return process
 
 
+def wait_for(reached: Callable[[], bool], *running: subprocess.Popen[str]) -> None:
+    """Wait until it is so; the processes must not end before."""
+    while not reached():
+        for process in running:
+            assert process.poll() is None
+        time.sleep(PAUSE_S)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "place",
@@ -227,8 +238,7 @@ def test_killed_anywhere_another_learner_takes_over(crew: Crew, tmp_path: Path, 
     crew.log.assign({"bob": [0, 1, 2, 3]})
     late = crew.traffic(8)
     crew.world.log.append([crew.world.say(d, Retract()) for d in (*decisions[8:12], *late[:2])])
-    while crew.world.store.intake_stats().feedback < 62:
-        assert bob.poll() is None
+    wait_for(lambda: crew.world.store.intake_stats().feedback == 62, bob)
     bob.send_signal(signal.SIGKILL)
     bob.wait()
     crew.check(crew.successor("bob"), 42)
@@ -240,20 +250,16 @@ def test_a_learner_that_was_paused_cannot_write_what_another_has_read(crew: Crew
     crew.log.assign({"ada": [0, 1, 2, 3]})
     ada = start(tmp_path, crew.world.store_url, "ada")
     crew.traffic(10)
-    while crew.world.store.intake_stats().last_number < 3:
-        assert ada.poll() is None
+    wait_for(lambda: crew.world.store.intake_stats().last_number >= 3, ada)
     ada.send_signal(signal.SIGSTOP)
     crew.log.assign({"bob": [0, 1, 2, 3]})
     bob = start(tmp_path, crew.world.store_url, "bob")
     crew.traffic(10)
-    while crew.world.store.intake_stats().feedback < 20:
-        assert bob.poll() is None
+    wait_for(lambda: crew.world.store.intake_stats().feedback == 20, bob)
     ada.send_signal(signal.SIGCONT)
     crew.log.assign({"ada": [0, 1], "bob": [2, 3]})
     crew.traffic(10)
-    while crew.world.store.intake_stats().feedback < 30:
-        assert ada.poll() is None
-        assert bob.poll() is None
+    wait_for(lambda: crew.world.store.intake_stats().feedback == 30, ada, bob)
     for process in (ada, bob):
         process.kill()
         process.wait()
@@ -274,8 +280,7 @@ def test_on_kafka_each_takes_over_from_the_other_when_it_is_killed(
 
     def traffic_until_read(feedback: int, reader: subprocess.Popen[str]) -> None:
         world.traffic(20, lambda decision: decision.action == "fish")
-        while world.store.intake_stats().feedback < feedback:
-            assert reader.poll() is None
+        wait_for(lambda: world.store.intake_stats().feedback >= feedback, reader)
 
     ada, bob = launch("ada"), launch("bob")
     try:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from plaudit.adapters.wal import use_wal
 from plaudit.core.errors import LogUnavailable
 from plaudit.core.events import Event, Topic, event_id_of, key_of, time_of, topic_of
 from plaudit.core.ports.log import Appended, Cursor, Positions, Record, UnreadableRecord
@@ -42,6 +43,7 @@ CREATE INDEX IF NOT EXISTS events_seldom ON events (id) WHERE topic NOT IN ('pla
 CREATE TABLE IF NOT EXISTS cursors (reader TEXT PRIMARY KEY, position INTEGER NOT NULL) WITHOUT ROWID;
 COMMIT;
 """
+_NAMES: Final = ("events", "events_once", "events_seldom", "cursors")
 _INSERT: Final = """
 INSERT INTO events (topic, event_id, key, time_s, payload) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (topic, event_id) DO NOTHING
@@ -81,7 +83,7 @@ class SqliteLog:
         self._write_lock = threading.Lock()
         with _log_errors(path):
             self._connection = _connect(path, synchronous)
-            self._connection.executescript(_SCHEMA)
+            _make_tables(self._connection)
             if limit_bytes is not None:
                 page_bytes = self._connection.execute("PRAGMA page_size").fetchone()[0]
                 self._connection.execute(f"PRAGMA max_page_count = {limit_bytes // page_bytes}")
@@ -249,12 +251,19 @@ def _connect(path: Path, synchronous: str) -> sqlite3.Connection:
     """A connection in autocommit mode. Threads may share it: its users hold a lock, or are one thread."""
     connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
+        use_wal(connection, _BUSY_TIMEOUT_S)
         connection.execute(f"PRAGMA synchronous = {synchronous}")
     except sqlite3.Error:
         connection.close()
         raise
     return connection
+
+
+def _make_tables(connection: sqlite3.Connection) -> None:
+    """Make what is not there. Where all is, nothing is written: a writer that is stopped must not keep others out."""
+    names = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+    if not names >= set(_NAMES):
+        connection.executescript(_SCHEMA)
 
 
 @contextmanager

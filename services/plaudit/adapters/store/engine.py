@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from plaudit.adapters.wal import use_wal
 from plaudit.core.errors import ConfigError
 
 _BUSY_TIMEOUT_S: Final = 30.0
@@ -59,7 +60,7 @@ def create_store_engine(url: URL) -> Engine:
     def _configure(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # we begin transactions ourselves, see below
         connection.execute(f"PRAGMA busy_timeout = {round(_BUSY_TIMEOUT_S * 1000)}")
-        connection.execute("PRAGMA journal_mode = WAL")
+        use_wal(connection, _BUSY_TIMEOUT_S)
         # A power cut may lose the last commits, and with them the positions: they are then learned again from the log.
         connection.execute("PRAGMA synchronous = NORMAL")
 

@@ -9,6 +9,7 @@ from plaudit.adapters.log.kafka.cluster import (
     KafkaConnection,
     TopicFound,
     TopicPlan,
+    codec_problem,
     count_records,
     find_topics,
 )
@@ -90,6 +91,8 @@ def _problems(
             "cleanup.policy is compact: of several pieces of feedback on one decision all but the last are removed",
             f"{alter} cleanup.policy=delete",
         )
+    if problem := codec_problem(configs["compression.type"]):
+        yield State.ERROR, problem, f"or {alter} compression.type=producer"
     retention_ms = int(configs["retention.ms"])
     if topic in TOGETHER and 0 <= retention_ms < 1000 * feedback_window_s:
         yield (

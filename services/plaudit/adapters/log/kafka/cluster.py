@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeVar
 
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka import codec as codecs
 from kafka.admin import ConfigResource, ConfigResourceType
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.errors import KafkaError, TopicAlreadyExistsError, UnsupportedCodecError
 from kafka.net.compat import KafkaNetClient
 
 from plaudit.core.errors import LogUnavailable
@@ -200,14 +201,19 @@ class TopicFound:
     configs: Mapping[str, str]
 
 
-def ensure_topics(connection: KafkaConnection, plan: TopicPlan) -> Mapping[Topic, int]:
+def ensure_topics(
+    connection: KafkaConnection, plan: TopicPlan, *, to_read: Iterable[Topic] = ()
+) -> Mapping[Topic, int]:
     """Make the topics that are missing; leave the others as they are.
+
+    Args:
+        to_read: topics whose records must be readable here, however brokers compress them.
 
     Returns:
         Largest size of a record batch in bytes, by topic.
 
     Raises:
-        LogUnavailable: they cannot be made, or their numbers of partitions differ.
+        LogUnavailable: they cannot be made, their numbers of partitions differ, or one cannot be read.
     """
     with connection.admin() as admin:
         found = _found(admin, plan)
@@ -227,7 +233,31 @@ def ensure_topics(connection: KafkaConnection, plan: TopicPlan) -> Mapping[Topic
             f"{counts}: these topics must have equally many partitions, for decisions to meet their feedback; "
             "add partitions to the one with fewer (kafka-topics --alter --partitions N)"
         )
+    for topic in to_read:
+        if problem := codec_problem(configs[topic]["compression.type"]):
+            raise LogUnavailable(f"{plan.name(topic)}: {problem}")
     return {topic: int(configs[topic]["max.message.bytes"]) for topic in found}
+
+
+def codec_problem(codec: str) -> str:
+    """Why records that are compressed so cannot be read here; "" if they can."""
+    libraries = {
+        "snappy": (codecs.has_snappy, "python-snappy"),
+        "lz4": (codecs.has_lz4, "lz4"),
+        "zstd": (codecs.has_zstd, "zstandard"),
+    }
+    present, package = libraries.get(codec, (codecs.has_gzip, ""))
+    if present():
+        return ""
+    return f"its records are compressed with {codec}, which needs {package}; pip install 'plaudit[kafka]'"
+
+
+def unpacking_problem(topic: str, error: Exception) -> str:
+    """Why records of a partition cannot be unpacked, and the way out."""
+    if isinstance(error, UnsupportedCodecError):
+        missing = next((found for found in ("snappy", "lz4", "zstd") if found in str(error)), "")
+        return f"{topic}: {codec_problem(missing) or error}"
+    return f"{topic}: a batch of records is damaged ({type(error).__name__}: {str(error)[:200]}); is a replica intact?"
 
 
 def find_topics(connection: KafkaConnection, plan: TopicPlan) -> Mapping[Topic, TopicFound]:

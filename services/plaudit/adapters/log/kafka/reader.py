@@ -21,11 +21,17 @@ from typing import Any, Final, NamedTuple
 import structlog
 from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
-from kafka.errors import KafkaError
+from kafka.errors import CorruptRecordError, KafkaError, UnsupportedCodecError
 from kafka.structs import MemberState, OffsetAndMetadata
 
 from plaudit.adapters.log.kafka.assignor import CopartitionedAssignor
-from plaudit.adapters.log.kafka.cluster import KafkaConnection, TopicPlan, ensure_topics, milliseconds
+from plaudit.adapters.log.kafka.cluster import (
+    KafkaConnection,
+    TopicPlan,
+    ensure_topics,
+    milliseconds,
+    unpacking_problem,
+)
 from plaudit.core.errors import LogUnavailable
 from plaudit.core.events import Event, Topic
 from plaudit.core.ports.log import Cursor, Positions, Record, UnreadableRecord
@@ -43,6 +49,11 @@ _METADATA_S: Final = 5.0
 _CLOSE_S: Final = 5.0
 _STEP_S: Final = 0.05
 """Longest single poll of kafka-python: partitions assigned meanwhile must be positioned before they can be read."""
+_JOINING_LIMIT: Final = 500
+"""Records fetched at once while the group is joined."""
+_UNPACK_AGAIN_S: Final = 30.0
+"""Pause of a partition whose records cannot be unpacked."""
+_OF_RECORDS: Final = (UnsupportedCodecError, CorruptRecordError)
 _GAP: Final = 10**18
 
 _log = structlog.get_logger("plaudit.kafka")
@@ -84,20 +95,26 @@ class KafkaReader:
         self._places: dict[int, dict[str, _Place]] = {}
         self._ready: list[Record] = []
         self._committing: Any = None
+        self._joined = False
+        self._unpacked_at_s: dict[TopicPartition, float] = {}
+        """When partitions whose records could not be unpacked are tried again."""
 
     def poll(self, limit: int, timeout_s: float) -> Sequence[Record]:
         consumer = self._connect()
         deadline = time.monotonic() + timeout_s
         with self._connection.errors():
             while True:
-                wait_s = min(_STEP_S, max(0.0, deadline - time.monotonic()))
-                records = self._take(consumer, limit, wait_s)
-                if records or time.monotonic() >= deadline:
+                self._place(consumer)
+                if self._ready:
                     break
-            # Records that were polled must be returned even if polling for more fails.
+                self._fetch(consumer, limit, min(_STEP_S, max(0.0, deadline - time.monotonic())))
+                if self._ready or time.monotonic() >= deadline:
+                    break
+            # Records that were fetched must be returned even if fetching more fails.
             with contextlib.suppress(KafkaError):
-                while records and len(records) < limit and (more := self._take(consumer, limit - len(records), 0.0)):
-                    records += more
+                while 0 < len(self._ready) < limit and self._fetch(consumer, limit - len(self._ready), 0.0):
+                    self._place(consumer)
+        records, self._ready = self._ready[:limit], self._ready[limit:]
         return records
 
     def commit(self, positions: Positions) -> None:
@@ -116,21 +133,22 @@ class KafkaReader:
                 self._committing = self._consumer.commit_async(offsets)
 
     def lag(self) -> int:
-        """See the port. Joins the group first, if it has not yet."""
+        """See the port. Joins the group first, if it has not yet; a rebalance later on is not waited for."""
         consumer = self._connect()
         with self._connection.errors():
-            self._join(consumer)
+            if not self._joined:
+                self._join(consumer)
+            self._place(consumer)
+            assigned = consumer.assignment()
             places = {
-                TopicPartition(name, partition): place.offset
+                each: max(place.offset, self._consumed(consumer, each))
                 for partition, topics in self._places.items()
                 for name, place in topics.items()
-                if name in self._topics
+                if name in self._topics and (each := TopicPartition(name, partition)) in assigned
             }
-            assigned = [place for place in places if place in consumer.assignment()]
-            ends = (
-                consumer.end_offsets(assigned, timeout_ms=milliseconds(self._connection.timeout_s)) if assigned else {}
-            )
-        return sum(max(0, end - places[place]) for place, end in ends.items())
+            timeout_ms = milliseconds(self._connection.timeout_s)
+            ends = consumer.end_offsets(list(places), timeout_ms=timeout_ms) if places else {}
+        return len(self._ready) + sum(max(0, end - places[place]) for place, end in ends.items())
 
     def close(self) -> None:
         """Leave the group, so that others get the partitions at once."""
@@ -144,12 +162,13 @@ class KafkaReader:
         self._consumer._coordinator.is_dynamic_member = lambda: True
         self._consumer.close(autocommit=False, timeout_ms=milliseconds(_CLOSE_S))
         self._consumer = None
+        self._joined = False
 
     # --- the group ---------------------------------------------------------------------------------------------------
 
     def _connect(self) -> KafkaConsumer:
         if self._consumer is None:
-            ensure_topics(self._connection, self._plan)
+            ensure_topics(self._connection, self._plan, to_read=[*self._topics.values()])
             with self._connection.errors():
                 consumer = self._connection.build(
                     KafkaConsumer,
@@ -159,6 +178,7 @@ class KafkaReader:
                     enable_auto_commit=False,
                     allow_auto_create_topics=False,
                     auto_offset_reset="earliest",
+                    isolation_level="read_committed",
                     fetch_max_wait_ms=milliseconds(_FETCH_WAIT_S),
                     session_timeout_ms=milliseconds(_SESSION_S),
                     heartbeat_interval_ms=milliseconds(_HEARTBEAT_S),
@@ -172,7 +192,7 @@ class KafkaReader:
         return self._consumer
 
     def _join(self, consumer: KafkaConsumer) -> None:
-        """Poll, without reading, until the group has assigned partitions."""
+        """Poll until the group has assigned partitions for the first time."""
         deadline = time.monotonic() + self._connection.timeout_s
         while consumer.group_metadata().state != MemberState.STABLE:
             if time.monotonic() > deadline:
@@ -180,15 +200,22 @@ class KafkaReader:
                     f"Kafka at {self._connection.bootstrap_servers}: group {self._group} does not admit this reader "
                     f"within {self._connection.timeout_s:g} s"
                 )
-            # Partitions are paused until they are positioned, so this returns no records.
-            consumer.poll(timeout_ms=milliseconds(_STEP_S))
-        self._place(consumer)
+            self._place(consumer)
+            self._fetch(consumer, _JOINING_LIMIT, _STEP_S)
+        self._joined = True
 
     def _place(self, consumer: KafkaConsumer) -> None:
-        """Position the newly assigned partitions."""
+        """Position the newly assigned partitions. What was fetched of revoked ones is left to their next reader."""
         added, gone = self._membership.changes()
         for each in gone:
-            self._places.pop(each.partition, None)
+            self._unpacked_at_s.pop(each, None)
+            topics = self._places.get(each.partition, {})
+            topics.pop(each.topic, None)
+            if not topics.keys() & self._topics.keys():
+                self._places.pop(each.partition, None)
+        if gone:
+            numbers = {(self._topics[each.topic], str(each.partition)) for each in gone}
+            self._ready = [record for record in self._ready if (record.topic, record.partition) not in numbers]
         if added:
             try:
                 self._position(consumer, added)
@@ -248,34 +275,77 @@ class KafkaReader:
 
     # --- records -----------------------------------------------------------------------------------------------------
 
-    def _take(self, consumer: KafkaConsumer, limit: int, wait_s: float) -> list[Record]:
-        self._place(consumer)
-        if not self._ready:
-            fetched = consumer.poll(timeout_ms=milliseconds(wait_s), max_records=limit)
-            anew = self._topics_recreated(consumer)
-            for each in sorted(fetched.keys() - anew, key=lambda each: (self._order[each.topic], each.partition)):
-                if each.topic in self._places.get(each.partition, {}):  # else it was revoked meanwhile
-                    self._ready += self._records(each, fetched[each])
-        records, self._ready = self._ready[:limit], self._ready[limit:]
-        return records
+    def _fetch(self, consumer: KafkaConsumer, limit: int, wait_s: float) -> int:
+        """Fetch records of positioned partitions into ``_ready``; returns their number."""
+        before = len(self._ready)
+        fetched = self._polled(consumer, limit, wait_s)
+        anew = self._topics_recreated(consumer)
+        for each in sorted(fetched.keys() - anew, key=lambda each: (self._order[each.topic], each.partition)):
+            if each.topic in self._places.get(each.partition, {}):  # else it was revoked meanwhile
+                self._ready += self._records(consumer, each, fetched[each])
+        return len(self._ready) - before
 
-    def _records(self, each: TopicPartition, fetched: Iterable[Any]) -> list[Record]:
-        """Records fetched of one partition; an unreadable one in place of those missing before or between."""
+    def _polled(self, consumer: KafkaConsumer, limit: int, wait_s: float) -> Mapping[TopicPartition, Sequence[Any]]:
+        """Messages by partition. A partition whose records cannot be unpacked is set aside; the others go on."""
+        now_s = time.monotonic()
+        for each in [each for each, at_s in self._unpacked_at_s.items() if at_s <= now_s]:
+            del self._unpacked_at_s[each]
+            consumer.resume(each)
+        try:
+            return consumer.poll(timeout_ms=milliseconds(wait_s), max_records=limit)  # type: ignore[no-any-return]
+        except Exception as error:
+            # kafka-python would hand out nothing of this partition for ever after, in a loop without an end.
+            part = consumer._fetcher._next_partition_records
+            of_records = isinstance(error, _OF_RECORDS) or not isinstance(error, KafkaError)
+            if not part or not of_records:
+                raise
+            part.drain()
+            each = part.topic_partition
+            if each in consumer.assignment():
+                consumer.pause(each)
+                self._unpacked_at_s[each] = now_s + _UNPACK_AGAIN_S
+            _log.error(
+                "partition cannot be read",
+                partition=f"{each.topic}-{each.partition}",
+                offset=part.next_fetch_offset,
+                problem=unpacking_problem(each.topic, error),
+                again_in_s=_UNPACK_AGAIN_S,
+            )
+            return {}
+
+    def _records(self, consumer: KafkaConsumer, each: TopicPartition, fetched: Sequence[Any]) -> list[Record]:
+        """Records fetched of one partition; an unreadable one in place of those that were lost before or between.
+
+        Not every offset is a record: markers of transactions have some, and so do records that were never committed.
+        """
         topic, partition = self._topics[each.topic], str(each.partition)
         places = self._places[each.partition]
         topic_id, expected = places[each.topic]
+        first = expected
+        if any(message.offset != offset for offset, message in enumerate(fetched, expected)):
+            try:
+                first = consumer.beginning_offsets([each], timeout_ms=milliseconds(self._connection.timeout_s))[each]
+            except KafkaError:
+                consumer.seek(each, expected)  # to be fetched again: what is not returned now must not be skipped
+                raise
         before, after = _around(places, each.topic)
         records = []
         for message in fetched:
             offset = message.offset
-            if offset != expected:
+            continues = offset if offset < expected else max(expected, min(first, offset))
+            if continues != expected:
                 places[each.topic] = _Place(topic_id, offset)
-                records.append(self._notice(each, f"{expected}-{offset - 1}", _lost(each, expected, offset)))
+                records.append(self._notice(each, f"{expected}-{continues - 1}", _lost(each, expected, continues)))
             expected = offset + 1
             cursor = f"{before}{expected}{after}"
             records.append(Record(topic, f"{partition}:{offset}", partition, cursor, _event(topic, message)))
         places[each.topic] = _Place(topic_id, expected)
         return records
+
+    def _consumed(self, consumer: KafkaConsumer, each: TopicPartition) -> int:
+        """Offset up to which kafka-python has consumed the partition, beyond markers of transactions too."""
+        position = consumer._subscription.position(each)
+        return 0 if position is None else int(position.offset)
 
     def _topics_recreated(self, consumer: KafkaConsumer) -> set[TopicPartition]:
         """Partitions of topics that were recreated while they were read; they are positioned at their beginning."""
