@@ -25,6 +25,7 @@ from plaudit.client import AsyncClient, Client
 from plaudit.client.calls import ChangeOptions
 from plaudit.compose.settings import load_settings
 from plaudit.compose.tracing import service_tracing
+from plaudit.core.addresses import host_and_port, without_brackets
 from plaudit.core.errors import ConfigError
 from plaudit.core.settings import Settings
 
@@ -210,8 +211,8 @@ def async_client(settings: Settings, target: str | None, provider: TracerProvide
 
 def address(host: str, port: int) -> str:
     """Address to reach what listens on ``host``: one of this machine where it listens on all of them."""
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"[{reachable}]:{port}" if ":" in reachable else f"{reachable}:{port}"
+    bare = without_brackets(host)
+    return host_and_port({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bare, bare), port)
 
 
 def _without_none(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,9 @@ MIN_CLIENT_KEEPALIVE_S: Final = 30.0
 """Shortest interval at which clients may ask the same of the server."""
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 """Time that a new connection has to begin speaking HTTP/2."""
-MAX_METRICS_CONNECTIONS: Final = 8
-"""Connections to a metrics port that are served at once; a further one waits for a moment and is then closed."""
+MAX_METRICS_ANSWERS: Final = 8
+"""Requests to a metrics port that are answered at once; further ones wait."""
+MAX_METRICS_CONNECTIONS: Final = 64
+"""Connections to a metrics port whose request has not arrived; a further one takes the place of the oldest."""
 METRICS_TIMEOUT_S: Final = 5.0
 """Time that a connection to a metrics port has for its request and for taking the answer."""

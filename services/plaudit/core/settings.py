@@ -31,9 +31,11 @@ class ServingSettings:
     """[serving] The inference service."""
 
     host: str = "127.0.0.1"
-    """Address that the gRPC port and the metrics port listen on; 0.0.0.0: all addresses of the machine."""
+    """Address that the gRPC port listens on; 0.0.0.0 or ::: all addresses of the machine."""
     port: Port = 8001
     """gRPC port; 0: a free one."""
+    metrics_host: str | None = None
+    """Address that the metrics port listens on; None: that of the gRPC port."""
     metrics_port: Port = 8002
     """Port of the Prometheus metrics; 0: a free one."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
@@ -98,6 +100,11 @@ class ServingSettings:
     """Time that requests in flight may take to finish at shutdown."""
     admin_token: str | None = field(default=None, repr=False)
     """Token that Promote, Rollback and Pin require. None: they are open to every client that reaches the port."""
+
+    @property
+    def metrics_address(self) -> str:
+        """Address that the metrics port listens on."""
+        return self.host if self.metrics_host is None else self.metrics_host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,8 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import start_http_server
 
+from plaudit.core.addresses import host_and_port
 from plaudit.core.cores import available_cores
 from plaudit.core.errors import ConfigError
 from plaudit.core.limits import (
@@ -24,6 +24,7 @@ from plaudit.core.limits import (
     MAX_CALLS_PER_CONNECTION,
     MIN_CLIENT_KEEPALIVE_S,
 )
+from plaudit.core.metrics_server import MetricsServer, page_of
 from plaudit.core.ports.log import EventLog
 from plaudit.core.ports.registry import ModelCatalog
 from plaudit.core.ports.runtime import ModelRuntime
@@ -204,7 +205,7 @@ class InferenceServer:
         self._open_calls.close()
         self._places.close()
         self._streamed.shutdown()
-        self._close_metrics()
+        self._metrics_server.close()
         logger.info("drained")
 
     def _make_server(self) -> Any:
@@ -279,7 +280,7 @@ class InferenceServer:
     def _open_port(self) -> int:
         host, port = self._settings.host, self._settings.port
         try:
-            opened: int = self._server.add_insecure_port(f"{host}:{port}")
+            opened: int = self._server.add_insecure_port(host_and_port(host, port))
         except RuntimeError as error:
             raise ConfigError(
                 f"serving.port: {port} cannot be opened on {host}; it is taken, or the address is another machine's; "
@@ -288,21 +289,16 @@ class InferenceServer:
         return opened
 
     def _open_metrics_port(self) -> int:
-        host, port = self._settings.host, self._settings.metrics_port
+        host, port = self._settings.metrics_address, self._settings.metrics_port
         try:
-            self._metrics_server, self._metrics_thread = start_http_server(port, host, self._metrics.registry)
+            self._metrics_server = MetricsServer(host, port, page_of(self._metrics.registry))
         except OSError as error:
             self._server.stop(None)
             raise ConfigError(
                 f"serving.metrics_port: {port} cannot be opened on {host} ({error.strerror}); "
                 "set another one (0 picks one)"
             ) from error
-        return int(self._metrics_server.server_port)
-
-    def _close_metrics(self) -> None:
-        self._metrics_server.shutdown()
-        self._metrics_server.server_close()
-        self._metrics_thread.join()
+        return self._metrics_server.port
 
     def _follow(self) -> None:
         if sys.platform == "linux":  # elsewhere it would be the whole process

@@ -143,9 +143,9 @@ def _device(settings: Settings) -> Finding:
 
 
 def _ports(settings: Settings) -> Iterator[Finding]:
-    host = settings.serving.host
-    yield _port("serving.port", host, settings.serving.port, _serves_predictions)
-    yield _port("serving.metrics_port", host, settings.serving.metrics_port, _shows_our_metrics)
+    serving = settings.serving
+    yield _port("serving.port", serving.host, serving.port, _serves_predictions)
+    yield _port("serving.metrics_port", serving.metrics_address, serving.metrics_port, _shows_our_metrics)
     yield _port("learner.metrics_port", settings.learner.host, settings.learner.metrics_port, _shows_our_metrics)
     if settings.console.port is not None:
         yield _port("console.port", settings.console.host, settings.console.port, _shows_our_page)

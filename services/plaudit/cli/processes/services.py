@@ -13,17 +13,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
 from plaudit import demo
 from plaudit.cli.options import address, async_client
 from plaudit.cli.processes import supervisor
-from plaudit.cli.processes.exposition import LabelledRegistry, MetricsPages, serve_metrics
+from plaudit.cli.processes.exposition import LabelledRegistry, MetricsPages
 from plaudit.compose.log import learner_log, serving_log
 from plaudit.compose.store import experience_store
 from plaudit.compose.tracing import service_tracing
+from plaudit.core.addresses import without_brackets
 from plaudit.core.cores import available_cores
 from plaudit.core.errors import ConfigError
+from plaudit.core.metrics_server import MetricsServer, page_of
 from plaudit.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -53,8 +55,9 @@ async def serve(settings: Settings, report: Report, *, share_port: bool = False)
         server = inference_server(settings, log, share_port=share_port, tracing=tracing)
         await asyncio.to_thread(server.start)
         collect_garbage_seldom()
-        host = settings.serving.host
-        report({"event": "ready", "address": address(host, server.port), "metrics": address(host, server.metrics_port)})
+        serving = settings.serving
+        metrics = address(serving.metrics_address, server.metrics_port)
+        report({"event": "ready", "address": address(serving.host, server.port), "metrics": metrics})
         await stopping.wait()
         await asyncio.to_thread(server.stop)
 
@@ -106,7 +109,7 @@ async def serve_in_processes(settings: Settings, command: Sequence[str], report:
     serving, pages = settings.serving, MetricsPages()
     with (
         _reserved(serving.host, serving.port) as port,
-        _metrics_of(pages, serving.host, serving.metrics_port) as metrics_port,
+        _metrics_of(pages, serving.metrics_address, serving.metrics_port) as metrics_port,
     ):
         ports = ["--share-port", "--port", str(port), "--metrics-port", "0"]
         services = [
@@ -118,7 +121,7 @@ async def serve_in_processes(settings: Settings, command: Sequence[str], report:
             process = str(event["service"]).removeprefix("serve-")
             if event["event"] == "ready":
                 pages.add(process, event["metrics"])
-                event = {**event, "metrics": address(serving.host, metrics_port)}
+                event = {**event, "metrics": address(serving.metrics_address, metrics_port)}
             elif event["event"] == "exited":
                 pages.remove(process)
             report(event)
@@ -128,10 +131,10 @@ async def serve_in_processes(settings: Settings, command: Sequence[str], report:
 
 @contextlib.contextmanager
 def _metrics_of(pages: MetricsPages, host: str, port: int) -> Iterator[int]:
-    with contextlib.ExitStack() as stack:
-        with _naming("serving.metrics_port", host, port):
-            opened = stack.enter_context(serve_metrics(pages, host, port))
-        yield opened
+    with _naming("serving.metrics_port", host, port):
+        server = MetricsServer(host, port, pages.page)
+    with contextlib.closing(server):
+        yield server.port
 
 
 @contextlib.contextmanager
@@ -148,6 +151,7 @@ def _naming(setting: str, host: str, port: int) -> Iterator[None]:
 @contextlib.contextmanager
 def _reserved(host: str, port: int) -> Iterator[int]:
     """Hold the port, without listening, so that the processes that share it all find it free; yields its number."""
+    host = without_brackets(host)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as reserving:
         with _naming("serving.port", host, port):
@@ -220,13 +224,9 @@ def _learn(settings: Settings, model: str, report: Report, stop: threading.Event
 def _metrics_port(settings: Settings, registry: CollectorRegistry) -> Iterator[int]:
     host, port = settings.learner.host, settings.learner.metrics_port
     with _naming("learner.metrics_port", host, port):
-        server, thread = start_http_server(port, host, registry)
-    try:
-        yield int(server.server_port)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        server = MetricsServer(host, port, page_of(registry))
+    with contextlib.closing(server):
+        yield server.port
 
 
 def log_to_stderr() -> None:
