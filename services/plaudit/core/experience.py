@@ -35,6 +35,11 @@ class DecisionHeader:
     user_group: str = ""
     dynamic_actions: tuple[str, ...] = ()
 
+    @property
+    def dynamic(self) -> bool:
+        """Whether the action was picked from dynamic actions of the request."""
+        return bool(self.dynamic_actions)
+
 
 _SAME: Final = tuple(each.name for each in fields(DecisionHeader) if each.name not in ("modalities", "dynamic_actions"))
 

@@ -68,3 +68,10 @@ MAX_METRICS_CONNECTIONS: Final = 64
 """Connections to a metrics port whose request has not arrived; a further one takes the place of the oldest."""
 METRICS_TIMEOUT_S: Final = 5.0
 """Time that a connection to a metrics port has for its request and for taking the answer."""
+
+# --- runs of graphs --------------------------------------------------------------------------------------------------
+
+MAX_TOLD_REASON_CHARACTERS: Final = 300
+"""Longest part of a library's own error that an error to a client repeats."""
+MAX_RUN_S: Final = 60.0
+"""Longest run of a graph whose callers set no deadline; where they did, the latest deadline ends it."""
