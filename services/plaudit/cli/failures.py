@@ -9,6 +9,7 @@ from typing import Final
 
 from plaudit.client import ClientError
 from plaudit.core.errors import ConfigError, PlauditError
+from plaudit.core.printable import printable
 from plaudit_models.bundle import CorruptBundle
 
 FAILED: Final = 1
@@ -57,5 +58,5 @@ def exit_codes() -> Iterator[None]:
 
 
 def _exit(problem: object, code: int) -> None:
-    print(f"plaudit: {problem}", file=sys.stderr)
+    print(f"plaudit: {printable(str(problem))}", file=sys.stderr)
     sys.exit(code)

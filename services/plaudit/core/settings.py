@@ -7,7 +7,8 @@ text in the reference; its limits are metadata that pydantic checks without bein
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Interval, MultipleOf
 
 from plaudit.core.errors import ConfigError
+from plaudit.core.limits import MIN_ADMIN_TOKEN_BYTES
 from plaudit_models.spec import InvalidSpec, ModelSpec, spec_from_dict
 
 Port = Annotated[int, Interval(ge=0, le=65535)]
@@ -349,6 +351,9 @@ class ConsoleSettings:
     """Address that the page listens on. Every browser that reaches it can query the model and send feedback."""
     port: Port | None = None
     """Port of the page; 0: a free one. None: `plaudit up` serves no page."""
+    hosts: Sequence[str] = ()
+    """Further host names that browsers may call the page by, such as that of a proxy in front of it; `*`: any. Without
+    them: `host`, `localhost`, and where all addresses are listened on, every IP address and the machine's own names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -395,6 +400,9 @@ class Settings:
 
     data_dir: Path = Path("plaudit-data")
     """Directory with all state of the embedded default: event log, registry, experience store, signing key."""
+    umask: str = "077"
+    """Permissions that files and folders which a command makes do not have, in octal: by default they are for its user
+    alone. `007` shares them with the group."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """[model] Name, modalities and actions of the model; see docs/tutorials/your-own-model.md."""
     serving: ServingSettings = ServingSettings()
@@ -411,6 +419,9 @@ class Settings:
     tracing: TracingSettings = TracingSettings()
 
     def __post_init__(self) -> None:
+        if not re.fullmatch("0?[0-7]{1,3}", self.umask):
+            raise ValueError(f"umask: {self.umask[:20]!r} is not three octal digits, such as 077")
+        _check_admin_token(self.serving.admin_token)
         if self.store.retention_s < self.serving.feedback_window_s:
             raise ValueError(
                 f"store.retention_s: {self.store.retention_s:g} is less than serving.feedback_window_s "
@@ -425,3 +436,18 @@ class Settings:
             return spec_from_dict(self.model)
         except InvalidSpec as error:
             raise ConfigError(str(error)) from error
+
+
+def _check_admin_token(token: str | None) -> None:
+    """Raises ValueError, without the token, if it could be guessed or no client could send it."""
+    if token is None:
+        return
+    make = 'python -c "import secrets; print(secrets.token_urlsafe(32))"'
+    way_out = f"make one with `{make}`, or leave it out to need none"
+    size_bytes = len(token.encode(errors="replace"))
+    if size_bytes < MIN_ADMIN_TOKEN_BYTES:
+        raise ValueError(
+            f"serving.admin_token: has {size_bytes} bytes, and at least {MIN_ADMIN_TOKEN_BYTES} are needed; {way_out}"
+        )
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise ValueError(f"serving.admin_token: has characters that no call can carry; {way_out}")

@@ -26,6 +26,7 @@ from plaudit.core.addresses import without_brackets
 from plaudit.core.cores import available_cores
 from plaudit.core.errors import ConfigError
 from plaudit.core.metrics_server import MetricsServer, page_of
+from plaudit.core.printable import printable
 from plaudit.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -229,6 +230,11 @@ def _metrics_port(settings: Settings, registry: CollectorRegistry) -> Iterator[i
         yield server.port
 
 
+def _harmless(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Processor of log lines for a terminal, on which what clients have sent must not act."""
+    return {name: printable(value) if isinstance(value, str) else value for name, value in event.items()}
+
+
 def log_to_stderr() -> None:
     """Log one line per event to stderr: coloured on a terminal, JSON elsewhere.
 
@@ -247,7 +253,7 @@ def log_to_stderr() -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([] if terminal else [tracebacks]),
+            *([structlog.processors.format_exc_info, _harmless] if terminal else [tracebacks]),
             renderer,
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, ParamSpec, TypeVar
 
 import grpc
 
@@ -18,6 +18,11 @@ from plaudit.core.errors import Overloaded
 from plaudit.core.limits import MAX_HEALTH_CALLS, MAX_LATE_CALLS
 from plaudit.serving.grpc.interceptors import abort_overloaded
 from plaudit.serving.grpc.open_calls import OpenCalls, WaitingMessages
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+Send = Callable[[Any], None]
+"""Sends an answer of a call whose thread does not wait."""
 
 _HEALTH: Final = "/grpc.health.v1.Health/"
 
@@ -39,7 +44,9 @@ class CountedThreads(ThreadPoolExecutor):
     def taken(self) -> int:
         return self._taken
 
-    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+    def submit(
+        self, function: Callable[Arguments, Result], /, *arguments: Arguments.args, **named: Arguments.kwargs
+    ) -> Future[Result]:
         with self._lock:
             self._taken += 1
         future = super().submit(function, *arguments, **named)
@@ -54,8 +61,10 @@ class CountedThreads(ThreadPoolExecutor):
 class _NoThread(ThreadPoolExecutor):
     """Runs what it is given at once, on the caller's thread."""
 
-    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
-        future: Future[Any] = Future()
+    def submit(
+        self, function: Callable[Arguments, Result], /, *arguments: Arguments.args, **named: Arguments.kwargs
+    ) -> Future[Result]:
+        future: Future[Result] = Future()
         future.set_result(function(*arguments, **named))
         return future
 
@@ -158,8 +167,8 @@ class Places(grpc.ServerInterceptor):
         if behaviour is None:
             behaviour = _one_message(handler.unary_stream or handler.unary_unary, kind.waiting)
 
-        def call(*arguments: Any) -> Any:
-            return behaviour(*arguments)
+        def call(requests: Iterator[Any], context: Any, send: Send | None = None) -> Any:
+            return behaviour(requests, context) if send is None else behaviour(requests, context, send)
 
         call.experimental_thread_pool = kind.threads  # type: ignore[attr-defined]
         if getattr(handler.unary_stream, "experimental_non_blocking", False):
@@ -173,10 +182,10 @@ class Places(grpc.ServerInterceptor):
 
 
 def _one_message(behaviour: Callable[..., Any], waiting: WaitingMessages) -> Callable[..., Any]:
-    def read(requests: Iterator[Any], context: Any, *send: Any) -> Any:
+    def read(requests: Iterator[Any], context: Any, send: Send | None = None) -> Any:
         request = waiting.first(requests, context)
         if request is None:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "request: the call ended without its message")
-        return behaviour(request, context, *send)
+        return behaviour(request, context) if send is None else behaviour(request, context, send)
 
     return read
