@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
 from plaudit.core import metrics_server
-from plaudit.core.addresses import host_and_port, listening_socket
+from plaudit.core.addresses import join, listening_socket
 from plaudit.core.limits import MAX_METRICS_ANSWERS
 from plaudit.core.metrics_server import MetricsServer, page_of
 
@@ -143,7 +143,7 @@ def test_closing_frees_the_port_though_somebody_is_connected(registry: Collector
 @pytest.mark.parametrize("host", ["::1", "[::1]"])
 def test_an_ipv6_literal_is_listened_on(registry: CollectorRegistry, host: str) -> None:
     with closing(MetricsServer(host, 0, page_of(registry))) as server:
-        url = f"http://{host_and_port(host, server.port)}/metrics"
+        url = f"http://{join(host, server.port)}/metrics"
         assert values(urllib.request.urlopen(url, timeout=TIMEOUT_S).read().decode())["waiting"] == 7
 
 
@@ -159,4 +159,4 @@ def test_all_addresses_are_both_families() -> None:
     [("127.0.0.1", "127.0.0.1:80"), ("::1", "[::1]:80"), ("[::1]", "[::1]:80"), ("example.org", "example.org:80")],
 )
 def test_addresses_are_joined_as_urls_have_them(host: str, joined: str) -> None:
-    assert host_and_port(host, 80) == joined
+    assert join(host, 80) == joined

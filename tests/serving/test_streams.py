@@ -20,7 +20,7 @@ from plaudit.serving.engine.admission import ByteBudget
 from plaudit.serving.engine.shutdown import ShutdownSignal
 from plaudit.serving.grpc.open_calls import OpenCalls, WaitingMessages
 from plaudit.serving.grpc.streams import ContentChunks, Put, StreamedFormat, in_groups, in_order
-from plaudit_models.preprocess import Limits
+from plaudit_models.limits import Limits
 
 TIMEOUT_S = 30.0
 

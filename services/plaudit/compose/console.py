@@ -14,9 +14,8 @@ from plaudit.console.app import application
 from plaudit.console.hosts import known_hosts
 from plaudit.console.labelled_answers import LabelledAnswers
 from plaudit.console.ports import LearnerView, LearnerViews, Samples, Sources
-from plaudit.core.job_run import read_json
 from plaudit.core.settings import Settings
-from plaudit.learner.status import STATUS
+from plaudit.learner.status import STATUS, read_status
 
 
 def learner_views(settings: Settings) -> LearnerViews:
@@ -25,7 +24,7 @@ def learner_views(settings: Settings) -> LearnerViews:
     def view(model: str) -> LearnerView:
         status = learner_dir(settings, model) / STATUS
         return LearnerView(
-            status=lambda: read_json(status) if status.exists() else None,
+            status=lambda: read_status(status),
             answers=LabelledAnswers(lambda: experience_store(settings, model) if status.exists() else None),
         )
 

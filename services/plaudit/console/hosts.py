@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from plaudit.core.addresses import without_brackets
+from plaudit.core.addresses import bare as bare_host
 
 _LOCAL: Final = ("127.0.0.1", "::1", "localhost")
 _ALL: Final = ("0.0.0.0", "::")
@@ -31,7 +31,7 @@ def known_hosts(listening: str, names: Iterable[str]) -> Callable[[str], bool]:
         listening: address that the page listens on.
         names: further ones that browsers may use, such as that of a proxy.
     """
-    bare = without_brackets(listening)
+    bare = bare_host(listening)
     known = {name.lower() for name in (*_LOCAL, bare, *names)}
     everywhere = bare in _ALL
     if everywhere:

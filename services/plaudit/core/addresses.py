@@ -1,19 +1,34 @@
-"""Addresses to listen on and to connect to: host names, IPv4 and IPv6 literals, with or without brackets."""
+"""Hosts and ports as text: where to listen, and where to reach what listens there. IPv6 literals stand in brackets."""
 
 from __future__ import annotations
 
 import socket
+from typing import Final
+
+_ANY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+"""Host that reaches what listens on all addresses, by the name of "all addresses"."""
 
 
-def host_and_port(host: str, port: int) -> str:
-    """``host:port`` with an IPv6 literal in brackets, as URLs and gRPC have it."""
-    bare = without_brackets(host)
-    return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
-
-
-def without_brackets(host: str) -> str:
-    """An IPv6 literal as sockets take it; anything else unchanged."""
+def bare(host: str) -> str:
+    """``host`` without the brackets that an IPv6 literal may be written in: ``[::1]`` is ``::1``."""
     return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
+def join(host: str, port: int) -> str:
+    """``host:port``, with the brackets that an IPv6 literal needs."""
+    host = bare(host)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def reachable(host: str, port: int) -> str:
+    """Address to reach what listens on ``host``: one of this machine where it listens on all of them."""
+    host = bare(host)
+    return join(_ANY.get(host, host), port)
+
+
+def family(host: str) -> socket.AddressFamily:
+    """Family of the sockets that listen on ``host``."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def listening_socket(host: str, port: int, backlog: int = 128) -> socket.socket:
@@ -22,7 +37,7 @@ def listening_socket(host: str, port: int, backlog: int = 128) -> socket.socket:
     Raises:
         OSError: the port is taken, or the host is not an address of this machine.
     """
-    bare = without_brackets(host)
-    family = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-    both = bare == "::" and socket.has_dualstack_ipv6()
-    return socket.create_server((bare, port), family=family, backlog=backlog, dualstack_ipv6=both)
+    host = bare(host)
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+    both = host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server((host, port), family=found, backlog=backlog, dualstack_ipv6=both)

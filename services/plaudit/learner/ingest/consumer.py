@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from plaudit.core.errors import StoreMoved
+from plaudit.core.errors import StoreMoved, WrongLog
 from plaudit.core.events import Topic
 from plaudit.core.ports.log import Cursor, EventLog, EventReader, Positions, Record
 from plaudit.core.ports.store import IngestStore
@@ -51,9 +51,16 @@ class LogConsumer:
     _lag_checked_s: float = field(default=-_LAG_INTERVAL_S, init=False)
 
     def load(self) -> None:
-        """Start, or start again, at the saved positions."""
+        """Start, or start again, at the saved positions.
+
+        Raises:
+            WrongLog: they are of another log.
+        """
         self.close()
-        self._reader = self.log.reader(f"{_GROUP}-{self.model}", TOPICS, start=self._saved_positions)
+        try:
+            self._reader = self.log.reader(f"{_GROUP}-{self.model}", TOPICS, start=self._saved_positions)
+        except ValueError as error:
+            raise WrongLog(str(error)) from error
 
     def close(self) -> None:
         """Close the reader of the log."""

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, Protocol, TypeVar
 from plaudit.core.errors import InvalidInput
 from plaudit.core.events import Content, EncodedContent
 from plaudit.serving.grpc.open_calls import OpenCalls
-from plaudit_models.preprocess import Limits
+from plaudit_models.limits import Limits
 
 Response = TypeVar("Response")
 Request = TypeVar("Request")
