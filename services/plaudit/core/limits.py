@@ -41,8 +41,9 @@ MAX_EXPLAINED_MODALITIES: Final = 6
 
 # --- calls and connections -------------------------------------------------------------------------------------------
 
-MAX_CALLS_PER_CONNECTION: Final = 128
-"""Calls, streams included, that one connection may have open at once; a client keeps further ones back."""
+MAX_CALLS_PER_CONNECTION: Final = 1_024
+"""Calls, streams included, that one connection may have open at once. A client keeps further ones back instead of being
+refused, so there is room for more than the places of all kinds."""
 MAX_LATE_CALLS: Final = 128
 """Calls whose message has not arrived; each has a thread, but no place among `serving.max_calls`."""
 MAX_MESSAGE_WAIT_S: Final = 120.0

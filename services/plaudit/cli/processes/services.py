@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import resource
 import sys
 import threading
 import time
@@ -69,6 +70,7 @@ async def serve(settings: Settings, report: Report, *, share_port: bool = False)
     from plaudit.compose.serving import inference_server
 
     _limit_free_memory()
+    _use_all_descriptors()
     with (
         _tracing(settings, "plaudit-serve") as tracing,
         contextlib.closing(serving_log(settings)) as log,
@@ -92,6 +94,13 @@ def _tracing(settings: Settings, service: str) -> Iterator[OtelTracing | None]:
     finally:
         if tracing is not None:
             tracing.close()
+
+
+def _use_all_descriptors() -> None:
+    """Raise the limit of open files to what may be: connections of strangers must not use up those of the service."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _limit_free_memory() -> None:
