@@ -28,6 +28,7 @@ import onnxruntime
 
 from plaudit.adapters.runtime.watchdog import WATCHDOG
 from plaudit.core.errors import ConfigError
+from plaudit.core.ports.runtime import RunFailed
 from plaudit.core.reasons import told_reason
 from plaudit_models.bundle import CorruptBundle
 
@@ -175,10 +176,6 @@ def return_free_memory() -> None:
 # --- graphs ----------------------------------------------------------------------------------------------------------
 
 
-class InconsistentRows(Exception):
-    """Rows that a graph takes one by one gave outputs of different shapes."""
-
-
 class Graph:
     """An ONNX graph in a session. Safe to use from several threads.
 
@@ -249,7 +246,7 @@ class Graph:
 
         Raises:
             RunStopped: it was ended.
-            Exception: of onnxruntime; the inputs do not suit the graph, or it cannot be run.
+            RunFailed: the inputs do not suit the graph, or it cannot be run.
         """
         if self.fixed_rows:
             return self._run_in_parts(names, inputs, deadline_s)
@@ -342,9 +339,9 @@ class _Bound:
 
 
 def _joined(pieces: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Rows of several runs. Raises InconsistentRows: they have lengths of their own, so they fit into no array."""
+    """Rows of several runs. Raises RunFailed: they have lengths of their own, so they fit into no array."""
     if any(piece.shape[1:] != pieces[0].shape[1:] for piece in pieces):
-        raise InconsistentRows(f"rows gave {sorted({piece.shape[1:] for piece in pieces})}; send them one by one")
+        raise RunFailed(f"rows gave {sorted({piece.shape[1:] for piece in pieces})}; send them one by one")
     return np.concatenate(pieces)
 
 

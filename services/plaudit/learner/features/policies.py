@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from plaudit.core.events import Content, Features
 from plaudit.core.ports.registry import VersionReader
@@ -66,7 +67,7 @@ class LoadedPolicy:
                 answers[i] = row
         for i, context in enumerate(contexts):
             if context.dynamic:
-                answers[i] = self._among(context.action_list)
+                answers[i] = served_over(self.scores_among(context.action_list), self.manifest.floor)
         return answers
 
     def probabilities(self, rows: Sequence[Features], allowed: Bool) -> Float64:
@@ -95,13 +96,13 @@ class LoadedPolicy:
             self._vectors.popitem(last=False)
         return vectors
 
-    def _among(self, actions: ActionList) -> Float64:
-        scores = self._model.dynamic_scores(
+    def scores_among(self, actions: ActionList) -> npt.NDArray[np.floating]:
+        """Unnormalised log-probabilities of dynamic actions, ``[k]``."""
+        return self._model.dynamic_scores(
             np.asarray(actions.embedding, np.float32),
             np.asarray(actions.vectors, np.float32),
             np.asarray(actions.base_logits, np.float32),
         )
-        return served_over(scores, self.manifest.floor)
 
     def embed(self, contents: Sequence[Mapping[str, Content]]) -> list[Features | None]:
         """Features of each content; None where there is no content that this model takes."""

@@ -155,7 +155,7 @@ class IdlePhase:
     def step(self, live: Manifest, progress: Progress) -> Phase:
         self._off = "" if live.trainable else cannot_train(live)
         new = progress.last_number - self.context.state.tuning.last_snapshot
-        trains_on = progress.experiences - progress.dynamic_experiences
+        trains_on = progress.experiences - (0 if live.spec.scores_text else progress.dynamic_experiences)
         if self._off or new < self.context.rules.job_interval or trains_on <= 0:
             return self
         return self._start_job(live, progress, f"{new} new experiences since the last job; from version {live.version}")
