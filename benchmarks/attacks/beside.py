@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -102,9 +102,8 @@ def _half_calls(server: Served) -> Iterator[None]:
         yield from ()
 
     with _channel(server) as channel:
-        calls = [
-            channel.stream_unary("/plaudit.v1.PredictionService/Predict").future(nothing()) for _ in range(STREAMS)
-        ]
+        predict: Any = channel.stream_unary("/plaudit.v1.PredictionService/Predict")
+        calls = [predict.future(nothing()) for _ in range(STREAMS)]
         time.sleep(0.5)
         yield
         over.set()

@@ -98,7 +98,7 @@ async def test_shapes_that_no_array_has(serve: Serve, shape: list[int]) -> None:
         assert code is INVALID
         assert 'content["sensor"]' in details
 
-        infer = running.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        infer: Any = running.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         message = pb.ModelInferRequest(model_name="tiny", raw_input_contents=[b"1234"])
         message.inputs.add(name="sensor", datatype="FP32", shape=[1, *shape])
         code, details = await refusal(infer(message.SerializeToString()))
@@ -162,7 +162,7 @@ async def test_ids_that_are_none_in_streams_and_over_the_open_inference_protocol
         assert accepted.status == feedback_pb2.FEEDBACK_STATUS_ACCEPTED
         stream.cancel()
 
-        infer = running.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        infer: Any = running.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         for field, message in (
             (
                 "parameters['user_id']",
@@ -213,7 +213,7 @@ async def test_calls_without_their_message_hold_no_place(serve: Serve, monkeypat
     """A call of which only the head has arrived waited on a thread of its own, for ever."""
     monkeypatch.setattr(open_calls, "_LATE_S", 0.0)
     running = await serve(max_calls=4)
-    half = [running.channel.stream_unary("/plaudit.v1.PredictionService/Predict")() for _ in range(16)]
+    half: list[Any] = [running.channel.stream_unary("/plaudit.v1.PredictionService/Predict")() for _ in range(16)]
     half += [running.channel.stream_unary("/grpc.health.v1.Health/Check")() for _ in range(16)]
     for call in half:
         await call.wait_for_connection()
@@ -227,7 +227,7 @@ async def test_calls_without_their_message_hold_no_place(serve: Serve, monkeypat
 
 async def test_a_call_that_ends_without_a_message_names_what_is_missing(serve: Serve) -> None:
     running = await serve()
-    call = running.channel.stream_unary("/plaudit.v1.PredictionService/Predict")()
+    call: Any = running.channel.stream_unary("/plaudit.v1.PredictionService/Predict")()
     await call.done_writing()
     assert await refusal(call) == (INVALID, "request: the call ended without its message")
 
