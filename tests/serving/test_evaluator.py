@@ -269,7 +269,7 @@ def test_requests_of_different_action_sets_share_a_batch(
     broken_vectors = vectors * np.float32(np.nan)
     fixed = question(model, 0)
     dynamic, other, sick = (
-        EvaluationRequest(model, fixed.inputs, DynamicActionSet(ids, some))
+        EvaluationRequest(model, fixed.inputs, DynamicActionSet(ids, ids, some))
         for ids, some in (("abc", vectors), ("ab", vectors[:2]), ("abc", broken_vectors))
     )
     requests = [dynamic, fixed, sick, other, question(model, 1)]

@@ -184,6 +184,7 @@ class Graph:
 
     Args:
         threads: threads that one run may use.
+        data: contents of the file, which is not opened then; ``path`` is but its name.
         cuda_graphs: the providers capture CUDA graphs.
         bind: the device to bind buffers on, where all shapes but the batch are fixed; None: the providers' if it is a
             GPU.
@@ -201,6 +202,7 @@ class Graph:
         providers: Providers,
         threads: int,
         *,
+        data: bytes | None = None,
         cuda_graphs: bool = False,
         bind: Literal["cuda", "cpu"] | None = None,
     ) -> None:
@@ -217,12 +219,10 @@ class Graph:
         options.enable_mem_pattern = False
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=list(providers), enable_fallback=0
+                str(path) if data is None else data, options, providers=list(providers), enable_fallback=0
             )
         except Exception as error:  # onnxruntime's exceptions have no common base
-            raise CorruptBundle(
-                f"{path.name} in {path.parent}: onnxruntime cannot load it: {told_reason(error)}"
-            ) from error
+            raise CorruptBundle(f"{path.name}: onnxruntime cannot load it: {told_reason(error)}") from error
         self._bind = bind or ("cuda" if providers[0][0] != CPU else None)
         self._cuda_graphs = cuda_graphs
         self._capture_ids = itertools.count()

@@ -18,6 +18,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from plaudit.core.errors import UnprovenVersion
 from plaudit.core.events import Content, Features
 from plaudit.core.ports.registry import VersionReader
 from plaudit.core.ports.runtime import ModelRuntime
@@ -25,7 +26,7 @@ from plaudit.learner.features.content import ROWS_PER_RUN, decode_contents
 from plaudit.learner.features.context import Context, Floats32, allowed_mask, stack
 from plaudit_models.bandit.dynamic_actions import ActionList, served_over
 from plaudit_models.bandit.policy import Bool, Float64, probabilities
-from plaudit_models.bundle import Manifest
+from plaudit_models.bundle import CorruptBundle, Manifest
 from plaudit_models.limits import Limits
 from plaudit_models.preprocess import assemble
 
@@ -132,9 +133,12 @@ class PolicyCache:
     _loaded: OrderedDict[int, LoadedPolicy] = field(default_factory=OrderedDict, init=False)
 
     def version(self, number: int) -> LoadedPolicy:
-        """Raises UnknownVersion."""
+        """Raises UnknownVersion, UnprovenVersion (its folder is damaged)."""
         if number not in self._loaded:
-            self._loaded[number] = self.folder(self.registry.folder(number))
+            try:
+                self._loaded[number] = self.folder(self.registry.folder(number))
+            except CorruptBundle as error:
+                raise UnprovenVersion(number, str(error)) from error
         self._loaded.move_to_end(number)
         while len(self._loaded) > _MAX_LOADED:
             self._loaded.popitem(last=False)

@@ -303,7 +303,8 @@ class GatingPhase:
 
     def _promote(self, version: int, why: str) -> bool:
         """Make the candidate live; False if a version is pinned."""
-        if any(rollout.live == version for rollout in self.context.registry.ledger()):
+        first = self.context.registry.first_live(version)
+        if first is not None and first.live == version:
             return True  # by a learner that died before it could save that
         change = Change(LEARNER, self.context.clock(), why)
 
