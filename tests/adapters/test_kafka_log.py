@@ -336,7 +336,7 @@ def test_a_group_that_is_reset_changes_nothing(kafka: Kafka, log: KafkaLog, admi
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
 @pytest.mark.parametrize("by", ["producer", "broker"])
 def test_every_codec_that_brokers_allow_is_read(kafka: Kafka, log: KafkaLog, codec: str, by: str) -> None:
-    """https://github.com/dpkp/kafka-python/issues/2316: a codec of the topic and of a foreign producer are not alike."""
+    """https://github.com/dpkp/kafka-python/issues/2316: a topic's codec and a foreign producer's are not alike."""
     log.append([some_feedback("p", feedback_id="ours")])
     topic = kafka.prefix + Topic.FEEDBACK
     if by == "broker":

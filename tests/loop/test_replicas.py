@@ -26,7 +26,7 @@ from support.postgres_server import PostgresServer
 
 PARTITIONS = 4
 PAUSE_S = 0.05
-"""Between two looks at the store: a test that asks without a pause takes the processor from the learners it waits for."""
+"""Between two looks at the store: without it a test takes the processor from the learners that it waits for."""
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "learner": {"batch": 8, "max_wait_s": 0.001, "poll_limit": 16},
     "finetune": {"enabled": False},

@@ -192,6 +192,10 @@ class StoreUnavailable(Unavailable):
         super().__init__(f"the experience store is unavailable, nothing was saved: {problem}")
 
 
+class UnstorableValue(PlauditError):
+    """A value that the database of the experience store does not keep, such as a text with a NUL."""
+
+
 class RegistryUnavailable(Unavailable):
     """The registry cannot be read or changed; loaded versions go on serving."""
 

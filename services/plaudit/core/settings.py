@@ -143,7 +143,7 @@ class KafkaSettings:
     max_record_bytes: Annotated[int, Ge(64 * 1024)] = 20 * 1024 * 1024
     """Size of the largest record; larger than `serving.max_message_bytes`, so that every decision fits with its
     content."""
-    compression: Literal["none", "gzip", "lz4"] = "none"
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
     """Compression of records. Images and audio are compressed already."""
     linger_s: Share = 0.0
     """Time that a record may wait to share a request, up to 1 s; concurrent records share requests without it."""

@@ -148,7 +148,8 @@ class KafkaReader:
             }
             timeout_ms = milliseconds(self._connection.timeout_s)
             ends = consumer.end_offsets(list(places), timeout_ms=timeout_ms) if places else {}
-        return len(self._ready) + sum(max(0, end - places[place]) for place, end in ends.items())
+        unread: int = sum(max(0, end - places[place]) for place, end in ends.items())
+        return len(self._ready) + unread
 
     def close(self) -> None:
         """Leave the group, so that others get the partitions at once."""
