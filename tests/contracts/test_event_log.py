@@ -388,7 +388,8 @@ def test_what_was_acknowledged_survives_kill_9(adapter: Adapter, log: EventLog) 
     assert child.stdout is not None
     acknowledged = [int(child.stdout.readline()) for _ in range(50)]
     child.send_signal(signal.SIGKILL)
-    more, _ = child.communicate()
+    with child:
+        more = child.stdout.read()  # communicate() would pass over what readline() has buffered
     acknowledged += [int(line) for line in more.splitlines() if line.isdecimal()]
     records = read_all(log)
     whole = acknowledged[-1] + 1

@@ -52,6 +52,8 @@ LOG_GAP_PROVEN_S: Final = 86_400.0
 
 # --- records ---------------------------------------------------------------------------------------------------------
 
+MAX_POLL_BYTES: Final = 64 * 2**20
+"""Bytes of records after which a reader of the log returns what it has: a thousand images would not fit into memory."""
 MIN_PROPENSITY: Final = 1e-9
 """Smallest probability of an answer that is learned from: its inverse weighs the answer."""
 MAX_FEATURE_VALUES: Final = 65_536

@@ -209,7 +209,7 @@ class LearnerSettings:
     """Experiences in a batch: every batch updates the reward model and refreshes the head."""
     max_wait_s: Positive = 2.0
     """Time after which an incomplete batch is learned from."""
-    poll_limit: Count = 1024
+    poll_limit: Count = 4096
     """Records read, and experiences learned, at once."""
     silence_reward: Share | None = None
     """Reward of a decision without any feedback; None: no feedback means nothing."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from operator import attrgetter
 from typing import Any, Final
 
 import numpy as np
@@ -202,8 +204,13 @@ _ANSWERS: Final = ("failed", "latencies")
 _SHADOW_ANSWER: Final = ("prediction_id", "action", "agrees", "kl_nats", "duration_s", "failure")
 
 
-def _values(source: object, names: Iterable[str]) -> dict[str, Any]:
-    return {name: getattr(source, name) for name in names}
+def _values(source: object, names: tuple[str, ...]) -> dict[str, Any]:
+    return dict(zip(names, _getter(names)(source), strict=True))
+
+
+@cache
+def _getter(names: tuple[str, ...]) -> Callable[[object], tuple[Any, ...]]:
+    return attrgetter(*names)
 
 
 _MAX_PROBLEM_CHARACTERS: Final = 500
@@ -238,6 +245,11 @@ def encode_event(event: Event) -> bytes:
     return message.SerializeToString()
 
 
+def encode_without_features(decision: Decision) -> bytes:
+    """Payload of a decision whose features are kept elsewhere."""
+    return _decision_to_wire(decision, features=False).SerializeToString()
+
+
 def decode_event(topic: Topic, payload: bytes) -> Event:
     """Event of a payload, the inverse of :func:`encode_event`. Fields of newer schemas are ignored.
 
@@ -265,7 +277,7 @@ def decode_event(topic: Topic, payload: bytes) -> Event:
         raise UnreadableEvent(f"not a readable record of {topic}: {problem[:_MAX_PROBLEM_CHARACTERS]}") from error
 
 
-def _decision_to_wire(decision: Decision) -> events_pb2.DecisionEvent:
+def _decision_to_wire(decision: Decision, *, features: bool = True) -> events_pb2.DecisionEvent:
     message = events_pb2.DecisionEvent(
         **_values(decision, _DECISION),
         time_us=_to_us(decision.time_s),
@@ -274,7 +286,7 @@ def _decision_to_wire(decision: Decision) -> events_pb2.DecisionEvent:
         content=contents_to_wire(decision.content),
         dynamic_actions=dynamic_actions_to_wire(decision.dynamic_actions),
     )
-    if decision.features is not None:
+    if features and decision.features is not None:
         message.features.trunk_digest = decision.features.trunk_digest
         message.features.embedding = decision.features.embedding.astype("<f4").tobytes()
         message.features.base_logits = decision.features.base_logits.astype("<f4").tobytes()

@@ -20,7 +20,7 @@ from plaudit.adapters.log.encoding import payload_of
 from plaudit.adapters.wal import use_wal
 from plaudit.core.errors import InvalidInput, LogUnavailable
 from plaudit.core.events import Event, Topic, event_id_of, key_of, time_of, topic_of
-from plaudit.core.limits import MAX_SHOWN_CHARACTERS
+from plaudit.core.limits import MAX_POLL_BYTES, MAX_SHOWN_CHARACTERS
 from plaudit.core.ports.log import Appended, AppendOutcome, Cursor, Positions, Record, UnreadableRecord
 from plaudit.core.wire import UnreadableEvent, decode_event
 
@@ -229,13 +229,21 @@ class SqliteReader:
         last = self._connection.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0]
         if last <= self._position:
             return []
-        rows = self._connection.execute(
+        found = self._connection.execute(
             f"SELECT id, topic, payload FROM events {self._by} WHERE id > ? AND id <= ? {self._but} "
             f"AND topic IN ({self._topics_marks}) ORDER BY id LIMIT ?",
             (self._position, last, *self._topics, limit),
-        ).fetchall()
+        )
+        rows, size, cut = [], 0, False
+        for row in found:
+            rows.append(row)
+            size += len(row[2])
+            if size >= MAX_POLL_BYTES:
+                cut = True
+                break
+        found.close()
         # Records up to `last` that are not in `rows` are of other topics: they are never read again.
-        self._position = rows[-1][0] if len(rows) == limit else last
+        self._position = rows[-1][0] if cut or len(rows) == limit else last
         return [
             Record(Topic(topic), str(id_), PARTITION, str(id_), _event(Topic(topic), payload))
             for id_, topic, payload in rows

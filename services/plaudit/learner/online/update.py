@@ -270,7 +270,7 @@ class OnlineUpdater:
         features, made = self._features(policy, fresh, revised)
         contexts = contexts_on(policy, self.store, [*fresh, *revised], features)
         served = served_probabilities(fresh, features, self.store, self.policies)
-        fresh = [replace(e, probabilities=served.get(e.number)) for e in fresh]
+        fresh = [Experience(e.number, e.decision, e.label, served.get(e.number), e.excluded) for e in fresh]
         fresh, raters = self._admit(fresh)
         new = {e.number: contexts[_id(e)] for e in fresh if _id(e) in contexts}
         expected = learned.expected(self.builder.settings.prior, new)
