@@ -2,7 +2,7 @@
 #   make PYTHON=python3.12 test      another interpreter
 #   UV_TORCH_BACKEND=cpu make demo   torch without CUDA
 .DEFAULT_GOAL := help
-.PHONY: help docs docs-serve reference coverage release demo demo-kafka test programs dashboards bench-console test-slow bench-serving bench-gpu bench-learning bench-feedback bench-rollout test-faults check house fmt proto clean
+.PHONY: help docs docs-serve reference coverage release demo demo-kafka test test-field programs dashboards bench-console test-slow bench-serving bench-gpu bench-learning bench-feedback bench-rollout test-faults check house fmt proto clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -29,7 +29,11 @@ demo-kafka: $(INSTALLED) ## The same over a real Kafka broker, fetched and start
 	$(BIN)/python deploy/kafka/broker.py run -- $(BIN)/plaudit demo
 
 test: check programs ## All checks, then the whole test suite but what is marked slow
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -m 'not slow and not field'
+
+test-field: $(INSTALLED) ## Files as the converters and exporters that people use write them; installs the group field
+	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements/constraints.txt --group field
+	$(BIN)/pytest -m field
 
 test-slow: $(INSTALLED) programs ## The tests that take longer than about ten seconds
 	$(BIN)/pytest -m slow
@@ -69,7 +73,7 @@ reference: $(INSTALLED) ## Write the generated pages of docs/: reference and ben
 	$(BIN)/python tools/generate_docs.py
 
 coverage: $(INSTALLED) programs ## The test suite with a report of the lines it runs, into build/coverage
-	$(BIN)/pytest -m 'not slow' --cov=plaudit --cov=plaudit_models --cov-report=term --cov-report=html:build/coverage
+	$(BIN)/pytest -m 'not slow and not field' --cov=plaudit --cov=plaudit_models --cov-report=term --cov-report=html:build/coverage
 
 release: $(INSTALLED) ## Check, build and tag a release: make release VERSION=0.1.0
 	$(BIN)/python tools/release.py $(VERSION)

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import structlog
 from plaudit.cli.processes.services import collect_garbage_seldom
 from plaudit.core.events import Decision, Feedback, TextContent, Thumb
 from plaudit.learner.loop import Learner
-from support.loop_world import SPEC, World
+from support.loop_world import World
 from support.postgres_server import postgres_server
 
 CHUNK = 20_000
@@ -84,18 +85,11 @@ def traffic(world: World, events: int) -> Iterator[list[Decision | Feedback]]:
         for _ in range(CHUNK // 2):
             number += 1
             world.now_s += 5.0
-            like = templates[number % len(templates)]
-            decision = Decision(
+            decision = replace(
+                templates[number % len(templates)],
                 prediction_id=f"prediction-{number}",
-                model=SPEC.name,
                 time_s=world.now_s,
                 user_id=f"user {number % 1000}",
-                version=like.version,
-                version_digest=like.version_digest,
-                role=like.role,
-                action=like.action,
-                propensity=like.propensity,
-                features=like.features,
                 content={"question": TextContent(f"what is number {number}?")},
             )
             chunk += [decision, world.say(decision, Thumb(up=bool(rng.random() < 0.6)))]

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from plaudit.adapters.jobs.inline import InlineJobs
 from plaudit.compose.learner import build_learner
 from plaudit.compose.log import event_log
 from plaudit.compose.paths import learner_dir
@@ -39,6 +38,7 @@ from plaudit.serving.engine.decoding import decode_content
 from plaudit.serving.engine.evaluator import Evaluation, EvaluationRequest, Evaluator
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.serving.telemetry.statistics import Statistics
+from support.inline_jobs import InlineJobs
 
 
 class WholeLoop:

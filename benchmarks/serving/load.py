@@ -150,12 +150,18 @@ def _percentiles(calls: list[Call]) -> dict[str, float]:
     return {f"p{p}": float(np.percentile(took_ms, p)) for p in (50, 95, 99, 100)}
 
 
-def main() -> None:
+def load_parser() -> argparse.ArgumentParser:
+    """Arguments of every load: the server, the method, the requests, for how long."""
     parser = argparse.ArgumentParser()
     parser.add_argument("address")
     parser.add_argument("method")
     parser.add_argument("requests", type=Path)
     parser.add_argument("--seconds", type=float, required=True)
+    return parser
+
+
+def main() -> None:
+    parser = load_parser()
     parser.add_argument("--concurrency", type=int, default=0)
     parser.add_argument("--per-s", type=float, default=0.0)
     parser.add_argument("--warm", type=float, default=0.5)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.serving.graphs import SIZES, transformer
 from plaudit.adapters.runtime.importer import ImportOptions
-from plaudit.cli.importing import import_model
+from plaudit.cli.importing import ImportRequest, import_model
 from plaudit.core.settings import Settings
 
 IMPORT = ImportOptions(logits="logits", embedding="hidden")
@@ -23,5 +23,8 @@ def deploy(data_dir: Path, *names: str) -> Settings:
     """Make a data directory in which these models are imported and live. Their graphs are ``NAME-0.onnx`` in it."""
     settings = Settings(data_dir=data_dir)
     for name in names:
-        import_model(settings, write_graph(data_dir, name), name, IMPORT, go_live=True)
+        request = ImportRequest(
+            file=write_graph(data_dir, name), name=name, logits=IMPORT.logits, embedding=IMPORT.embedding
+        )
+        import_model(settings, request, go_live=True)
     return settings

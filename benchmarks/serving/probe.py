@@ -8,27 +8,21 @@ precedence, so what it sees is the server's. It has a connection of its own and 
 
 from __future__ import annotations
 
-import argparse
 import json
 import threading
 import time
-from pathlib import Path
 from typing import Any, Final
 
 import grpc
 
-from benchmarks.serving.load import Call, read_requests, summary
+from benchmarks.serving.load import Call, load_parser, read_requests, summary
 
 _PAUSE_S: Final = 0.02
 """Pause after a refusal; the server's hint is 50 ms."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("address")
-    parser.add_argument("method")
-    parser.add_argument("requests", type=Path)
-    parser.add_argument("--seconds", type=float, required=True)
+    parser = load_parser()
     parser.add_argument("--users", type=int, required=True)
     options = parser.parse_args()
     requests = read_requests(options.requests)

@@ -321,7 +321,7 @@ LEARNING: Final = Dashboard(
                 line(
                     "KL of the live policy",
                     "none",
-                    ("plaudit_learner_policy_kl_nats", "from its {{against}}"),
+                    ("plaudit_learner_policy_kl_nats", "{{head}}, from {{against}}"),
                     text="Mean KL on recent contexts, in nats, measured after every swap: from the base policy of its "
                     "trunk (reference) and from the version before it (previous).",
                 ),

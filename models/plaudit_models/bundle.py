@@ -12,6 +12,8 @@ Knows the folder format and nothing about where folders are kept (the registry) 
     head_golden.safetensors   the scores the head must give for the trunk's golden outputs
     text_scorer_golden.safetensors
                               recorded texts and the vectors that they must give
+    dynamic_head_golden.safetensors
+                              the scores that the dynamic head must give the recorded texts in the recorded contexts
     manifest.json             digests of all of the above, and where the version came from
     card.md                   the same for people
 """
@@ -37,6 +39,8 @@ DYNAMIC_HEAD: Final = "dynamic_head.safetensors"
 TRUNK_GOLDEN: Final = "trunk_golden.safetensors"
 HEAD_GOLDEN: Final = "head_golden.safetensors"
 TEXT_SCORER_GOLDEN: Final = "text_scorer_golden.safetensors"
+DYNAMIC_HEAD_GOLDEN: Final = "dynamic_head_golden.safetensors"
+"""Not in versions of 0.1.0 and before."""
 MANIFEST: Final = "manifest.json"
 CARD: Final = "card.md"
 TRUNK_FILES: Final = (TRUNK, WEIGHTS, TOKENIZER, TRUNK_GOLDEN, TEXT_SCORER, TEXT_SCORER_GOLDEN)

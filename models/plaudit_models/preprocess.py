@@ -264,22 +264,67 @@ def check_tensor(
     Raises:
         InvalidContent: wrong dtype or shape, NaN or infinite values, ids outside the vocabulary.
     """
-    expected = input_dtype(modality)
-    if array.dtype != expected:
-        raise InvalidContent(name, f"takes {expected}, got a tensor of {array.dtype}")
-    if len(array.shape) != len(modality.shape) or any(
-        want not in (-1, length) for length, want in zip(array.shape, modality.shape, strict=True)
-    ):
-        raise InvalidContent(name, f"takes the shape {list(modality.shape)}, got a tensor of {list(array.shape)}")
+    _check_shape(array.shape, modality, name)
+    array = _cast(array, input_dtype(modality), name)
     if isinstance(modality, TextModality):
         lowest, highest = int(array.min()), int(array.max())
         if lowest < 0 or (vocabulary_size is not None and highest >= vocabulary_size):
             last = "" if vocabulary_size is None else vocabulary_size - 1
             raise InvalidContent(name, f"token ids run from {lowest} to {highest}, the vocabulary is 0…{last}")
-    elif not np.isfinite(array).all():
-        where = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]
-        raise InvalidContent(name, f"the tensor holds {array[tuple(where)]} at {where}; every value must be finite")
-    return np.ascontiguousarray(array)
+    elif array.dtype.kind == "f":
+        missing_is_fine = isinstance(modality, TensorModality) and modality.takes_nan
+        bad = np.isinf(array) if missing_is_fine else ~np.isfinite(array)
+        if bad.any():
+            where = [int(i) for i in np.argwhere(bad)[0]]
+            every = "infinite values are not taken" if missing_is_fine else "every value must be finite"
+            raise InvalidContent(name, f"the tensor holds {array[tuple(where)]} at {where}; {every}")
+    return array if array.flags.c_contiguous else array.copy()  # np.ascontiguousarray makes a vector of a scalar
+
+
+def _check_shape(shape: tuple[int, ...], modality: Modality, name: str) -> None:
+    if len(shape) != len(modality.shape) or any(
+        want not in (-1, length) for length, want in zip(shape, modality.shape, strict=True)
+    ):
+        raise InvalidContent(name, f"takes the shape {list(modality.shape)}, got a tensor of {list(shape)}")
+    if isinstance(modality, TensorModality) and -1 in modality.shape:
+        for length, want in zip(shape, modality.shape, strict=True):
+            if want == -1 and not 1 <= length <= modality.max_length:
+                raise InvalidContent(
+                    name, f"takes lengths of 1 to {modality.max_length} where its shape is free, got {list(shape)}"
+                )
+
+
+def _cast(array: npt.NDArray[Any], wanted: np.dtype[Any], name: str) -> npt.NDArray[Any]:
+    """The tensor in the dtype of the graph's input. Floating point is rounded to the input's width; nothing else may
+    change: a value that does not fit is refused.
+    """
+    given = array.dtype
+    if given == wanted and given.kind != "b":
+        return array
+    if given.kind not in "fiub":
+        raise InvalidContent(name, f"takes {wanted}, got a tensor of {given}")
+    if given.kind == "b":
+        array = array.view(np.uint8) != 0  # bytes from a message, where a truth value may be any byte
+        if wanted.kind == "b":
+            return array
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = array.astype(wanted)
+        if given.kind == wanted.kind == "f":
+            lost = np.isfinite(array) & ~np.isfinite(cast)
+        elif wanted.kind == "b":
+            lost = cast != array
+        else:
+            # -1 comes back from uint64 as it was, and what is beyond an integer may come back as its largest value.
+            lost = (cast.astype(array.dtype) != array) | ((cast < 0) != (array < 0))
+            for floats, integers in ((array, cast), (cast, array)):
+                if floats.dtype.kind == "f" and integers.dtype.kind in "iu":
+                    lost |= np.abs(floats) >= 2.0 ** (63 if integers.dtype.kind == "i" else 64)
+    if lost.any():
+        where = tuple(int(i) for i in np.argwhere(lost)[0])
+        raise InvalidContent(
+            name, f"takes {wanted}, got a tensor of {given} whose value {array[where]} at {list(where)} is none"
+        )
+    return cast
 
 
 def input_dtype(modality: Modality) -> np.dtype[Any]:
@@ -348,15 +393,6 @@ class Batch:
         if not self._spec.all_required:
             inputs[PRESENT] = self._present[:b]
         return inputs
-
-
-def blank(spec: ModelSpec) -> dict[str, npt.NDArray[Any]]:
-    """Row of zeros where the spec requires something, free lengths being 1; for warming a graph."""
-    return {
-        name: np.zeros([1 if length == -1 else length for length in modality.shape], input_dtype(modality))
-        for name, modality in spec.modalities.items()
-        if modality.required
-    }
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int = 2048) -> Tokenizer:

@@ -39,8 +39,13 @@ VECTORS: Final = "vectors"
 RESERVED_NAMES: Final = frozenset({PRESENT, EMBEDDING, BASE_LOGITS, SCORES})
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
-_FOREIGN_NAME = re.compile(r"[\w.:/-]{1,128}")
-"""What the inputs of an imported graph may be called: clients know them by these names."""
+_FOREIGN_NAME = re.compile(r"(?!\s)[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\"]{1,128}(?<!\s)")
+"""What the inputs of an imported graph may be called, such as a column `sepal length (cm)`: clients know them by these
+names."""
+
+MAX_FREE_LENGTH: Final = 4_096
+"""Longest free length of a tensor unless the spec says otherwise: what a graph does with a length is its own choice, and
+attention takes its square."""
 
 TENSOR_DTYPES: Final = frozenset(
     ["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"]
@@ -118,11 +123,18 @@ class TextModality:
 
 @dataclass(frozen=True, slots=True)
 class TensorModality:
-    """Ready tensor of the given shape, without the batch axis; -1 is a length that each request chooses."""
+    """Ready tensor of the given shape, without the batch axis; -1 is a length that each request chooses.
+
+    Attributes:
+        max_length: the longest length that a request may choose.
+        takes_nan: NaN is a value, such as "missing" in a tree model.
+    """
 
     shape: tuple[int, ...]
     dtype: str = "float32"
     required: bool = False
+    max_length: int = MAX_FREE_LENGTH
+    takes_nan: bool = False
     kind: Literal["tensor"] = "tensor"
 
 
@@ -221,6 +233,12 @@ class ModelSpec:
         }
 
 
+def check_model_name(name: str) -> None:
+    """Raises InvalidSpec: no model can be called that. To be asked before a name becomes part of a path."""
+    if not _NAME.fullmatch(name):
+        raise InvalidSpec(f"model.name: {name[:80]!r} must match {_NAME.pattern}")
+
+
 def spec_from_dict(raw: Mapping[str, Any]) -> ModelSpec:
     """Spec of parsed TOML or JSON.
 
@@ -251,8 +269,9 @@ def _modality_to_dict(modality: Modality) -> dict[str, Any]:
     raw = asdict(modality)
     if not modality.required:
         del raw["required"]
-    if raw.get("dtype") == "float32":
-        del raw["dtype"]
+    for name, default in (("dtype", "float32"), ("max_length", MAX_FREE_LENGTH), ("takes_nan", False)):
+        if raw.get(name) == default:
+            del raw[name]
     return raw
 
 
@@ -284,6 +303,10 @@ def _problems(spec: ModelSpec) -> list[str]:
             problems.append(f"model.modalities.{name}: the name must match {pattern.pattern} and not be reserved")
         if isinstance(modality, TensorModality) and modality.dtype not in TENSOR_DTYPES:
             problems.append(f"model.modalities.{name}.dtype: {modality.dtype!r} is not one of {sorted(TENSOR_DTYPES)}")
+        if isinstance(modality, TensorModality) and (
+            not isinstance(modality.max_length, int) or modality.max_length < 1
+        ):
+            problems.append(f"model.modalities.{name}.max_length: {modality.max_length!r} must be a positive integer")
         if not all(isinstance(size, int) and (size > 0 or (free and size == -1)) for size in modality.shape):
             problems.append(
                 f"model.modalities.{name}: shape {modality.shape} must be positive integers "

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 from safetensors.numpy import load_file, save_file
 
 from plaudit.adapters.runtime.onnx import OnnxRuntime
@@ -201,20 +201,34 @@ def test_inputs_that_are_not_the_specs(runtime: OnnxRuntime, folder: Path) -> No
         runtime.load(folder)
 
 
-@pytest.mark.parametrize("batch", [3, None])
-def test_an_input_of_another_shape_or_a_fixed_batch(runtime: OnnxRuntime, folder: Path, batch: int | None) -> None:
-    """A head of a fixed batch of 3, and one whose embedding has 9 entries instead of 8."""
-    first = batch or "b"
+def write_head(
+    folder: Path,
+    *nodes: NodeProto,
+    constant: TensorProto | None = None,
+    batch: int | str = "b",
+    embedding_size: int = 8,
+) -> None:
+    """Another head of four actions, with the version's golden inputs."""
     graph = helper.make_graph(
-        [helper.make_node("Identity", [BASE_LOGITS], [SCORES])],
+        nodes,
         "head",
         [
-            helper.make_tensor_value_info(EMBEDDING, TensorProto.FLOAT, [first, 8 if batch else 9]),
-            helper.make_tensor_value_info(BASE_LOGITS, TensorProto.FLOAT, [first, 4]),
+            helper.make_tensor_value_info(EMBEDDING, TensorProto.FLOAT, [batch, embedding_size]),
+            helper.make_tensor_value_info(BASE_LOGITS, TensorProto.FLOAT, [batch, 4]),
         ],
-        [helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, [first, 4])],
+        [helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, [batch, 4])],
+        [] if constant is None else [constant],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), folder / HEAD)
+
+
+@pytest.mark.parametrize(("batch", "embedding_size"), [(3, 8), ("b", 9)])
+def test_an_input_of_another_shape_or_a_fixed_batch(
+    runtime: OnnxRuntime, folder: Path, batch: int | str, embedding_size: int
+) -> None:
+    """A head of a fixed batch of 3, and one whose embedding has 9 entries instead of 8."""
+    identity = helper.make_node("Identity", [BASE_LOGITS], [SCORES])
+    write_head(folder, identity, batch=batch, embedding_size=embedding_size)
     reseal(folder)
     with pytest.raises(CorruptBundle, match="embedding is tensor"):
         runtime.load(folder)
@@ -222,20 +236,12 @@ def test_an_input_of_another_shape_or_a_fixed_batch(runtime: OnnxRuntime, folder
 
 def test_a_graph_that_mixes_the_rows_of_a_batch(runtime: OnnxRuntime, folder: Path) -> None:
     """scores = base_logits − their mean over the batch: right for the golden batch, wrong for its first row alone."""
-    graph = helper.make_graph(
-        [
-            helper.make_node("ReduceMean", [BASE_LOGITS, "axis"], ["mean"]),
-            helper.make_node("Sub", [BASE_LOGITS, "mean"], [SCORES]),
-        ],
-        "head",
-        [
-            helper.make_tensor_value_info(EMBEDDING, TensorProto.FLOAT, ["b", 8]),
-            helper.make_tensor_value_info(BASE_LOGITS, TensorProto.FLOAT, ["b", 4]),
-        ],
-        [helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, ["b", 4])],
-        [helper.make_tensor("axis", TensorProto.INT64, [1], [0])],
+    write_head(
+        folder,
+        helper.make_node("ReduceMean", [BASE_LOGITS, "axis"], ["mean"]),
+        helper.make_node("Sub", [BASE_LOGITS, "mean"], [SCORES]),
+        constant=helper.make_tensor("axis", TensorProto.INT64, [1], [0]),
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), folder / HEAD)
     save_file(run_graph(folder / HEAD, load_file(folder / TRUNK_GOLDEN)), folder / HEAD_GOLDEN)
     reseal(folder)
     with pytest.raises(CorruptBundle, match="scores differs"):
@@ -243,17 +249,11 @@ def test_a_graph_that_mixes_the_rows_of_a_batch(runtime: OnnxRuntime, folder: Pa
 
 
 def test_outputs_that_are_not_finite(runtime: OnnxRuntime, folder: Path) -> None:
-    graph = helper.make_graph(
-        [helper.make_node("Div", [BASE_LOGITS, "zero"], [SCORES])],
-        "head",
-        [
-            helper.make_tensor_value_info(EMBEDDING, TensorProto.FLOAT, ["b", 8]),
-            helper.make_tensor_value_info(BASE_LOGITS, TensorProto.FLOAT, ["b", 4]),
-        ],
-        [helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, ["b", 4])],
-        [helper.make_tensor("zero", TensorProto.FLOAT, [1], [0.0])],
+    write_head(
+        folder,
+        helper.make_node("Div", [BASE_LOGITS, "zero"], [SCORES]),
+        constant=helper.make_tensor("zero", TensorProto.FLOAT, [1], [0.0]),
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), folder / HEAD)
     save_file(run_graph(folder / HEAD, load_file(folder / TRUNK_GOLDEN)), folder / HEAD_GOLDEN)
     reseal(folder)
     with pytest.raises(CorruptBundle, match="not finite"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from plaudit.adapters.runtime.onnx import OnnxRuntime
+from plaudit.learner.features.action_heads import DynamicActions
+from plaudit_models.bandit import dynamic_actions, features
 from plaudit_models.bandit.dynamic_actions import (
     ActionList,
     DynamicActionHead,
@@ -21,16 +24,18 @@ from plaudit_models.bandit.dynamic_actions import (
 from plaudit_models.bandit.improvement import HeadSettings
 from plaudit_models.bundle import (
     DYNAMIC_HEAD,
+    DYNAMIC_HEAD_GOLDEN,
     HEAD_GOLDEN,
     TEXT_SCORER,
     TEXT_SCORER_GOLDEN,
     TRUNK,
+    TRUNK_GOLDEN,
     CorruptBundle,
     read_manifest,
     seal,
 )
 from plaudit_models.preprocess import tokenize_all
-from plaudit_models.spec import TOKENS, VECTORS
+from plaudit_models.spec import EMBEDDING, SCORES, TOKENS, VECTORS
 from support.builders import run_graph, tiny_bundle, tiny_head_refresh, tiny_spec, tiny_tokenizer, with_former_names
 
 TEXTS = ["which animal", "small", "zebra"]
@@ -109,6 +114,38 @@ def test_a_version_without_a_text_scorer_loads_as_ever(runtime: OnnxRuntime, tmp
         model.action_vectors(TEXTS)
 
 
+def write_head(folder: Path) -> None:
+    """As a refresh leaves it: with its golden scores."""
+    head = head_of(folder)
+    DynamicActions(head.state).write(folder, head.settings)
+
+
+def nudge_scores(folder: Path) -> None:
+    write_head(folder)
+    scores = load_file(folder / DYNAMIC_HEAD_GOLDEN)[SCORES].copy()
+    scores[1, 2] += 0.1
+    save_file({SCORES: scores}, folder / DYNAMIC_HEAD_GOLDEN)
+
+
+def fewer_scores(folder: Path) -> None:
+    write_head(folder)
+    save_file({SCORES: load_file(folder / DYNAMIC_HEAD_GOLDEN)[SCORES][:, 1:].copy()}, folder / DYNAMIC_HEAD_GOLDEN)
+
+
+def other_evidence(folder: Path) -> None:
+    """A head that is sound in itself, in the place of the one whose scores were recorded."""
+    write_head(folder)
+    state = head_of(folder).state
+    other = empty_dynamic_action_state(state.space)
+    (folder / DYNAMIC_HEAD).write_bytes(DynamicActionHead(HeadSettings(), other.towards(state, 0.5)).to_bytes())
+
+
+def not_finite(folder: Path) -> None:
+    state = head_of(folder).state
+    broken = replace(state, target=np.full_like(state.target, np.nan))
+    (folder / DYNAMIC_HEAD).write_bytes(DynamicActionHead(HeadSettings(), broken).to_bytes())
+
+
 def nudge(folder: Path) -> None:
     arrays = {name: array.copy() for name, array in load_file(folder / TEXT_SCORER_GOLDEN).items()}
     arrays[VECTORS][0, 0] += 0.1
@@ -142,6 +179,10 @@ def foreign_head(folder: Path) -> None:
         (nudge, "text_scorer.onnx .*: vectors differs from its golden output by 0.1"),
         (narrower, r"vectors are \(5,\), the embedding is \(8,\)"),
         (other_tokens, r"input tokens is tensor\(int64\) \['k', 9\]"),
+        (nudge_scores, "dynamic_head.safetensors in .*: scores differs from its golden output by 0.1"),
+        (fewer_scores, r"dynamic_head.safetensors in .*: scores has the shape \(4, 4\), golden is \(4, 3\)"),
+        (other_evidence, "dynamic_head.safetensors in .*: scores differs from its golden output"),
+        (not_finite, "dynamic_head.safetensors in .*: scores is not finite"),
         (foreign_head, "dynamic_head.safetensors .* was learned on another trunk or text scorer"),
         (lambda folder: (folder / DYNAMIC_HEAD).write_bytes(b"no head"), "dynamic_head.safetensors in "),
         (lambda folder: (folder / TEXT_SCORER).write_bytes(b"no graph"), "text_scorer.onnx .*cannot load"),
@@ -159,9 +200,39 @@ def test_what_fails_the_proof(
     assert {TRUNK, HEAD_GOLDEN} < set(read_manifest(folder).files)
 
 
-@pytest.mark.parametrize("name", [TEXT_SCORER, TEXT_SCORER_GOLDEN, DYNAMIC_HEAD])
-def test_one_changed_byte(runtime: OnnxRuntime, folder: Path, name: str) -> None:
+def test_golden_scores_are_the_formulas_over_the_recorded_texts(runtime: OnnxRuntime, folder: Path) -> None:
+    write_head(folder)
+    reseal(folder)
+    recorded = load_file(folder / DYNAMIC_HEAD_GOLDEN)[SCORES]
+    embeddings, vectors = load_file(folder / TRUNK_GOLDEN)[EMBEDDING], load_file(folder / TEXT_SCORER_GOLDEN)[VECTORS]
+    model = runtime.load(folder)
+    assert recorded.shape == (len(embeddings), len(vectors))
+    for row, embedding in zip(recorded, embeddings, strict=True):
+        np.testing.assert_allclose(row, model.dynamic_scores(embedding, vectors, vectors @ embedding), rtol=1e-4)
+        base = vectors @ embedding
+        assert np.abs(row - (base - np.logaddexp.reduce(base))).max() > 0.01  # what was learned shows
+
+
+def test_a_head_whose_features_come_out_differently_here_is_refused(
+    runtime: OnnxRuntime, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its features are made of random numbers that are drawn anew from a seed; a library may draw others."""
+    write_head(folder)
+    reseal(folder)
+    monkeypatch.setattr(dynamic_actions, "waves", lambda product, m: features.waves(product, m)[:, ::-1])
+    with pytest.raises(CorruptBundle, match=r"dynamic_head.safetensors in .*: scores differs from its golden output"):
+        runtime.load(folder)
+
+
+def test_a_dynamic_head_of_0_1_0_has_no_golden_scores_and_serves(runtime: OnnxRuntime, folder: Path) -> None:
     (folder / DYNAMIC_HEAD).write_bytes(head_of(folder).to_bytes())
+    reseal(folder)
+    assert DYNAMIC_HEAD_GOLDEN not in runtime.load(folder).manifest.files
+
+
+@pytest.mark.parametrize("name", [TEXT_SCORER, TEXT_SCORER_GOLDEN, DYNAMIC_HEAD, DYNAMIC_HEAD_GOLDEN])
+def test_one_changed_byte(runtime: OnnxRuntime, folder: Path, name: str) -> None:
+    write_head(folder)
     reseal(folder)
     runtime.load(folder)
     data = bytearray((folder / name).read_bytes())

@@ -6,8 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,11 @@ import numpy as np
 import pytest
 import typer.main
 
-from plaudit.cli import main
 from plaudit.cli.app import app
 from plaudit.v1 import feedback_pb2
 from support import builders
 from support.recording_server import Recorder, recording_server
-
-
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-
-Shell = Callable[..., Done]
+from support.shell import Shell, run_plaudit
 
 
 @pytest.fixture
@@ -50,17 +40,7 @@ def shell(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PLAUDIT_SERVING__PORT", server.target.rpartition(":")[2])
 
-    def run(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["plaudit", *arguments])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        return Done(code, captured.out, captured.err)
-
-    return run
+    return partial(run_plaudit, monkeypatch, capsys)
 
 
 def test_predict_by_name_sends_text_images_and_tensors(shell: Shell, server: Recorder, tmp_path: Path) -> None:

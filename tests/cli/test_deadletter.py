@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +13,12 @@ import pytest
 from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.adapters.store.engine import sqlite_url
 from plaudit.adapters.store.sql import SqlStore
-from plaudit.cli import main
 from plaudit.core.events import DeadLetter, Decision, Features, Feedback, Thumb
 from plaudit.core.experience import FeedbackState
 from plaudit.core.ports.store import IngestBatch, StoredFeedback
 from plaudit.core.wire import encode_event
 from support.builders import a_decision, some_feedback
+from support.shell import Shell, run_plaudit
 
 CONFIG = """
 [model]
@@ -31,8 +29,6 @@ kind = "text"
 max_tokens = 8
 """
 
-Shell = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
@@ -42,18 +38,8 @@ def data_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shell(data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        place = ["--config", str(data_dir / "plaudit.toml"), "--data-dir", str(data_dir)]
-        monkeypatch.setattr(sys, "argv", ["plaudit", *arguments, *place])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    place = ("--config", str(data_dir / "plaudit.toml"), "--data-dir", str(data_dir))
+    return lambda *arguments: run_plaudit(monkeypatch, capsys, *arguments, *place)
 
 
 def bury(data_dir: Path, *letters: DeadLetter) -> None:

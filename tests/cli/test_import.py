@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from plaudit.cli.failures import CommandFailed
+from plaudit.cli.importing import read_actions
 from plaudit.client import Client, tensor
 from support.deployment import PLAUDIT, Service
 
@@ -85,6 +89,116 @@ def test_an_imported_model_serves_and_learns_without_a_model_table(graph: Path, 
         service.kill()
 
 
+def saved(path: Path, nodes: Sequence[Any], constants: Mapping[str, Any], inputs: Sequence[Any] = ()) -> Path:
+    made = helper.make_graph(
+        nodes,
+        "g",
+        inputs or [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_a_graph_that_takes_all_memory_is_refused(tmp_path: Path) -> None:
+    """Under 300 bytes that ask for 6.4 GB; the process that imports may have 2 GiB."""
+    nodes = [
+        helper.make_node("ConstantOfShape", ["many"], ["zeros"]),
+        helper.make_node("ReduceSum", ["zeros"], ["zero"], keepdims=0),
+        helper.make_node("Add", ["x", "zero"], ["logits"]),
+    ]
+    bomb = saved(tmp_path / "bomb.onnx", nodes, {"many": np.array([1_600_000_000])})
+    failed = plaudit("import", bomb, "--name", "bomb", "--data-dir", tmp_path / "data")
+    assert failed.returncode == 1
+    assert "Failed to allocate memory for requested buffer of size 6400000000" in failed.stderr
+    assert "allow it with --memory-limit" in failed.stderr
+    assert not (tmp_path / "data" / "registry").exists()
+
+
+def test_a_graph_that_does_not_end_is_ended(tmp_path: Path) -> None:
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go_on"], ["still"])],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info("still", TensorProto.BOOL, [])],
+    )
+    carried = helper.make_graph(
+        [*body.node, helper.make_node("Add", ["sum", "one"], ["more"])],
+        "body",
+        [*body.input, helper.make_tensor_value_info("sum", TensorProto.FLOAT, [])],
+        [*body.output, helper.make_tensor_value_info("more", TensorProto.FLOAT, [])],
+        [numpy_helper.from_array(np.array(1, np.float32), "one")],
+    )
+    loop = [
+        helper.make_node("Loop", ["turns", "yes", "zero"], ["sum"], body=carried),
+        helper.make_node("Add", ["x", "sum"], ["logits"]),
+    ]
+    constants = {"turns": np.array(2**62), "yes": np.array(True), "zero": np.array(0, np.float32)}
+    file = saved(tmp_path / "loop.onnx", loop, constants)
+    failed = plaudit("import", file, "--name", "loop", "--data-dir", tmp_path / "data", "--time-limit", "2")
+    assert failed.returncode == 1
+    assert "did not finish within 2 s; if the graph needs that long, allow it with --time-limit" in failed.stderr
+
+
+def test_a_name_that_leaves_the_folder_makes_nothing(graph: Path, tmp_path: Path) -> None:
+    failed = plaudit("import", graph, "--name", "../../x", "--data-dir", tmp_path / "home" / "data")
+    assert failed.returncode == 1
+    assert "model.name: '../../x' must match" in failed.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx"]
+
+
+def test_an_import_needs_nothing_of_training(graph: Path, tmp_path: Path) -> None:
+    """`pip install plaudit[serve]` is enough: neither torch nor onnxscript is there."""
+    (tmp_path / "blocked").mkdir()
+    for name in ("torch", "onnxscript", "sklearn"):
+        (tmp_path / "blocked" / f"{name}.py").write_text(f"raise ModuleNotFoundError('no {name}', name='{name}')")
+    path = os.pathsep.join([str(tmp_path / "blocked"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [*PLAUDIT, "import", str(graph), "--name", "m", "--data-dir", str(tmp_path / "data")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "version 1 of 'm' is published and live" in done.stdout
+
+
+def test_what_was_assumed_is_said(tmp_path: Path) -> None:
+    one = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3])]
+    file = saved(tmp_path / "one.onnx", [helper.make_node("Identity", ["x"], ["logits"])], {}, one)
+    done = plaudit("import", file, "--name", "one", "--data-dir", tmp_path / "data")
+    assert done.returncode == 0, done.stderr
+    assert "rows are served one by one, as its batch is fixed to 1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("data", "actions"),
+    [
+        ("\ufeffcat\ndog\ncrane\n".encode(), ["cat", "dog", "crane"]),
+        ("cat\r\ndog\r\n".encode("utf-16"), ["cat", "dog"]),
+        ("\ufeffcat\r\ndog\r\n".encode("utf-16-be"), ["cat", "dog"]),
+        (b"cat\n\n  dog \r\n", ["cat", "dog"]),
+        ("größe\nline\u2028separator".encode(), ["größe", "line\u2028separator"]),
+    ],
+    ids=["utf-8 with a mark", "utf-16", "utf-16-be", "blanks", "one line"],
+)
+def test_actions_are_read_as_editors_write_them(tmp_path: Path, data: bytes, actions: list[str]) -> None:
+    (tmp_path / "labels.txt").write_bytes(data)
+    assert read_actions(tmp_path / "labels.txt") == actions
+
+
+def test_actions_that_are_there_twice_are_named(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("cat\ndog\n\ncat\nmouse\ndog\n")
+    with pytest.raises(CommandFailed, match=r"'cat' \(lines 1 and 4\), 'dog' \(lines 2 and 6\)$"):
+        read_actions(tmp_path / "labels.txt")
+
+
 def test_a_second_version_goes_live_only_if_asked(graph: Path, tmp_path: Path) -> None:
     assert imported(graph, tmp_path, "--name", "m")["live"]
     assert not imported(graph, tmp_path, "--name", "m")["live"]
@@ -99,6 +213,7 @@ def test_a_second_version_goes_live_only_if_asked(graph: Path, tmp_path: Path) -
         (("--name", "m", "--logits", "nothing"), "logits: 'nothing' is not an output; there are ['logits']"),
         (("--name", "m", "--actions", "/no/such/file"), "actions: /no/such/file"),
         (("--name", "m", "--golden", "/no/such/file"), "golden: /no/such/file"),
+        (("--name", "m", "--golden", __file__), "golden: "),
     ],
 )
 def test_what_is_wrong_is_one_sentence(graph: Path, tmp_path: Path, options: tuple[str, ...], problem: str) -> None:

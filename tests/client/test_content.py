@@ -77,9 +77,14 @@ def test_helpers_say_outright_what_the_bytes_are() -> None:
     ("given", "dtype"),
     [
         (np.arange(6, dtype=np.float32).reshape(2, 3), np.float32),
-        (np.arange(6, dtype=np.float64).reshape(2, 3), np.float32),
+        (np.arange(6, dtype=np.float64).reshape(2, 3), np.float64),
+        (np.arange(6, dtype=np.longdouble).reshape(2, 3), np.float64),
+        (np.array(2.5, np.float32), np.float32),
+        (np.float16(2.5), np.float16),
+        (np.array([True, False]), np.bool_),
+        (np.arange(6, dtype=">i4").reshape(2, 3)[:, ::2], np.int32),
         (np.asfortranarray(np.arange(6, dtype=">f4").reshape(2, 3)), np.float32),
-        (np.arange(6, dtype=np.uint8).reshape(2, 3), np.int64),
+        (np.arange(6, dtype=np.uint8).reshape(2, 3), np.uint8),
     ],
 )
 def test_an_array_is_a_tensor_that_the_server_reads_back(given: Any, dtype: Any) -> None:
@@ -94,7 +99,7 @@ def test_nested_lists_make_a_tensor() -> None:
 
 
 def test_an_array_of_strings_is_no_tensor() -> None:
-    with pytest.raises(ClientError, match="dtype <U1 is neither"):
+    with pytest.raises(ClientError, match="dtype <U1 is none that can be sent; there are float32"):
         tensor(["a"])
 
 

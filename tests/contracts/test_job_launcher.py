@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from plaudit.adapters.jobs.inline import InlineJobs
 from plaudit.adapters.jobs.subprocess import SubprocessJobs
 from plaudit.core.job_run import ERROR, JOB, LOG, PROGRESS, RESULT, last_progress, read_json, write_json
 from plaudit.core.ports.jobs import JobLauncher, JobState, JobStatus
+from support.inline_jobs import InlineJobs
 
 PROGRAM = textwrap.dedent("""
     import json, os, pathlib, signal, sys

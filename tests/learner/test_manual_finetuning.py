@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from plaudit.adapters.jobs.inline import InlineJobs
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.adapters.store.engine import sqlite_url
 from plaudit.adapters.store.sql import SqlStore
@@ -23,6 +22,7 @@ from plaudit.learner.progress import Progress
 from plaudit_models.bundle import Manifest, read_manifest
 from plaudit_models.spec import OutputSpec
 from support import builders
+from support.inline_jobs import InlineJobs
 
 
 class World:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from plaudit.core.errors import UnknownVersion
 from plaudit.core.events import Features
@@ -17,7 +19,7 @@ from plaudit.learner.evaluation.off_policy import (
     Policy,
     can_answer,
     compare,
-    compare_on_one_trunk,
+    compared_differences,
     counts_as_proof,
     logged_policies,
     slice_of,
@@ -59,19 +61,18 @@ class _Manifest:
 
 
 def test_columns_move_to_where_their_action_is() -> None:
-    policy = Policy(("cat", "dog"), np.array([[0.7, 0.3]]))
-    np.testing.assert_array_equal(policy.onto(["dog", "fish", "cat"]), [[0.3, 0.0, 0.7]])
-    np.testing.assert_array_equal(policy.onto(["dog", "fish", "cat"], missing=0.5), [[0.3, 0.5, 0.7]])
+    policy = Policy(("cat", "dog"), [0.7, 0.3])
+    np.testing.assert_array_equal(policy.onto(["dog", "fish", "cat"]), [0.3, 0.0, 0.7])
+    np.testing.assert_array_equal(policy.onto(["dog", "fish", "cat"], missing=0.5), [0.3, 0.5, 0.7])
+    np.testing.assert_array_equal(policy.onto(["cat", "dog"]), [0.7, 0.3])
 
 
 def test_logged_policies_of_versions_with_different_actions_and_of_one_that_is_gone() -> None:
     other = replace(SPEC, actions=("bird", "cat", "dog"))
-    rows = [compared(an_experience(version=v)) for v in (1, 2, 3)]
+    rows = [*(compared(an_experience(version=v)) for v in (1, 2, 3)), picked(("a", "b"), "b", 1.0, (0.25, 0.75))]
     logged = logged_policies(rows, Registry({1: SPEC, 2: other}), SPEC.actions)  # type: ignore[arg-type]
-    assert list(logged.actions) == ["cat", "dog", "fish", "bird"]
-    np.testing.assert_array_equal(
-        logged.values, [[0.5, 0.25, 0.25, 0.0], [0.25, 0.25, 0.0, 0.5], [0.5, 0.25, 0.25, 0.0]]
-    )
+    assert [tuple(each.actions) for each in logged] == [SPEC.actions, other.actions, SPEC.actions, ("a", "b")]
+    assert [tuple(each.values) for each in logged] == [(0.5, 0.25, 0.25)] * 3 + [(0.25, 0.75)]
 
 
 def test_a_candidate_with_a_new_action_is_given_no_credit_for_it() -> None:
@@ -80,14 +81,14 @@ def test_a_candidate_with_a_new_action_is_given_no_credit_for_it() -> None:
     Low: bird is worth 0 at worst. Live's upper value: 1 − q̂ = ½ for all, so ½·½ + ¼·½ + ¼·½ = ½ and the outcome is
     1 − (½ + 1·(0 − ½)) = 1. So low = −1. High: bird is worth 1 at best, live at least ½ + 1·(1 − ½) = 1, so 0.
     """
-    logged = Policy(SPEC.actions, np.array([[0.5, 0.25, 0.25]]))
+    logged = [Policy(SPEC.actions, [0.5, 0.25, 0.25])]
     after = compare(
         new_comparison(RULES),
         [compared(an_experience())],
-        candidate=Policy(("bird",), np.array([[1.0]])),
+        candidate=[Policy(("bird",), [1.0])],
         baseline=logged,
         logged=logged,
-        q_hat=Policy(("bird",), np.array([[0.9]])),
+        q_hat=[Policy(("bird",), [0.9])],
         n_users=1,
     )
     assert after.report().gain == pytest.approx((-1.0 + 0.0) / 2)
@@ -95,21 +96,21 @@ def test_a_candidate_with_a_new_action_is_given_no_credit_for_it() -> None:
 
 def test_a_candidate_without_the_answer_that_was_given_is_judged_all_the_same() -> None:
     """It never says cat, which was wrong: live is worth ½ + 1·(0 − ½) = 0, the candidate the ½ that q̂ says."""
-    logged = Policy(SPEC.actions, np.array([[0.5, 0.25, 0.25]]))
+    logged = [Policy(SPEC.actions, [0.5, 0.25, 0.25])]
     after = compare(
         new_comparison(RULES),
         [compared(an_experience(reward=0.0))],
-        candidate=Policy(("dog", "fish"), np.array([[0.5, 0.5]])),
+        candidate=[Policy(("dog", "fish"), [0.5, 0.5])],
         baseline=logged,
         logged=logged,
-        q_hat=Policy(("dog", "fish"), np.array([[0.5, 0.5]])),
+        q_hat=[Policy(("dog", "fish"), [0.5, 0.5])],
         n_users=1,
     )
     assert after.report().gain == pytest.approx(0.5)
 
 
 def test_a_decision_counts_in_the_slice_of_its_input_and_in_that_of_its_users_group() -> None:
-    policy = Policy(SPEC.actions, np.array([[0.5, 0.25, 0.25]] * 3))
+    policy = [Policy(SPEC.actions, [0.5, 0.25, 0.25])] * 3
     row = an_experience()
     rows = [
         replace(row, decision=replace(row.decision, user_id=user, user_group=label))
@@ -171,14 +172,17 @@ Q_HAT = [[0.2, 0.9], [0.6, 0.3, 0.5, 0.1], [0.8]]
 
 
 def listed_together(rows: list[int]) -> Comparison:
-    own = [ROWS[i].experience.probabilities or () for i in rows]
-    return compare_on_one_trunk(
+    def over(values: Sequence[Sequence[float]]) -> list[Policy]:
+        return [Policy(ROWS[i].context.actions, values[i]) for i in rows]
+
+    own = over([row.experience.probabilities or () for row in ROWS])
+    return compare(
         new_comparison(RULES),
         [ROWS[i] for i in rows],
         candidate=own,
-        baseline=[BASELINE[i] for i in rows],
+        baseline=over(BASELINE),
         logged=own,
-        q_hat=[Q_HAT[i] for i in rows],
+        q_hat=over(Q_HAT),
         n_users=1,
     )
 
@@ -199,6 +203,70 @@ def test_each_answer_is_compared_over_its_own_dynamic_actions() -> None:
     assert alone[0] > 0.0 > alone[1]  # right more often than the baseline, and wrong more often
     assert alone[2] == 0.0  # there was nothing to choose
     assert listed_together([1, 0, 2]).gain_sum == pytest.approx(sum(alone))
+
+
+def test_both_kinds_of_decision_are_compared_at_once_by_hand() -> None:
+    """A list of two and the model's three actions, each candidate sure of what was right, live of nothing; q̂ = ½.
+
+    List: live ½·½ + ½·½ + 1·(1 − ½) = 1. Candidate: ½ + 2·(1 − ½) = 1½. Actions: live ½ + 1·½ = 1 again, and the
+    candidate the same 1½. q̂ is nowhere so large that a bound needs it lowered. So the gain is ½ in both.
+    """
+    rows = [picked(("a", "b"), "b", 1.0, (0.5, 0.5)), compared(an_experience())]
+    logged = [Policy(("a", "b"), [0.5, 0.5]), Policy(SPEC.actions, [0.5, 0.25, 0.25])]
+    after = compare(
+        new_comparison(RULES),
+        rows,
+        candidate=[Policy(("a", "b"), [0.0, 1.0]), Policy(("cat",), [1.0])],
+        baseline=logged,
+        logged=logged,
+        q_hat=[Policy(("a", "b"), [0.5, 0.5]), Policy(SPEC.actions, [0.5] * 3)],
+        n_users=1,
+    )
+    assert after.report().gain == pytest.approx(0.5)
+    gains = {part.name: part.gain for part in after.report().slices}
+    assert gains == pytest.approx({"text: one of its dynamic actions": 0.5, "text: cat": 0.5})
+
+
+@st.composite
+def a_list(draw: st.DrawFn) -> tuple[list[float], ...]:
+    """Logged and candidate probabilities of k actions, q̂, and the probability that users like each."""
+    k = draw(st.integers(1, 5))
+
+    def some(low: float) -> list[float]:
+        return draw(st.lists(st.floats(low, 1.0), min_size=k, max_size=k))
+
+    logged, candidate = some(0.05), some(0.05)
+    return (
+        [p / sum(logged) for p in logged],
+        [p / sum(candidate) for p in candidate],
+        some(0.0),
+        some(0.0),
+    )
+
+
+@given(st.lists(a_list(), min_size=1, max_size=3))
+def test_over_ragged_lists_the_expected_gain_is_the_true_one_whatever_is_predicted(
+    lists: list[tuple[list[float], ...]],
+) -> None:
+    """Σ over lists of Σ_k (π − p)(k)·r(k), as the mean over every answer that could be drawn and how it is liked.
+
+    All answers of all lists stand in one comparison, so that short lists stand beside long ones.
+    """
+    rows, chance, logged, candidate, q_hat = [], [], [], [], []
+    for p, pi, q, liked in lists:
+        ids = tuple("abcde"[: len(p)])
+        for i, action in enumerate(ids):
+            for reward in (0.0, 1.0):
+                rows.append(picked(ids, action, reward, tuple(p)))
+                chance.append(p[i] * (liked[i] if reward else 1.0 - liked[i]))
+                logged.append(Policy(ids, p))
+                candidate.append(Policy(ids, pi))
+                q_hat.append(Policy(ids, q))
+    rules = GateRules(min_events=1, max_difference=1e6)
+    seen = compared_differences(rows, candidate=candidate, baseline=logged, logged=logged, q_hat=q_hat, rules=rules)
+    true_gain = sum(float((np.subtract(pi, p) * liked).sum()) for p, pi, _, liked in lists)
+    assert seen.low @ np.array(chance) == pytest.approx(true_gain, abs=1e-6)
+    assert seen.high @ np.array(chance) == pytest.approx(true_gain, abs=1e-6)
 
 
 def test_decisions_on_dynamic_actions_of_one_kind_of_input_are_one_slice() -> None:

@@ -7,7 +7,7 @@ Texts come with the request; hardly any is listed twice.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from plaudit.adapters.runtime.onnx import OnnxRuntime
+from plaudit.compose.learner import head_builder
+from plaudit.compose.settings import settings_from
 from plaudit.core.events import Correction, Decision, DynamicAction, Feedback, Preference, Retract, Thumb
 from plaudit.core.experience import FeedbackState
 from plaudit.core.job_run import CANDIDATE as CANDIDATE_FOLDER
@@ -29,16 +31,21 @@ from plaudit_models.bandit.dynamic_actions import (
     dynamic_action_head_from_bytes,
     empty_dynamic_action_state,
     evidence_of_list,
+    expected_rewards,
 )
 from plaudit_models.bandit.reward_model import empty_state
 from plaudit_models.bundle import DYNAMIC_HEAD, FORMER_NAMES, TEXT_SCORER
+from plaudit_models.evaluation.gate import GateRules, differences
+from plaudit_models.evaluation.ope import LoggedRounds
 from plaudit_models.preprocess import Limits
 from support.builders import tiny_spec, with_former_names
 from support.loop_dynamic_actions import (
     SPEC,
     DynamicActionWorld,
+    candidate_about_lists,
     finetuned_candidate,
     picked_text,
+    scored,
     some_dynamic_actions,
 )
 from support.loop_world import assert_same_sums, dynamic_state, reward_state
@@ -393,37 +400,137 @@ def test_each_answer_of_an_experiment_has_its_propensity_among_its_own_dynamic_a
     assert not np.isnan(cannot.candidate[5])
 
 
-def test_the_gate_of_fine_tuned_versions_leaves_answers_between_dynamic_actions_out(tmp_path: Path) -> None:
-    """It counts them, judges on the others, and no job is started for dynamic actions alone."""
+# --- the gate of fine-tuned versions ---------------------------------------------------------------------------------
 
-    def another_trunk(run_dir: Path) -> None:
-        task = read_job_spec(run_dir)
-        made = finetuned_candidate(run_dir / CANDIDATE_FOLDER, parent=1, data=task.data)
-        (run_dir / STATE).write_bytes(empty_state(task.plan.head_builder.space(made)).to_bytes())
-        write_json(run_dir / RESULT, {})
 
-    world = DynamicActionWorld(
-        tmp_path,
-        settings={
-            "learner": {"batch": 10_000, "max_wait_s": 1e9, "user_cap": 1.0},
-            "finetune": {"enabled": True, "every": 20},
-            "gate": {"min_events": 10_000, "max_events": 10**6},
-        },
-        run_job=another_trunk,
-    )
-    world.first_version()
+@pytest.fixture
+def make_gated(tmp_path: Path) -> Iterator[Callable[..., DynamicActionWorld]]:
+    """Worlds in which a job is due after 20 experiences, and heads stand still."""
+    worlds: list[DynamicActionWorld] = []
+
+    def make(run_job: Callable[[Path], None], **gate: Any) -> DynamicActionWorld:
+        world = DynamicActionWorld(
+            tmp_path,
+            settings={
+                "learner": {"batch": 10_000, "max_wait_s": 1e9, "user_cap": 1.0},
+                "finetune": {"enabled": True, "every": 20},
+                "gate": {"min_events": 50, "max_events": 1_500} | gate,
+                "policy": {"floor": 0.2, "embedding_features": 16},
+            },
+            run_job=run_job,
+        )
+        worlds.append(world)
+        world.first_version(floor=0.2)
+        return world
+
+    yield make
+    for world in worlds:
+        world.close()
+
+
+def gated(world: DynamicActionWorld, learner: Learner, *, fixed: int, listed: int) -> dict[str, Any]:
+    """Outcome of the first candidate, after as much traffic as it takes: users like fish, and texts that are loud."""
+    while not (outcomes := learner.report()["finetune"]["outcomes"]):
+        world.traffic(fixed, lambda decision: decision.action == "fish")
+        world.traffic_between(listed, likes_loud, k=3)
+        world.settle(learner)
+        for _ in range(3):
+            learner.step()
+    return dict(outcomes[0])
+
+
+def test_a_candidate_that_is_better_at_fixed_actions_and_worse_at_dynamic_ones_does_not_pass(
+    make_gated: Callable[..., DynamicActionWorld],
+) -> None:
+    """It has forgotten what live has learned of texts. By the fixed actions alone it would pass: that is proven."""
+    world = make_gated(candidate_about_lists(None, prefer="fish"), min_events=100, max_events=400)
+    tuned = world.settings
+    world.settings = {**tuned, "finetune": {"enabled": False}, "learner": {**tuned["learner"], "batch": 50}}
     learner = world.learner()
-    world.traffic_between(30, likes_loud)
-    world.settle(learner)
-    assert learner.report()["finetune"]["phase"] == "idle"
+    for _ in range(3):
+        world.traffic_between(50, likes_loud, k=3)
+        world.settle(learner)
+    world.settings = {**tuned, "finetune": {"enabled": True, "every": 160}}
+    live = world.registry.rollout().live
+    outcome = gated(world, world.learner(), fixed=50, listed=50)
+    assert outcome["outcome"] != "promote"
+    assert world.registry.rollout().live == live
+    slices = {part["name"]: part for part in world.registry.manifest(outcome["version"]).gate["slices"]}
+    of_lists = slices.pop("audio+image+question+sensor: one of its dynamic actions")
+    assert of_lists["gain"] < -0.1
+    assert of_lists["suspected"] or of_lists["e_value_harm"] >= of_lists["threshold"]
+    assert all(part["gain"] > 0.2 for part in slices.values())
+
+
+def test_a_candidate_that_is_better_at_dynamic_actions_passes_by_them_alone(
+    make_gated: Callable[..., DynamicActionWorld],
+) -> None:
+    world = make_gated(candidate_about_lists(lambda text: "loud" in text))
+    learner = world.learner()
     world.traffic(1, lambda decision: True)
+    outcome = gated(world, learner, fixed=0, listed=50)
+    assert (outcome["outcome"], world.registry.rollout().live) == ("promote", 2)
+    assert world.metric("plaudit_learner_gate_left_out_total") == 0
+
+
+def test_the_gate_compares_each_answer_over_its_own_list(make_gated: Callable[..., DynamicActionWorld]) -> None:
+    """As each decision alone, from the graphs: the candidate's and the logged probabilities over its list."""
+    world = make_gated(candidate_about_lists(lambda text: "loud" in text), min_events=10_000, max_events=10**6)
+    learner = world.learner()
+    world.traffic(21, lambda decision: True)
     world.settle(learner)
     for _ in range(3):
         learner.step()
     assert learner.report()["finetune"]["phase"] == "gating"
+    decisions = some_decisions(world, 7)
+    world.log.append([event for i, d in enumerate(decisions) for event in (d, world.say(d, Thumb(up=i % 2 == 0)))])
+    world.settle(learner)
+    candidate = world.runtime.load(world.folder / "work" / "runs" / "run-00000021" / CANDIDATE_FOLDER)
+    prior = head_builder(settings_from(world.settings)).settings.prior
+    alone = []
+    for i, decision in enumerate(decisions):
+        logged, _ = world.over(1, decision.dynamic_actions, i)
+        probs, listed = scored(candidate, decision.dynamic_actions, i)
+        head = dynamic_action_head_from_bytes(
+            (world.folder / "work" / "runs" / "run-00000021" / CANDIDATE_FOLDER / DYNAMIC_HEAD).read_bytes()
+        )
+        q_hat, _ = expected_rewards(head.state, prior, listed)
+        place = [each.id for each in decision.dynamic_actions].index(decision.action)
+        log = LoggedRounds(np.array([float(i % 2 == 0)]), np.array([place]), np.array([decision.propensity]))
+        seen = differences(
+            log, probs[None], logged[None], q_hat[None], logging_probs=logged[None], rules=GateRules(user_cap=1.0)
+        )
+        alone.append(float(seen.low[0] + seen.high[0]) / 2.0)
+    gate = learner.report()["finetune"]["gate"]
+    assert gate["n"] == 7
+    assert gate["gain"] == pytest.approx(np.mean(alone), rel=1e-3)
+
+
+def test_a_candidate_that_scores_no_text_is_judged_on_the_rest_and_what_is_left_out_is_counted(
+    make_gated: Callable[..., DynamicActionWorld],
+) -> None:
+    def without_text(run_dir: Path) -> None:
+        task = read_job_spec(run_dir)
+        made = finetuned_candidate(run_dir / CANDIDATE_FOLDER, spec=tiny_spec(), parent=1, data=task.data)
+        (run_dir / STATE).write_bytes(empty_state(task.plan.head_builder.space(made)).to_bytes())
+        write_json(run_dir / RESULT, {})
+
+    world = make_gated(without_text, min_events=10_000, max_events=10**6)
+    learner = world.learner()
+    world.traffic(21, lambda decision: True)
+    world.settle(learner)
+    for _ in range(3):
+        learner.step()
     world.traffic_between(7, likes_loud)
     world.traffic(5, lambda decision: True)
     world.settle(learner)
     assert learner.report()["finetune"]["gate"]["n"] == 5
     assert world.metric("plaudit_learner_gate_left_out_total") == 7
-    world.close()
+
+
+def test_no_job_is_started_for_dynamic_actions_alone(make_gated: Callable[..., DynamicActionWorld]) -> None:
+    world = make_gated(lambda run_dir: None)
+    learner = world.learner()
+    world.traffic_between(30, likes_loud)
+    world.settle(learner)
+    assert learner.report()["finetune"]["phase"] == "idle"

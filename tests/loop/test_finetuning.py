@@ -20,7 +20,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from safetensors.numpy import save_file
 
-from plaudit.adapters.jobs.inline import InlineJobs
 from plaudit.adapters.jobs.subprocess import SubprocessJobs
 from plaudit.adapters.tracing.otel import OtelTracing
 from plaudit.core.errors import StoreUnavailable
@@ -34,6 +33,7 @@ from plaudit.learner.loop import Learner
 from plaudit_models.bandit.reward_model import empty_state
 from plaudit_models.spec import OutputSpec
 from support.builders import NOW_S, tiny_bundle
+from support.inline_jobs import InlineJobs
 from support.loop_world import SPEC, World, assert_same_sums, candidate_that_prefers, reward_state
 
 MakeWorld = Callable[..., World]
@@ -61,6 +61,14 @@ def tuning_world(
         run_job=run_job,
         jobs=jobs,
     )
+
+
+def keep_asking(world: World, learner: Learner, n: int = 25) -> None:
+    """Eight rounds of traffic, enough for the gate to give up and an experiment to begin."""
+    for _ in range(8):
+        world.traffic(n, likes_fish)
+        world.settle(learner)
+        learner.step()
 
 
 def drive(world: World, learner: Learner, rounds: int = 40) -> dict[str, Any]:
@@ -470,10 +478,7 @@ def test_an_experiment_does_not_keep_the_learner_from_waiting(make_world: MakeWo
     """The gate gave up with experiences left; nothing is left to do in the experiment until there are new ones."""
     world = tuning_world(make_world, candidate_that_prefers("fish"), {"share": 0.5}, max_events=1, alpha=1e-9)
     learner = world.learner()
-    for _ in range(8):
-        world.traffic(70, likes_fish)
-        world.settle(learner)
-        learner.step()
+    keep_asking(world, learner, 70)
     assert learner.report()["finetune"]["phase"] == "canary"
     assert not learner.busy
 
@@ -497,10 +502,7 @@ def test_an_experiment_without_proof_ends(make_world: MakeWorld) -> None:
 def test_an_experiment_goes_on_after_the_learner_was_started_again(make_world: MakeWorld) -> None:
     world = tuning_world(make_world, candidate_that_prefers("fish"), {"share": 0.5}, max_events=1, alpha=1e-9)
     learner = world.learner()
-    for _ in range(8):
-        world.traffic(25, likes_fish)
-        world.settle(learner)
-        learner.step()
+    keep_asking(world, learner)
     before = learner.report()["finetune"]
     assert (before["phase"], before["canary"]["version"]) == ("canary", 2)
     assert before["canary"]["n"] > 0
@@ -510,10 +512,7 @@ def test_an_experiment_goes_on_after_the_learner_was_started_again(make_world: M
 def test_an_operator_ends_an_experiment(make_world: MakeWorld) -> None:
     world = tuning_world(make_world, candidate_that_prefers("fish"), {"share": 0.5}, max_events=1, alpha=1e-9)
     learner = world.learner()
-    for _ in range(8):
-        world.traffic(25, likes_fish)
-        world.settle(learner)
-        learner.step()
+    keep_asking(world, learner)
     world.registry.set_rollout(pin(world.registry.rollout(), 1, Change("ada", NOW_S, "enough")))
     learner.step()
     outcome = learner.report()["finetune"]["outcomes"][0]

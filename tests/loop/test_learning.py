@@ -360,6 +360,26 @@ def test_old_versions_are_pruned_with_what_was_remembered_of_them(make_world: Ma
     assert learner.state.served_head(2) is None
 
 
+def test_with_other_features_than_what_serves_was_built_on_refreshes_go_on(make_world: MakeWorld) -> None:
+    """A setting was changed between two starts: everything is learned anew, and the next head is built on that."""
+    world = make_world({"policy": {"embedding_features": 8, "max_kl": 0.05}})
+    world.traffic(20, likes_fish)
+    world.settle(world.learner())
+    before = world.registry.rollout().live
+    world.settings = {**world.settings, "policy": {"embedding_features": 16, "max_kl": 0.05}}
+    learner = world.learner()
+    world.traffic(20, likes_fish)
+    world.settle(learner)
+    live = world.registry.rollout().live
+    assert live is not None
+    assert before is not None
+    assert live > before
+    served = learner.state.served_head(live)
+    assert served is not None
+    assert served.space == reward_state(learner).space
+    assert served.space.embedding_features == 16
+
+
 def test_the_status_file_says_how_things_stand(make_world: MakeWorld) -> None:
     world = make_world()
     learner = world.learner()

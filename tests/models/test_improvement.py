@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from plaudit_models.bandit.features import FeatureSpace, Float64, base_probabilities, features
 from plaudit_models.bandit.improvement import NEAR, HeadSettings, bounded_step, head_scores
-from plaudit_models.bandit.policy import divergence, probabilities
+from plaudit_models.bandit.policy import divergence, divergences, probabilities
 from plaudit_models.bandit.reward_model import RewardPrior, RewardState, empty_state, evidence_of_actions
 
 FLOOR = 0.02
@@ -211,3 +213,21 @@ def test_divergence_by_hand() -> None:
     policy = np.array([[0.5, 0.5], [0.0, 1.0], [0.3, 0.7]])
     reference = np.array([[0.25, 0.75], [0.5, 0.5], [0.3, 0.7]])
     np.testing.assert_allclose(divergence(policy, reference), [0.143841, np.log(2.0), 0.0], atol=1e-6)
+
+
+def test_divergences_of_lists_of_different_lengths_by_hand() -> None:
+    """Each over its own list: ½·ln(½/¼) + ½·ln(½/¾), nothing to choose, and ¾·ln(¾/½) + ⅛·ln(⅛/¼) + ⅛·ln(⅛/¼)."""
+    policies = [np.array([0.5, 0.5]), np.array([1.0]), np.array([0.75, 0.125, 0.125])]
+    references = [np.array([0.25, 0.75]), np.array([1.0]), np.array([0.5, 0.25, 0.25])]
+    expected = [0.143841, 0.0, 0.75 * np.log(1.5) - 0.25 * np.log(2.0)]
+    np.testing.assert_allclose(divergences(policies, references), expected, atol=1e-6)
+
+
+@given(st.lists(st.integers(1, 9), max_size=6), st.integers(0, 2**32 - 1))
+def test_a_divergence_is_that_of_its_list_alone_whatever_stands_beside_it(lengths: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    policies, references = ([rng.dirichlet(np.ones(k)) for k in lengths] for _ in range(2))
+    found = divergences(policies, references)
+    alone = [float(np.sum(p * np.log(p / q))) for p, q in zip(policies, references, strict=True)]
+    np.testing.assert_allclose(found, alone, atol=1e-12)
+    assert (divergences(policies, policies) == 0.0).all()

@@ -277,7 +277,11 @@ def test_a_good_tensor_passes_unchanged() -> None:
 @pytest.mark.parametrize(
     ("array", "problem"),
     [
-        (np.zeros((2, 2), np.float64), "radar: takes float32, got a tensor of float64"),
+        (np.zeros((2, 2), complex), "radar: takes float32, got a tensor of complex128"),
+        (
+            np.full((2, 2), 1e300),
+            r"radar: takes float32, got a tensor of float64 whose value 1e\+300 at \[0, 0\] is none",
+        ),
         (np.zeros((2, 3), np.float32), r"radar: takes the shape \[2, 2\], got a tensor of \[2, 3\]"),
         (np.zeros((1, 2, 2), np.float32), r"radar: takes the shape \[2, 2\], got a tensor of \[1, 2, 2\]"),
         (np.zeros((0, 2), np.float32), r"radar: takes the shape \[2, 2\], got a tensor of \[0, 2\]"),
@@ -288,6 +292,79 @@ def test_a_good_tensor_passes_unchanged() -> None:
 def test_a_bad_tensor_says_why(array: np.ndarray, problem: str) -> None:
     with pytest.raises(InvalidContent, match=problem):
         check_tensor(array, RADAR, name="radar")
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"),
+    [
+        (np.array([1, 2]), "int32"),
+        (np.array([0, 255]), "uint8"),
+        (np.array([1.0, -2.0]), "int64"),
+        (np.array([1, -2]), "float32"),
+        (np.array([0.1, 0.2]), "float32"),  # rounded
+        (np.array([True, False]), "float32"),
+        (np.array([1, 0]), "bool"),
+        (np.array([2**63], np.uint64), "uint64"),
+        (np.array(3.5), "float64"),
+    ],
+)
+def test_a_tensor_of_another_dtype_is_cast(given: np.ndarray, dtype: str) -> None:
+    """Clients send what numpy makes of a list (https://github.com/ELS-RD/transformer-deploy/issues/110)."""
+    cast = check_tensor(given, TensorModality(given.shape, dtype=dtype), name="x")
+    assert cast.dtype == dtype
+    assert cast.shape == given.shape
+    np.testing.assert_array_equal(cast, given.astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("value", "given", "wanted"),
+    [
+        (-1, "int64", "uint64"),
+        (2**63, "uint64", "int64"),
+        (300, "int64", "uint8"),
+        (2**53 + 1, "int64", "float64"),
+        (2**63 - 1, "int64", "float64"),
+        (2**64 - 1, "uint64", "float64"),
+        (2**24 + 1, "int32", "float32"),
+        (1.5, "float32", "int32"),
+        (2.0**63, "float64", "int64"),
+        (2.0**64, "float64", "uint64"),
+        (-1.0, "float64", "uint64"),
+        (np.nan, "float64", "int64"),
+        (2, "int64", "bool"),
+        (70_000, "int64", "float16"),
+        (70_000.0, "float64", "float16"),
+    ],
+)
+def test_a_value_that_the_input_cannot_hold_is_refused(value: float, given: str, wanted: str) -> None:
+    with pytest.raises(InvalidContent, match=rf"x: takes {wanted}, got a tensor of {given} whose value .* is none"):
+        check_tensor(np.array([0, value], given), TensorModality((2,), dtype=wanted), name="x")
+
+
+def test_a_truth_value_is_any_byte_but_0() -> None:
+    """A message can hold any byte, and a graph would compute with a 2."""
+    given = np.frombuffer(b"\x00\x02", np.bool_)
+    assert check_tensor(given, TensorModality((2,), dtype="bool"), name="x").view(np.uint8).tolist() == [0, 1]
+
+
+def test_a_scalar_of_each_row_stays_one() -> None:
+    assert check_tensor(np.array(2.0, np.float32), TensorModality(()), name="age").shape == ()
+
+
+def test_free_lengths_are_bounded() -> None:
+    modality = TensorModality((-1, 2), required=True, max_length=3)
+    assert check_tensor(np.zeros((3, 2), np.float32), modality, name="x").shape == (3, 2)
+    for length in (0, 4):
+        with pytest.raises(InvalidContent, match=rf"x: takes lengths of 1 to 3 .* got \[{length}, 2\]"):
+            check_tensor(np.zeros((length, 2), np.float32), modality, name="x")
+
+
+def test_nan_is_a_value_where_the_model_takes_it() -> None:
+    """Tree models read NaN as missing (https://github.com/onnx/sklearn-onnx/issues/1253)."""
+    modality = TensorModality((2,), takes_nan=True)
+    assert np.isnan(check_tensor(np.array([np.nan, 1.0], np.float32), modality, name="x")[0])
+    with pytest.raises(InvalidContent, match=r"x: the tensor holds inf at \[1\]; infinite values are not taken"):
+        check_tensor(np.array([np.nan, np.inf], np.float32), modality, name="x")
 
 
 @pytest.mark.parametrize("token", [-1, 10])

@@ -59,7 +59,9 @@ def test_one_that_may_be_missing_needs_to_be_told_from_zeros() -> None:
         ("x", {"shape": (-1,)}, r"shape \(-1,\) must be positive integers \(or -1, in a tensor that is required\)"),
         ("x", {"shape": (0,), "required": True}, r"shape \(0,\) must be positive integers"),
         ("Input.ids:0", {"shape": (2,)}, r"model\.modalities\.Input\.ids:0: the name must match"),
-        ("a b", {"shape": (2,), "required": True}, r"model\.modalities\.a b: the name must match"),
+        ("a b", {"shape": (2,)}, r"model\.modalities\.a b: the name must match"),
+        ("a\n", {"shape": (2,), "required": True}, r"model\.modalities\.a\n: the name must match"),
+        ("x", {"shape": (-1,), "required": True, "max_length": 0}, r"x\.max_length: 0 must be a positive integer"),
         ("present", {"shape": (2,), "required": True}, r"model\.modalities\.present: .* not be reserved"),
     ],
 )

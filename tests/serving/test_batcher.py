@@ -44,13 +44,12 @@ class Gate:
 
 
 class Asking:
-    """One call on a thread of its own."""
+    """One call, whose outcomes a thread of its own waits for."""
 
     def __init__(self, users: Users, items: Sequence[int], deadline_s: float) -> None:
         self._left = threading.Event()
-        self._future = users.pool.submit(
-            users.batcher.submit, items, CallContext(deadline_s, lambda: not self._left.is_set())
-        )
+        waiting = users.batcher.enqueue(items, CallContext(deadline_s, lambda: not self._left.is_set()))
+        self._future = users.pool.submit(lambda: [each.outcome() for each in waiting])
 
     def leave(self) -> None:
         self._left.set()
@@ -70,17 +69,12 @@ class Users:
         self.batcher = batcher
         self.pool = ThreadPoolExecutor(200)
         self._gate = gate
-        self._asked = 0
 
     def ask(self, *items: int, deadline_s: float = math.inf) -> list[Asking]:
         return [self.ask_together([item], deadline_s) for item in items]
 
     def ask_together(self, items: Sequence[int], deadline_s: float = math.inf) -> Asking:
-        taken = self.batcher.submitted
-        asking = Asking(self, items, deadline_s)
-        while self.batcher.submitted < taken + len(items):
-            time.sleep(0)
-        return asking
+        return Asking(self, items, deadline_s)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from plaudit.adapters.registry.directory import DirectoryRegistry
+from plaudit.core.errors import InvalidInput, RunStopped
 from plaudit.core.ports.runtime import ModelRuntime, ServableModel
 from plaudit.serving.engine.action_sets import FixedActionSet, all_allowed
 from plaudit.serving.engine.decoding import decode_content
@@ -143,6 +144,108 @@ def test_a_row_that_is_not_finite_fails_alone(model: ServableModel, metrics: Ser
     assert isinstance(first, Evaluation)
     assert isinstance(third, Evaluation)
     np.testing.assert_allclose([first.probabilities.sum(), third.probabilities.sum()], 1.0)
+
+
+class Picky:
+    """A trunk that rejects batches with certain rows, as a graph does that finds a token outside its vocabulary.
+
+    Attributes:
+        batches: sizes of the batches it was asked for.
+    """
+
+    def __init__(self, model: ServableModel, *, rejects: Collection[float], broken: bool = False) -> None:
+        self._model = model
+        self._rejects = rejects
+        self._broken = broken
+        self.batches: list[int] = []
+
+    def trunk(self, inputs: Any, outputs: Any = (), deadline_s: float = 0.0) -> Any:
+        self.batches.append(len(inputs["sensor"]))
+        if self._broken or any(row[0] in self._rejects for row in inputs["sensor"]):
+            raise RuntimeError("[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : idx=7 in /srv/x.onnx is out of bounds")
+        return self._model.trunk(inputs, outputs, deadline_s)
+
+    def warm(self, batch_sizes: Sequence[int], again: bool = False) -> None:
+        if self._broken:
+            raise RuntimeError("it cannot run")
+
+
+def of_sensor(model: Any, first: float) -> EvaluationRequest:
+    asked = question(model)
+    return replace(asked, inputs={**asked.inputs, "sensor": np.array([first, 0, 0, 0], np.float32)})
+
+
+@pytest.mark.parametrize("culprits", [(3,), (0,), (7,), (2, 3), (0, 5, 7), tuple(range(8))], ids=str)
+def test_requests_that_the_graph_rejects_fail_alone(
+    model: ServableModel, metrics: ServingMetrics, culprits: tuple[int, ...]
+) -> None:
+    """One caller's token outside the vocabulary (https://github.com/microsoft/onnxruntime/issues/2080)."""
+    picky = Picky(model, rejects=culprits)
+    partly = altered(model, trunk=picky.trunk)
+    partly.warm = picky.warm
+    outcomes = evaluator(metrics, 0).run([of_sensor(partly, row) for row in range(8)])
+    for row, outcome in enumerate(outcomes):
+        if row in culprits:
+            assert isinstance(outcome, InvalidInput)
+            assert str(outcome) == "content: the model cannot compute this: idx=7 in … is out of bounds"
+        else:
+            assert isinstance(outcome, Evaluation)
+            (alone,) = evaluations(evaluator(metrics, 0), [of_sensor(model, row)])
+            np.testing.assert_allclose(outcome.probabilities, alone.probabilities, rtol=1e-5)
+    assert sum(picky.batches) <= 8 * (1 + 3)  # b·(1 + log₂(b)) rows at most
+    assert failures(metrics) == 0
+
+
+def test_a_batch_that_succeeds_is_run_once(model: ServableModel, metrics: ServingMetrics) -> None:
+    picky = Picky(model, rejects=())
+    counted = altered(model, trunk=picky.trunk)
+    evaluations(evaluator(metrics, 0), [of_sensor(counted, row) for row in range(8)])
+    assert picky.batches == [8]
+
+
+def test_a_version_that_cannot_run_is_at_fault_itself(model: ServableModel, metrics: ServingMetrics) -> None:
+    picky = Picky(model, rejects=(), broken=True)
+    broken = altered(model, trunk=picky.trunk)
+    broken.warm = picky.warm
+    outcomes = evaluator(metrics, 0).run([of_sensor(broken, row) for row in range(8)])
+    assert all(isinstance(outcome, RuntimeError) for outcome in outcomes)
+    assert picky.batches == [8]  # nothing is found out by halves
+    assert failures(metrics) == 8
+
+
+def test_a_batch_is_given_the_time_of_its_latest_request(model: ServableModel, metrics: ServingMetrics) -> None:
+    given = []
+
+    def trunk(inputs: Any, outputs: Any, deadline_s: float) -> Any:
+        given.append(deadline_s)
+        raise RunStopped(3.0)
+
+    slow = altered(model, trunk=trunk)
+    asked = [replace(question(slow), deadline_s=deadline_s) for deadline_s in (5.0, 9.0, 7.0)]
+    outcomes = evaluator(metrics, 0).run(asked)
+    assert given == [9.0]  # once: there is no time to look for a culprit
+    assert all(isinstance(outcome, RunStopped) for outcome in outcomes)
+
+
+def test_a_row_that_asks_for_infinity_is_at_fault_itself(model: ServableModel, metrics: ServingMetrics) -> None:
+    def head(embedding: npt.NDArray[np.float32], base_logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return np.full_like(base_logits, np.nan)
+
+    sick = altered(model, head=head)
+    extreme, ordinary = evaluator(metrics, 0).run([of_sensor(sick, 3e38), of_sensor(sick, 3.0)])
+    assert isinstance(extreme, InvalidInput)
+    assert 'content["sensor"]: is so large' in str(extreme)
+    assert isinstance(ordinary, FloatingPointError)
+    assert failures(metrics) == 1
+
+
+def failures(metrics: ServingMetrics) -> float:
+    return sum(
+        sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "plaudit_serving_prediction_failures_total"
+    )
 
 
 def test_requests_of_different_action_sets_share_a_batch(

@@ -20,24 +20,20 @@ from plaudit.core.ports.store import ExperimentSummary
 from plaudit.core.rollout import in_experiment, start_canary
 from plaudit.serving.models.experiment_reporter import kl_divergence
 from plaudit.v1 import model_pb2
-from plaudit_models.bundle import HEAD
 from plaudit_models.spec import ImageModality, ModelSpec
 from support.builders import tiny_bundle
-from support.serving_harness import CHANGE, Running, Serve, StuckRuntime, decisions, events, refusal, until
-
-
-def damage(registry: Any, number: int) -> None:
-    path = registry.folder(number) / HEAD
-    path.chmod(0o644)
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(bytes(data))
-
-
-async def promote(running: Running, version: int, **fields: Any) -> model_pb2.Rollout:
-    request = model_pb2.PromoteRequest(version=version, **fields)
-    answer: model_pb2.PromoteResponse = await running.models.Promote(request)
-    return answer.rollout
+from support.serving_harness import (
+    CHANGE,
+    Running,
+    Serve,
+    StuckRuntime,
+    damage,
+    decisions,
+    events,
+    make_live,
+    refusal,
+    until,
+)
 
 
 async def start(running: Running, version: int, share: float = 0.5, **fields: Any) -> model_pb2.Rollout:
@@ -120,7 +116,7 @@ async def test_two_operators_promoting_on_the_same_generation(serve: Serve, regi
     """Compare and set: one of them wins, the other is refused and looks again, and the ledger has one change."""
     running = await serve()
     outcomes = await asyncio.gather(
-        *(promote(running, version, expected_generation=1) for version in (2, 3)), return_exceptions=True
+        *(make_live(running, version, expected_generation=1) for version in (2, 3)), return_exceptions=True
     )
     (lost,) = [each for each in outcomes if isinstance(each, grpc.aio.AioRpcError)]
     assert lost.code() is grpc.StatusCode.ABORTED
@@ -136,7 +132,7 @@ async def test_a_version_with_other_modalities_is_not_promoted(
     modalities = {name: modality for name, modality in spec.modalities.items() if name != "sensor"}
     tiny_bundle(tmp_path / "other", spec=ModelSpec("tiny", modalities, spec.actions, 8))
     registry.publish(tmp_path / "other")
-    for call in (promote(running, 4), running.models.Pin(model_pb2.PinRequest(version=4))):
+    for call in (make_live(running, 4), running.models.Pin(model_pb2.PinRequest(version=4))):
         code, details = await refusal(call)
         assert code is grpc.StatusCode.FAILED_PRECONDITION
         assert "it takes ['image', 'audio', 'question'] and not ['image', 'audio', 'question', 'sensor']" in details
@@ -149,10 +145,10 @@ async def test_a_registry_that_vanishes_under_the_server(
 ) -> None:
     """Live keeps serving, every change is refused with what is wrong, and all is well once the folder is back."""
     running = await serve()
-    await promote(running, 3)
+    await make_live(running, 3)
     (tmp_path / "registry").rename(tmp_path / "elsewhere")
     for call in (
-        promote(running, 2),
+        make_live(running, 2),
         running.models.Rollback(model_pb2.RollbackRequest()),
         running.models.Pin(model_pb2.PinRequest(version=1)),
         start(running, 2),
@@ -276,7 +272,7 @@ async def test_in_the_shadow_every_user_gets_live_answers_and_the_candidates_are
         answers.append(await running.predict(seed, user_id=f"user {seed}"))
         await shadowed(running, seed + 1)
     assert {(answer.version, answer.role) for answer in answers} == {(1, 1)}
-    await promote(running, 3)
+    await make_live(running, 3)
     its = [(await running.predict(seed, greedy=True)).action for seed in range(4)]
     reported = await reports(running)  # those of the experiment's last moments too
     shadows = [shadow for each in reported for shadow in each.shadows]

@@ -25,7 +25,7 @@ from plaudit.serving.models.live_model import LiveModel
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit_models.bundle import HEAD, TRUNK, CorruptBundle
 from support.builders import tiny_bundle, tiny_spec
-from support.serving_harness import CHANGE, go_live
+from support.serving_harness import CHANGE, damage, go_live
 
 
 @dataclass
@@ -65,14 +65,6 @@ def live(registry: DirectoryRegistry, counting: CountingRuntime, metrics: Servin
 
 def version(live: LiveModel) -> int:
     return live.serving().manifest.version
-
-
-def damage(registry: DirectoryRegistry, number: int, name: str = HEAD) -> None:
-    path = registry.folder(number) / name
-    path.chmod(0o644)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
 
 
 def value(metrics: ServingMetrics, name: str) -> float:
@@ -257,6 +249,37 @@ def test_preparing_what_cannot_serve(live: LiveModel, registry: DirectoryRegistr
     with pytest.raises(UnknownVersion, match="9"):
         live.prepare(9)
     assert value(metrics, "plaudit_serving_failed_proofs_total") == 1
+
+
+def test_why_nothing_serves_is_told_to_clients_without_paths(live: LiveModel, registry: DirectoryRegistry) -> None:
+    damage(registry, 1)
+    live.sync()
+    with pytest.raises(NoLiveModel, match=r"version 1 does not run here: .* head\.onnx") as told:
+        live.serving()
+    assert str(registry.folder(1).parent) not in str(told.value)
+    assert len(str(told.value)) < 500
+
+
+def test_a_version_that_cannot_run_batches_of_its_recorded_rows_fails_its_proof(
+    registry: DirectoryRegistry, runtime: ModelRuntime, metrics: ServingMetrics
+) -> None:
+    class Unwarm:
+        def load(self, folder: Path) -> Any:
+            model: Any = runtime.load(folder)
+
+            def warm(sizes: Any, again: bool = False) -> None:
+                raise RuntimeError("no kernel for batches")
+
+            model.warm = warm
+            return model
+
+    live = LiveModel(registry, Unwarm(), metrics, max_batch=2)
+    live.sync()
+    with pytest.raises(NoLiveModel, match="it cannot run batches of recorded rows: no kernel for batches"):
+        live.serving()
+    with pytest.raises(UnprovenVersion):
+        live.prepare(1)
+    assert value(metrics, "plaudit_serving_failed_proofs_total") == 2
 
 
 def test_a_model_of_another_name(live: LiveModel, registry: DirectoryRegistry, tmp_path: Path) -> None:

@@ -14,22 +14,7 @@ from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.core.events import Topic
 from plaudit.core.rollout import Rollout, pin
 from plaudit.v1 import model_pb2
-from plaudit_models.bundle import HEAD
-from support.serving_harness import CHANGE, Running, Serve, events, go_live, refusal
-
-
-def damage(registry: Any, number: int) -> None:
-    path = registry.folder(number) / HEAD
-    path.chmod(0o644)
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(bytes(data))
-
-
-async def promote(running: Running, version: int, **fields: Any) -> model_pb2.Rollout:
-    request = model_pb2.PromoteRequest(version=version, **fields)
-    answer: model_pb2.PromoteResponse = await running.models.Promote(request)
-    return answer.rollout
+from support.serving_harness import CHANGE, Serve, damage, events, go_live, make_live, refusal
 
 
 async def test_versions_are_listed_with_all_that_is_known(serve: Serve, registry: DirectoryRegistry) -> None:
@@ -69,7 +54,7 @@ async def test_promote_serves_when_it_returns_and_rollback_goes_back(
 ) -> None:
     running = await serve(watch_interval_s=60)
     assert (await running.predict()).version == 1
-    rollout = await promote(running, 3, actor="ada", reason="better")
+    rollout = await make_live(running, 3, actor="ada", reason="better")
     assert (rollout.generation, rollout.live, rollout.previous, rollout.gated) == (2, 3, 1, 3)
     assert (rollout.actor, rollout.reason) == ("ada", "better")
     assert (await running.predict()).version == 3
@@ -87,7 +72,7 @@ async def test_promote_serves_when_it_returns_and_rollback_goes_back(
 async def test_a_version_that_fails_its_proof_is_not_promoted(serve: Serve, registry: DirectoryRegistry) -> None:
     running = await serve()
     damage(registry, 3)
-    code, details = await refusal(promote(running, 3))
+    code, details = await refusal(make_live(running, 3))
     assert code is grpc.StatusCode.FAILED_PRECONDITION
     assert "version 3 failed its proof: head.onnx" in details
     assert registry.rollout().generation == 1
@@ -106,21 +91,21 @@ async def test_a_pinned_version_stays_until_it_is_unpinned(serve: Serve) -> None
     running = await serve()
     pinned = (await running.models.Pin(model_pb2.PinRequest(version=2))).rollout
     assert (pinned.live, pinned.pinned) == (2, True)
-    for call in (promote(running, 3), running.models.Rollback(model_pb2.RollbackRequest())):
+    for call in (make_live(running, 3), running.models.Rollback(model_pb2.RollbackRequest())):
         code, details = await refusal(call)
         assert code is grpc.StatusCode.FAILED_PRECONDITION
         assert "version 2 is pinned; unpin it first" in details
     assert (await running.models.Pin(model_pb2.PinRequest(version=3))).rollout.live == 3
     assert not (await running.models.Pin(model_pb2.PinRequest(version=0))).rollout.pinned
-    assert (await promote(running, 1)).live == 1
+    assert (await make_live(running, 1)).live == 1
 
 
 async def test_a_change_decided_on_another_generation(serve: Serve) -> None:
     running = await serve()
-    code, details = await refusal(promote(running, 3, expected_generation=7))
+    code, details = await refusal(make_live(running, 3, expected_generation=7))
     assert code is grpc.StatusCode.ABORTED
     assert details == "expected_generation: the rollout is at generation 1, not 7; read it and try again"
-    assert (await promote(running, 3, expected_generation=1)).generation == 2
+    assert (await make_live(running, 3, expected_generation=1)).generation == 2
 
 
 async def test_a_change_for_any_generation_is_retried_after_a_concurrent_change(
@@ -138,7 +123,7 @@ async def test_a_change_for_any_generation_is_retried_after_a_concurrent_change(
         original(rollout)
 
     monkeypatch.setattr(registry, "set_rollout", overtaken)
-    code, details = await refusal(promote(running, 3))
+    code, details = await refusal(make_live(running, 3))
     assert code is grpc.StatusCode.FAILED_PRECONDITION
     assert "version 2 is pinned" in details
 
@@ -146,7 +131,7 @@ async def test_a_change_for_any_generation_is_retried_after_a_concurrent_change(
 @pytest.mark.parametrize("version", [0, -1])
 async def test_numbers_that_are_no_versions(serve: Serve, version: int) -> None:
     running = await serve()
-    code, details = await refusal(promote(running, version))
+    code, details = await refusal(make_live(running, version))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert f"version: {version} is not a version" in details
 
@@ -192,7 +177,7 @@ async def test_watching_shows_the_present_then_every_change_and_ends_at_drain(
     for version in (2, 3, 1, 2):  # faster than watchers poll
         go_live(registry, version)
     assert [(await call.read()).rollout.live for _ in range(4)] == [2, 3, 1, 2]
-    await promote(running, 3)
+    await make_live(running, 3)
     assert (await call.read()).rollout.generation == 6
     stopping = asyncio.create_task(asyncio.to_thread(running.server.stop))
     assert await call.read() is grpc.aio.EOF

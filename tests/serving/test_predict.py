@@ -186,8 +186,8 @@ WRONG_CONTENT = {
         'content["sensor"]: takes the shape [4], got a tensor of [2, 2]',
     ),
     "another dtype": (
-        {"sensor": tensor(np.zeros(4, np.int64), data_type=content_pb2.DATA_TYPE_INT64)},
-        'content["sensor"]: takes float32',
+        {"sensor": tensor(np.full(4, 2**24 + 1), data_type=content_pb2.DATA_TYPE_INT64)},
+        'content["sensor"]: takes float32, got a tensor of int64 whose value 16777217 at [0] is none',
     ),
     "too few bytes": ({"sensor": tensor(np.zeros(4, np.float32), data=b"abc")}, 'content["sensor"].data: has 3 bytes'),
     "no dtype": ({"sensor": tensor(np.zeros(4, np.float32), data_type=0)}, 'content["sensor"].data_type: 0'),
@@ -323,17 +323,26 @@ async def test_overload_is_refused_at_once_and_the_expired_are_never_computed(
 
 
 async def test_an_error_inside_is_not_told(serve: Serve, runtime: ModelRuntime) -> None:
+    broken = threading.Event()
+
     class Failing:
         def load(self, folder: Any) -> Any:
             model: Any = runtime.load(folder)
+            head = model.head
 
-            def fail(*_: Any) -> Any:
-                raise OSError("/secret/path")
+            def fail(*features: Any) -> Any:
+                if broken.is_set():
+                    raise OSError("/secret/path")
+                return head(*features)
 
-            model.head, model.warm = fail, lambda sizes, again=False: None
+            def warm(sizes: Any, again: bool = False) -> None:
+                fail(np.zeros((1, 8), np.float32), np.zeros((1, 4), np.float32))
+
+            model.head, model.warm = fail, warm
             return model
 
     running = await serve(runtime=Failing())
+    broken.set()
     code, details = await refusal(running.predict())
     assert code is grpc.StatusCode.INTERNAL
     assert "secret" not in details

@@ -6,7 +6,7 @@ The stand-in answers with the same functions as the service: live version, proba
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,6 @@ from typing import Any, Final
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from plaudit.adapters.jobs.inline import InlineJobs
 from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.adapters.runtime.onnx import OnnxRuntime
@@ -36,6 +35,7 @@ from plaudit_models.bandit.policy import Float64, probabilities
 from plaudit_models.bandit.reward_model import RewardState, empty_state
 from plaudit_models.bundle import read_manifest
 from support.builders import NOW_S, tiny_bundle, tiny_content, tiny_spec, trunk_inputs
+from support.inline_jobs import InlineJobs
 
 SPEC: Final = tiny_spec()
 USERS: Final = 1_000
@@ -142,6 +142,10 @@ class World:
                 version, role = rollout.candidate, Role.CANDIDATE
         assert version is not None
         probs, features = self.policy(version, content)
+        return self.draw(version, SPEC.actions, probs, features=features, content=content, **({"role": role} | fields))
+
+    def draw(self, version: int, actions: Sequence[str], probs: Float64, **fields: Any) -> Decision:
+        """A decision for one of the actions, drawn with the probabilities ``[k]``."""
         action = int(self.rng.choice(len(probs), p=probs))
         self.now_s += 0.001
         defaults: dict[str, Any] = {
@@ -151,11 +155,9 @@ class World:
             "user_id": f"user {self.rng.integers(USERS)}",
             "version": version,
             "version_digest": self.registry.manifest(version).digest,
-            "role": role,
-            "action": SPEC.actions[action],
+            "role": Role.LIVE,
+            "action": actions[action],
             "propensity": float(probs[action]),
-            "features": features,
-            "content": content,
         }
         return Decision(**(defaults | fields))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ from plaudit.core.rollout import Change, promote
 from plaudit.core.wire import contents_to_wire
 from plaudit.serving.server import InferenceServer
 from plaudit.serving.telemetry.metrics import ServingMetrics
-from plaudit.v1 import feedback_pb2, feedback_pb2_grpc, model_pb2_grpc, prediction_pb2, prediction_pb2_grpc
+from plaudit.v1 import feedback_pb2, feedback_pb2_grpc, model_pb2, model_pb2_grpc, prediction_pb2, prediction_pb2_grpc
+from plaudit_models.bundle import HEAD
 from support.builders import tiny_content
 
 KEY = b"k" * 32
@@ -122,6 +124,22 @@ def go_live(registry: ModelRegistry, version: int) -> None:
     registry.set_rollout(promote(registry.rollout(), version, CHANGE))
 
 
+async def make_live(running: Running, version: int, **fields: Any) -> model_pb2.Rollout:
+    """The rollout after the service was told to promote a version."""
+    request = model_pb2.PromoteRequest(version=version, **fields)
+    answer: model_pb2.PromoteResponse = await running.models.Promote(request)
+    return answer.rollout
+
+
+def damage(registry: ModelRegistry, version: int, name: str = HEAD) -> None:
+    """Change a byte of one file of a version."""
+    path = registry.folder(version) / name
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
 async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await call
@@ -161,12 +179,12 @@ class StuckRuntime:
         model = self.runtime.load(folder)
         trunk = model.trunk
 
-        def stuck_trunk(inputs: Any, outputs: Any = ()) -> Any:
+        def stuck_trunk(inputs: Any, outputs: Any = (), deadline_s: float = math.inf) -> Any:
             if self.stuck:
                 self.rows += len(inputs["present"])
                 self.entered.set()
                 assert self.go_on.wait(30)
-            return trunk(inputs, outputs)
+            return trunk(inputs, outputs, deadline_s)
 
         model.trunk = stuck_trunk
         return model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import subprocess
 import sys
@@ -20,7 +19,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from plaudit.adapters.tracing.otel import OtelTracing, otlp_tracing
-from plaudit.cli import main
 from plaudit.client import AsyncClient, Client, ClientError
 from plaudit.client.feedback import thumbs_up
 from plaudit.compose.log import serving_log
@@ -37,6 +35,7 @@ from plaudit.serving.server import InferenceServer
 from support import builders
 from support.deployment import PLAUDIT, Service, deployed
 from support.otlp_receiver import Received, Receiver, over_grpc, over_http
+from support.shell import run_plaudit
 
 SECRET = "what does Ada Lovelace ask"
 USER = "ada.lovelace@example.org"
@@ -327,12 +326,9 @@ def command(
 
     def run(*arguments: str) -> str:
         where = ["--config", str(tmp_path / "plaudit.toml"), "--target", f"127.0.0.1:{server.port}"]
-        monkeypatch.setattr(sys, "argv", ["plaudit", *arguments, *where])
-        with contextlib.suppress(SystemExit):
-            main()
-        captured = capsys.readouterr()
-        assert "error" not in captured.err
-        return str(captured.out + captured.err)
+        done = run_plaudit(monkeypatch, capsys, *arguments, *where)
+        assert "error" not in done.err
+        return done.out + done.err
 
     return run
 

@@ -6,7 +6,8 @@ actions (:mod:`plaudit_models.bandit.reward_model`, :mod:`plaudit_models.bandit.
 of context and action in the place of a regression per action. Knows nothing about graphs, events or users.
 
 Notation:
-    k: dynamic actions of one request, d: embedding size, m: pair features, f: number of features, n: evidence rows
+    k: dynamic actions of one request, d: embedding size, m: pair features, f: number of features, n: evidence rows,
+    b: contexts
 
     φ(x, i) = [P_i, s(x)·z(e ⊙ g_i), 1],  f = m + 2
     P        softmax of the base logits e·g_i over the list
@@ -42,7 +43,7 @@ from plaudit_models.bandit.features import (
     waves,
 )
 from plaudit_models.bandit.improvement import HeadSettings, Step, bounded, improved
-from plaudit_models.bandit.policy import divergence, probabilities
+from plaudit_models.bandit.policy import divergences, probabilities
 from plaudit_models.bandit.reward_model import (
     Bool,
     CorruptState,
@@ -324,6 +325,15 @@ class DynamicActionHead:
         )[0]
         return scores
 
+    def scores_in(self, embeddings: Floats, vectors: Floats) -> Float64:
+        """Scores of one list in each of b contexts, ``[b, k]``.
+
+        Args:
+            embeddings: shape ``[b, d]``, b ≥ 1.
+            vectors: shape ``[k, d]``, k ≥ 1.
+        """
+        return np.stack([self.scores(embedding, vectors, vectors @ embedding) for embedding in embeddings])
+
     def probabilities(self, listed: ActionList, floor: float) -> Float64:
         """Probabilities that are served, shape ``[k]``; ``floor`` as in
         :func:`plaudit_models.bandit.policy.probabilities`.
@@ -379,11 +389,11 @@ def bounded_dynamic_step(
     before = serve(served)
     counts = np.array([_sureness(listed) for listed in recent])
 
-    def divergences(state: DynamicActionState) -> tuple[float, float]:
-        kl = np.array([divergence(a[None], b[None])[0] for a, b in zip(serve(state), before, strict=True)])
+    def moved(state: DynamicActionState) -> tuple[float, float]:
+        kl = divergences(serve(state), before)
         return float((counts * kl).mean()), float(kl.mean())
 
-    return bounded(served, latest, divergences, max_kl)
+    return bounded(served, latest, moved, max_kl)
 
 
 def _log_base(listed: ActionList) -> Float64:

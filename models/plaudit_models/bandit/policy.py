@@ -1,10 +1,12 @@
 """Probabilities of action scores as they are served, logged and evaluated: one function for all three.
 
 Notation:
-    b: batch size, a: number of actions
+    b: batch size, a: number of actions, n: contexts, k: actions of one context
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -75,3 +77,8 @@ def divergence(policy: Float64, reference: Float64) -> Float64:
     ratio = np.divide(policy, reference, out=np.ones_like(policy), where=positive)
     kl: Float64 = np.maximum((policy * np.log(ratio)).sum(axis=1), 0.0)
     return kl
+
+
+def divergences(policies: Sequence[Float64], references: Sequence[Float64]) -> Float64:
+    """:func:`divergence` of each of n contexts over its own actions, ``[k]`` each, in nats, shape ``[n]``."""
+    return np.array([divergence(p[None], q[None])[0] for p, q in zip(policies, references, strict=True)])

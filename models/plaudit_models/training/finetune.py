@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from plaudit_models.dataset import LabelledData
 from plaudit_models.training.augment import augment
@@ -44,7 +44,7 @@ from plaudit_models.training.lora import adapt, merge
 from plaudit_models.training.losses import action_nll, kl_to_reference
 from plaudit_models.training.objectives import Likelihood, Logits, Objective, Rewards, Sampled, Target
 from plaudit_models.training.rows import Source, freeze_encoders
-from plaudit_models.training.schedule import IntervalMean, blocks_for_ever, fraction_done, one_cycle, shuffled
+from plaudit_models.training.schedule import IntervalMean, blocks_for_ever, descend, fraction_done, one_cycle, shuffled
 from plaudit_models.training.texts import ActionTexts
 
 Served = Callable[[npt.NDArray[np.float32], npt.NDArray[np.float32]], npt.NDArray[np.floating[Any]]]
@@ -151,8 +151,6 @@ def finetune(
         replays, anchors = islice(replays, step, None), islice(anchors, step, None)
     while (fraction := fraction_done(step, steps, time.monotonic() - start_s, limit_s)) < 1.0:
         (rows, fresh), anchor_rows = next(replays), next(anchors)
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * one_cycle(fraction)
         logits = replay.fused(rows)[1]
         user_loss = objective(logits, rows, fresh=fresh)
         anchor_embedding, anchor_logits = anchor.fused(anchor_rows, as_taught)
@@ -163,10 +161,8 @@ def finetune(
         loss = (1.0 - config.rehearsal_share) * user_loss + config.rehearsal_share * rehearsal_loss
         if known is not None and config.kl_weight > 0:
             loss = loss + config.kl_weight * kl_to_reference(logits, known[0](rows)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(weights, config.max_gradient_norm)
-        optimizer.step()
+        rate = config.learning_rate * one_cycle(fraction)
+        descend(loss, optimizer, learning_rate=rate, max_gradient_norm=config.max_gradient_norm)
         step += 1
         user_losses.add(float(user_loss.detach()))
         rehearsal_losses.add(float(rehearsal_loss.detach()))

@@ -32,7 +32,7 @@ from plaudit_models.training.config import PretrainConfig
 from plaudit_models.training.fusion import FusionConfig, FusionPolicy
 from plaudit_models.training.losses import action_nll
 from plaudit_models.training.rows import drop_modalities, encode_rows, prepare_pools
-from plaudit_models.training.schedule import IntervalMean, blocks, fraction_done, one_cycle
+from plaudit_models.training.schedule import IntervalMean, blocks, descend, fraction_done, one_cycle
 from plaudit_models.training.texts import ActionTexts
 
 _EVALUATION_ROWS = 1024
@@ -139,8 +139,6 @@ def pretrain(
         if not waiting:
             waiting = blocks(len(train), config.batch, generator)
         rows = waiting.pop()
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * one_cycle(fraction)
         model.train()
         tokens = encode_rows(model, pools, index[rows], change)
         present = (index[rows] >= 0).float()
@@ -152,10 +150,8 @@ def pretrain(
         loss = action_loss + config.tower_weight * tower_loss
         if texts is not None:
             loss = loss + config.text_weight * texts.loss(embedding, action[rows], step, generator)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(weights, config.max_gradient_norm)
-        optimizer.step()
+        rate = config.learning_rate * one_cycle(fraction)
+        descend(loss, optimizer, learning_rate=rate, max_gradient_norm=config.max_gradient_norm)
         step += 1
         losses.add(float(action_loss.detach()))
         if not math.isfinite(losses.last):

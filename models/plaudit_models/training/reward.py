@@ -48,7 +48,7 @@ from plaudit_models.training.last_layer import LastLayer
 from plaudit_models.training.losses import opinion_information, opinion_nll, preference_nll
 from plaudit_models.training.objectives import Rewards
 from plaudit_models.training.rows import Source, freeze_encoders
-from plaudit_models.training.schedule import fraction_done, one_cycle, shuffled
+from plaudit_models.training.schedule import descend, fraction_done, one_cycle, shuffled
 
 _DOUBT = 0.05
 """γ: what the policy is sure of, three nats of feedback can turn round."""
@@ -348,16 +348,12 @@ def _train(
         if fraction >= 1.0:
             return step
         rows = train[next(batches)]
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * one_cycle(fraction)
         odds = model.log_odds(own.fused(rows)[0])
         loss = targets_nll(odds, {name: each[rows] for name, each in said.items()}, noise=config.noise).mean()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"reward model: the loss is {float(loss)} at step {step}")
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(weights, config.max_gradient_norm)
-        optimizer.step()
+        rate = config.learning_rate * one_cycle(fraction)
+        descend(loss, optimizer, learning_rate=rate, max_gradient_norm=config.max_gradient_norm)
     return steps
 
 

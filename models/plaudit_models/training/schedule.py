@@ -1,4 +1,4 @@
-"""Parts of both training loops: threads, order of rows, learning rate, running means."""
+"""Parts of all training loops: threads, order of rows, one step, learning rate, running means."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 
 def use_threads(count: int) -> None:
@@ -35,6 +35,16 @@ def fraction_done(step: int, steps: int, elapsed_s: float, max_duration_s: float
     if max_duration_s is None:
         return by_steps
     return max(by_steps, 1.25 * elapsed_s / max_duration_s - 0.25)
+
+
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer, *, learning_rate: float, max_gradient_norm: float) -> None:
+    """One step of the optimizer down the gradient of the loss."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_([w for group in optimizer.param_groups for w in group["params"]], max_gradient_norm)
+    optimizer.step()
 
 
 def blocks(n: int, batch_rows: int, generator: Generator) -> list[Tensor]:

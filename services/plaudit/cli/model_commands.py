@@ -19,7 +19,7 @@ app = typer.Typer()
 @expand_options
 def import_(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE.onnx", help="A graph with named inputs and a dynamic batch axis.")
+        Path, typer.Argument(metavar="FILE.onnx", help="A graph whose inputs are tensors with a batch axis.")
     ],
     name: Annotated[str, typer.Option(help="What the model is called in requests.")],
     logits: Annotated[
@@ -38,6 +38,15 @@ def import_(
         Path | None, typer.Option(metavar="FILE.npz", help="Inputs to record and prove by; by default made up.")
     ] = None,
     promote: Annotated[bool, typer.Option("--promote", help="Go live even if another version is live.")] = False,
+    max_length: Annotated[
+        int, typer.Option(min=1, metavar="N", help="The longest free length that a request may choose.")
+    ] = 4096,
+    time_limit: Annotated[
+        float, typer.Option(min=1.0, metavar="SECONDS", help="The longest that reading and running it may take.")
+    ] = 60.0,
+    memory_limit: Annotated[
+        float, typer.Option(min=0.1, metavar="GIB", help="The most memory that it may take, beside the file.")
+    ] = 2.0,
     *,
     common: CommonOptions,
 ) -> None:
@@ -46,24 +55,35 @@ def import_(
     Example: `plaudit import resnet.onnx --name pets --logits logits --actions breeds.txt`
     """
     settings = common.settings()
-    with needs_extra("learn"):
-        from plaudit.adapters.runtime.importer import ImportOptions
+    with needs_extra("serve"):
         from plaudit.cli import importing
 
-        options = ImportOptions(
+        request = importing.ImportRequest(
+            file=file,
+            name=name,
             logits=logits,
             embedding=embedding,
             probabilities=probabilities,
             actions=importing.read_actions(actions),
-            floor=settings.policy.floor,
-            golden=importing.read_golden(golden),
+            golden=golden,
+            max_length=max_length,
+            memory_bytes=round(memory_limit * 2**30),
+            time_s=time_limit,
         )
-        imported = importing.import_model(settings, file, name, options, go_live=promote)
+        imported = importing.import_model(settings, request, go_live=promote)
     manifest = imported.manifest
     if common.as_json:
-        facts = {"model": name, "version": manifest.version, "digest": manifest.digest, "live": imported.live}
+        facts = {
+            "model": name,
+            "version": manifest.version,
+            "digest": manifest.digest,
+            "live": imported.live,
+            "notes": list(imported.notes),
+        }
         output.print_json(facts)
     else:
+        for note in imported.notes:
+            output.err.print(note)
         output.out.print(
             f"version {manifest.version} of {name!r} is published{' and live' if imported.live else ''}: "
             f"{len(manifest.spec.actions)} actions, inputs {', '.join(manifest.spec.modalities)}"

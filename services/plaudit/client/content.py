@@ -28,6 +28,21 @@ _MAGIC: Final[tuple[tuple[bytes, Literal["image", "audio"]], ...]] = (
     (b"OggS", "audio"),
     (b"ID3", "audio"),  # MP3 with tags
 )
+_DATA_TYPES: Final[Mapping[str, content_pb2.DataType]] = {
+    "float32": content_pb2.DATA_TYPE_FP32,
+    "float64": content_pb2.DATA_TYPE_FP64,
+    "float16": content_pb2.DATA_TYPE_FP16,
+    "int8": content_pb2.DATA_TYPE_INT8,
+    "int16": content_pb2.DATA_TYPE_INT16,
+    "int32": content_pb2.DATA_TYPE_INT32,
+    "int64": content_pb2.DATA_TYPE_INT64,
+    "uint8": content_pb2.DATA_TYPE_UINT8,
+    "uint16": content_pb2.DATA_TYPE_UINT16,
+    "uint32": content_pb2.DATA_TYPE_UINT32,
+    "uint64": content_pb2.DATA_TYPE_UINT64,
+    "bool": content_pb2.DATA_TYPE_BOOL,
+}
+"""Types of tensor messages by numpy's names."""
 _RIFF_KINDS: Final[Mapping[bytes, Literal["image", "audio"]]] = {b"WAVE": "audio", b"WEBP": "image"}
 _RIFF_KIND_AT: Final = slice(8, 12)
 
@@ -48,22 +63,30 @@ def text(value: str) -> content_pb2.Content:
 
 
 def tensor(values: ArrayLike) -> content_pb2.Content:
-    """Tensor without the batch axis: numbers as an array or nested lists. Needs numpy.
+    """Tensor without the batch axis: numbers or truth values as an array, a scalar or nested lists. Needs numpy.
 
-    Floats of any width are sent as float32, integers as int64.
+    It is sent as it is: the server casts it to the dtype of the model's input where that loses no value.
     """
-    import numpy as np
+    return _tensor(values, "tensor")
 
-    array = np.asarray(values)
-    if array.dtype.kind == "f":
-        data_type, wire = content_pb2.DATA_TYPE_FP32, "<f4"
-    elif array.dtype.kind in "iu":
-        data_type, wire = content_pb2.DATA_TYPE_INT64, "<i8"
-    else:
-        raise invalid("tensor", f"dtype {array.dtype} is neither floating point nor integer")
-    return content_pb2.Content(
-        tensor=content_pb2.Tensor(data_type=data_type, shape=array.shape, data=array.astype(wire).tobytes())
-    )
+
+def _tensor(values: Any, field: str) -> content_pb2.Content:
+    try:
+        import numpy as np
+    except ModuleNotFoundError as error:
+        raise invalid(field, "tensors need numpy: pip install numpy") from error
+
+    try:
+        array = np.asarray(values)
+    except Exception as error:  # of whatever library the values come from, such as a tensor on a GPU
+        raise invalid(field, f"{type(values).__name__} is no array of numbers ({error})") from error
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)  # numpy's longdouble, which differs from machine to machine
+    data_type = _DATA_TYPES.get(array.dtype.name)
+    if data_type is None:
+        raise invalid(field, f"dtype {array.dtype} is none that can be sent; there are {', '.join(_DATA_TYPES)}")
+    data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    return content_pb2.Content(tensor=content_pb2.Tensor(data_type=data_type, shape=array.shape, data=data))
 
 
 def to_content(name: str, part: Part) -> content_pb2.Content:
@@ -92,10 +115,12 @@ def to_content(name: str, part: Part) -> content_pb2.Content:
                 )
             return image(data) if kind == "image" else audio(data)
         case _ if hasattr(part, "__array__"):
-            return tensor(part)
+            return _tensor(part, field)
         case _:
             raise invalid(
-                field, f"{type(part).__name__} is not content; give str, bytes, Path, a numpy array or a Content"
+                field,
+                f"{type(part).__name__} is not content; give str, bytes, Path, a numpy array or a Content; numbers "
+                "and lists of them become one with tensor(...)",
             )
 
 

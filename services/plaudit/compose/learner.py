@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypedDict
 
 from prometheus_client import CollectorRegistry
 
@@ -25,13 +25,13 @@ from plaudit.core.tracing import NO_TRACING, Tracing
 from plaudit.learner.evaluation.experiment import ExperimentRules
 from plaudit.learner.features.head_builder import HeadBuilder
 from plaudit.learner.features.policies import PolicyCache
+from plaudit.learner.features.recent_contexts import RecentContexts
 from plaudit.learner.finetuning.experiment_runner import ExperimentRunner
 from plaudit.learner.finetuning.job_spec import TrainingPlan
 from plaudit.learner.finetuning.scheduler import FinetuningContext, FinetuningRules, FinetuningScheduler
 from plaudit.learner.ingest.consumer import LogConsumer
 from plaudit.learner.loop import Finetuner, Learner, NoFinetuning
 from plaudit.learner.metrics import LearnerMetrics
-from plaudit.learner.online.contexts import RecentContexts
 from plaudit.learner.online.policy_shift import PolicyShift
 from plaudit.learner.online.refresh import HeadRefresher
 from plaudit.learner.online.revert import RefreshGuard
@@ -103,17 +103,9 @@ def build_learner(
     canary = settings.canary.of(registry.model)
     trace = LearnerTrace(tracing or NO_TRACING)
     state = LearnerState(store, rules)
-    contexts = RecentContexts(store, policies, state)
-    experiments = ExperimentRunner(
-        log=log,
-        state=state,
-        store=store,
-        registry=registry,
-        policies=policies,
-        rules=experiment_rules(settings, canary),
-        metrics=metrics,
-        clock=clock,
-    )
+    contexts = RecentContexts(store, policies)
+    shared: _Shared = {"store": store, "state": state, "registry": registry, "metrics": metrics, "clock": clock}
+    experiments = ExperimentRunner(log=log, policies=policies, rules=experiment_rules(settings, canary), **shared)
     finetuning: Finetuner = NoFinetuning()
     if settings.finetune.enabled:
         finetuning = FinetuningScheduler(
@@ -126,21 +118,14 @@ def build_learner(
                     canary_share=canary.share,
                 ),
                 jobs=jobs,
-                store=store,
-                state=state,
-                registry=registry,
                 policies=policies,
                 experiments=experiments,
                 runs_dir=work_dir / "runs",
-                metrics=metrics,
-                clock=clock,
                 trace=trace,
+                **shared,
             )
         )
     return Learner(
-        store=store,
-        registry=registry,
-        state=state,
         consumer=LogConsumer(
             log=log,
             store=store,
@@ -151,31 +136,16 @@ def build_learner(
             trace=trace,
         ),
         updater=OnlineUpdater(
-            store=store,
-            state=state,
-            registry=registry,
             policies=policies,
             builder=builder,
             contexts=contexts,
             settings=settings.learner,
             retention_s=settings.store.retention_s,
-            metrics=metrics,
-            clock=clock,
+            **shared,
         ),
-        guard=RefreshGuard(
-            state=state, store=store, registry=registry, policies=policies, rules=rules, metrics=metrics, clock=clock
-        ),
+        guard=RefreshGuard(policies=policies, rules=rules, **shared),
         refresher=HeadRefresher(
-            state=state,
-            contexts=contexts,
-            store=store,
-            registry=registry,
-            builder=builder,
-            work_dir=work_dir,
-            settings=settings.learner,
-            metrics=metrics,
-            clock=clock,
-            trace=trace,
+            contexts=contexts, builder=builder, work_dir=work_dir, settings=settings.learner, trace=trace, **shared
         ),
         experiments=experiments,
         finetuning=finetuning,
@@ -183,10 +153,19 @@ def build_learner(
             model=registry.model, contexts=contexts, store=store, policies=policies, state=state, metrics=metrics
         ),
         poll_limit=settings.learner.poll_limit,
-        metrics=metrics,
         status=StatusFile(work_dir / STATUS),
-        clock=clock,
+        **shared,
     )
+
+
+class _Shared(TypedDict):
+    """What every part of the leader works with."""
+
+    store: ExperienceStore
+    state: LearnerState
+    registry: ModelRegistry
+    metrics: LearnerMetrics
+    clock: Callable[[], float]
 
 
 def head_builder(settings: Settings) -> HeadBuilder:

@@ -73,6 +73,11 @@ def from_section(rules: type[Rules], *sections: object, **others: object) -> Rul
     return rules(**shared | others)
 
 
+def environment_without_settings() -> Mapping[str, str]:
+    """Environment for a child process that needs no settings, which may hold secrets."""
+    return {name: value for name, value in os.environ.items() if not name.lower().startswith(_PREFIX)}
+
+
 def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """Settings named as ``PLAUDIT_SECTION__NAME``, in any case. A table may be given whole, as a JSON object."""
     known = {section.name for section in fields(Settings)}

@@ -159,15 +159,27 @@ class Expired(PlauditError):
         super().__init__("the deadline passed before the request was computed")
 
 
+class RunStopped(Expired):
+    """A run of the graph lasted beyond the deadlines of all its requests, and was ended."""
+
+    def __init__(self, lasted_s: float) -> None:
+        PlauditError.__init__(self, f"the model was still computing after {lasted_s:.1f} s, when it was stopped")
+
+
 class Unavailable(PlauditError):
     """The request cannot be served now; the same request can succeed later."""
 
 
 class NoLiveModel(Unavailable):
-    """No version of the model serves yet."""
+    """No version of the model serves yet.
 
-    def __init__(self, model: str) -> None:
-        super().__init__(f"model {model!r} has no live version yet; run `plaudit pretrain` or `plaudit promote N`")
+    Args:
+        problem: why the version that should be live does not run here; "" if there is none.
+    """
+
+    def __init__(self, model: str, problem: str = "") -> None:
+        way_out = problem or "run `plaudit pretrain`, `plaudit import` or `plaudit promote N`"
+        super().__init__(f"model {model!r} has no live version yet; {way_out}")
 
 
 class Draining(Unavailable):

@@ -34,6 +34,11 @@ class DecisionHeader:
     user_group: str = ""
     dynamic_actions: tuple[str, ...] = ()
 
+    @property
+    def dynamic(self) -> bool:
+        """Whether the action was picked from dynamic actions of the request."""
+        return bool(self.dynamic_actions)
+
 
 def header_of(decision: Decision) -> DecisionHeader:
     return DecisionHeader(

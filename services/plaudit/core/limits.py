@@ -62,3 +62,10 @@ MAX_STORED_ID_CHARACTERS: Final = 2_048
 """Longest id of a record that is kept: PostgreSQL indexes no longer ones."""
 MAX_FEATURE: Final = 1e6
 """Largest absolute value of an embedding or base logit that is learned from: sums of squares stay exact enough."""
+
+# --- runs of graphs --------------------------------------------------------------------------------------------------
+
+MAX_TOLD_REASON_CHARACTERS: Final = 300
+"""Longest part of a library's own error that an error to a client repeats."""
+MAX_RUN_S: Final = 60.0
+"""Longest run of a graph whose callers set no deadline; where they did, the latest deadline ends it."""

@@ -88,7 +88,8 @@ class ServingSettings:
     drain_s: Positive = 10.0
     """Time that requests in flight may take to finish at shutdown."""
     admin_token: str | None = field(default=None, repr=False)
-    """Token that Promote, Rollback and Pin require. None: they are open to every client that reaches the port."""
+    """Token that calls require which change what serves: promote, roll back, pin, experiments, loading of models. None:
+    they are open to every client that reaches the port."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Final, Literal, Protocol, TypeVar
+from typing import Final, Literal, Protocol, TypedDict, TypeVar, Unpack
 
 Answer = TypeVar("Answer")
 Kind = Literal["internal", "server", "client"]
@@ -21,6 +21,20 @@ MOST_LINKS: Final = 128
 """Largest number of links of one span; OpenTelemetry's default."""
 
 
+class SpanOptions(TypedDict, total=False):
+    """Attributes:
+    kind: ``internal`` by default.
+    parent: a traceparent; by default, and where it is "", the present span, if there is one.
+    links: traceparents; "" among them are left out.
+    attributes: none by default.
+    """
+
+    kind: Kind
+    parent: str
+    links: Iterable[str]
+    attributes: Attributes | None
+
+
 class Tracing(Protocol):
     """Safe to use from several threads; a span is the present one of the thread that began it."""
 
@@ -29,38 +43,17 @@ class Tracing(Protocol):
         """False if nothing is traced, so that busy callers need not collect attributes and links."""
         ...
 
-    def span(
-        self,
-        name: str,
-        *,
-        kind: Kind = "internal",
-        parent: str = "",
-        links: Iterable[str] = (),
-        attributes: Attributes | None = None,
-    ) -> AbstractContextManager[object]:
-        """A span around what is done inside.
-
-        Args:
-            parent: a traceparent; "" is the present span, if there is one.
-            links: traceparents; "" among them are left out.
-        """
+    def span(self, name: str, **options: Unpack[SpanOptions]) -> AbstractContextManager[object]:
+        """A span around what is done inside."""
         ...
 
     def stream(
-        self, name: str, answers: Callable[[], Iterator[Answer]], *, kind: Kind = "internal", parent: str = ""
+        self, name: str, answers: Callable[[], Iterator[Answer]], **options: Unpack[SpanOptions]
     ) -> Iterator[Answer]:
         """The answers, with one span around the making of all of them, and around nothing else."""
         ...
 
-    def record(
-        self,
-        name: str,
-        began_ns: int,
-        *,
-        parent: str = "",
-        links: Iterable[str] = (),
-        attributes: Attributes | None = None,
-    ) -> None:
+    def record(self, name: str, began_ns: int, **options: Unpack[SpanOptions]) -> None:
         """A span that began at ``began_ns``, on the clock of ``time.time_ns``, and ends now."""
         ...
 
@@ -82,15 +75,15 @@ class NoTracing:
 
     enabled: Final = False
 
-    def span(self, name: str, **_: object) -> AbstractContextManager[object]:
+    def span(self, name: str, **options: Unpack[SpanOptions]) -> AbstractContextManager[object]:
         return nullcontext()
 
     def stream(
-        self, name: str, answers: Callable[[], Iterator[Answer]], *, kind: Kind = "internal", parent: str = ""
+        self, name: str, answers: Callable[[], Iterator[Answer]], **options: Unpack[SpanOptions]
     ) -> Iterator[Answer]:
         return answers()
 
-    def record(self, name: str, began_ns: int, **_: object) -> None:
+    def record(self, name: str, began_ns: int, **options: Unpack[SpanOptions]) -> None:
         return None
 
     def present(self) -> str:

@@ -60,7 +60,19 @@ _IMPLICIT_FROM_WIRE: Final = {wire: kind for kind, wire in _IMPLICIT_TO_WIRE.ite
 _DTYPES: Final[dict[content_pb2.DataType, np.dtype[Any]]] = {
     content_pb2.DATA_TYPE_FP32: np.dtype("<f4"),
     content_pb2.DATA_TYPE_INT64: np.dtype("<i8"),
+    content_pb2.DATA_TYPE_FP16: np.dtype("<f2"),
+    content_pb2.DATA_TYPE_FP64: np.dtype("<f8"),
+    content_pb2.DATA_TYPE_INT8: np.dtype("i1"),
+    content_pb2.DATA_TYPE_INT16: np.dtype("<i2"),
+    content_pb2.DATA_TYPE_INT32: np.dtype("<i4"),
+    content_pb2.DATA_TYPE_UINT8: np.dtype("u1"),
+    content_pb2.DATA_TYPE_UINT16: np.dtype("<u2"),
+    content_pb2.DATA_TYPE_UINT32: np.dtype("<u4"),
+    content_pb2.DATA_TYPE_UINT64: np.dtype("<u8"),
+    content_pb2.DATA_TYPE_BOOL: np.dtype("?"),
 }
+
+_DTYPE_NAMES: Final = ", ".join(dtype.name for dtype in _DTYPES.values())
 
 
 # --- content ---------------------------------------------------------------------------------------------------------
@@ -94,18 +106,19 @@ def content_to_wire(content: Content) -> content_pb2.Content:
 
 
 def tensor_to_wire(array: npt.NDArray[Any]) -> content_pb2.Tensor:
-    """Tensor message of an array. Raises ValueError if it is neither float32 nor int64."""
+    """Tensor message of an array. Raises ValueError if it holds neither numbers nor truth values."""
     for data_type, dtype in _DTYPES.items():
         if array.dtype == dtype:
             data = np.ascontiguousarray(array, dtype=dtype).tobytes()
             return content_pb2.Tensor(data_type=data_type, shape=array.shape, data=data)
-    raise ValueError(f"dtype {array.dtype} is neither float32 nor int64")
+    raise ValueError(f"dtype {array.dtype} is none of a tensor message; there are {_DTYPE_NAMES}")
 
 
 def _tensor_from_wire(message: content_pb2.Tensor, field: str) -> npt.NDArray[Any]:
     dtype = _DTYPES.get(message.data_type)
     if dtype is None:
-        raise InvalidInput(f"{field}.data_type", f"{message.data_type} is neither DATA_TYPE_FP32 nor DATA_TYPE_INT64")
+        known = ", ".join(content_pb2.DataType.Name(each) for each in _DTYPES)
+        raise InvalidInput(f"{field}.data_type", f"{message.data_type} is none of {known}")
     rank = len(message.shape)
     if rank > MAX_TENSOR_RANK:  # before the lengths are multiplied: a product of many is quadratic in their number
         raise InvalidInput(f"{field}.shape", f"has {rank} axes; at most {MAX_TENSOR_RANK} are taken")

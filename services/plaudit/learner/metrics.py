@@ -67,9 +67,10 @@ class LearnerMetrics:
         )
         self.policy_kl = gauge(
             "policy_kl_nats",
-            "After the last swap: mean KL of the live policy from its reference and from the version before it.",
+            "After the last swap: mean KL of the live policy, by head, from its reference and the version before it.",
             "model",
             "against",
+            "head",
         )
         self.freshness_seconds = seconds("freshness", "From a batch's latest feedback to the refresh that learned it.")
         self.e_value = gauge("comparison_e_value", "Running comparison with the gated version, by claim.", "claim")
@@ -101,7 +102,8 @@ class LearnerMetrics:
         self.canary_n = gauge("canary_experiences", "Experiences that the experiment under way has counted.")
         self.gate_n = gauge("gate_experiences", "Experiences that the gate has counted for the present candidate.")
         self.gate_left_out = counter(
-            "gate_left_out_total", "Experiences that the gate left out: decisions between dynamic actions."
+            "gate_left_out_total",
+            "Experiences that the gate left out: their content is not stored, or the candidate cannot answer them.",
         )
         self.gate_e_value = gauge("gate_e_value", "Evidence on the candidate at the gate, by claim.", "claim")
         self.gate_gain = gauge(

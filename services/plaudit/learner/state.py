@@ -125,9 +125,11 @@ class LearnerState:
         if learned is not None:
             values |= {kind.KEY: learned.head(kind) for kind in HEAD_KINDS}
         changed = {part: value for part, value in values.items() if value is not getattr(self, part)}
-        encoded = {part: None if value is None else _CODECS[part].encode(value) for part, value in changed.items()}
-        for version, state in (served_heads or {}).items():
-            encoded[_served_head(version)] = None if state is None else state.to_bytes()
+        encoded = {
+            _served_head(version): None if state is None else state.to_bytes()
+            for version, state in (served_heads or {}).items()
+        }
+        encoded |= {part: None if value is None else _CODECS[part].encode(value) for part, value in changed.items()}
         self._store.save(replace(commit or LeaderCommit(), state=encoded))
         for part, value in changed.items():
             setattr(self, part, value)

@@ -6,6 +6,7 @@ Notation:
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -21,10 +22,12 @@ from tokenizers import Tokenizer
 
 from plaudit.adapters.runtime.session import CPU, Arrays, Device, Graph, choose_providers, return_free_memory
 from plaudit.core.ports.runtime import TrunkOutputs
+from plaudit.core.reasons import told_reason
 from plaudit_models.bandit.dynamic_actions import DynamicActionHead, dynamic_action_head_from_bytes
 from plaudit_models.bandit.reward_model import CorruptState
 from plaudit_models.bundle import (
     DYNAMIC_HEAD,
+    DYNAMIC_HEAD_GOLDEN,
     HEAD,
     HEAD_GOLDEN,
     TEXT_SCORER,
@@ -38,7 +41,7 @@ from plaudit_models.bundle import (
     digest_file,
     verify,
 )
-from plaudit_models.preprocess import assemble, blank, input_dtype, read_tokenizer, tokenize_all
+from plaudit_models.preprocess import input_dtype, read_tokenizer, tokenize_all
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING, PRESENT, SCORES, TOKENS, VECTORS, ModelSpec, TextModality
 
 Float = npt.NDArray[np.float32]
@@ -112,10 +115,13 @@ class OnnxRuntime:
             _, modality = manifest.spec.dynamic_action_modality
             _check_contract(graph, {TOKENS: ("tensor(int64)", list(modality.shape))})
             texts = self._texts[key] = _TextGraph(graph, _arrays(folder / manifest.stored_name(TEXT_SCORER_GOLDEN)))
-        head = _dynamic_head(folder, manifest) if manifest.has(DYNAMIC_HEAD) else None
-        text_scorer = _TextScorer(texts, head, trunk.tokenizer, manifest.spec)
-        text_scorer.prove(f"{DYNAMIC_HEAD} in {folder}", trunk.golden_outputs[EMBEDDING])
-        return text_scorer
+        vectors, embeddings = texts.golden_vectors, trunk.golden_outputs[EMBEDDING]
+        if vectors.shape[1:] != embeddings.shape[1:]:
+            raise CorruptBundle(
+                f"{TEXT_SCORER} in {folder}: vectors are {vectors.shape[1:]}, the embedding is {embeddings.shape[1:]}"
+            )
+        head = _dynamic_head(folder, manifest, embeddings, vectors) if manifest.has(DYNAMIC_HEAD) else None
+        return _TextScorer(texts, head, trunk.tokenizer, manifest.spec)
 
     def _trunk(self, folder: Path, manifest: Manifest) -> _Trunk:
         sealed = (manifest.files.get(name) for name in (TRUNK, TRUNK_GOLDEN, TOKENIZER))
@@ -125,7 +131,9 @@ class OnnxRuntime:
             trunk = _Trunk(self._open(folder / TRUNK), _tokenizer(folder, manifest), _arrays(folder / TRUNK_GOLDEN))
             self._trunks[key] = trunk
             return_free_memory()
-        _check_contract(trunk.graph, _trunk_inputs(manifest.spec))
+        # A graph that was imported may have a fixed batch; its session runs any number of rows in parts.
+        fixed_rows = trunk.graph.fixed_rows if manifest.spec.outputs else 0
+        _check_contract(trunk.graph, _trunk_inputs(manifest.spec), fixed_rows)
         return trunk
 
     def _digest(self, path: Path) -> FileDigest:
@@ -151,8 +159,8 @@ class OnnxModel:
         self._text_scorer = text_scorer
         self._warm_heads: set[int] = set()
 
-    def trunk(self, inputs: Arrays, outputs: Sequence[str] = ()) -> TrunkOutputs:
-        embedding, base_logits, *native = self._trunk.graph.run([EMBEDDING, BASE_LOGITS, *outputs], inputs)
+    def trunk(self, inputs: Arrays, outputs: Sequence[str] = (), deadline_s: float = math.inf) -> TrunkOutputs:
+        embedding, base_logits, *native = self._trunk.graph.run([EMBEDDING, BASE_LOGITS, *outputs], inputs, deadline_s)
         return TrunkOutputs(embedding, base_logits, dict(zip(outputs, native, strict=True)))
 
     def head(self, embedding: Float, base_logits: Float) -> Float:
@@ -173,7 +181,7 @@ class OnnxModel:
         spec = self.manifest.spec
         for size in batch_sizes:
             if again or size not in self._trunk.warm:
-                self.trunk(assemble(spec, [blank(spec)] * size))
+                self.trunk(self._trunk.recorded(size))
                 self._trunk.warm.add(size)
             if again or size not in self._warm_heads:
                 self.head(
@@ -198,9 +206,13 @@ class _Trunk:
         self.tokenizer = tokenizer
         self.warm: set[int] = set()
         outputs = {EMBEDDING, BASE_LOGITS}
-        inputs = {name: array for name, array in golden.items() if name not in outputs}
-        _prove(self.graph, inputs, golden, [EMBEDDING, BASE_LOGITS])
+        self._inputs = {name: array for name, array in golden.items() if name not in outputs}
+        _prove(self.graph, self._inputs, golden, [EMBEDDING, BASE_LOGITS])
         self.golden_outputs = {name: golden[name] for name in outputs}
+
+    def recorded(self, rows: int) -> Arrays:
+        """That many recorded inputs, one after the other and again from the first."""
+        return {name: np.resize(array, (rows, *array.shape[1:])) for name, array in self._inputs.items()}
 
 
 class _TextGraph:
@@ -229,18 +241,9 @@ class _TextScorer:
     def scores(self, embedding: Float, vectors: Float, base_logits: Float) -> npt.NDArray[np.floating]:
         return base_logits if self._head is None else self._head.scores(embedding, vectors, base_logits)
 
-    def prove(self, where: str, embeddings: Float) -> None:
-        """Raises CorruptBundle if golden contexts and texts differ in size, or their scores are not finite."""
-        vectors = self._texts.golden_vectors
-        if vectors.shape[1:] != embeddings.shape[1:]:
-            raise CorruptBundle(f"{where}: vectors are {vectors.shape[1:]}, the embedding is {embeddings.shape[1:]}")
-        for embedding in embeddings:
-            scores = self.scores(embedding, vectors, vectors @ embedding)
-            if scores.shape != (len(vectors),) or not np.isfinite(scores).all():
-                raise CorruptBundle(f"{where}: its scores of the golden texts are not {len(vectors)} finite numbers")
 
-
-def _dynamic_head(folder: Path, manifest: Manifest) -> DynamicActionHead:
+def _dynamic_head(folder: Path, manifest: Manifest, embeddings: Float, vectors: Float) -> DynamicActionHead:
+    """The head, proven on the recorded contexts and texts. Raises CorruptBundle."""
     where = f"{DYNAMIC_HEAD} in {folder}"
     try:
         head = dynamic_action_head_from_bytes((folder / manifest.stored_name(DYNAMIC_HEAD)).read_bytes())
@@ -249,6 +252,11 @@ def _dynamic_head(folder: Path, manifest: Manifest) -> DynamicActionHead:
     space = head.state.space
     if (space.trunk_digest, space.text_scorer_digest) != (manifest.trunk_digest, manifest.sha256(TEXT_SCORER)):
         raise CorruptBundle(f"{where}: was learned on another trunk or text scorer than those beside it")
+    found = head.scores_in(embeddings, vectors)
+    recorded = _arrays(folder / DYNAMIC_HEAD_GOLDEN) if manifest.has(DYNAMIC_HEAD_GOLDEN) else {SCORES: found}
+    if SCORES not in recorded:
+        raise CorruptBundle(f"{where}: its golden file lacks {[SCORES]}")
+    _require_same(where, SCORES, found, recorded[SCORES])
     return head
 
 
@@ -267,8 +275,10 @@ def _row(size: int) -> tuple[str, list[int]]:
     return "tensor(float)", [size]
 
 
-def _check_contract(graph: Graph, expected: Mapping[str, tuple[str, list[int]]]) -> None:
-    """Raises CorruptBundle if the inputs are not the expected ones, each with a batch axis of any length in front."""
+def _check_contract(graph: Graph, expected: Mapping[str, tuple[str, list[int]]], fixed_rows: int = 0) -> None:
+    """Raises CorruptBundle if the inputs are not the expected ones, each with a batch axis in front: of any length, or
+    of ``fixed_rows``.
+    """
     found = graph.inputs()
     where = f"{graph.path.name} in {graph.path.parent}"
     if found.keys() != expected.keys():
@@ -276,7 +286,7 @@ def _check_contract(graph: Graph, expected: Mapping[str, tuple[str, list[int]]])
     for name, (dtype, shape) in expected.items():
         found_dtype, found_shape = found[name]
         lengths = [length if isinstance(length, int) else -1 for length in found_shape]
-        if found_dtype != dtype or lengths != [-1, *shape]:
+        if found_dtype != dtype or lengths[1:] != shape or lengths[0] != (fixed_rows or -1):
             raise CorruptBundle(
                 f"{where}: input {name} is {found_dtype} {found_shape}, the spec says {dtype} [any, {str(shape)[1:]}"
             )
@@ -292,16 +302,20 @@ def _prove(graph: Graph, inputs: Arrays, expected: Arrays, outputs: Sequence[str
         try:
             found = graph.run(outputs, {name: array[rows] for name, array in inputs.items()})
         except Exception as error:  # onnxruntime's exceptions have no common base
-            raise CorruptBundle(f"{where}: cannot run its golden inputs: {error}") from error
+            raise CorruptBundle(f"{where}: cannot run its golden inputs: {told_reason(error)}") from error
         for name, array in zip(outputs, found, strict=True):
-            wanted = expected[name][rows]
-            if len(wanted) == 0 or array.shape != wanted.shape:
-                raise CorruptBundle(f"{where}: {name} has the shape {array.shape}, golden is {wanted.shape}")
-            if not np.isfinite(array).all():
-                raise CorruptBundle(f"{where}: {name} is not finite on its golden inputs")
-            if not np.allclose(array, wanted, rtol=RELATIVE_TOLERANCE, atol=ABSOLUTE_TOLERANCE):
-                worst = float(np.abs(array - wanted).max())
-                raise CorruptBundle(f"{where}: {name} differs from its golden output by {worst:.2g}")
+            _require_same(where, name, array, expected[name][rows])
+
+
+def _require_same(where: str, name: str, found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> None:
+    """Raises CorruptBundle if an output is not the recorded one, or is not finite."""
+    if len(wanted) == 0 or found.shape != wanted.shape:
+        raise CorruptBundle(f"{where}: {name} has the shape {found.shape}, golden is {wanted.shape}")
+    if not np.isfinite(found).all():
+        raise CorruptBundle(f"{where}: {name} is not finite on its golden inputs")
+    if not np.allclose(found, wanted, rtol=RELATIVE_TOLERANCE, atol=ABSOLUTE_TOLERANCE):
+        worst = float(np.abs(found - wanted).max())
+        raise CorruptBundle(f"{where}: {name} differs from its golden output by {worst:.2g}")
 
 
 def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:

@@ -12,10 +12,12 @@ import contextlib
 import ctypes
 import functools
 import itertools
+import math
 import sys
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -23,7 +25,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from plaudit.adapters.runtime.watchdog import WATCHDOG
 from plaudit.core.errors import ConfigError
+from plaudit.core.reasons import told_reason
 from plaudit_models.bundle import CorruptBundle
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -156,14 +160,24 @@ def return_free_memory() -> None:
 # --- graphs ----------------------------------------------------------------------------------------------------------
 
 
+class InconsistentRows(Exception):
+    """Rows that a graph takes one by one gave outputs of different shapes."""
+
+
 class Graph:
     """An ONNX graph in a session. Safe to use from several threads.
+
+    A graph whose batch is fixed takes any number of rows as well: they are run in parts of that size, the last one
+    filled up with its last row.
 
     Args:
         threads: threads that one run may use.
         cuda_graphs: the providers capture CUDA graphs.
         bind: the device to bind buffers on, where all shapes but the batch are fixed; None: the providers' if it is a
             GPU.
+
+    Attributes:
+        fixed_rows: rows that the graph itself takes at once; 0: any number.
 
     Raises:
         CorruptBundle: onnxruntime cannot load it.
@@ -194,11 +208,15 @@ class Graph:
                 str(path), options, providers=list(providers), enable_fallback=0
             )
         except Exception as error:  # onnxruntime's exceptions have no common base
-            raise CorruptBundle(f"{path.name} in {path.parent}: onnxruntime cannot load it: {error}") from error
+            raise CorruptBundle(
+                f"{path.name} in {path.parent}: onnxruntime cannot load it: {told_reason(error)}"
+            ) from error
         self._bind = bind or ("cuda" if providers[0][0] != CPU else None)
         self._cuda_graphs = cuda_graphs
         self._capture_ids = itertools.count()
         self._of_thread = threading.local()
+        first_axes = [value.shape[0] for value in self._session.get_inputs() if value.shape]
+        self.fixed_rows: Final = first_axes[0] if first_axes and isinstance(first_axes[0], int) else 0
         free_inputs = [value.name for value in self._session.get_inputs() if not _has_fixed_lengths(value)]
         self._bindable = {
             value.name for value in self._session.get_outputs() if not free_inputs and _has_fixed_lengths(value)
@@ -208,20 +226,47 @@ class Graph:
         """Name → ONNX type and shape."""
         return {i.name: (i.type, list(i.shape)) for i in self._session.get_inputs()}
 
-    def run(self, names: Sequence[str], inputs: Arrays) -> list[npt.NDArray[Any]]:
-        """The outputs of these names, ``[b, …]`` like the inputs."""
-        if self._bind is None or not self._bindable.issuperset(names):
-            return self._run_unbound(names, inputs)
-        rows = len(next(iter(inputs.values())))
-        return self._bound(bucket(rows) if self._cuda_graphs else rows, tuple(names)).run(inputs, rows)
+    def run(self, names: Sequence[str], inputs: Arrays, deadline_s: float = math.inf) -> list[npt.NDArray[Any]]:
+        """The outputs of these names, ``[b, …]`` like the inputs.
 
-    def _run_unbound(self, names: Sequence[str], inputs: Arrays) -> list[npt.NDArray[Any]]:
-        options = None
+        Args:
+            deadline_s: when the run is ended, on the clock of ``time.monotonic``.
+
+        Raises:
+            RunStopped: it was ended.
+            Exception: of onnxruntime; the inputs do not suit the graph, or it cannot be run.
+        """
+        if self.fixed_rows:
+            return self._run_in_parts(names, inputs, deadline_s)
+        return self._run(names, inputs, deadline_s)
+
+    def _run(self, names: Sequence[str], inputs: Arrays, deadline_s: float) -> list[npt.NDArray[Any]]:
+        if self._bind is None or not self._bindable.issuperset(names):
+            return self._run_unbound(names, inputs, deadline_s)
+        rows = len(next(iter(inputs.values())))
+        return self._bound(bucket(rows) if self._cuda_graphs else rows, tuple(names)).run(inputs, rows, deadline_s)
+
+    def _run_in_parts(self, names: Sequence[str], inputs: Arrays, deadline_s: float) -> list[npt.NDArray[Any]]:
+        size = self.fixed_rows
+        rows = len(next(iter(inputs.values())))
+        made = []
+        for start in range(0, rows, size):
+            part = {name: array[start : start + size] for name, array in inputs.items()}
+            there = min(size, rows - start)
+            if there < size:
+                part = {name: np.concatenate([a, np.repeat(a[-1:], size - there, axis=0)]) for name, a in part.items()}
+            outputs = self._run(names, part, deadline_s)
+            made.append([array[:there] if array.shape[:1] == (size,) else array for array in outputs])
+        if len(made) == 1:
+            return made[0]
+        return [pieces[0] if pieces[0].ndim == 0 else _joined(pieces) for pieces in zip(*made, strict=True)]
+
+    def _run_unbound(self, names: Sequence[str], inputs: Arrays, deadline_s: float) -> list[npt.NDArray[Any]]:
+        options = onnxruntime.RunOptions()
         if self._cuda_graphs:
-            options = onnxruntime.RunOptions()
             options.add_run_config_entry("gpu_graph_id", "-1")  # its buffers move, so it is not captured
-        outputs: list[npt.NDArray[Any]] = self._session.run(names, inputs, options)
-        return outputs
+        run: Callable[[Any], list[npt.NDArray[Any]]] = partial(self._session.run, names, inputs)
+        return WATCHDOG.run(run, options, deadline_s)
 
     def _bound(self, size: int, names: tuple[str, ...]) -> _Bound:
         """Buffers of this thread, which no other thread writes to."""
@@ -250,9 +295,7 @@ class _Bound:
         self, session: Any, size: int, names: tuple[str, ...], device: str | None, capture_id: int | None
     ) -> None:
         self._session = session
-        self._options = onnxruntime.RunOptions()
-        if capture_id is not None:
-            self._options.add_run_config_entry("gpu_graph_id", str(capture_id))
+        self._capture_id = capture_id
         self._binding = session.io_binding()
         self._staged: dict[str, npt.NDArray[Any]] = {}
         self._inputs: dict[str, Any] = {}
@@ -271,13 +314,23 @@ class _Bound:
             self._outputs.append(output)
             self._binding.bind_ortvalue_output(name, output)
 
-    def run(self, inputs: Arrays, rows: int) -> list[npt.NDArray[Any]]:
+    def run(self, inputs: Arrays, rows: int, deadline_s: float = math.inf) -> list[npt.NDArray[Any]]:
         for name, staged in self._staged.items():
             staged[:rows] = inputs[name]
             staged[rows:] = 0
             self._inputs[name].update_inplace(staged)
-        self._session.run_with_iobinding(self._binding, self._options)
+        options = onnxruntime.RunOptions()
+        if self._capture_id is not None:
+            options.add_run_config_entry("gpu_graph_id", str(self._capture_id))
+        WATCHDOG.run(partial(self._session.run_with_iobinding, self._binding), options, deadline_s)
         return [np.array(output.numpy()[:rows]) for output in self._outputs]  # a copy: the next run writes over it
+
+
+def _joined(pieces: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Rows of several runs. Raises InconsistentRows: they have lengths of their own, so they fit into no array."""
+    if any(piece.shape[1:] != pieces[0].shape[1:] for piece in pieces):
+        raise InconsistentRows(f"rows gave {sorted({piece.shape[1:] for piece in pieces})}; send them one by one")
+    return np.concatenate(pieces)
 
 
 def _has_fixed_lengths(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -28,6 +28,12 @@ SCHEMA: Final = 5
 
 METADATA = MetaData()
 _Number = BigInteger().with_variant(Integer, "sqlite")
+
+
+def _label() -> list[Column[Any]]:
+    """Columns of a label. ``rewards``: JSON, action → reward; NULL once all was retracted."""
+    return [Column("rewards", Text), Column("weight", Double), Column("correction", String)]
+
 
 INTAKE_STATS = Table(
     "intake_stats",
@@ -101,21 +107,17 @@ EXPERIENCES = Table(
     METADATA,
     Column("number", _Number, primary_key=True, autoincrement=False),
     Column("prediction_id", String, nullable=False, unique=True),
-    Column("rewards", Text),
-    Column("weight", Double),
-    Column("correction", String),
+    *_label(),
     Column("probabilities", LargeBinary),
     Column("excluded", Boolean, nullable=False),
 )
-"""``rewards``: JSON, action → reward; NULL once all was retracted. ``probabilities``: little-endian float64."""
+"""``probabilities``: little-endian float64."""
 
 REVISIONS = Table(
     "label_revisions",
     METADATA,
     Column("number", _Number, primary_key=True, autoincrement=False),
-    Column("rewards", Text),
-    Column("weight", Double),
-    Column("correction", String),
+    *_label(),
     Column("times", Integer, nullable=False),
 )
 """The label of an experience as the leader last knew it, where it has changed since."""

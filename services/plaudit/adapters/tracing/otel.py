@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Final, TypeVar
+from typing import Final, TypeVar, Unpack
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import plaudit
-from plaudit.core.tracing import MOST_LINKS, TRACEPARENT, Attributes, Kind
+from plaudit.core.tracing import MOST_LINKS, TRACEPARENT, Attributes, Kind, SpanOptions
 
 Answer = TypeVar("Answer")
 
@@ -41,22 +41,14 @@ class OtelTracing:
         """For a client of the gRPC services, whose calls are then below the present span."""
         return self._provider
 
-    def span(
-        self,
-        name: str,
-        *,
-        kind: Kind = "internal",
-        parent: str = "",
-        links: Iterable[str] = (),
-        attributes: Attributes | None = None,
-    ) -> AbstractContextManager[object]:
-        return self._around(self._begin(name, kind, parent, links, attributes))
+    def span(self, name: str, **options: Unpack[SpanOptions]) -> AbstractContextManager[object]:
+        return self._around(self._begin(name, **options))
 
     def stream(
-        self, name: str, answers: Callable[[], Iterator[Answer]], *, kind: Kind = "internal", parent: str = ""
+        self, name: str, answers: Callable[[], Iterator[Answer]], **options: Unpack[SpanOptions]
     ) -> Iterator[Answer]:
         """The span is the present one only while an answer is made: it may be consumed on another thread."""
-        span = self._begin(name, kind, parent, (), None)
+        span = self._begin(name, **options)
         try:
             with self._around(span, ends=False):
                 made = answers()
@@ -70,16 +62,8 @@ class OtelTracing:
         finally:
             span.end()
 
-    def record(
-        self,
-        name: str,
-        began_ns: int,
-        *,
-        parent: str = "",
-        links: Iterable[str] = (),
-        attributes: Attributes | None = None,
-    ) -> None:
-        self._begin(name, "internal", parent, links, attributes, began_ns).end()
+    def record(self, name: str, began_ns: int, **options: Unpack[SpanOptions]) -> None:
+        self._begin(name, began_ns, **options).end()
 
     def present(self) -> str:
         if not trace.get_current_span().get_span_context().trace_flags.sampled:
@@ -97,11 +81,12 @@ class OtelTracing:
     def _begin(
         self,
         name: str,
-        kind: Kind,
-        parent: str,
-        links: Iterable[str],
-        attributes: Attributes | None,
         began_ns: int | None = None,
+        *,
+        kind: Kind = "internal",
+        parent: str = "",
+        links: Iterable[str] = (),
+        attributes: Attributes | None = None,
     ) -> trace.Span:
         return self._tracer.start_span(
             name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -49,12 +50,19 @@ class ServableModel(Protocol):
         """Tokenizer of the text modalities; None if the version has none."""
         ...
 
-    def trunk(self, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str] = ()) -> TrunkOutputs:
+    def trunk(
+        self, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str] = (), deadline_s: float = math.inf
+    ) -> TrunkOutputs:
         """Content → features.
 
         Args:
             inputs: as :class:`plaudit_models.preprocess.Batch` makes them.
             outputs: names of native outputs of an imported graph that are requested too.
+            deadline_s: when the run is ended, on the clock of ``time.monotonic``.
+
+        Raises:
+            RunStopped: it was ended.
+            Exception: the graph rejects the inputs, or cannot be run.
         """
         ...
 
@@ -81,6 +89,9 @@ class ServableModel(Protocol):
 
     def warm(self, batch_sizes: Sequence[int], again: bool = False) -> None:
         """Run every batch size once that was not run before, so that the first request of that size does not pay.
+
+        Rows are the recorded ones, which the graph is known to take: where it cannot be run on them, it is the version
+        that is at fault.
 
         Args:
             again: run them even if they were run before, such as to time them.

@@ -1,15 +1,17 @@
 """Two policies on the same logged experiences, as :mod:`plaudit_models.evaluation.gate` compares them.
 
-Used by the running comparison of head refreshes with the gated version, and by the gate of fine-tuned versions.
+Used by the running comparison of head refreshes with the gated version, and by the gate of fine-tuned versions. Takes
+decisions of every kind: each is compared over its own actions.
 
 Notation:
-    n: experiences, a: number of actions, k: actions of one experience
+    n: experiences, k: actions of one experience
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -19,7 +21,7 @@ from plaudit.core.experience import DecisionHeader, Experience
 from plaudit.core.ports.registry import VersionReader
 from plaudit.learner.features.context import Context
 from plaudit_models.bandit.policy import Float64
-from plaudit_models.evaluation.gate import Comparison, differences
+from plaudit_models.evaluation.gate import Comparison, Differences, GateRules, differences
 from plaudit_models.evaluation.ope import LoggedRounds
 from plaudit_models.spec import ModelSpec
 
@@ -58,125 +60,72 @@ def can_answer(served: DecisionHeader, spec: ModelSpec) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Policy:
-    """Probabilities, or expected rewards, of a policy in each of n contexts.
+    """Probabilities, or expected rewards, of a policy in one context.
 
     Attributes:
-        actions: its action set.
-        values: shape ``[n, a]``, in that order.
+        actions: what it decides between.
+        values: shape ``[k]``, in that order.
     """
 
     actions: Sequence[str]
-    values: Float64
+    values: Values
 
-    def onto(self, actions: Sequence[str], missing: float = 0.0) -> Float64:
+    def onto(self, actions: Sequence[str], missing: float = 0.0) -> Values:
         """Values in the order of ``actions``, a superset of its own; ``missing`` for actions it does not have."""
-        placed = np.full((len(self.values), len(actions)), missing)
-        placed[:, [actions.index(action) for action in self.actions]] = self.values
-        return placed
+        if actions is self.actions:
+            return self.values
+        own = dict(zip(self.actions, self.values, strict=True))
+        return [own.get(action, missing) for action in actions]
 
 
-def logged_policies(rows: Sequence[Compared], registry: VersionReader, otherwise: Sequence[str]) -> Policy:
-    """Probabilities of the versions that served, as stored with each experience, over all actions that any of them has.
+def logged_policies(rows: Sequence[Compared], registry: VersionReader, otherwise: Sequence[str]) -> list[Policy]:
+    """Probabilities of the versions that served, as stored with each experience.
 
     Args:
         otherwise: action set of versions that are gone: a refresh has that of the version it came from.
     """
-    own = [_actions(registry, row.experience.decision.version, otherwise) for row in rows]
-    actions = list(dict.fromkeys(action for each in dict.fromkeys(own) for action in each))
-    values = np.zeros((len(rows), len(actions)))
-    for i, (row, each) in enumerate(zip(rows, own, strict=True)):
-        values[i, [actions.index(action) for action in each]] = row.experience.probabilities
-    return Policy(actions, values)
+    return [
+        Policy(
+            row.experience.decision.dynamic_actions or _actions(registry, row.experience.decision.version, otherwise),
+            row.experience.probabilities or (),
+        )
+        for row in rows
+    ]
 
 
-def _actions(registry: VersionReader, version: int, otherwise: Sequence[str]) -> tuple[str, ...]:
+def _actions(registry: VersionReader, version: int, otherwise: Sequence[str]) -> Sequence[str]:
     try:
-        return tuple(registry.manifest(version).spec.actions)
+        return registry.manifest(version).spec.actions
     except UnknownVersion:
-        return tuple(otherwise)
+        return otherwise
 
 
 def compare(
     comparison: Comparison,
     rows: Sequence[Compared],
     *,
-    candidate: Policy,
-    baseline: Policy,
-    logged: Policy,
-    q_hat: Policy,
+    candidate: Sequence[Policy],
+    baseline: Sequence[Policy],
+    logged: Sequence[Policy],
+    q_hat: Sequence[Policy],
     n_users: int,
 ) -> Comparison:
-    """The comparison with n more experiences of fixed actions, n ≥ 1, that :func:`counts_as_proof`.
+    """The comparison with n more experiences, n ≥ 1, that :func:`counts_as_proof`.
 
-    The action sets may differ. An action that was never offered counts as the worst there is where gain is to be
-    proven, and as the best where harm is; one that the candidate does not have has probability 0.
+    The actions of policies may differ. An action that was never offered counts as the worst there is where gain is to
+    be proven, and as the best where harm is; one that the candidate does not have has probability 0.
 
     Args:
-        candidate: its probabilities.
+        candidate: its probabilities in each context.
         baseline: those of what it is compared with.
         logged: those of what served.
         q_hat: predicted rewards that know nothing of these experiences.
         n_users: number of users before these experiences.
     """
-    actions = list(dict.fromkeys([*candidate.actions, *baseline.actions, *logged.actions, *q_hat.actions]))
-    return _updated(
-        comparison,
-        rows,
-        [actions.index(row.experience.decision.action) for row in rows],
-        candidate=candidate.onto(actions),
-        baseline=baseline.onto(actions),
-        logged=logged.onto(actions),
-        q_hat=q_hat.onto(actions, missing=0.5),
-        n_users=n_users,
-    )
-
-
-def compare_on_one_trunk(
-    comparison: Comparison,
-    rows: Sequence[Compared],
-    *,
-    candidate: Sequence[Values],
-    baseline: Sequence[Values],
-    logged: Sequence[Values],
-    q_hat: Sequence[Values],
-    n_users: int,
-) -> Comparison:
-    """Comparison as :func:`compare`, of policies with one trunk, so that each decides between the context's own
-    actions.
-
-    Takes decisions of every kind. All values are ``[k]``, in the order of the context's actions. A place in one list of
-    dynamic actions means nothing in another: shorter lists are only filled up with places of probability 0.
-    """
-    return _updated(
-        comparison,
-        rows,
-        [row.context.actions.index(row.experience.decision.action) for row in rows],
-        candidate=_filled(candidate),
-        baseline=_filled(baseline),
-        logged=_filled(logged),
-        q_hat=_filled(q_hat),
-        n_users=n_users,
-    )
-
-
-def _updated(
-    comparison: Comparison,
-    rows: Sequence[Compared],
-    places: Sequence[int],
-    *,
-    candidate: Float64,
-    baseline: Float64,
-    logged: Float64,
-    q_hat: Float64,
-    n_users: int,
-) -> Comparison:
     decisions = [row.experience.decision for row in rows]
-    rounds = LoggedRounds(
-        reward=np.array([row.experience.reward for row in rows], np.float64),
-        action=np.array(places, np.int64),
-        pscore=np.array([decision.propensity for decision in decisions], np.float64),
+    seen = compared_differences(
+        rows, candidate=candidate, baseline=baseline, logged=logged, q_hat=q_hat, rules=comparison.rules
     )
-    seen = differences(rounds, candidate, baseline, q_hat, logging_probs=logged, rules=comparison.rules)
     return comparison.update(
         seen,
         [decision.user_id for decision in decisions],
@@ -184,6 +133,44 @@ def _updated(
         groups=[decision.user_group for decision in decisions],
         n_users=n_users,
     )
+
+
+def compared_differences(
+    rows: Sequence[Compared],
+    *,
+    candidate: Sequence[Policy],
+    baseline: Sequence[Policy],
+    logged: Sequence[Policy],
+    q_hat: Sequence[Policy],
+    rules: GateRules,
+) -> Differences:
+    """Differences ``[n]`` of candidate and baseline, each over all actions that any policy has in its context.
+
+    A place in one list of dynamic actions means nothing in another: shorter rows are only filled up with places of
+    probability 0, which count for nothing.
+    """
+    actions = [_union(of_row) for of_row in zip(candidate, baseline, logged, q_hat, strict=True)]
+    taken = [of_row.index(row.experience.decision.action) for of_row, row in zip(actions, rows, strict=True)]
+    rounds = LoggedRounds(
+        reward=np.array([row.experience.reward for row in rows], np.float64),
+        action=np.array(taken, np.int64),
+        pscore=np.array([row.experience.decision.propensity for row in rows], np.float64),
+    )
+
+    def filled(policies: Sequence[Policy], missing: float = 0.0) -> Float64:
+        return _filled([policy.onto(own, missing) for policy, own in zip(policies, actions, strict=True)])
+
+    return differences(
+        rounds, filled(candidate), filled(baseline), filled(q_hat, 0.5), logging_probs=filled(logged), rules=rules
+    )
+
+
+def _union(policies: Sequence[Policy]) -> Sequence[str]:
+    """Actions that any of the policies has."""
+    first = policies[0].actions
+    if all(policy.actions is first for policy in policies):
+        return first
+    return list(dict.fromkeys(chain.from_iterable(policy.actions for policy in policies)))
 
 
 def _filled(values: Sequence[Values]) -> Float64:

@@ -1,23 +1,52 @@
-"""Propensities of the answers of an experiment under the candidate and under live, which
-:mod:`plaudit_models.evaluation.two_arm_test` weighs with.
+"""Probabilities of logged decisions: of all actions under the version that served each, and of the answers of an
+experiment under the candidate and under live, which :mod:`plaudit_models.evaluation.two_arm_test` weighs with.
 
 Knows nothing about what follows from an experiment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from plaudit.core.errors import UnknownVersion
+from plaudit.core.events import Features
 from plaudit.core.experience import Experience
-from plaudit.core.ports.store import FeatureStore
+from plaudit.core.ports.store import ExperienceReader, FeatureStore
 from plaudit.learner.evaluation.off_policy import can_answer
-from plaudit.learner.features.features import contexts_on, features_on
+from plaudit.learner.features.features import contexts_on, features_on, stored_features
 from plaudit.learner.features.policies import PolicyCache
 from plaudit_models.bandit.policy import Float64
 from plaudit_models.evaluation.two_arm_test import Propensities
+
+
+def served_probabilities(
+    fresh: Sequence[Experience], features: Mapping[str, Features], store: ExperienceReader, policies: PolicyCache
+) -> dict[int, tuple[float, ...]]:
+    """Probabilities of the version that served each, by experience number, of those whose version is still there.
+
+    Args:
+        features: on the live trunk, which is the one that served but around a change of trunk.
+    """
+    by_version: dict[int, list[Experience]] = {}
+    for experience in fresh:
+        by_version.setdefault(experience.decision.version, []).append(experience)
+    served: dict[int, tuple[float, ...]] = {}
+    for version, group in by_version.items():
+        try:
+            policy = policies.version(version)
+        except UnknownVersion:
+            continue  # pruned: feedback came very late
+        digest = policy.manifest.trunk_digest
+        ids = [e.decision.prediction_id for e in group]
+        own = {id_: features[id_] for id_ in ids if id_ in features and features[id_].trunk_digest == digest}
+        missing = [e for e in group if e.decision.prediction_id not in own]
+        contexts = contexts_on(policy, store, group, own | stored_features(digest, store, missing))
+        with_context = [e for e in group if e.decision.prediction_id in contexts]
+        answers = policy.answers([contexts[e.decision.prediction_id] for e in with_context])
+        served |= {e.number: tuple(row.tolist()) for e, row in zip(with_context, answers, strict=True)}
+    return served
 
 
 def propensities_of(

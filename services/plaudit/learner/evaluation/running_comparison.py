@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from plaudit.core.experience import Experience
 from plaudit.core.ports.registry import VersionReader
-from plaudit.learner.evaluation.off_policy import Compared, compare_on_one_trunk, counts_as_proof
+from plaudit.learner.evaluation.off_policy import Compared, Policy, Values, compare, counts_as_proof
 from plaudit.learner.features.policies import PolicyCache
 from plaudit_models.bandit.features import Float64
 from plaudit_models.evaluation.e_process import as_json
@@ -69,14 +69,19 @@ def update(
     ]
     if not rows:
         return running
-    served = [row.experience.probabilities or () for row in rows]
-    compared = compare_on_one_trunk(
+
+    def over(values: Sequence[Values]) -> list[Policy]:
+        """Policies of one trunk decide between the same actions."""
+        return [Policy(row.context.actions, of_row) for row, of_row in zip(rows, values, strict=True)]
+
+    served = over([row.experience.probabilities or () for row in rows])
+    compared = compare(
         running.comparison,
         rows,
         candidate=served,
-        baseline=gated.answers([row.context for row in rows]),
+        baseline=over(gated.answers([row.context for row in rows])),
         logged=served,
-        q_hat=[q_hat[row.experience.number] for row in rows],
+        q_hat=over([q_hat[row.experience.number] for row in rows]),
         n_users=n_users,
     )
     return replace(running, comparison=compared)

@@ -18,6 +18,7 @@ from typing import ClassVar, Final, Protocol, Self, TypeVar
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from plaudit.core.experience import DecisionHeader
 from plaudit.learner.features.context import Context, LabelledContext, stack
 from plaudit_models.bandit.dynamic_actions import (
     DynamicActionEvidence,
@@ -27,7 +28,6 @@ from plaudit_models.bandit.dynamic_actions import (
     bounded_dynamic_step,
     dynamic_action_head_from_bytes,
     dynamic_action_state_from_bytes,
-    empty_dynamic_action_state,
     evidence_of_list,
     expected_rewards,
 )
@@ -38,12 +38,19 @@ from plaudit_models.bandit.reward_model import (
     Evidence,
     RewardPrior,
     RewardState,
-    empty_state,
     posterior,
     state_from_bytes,
 )
-from plaudit_models.bundle import DYNAMIC_HEAD, HEAD, HEAD_GOLDEN, TRUNK_GOLDEN, Manifest
-from plaudit_models.spec import BASE_LOGITS, EMBEDDING, SCORES
+from plaudit_models.bundle import (
+    DYNAMIC_HEAD,
+    DYNAMIC_HEAD_GOLDEN,
+    HEAD,
+    HEAD_GOLDEN,
+    TEXT_SCORER_GOLDEN,
+    TRUNK_GOLDEN,
+    Manifest,
+)
+from plaudit_models.spec import BASE_LOGITS, EMBEDDING, SCORES, VECTORS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,11 +67,11 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True)
-class LiveVersion:
-    """The version that a refresh starts from.
+class BuiltVersion:
+    """A version, as far as it tells what its heads were built from.
 
     Attributes:
-        evidence: what its head of fixed actions was built from; None: from nothing, or it is not known.
+        evidence: of its head of fixed actions, which the graph does not tell; None: there was none, or it is not known.
     """
 
     manifest: Manifest
@@ -89,7 +96,7 @@ class StepRules:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadStep:
-    """A step from the served head towards the latest evidence.
+    """A step from a served head towards the latest evidence.
 
     Attributes:
         head: evidence to build the new head from.
@@ -120,12 +127,16 @@ class ActionHead(Protocol):
     def from_bytes(cls, raw: bytes) -> Self:
         """Inverse of :meth:`to_bytes`. Raises CorruptState."""
 
+    @classmethod
+    def of_version(cls, version: BuiltVersion) -> Self | None:
+        """Evidence that the version's head was built from; None if there was none, or it is not known."""
+
     def to_bytes(self) -> bytes:
         """The evidence as safetensors."""
 
     @staticmethod
-    def owns(context: Context) -> bool:
-        """Whether the context is of this head's kind. The methods below take only such."""
+    def owns(decision: Context | DecisionHeader) -> bool:
+        """Whether the decision is of this head's kind. The methods below take only such."""
 
     def add(self, labelled: Sequence[LabelledContext]) -> Self:
         """The evidence with these labels."""
@@ -136,10 +147,8 @@ class ActionHead(Protocol):
     def expected(self, prior: RewardPrior, contexts: Sequence[Context]) -> list[Expected]:
         """Rewards that are expected in each context."""
 
-    def step_from(self, live: LiveVersion, recent: Sequence[Context], rules: StepRules) -> HeadStep:
-        """Step from the evidence that ``live`` serves towards this one, as far as the rules allow on recent
-        contexts.
-        """
+    def step_from(self, served: Self, recent: Sequence[Context], rules: StepRules) -> HeadStep:
+        """Step from what is served towards this evidence, as far as the rules allow on one or more recent contexts."""
 
     def write(self, folder: Path, settings: HeadSettings) -> None:
         """Write the head into a version folder that has its trunk and golden pairs."""
@@ -162,12 +171,16 @@ class FixedActions:
     def from_bytes(cls, raw: bytes) -> FixedActions:
         return cls(state_from_bytes(raw))
 
+    @classmethod
+    def of_version(cls, version: BuiltVersion) -> FixedActions | None:
+        return None if version.evidence is None else cls(version.evidence)
+
     def to_bytes(self) -> bytes:
         return self.state.to_bytes()
 
     @staticmethod
-    def owns(context: Context) -> bool:
-        return not context.dynamic
+    def owns(decision: Context | DecisionHeader) -> bool:
+        return not decision.dynamic
 
     def add(self, labelled: Sequence[LabelledContext]) -> FixedActions:
         return FixedActions(self.state.add(evidence_of(self.space, labelled))) if labelled else self
@@ -184,12 +197,9 @@ class FixedActions:
         known = np.clip(1.0 - variance / belief.prior_variance(phi), 0.0, 1.0)
         return [Expected(*each) for each in zip(rewards, known, strict=True)]
 
-    def step_from(self, live: LiveVersion, recent: Sequence[Context], rules: StepRules) -> HeadStep:
-        served = live.evidence or empty_state(self.space)
-        if not recent:
-            return HeadStep(FixedActions(served))
+    def step_from(self, served: FixedActions, recent: Sequence[Context], rules: StepRules) -> HeadStep:
         rows = stack([context.features for context in recent])
-        step = bounded_step(rules.settings, served, self.state, *rows, floor=rules.floor, max_kl=rules.max_kl)
+        step = bounded_step(rules.settings, served.state, self.state, *rows, floor=rules.floor, max_kl=rules.max_kl)
         return HeadStep(FixedActions(step.state), len(recent), step.share, step.kl)
 
     def write(self, folder: Path, settings: HeadSettings) -> None:
@@ -202,7 +212,7 @@ class FixedActions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DynamicActions:
-    """Evidence about dynamic actions, and ``dynamic_head.safetensors``."""
+    """Evidence about dynamic actions, and ``dynamic_head.safetensors`` with its golden scores."""
 
     state: DynamicActionState
 
@@ -217,12 +227,19 @@ class DynamicActions:
     def from_bytes(cls, raw: bytes) -> DynamicActions:
         return cls(dynamic_action_state_from_bytes(raw))
 
+    @classmethod
+    def of_version(cls, version: BuiltVersion) -> DynamicActions | None:
+        if not version.manifest.has(DYNAMIC_HEAD):
+            return None
+        raw = (version.folder / version.manifest.stored_name(DYNAMIC_HEAD)).read_bytes()
+        return cls(dynamic_action_head_from_bytes(raw).state)
+
     def to_bytes(self) -> bytes:
         return self.state.to_bytes()
 
     @staticmethod
-    def owns(context: Context) -> bool:
-        return context.dynamic
+    def owns(decision: Context | DecisionHeader) -> bool:
+        return decision.dynamic
 
     def add(self, labelled: Sequence[LabelledContext]) -> DynamicActions:
         return DynamicActions(self.state.add(self._evidence(labelled))) if labelled else self
@@ -241,27 +258,22 @@ class DynamicActions:
     def expected(self, prior: RewardPrior, contexts: Sequence[Context]) -> list[Expected]:
         return [Expected(*expected_rewards(self.state, prior, context.action_list)) for context in contexts]
 
-    def step_from(self, live: LiveVersion, recent: Sequence[Context], rules: StepRules) -> HeadStep:
-        served = self._served_by(live)
-        if not recent:
-            return HeadStep(DynamicActions(served))
+    def step_from(self, served: DynamicActions, recent: Sequence[Context], rules: StepRules) -> HeadStep:
         lists = [context.action_list for context in recent]
-        step = bounded_dynamic_step(rules.settings, served, self.state, lists, floor=rules.floor, max_kl=rules.max_kl)
+        step = bounded_dynamic_step(
+            rules.settings, served.state, self.state, lists, floor=rules.floor, max_kl=rules.max_kl
+        )
         return HeadStep(DynamicActions(step.state), len(recent), step.share, step.kl)
-
-    def _served_by(self, live: LiveVersion) -> DynamicActionState:
-        """Evidence that live's head was built from; none if that is of another feature space."""
-        if live.manifest.has(DYNAMIC_HEAD):
-            raw = (live.folder / live.manifest.stored_name(DYNAMIC_HEAD)).read_bytes()
-            served = dynamic_action_head_from_bytes(raw).state
-            if served.space == self.space:
-                return served
-        return empty_dynamic_action_state(self.space)
 
     def write(self, folder: Path, settings: HeadSettings) -> None:
         """Nothing where nothing was said: without a head, dynamic actions are scored by their base logits."""
-        if self.state.weight:
-            (folder / DYNAMIC_HEAD).write_bytes(DynamicActionHead(settings, self.state).to_bytes())
+        if not self.state.weight:
+            return
+        head = DynamicActionHead(settings, self.state)
+        (folder / DYNAMIC_HEAD).write_bytes(head.to_bytes())
+        vectors = load_file(folder / TEXT_SCORER_GOLDEN)[VECTORS]
+        scores = head.scores_in(load_file(folder / TRUNK_GOLDEN)[EMBEDDING], vectors)
+        save_file({SCORES: scores.astype("float32")}, folder / DYNAMIC_HEAD_GOLDEN)
 
 
 HEAD_KINDS: Final[tuple[type[ActionHead], ...]] = (FixedActions, DynamicActions)
@@ -314,11 +326,49 @@ class Learned:
             expected |= zip(own, head.expected(prior, list(own.values())), strict=True)
         return expected
 
-    def steps_from(self, live: LiveVersion, recent: Sequence[Context], rules: StepRules) -> list[HeadStep]:
-        """One step per head, each on the latest of the recent contexts that are its own."""
-        return [
-            head.step_from(live, [context for context in recent if head.owns(context)], rules) for head in self.heads
-        ]
+    def of_version(self, version: BuiltVersion) -> Learned:
+        """Evidence that the version's heads were built from. Where a head has none, or some of another feature space,
+        that of the same head here, which is then to be empty.
+        """
+        found = [(type(head).of_version(version), head) for head in self.heads]
+        return Learned(tuple(head if own is None or own.space != head.space else own for own, head in found))
+
+    def step_from(self, served: Learned, recent: Sequence[Context], rules: StepRules) -> LearnedStep | None:
+        """Step of every head, each measured on those of the recent contexts that are its own; one that has none stays.
+        None if no head has any.
+        """
+        steps = []
+        for head, before in zip(self.heads, served.heads, strict=True):
+            own = [context for context in recent if head.owns(context)]
+            steps.append(head.step_from(before, own, rules) if own else HeadStep(before))
+        measured = [step for step in steps if step.n_contexts]
+        if not measured:
+            return None
+        return LearnedStep(
+            Learned(tuple(step.head for step in steps)),
+            share=min(step.share for step in measured),
+            kl=max(step.kl for step in measured),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LearnedStep:
+    """A step of all heads at once.
+
+    Attributes:
+        learned: evidence to build the new heads from.
+        share: of the head that went the smallest share of its way.
+        kl: of the head that moved the policy most, in nats.
+    """
+
+    learned: Learned
+    share: float
+    kl: float
+
+    @property
+    def stays(self) -> bool:
+        """Whether nothing moves, because the smallest step that can be taken is too large."""
+        return self.share == 0.0 and self.kl == 0.0
 
 
 def evidence_of(space: FeatureSpace, labelled: Sequence[LabelledContext]) -> Evidence:

@@ -22,11 +22,6 @@ CHUNK: Final = 256
 Save = Callable[[LeaderCommit], None]
 
 
-def is_dynamic(experience: Experience) -> bool:
-    """Whether its action was picked from dynamic actions of the request."""
-    return bool(experience.decision.dynamic_actions)
-
-
 def features_on(
     version: LoadedPolicy, store: ExperienceReader, experiences: Sequence[Experience], save: Save
 ) -> dict[str, Features]:
@@ -52,7 +47,7 @@ def made_features(
     version: LoadedPolicy, store: ExperienceReader, experiences: Sequence[Experience]
 ) -> dict[str, Features]:
     """Features made from stored content, by prediction id."""
-    usable = [e for e in experiences if version.scores_dynamic_actions or not is_dynamic(e)]
+    usable = [e for e in experiences if version.scores_dynamic_actions or not e.decision.dynamic]
     ids = [e.decision.prediction_id for e in usable]
     if not ids:
         return {}
@@ -83,7 +78,7 @@ def contexts_on(
         if id_ in lists:
             ids, vectors = lists[id_]
             contexts[id_] = Context(features[id_], ids, vectors=vectors)
-        elif id_ in features and not is_dynamic(experience) and len(features[id_].base_logits) == len(actions):
+        elif id_ in features and not decision.dynamic and len(features[id_].base_logits) == len(actions):
             contexts[id_] = Context(features[id_], actions, decision.allowed_actions)
     return contexts
 
@@ -122,7 +117,7 @@ def _action_lists(
     """Ids and vectors ``[k, d]`` of the dynamic actions of those that have features, by prediction id."""
     if not version.scores_dynamic_actions:
         return {}
-    dynamic = [e.decision.prediction_id for e in experiences if is_dynamic(e)]
+    dynamic = [e.decision.prediction_id for e in experiences if e.decision.dynamic]
     ids = [id_ for id_ in dynamic if id_ in features]
     return {
         id_: ([action.id for action in actions], version.action_vectors([action.text for action in actions]))

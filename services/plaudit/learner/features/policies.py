@@ -76,10 +76,9 @@ class LoadedPolicy:
         """Probabilities of the fixed actions as they would be served at these features, floor included, ``[b, a]``."""
         return probabilities(self._model.head(*stack(rows)), allowed, self.manifest.floor)
 
-    def base_probabilities(self, rows: Sequence[Features]) -> Float64:
-        """Probabilities that the trunk alone would serve, floor included, every action allowed, ``[b, a]``."""
-        _, base_logits = stack(rows)
-        return probabilities(base_logits, np.ones(base_logits.shape, np.bool_), self.manifest.floor)
+    def base_answers(self, contexts: Sequence[Context]) -> list[Float64]:
+        """:meth:`answers` as the trunk alone would give them, every action allowed."""
+        return [served_over(context.features.base_logits, self.manifest.floor) for context in contexts]
 
     @property
     def scores_dynamic_actions(self) -> bool:

@@ -1,8 +1,8 @@
 """Evaluation of a fine-tuned candidate against what served, on experiences that neither it nor its reward model has
 seen: those after its snapshot.
 
-Experiences between dynamic actions are left out: the candidate was not trained on them either. Knows nothing about
-what follows from a verdict.
+Decisions of every kind are evidence, each over its own actions, so that a candidate which is better at one kind and
+worse at another does not pass. Knows nothing about what follows from a verdict.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
-
-import numpy as np
 
 from plaudit.core.events import Features
 from plaudit.core.job_run import CANDIDATE
@@ -26,14 +24,15 @@ from plaudit.learner.evaluation.off_policy import (
     counts_as_proof,
     logged_policies,
 )
-from plaudit.learner.features.action_heads import FixedActions
-from plaudit.learner.features.features import contexts_on, features_on, is_dynamic
+from plaudit.learner.features.action_heads import BuiltVersion, Learned
+from plaudit.learner.features.features import contexts_on, features_on
+from plaudit.learner.features.head_builder import HeadBuilder
 from plaudit.learner.features.policies import LoadedPolicy, PolicyCache
 from plaudit.learner.finetuning.job_spec import FEATURES, STATE, read_features
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.progress import Progress
 from plaudit.learner.tuning_state import Gating
-from plaudit_models.bandit.reward_model import RewardPrior
+from plaudit_models.bandit.reward_model import state_from_bytes
 from plaudit_models.evaluation.gate import Comparison, GateReport
 
 _CHUNK: Final = 32
@@ -45,16 +44,22 @@ class Candidate:
 
     Attributes:
         policy: the version folder, not yet published.
-        head: evidence that its head was built from.
+        evidence: what its head of fixed actions was built from.
+        learned: evidence that its heads were built from.
+
+    Args:
+        builder: says which heads it has.
 
     Raises:
         CorruptBundle, OSError, ValueError: it cannot be used.
     """
 
-    def __init__(self, run_dir: Path, policies: PolicyCache) -> None:
+    def __init__(self, run_dir: Path, policies: PolicyCache, builder: HeadBuilder) -> None:
         self._run_dir = run_dir
         self.policy: LoadedPolicy = policies.folder(run_dir / CANDIDATE)
-        self.head = FixedActions.from_bytes((run_dir / STATE).read_bytes())
+        self.evidence = state_from_bytes((run_dir / STATE).read_bytes())
+        built = BuiltVersion(self.policy.manifest, run_dir / CANDIDATE, self.evidence)
+        self.learned: Learned = builder.empty(self.policy.manifest).of_version(built)
 
     def features(self) -> Mapping[str, Features]:
         """Features of the training experiences on the candidate's trunk, by prediction id."""
@@ -68,7 +73,7 @@ class CandidateGate:
 
     store: FeatureStore
     registry: ModelRegistry
-    prior: RewardPrior
+    builder: HeadBuilder
     metrics: LearnerMetrics
 
     def add_chunk(self, gating: Gating, candidate: Candidate, progress: Progress) -> tuple[Gating, bool]:
@@ -78,11 +83,11 @@ class CandidateGate:
             return gating, False
         spec = candidate.policy.manifest.spec
         proof = [e for e in chunk if not e.excluded and counts_as_proof(e)]
-        self.metrics.gate_left_out.inc(sum(map(is_dynamic, proof)))
-        usable = [e for e in proof if not is_dynamic(e) and can_answer(e.decision, spec)]
+        usable = [e for e in proof if can_answer(e.decision, spec)]
         features = features_on(candidate.policy, self.store, usable, self.store.save)
         contexts = contexts_on(candidate.policy, self.store, usable, features)
         rows = [Compared(e, contexts[e.decision.prediction_id]) for e in usable if e.decision.prediction_id in contexts]
+        self.metrics.gate_left_out.inc(len(proof) - len(rows))
         comparison = gating.comparison
         if rows:
             comparison = self._compare(comparison, candidate, rows, progress.n_users)
@@ -102,15 +107,15 @@ class CandidateGate:
         self, comparison: Comparison, candidate: Candidate, rows: Sequence[Compared], n_users: int
     ) -> Comparison:
         """Compare with the policies that logged, on the features they served on, as noted when each was joined."""
-        actions, contexts = candidate.policy.manifest.spec.actions, [row.context for row in rows]
-        expected = candidate.head.expected(self.prior, contexts)
-        logged = logged_policies(rows, self.registry, actions)
+        contexts = [row.context for row in rows]
+        expected = candidate.learned.expected(self.builder.settings.prior, dict(enumerate(contexts)))
+        logged = logged_policies(rows, self.registry, candidate.policy.manifest.spec.actions)
         return compare(
             comparison,
             rows,
-            candidate=Policy(actions, np.array(candidate.policy.answers(contexts))),
+            candidate=[Policy(c.actions, p) for c, p in zip(contexts, candidate.policy.answers(contexts), strict=True)],
             baseline=logged,
             logged=logged,
-            q_hat=Policy(actions, np.array([each.reward for each in expected])),
+            q_hat=[Policy(context.actions, expected[i].reward) for i, context in enumerate(contexts)],
             n_users=n_users,
         )

@@ -2,11 +2,11 @@
 not.
 
 One class per phase: idle → training → gating → (experiment) → idle. Each phase does a little with every step of the
-loop, saves what it needs to go on after a kill before it changes anything outside the store, and returns the phase
-that comes next. A candidate is published when there is a verdict, with the evidence sealed in its manifest: also when
-it is rejected, so that it can be inspected, but then it never serves. One that the gate found neither better nor
-worse goes into an experiment with a share of the users, where the settings allow it. Knows nothing about training, nor
-about where jobs run.
+loop, saves what it needs to go on after a kill before it changes anything outside the store, and returns the phase that
+comes next. A candidate is published when there is a verdict, with the evidence sealed in its manifest: also when it is
+rejected, so that it can be inspected, but then it serves only if an operator promotes it. One that the gate found
+neither better nor worse goes into an experiment with a share of the users, where the settings allow it. Knows nothing
+about training, nor about where jobs run.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class TrainingPhase:
     def _begin_gate(self) -> Phase:
         context, training = self.context, self.training
         try:
-            candidate = Candidate(self.run_dir, context.policies)
+            candidate = Candidate(self.run_dir, context.policies, context.rules.plan.head_builder)
             features = candidate.features()
         except (CorruptBundle, OSError, ValueError) as error:
             return self.context.fail(training.run, f"the candidate cannot be used: {error}")
@@ -259,11 +259,10 @@ class GatingPhase:
         return self.context.runs_dir / self.gating.run
 
     def step(self, live: Manifest, progress: Progress) -> Phase:
-        context = self.context
+        context, builder = self.context, self.context.rules.plan.head_builder
         if self.candidate is None:
-            self.candidate = Candidate(self.run_dir, context.policies)
-        prior = context.rules.plan.head_builder.settings.prior
-        gate = CandidateGate(context.store, context.registry, prior, context.metrics)
+            self.candidate = Candidate(self.run_dir, context.policies, builder)
+        gate = CandidateGate(context.store, context.registry, builder, context.metrics)
         gating, self.busy = gate.add_chunk(self.gating, self.candidate, progress)
         if gating is not self.gating:
             self.context.save_phase(gating)
@@ -278,7 +277,7 @@ class GatingPhase:
         context, run, why = self.context, self.gating.run, "; ".join(report.reasons)
         version = (self._published() or self._publish(report)).version
         context.trace.tuned(version)
-        context.state.save(served_heads={version: candidate.head.state})
+        context.state.save(served_heads={version: candidate.evidence})
         if verdict == "promote" and not self._promote(version, f"passed the gate: {why}"):
             why += "; not made live, because a version is pinned"
         context.metrics.gate_verdicts.labels(verdict).inc()

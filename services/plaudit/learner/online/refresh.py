@@ -17,10 +17,10 @@ from plaudit.core.ports.store import IngestStore
 from plaudit.core.rollout import Change, Rollout, refresh
 from plaudit.core.rollout_updates import LEARNER, update_rollout
 from plaudit.core.settings import LearnerSettings
-from plaudit.learner.features.action_heads import FixedActions, HeadStep, Learned, LiveVersion
+from plaudit.learner.features.action_heads import BuiltVersion, FixedActions
 from plaudit.learner.features.head_builder import HeadBuilder, publish_refresh
+from plaudit.learner.features.recent_contexts import RecentContexts
 from plaudit.learner.metrics import LearnerMetrics
-from plaudit.learner.online.contexts import RecentContexts
 from plaudit.learner.state import LearnerState
 from plaudit.learner.tracing import LearnerTrace
 from plaudit_models.bundle import Manifest
@@ -78,52 +78,46 @@ class HeadRefresher:
             self._pending_since_s = None
 
     def _refresh(self, live: Manifest, pending: int) -> None:
-        """Build, publish and serve heads from the latest evidence."""
+        """Step towards the latest evidence as far as the rules allow; publish what that makes, and let it serve."""
         started_s = time.monotonic()
-        progress = self.state.progress
-        steps = self._steps(live)
-        measured = [step for step in steps if step.n_contexts]
-        if not measured:
+        learned, progress = self.state.learned, self.state.progress
+        if learned is None:
             return
-        kl, share = max(step.kl for step in measured), min(step.share for step in measured)
-        if share == 0.0 and kl == 0.0:
+        built = BuiltVersion(live, self.registry.folder(live.version), self.state.served_head(live.version))
+        data = {"positions": dict(self.store.positions()), **progress.data(), **self.trace.data()}
+        recent = self.contexts.of(learned, live.version, progress.last_number)
+        step = learned.step_from(self.builder.empty(live).of_version(built), recent, self.builder)
+        if step is None:
+            return
+        if step.stays:
             self.metrics.refreshes.labels("held back").inc()
             _log.warning("refresh held back: the smallest step would move the policy by more than policy.max_kl")
             return
-        stepped = Learned(tuple(step.head for step in steps))
         published = publish_refresh(
             self.registry,
             self.work_dir,
             self.builder,
             live,
-            stepped.heads,
+            step.learned.heads,
             created_at_s=self.clock(),
             reason=f"{pending} new or changed experiences since version {live.version}",
-            data={"positions": dict(self.store.positions()), **progress.data(), **self.trace.data()},
-            metrics={"kl_nats": kl, "share_of_step": share},
+            data=data,
+            metrics={"kl_nats": step.kl, "share_of_step": step.share},
         )
         # A step cut short leaves evidence for the next refresh, as if one experience were still unlearned.
-        refreshed = progress.changes if share >= 1.0 else progress.changes - 1
+        refreshed = progress.changes if step.share >= 1.0 else progress.changes - 1
         self.state.save(
-            served_heads={published.version: stepped.require(FixedActions).state},
+            served_heads={published.version: step.learned.require(FixedActions).state},
             progress=replace(progress, refreshed=refreshed),
         )
         self.trace.published(published.version)
         live_now = self._serve(live, published)
         self.metrics.refreshes.labels("live" if live_now else "overtaken").inc()
-        self.metrics.refresh_kl.set(kl)
+        self.metrics.refresh_kl.set(step.kl)
         self.metrics.refresh_seconds.observe(time.monotonic() - started_s)
         self.metrics.freshness_seconds.observe(max(0.0, self.clock() - progress.last_feedback_time_s))
-        _log.info("refreshed", version=published.version, pending=pending, kl_nats=round(kl, 4), live=live_now)
+        _log.info("refreshed", version=published.version, pending=pending, kl_nats=round(step.kl, 4), live=live_now)
         self._prune()
-
-    def _steps(self, live: Manifest) -> list[HeadStep]:
-        """A step of each head towards the latest evidence; none before anything was learned."""
-        learned = self.state.learned
-        if learned is None:
-            return []
-        served = LiveVersion(live, self.registry.folder(live.version), self.state.served_head(live.version))
-        return learned.steps_from(served, self.contexts.on(live), self.builder)
 
     def _serve(self, live: Manifest, published: Manifest) -> bool:
         """Make the refresh live, unless the rollout was changed meanwhile."""

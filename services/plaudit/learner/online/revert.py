@@ -15,7 +15,7 @@ from plaudit.core.ports.store import ExperienceReader, LeaderCommit
 from plaudit.core.rollout import Change, Rollout, confirm, revert
 from plaudit.core.rollout_updates import LEARNER, update_rollout
 from plaudit.learner.evaluation.running_comparison import RunningComparison
-from plaudit.learner.features.features import contexts_on, is_dynamic, labelled_contexts, stored_features
+from plaudit.learner.features.features import contexts_on, labelled_contexts, stored_features
 from plaudit.learner.features.policies import PolicyCache
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.state import LearnerState
@@ -80,7 +80,7 @@ class RefreshGuard:
             progress=replace(
                 progress,
                 experiences=progress.experiences - len(harmful),
-                dynamic_experiences=progress.dynamic_experiences - sum(map(is_dynamic, harmful)),
+                dynamic_experiences=progress.dynamic_experiences - sum(e.decision.dynamic for e in harmful),
                 refreshed=progress.changes,
             ),
             running=RunningComparison(gated, max(self.registry.versions()), new_comparison(self.rules)),

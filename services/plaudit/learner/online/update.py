@@ -24,12 +24,12 @@ from plaudit.core.settings import LearnerSettings
 from plaudit.core.wire import UnreadableEvent
 from plaudit.learner.evaluation import running_comparison
 from plaudit.learner.evaluation.off_policy import Compared, speaks_plainly
+from plaudit.learner.evaluation.propensities import served_probabilities
 from plaudit.learner.evaluation.running_comparison import RunningComparison
 from plaudit.learner.features.action_heads import Expected
 from plaudit.learner.features.context import Context
 from plaudit.learner.features.features import (
     contexts_on,
-    is_dynamic,
     labelled_contexts,
     made_features,
     relearned,
@@ -37,9 +37,9 @@ from plaudit.learner.features.features import (
 )
 from plaudit.learner.features.head_builder import HeadBuilder
 from plaudit.learner.features.policies import LoadedPolicy, PolicyCache
+from plaudit.learner.features.recent_contexts import RecentContexts
 from plaudit.learner.ingest.join import silence
 from plaudit.learner.metrics import LearnerMetrics
-from plaudit.learner.online.contexts import RecentContexts, served_probabilities
 from plaudit.learner.online.satisfaction import SatisfactionByVersion
 from plaudit.learner.progress import Progress
 from plaudit.learner.state import LearnerState
@@ -433,6 +433,6 @@ def _counting(progress: Progress, changes: Sequence[ExperienceChange]) -> Progre
     return replace(
         progress,
         experiences=progress.experiences + sum(change.balance for change in changes),
-        dynamic_experiences=progress.dynamic_experiences + sum(c.balance for c in changes if is_dynamic(c.after)),
+        dynamic_experiences=progress.dynamic_experiences + sum(c.balance for c in changes if c.after.decision.dynamic),
         changes=progress.changes + len(changes),
     )

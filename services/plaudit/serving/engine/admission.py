@@ -21,11 +21,6 @@ class Admission:
         self._taken = 0
         self._lock = threading.Lock()
 
-    @property
-    def taken(self) -> int:
-        """Number of places that are held."""
-        return self._taken
-
     @contextmanager
     def places(self, count: int = 1) -> Iterator[None]:
         """Holds ``count`` places.

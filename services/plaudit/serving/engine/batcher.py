@@ -34,7 +34,7 @@ def results(outcomes: Iterable[Result | Exception]) -> list[Result]:
     return found
 
 
-class _Waiting(Generic[Item, Result]):
+class Waiting(Generic[Item, Result]):
     """One item in the queue; a lock is the cheapest thing a thread can wait for."""
 
     __slots__ = ("_answered", "_outcome", "call", "item")
@@ -69,14 +69,13 @@ class Batcher(Generic[Item, Result]):
     def __init__(self, runs: Sequence[Run[Item, Result]], *, name: str, max_batch: Callable[[], int]) -> None:
         self._name = name
         self._max_batch = max_batch
-        self._queue: SimpleQueue[list[_Waiting[Item, Result]] | None] = SimpleQueue()
+        self._queue: SimpleQueue[list[Waiting[Item, Result]] | None] = SimpleQueue()
         self._workers = [
             threading.Thread(target=self._work, args=(run,), name=f"{name}-{number}", daemon=True)
             for number, run in enumerate(runs)
         ]
         self._closing = threading.Lock()
         self._closed = False
-        self._submitted = 0
 
     def start(self) -> None:
         for worker in self._workers:
@@ -91,11 +90,6 @@ class Batcher(Generic[Item, Result]):
         for worker in self._workers:
             worker.join()
 
-    @property
-    def submitted(self) -> int:
-        """Number of items ever taken in."""
-        return self._submitted
-
     def waiting(self) -> int:
         """Number of calls whose items no worker has begun."""
         return self._queue.qsize()
@@ -109,17 +103,20 @@ class Batcher(Generic[Item, Result]):
         Raises:
             Draining: the batcher is closed.
         """
-        waiting = [_Waiting[Item, Result](item, call) for item in items]
+        return [each.outcome() for each in self.enqueue(items, call)]
+
+    def enqueue(self, items: Sequence[Item], call: CallContext = NO_DEADLINE) -> list[Waiting[Item, Result]]:
+        """As :meth:`submit`, but returns as soon as the items are in the queue."""
+        waiting = [Waiting[Item, Result](item, call) for item in items]
         with self._closing:
             if self._closed:
                 raise Draining
             self._queue.put(waiting)
-            self._submitted += len(waiting)
-        return [each.outcome() for each in waiting]
+        return waiting
 
     def _work(self, run: Run[Item, Result]) -> None:
         """What does not fit into a batch is the beginning of this worker's next one."""
-        batch: list[_Waiting[Item, Result]] = []
+        batch: list[Waiting[Item, Result]] = []
         while True:
             if not batch:
                 group = self._queue.get()
@@ -137,7 +134,7 @@ class Batcher(Generic[Item, Result]):
             self._compute(run, batch[:max_batch])
             batch = batch[max_batch:]
 
-    def _compute(self, run: Run[Item, Result], batch: Sequence[_Waiting[Item, Result]]) -> None:
+    def _compute(self, run: Run[Item, Result], batch: Sequence[Waiting[Item, Result]]) -> None:
         now_s = time.monotonic()
         due = []
         for waiting in batch:

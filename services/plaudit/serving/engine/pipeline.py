@@ -200,7 +200,10 @@ class Pipeline:
     ) -> list[Evaluation]:
         with self._tracing.span("wait for the model"):
             traceparent = self._tracing.present()
-            requests = [EvaluationRequest(model, row, actions, greedy, outputs, traceparent) for row in inputs]
+            requests = [
+                EvaluationRequest(model, row, actions, greedy, outputs, traceparent, deadline_s=call.deadline_s)
+                for row in inputs
+            ]
             return results(batcher.submit(requests, call))
 
 

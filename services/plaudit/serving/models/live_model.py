@@ -20,6 +20,7 @@ from plaudit.core.errors import NoLiveModel, NotFound, UnprovenVersion
 from plaudit.core.events import ExperimentReport, Role
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.runtime import ModelRuntime, ServableModel
+from plaudit.core.reasons import told_reason
 from plaudit.core.rollout import Rollout, in_experiment
 from plaudit.core.tracing import NO_TRACING, TRACEPARENT, Attributes, Tracing
 from plaudit.serving.models.batch_size import measure_best_batch
@@ -41,11 +42,13 @@ class _Failure:
         retry_s: when it is tried again, on the monotonic clock.
         pause_s: the pause before that.
         proof: problem that its proof found; "" if it failed otherwise.
+        problem: the same or another one, as it may be told to clients.
     """
 
     retry_s: float
     pause_s: float
     proof: str
+    problem: str
 
 
 class LiveModel:
@@ -92,7 +95,8 @@ class LiveModel:
         """The version that serves. Raises NoLiveModel."""
         model = self.current
         if model is None:
-            raise NoLiveModel(self.name)
+            failure = self._failures.get(self.rollout.live or 0)
+            raise NoLiveModel(self.name, "" if failure is None else failure.problem)
         return model
 
     def count_request(self, user_id: str, role: Role) -> AbstractContextManager[None]:
@@ -242,7 +246,8 @@ class LiveModel:
             except Exception as error:  # whatever is wrong with this version, the one that serves goes on
                 pause_s = _FIRST_PAUSE_S if failure is None else min(2 * failure.pause_s, _LONGEST_PAUSE_S)
                 proof = str(error) if isinstance(error, UnprovenVersion) else ""
-                self._failures[version] = _Failure(self._clock() + pause_s, pause_s, proof)
+                problem = f"version {version} does not run here: {told_reason(error)}"
+                self._failures[version] = _Failure(self._clock() + pause_s, pause_s, proof, problem)
                 logger.error("version_not_loaded", model=self.name, version=version, problem=str(error))
         return self._loaded.get(version)
 
@@ -256,15 +261,23 @@ class LiveModel:
         except CorruptBundle as error:
             self._metrics.failed_proofs.labels(self.name).inc()
             raise UnprovenVersion(version, str(error)) from error
+        try:
+            self._warm(model)
+        except (OSError, MemoryError):  # of this machine, now
+            raise
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            self._metrics.failed_proofs.labels(self.name).inc()
+            raise UnprovenVersion(version, f"it cannot run batches of recorded rows: {told_reason(error)}") from error
+        return model
+
+    def _warm(self, model: ServableModel) -> None:
         digest = model.manifest.trunk_digest
         if digest not in self._best_batches:
-            self._best_batches[digest] = measure_best_batch(
-                lambda size: model.warm([size], again=True), self._max_batch
-            )
-            logger.info("best_batch", model=self.name, version=version, requests=self._best_batches[digest])
+            best = measure_best_batch(lambda size: model.warm([size], again=True), self._max_batch)
+            self._best_batches[digest] = best
+            logger.info("best_batch", model=self.name, version=model.manifest.version, requests=best)
         with self._metrics.warming_seconds.labels(self.name).time():
             model.warm(range(1, self._best_batches[digest] + 1))
-        return model
 
     def _release(self, rollout: Rollout) -> None:
         """Release versions that neither serve nor are named."""

@@ -350,7 +350,8 @@ class _Reader:
         array = self._typed(tensor, shape) if raw is None else self._raw(raw, shape)
         if shape[0] == 1:
             return (TensorContent(array.reshape(shape[1:])),)
-        return [TensorContent(row) for row in array.reshape(shape)]
+        rows = array.reshape(shape)
+        return [TensorContent(rows[row, ...]) for row in range(shape[0])]  # iteration makes numbers of a vector's rows
 
     def _raw(self, raw: bytes, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         expected_bytes = math.prod(shape) * self._dtype.itemsize

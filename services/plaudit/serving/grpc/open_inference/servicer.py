@@ -118,7 +118,7 @@ class InferenceServicer:
         try:
             predictions = self._predict.predict(prediction_request(message, rows, choice), call, binding)
         except InvalidInput as error:
-            raise InvalidInput(error.field.replace("content[", "inputs[", 1), error.problem) from error
+            raise InvalidInput(error.field.replace("content", "inputs", 1), error.problem) from error
         return choice.response(predictions, message.id)
 
     def _infer_streamed(self, request: bytes, call: CallContext) -> bytes:

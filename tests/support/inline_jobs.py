@@ -1,4 +1,4 @@
-"""JobLauncher that runs the job in this process, before :meth:`launch` returns: for tests and for debugging."""
+"""JobLauncher that runs the job in this process, before :meth:`InlineJobs.launch` returns."""
 
 from __future__ import annotations
 
