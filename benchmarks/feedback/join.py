@@ -1,4 +1,4 @@
-"""Rate at which one learner joins and learns, and how rate and memory change while the log grows to 2 million events."""
+"""Rate at which one learner joins and learns; change of rate and memory while the log grows to 2 million events."""
 
 from __future__ import annotations
 

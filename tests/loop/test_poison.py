@@ -19,7 +19,7 @@ from plaudit.core.errors import LogUnavailable, StoreUnavailable
 from plaudit.core.events import Correction, DeadLetter, Decision, Event, Features, Feedback, Rating, Thumb, Topic
 from plaudit.core.experience import FeedbackState
 from plaudit.core.ports.log import AppendOutcome
-from plaudit.learner.ingest import consumer
+from plaudit.learner.ingest import batch as ingestion
 from plaudit.learner.ingest.dead_letters import dead_letters
 from plaudit.learner.loop import Learner
 from plaudit.learner.online.update import OnlineUpdater
@@ -121,14 +121,14 @@ def test_an_unexpected_failure_in_the_join_is_that_of_its_record(
     learner = world.learner()
     decisions = world.traffic(12, likes_fish)
     (cursed,) = decisions[5:6]
-    original = consumer.ingest_batch
+    original = ingestion.ingest_batch
 
     def failing(batch: Any, *arguments: Any) -> Any:
         if cursed.prediction_id in {feedback.prediction_id for feedback in batch.feedback.values()}:
             raise RecursionError("a bug that this record finds")
         return original(batch, *arguments)
 
-    monkeypatch.setattr(consumer, "ingest_batch", failing)
+    monkeypatch.setattr("plaudit.learner.ingest.consumer.ingest_batch", failing)
     world.settle(learner)
     monkeypatch.undo()
     assert learner.state.progress.experiences == 11
@@ -208,7 +208,7 @@ def test_every_acknowledged_event_ends_where_somebody_counts_it(make_world: Make
     world = make_world()
     inner = world.log
     assert isinstance(inner, SqliteLog)
-    spooled = SpooledLog(Moody(inner), tmp_path / "spool", limit_bytes=10**8, after_s=60.0, pause_s=0.001)  # type: ignore[arg-type]
+    spooled = SpooledLog(Moody(inner), tmp_path / "spool", limit_bytes=10**8, after_s=60.0, pause_s=0.001)
     acknowledged: list[Event] = []
 
     def append(*events: Event) -> None:

@@ -27,7 +27,7 @@ from plaudit.core.events import (
     Thumb,
 )
 from plaudit.core.experience import FeedbackState
-from plaudit.core.ports.log import Appended, AppendOutcome
+from plaudit.core.ports.log import AppendOutcome
 from plaudit.core.ports.store import FeedbackStatus
 from plaudit.core.prediction_id import PredictionIds, SignedPrediction
 from plaudit.v1 import feedback_pb2
@@ -188,7 +188,7 @@ class CountingLog:
         self._log = log
         self.appends = 0
 
-    def append(self, events: Sequence[Event]) -> Sequence[Appended]:
+    def append(self, events: Sequence[Event]) -> Sequence[AppendOutcome]:
         self.appends += 1
         return self._log.append(events)
 
@@ -199,7 +199,7 @@ class CountingLog:
 class AwayLog(CountingLog):
     """A log that cannot make anything durable."""
 
-    def append(self, events: Sequence[Event]) -> Sequence[Appended]:
+    def append(self, events: Sequence[Event]) -> Sequence[AppendOutcome]:
         raise LogUnavailable("the disk is full")
 
 

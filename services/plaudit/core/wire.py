@@ -365,6 +365,9 @@ def feedback_named_in(payload: bytes) -> tuple[str, float] | None:
 def _experiment_from_wire(message: events_pb2.ExperimentEvent) -> ExperimentReport:
     if not message.replica:
         raise InvalidInput("replica", "is empty")
+    for shadow in message.shadows:
+        if not (math.isfinite(shadow.kl_nats) and math.isfinite(shadow.duration_s)):
+            raise InvalidInput("shadows", f"kl_nats {shadow.kl_nats} or duration_s {shadow.duration_s} is not finite")
     _check_ids(message, "replica", "model")
     return ExperimentReport(
         **_values(message, _EXPERIMENT),

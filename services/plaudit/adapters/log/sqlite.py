@@ -57,6 +57,8 @@ _Row = tuple[str, str, str, float, bytes]
 
 _TOPICS: Final = ", ".join(f"'{topic}'" for topic in Topic)
 _OFTEN: Final = (Topic.DECISIONS, Topic.FEEDBACK)
+_BY_ID: Final = ("NOT INDEXED", "")
+"""Query parts for other readers: SQLite would look the topics up in the index by event id, and sort the whole log."""
 _SELDOM: Final = ("INDEXED BY events_seldom", "AND topic NOT IN ('plaudit.decisions', 'plaudit.feedback')")
 """Query parts for readers of none of these topics: their few records are found by the partial index."""
 
@@ -192,7 +194,7 @@ class SqliteReader:
         self._group = group
         self._topics = list(topics)
         self._topics_marks = ", ".join("?" for _ in topics)
-        self._by, self._but = ("", "") if set(topics) & set(_OFTEN) else _SELDOM
+        self._by, self._but = _BY_ID if set(topics) & set(_OFTEN) else _SELDOM
         with _log_errors(path):
             self._connection = _connect(path, synchronous)
             self._position = self._committed() if start is None else _position(start)

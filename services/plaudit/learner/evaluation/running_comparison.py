@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from plaudit.core.experience import Experience
 from plaudit.core.ports.registry import VersionReader
 from plaudit.learner.evaluation.off_policy import Compared, Policy, Values, compare, counts_as_proof
 from plaudit.learner.features.policies import PolicyCache
@@ -59,13 +58,14 @@ def update(
     if running.gated == 0:
         return running
     gated = policies.version(running.gated)
+    versions = {row.experience.decision.version for row in fresh}
+    refreshes = {version for version in versions if version > running.after_version and _is_refresh(version, registry)}
     rows = [
         row
         for row in fresh
-        if row.experience.decision.version > running.after_version
+        if row.experience.decision.version in refreshes
         and row.context.features.trunk_digest == gated.manifest.trunk_digest
         and counts_as_proof(row.experience)
-        and _is_refresh(row.experience, registry)
     ]
     if not rows:
         return running
@@ -87,5 +87,8 @@ def update(
     return replace(running, comparison=compared)
 
 
-def _is_refresh(experience: Experience, registry: VersionReader) -> bool:
-    return registry.manifest(experience.decision.version).kind == "head"
+def _is_refresh(version: int, registry: VersionReader) -> bool:
+    try:
+        return registry.manifest(version).kind == "head"
+    except UnknownVersion:  # pruned, or never there: a record may name any
+        return False

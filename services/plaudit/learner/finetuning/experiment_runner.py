@@ -147,7 +147,11 @@ class ExperimentRunner:
             )
             after = replace(after, position=chunk[-1].number)
         for report, behind in self._reports():
-            after, cursors = add_report(after, report), {**cursors, **behind}
+            cursors = {**cursors, **behind}
+            try:
+                after = add_report(after, report)
+            except (ValueError, TypeError, LookupError, ArithmeticError):  # of this report, which may be anybody's
+                _log.exception("report passed over", replica=report.replica, number=report.number)
         after = decide(after, self.rules)
         if after is not experiment or cursors != self.state.report_cursors:
             self._save(after, cursors)
