@@ -2,7 +2,7 @@
 #   make PYTHON=python3.12 test      another interpreter
 #   UV_TORCH_BACKEND=cpu make demo   torch without CUDA
 .DEFAULT_GOAL := help
-.PHONY: help docs docs-serve reference coverage release demo demo-kafka test test-field programs dashboards bench-console test-slow bench-serving bench-gpu bench-learning bench-feedback bench-rollout test-faults check house fmt proto clean
+.PHONY: help docs docs-serve reference coverage release demo demo-kafka test programs dashboards bench-console test-slow bench-serving bench-gpu bench-learning bench-feedback bench-rollout test-faults test-field fuzz-media check house fmt proto clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -31,12 +31,15 @@ demo-kafka: $(INSTALLED) ## The same over a real Kafka broker, fetched and start
 test: check programs ## All checks, then the whole test suite but what is marked slow
 	$(BIN)/pytest -m 'not slow and not field'
 
-test-field: $(INSTALLED) ## Files as the converters and exporters that people use write them; installs the group field
+test-field: $(INSTALLED) ## All files of the corpus that strangers bring, of which `make test` runs a part; installs the group field
 	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements/constraints.txt --group field
-	$(BIN)/pytest -m field
+	$(BIN)/pytest tests/field
 
 test-slow: $(INSTALLED) programs ## The tests that take longer than about ten seconds
 	$(BIN)/pytest -m slow
+
+fuzz-media: $(INSTALLED) ## Mutated pictures and sounds under limits of time and memory; SECONDS=300, SEED=1; into build/fuzz-media
+	PYTHONPATH=tests $(BIN)/python -m field.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 programs: $(INSTALLED) ## What tests need and .venv lacks: Chromium, Prometheus, kcat, Triton's and KServe's clients; into .cache
 	@tests/support/tools/fetch-debian.sh chromium .cache/debian/chromium

@@ -31,6 +31,12 @@ LEARNER_LAYERS = [
     ["features", "progress"],
     ["metrics", "tracing", "status"],
 ]
+TRAINING_LAYERS = [
+    ["pretrain", "finetune", "reward", "export"],
+    ["objectives", "texts", "checkpoint", "schedule"],
+    ["losses", "data"],
+    ["networks", "config"],
+]
 """Rooms from the top floor down. A room imports from floors below its own."""
 
 PORT_METHODS = 7
@@ -79,7 +85,12 @@ def test_imports_point_inward(package: str, forbidden: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "layers"), [("plaudit.serving", SERVING_LAYERS), ("plaudit.learner", LEARNER_LAYERS)]
+    ("package", "layers"),
+    [
+        ("plaudit.serving", SERVING_LAYERS),
+        ("plaudit.learner", LEARNER_LAYERS),
+        ("plaudit_models.training", TRAINING_LAYERS),
+    ],
 )
 def test_rooms_import_from_floors_below(package: str, layers: list[list[str]]) -> None:
     floors = {room: floor for floor, rooms in enumerate(layers) for room in rooms}
@@ -208,7 +219,8 @@ def _loaded_by(statement: str, modules: list[str]) -> list[str]:
     [
         ("import plaudit.serving.server", ["torch", "onnx", "pydantic", "plaudit.learner"]),
         ("import plaudit.learner.loop", ["torch", "pydantic", "plaudit.serving"]),
-        ("import plaudit.compose.learner", ["torch", "plaudit.serving"]),
+        ("import plaudit.compose.learner", ["torch", "onnxscript", "plaudit.serving"]),
+        ("import plaudit.adapters.runtime.importer", ["torch", "onnxscript"]),  # the extra serve has neither
         ("import plaudit.console.app", ["torch", "onnxruntime", "sqlalchemy", "plaudit.serving", "plaudit.learner"]),
         ("import plaudit.client", ["numpy", "pydantic", "typer", "rich", "plaudit.core.settings"]),
         ("import plaudit.cli.app", ["torch", "onnxruntime", "numpy", "sqlalchemy"]),

@@ -213,8 +213,9 @@ def cli() -> str:
         beginning(
             "Commands",
             "the help texts of plaudit.cli",
-            "Exit code 0 means success, 1 failure, 2 wrong usage, a wrong configuration or a missing extra, 130 an "
-            "interruption. With `--json` a command prints one machine-readable answer on stdout; progress goes to "
+            "Exit code 0 means success, 1 failure, 2 wrong usage, a wrong configuration or a missing extra, 78 that a "
+            "service found what starting it again will not mend, 130 an interruption, 141 that nobody reads the output. "
+            "With `--json` a command prints one machine-readable answer on stdout; progress goes to "
             "stderr. Groups without a subcommand do what their text says.",
         ),
         "\n",
@@ -528,19 +529,24 @@ def errors() -> str:
 
 
 def limits() -> str:
-    """Constants of plaudit.core.limits under the headings of its source."""
-    module = importlib.import_module("plaudit.core.limits")
+    """Constants of the two modules of limits under the headings of their sources."""
     out = [
         beginning(
             "Limits",
-            "plaudit.core.limits",
+            "plaudit.core.limits and plaudit_models.limits",
             "Bounds that hold for everyone. What a deployment may want to move is a setting: the sizes of content, "
             "messages and queues are under `[serving]` in [Settings](settings.md). What is beyond a bound is refused "
             "with the field, its size and the bound, unless the meaning says otherwise.",
         )
     ]
+    return "".join(out) + "".join(_limits_of(name) for name in ("plaudit.core.limits", "plaudit_models.limits"))
+
+
+def _limits_of(name: str) -> str:
+    module = importlib.import_module(name)
     source = inspect.getsource(module)
     statements = ast.parse(source).body
+    out = []
     headings = {n: line.strip("# -") for n, line in enumerate(source.splitlines(), 1) if line.startswith("# --- ")}
     for place, heading in headings.items():
         end = min((n for n in headings if n > place), default=sys.maxsize)

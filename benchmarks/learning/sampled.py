@@ -28,10 +28,10 @@ from plaudit.core.settings import Settings
 from plaudit_models.dataset import LabelledData
 from plaudit_models.spec import ModelSpec, TensorModality
 from plaudit_models.training.config import PretrainConfig, RewardConfig, SamplingConfig
-from plaudit_models.training.experiences import Experiences
-from plaudit_models.training.feedback_targets import FeedbackTargets, build_feedback_targets
+from plaudit_models.training.data.experiences import Experiences
+from plaudit_models.training.data.feedback_targets import FeedbackTargets, build_feedback_targets
 from plaudit_models.training.finetune import Finetuned, finetune
-from plaudit_models.training.fusion import FusionConfig, FusionPolicy
+from plaudit_models.training.networks.fusion import FusionConfig, FusionPolicy
 from plaudit_models.training.objectives import Objective, Sampled, Target
 from plaudit_models.training.pretrain import pretrain
 from plaudit_models.training.reward import RewardModel, fit_reward_model, rewards_on

@@ -33,6 +33,7 @@ from plaudit.core.rollout import in_experiment
 from plaudit.core.settings import Settings
 from plaudit.learner.finetuning.job import run_job
 from plaudit.learner.loop import Learner
+from plaudit.learner.metrics import LearnerMetrics
 from plaudit.serving.engine.action_sets import fixed_actions
 from plaudit.serving.engine.decoding import decode_content
 from plaudit.serving.engine.evaluator import Evaluation, EvaluationRequest, Evaluator
@@ -79,7 +80,7 @@ class WholeLoop:
             runtime=runtime,
             jobs=InlineJobs(lambda run_dir: run_job(run_dir, store, runtime)),
             work_dir=learner_dir(settings, registry.model),
-            metrics_registry=CollectorRegistry(),
+            metrics=LearnerMetrics(CollectorRegistry()),
             clock=lambda: self._time_s,
         )
 

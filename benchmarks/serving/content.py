@@ -28,7 +28,7 @@ from plaudit_models.bundle import TOKENIZER, Manifest
 from plaudit_models.preprocess import assemble, decode, train_tokenizer
 from plaudit_models.spec import AudioModality, ImageModality, ModelSpec, TextModality
 from plaudit_models.training.export import export_version
-from plaudit_models.training.fusion import FusionConfig, FusionPolicy
+from plaudit_models.training.networks.fusion import FusionConfig, FusionPolicy
 
 SHARE = 0.85
 SIZES = {"small": (96, 3, 8), "base": (256, 8, 16)}

@@ -18,7 +18,8 @@ from plaudit.adapters.runtime.onnx import OnnxRuntime
 from plaudit.core.wire import contents_from_wire
 from plaudit.serving.engine.decoding import decode_content
 from plaudit.v1 import prediction_pb2
-from plaudit_models.preprocess import Batch, Limits
+from plaudit_models.limits import Limits
+from plaudit_models.preprocess import Batch
 
 BATCHES = (1, 2, 4, 8)
 _WARM_S = 0.3

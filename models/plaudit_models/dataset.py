@@ -30,13 +30,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from plaudit_models.preprocess import (
-    InvalidContent,
-    check_tensor,
-    decode,
-    input_dtype,
-    train_tokenizer,
-)
+from plaudit_models.errors import InvalidContent
+from plaudit_models.preprocess import check_tensor, decode, input_dtype, train_tokenizer
 from plaudit_models.spec import Modality, ModelSpec, TensorModality, TextModality
 
 DATA_MANIFEST: Final = "manifest.csv"
@@ -216,7 +211,7 @@ def _pool(
                 pool[i] = check_tensor(np.load(folder / value, allow_pickle=False), modality, name=name)
             else:
                 pool[i] = decode((folder / value).read_bytes(), modality, name=name)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, MemoryError) as error:  # numpy allocates what a header says
             problem = error.problem if isinstance(error, InvalidContent) else error
             raise InvalidData(f"{table.path}, line {line}, column {name}: {value[:80]!r}: {problem}") from error
     return pool, np.array([number[values[i]] for i in rows], np.int64)

@@ -1,7 +1,7 @@
 """Encoded content → the arrays of the graph contract in :mod:`plaudit_models.spec`; serving and training share it.
 
-Every function takes bytes from strangers: size is capped before anything is decoded, lengths that a header declares
-are compared with the bytes that are there, and whatever a decoder raises becomes :class:`InvalidContent`.
+Images and sounds are decoded in :mod:`plaudit_models.media`, texts and tensors here. Every function takes bytes from
+strangers: size is capped before anything is decoded, and whatever a decoder raises becomes :class:`InvalidContent`.
 Knows nothing about transports, batching policy or torch.
 
 Notation:
@@ -10,26 +10,23 @@ Notation:
 
 from __future__ import annotations
 
-import io
 import json
-import math
 import re
-import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
-import soxr
-from PIL import Image, ImageOps
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from plaudit_models.errors import InvalidContent
+from plaudit_models.limits import DEFAULT_LIMITS, MAX_TEXT_BYTES_PER_TOKEN, Limits
+from plaudit_models.media.images import decode_image
+from plaudit_models.media.size import check_size
+from plaudit_models.media.sounds import decode_audio
 from plaudit_models.spec import (
     PRESENT,
-    AudioModality,
     ImageModality,
     Modality,
     ModelSpec,
@@ -38,7 +35,6 @@ from plaudit_models.spec import (
     TextTokenizer,
 )
 
-Float = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 Content = bytes | str | npt.NDArray[Any]
 _Number = TypeVar("_Number", bound=np.number[Any])
@@ -46,47 +42,8 @@ _Number = TypeVar("_Number", bound=np.number[Any])
 PADDING: Final = "<pad>"
 """Token 0. No text encodes to it: it is a vocabulary entry that no merge produces."""
 
-IMAGE_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-SOUND_FORMATS: Final = "WAV, FLAC or OGG"
-"""MP3 is left out: on damaged files libsndfile's decoder for it writes to the process's stderr."""
 _SEPARATORS: Final = re.compile(r"[_-]+")
 """Between the words of an action's name."""
-_MIN_SAMPLE_RATE_HZ: Final = 1_000
-_MAX_SAMPLE_RATE_HZ: Final = 384_000
-_MAX_CHANNELS: Final = 8
-_WAV_LENGTH_UNKNOWN: Final = 0xFFFFFFFF
-"""Length in the header of a WAV that was written into a pipe, whose length was not known yet."""
-
-
-MAX_TEXT_BYTES_PER_TOKEN: Final = 32
-"""UTF-8 bytes of a text for each token that the model reads. What is beyond them is cut off before the tokenizer, as
-its tokens would be after it: a character such as U+FDFA becomes eighteen, and the tokenizer works on all of them."""
-
-
-class InvalidContent(ValueError):
-    """Unusable content of one modality; the message names the modality, the value and the way out."""
-
-    def __init__(self, modality: str, problem: str) -> None:
-        super().__init__(modality, problem)
-        self.modality = modality
-        self.problem = problem
-
-    def __str__(self) -> str:
-        return f"{self.modality}: {self.problem}"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Limits of decoded content, checked from sizes and headers, before decoding."""
-
-    max_image_bytes: int = 16 * 2**20
-    max_image_pixels: int = 32_000_000
-    max_audio_bytes: int = 16 * 2**20
-    max_audio_duration_s: float = 60.0
-    max_text_bytes: int = 64 * 2**10
-
-
-DEFAULT_LIMITS: Final = Limits()
 
 
 def decode(
@@ -126,89 +83,6 @@ def decode(
     return decode_audio(content, modality, name=name, limits=limits)
 
 
-def decode_image(data: bytes, modality: ImageModality, *, name: str, limits: Limits = DEFAULT_LIMITS) -> Float:
-    """Decode an encoded image to float32 ``[c, h, w]`` in [0, 1].
-
-    The image is turned upright (EXIF), laid on white where it is transparent, and resized (its aspect ratio is not
-    kept) to the modality's height and width.
-
-    Raises:
-        InvalidContent: empty, too large, not an image, or damaged.
-    """
-    _check_size(data, limits.max_image_bytes, "bytes of image", name)
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InvalidContent(
-            name, f"the header declares more than the limit of {limits.max_image_pixels} pixels; shrink the image"
-        ) from error
-    except Exception as error:
-        raise InvalidContent(
-            name, f"{_glance(data)} is not an image; send a {', '.join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]} file"
-        ) from error
-    width, height = image.size
-    if width * height > limits.max_image_pixels:
-        raise InvalidContent(
-            name, f"{width}×{height} pixels are more than the limit of {limits.max_image_pixels}; shrink the image"
-        )
-    try:
-        # A JPEG can be decoded at a fraction of its size at a fraction of the cost; twice the target keeps the detail.
-        image.draft(None, (2 * modality.width, 2 * modality.height))
-        return _pixels(ImageOps.exif_transpose(image), modality)
-    except Exception as error:
-        raise InvalidContent(
-            name, f"the {image.format} image of {len(data)} bytes is damaged ({error}); send the whole file"
-        ) from error
-
-
-def decode_audio(data: bytes, modality: AudioModality, *, name: str, limits: Limits = DEFAULT_LIMITS) -> Float:
-    """Decode an encoded sound to float32 ``[max_samples]`` in [-1, 1].
-
-    Channels are averaged, the sound is resampled to the modality's rate, cut to its length, and padded with zeros at
-    the end. Nothing past the cut is decoded.
-
-    Raises:
-        InvalidContent: empty, too long, not a sound, damaged, or cut short.
-    """
-    _check_size(data, limits.max_audio_bytes, "bytes of sound", name)
-    _check_sound_header(data, name)
-    try:
-        file = soundfile.SoundFile(io.BytesIO(data))
-    except Exception as error:
-        raise InvalidContent(
-            name, f"{_glance(data)} is not a sound we can read ({_reason(error)}); send a {SOUND_FORMATS} file"
-        ) from error
-    with file:
-        rate_hz, channels, frames = file.samplerate, file.channels, file.frames
-        if not _MIN_SAMPLE_RATE_HZ <= rate_hz <= _MAX_SAMPLE_RATE_HZ:
-            raise InvalidContent(
-                name, f"a sample rate of {rate_hz} Hz is outside {_MIN_SAMPLE_RATE_HZ}…{_MAX_SAMPLE_RATE_HZ} Hz"
-            )
-        if channels > _MAX_CHANNELS:
-            raise InvalidContent(name, f"{channels} channels are more than the limit of {_MAX_CHANNELS}; send mono")
-        if frames > limits.max_audio_duration_s * rate_hz:
-            raise InvalidContent(
-                name, f"{frames / rate_hz:.1f} s are longer than the limit of {limits.max_audio_duration_s} s; cut it"
-            )
-        wanted = min(frames, math.ceil(modality.max_samples / modality.sample_rate_hz * rate_hz))
-        try:
-            waves = file.read(wanted, dtype="float32", always_2d=True)
-        except Exception as error:
-            raise InvalidContent(name, f"the sound of {len(data)} bytes is damaged ({_reason(error)})") from error
-    if len(waves) == 0:
-        raise InvalidContent(name, f"the sound of {len(data)} bytes has no samples; leave the modality out instead")
-    if len(waves) < wanted:
-        raise InvalidContent(
-            name, f"the sound is cut short: {len(waves)} samples where its header says {frames}; send the whole file"
-        )
-    if not np.isfinite(waves).all():
-        raise InvalidContent(name, "the sound has samples that are NaN or infinite")
-    mono = np.clip(waves.mean(axis=1), -1.0, 1.0)
-    if rate_hz != modality.sample_rate_hz:
-        mono = np.clip(soxr.resample(mono, rate_hz, modality.sample_rate_hz), -1.0, 1.0)
-    return _fit(mono.astype(np.float32, copy=False), modality.max_samples)
-
-
 def tokenize(
     text: str | bytes, modality: TextModality, tokenizer: TextTokenizer, *, name: str, limits: Limits = DEFAULT_LIMITS
 ) -> Ids:
@@ -218,7 +92,7 @@ def tokenize(
         InvalidContent: empty, too long, or not UTF-8.
     """
     encoded = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
-    _check_size(encoded, limits.max_text_bytes, "bytes of text", name)
+    check_size(encoded, limits.max_text_bytes, "bytes of text", name)
     try:
         clean = encoded.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -433,74 +307,12 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise ValueError(f"{path}: not a tokenizer file ({error})") from error
 
 
-def _pixels(image: Image.Image, modality: ImageModality) -> Float:
-    """``[c, h, w]`` in [0, 1]."""
-    if image.mode.startswith(("I", "F")):
-        # 16-bit grey (X-rays): Pillow would clip it to 255 instead of scaling it.
-        grey = np.clip(np.asarray(image, np.float32) / 65_535.0, 0.0, 1.0)
-        image = Image.fromarray((grey * 255.0).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("L" if modality.channels == 1 else "RGB")
-    size = (modality.width, modality.height)
-    if image.size != size:
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    pixels = np.asarray(image, np.float32) / np.float32(255.0)
-    return np.ascontiguousarray(pixels.reshape(modality.height, modality.width, modality.channels).transpose(2, 0, 1))
-
-
-def _check_sound_header(data: bytes, name: str) -> None:
-    """Refuse what is no known container, and a WAV that declares more bytes than it has.
-
-    libsndfile reads a truncated WAV without complaint as a shorter one.
-    """
-    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
-        _check_wav_chunks(data, name)
-    elif data[:4] not in (b"fLaC", b"OggS"):
-        raise InvalidContent(name, f"{_glance(data)} is not a sound; send a {SOUND_FORMATS} file")
-
-
-def _check_wav_chunks(data: bytes, name: str) -> None:
-    at = 12
-    while at + 8 <= len(data):
-        size = struct.unpack_from("<I", data, at + 4)[0]
-        if data[at : at + 4] == b"data":
-            there = len(data) - at - 8
-            if size != _WAV_LENGTH_UNKNOWN and size > there:
-                raise InvalidContent(
-                    name,
-                    f"the WAV is cut short: its header says {size} bytes of samples, {there} are there; "
-                    "send the whole file",
-                )
-            return
-        at += 8 + size + size % 2
-    raise InvalidContent(name, f"the WAV of {len(data)} bytes is cut short: it has no samples; send the whole file")
-
-
-def _check_size(data: bytes, limit_bytes: int, what: str, name: str) -> None:
-    if not data:
-        raise InvalidContent(name, f"0 {what}; leave the modality out to say it is missing")
-    if len(data) > limit_bytes:
-        raise InvalidContent(name, f"{len(data)} {what} are more than the limit of {limit_bytes}; send less")
-
-
 def _fit(values: npt.NDArray[_Number], length: int) -> npt.NDArray[_Number]:
     """Cut or zero-pad at the end."""
     fitted = np.zeros(length, values.dtype)
     kept = values[:length]
     fitted[: len(kept)] = kept
     return fitted
-
-
-def _reason(error: Exception) -> str:
-    """libsndfile's own words; its exception's text also holds the address of our buffer."""
-    return error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)
-
-
-def _glance(data: bytes) -> str:
-    """First bytes, for an error message."""
-    return f"{data[:12]!r}… ({len(data)} bytes)"
 
 
 def _sort(content: bytes | str) -> str:

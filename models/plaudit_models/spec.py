@@ -39,12 +39,14 @@ VECTORS: Final = "vectors"
 RESERVED_NAMES: Final = frozenset({PRESENT, EMBEDDING, BASE_LOGITS, SCORES})
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
-_FOREIGN_NAME = re.compile(r"(?!\s)[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\"]{1,128}(?<!\s)")
+_FOREIGN_NAME = re.compile(
+    r"(?!\s)[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\"]{1,128}(?<!\s)"
+)
 """What the inputs of an imported graph may be called, such as a column `sepal length (cm)`: clients know them by these
 names."""
 
 MAX_FREE_LENGTH: Final = 4_096
-"""Longest free length of a tensor unless the spec says otherwise: what a graph does with a length is its own choice, and
+"""Longest free length of a tensor unless the spec says otherwise. What a graph does with a length is its choice, and
 attention takes its square."""
 
 TENSOR_DTYPES: Final = frozenset(

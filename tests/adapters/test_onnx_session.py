@@ -271,3 +271,39 @@ def test_tensorrt_gives_what_the_processor_gives(trunk: Path, tmp_path: Path) ->
     inputs = inputs_of(3)
     found = Graph(trunk, providers, 1).run([EMBEDDING], inputs)[0]
     np.testing.assert_allclose(found, run_graph(trunk, inputs)[EMBEDDING], atol=1e-3)
+
+
+_ARENA = """
+import numpy, onnx, pathlib, sys
+from onnx import TensorProto, helper
+from plaudit.adapters.runtime import session
+from plaudit.core.reasons import told_reason
+
+nodes = [helper.make_node("ConstantOfShape", ["n"], ["zeros"]), helper.make_node("ReduceSum", ["zeros"], ["y"])]
+graph = helper.make_graph(
+    nodes,
+    "g",
+    [helper.make_tensor_value_info("n", TensorProto.INT64, [1])],
+    [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+)
+path = pathlib.Path(sys.argv[1])
+onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+assert session.arena_limit_bytes() > 2**28
+session.arena_limit_bytes = lambda: 2**26
+opened = session.Graph(path, [(session.CPU, {})], threads=1)
+for length in (1_000, 40_000_000, 1_000):
+    try:
+        print(length, opened.run(["y"], {"n": numpy.array([length])})[0].ravel())
+    except Exception as error:
+        print(length, told_reason(error))
+"""
+
+
+def test_what_does_not_fit_into_the_machine_is_refused(tmp_path: Path) -> None:
+    """A length that a request chooses, as of an output that is padded: 160 MB where 64 MiB are allowed."""
+    done = subprocess.run(
+        [sys.executable, "-c", _ARENA, str(tmp_path / "n.onnx")], capture_output=True, text=True, check=True, timeout=60
+    )
+    small, large, small_again = done.stdout.splitlines()
+    assert small == small_again == "1000 [0.]"
+    assert "smaller than requested bytes of 160000000" in large

@@ -52,7 +52,7 @@ def loop(tmp_path: Path) -> Graph:
 
 def test_a_run_that_would_not_end_is_ended_at_the_deadline(loop: Graph) -> None:
     """https://github.com/yalue/onnxruntime_go/issues/119"""
-    with pytest.raises(RunStopped, match="the model was still computing after .* s, when it was stopped") as stopped:
+    with pytest.raises(RunStopped, match=r"the model was still computing after .* s, when it was stopped") as stopped:
         loop.run(["y"], {"x": np.array([2**62])}, time.monotonic() + 0.1)
     assert isinstance(stopped.value, Expired)
     (y,) = loop.run(["y"], {"x": np.array([3, 1])}, time.monotonic() + 60)  # and it goes on

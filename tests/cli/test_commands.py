@@ -87,6 +87,12 @@ def test_predict_finds_the_modality_of_the_models_only_image(shell: Shell, serve
     assert server.received[-1].content["photo"].image == builders.png()
 
 
+def test_predict_sends_a_picture_that_only_the_server_can_name(shell: Shell, server: Recorder, tmp_path: Path) -> None:
+    (tmp_path / "x.heif").write_bytes(b"some camera's own format")
+    assert shell("predict", "--image", "x.heif").code == 0
+    assert server.received[-1].content["photo"].image == b"some camera's own format"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -96,6 +102,7 @@ def test_predict_finds_the_modality_of_the_models_only_image(shell: Shell, serve
         (["--content", "photo"], "'photo' is not NAME=VALUE"),
         (["--content", "photo=@noise.bin"], "noise.bin is neither a known image"),
         (["--content", "x=@noise.npy"], "noise.npy is not a readable .npy file"),
+        (["--content", "x=@empty.npy"], "empty.npy is not a readable .npy file"),
         (["--content", "x=1", "--content", "x=2"], "'x' is given twice"),
         (["--dynamic-action", "card"], "'card' is not ID=TEXT"),
         (["--dynamic-action", "a=x", "--dynamic-action", "a=y"], "the id 'a' is given twice"),
@@ -108,6 +115,7 @@ def test_what_cannot_be_sent_is_named_and_exits_with_2(
 ) -> None:
     for name in ("noise.bin", "noise.npy", "x.wav"):
         (tmp_path / name).write_bytes(b"noise")
+    (tmp_path / "empty.npy").touch()
     done = shell("predict", *arguments)
     assert done.code == 2
     assert said in _unwrapped(done.err)

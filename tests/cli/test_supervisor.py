@@ -7,15 +7,18 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from plaudit.cli.processes.supervisor import Service, pause_s, run
+from plaudit.cli.processes.supervisor import MAX_EXITS, Service, run
+from plaudit.core.backoff import pause_s
 
 READY = "import json, sys; print(json.dumps({'event': 'ready'}), flush=True)\n"
 STAYS = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit({code}))\n" + READY + "signal.pause()"
 DIES = READY + "sys.exit({code})"
+FAILS = "import sys; sys.exit({code})"
 
 
 def _service(name: str, program: str, *, restart: bool, code: int = 0) -> Service:
@@ -86,9 +89,79 @@ async def test_when_the_service_ends_everything_ends_with_its_code() -> None:
 
 async def test_a_wrong_setting_of_the_learner_is_not_tried_again() -> None:
     watcher = Watcher(lambda events: False)
-    services = [_service("serve", STAYS, restart=False), _service("learn", DIES, restart=True, code=2)]
+    services = [_service("serve", STAYS, restart=False), _service("learn", FAILS, restart=True, code=2)]
     assert await run(services, watcher) == 2
     assert watcher.count("restarting") == 0
+
+
+@pytest.mark.parametrize("code", [2, 78])
+async def test_a_learner_that_ends_for_good_is_given_up_and_the_service_goes_on(code: int) -> None:
+    """As where its store was damaged meanwhile, or its port taken. 6,198 restarts in 12 hours:
+    https://github.com/openclaw/openclaw/pull/60170
+    """
+    watcher = Watcher(lambda events: any(e["event"] == "given_up" for e in events))
+    services = [_service("serve", STAYS, restart=False), _service("learn", DIES, restart=True, code=code)]
+    assert await run(services, watcher) == code
+    assert watcher.count("restarting") == 0
+    assert [e["service"] for e in watcher.events if e["event"] == "exited"] == ["learn"]
+
+
+async def test_a_learner_that_fails_again_and_again_is_given_up() -> None:
+    watcher = Watcher(lambda events: any(e["event"] == "given_up" for e in events))
+    services = [_service("serve", STAYS, restart=False), _service("learn", FAILS, restart=True, code=1)]
+    assert await run(services, watcher, pause=_no_pause, clock=lambda: 0.0) == 1
+    assert watcher.count("restarting") == MAX_EXITS - 1
+
+
+async def test_one_of_several_processes_that_is_given_up_ends_all() -> None:
+    watcher = Watcher(lambda events: False)
+    services = [
+        replace(_service(f"serve-{n}", program, restart=True, code=78), essential=True)
+        for n, program in enumerate([DIES, STAYS])
+    ]
+    assert await run(services, watcher) == 78
+
+
+async def test_what_a_library_prints_is_no_event_and_harms_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither words, nor JSON of its own, nor a line of two megabytes."""
+    prints = "print('hello'); print('[1]'); print('{}'); print('x' * 2_000_000, flush=True)\n" + STAYS
+    watcher = Watcher(lambda events: len(events) == 1)
+    assert await run([_service("serve", prints, restart=False)], watcher) == 0
+    assert [event["event"] for event in watcher.events] == ["ready"]
+    assert "hello" in capfd.readouterr().err
+
+
+async def test_a_child_that_does_not_drain_is_killed_at_its_deadline() -> None:
+    stays = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + READY + "signal.pause()"
+    watcher = Watcher(lambda events: len(events) == 1)
+    assert await run([_service("serve", stays, restart=False)], watcher, kill_after_s=0.1) == 1
+
+
+async def test_output_that_nobody_reads_any_more_drains_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `plaudit up | head -1`; see https://github.com/nickstenning/honcho/issues/255."""
+    monkeypatch.setattr("plaudit.cli.processes.supervisor.drop_output", lambda: None)  # stdout is that of pytest
+
+    def broken(event: Mapping[str, Any]) -> None:
+        raise BrokenPipeError
+
+    services = [_service("serve", STAYS, restart=False), _service("learn", STAYS, restart=True)]
+    assert await run(services, broken) == 141
+
+
+async def test_a_program_that_cannot_be_started_is_told_and_tried_again() -> None:
+    watcher = Watcher(lambda events: any(e["event"] == "restarting" for e in events))
+    missing = Service("learn", ["/no/such/program"], restart=True)
+    await run([missing, _service("serve", STAYS, restart=False)], watcher)
+    (told,) = [e["problem"] for e in watcher.events if e["event"] == "not_started"]
+    assert told == "/no/such/program: No such file or directory; put it back"
+
+
+async def test_a_folder_named_like_the_place_of_an_address_keeps_its_name() -> None:
+    watcher = Watcher(lambda events: any(e["event"] == "told" for e in events))
+    where = [sys.executable, "-c", SAYS_WHERE.replace("{code}", "0"), "--data-dir={address}"]
+    services = [_service("serve", ANSWERS, restart=False), Service("console", where, restart=True, after="serve")]
+    assert await run(services, watcher) == 0
+    assert [e["where"] for e in watcher.events if e["event"] == "told"] == ["--data-dir={address}"]
 
 
 ANSWERS = STAYS.replace("'ready'", "'ready', 'address': 'here:1'")
@@ -99,12 +172,12 @@ async def test_a_service_that_needs_another_is_told_where_that_answers() -> None
     watcher = Watcher(lambda events: sum(e["event"] == "ready" for e in events) == 2)
     needs = Service(
         "console",
-        [sys.executable, "-c", SAYS_WHERE.replace("{code}", "0"), "at {address}"],
+        [sys.executable, "-c", SAYS_WHERE.replace("{code}", "0"), "{address}"],
         restart=True,
         after="serve",
     )
     assert await run([needs, _service("serve", ANSWERS, restart=False)], watcher) == 0
-    assert [e["where"] for e in watcher.events if e["event"] == "told"] == ["at here:1"]
+    assert [e["where"] for e in watcher.events if e["event"] == "told"] == ["here:1"]
     assert [e["service"] for e in watcher.events] == ["serve", "console", "console"]
 
 

@@ -19,14 +19,14 @@ from plaudit.core.wire import content_from_wire
 from plaudit.v1 import content_pb2
 
 
-@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000"])
 def test_images_are_known_by_their_first_bytes(image_format: str) -> None:
     file = io.BytesIO()
     Image.new("RGB", (4, 4)).save(file, image_format)
     assert to_content("x", file.getvalue()).WhichOneof("kind") == "image"
 
 
-@pytest.mark.parametrize("sound_format", ["WAV", "FLAC", "OGG", "MP3"])
+@pytest.mark.parametrize("sound_format", ["WAV", "RF64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF"])
 def test_sounds_are_known_by_their_first_bytes(sound_format: str) -> None:
     file = io.BytesIO()
     soundfile.write(file, np.zeros(8000, np.float32), 8000, format=sound_format)
@@ -39,6 +39,27 @@ def test_an_mp3_with_tags_is_a_sound() -> None:
 
 def test_a_riff_that_is_neither_is_unknown() -> None:
     assert sniff(b"RIFF" + struct.pack("<I", 4) + b"AVI ") is None
+
+
+@pytest.mark.parametrize(
+    ("beginning", "kind"),
+    [
+        (b"\x00\x00\x00\x18ftypheic", "image"),
+        (b"\x00\x00\x00\x18ftypM4A ", "audio"),
+        (b"\x00\x00\x00\x18ftypisom", None),  # a video
+        (b"\x1aE\xdf\xa3", "audio"),
+        (b"#!AMR\n", "audio"),
+        (b"\xff\xf1\x50\x80", "audio"),
+    ],
+)
+def test_what_phones_record_has_a_kind_so_that_the_server_can_say_what_it_is(beginning: bytes, kind: str) -> None:
+    assert sniff(beginning + bytes(20)) == kind
+
+
+def test_a_file_without_end_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plaudit.client.content._MAX_FILE_BYTES", 1000)
+    with pytest.raises(ClientError, match="/dev/zero has more than the limit of 1000 bytes"):
+        to_content("image", Path("/dev/zero"))
 
 
 def test_unknown_bytes_are_refused_and_the_helpers_named() -> None:

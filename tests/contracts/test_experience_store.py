@@ -17,7 +17,7 @@ from sqlalchemy import create_engine, inspect, text
 
 from plaudit.adapters.store.engine import sqlite_url
 from plaudit.adapters.store.sql import SqlStore
-from plaudit.core.errors import ConfigError, StoreMoved, StoreUnavailable, WrongStore
+from plaudit.core.errors import ConfigError, StoreDamaged, StoreMoved, StoreUnavailable, WrongStore
 from plaudit.core.events import Decision, DynamicAction, EncodedContent, Features, Feedback, TensorContent
 from plaudit.core.experience import Experience, FeedbackState, Label, header_of
 from plaudit.core.ports.store import (
@@ -36,7 +36,7 @@ from support.builders import NOW_S, a_decision, some_feedback, tiny_content
 from support.postgres_server import PASSWORD, PostgresServer
 
 ADAPTERS: dict[str, Callable[[Path, pytest.FixtureRequest], str]] = {
-    "sqlite": lambda folder, request: sqlite_url(folder / "learner.db"),
+    "sqlite": lambda folder, request: sqlite_url(folder / "learner.db").render_as_string(),
     "postgres": lambda folder, request: request.getfixturevalue("postgres").create_database(),
 }
 TRUNK = "f1" * 32
@@ -411,6 +411,7 @@ def test_a_commit_that_fails_leaves_its_commands_pending(
 ) -> None:
     store.put_command("ada", "trusted")
     commands = store.pending_commands()
+    store.resign()
     assert open_store().lead()
     with pytest.raises(StoreMoved):
         store.save(LeaderCommit(commands=commands))
@@ -486,6 +487,7 @@ def test_only_the_leader_saves(store: ExperienceStore, open_store: Callable[[], 
     other = open_store()
     with pytest.raises(StoreMoved):
         other.save(LeaderCommit(state={"a": b"1"}))
+    store.resign()
     assert other.lead()
     other.save(LeaderCommit(state={"a": b"2"}))
     for save in (lambda: store.save(LeaderCommit(state={"a": b"3"})), lambda: store.forget(NOW_S, 0, 1)):
@@ -496,29 +498,108 @@ def test_only_the_leader_saves(store: ExperienceStore, open_store: Callable[[], 
     assert other.intake_stats().waiting == 1
 
 
-def test_a_leader_is_not_replaced_while_it_is_heard_of(postgres: PostgresServer) -> None:
-    url = postgres.create_database()
-    first, second = SqlStore(url, lease_s=3600.0), SqlStore(url, lease_s=3600.0)
+def test_a_leader_is_not_replaced_while_it_is_heard_of(open_store: Callable[..., SqlStore]) -> None:
+    """A second learner waits, and takes nothing from the first, which goes on."""
+    first, second = open_store(lease_s=3600.0), open_store(lease_s=3600.0)
     assert first.lead()
     assert not second.lead()
     first.save(LeaderCommit(state={"a": b"1"}))
+    with pytest.raises(StoreMoved):
+        second.save(LeaderCommit(state={"a": b"2"}))
+    first._asked_s = -1e9  # as when it asks again after its lease
     assert first.lead()
-    first.close()
+    first.save(LeaderCommit(state={"a": b"3"}))
+    assert second.get_state("a") == b"3"
+
+
+def test_a_leader_that_resigns_is_followed_at_once(open_store: Callable[..., SqlStore]) -> None:
+    first, second = open_store(lease_s=3600.0), open_store(lease_s=3600.0)
+    assert first.lead()
+    first.resign()
+    assert second.lead()
+    assert not first.lead()
     second.close()
+    second.resign()
+    assert first.lead()
 
 
-def test_on_sqlite_a_replaced_learner_is_told_what_to_do(tmp_path: Path) -> None:
-    url = sqlite_url(tmp_path / "learner.db")
-    first, second = SqlStore(url), SqlStore(url, lease_s=0.0)
+def test_a_lead_ends_with_its_process(url: str, open_store: Callable[..., SqlStore]) -> None:
+    """Killed without a word: on SQLite the kernel takes its lock back, on PostgreSQL its lease ends."""
+    script = textwrap.dedent("""
+        import sys
+        from plaudit.adapters.store.sql import SqlStore
+        store = SqlStore(sys.argv[1], lease_s=1.0)
+        print(store.lead(), flush=True)
+        sys.stdin.read()
+    """)
+    path = ":".join(str(Path(__file__).parents[2] / part) for part in ("tests", "services", "models"))
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script, url],
+        env={"PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "True\n"
+        waiting = open_store(lease_s=1.0)
+        assert not waiting.lead()
+        holder.kill()
+    while not waiting.lead():
+        pass
+    waiting.save(LeaderCommit(state={"a": b"1"}))
+
+
+def test_one_that_led_and_was_replaced_has_to_begin_again(postgres: PostgresServer) -> None:
+    """Paused for longer than its lease, and nobody leads any more: what it has in memory is older than the store."""
+    url = postgres.create_database()
+    first, second = SqlStore(url, lease_s=0.0), SqlStore(url, lease_s=0.0)
     assert first.lead()
     assert second.lead()
-    with pytest.raises(StoreMoved):
-        first.save(LeaderCommit())
-    first._asked_s = -1e9  # as when it asks again after its lease
-    with pytest.raises(StoreMoved, match=r"set store\.url"):
-        first.lead()
-    first.close()
     second.close()
+    assert not first.lead()
+    assert first.lead()
+    first.close()
+
+
+def test_a_lease_given_by_a_wrong_clock_ends(postgres: PostgresServer) -> None:
+    """The server's clock was a year ahead, and has been set right since; the leader of that time is gone."""
+    url = postgres.create_database()
+    store = SqlStore(url)
+    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE intake_stats SET leader = 'gone', epoch = 7, "
+                "lead_until_s = extract(epoch from clock_timestamp()) + 31536000"
+            )
+        )
+    engine.dispose()
+    assert store.lead()
+    store.close()
+
+
+@pytest.mark.parametrize("name", ["100%20off", "a b", "who?x=1", "part#2", "ünïcödé 文", "it's", "a+b&c=d;e", "[::1]"])
+def test_a_folder_of_any_name_is_the_one_that_is_opened(tmp_path: Path, name: str) -> None:
+    """A path pasted into a URL opens another file, such as "100 off"; see https://github.com/calebevans/mulder/pull/86,
+    https://github.com/cachix/devenv/issues/2492.
+    """
+    folder = tmp_path / name
+    folder.mkdir()
+    for url in (sqlite_url(folder / "x.sqlite"), sqlite_url(folder / "x.sqlite").render_as_string()):
+        store = SqlStore(url)
+        assert store.lead()
+        store.close()
+    assert {path.name for path in tmp_path.iterdir()} == {name}
+    assert (folder / "x.sqlite").exists()
+
+
+@pytest.mark.parametrize("content", [b"not a database at all" * 100, b"SQLite format 3\0" + bytes(4096)])
+def test_a_damaged_file_is_told_from_one_that_is_away(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.sqlite").write_bytes(content)
+    with pytest.raises(StoreDamaged, match=r"x\.sqlite: .*; move it away, and the learner makes another one"):
+        SqlStore(sqlite_url(tmp_path / "x.sqlite"))
 
 
 # --- retention -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from plaudit.demo.speech import SpeechFailed, Utterance, spoken_digits, synthesi
 from plaudit.demo.task import HARD_KIND, KINDS, LABELLED_KINDS, SPEC, Example, Pool
 from plaudit.demo.users import Request, liked_answer, likes, likes_matrix, thumb_up, traffic
 from plaudit_models.dataset import load_data_folder, tokenizer_for
-from plaudit_models.preprocess import decode_audio, decode_image
+from plaudit_models.media.images import decode_image
+from plaudit_models.media.sounds import decode_audio
 
 PARTS: tuple[task.Part, ...] = ("train", "val", "traffic", "test")
 EVERY_KIND = (*KINDS, HARD_KIND)

@@ -1,3 +1,1 @@
-"""What strangers bring: graphs, sounds and pictures as public reports describe them, each served or refused with the
-true reason.
-"""
+"""What strangers bring: graphs, sounds and pictures as public reports describe them, with the right answer to each."""

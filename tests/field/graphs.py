@@ -548,6 +548,20 @@ CASES = [
         options={"actions": ("a", "b", "c")},
     ),
     Case(name="unknown-rank", make=declared(outputs=None)),
+    Case(
+        name="wrong-batch-of-output",
+        make=declared(outputs=(1, 3)),
+        address="https://github.com/onnx/onnxmltools/pull/681",
+    ),
+    Case(
+        name="input-is-output",
+        make=lambda folder: saved(
+            folder,
+            [LINEAR],
+            outputs=[value("logits", TensorProto.FLOAT, ["batch", 3]), value("x", TensorProto.FLOAT, ["batch", 4])],
+        ),
+        options={"logits": "logits"},
+    ),
     Case(name="zero-axes", own_answer=linear, make=declared((0, 4), (0, 3))),
     Case(
         name="unnamed-axes",
@@ -680,6 +694,16 @@ CASES = [
         notes=["output 'tokens' is left out: a row of it depends on the other rows"],
     ),
     Case(name="named-embedding", make=named_embedding),
+    Case(
+        name="an-output-of-bfloat16",
+        make=lambda folder: saved(
+            folder,
+            [LINEAR, node("Cast", "logits", "short", to=TensorProto.BFLOAT16)],
+            outputs=[value("logits", TensorProto.FLOAT, ["b", 3]), value("short", TensorProto.BFLOAT16, ["b", 3])],
+        ),
+        own_answer=linear,
+        notes=["output 'short' is left out: it is of BFLOAT16, which numpy has not"],
+    ),
     # --- files ---
     Case(
         name="cache-of-links",
@@ -761,7 +785,22 @@ REFUSED = [
         name="recurrent-state",
         make=recurrent_state,
         address="https://github.com/snakers4/silero-vad/issues/215",
-        refused="input 'state': its first axis has the fixed length 2, others have {'x': 'free'}; the first axis of every",
+        refused="input 'state': its first axis has the fixed length 2, others have {'x': 'free'}",
+    ),
+    Case(
+        name="nine-axes",
+        make=lambda folder: saved(
+            folder,
+            [node("Reshape", "x shape", "y"), node("MatMul", "y W", "logits")],
+            inputs=[value("x", TensorProto.FLOAT, ["batch", *[1] * 8, 4])],
+            constants={"W": WEIGHTS, "shape": np.array([-1, 4])},
+        ),
+        refused="input 'x': has 10 axes; requests have 8 beside the batch",
+    ),
+    Case(
+        name="too-many-columns",
+        make=column_names(*(f"c{number}" for number in range(1_025))),
+        refused="the graph has 1025 inputs; requests hold 1024 at most; export columns as one input",
     ),
     Case(name="scalar-input", make=scalar_input, refused="input 'sr': is a scalar; its first axis must be the batch"),
     Case(

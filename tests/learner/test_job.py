@@ -43,7 +43,8 @@ from plaudit.learner.ingest.join import join
 from plaudit.learner.progress import Progress
 from plaudit_models.bandit.reward_model import empty_state, state_from_bytes
 from plaudit_models.bundle import MANIFEST, TOKENIZER, WEIGHTS, verify
-from plaudit_models.preprocess import Limits, read_tokenizer, train_tokenizer
+from plaudit_models.limits import Limits
+from plaudit_models.preprocess import read_tokenizer, train_tokenizer
 from plaudit_models.spec import ModelSpec, TextModality
 from plaudit_models.training.checkpoint import Checkpoint
 from plaudit_models.training.config import PretrainConfig
@@ -78,7 +79,7 @@ class Workplace:
             config=PretrainConfig(max_duration_s=60.0, max_epochs=2, batch=16),
             threads=1,
         )
-        self.url = sqlite_url(folder / "learner.db")
+        self.url = sqlite_url(folder / "learner.db").render_as_string()
         self.store = SqlStore(self.url)
         self.store.lead()
         self.judge(range(1, 61))

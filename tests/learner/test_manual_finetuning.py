@@ -35,7 +35,7 @@ class World:
         self.registry.publish(folder / "made")
         if live:
             self.registry.set_rollout(promote(self.registry.rollout(), 1, Change("ada", 1.0, "")))
-        self.url = sqlite_url(folder / "experiences.sqlite")
+        self.url = sqlite_url(folder / "experiences.sqlite").render_as_string()
         self.store = SqlStore(self.url)
         self.store.lead()
         self.store.save(LeaderCommit(state={"progress": Progress(last_number=5, experiences=5).to_bytes()}))

@@ -37,7 +37,7 @@ from plaudit_models.bandit.reward_model import empty_state
 from plaudit_models.bundle import DYNAMIC_HEAD, FORMER_NAMES, TEXT_SCORER
 from plaudit_models.evaluation.gate import GateRules, differences
 from plaudit_models.evaluation.ope import LoggedRounds
-from plaudit_models.preprocess import Limits
+from plaudit_models.limits import Limits
 from support.builders import tiny_spec, with_former_names
 from support.loop_dynamic_actions import (
     SPEC,

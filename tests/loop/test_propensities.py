@@ -11,7 +11,7 @@ from plaudit.core.events import Decision, Thumb
 from plaudit.core.rollout import Change, start_canary
 from plaudit.learner.evaluation.propensities import propensities_of
 from plaudit.learner.features.policies import PolicyCache
-from plaudit_models.preprocess import Limits
+from plaudit_models.limits import Limits
 from support.loop_world import SPEC, World
 
 MakeWorld = Callable[..., World]

@@ -130,6 +130,7 @@ def test_a_leader_that_was_replaced_while_it_learned_saves_nothing(crew: Crew) -
     crew.traffic(30)
     settle(bob)
     crew.traffic(30)
+    assert not ada._leads()  # it led before, so it has to begin again
     assert ada._leads()
     save, ada.state._store = ada.state._store, Interrupted(lambda: settle(bob), ada.state._store)  # type: ignore[assignment]
     with pytest.raises(StoreMoved):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from plaudit_models.training.feedback_targets import build_feedback_targets
+from plaudit_models.training.data.feedback_targets import build_feedback_targets
 
 
 def test_a_thumb_covers_one_action_and_by_praise_the_others() -> None:

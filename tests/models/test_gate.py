@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from plaudit_models.bandit.features import Float64
+from plaudit_models.bandit.features import Float64, Floats
 from plaudit_models.evaluation.e_process import as_json, log_gains, log_total
 from plaudit_models.evaluation.gate import (
     Comparison,
     Differences,
+    GateReport,
     GateRules,
     comparison_from_dict,
     differences,
-    judge,
     new_comparison,
 )
 from plaudit_models.evaluation.ope import LoggedRounds
 
 RULES = GateRules()
 N_KINDS = 10
+
+
+def judge(
+    log: LoggedRounds,
+    candidate_probs: Floats,
+    live_probs: Floats,
+    q_hat: Floats,
+    *,
+    users: Sequence[str],
+    slices: Sequence[str],
+    rules: GateRules,
+) -> GateReport:
+    """The gate in one look: its report on decisions that live logged."""
+    seen = differences(log, candidate_probs, live_probs, q_hat, logging_probs=live_probs, rules=rules)
+    return new_comparison(rules).update(seen, users, slices).report()
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from plaudit_models.training.export import (
     reexport_trunk,
     save_weights,
 )
-from plaudit_models.training.fusion import FusionConfig, FusionPolicy
+from plaudit_models.training.networks.fusion import FusionConfig, FusionPolicy
 
 # Two modalities bear the names of weights of the module, and text makes the exporter call a look-up "embedding".
 SPEC = ModelSpec(

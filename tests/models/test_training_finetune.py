@@ -17,9 +17,9 @@ from plaudit_models.dataset import LabelledData
 from plaudit_models.spec import Modality, ModelSpec, TensorModality, TextModality
 from plaudit_models.training.checkpoint import Checkpoint, load_checkpoint
 from plaudit_models.training.config import FinetuneConfig, LoraConfig, PretrainConfig, SamplingConfig
-from plaudit_models.training.experiences import Experiences
+from plaudit_models.training.data.experiences import Experiences
 from plaudit_models.training.finetune import Finetuned, FinetuneProgress, finetune
-from plaudit_models.training.fusion import FusionConfig, FusionPolicy
+from plaudit_models.training.networks.fusion import FusionConfig, FusionPolicy
 from plaudit_models.training.objectives import Rewards
 from plaudit_models.training.pretrain import evaluate, pretrain
 

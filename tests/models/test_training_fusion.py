@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from plaudit_models.spec import AudioModality, ImageModality, Modality, ModelSpec, TensorModality, TextModality
-from plaudit_models.training.fusion import FusionConfig, FusionPolicy, LogMel
+from plaudit_models.training.networks.fusion import FusionConfig, FusionPolicy, LogMel
 from support.builders import tiny_spec
 
 CONFIG = FusionConfig(vocabulary_size=50, width=16, layers=1, attention_heads=2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from plaudit_models.training.last_layer import DIRECTIONS, LastLayer
+from plaudit_models.training.networks.last_layer import DIRECTIONS, LastLayer
 
 
 def test_a_posterior_by_hand() -> None:

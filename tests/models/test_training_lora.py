@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Generator, nn
 
-from plaudit_models.training.lora import LowRank, adapt, merge
+from plaudit_models.training.networks.lora import LowRank, adapt, merge
 
 
 def _generator(seed: int = 0) -> Generator:

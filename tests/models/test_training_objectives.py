@@ -11,7 +11,7 @@ import torch
 from torch import Generator
 
 from plaudit_models.training.config import SamplingConfig
-from plaudit_models.training.experiences import Experiences
+from plaudit_models.training.data.experiences import Experiences
 from plaudit_models.training.losses import clipped_loss, group_advantages
 from plaudit_models.training.objectives import Likelihood, Sampled, Target
 

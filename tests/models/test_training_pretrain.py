@@ -11,7 +11,7 @@ import torch
 from plaudit_models.dataset import LabelledData
 from plaudit_models.spec import ModelSpec, TensorModality, TextModality
 from plaudit_models.training.config import PretrainConfig
-from plaudit_models.training.fusion import FusionConfig
+from plaudit_models.training.networks.fusion import FusionConfig
 from plaudit_models.training.pretrain import (
     Pretrained,
     PretrainProgress,

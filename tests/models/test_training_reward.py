@@ -13,9 +13,10 @@ import torch
 
 from plaudit_models.spec import ModelSpec, TensorModality, TextModality
 from plaudit_models.training.config import RewardConfig
-from plaudit_models.training.experiences import Experiences
-from plaudit_models.training.feedback_targets import FeedbackTargets, build_feedback_targets
-from plaudit_models.training.fusion import FusionConfig, FusionPolicy
+from plaudit_models.training.data.experiences import Experiences
+from plaudit_models.training.data.feedback_targets import FeedbackTargets, build_feedback_targets
+from plaudit_models.training.data.rows import Source
+from plaudit_models.training.networks.fusion import FusionConfig, FusionPolicy
 from plaudit_models.training.reward import (
     RewardModel,
     RewardReport,
@@ -24,7 +25,6 @@ from plaudit_models.training.reward import (
     rewards_on,
     targets_nll,
 )
-from plaudit_models.training.rows import Source
 
 ACTIONS = ("minus", "plus", "none")
 SPEC = ModelSpec("signs", {"sensor": TensorModality((2,)), "which": TextModality(2)}, ACTIONS, embedding_size=12)

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from plaudit_models.spec import AudioModality, ImageModality, TensorModality, TextModality
-from plaudit_models.training.augment import augment, augment_log_mel, drop_tokens
-from plaudit_models.training.fusion import FusionConfig, FusionPolicy
-from plaudit_models.training.rows import drop_modalities, encode_all, encode_rows, prepare_pools
+from plaudit_models.training.data.augment import augment, augment_log_mel, drop_tokens
+from plaudit_models.training.data.rows import drop_modalities, encode_all, encode_rows, prepare_pools
+from plaudit_models.training.networks.fusion import FusionConfig, FusionPolicy
 from support.builders import tiny_spec
 
 SPEC = tiny_spec()

@@ -25,7 +25,7 @@ from plaudit_models.spec import (
     spec_from_dict,
 )
 from plaudit_models.training.config import FinetuneConfig, LoraConfig, PretrainConfig
-from plaudit_models.training.experiences import Experiences
+from plaudit_models.training.data.experiences import Experiences
 from plaudit_models.training.export import (
     ExportMismatch,
     check_text_scorer_parity,
@@ -34,7 +34,7 @@ from plaudit_models.training.export import (
     trunk_state,
 )
 from plaudit_models.training.finetune import finetune
-from plaudit_models.training.fusion import FusionConfig, FusionPolicy
+from plaudit_models.training.networks.fusion import FusionConfig, FusionPolicy
 from plaudit_models.training.pretrain import Pretrained, evaluate, pretrain
 from plaudit_models.training.schedule import use_threads
 

@@ -20,7 +20,7 @@ from plaudit_models.dataset import load_data_folder, tokenizer_for
 from plaudit_models.preprocess import action_texts, tokenize_all
 from plaudit_models.spec import ModelSpec, TextModality
 from plaudit_models.training.config import PretrainConfig
-from plaudit_models.training.fusion import FusionConfig, FusionPolicy
+from plaudit_models.training.networks.fusion import FusionConfig, FusionPolicy
 from plaudit_models.training.pretrain import pretrain
 from plaudit_models.training.schedule import use_threads
 from support.programs import CANNOT_BE_HAD

@@ -22,7 +22,7 @@ from plaudit.serving.engine.evaluator import Evaluation, EvaluationRequest, Eval
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.serving.telemetry.statistics import Statistics
 from plaudit_models.bandit.policy import probabilities
-from plaudit_models.preprocess import Limits
+from plaudit_models.limits import Limits
 from support.builders import tiny_bundle, tiny_content, tiny_head_refresh, tiny_spec
 
 ALL = all_allowed(4)

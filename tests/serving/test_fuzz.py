@@ -29,7 +29,7 @@ from plaudit.inference import open_inference_pb2 as oip
 from plaudit.serving.server import InferenceServer
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.v1 import feedback_pb2, model_pb2, prediction_pb2
-from plaudit_models.preprocess import Limits
+from plaudit_models.limits import Limits
 from support.builders import tiny_bundle, tiny_content, tiny_spec
 from support.serving_harness import KEY, go_live
 

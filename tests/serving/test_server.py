@@ -252,7 +252,7 @@ from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.settings import ServingSettings
 from plaudit.serving.telemetry.metrics import ServingMetrics
-from plaudit_models.preprocess import Limits
+from plaudit_models.limits import Limits
 from plaudit.serving.server import InferenceServer
 
 def main():

@@ -16,7 +16,7 @@ from plaudit.core.errors import Draining, InvalidInput
 from plaudit.core.events import EncodedContent
 from plaudit.serving.engine.shutdown import ShutdownSignal
 from plaudit.serving.grpc.streams import ContentChunks, Put, StreamedFormat, in_groups, in_order
-from plaudit_models.preprocess import Limits
+from plaudit_models.limits import Limits
 
 TIMEOUT_S = 30.0
 

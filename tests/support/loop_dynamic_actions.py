@@ -26,7 +26,8 @@ from plaudit_models.bandit.dynamic_actions import (
 from plaudit_models.bandit.policy import Float64
 from plaudit_models.bandit.reward_model import empty_state
 from plaudit_models.bundle import DYNAMIC_HEAD, Manifest, seal
-from plaudit_models.preprocess import Limits, assemble
+from plaudit_models.limits import Limits
+from plaudit_models.preprocess import assemble
 from support.builders import tiny_bundle, tiny_content, tiny_spec
 from support.loop_world import World
 

@@ -30,6 +30,7 @@ from plaudit.core.rollout import Change, in_experiment, promote
 from plaudit.core.tracing import Tracing
 from plaudit.learner.finetuning.job_spec import PARENT, STATE, read_job_spec
 from plaudit.learner.loop import Learner
+from plaudit.learner.metrics import LearnerMetrics
 from plaudit_models.bandit.dynamic_actions import DynamicActionState
 from plaudit_models.bandit.policy import Float64, probabilities
 from plaudit_models.bandit.reward_model import RewardState, empty_state
@@ -69,7 +70,7 @@ class World:
         self.log = self.log or SqliteLog(self.folder / "log.sqlite", "NORMAL")
         self.registry = DirectoryRegistry(self.folder / "registry", SPEC.name)
         self.runtime = OnnxRuntime("cpu")
-        self.store_url = self.store_url or sqlite_url(self.folder / "learner.db")
+        self.store_url = self.store_url or sqlite_url(self.folder / "learner.db").render_as_string()
         self.store = SqlStore(self.store_url)
         self.rng = np.random.default_rng(0)
         self.numbers = itertools.count()
@@ -92,11 +93,17 @@ class World:
         return version
 
     def learner(self, log: EventLog | None = None) -> Learner:
-        """A learner as after a start of its process: with a store of its own on the same data."""
+        """A learner as after a start of its process: with a store of its own on the same data, and what it saved.
+
+        Another one on SQLite has ended before: its process no longer has the lock of the leader.
+        """
+        for store in self.stores:
+            if store.exclusive:
+                store.resign()
         self.store = SqlStore(self.store_url, lease_s=self.lease_s)
         self.stores.append(self.store)
         self.metrics = CollectorRegistry()
-        return build_learner(
+        learner = build_learner(
             settings_from(self.settings),
             log=log or self.log,
             store=self.store,
@@ -104,10 +111,12 @@ class World:
             runtime=self.runtime,
             jobs=self.jobs or InlineJobs(self.run_job),
             work_dir=self.folder / "work",
-            metrics_registry=self.metrics,
+            metrics=LearnerMetrics(self.metrics),
             tracing=self.tracing,
             clock=lambda: self.now_s,
         )
+        learner._load()
+        return learner
 
     def metric(self, name: str, **labels: str) -> float | None:
         """Metric of the latest learner, as a scrape would show it; None if it is not there."""

@@ -441,20 +441,5 @@ def comparison_from_dict(raw: Mapping[str, Any]) -> Comparison:
     return Comparison(**{**raw, **evidence, "rules": rules, "slices": slices, "tally": tally})
 
 
-def judge(
-    log: LoggedRounds,
-    candidate_probs: Floats,
-    live_probs: Floats,
-    q_hat: Floats,
-    *,
-    users: Sequence[str],
-    slices: Sequence[str],
-    rules: GateRules,
-) -> GateReport:
-    """Gate in one call: :func:`differences` on decisions that live logged, one look, a report. Shapes as there."""
-    seen = differences(log, candidate_probs, live_probs, q_hat, logging_probs=live_probs, rules=rules)
-    return new_comparison(rules).update(seen, users, slices).report()
-
-
 def _claim(bets: EProcess, mean: float) -> int:
     return int(np.searchsorted(bets.means, mean))

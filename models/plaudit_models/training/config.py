@@ -53,7 +53,7 @@ class PretrainConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraConfig:
-    """Low-rank updates of weight matrices (:mod:`.lora`).
+    """Low-rank updates of weight matrices (:mod:`.networks.lora`).
 
     Attributes:
         rank: r ≥ 1 of the updates.

@@ -42,7 +42,7 @@ from plaudit_models.bundle import (
     seal,
 )
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING, PRESENT, TOKENS, VECTORS, ModelSpec
-from plaudit_models.training.fusion import FusionConfig, FusionPolicy
+from plaudit_models.training.networks.fusion import FusionConfig, FusionPolicy
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 

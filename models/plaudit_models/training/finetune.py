@@ -8,7 +8,7 @@ Each step descends, on a batch of experiences (replay) and a block of labelled r
 
 where the user loss is one of :mod:`.objectives`. Users' weights are at most 1, so they cannot outweigh the anchor ρ
 however many they are. A policy that scores text rehearses that too (:mod:`.texts`). Either all weights of the trained
-parts change, or low-rank updates of them (:mod:`.lora`).
+parts change, or low-rank updates of them (:mod:`.networks.lora`).
 
 Encoders that are not trained run once per experience, so that a step costs the text encoder and the fusion layers.
 Content is not augmented: a question without the word that decides its kind teaches a new kind's thumbs to the kinds
@@ -35,15 +35,15 @@ import torch
 from torch import Generator, Tensor
 
 from plaudit_models.dataset import LabelledData
-from plaudit_models.training.augment import augment
 from plaudit_models.training.checkpoint import Checkpoint, capture, restore
 from plaudit_models.training.config import FinetuneConfig
-from plaudit_models.training.experiences import Experiences
-from plaudit_models.training.fusion import FusionPolicy
-from plaudit_models.training.lora import adapt, merge
+from plaudit_models.training.data.augment import augment
+from plaudit_models.training.data.experiences import Experiences
+from plaudit_models.training.data.rows import Source, freeze_encoders
 from plaudit_models.training.losses import action_nll, kl_to_reference
+from plaudit_models.training.networks.fusion import FusionPolicy
+from plaudit_models.training.networks.lora import adapt, merge
 from plaudit_models.training.objectives import Likelihood, Logits, Objective, Rewards, Sampled, Target
-from plaudit_models.training.rows import Source, freeze_encoders
 from plaudit_models.training.schedule import IntervalMean, blocks_for_ever, descend, fraction_done, one_cycle, shuffled
 from plaudit_models.training.texts import ActionTexts
 

@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from plaudit_models.training.config import SamplingConfig
-from plaudit_models.training.experiences import Experiences
+from plaudit_models.training.data.experiences import Experiences
 from plaudit_models.training.losses import action_nll, clipped_loss, group_advantages, reward_nll
 
 Rewards = Callable[[Tensor, Tensor], Tensor]

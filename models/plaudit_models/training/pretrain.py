@@ -27,11 +27,11 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from plaudit_models.dataset import LabelledData
-from plaudit_models.training.augment import augment
 from plaudit_models.training.config import PretrainConfig
-from plaudit_models.training.fusion import FusionConfig, FusionPolicy
+from plaudit_models.training.data.augment import augment
+from plaudit_models.training.data.rows import drop_modalities, encode_rows, prepare_pools
 from plaudit_models.training.losses import action_nll
-from plaudit_models.training.rows import drop_modalities, encode_rows, prepare_pools
+from plaudit_models.training.networks.fusion import FusionConfig, FusionPolicy
 from plaudit_models.training.schedule import IntervalMean, blocks, descend, fraction_done, one_cycle
 from plaudit_models.training.texts import ActionTexts
 

@@ -13,7 +13,7 @@ softmax cannot, that several answers are right, or none. How unsure u is, is the
 Networks", equation 10), an answer without feedback is neither as good nor as bad as it seems.
 
 Thumbs, ratings, corrections and preferences are terms of one likelihood
-(:mod:`plaudit_models.training.feedback_targets`): opinions about single actions are Bernoulli in sigmoid(u),
+(:mod:`plaudit_models.training.data.feedback_targets`): opinions about single actions are Bernoulli in sigmoid(u),
 preferences Bradley-Terry in u_k − u_l. Slope s and intercept t are fitted on experiences that it was not trained on
 (Platt 1999, "Probabilistic Outputs for Support Vector Machines"). How well calibrated it then is, and whether σ tells
 where it errs, is measured on others again.
@@ -41,13 +41,13 @@ from torch import Generator, Tensor, nn
 
 from plaudit_models.evaluation.calibration import errors_by_uncertainty, reliability
 from plaudit_models.training.config import RewardConfig
-from plaudit_models.training.experiences import Experiences
-from plaudit_models.training.feedback_targets import NO_PAIR, FeedbackTargets
-from plaudit_models.training.fusion import FusionPolicy
-from plaudit_models.training.last_layer import LastLayer
+from plaudit_models.training.data.experiences import Experiences
+from plaudit_models.training.data.feedback_targets import NO_PAIR, FeedbackTargets
+from plaudit_models.training.data.rows import Source, freeze_encoders
 from plaudit_models.training.losses import opinion_information, opinion_nll, preference_nll
+from plaudit_models.training.networks.fusion import FusionPolicy
+from plaudit_models.training.networks.last_layer import LastLayer
 from plaudit_models.training.objectives import Rewards
-from plaudit_models.training.rows import Source, freeze_encoders
 from plaudit_models.training.schedule import descend, fraction_done, one_cycle, shuffled
 
 _DOUBT = 0.05
@@ -317,8 +317,8 @@ def targets_nll(log_odds: Tensor, feedback_targets: Mapping[str, Tensor], *, noi
 
     Args:
         log_odds: u ``[b, a]``.
-        feedback_targets: fields of :class:`plaudit_models.training.feedback_targets.FeedbackTargets`, ``[b]`` or ``[b,
-        a]``.
+        feedback_targets: fields of :class:`plaudit_models.training.data.feedback_targets.FeedbackTargets`, ``[b]`` or
+            ``[b, a]``.
     """
     alone = (feedback_targets["weight"] * opinion_nll(log_odds, feedback_targets["reward"], noise=noise)).sum(dim=1)
     preferred, rejected = (

@@ -12,8 +12,8 @@ import torch
 from torch import Generator, Tensor
 
 from plaudit_models.dataset import MISSING, LabelledData
-from plaudit_models.training.fusion import FusionPolicy
 from plaudit_models.training.losses import action_nll
+from plaudit_models.training.networks.fusion import FusionPolicy
 
 
 class ActionTexts:

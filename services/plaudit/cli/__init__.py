@@ -1,6 +1,7 @@
 """The ``plaudit`` command: from the shell to the rest, with errors of one sentence and meaningful exit codes.
 
-Exit codes: 0 success, 1 it failed, 2 the command line or a setting is wrong, 130 interrupted.
+Exit codes: 0 success, 1 it failed, 2 the command line or a setting is wrong, 78 a service found what starting it again
+will not mend, 130 interrupted, 141 nobody reads the output.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from plaudit.cli import output
 from plaudit.cli.failures import CommandFailed
 from plaudit.cli.options import ServedModelOptions, ServerOptions, expand_options
 from plaudit.client import Client, feedback
+from plaudit.client.content import audio as audio_content
+from plaudit.client.content import image as image_content
 from plaudit.client.content import to_content
 from plaudit.client.errors import ClientError
 from plaudit.v1.content_pb2 import Content
@@ -71,7 +73,7 @@ def predict(
         if by_kind:
             spec = _live_spec(client, options.model)
             for kind, part in by_kind.items():
-                _add(parts, _modality_of_kind(spec, kind), part, f"--{kind}")
+                _add(parts, _modality_of_kind(spec, kind), _of_kind(kind, part), f"--{kind}")
         prediction = client.predict(
             parts,
             user_id=user,
@@ -215,6 +217,16 @@ def _live_spec(client: Client, model: str) -> Mapping[str, Any]:
     return spec
 
 
+def _of_kind(kind: str, part: Path | str) -> Content | str:
+    """Content of the kind that an option states, whatever the file looks like: the server can say what is wrong."""
+    if isinstance(part, str):
+        return part
+    try:
+        return image_content(part) if kind == "image" else audio_content(part)
+    except ClientError as error:
+        raise typer.BadParameter(error.message, param_hint=f"--{kind}") from error
+
+
 def _file(path: Path) -> Any:
     """Tensor for ``.npy``; otherwise the path, to be told apart by its first bytes."""
     if path.suffix != ".npy":
@@ -223,7 +235,7 @@ def _file(path: Path) -> Any:
 
     try:
         return np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, MemoryError) as error:  # numpy allocates what the header says
         raise typer.BadParameter(f"{path} is not a readable .npy file ({error})", param_hint="--content") from error
 
 

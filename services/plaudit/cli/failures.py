@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from plaudit.client import ClientError
-from plaudit.core.errors import ConfigError, PlauditError
+from plaudit.core.errors import ConfigError, LogDamaged, LogUnavailable, PlauditError, StoreDamaged, Unavailable
+from plaudit.core.os_errors import explain, is_explained
 from plaudit_models.bundle import CorruptBundle
 
 FAILED: Final = 1
 USAGE: Final = 2
+UNFIT: Final = 78
+"""A service ended over something that starting it again will not mend; EX_CONFIG of sysexits.h."""
 INTERRUPTED: Final = 130
+OUTPUT_GONE: Final = 141
+"""Nobody reads the output any more; as of a process that SIGPIPE ends."""
+
+
+_STDOUT: Final = 1
 
 
 class CommandFailed(Exception):
     """A command did not succeed; the message says why and what to do."""
+
+
+class Unfit(CommandFailed):
+    """A service cannot run on what it finds, and starting it again will not help."""
 
 
 class MissingExtra(Exception):
@@ -42,6 +55,23 @@ def needs_extra(name: str) -> Iterator[None]:
 
 
 @contextmanager
+def lasting_problems() -> Iterator[None]:
+    """Around a service: tells apart what may pass, which keeps its class, and what will not.
+
+    Raises:
+        Unfit: a file is damaged, or of another release.
+    """
+    try:
+        yield
+    except (LogDamaged, StoreDamaged) as error:
+        raise Unfit(problem_text(error)) from error
+    except (ConfigError, Unavailable):
+        raise
+    except (PlauditError, CorruptBundle) as error:
+        raise Unfit(str(error)) from error
+
+
+@contextmanager
 def exit_codes() -> Iterator[None]:
     """Print errors meant for the user as one sentence and exit with their code; raises SystemExit."""
     try:
@@ -50,12 +80,37 @@ def exit_codes() -> Iterator[None]:
         _exit(error, USAGE)
     except ClientError as error:
         _exit(error.message, FAILED)
+    except Unfit as error:
+        _exit(error, UNFIT)
     except (CommandFailed, PlauditError, CorruptBundle) as error:
-        _exit(error, FAILED)
+        _exit(problem_text(error), FAILED)
     except KeyboardInterrupt:
         _exit("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        drop_output()
+        sys.exit(OUTPUT_GONE)
+    except OSError as error:
+        if not is_explained(error):
+            raise
+        _exit(explain(error), FAILED)
+
+
+def problem_text(error: Exception) -> str:
+    """The message for an operator: without what is meant for clients, who may send an event again."""
+    if isinstance(error, OSError):
+        return explain(error)
+    return error.problem if isinstance(error, LogUnavailable) else str(error)
+
+
+def drop_output() -> None:
+    """Have everything that is still printed go nowhere: nobody reads it."""
+    with suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, _STDOUT)
+        os.close(nowhere)
 
 
 def _exit(problem: object, code: int) -> None:
-    print(f"plaudit: {problem}", file=sys.stderr)
+    with suppress(OSError):
+        print(f"plaudit: {problem}", file=sys.stderr)
     sys.exit(code)

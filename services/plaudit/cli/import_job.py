@@ -1,4 +1,4 @@
-"""Import of one ONNX file in a process of its own, with bounds on memory: a graph from elsewhere may ask for any amount.
+"""Import of one ONNX file in a process of its own, with bounds on memory: a graph may ask for any amount.
 
 Told on standard input what to do, and answers on standard output: ``{"notes": […]}`` or ``{"problem": "…"}``. Its
 parent bounds the time and tells what killed it.
@@ -56,7 +56,7 @@ def main() -> None:
     job = ImportJob(**json.loads(sys.stdin.read()))
     notes: list[str] = []
     try:
-        _bound_memory(job.memory_bytes + _COPIES * _size_bytes(Path(job.file)))
+        _bound_memory(job.memory_bytes + _COPIES * size_bytes(Path(job.file)))
         _run(job, notes)
         answer: dict[str, object] = {"notes": notes}
     except (CannotImport, CorruptBundle, RehearsalFailed) as error:
@@ -85,7 +85,7 @@ def _golden(file: str) -> dict[str, np.ndarray] | None:
         raise CannotImport(f"golden: {file}: {error}") from error
 
 
-def _size_bytes(file: Path) -> int:
+def size_bytes(file: Path) -> int:
     """Size of the file and of what lies beside it under a name that begins with its own."""
     try:
         return sum(each.stat().st_size for each in file.parent.iterdir() if each.name.startswith(file.stem))

@@ -1,9 +1,10 @@
-"""``plaudit import``: from an ONNX file to a version in the registry. The file is read and run in a process of its own."""
+"""``plaudit import``: from an ONNX file, which a process of its own reads and runs, to a version in the registry."""
 
 from __future__ import annotations
 
 import codecs
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -20,10 +21,13 @@ from plaudit.compose.paths import data_dir
 from plaudit.compose.registry import model_registry
 from plaudit.compose.runtime import model_runtime
 from plaudit.compose.settings import environment_without_settings
+from plaudit.core.errors import InvalidInput
+from plaudit.core.identifiers import check_id
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import Settings
 from plaudit_models.bundle import CorruptBundle, Manifest
-from plaudit_models.spec import MAX_FREE_LENGTH, InvalidSpec, check_model_name
+from plaudit_models.preprocess import input_dtype
+from plaudit_models.spec import MAX_FREE_LENGTH, InvalidSpec, ModelSpec, check_model_name
 
 _BYTE_ORDER_MARKS: Final = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -32,6 +36,8 @@ _BYTE_ORDER_MARKS: Final = (
 )
 """Encodings that editors and shells on Windows write, by what the file begins with."""
 _SHOWN: Final = 5
+_READ_BYTES_PER_S: Final = 10_000_000
+"""Slowest disk and machine that an import allows for: a file is read, written, and read again when it is proven."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +47,7 @@ class ImportRequest:
     Attributes:
         golden: npz of recorded inputs.
         memory_bytes: the most that the graph may use while it is imported, beside the file.
-        time_s: the longest that the import may take.
+        time_s: the longest that the import may take, beside reading and writing the file.
     """
 
     file: Path
@@ -87,7 +93,10 @@ def read_actions(file: Path | None) -> list[str]:
         if action in actions:
             twice.append(f"{action[:80]!r} (lines {actions[action]} and {number})")
         elif action:
-            actions[action] = number
+            try:
+                actions[check_id(f"actions: {file}: line {number}", action)] = number
+            except InvalidInput as error:  # no request and no feedback could name it
+                raise CommandFailed(str(error)) from error
     if twice:
         more = f" and {len(twice) - _SHOWN} more" if len(twice) > _SHOWN else ""
         raise CommandFailed(f"actions: {file}: names are there twice: {', '.join(twice[:_SHOWN])}{more}")
@@ -111,17 +120,43 @@ def import_model(settings: Settings, request: ImportRequest, *, go_live: bool) -
         folder = Path(made)
         notes = _run(settings, request, folder)
         try:
-            model_runtime(settings).load(folder)  # where it will run, which may be a GPU
+            model = model_runtime(settings).load(folder)  # where it will run, which may be a GPU
         except CorruptBundle as error:
             raise CommandFailed(str(error)) from error
+        _check_size(model.manifest.spec, settings.serving.max_message_bytes)
         registry = model_registry(settings, request.name)
+        rollout = registry.rollout()
+        live = go_live or rollout.live is None
+        if live and rollout.live is not None:
+            _check_clients(registry.manifest(rollout.live).spec, model.manifest.spec, rollout.live)
         manifest = registry.publish(folder)
-    rollout = registry.rollout()
-    live = go_live or rollout.live is None
     if live:
         reason = f"{request.file.name} was imported"
         registry.set_rollout(promote(rollout, manifest.version, Change("plaudit import", time.time(), reason)))
     return Imported(manifest, live, notes)
+
+
+def _check_size(spec: ModelSpec, max_message_bytes: int) -> None:
+    """Raises CommandFailed: a request is larger than a message may be, so none would ever be answered."""
+    request_bytes = sum(
+        math.prod(max(length, 1) for length in modality.shape) * input_dtype(modality).itemsize
+        for modality in spec.modalities.values()
+    )
+    if request_bytes > max_message_bytes:
+        raise CommandFailed(
+            f"one row of inputs is {request_bytes} bytes, and serving.max_message_bytes is {max_message_bytes}; set it "
+            "to more"
+        )
+
+
+def _check_clients(live: ModelSpec, spec: ModelSpec, version: int) -> None:
+    """Raises CommandFailed: clients of the live version could not be answered."""
+    difference = live.difference(spec)
+    if difference:
+        raise CommandFailed(
+            f"it is incompatible with clients of version {version}, which is live: {difference}; import it under "
+            "another name"
+        )
 
 
 def _run(settings: Settings, request: ImportRequest, folder: Path) -> Sequence[str]:
@@ -142,6 +177,7 @@ def _run(settings: Settings, request: ImportRequest, folder: Path) -> Sequence[s
         max_batch=settings.serving.max_batch,
         memory_bytes=request.memory_bytes,
     )
+    time_s = request.time_s + import_job.size_bytes(request.file) / _READ_BYTES_PER_S
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", import_job.__name__],  # without the present folder in front of the modules
@@ -149,12 +185,12 @@ def _run(settings: Settings, request: ImportRequest, folder: Path) -> Sequence[s
             capture_output=True,
             text=True,
             check=False,
-            timeout=request.time_s,
+            timeout=time_s,
             env=environment_without_settings(),
         )
     except subprocess.TimeoutExpired as error:
         raise CommandFailed(
-            f"{request.file}: did not finish within {request.time_s:g} s; if the graph needs that long, allow it with "
+            f"{request.file}: did not finish within {time_s:.0f} s; if the graph needs that long, allow it with "
             "--time-limit"
         ) from error
     answer = _answer(done.stdout)

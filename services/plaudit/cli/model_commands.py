@@ -42,7 +42,7 @@ def import_(
         int, typer.Option(min=1, metavar="N", help="The longest free length that a request may choose.")
     ] = 4096,
     time_limit: Annotated[
-        float, typer.Option(min=1.0, metavar="SECONDS", help="The longest that reading and running it may take.")
+        float, typer.Option(min=1.0, metavar="SECONDS", help="The longest that running it may take.")
     ] = 60.0,
     memory_limit: Annotated[
         float, typer.Option(min=0.1, metavar="GIB", help="The most memory that it may take, beside the file.")

@@ -25,6 +25,7 @@ from plaudit.client import AsyncClient, Client
 from plaudit.client.calls import ChangeOptions
 from plaudit.compose.settings import load_settings
 from plaudit.compose.tracing import service_tracing
+from plaudit.core.addresses import reachable
 from plaudit.core.errors import ConfigError
 from plaudit.core.settings import Settings
 
@@ -101,7 +102,7 @@ class ServerOptions(CommonOptions):
         with (
             _command_span(settings) as provider,
             Client(
-                self.target or address(settings.serving.host, settings.serving.port),
+                self.target or reachable(settings.serving.host, settings.serving.port),
                 admin_token=settings.serving.admin_token,
                 max_message_bytes=settings.serving.max_message_bytes,
                 tracer_provider=provider,
@@ -202,16 +203,10 @@ def async_client(settings: Settings, target: str | None, provider: TracerProvide
         provider: makes a span of each call; None: calls are not traced.
     """
     return AsyncClient(
-        target or address(settings.serving.host, settings.serving.port),
+        target or reachable(settings.serving.host, settings.serving.port),
         max_message_bytes=settings.serving.max_message_bytes,
         tracer_provider=provider,
     )
-
-
-def address(host: str, port: int) -> str:
-    """Address to reach what listens on ``host``: one of this machine where it listens on all of them."""
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"[{reachable}]:{port}" if ":" in reachable else f"{reachable}:{port}"
 
 
 def _without_none(flags: Mapping[str, Any]) -> dict[str, Any]:

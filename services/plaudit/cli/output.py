@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
@@ -195,11 +196,25 @@ def print_event(event: Mapping[str, Any]) -> None:
         case {"event": "ready", "service": name, "metrics": metrics}:
             out.print(f"{name}: runs, metrics at http://{metrics}/metrics")
         case {"event": "exited", "service": name, "code": code}:
-            out.print(f"{name}: ended with exit code {code}")
+            how = f"with exit code {code}" if code >= 0 else f"by signal {-code} ({_signal_name(-code)})"
+            out.print(f"{name}: ended {how}")
         case {"event": "restarting", "service": name, "in_s": in_s}:
             out.print(f"{name}: starting again in {in_s:.0f} s")
+        case {"event": "given_up", "service": name}:
+            out.print(f"{name}: given up, as starting it again does not help; its last lines above say why")
+        case {"event": "not_started", "service": name, "problem": problem}:
+            out.print(f"{name}: cannot be started: {problem}")
+        case {"event": "waiting", "service": name, "problem": problem, "again_in_s": in_s}:
+            out.print(f"{name}: waits, and tries again in {in_s:.0f} s: {problem}")
         case _:
             out.print(json.dumps(event))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"
 
 
 def print_finding(subject: str, state: str, message: str, fix: str) -> None:

@@ -13,9 +13,9 @@ import typer
 from rich.console import Console
 
 from plaudit.cli import output
-from plaudit.cli.failures import CommandFailed, needs_extra
+from plaudit.cli.failures import CommandFailed, drop_output, lasting_problems, needs_extra
 from plaudit.cli.options import CommonOptions, Json, Model, ServerOptions, expand_options
-from plaudit.cli.processes import supervisor
+from plaudit.cli.processes import ports, supervisor
 
 CONSOLE_PORT: Final = 8004
 """Port of the console where it is asked for without one."""
@@ -65,11 +65,22 @@ def up(console_port: ConsolePort = None, *, common: CommonOptions) -> None:
     Example: `plaudit up --config plaudit.toml --console-port 8004`, and a page to look at besides
     """
     with needs_extra("learn"):
+        from plaudit.cli.processes.services import KILL_MARGIN_S, LEARNER_EXIT_S, serving_exit_s
         from plaudit.compose.registry import known_models
     settings = common.settings({"console": {"port": console_port}})
+    models = known_models(settings)
+    learner_ports = [
+        settings.learner.metrics_port + n if settings.learner.metrics_port else 0 for n in range(len(models))
+    ]
+    # Before anything is started: where a port is taken, perhaps by another `plaudit up`, nothing else is touched.
+    ports.require_free("serving.port", settings.serving.host, settings.serving.port)
+    ports.require_free("serving.metrics_port", settings.serving.host, settings.serving.metrics_port)
+    for port in learner_ports:
+        ports.require_free("learner.metrics_port", settings.learner.host, port)
+    if settings.console.port is not None:
+        ports.require_free("console.port", settings.console.host, settings.console.port)
     services = [supervisor.Service("serve", _plaudit("serve", common), restart=False)]
-    for number, model in enumerate(known_models(settings)):
-        port = settings.learner.metrics_port + number if settings.learner.metrics_port else 0
+    for number, (model, port) in enumerate(zip(models, learner_ports, strict=True)):
         command = [*_plaudit("learn", common), "--model", model, "--metrics-port", str(port)]
         services.append(supervisor.Service("learn" if number == 0 else f"learn-{model}", command, restart=True))
     if settings.console.port is not None:
@@ -77,7 +88,9 @@ def up(console_port: ConsolePort = None, *, common: CommonOptions) -> None:
         services.append(supervisor.Service("console", command, restart=True, after="serve"))
     elif not common.as_json:
         output.err.print(f"no console; to try the model and watch the loop: plaudit up --console-port {CONSOLE_PORT}")
-    code = asyncio.run(supervisor.run(services, output.print_json if common.as_json else output.print_event))
+    report = output.print_json if common.as_json else output.print_event
+    children_s = max(serving_exit_s(settings), LEARNER_EXIT_S) + 2 * KILL_MARGIN_S
+    code = asyncio.run(supervisor.run(services, report, kill_after_s=children_s))
     if code:
         raise typer.Exit(code)
 
@@ -100,7 +113,7 @@ def serve(
     """
     flags = {"host": host, "port": port, "metrics_port": metrics_port, "device": device, "processes": processes}
     settings = common.settings({"serving": flags})
-    with needs_extra("serve"):
+    with needs_extra("serve"), lasting_problems():
         from plaudit.cli.processes import services
 
         services.log_to_stderr()
@@ -129,7 +142,7 @@ def learn(
     Example: `plaudit learn --config plaudit.toml`
     """
     settings = common.settings({"learner": {"host": host, "metrics_port": metrics_port}})
-    with needs_extra("learn"):
+    with needs_extra("learn"), lasting_problems():
         from plaudit.cli.processes import services
         from plaudit.compose.registry import resolve_model
 
@@ -152,7 +165,7 @@ def console(
     settings = options.settings({"console": {"host": host, "port": port}})
     if settings.console.port is None:
         settings = options.settings({"console": {"host": host, "port": CONSOLE_PORT}})
-    with needs_extra("console"):
+    with needs_extra("console"), lasting_problems():
         from plaudit.cli.processes import services
 
         services.log_to_stderr()
@@ -189,6 +202,15 @@ def _plaudit(command: str, common: CommonOptions) -> list[str]:
 
 
 def _reporter(service: str, common: CommonOptions) -> Callable[[Mapping[str, Any]], None]:
-    if common.as_json:
-        return output.print_json
-    return lambda event: output.print_event({**event, "service": service})
+    """Prints events. Where nobody reads them any more they are lost; the service is told of that otherwise."""
+
+    def report(event: Mapping[str, Any]) -> None:
+        try:
+            if common.as_json:
+                output.print_json(event)
+            else:
+                output.print_event({**event, "service": service})
+        except (OSError, SystemExit):  # rich raises SystemExit
+            drop_output()
+
+    return report

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     Part = content_pb2.Content | str | bytes | Path | NDArray[Any]
     """Content of one modality, as :meth:`Client.predict` takes it."""
 
-_MAGIC: Final[tuple[tuple[bytes, Literal["image", "audio"]], ...]] = (
+_Kind = Literal["image", "audio"]
+
+_MAGIC: Final[tuple[tuple[bytes, _Kind], ...]] = (
     (b"\x89PNG\r\n\x1a\n", "image"),
     (b"\xff\xd8\xff", "image"),  # JPEG
     (b"GIF87a", "image"),
@@ -27,6 +29,19 @@ _MAGIC: Final[tuple[tuple[bytes, Literal["image", "audio"]], ...]] = (
     (b"fLaC", "audio"),
     (b"OggS", "audio"),
     (b"ID3", "audio"),  # MP3 with tags
+    # What the server does not take it can name, and say what to do.
+    (b"II*\x00", "image"),  # TIFF
+    (b"MM\x00*", "image"),
+    (b"\x00\x00\x00\x0cjP  ", "image"),  # JPEG 2000
+    (b"\x00\x00\x00\x0cJXL ", "image"),
+    (b"8BPS", "image"),  # Photoshop
+    (b"FORM", "audio"),  # AIFF
+    (b".snd", "audio"),  # AU
+    (b"caff", "audio"),
+    (b"#!AMR", "audio"),
+    (b"MThd", "audio"),  # MIDI
+    (b"\x30\x26\xb2\x75", "audio"),  # Windows Media
+    (b"\x1aE\xdf\xa3", "audio"),  # WebM, which browsers record
 )
 _DATA_TYPES: Final[Mapping[str, content_pb2.DataType]] = {
     "float32": content_pb2.DATA_TYPE_FP32,
@@ -43,17 +58,35 @@ _DATA_TYPES: Final[Mapping[str, content_pb2.DataType]] = {
     "bool": content_pb2.DATA_TYPE_BOOL,
 }
 """Types of tensor messages by numpy's names."""
-_RIFF_KINDS: Final[Mapping[bytes, Literal["image", "audio"]]] = {b"WAVE": "audio", b"WEBP": "image"}
+_RIFF: Final = (b"RIFF", b"RIFX", b"RF64")
+_RIFF_KINDS: Final[Mapping[bytes, _Kind]] = {b"WAVE": "audio", b"WEBP": "image"}
 _RIFF_KIND_AT: Final = slice(8, 12)
+_BRANDS: Final[Mapping[bytes, _Kind]] = {
+    b"avif": "image",
+    b"avis": "image",
+    b"mif1": "image",
+    b"msf1": "image",
+    b"heic": "image",
+    b"heix": "image",
+    b"heim": "image",
+    b"hevc": "image",
+    b"M4A ": "audio",
+    b"M4B ": "audio",
+    b"3gp4": "audio",
+    b"3gp5": "audio",
+}
+"""Main brands of ISO base media files."""
+_MAX_FILE_BYTES: Final = 64 * 2**20
+"""Bytes read of a file. A server takes 16 MiB in a message by default; a device or a pipe may never end."""
 
 
 def image(source: bytes | Path) -> content_pb2.Content:
-    """Encoded image (PNG, JPEG, WebP, BMP, GIF): its bytes, or its file."""
+    """Encoded image (PNG, JPEG, WebP, AVIF, BMP, GIF): its bytes, or its file."""
     return content_pb2.Content(image=_bytes(source, "image"))
 
 
 def audio(source: bytes | Path) -> content_pb2.Content:
-    """Encoded sound (WAV, FLAC, OGG): its bytes, or its file."""
+    """Encoded sound (WAV, FLAC, OGG, MP3): its bytes, or its file."""
     return content_pb2.Content(audio=_bytes(source, "audio"))
 
 
@@ -110,8 +143,8 @@ def to_content(name: str, part: Part) -> content_pb2.Content:
             if kind is None:
                 raise invalid(
                     field,
-                    f"{_shown(part)} is neither a known image (PNG, JPEG, WebP, GIF, BMP) nor a known sound "
-                    "(WAV, FLAC, OGG); state its kind with image(...), audio(...), text(...) or tensor(...)",
+                    f"{_shown(part)} is neither a known image (PNG, JPEG, WebP, AVIF, GIF, BMP) nor a known sound "
+                    "(WAV, FLAC, OGG, MP3); state its kind with image(...), audio(...), text(...) or tensor(...)",
                 )
             return image(data) if kind == "image" else audio(data)
         case _ if hasattr(part, "__array__"):
@@ -124,11 +157,14 @@ def to_content(name: str, part: Part) -> content_pb2.Content:
             )
 
 
-def sniff(data: bytes) -> Literal["image", "audio"] | None:
-    """Kind of encoded bytes, by their first bytes; None if unknown."""
-    if data.startswith(b"RIFF"):
+def sniff(data: bytes) -> _Kind | None:
+    """Kind of encoded bytes, by their first bytes, also where no server takes them; None if unknown."""
+    if data.startswith(_RIFF):
         return _RIFF_KINDS.get(data[_RIFF_KIND_AT])
-    if len(data) > 1 and data[0] == 0xFF and data[1] & 0xE6 == 0xE2:  # MP3 without tags: frame sync, layer III
+    if data[4:8] == b"ftyp":
+        return _BRANDS.get(data[8:12])
+    # MP3 without tags: frame sync, layer III; AAC: the same with layer 0.
+    if len(data) > 1 and data[0] == 0xFF and (data[1] & 0xE6 == 0xE2 or data[1] & 0xF6 == 0xF0):
         return "audio"
     return next((kind for magic, kind in _MAGIC if data.startswith(magic)), None)
 
@@ -137,9 +173,13 @@ def _bytes(source: bytes | Path, field: str) -> bytes:
     if isinstance(source, bytes):
         return source
     try:
-        return source.read_bytes()
+        with source.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
         raise invalid(field, f"{source} cannot be read ({error.strerror})") from error
+    if len(data) > _MAX_FILE_BYTES:
+        raise invalid(field, f"{source} has more than the limit of {_MAX_FILE_BYTES} bytes; send less")
+    return data
 
 
 def _shown(part: bytes | Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from starlette.applications import Starlette
 
@@ -13,9 +14,10 @@ from plaudit.compose.store import experience_store
 from plaudit.console.app import application
 from plaudit.console.labelled_answers import LabelledAnswers
 from plaudit.console.ports import LearnerView, LearnerViews, Samples, Sources
-from plaudit.core.job_run import read_json
 from plaudit.core.settings import Settings
-from plaudit.learner.status import STATUS
+from plaudit.learner.status import STATUS, read_status
+
+LOOPBACK: Final = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
 def learner_views(settings: Settings) -> LearnerViews:
@@ -24,7 +26,7 @@ def learner_views(settings: Settings) -> LearnerViews:
     def view(model: str) -> LearnerView:
         status = learner_dir(settings, model) / STATUS
         return LearnerView(
-            status=lambda: read_json(status) if status.exists() else None,
+            status=lambda: read_status(status),
             answers=LabelledAnswers(lambda: experience_store(settings, model) if status.exists() else None),
         )
 
@@ -47,6 +49,6 @@ def console_application(
         client,
         Sources(model_catalog(settings), learners, samples),
         # Other names come from sites that had theirs resolved to us. Where all addresses are listened on, so are names.
-        hosts=["*"] if host in ("0.0.0.0", "::") else sorted({host, "127.0.0.1", "localhost", "::1", "[::1]"}),
+        hosts=["*"] if host in ("0.0.0.0", "::", "") else sorted({host, f"[{host}]", *LOOPBACK}),
         max_body_bytes=2 * settings.serving.max_message_bytes,
     )

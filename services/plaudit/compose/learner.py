@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypedDict
 
-from prometheus_client import CollectorRegistry
-
 from plaudit.adapters.jobs.subprocess import SubprocessJobs
 from plaudit.compose.paths import learner_dir
 from plaudit.compose.registry import model_registry
@@ -54,7 +52,7 @@ def open_learner(
     model: str,
     log: EventLog,
     store: ExperienceStore,
-    metrics: CollectorRegistry,
+    metrics: LearnerMetrics,
     tracing: Tracing | None = None,
 ) -> Learner:
     """A learner on the adapters that the settings name. Raises ConfigError."""
@@ -66,14 +64,14 @@ def open_learner(
         runtime=model_runtime(settings),
         jobs=job_launcher(settings, model),
         work_dir=learner_dir(settings, model),
-        metrics_registry=metrics,
+        metrics=metrics,
         tracing=tracing,
     )
 
 
 def job_launcher(settings: Settings, model: str) -> JobLauncher:
     """Launcher of fine-tuning jobs. They are told the store's URL, with its password: a run folder holds no secrets."""
-    return SubprocessJobs(secret=store_url(settings, model))
+    return SubprocessJobs(secret=store_url(settings, model).render_as_string(hide_password=False))
 
 
 def build_learner(
@@ -85,7 +83,7 @@ def build_learner(
     runtime: ModelRuntime,
     jobs: JobLauncher,
     work_dir: Path,
-    metrics_registry: CollectorRegistry,
+    metrics: LearnerMetrics,
     tracing: Tracing | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Learner:
@@ -97,7 +95,6 @@ def build_learner(
         clock: UTC seconds since the epoch.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
-    metrics = LearnerMetrics(metrics_registry)
     builder, rules, limits = head_builder(settings), gate_rules(settings), content_limits(settings)
     policies = PolicyCache(registry, runtime, limits)
     canary = settings.canary.of(registry.model)

@@ -4,7 +4,7 @@ Layout:
     log.sqlite            event log
     spool/                acknowledged events that Kafka does not have yet
     registry/             versions and the rollout
-    experiences.sqlite    experience store of the learner
+    experiences.sqlite    experience store of the learner; the one that leads has locked experiences.sqlite.lead
     learner/              status and process slots of the learner, and a folder per fine-tuning run
     experiences-NAME.sqlite, learner-NAME/   the same for an imported model
     signing.key           key that signs prediction ids

@@ -7,7 +7,7 @@ from plaudit.compose.paths import data_dir
 from plaudit.compose.settings import from_section
 from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.core.settings import Settings
-from plaudit_models.preprocess import Limits
+from plaudit_models.limits import Limits
 
 
 def model_runtime(settings: Settings) -> ModelRuntime:

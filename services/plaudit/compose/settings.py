@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
+from plaudit.core.addresses import bare
 from plaudit.core.errors import ConfigError
 from plaudit.core.settings import CanaryPolicy, Settings
 
@@ -63,7 +64,7 @@ def settings_from(sections: Mapping[str, Any]) -> Settings:
         settings = ADAPTER.validate_python(sections)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from error
-    return _with_common_canary(settings, sections)
+    return _with_bare_hosts(_with_common_canary(settings, sections))
 
 
 def from_section(rules: type[Rules], *sections: object, **others: object) -> Rules:
@@ -123,6 +124,17 @@ def _with_common_canary(settings: Settings, raw: Mapping[str, Any]) -> Settings:
         for name, own in canary.models.items()
     }
     return replace(settings, canary=replace(canary, models=models))
+
+
+def _with_bare_hosts(settings: Settings) -> Settings:
+    """Hosts without the brackets in which IPv6 literals may be written."""
+    serving, learner, console = settings.serving, settings.learner, settings.console
+    return replace(
+        settings,
+        serving=replace(serving, host=bare(serving.host)),
+        learner=replace(learner, host=bare(learner.host)),
+        console=replace(console, host=bare(console.host)),
+    )
 
 
 def _explain(error: ValidationError) -> str:

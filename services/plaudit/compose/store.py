@@ -5,6 +5,8 @@ SQLAlchemy is imported when a store is opened: the inference service does withou
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from plaudit.adapters.store.status_readers import OpenStores
 from plaudit.compose.paths import store_file
 from plaudit.compose.registry import known_models
@@ -12,14 +14,17 @@ from plaudit.core.errors import ConfigError
 from plaudit.core.ports.store import ExperienceStore
 from plaudit.core.settings import Settings
 
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
 
-def store_url(settings: Settings, model: str) -> str:
+
+def store_url(settings: Settings, model: str) -> URL:
     """URL of a model's store, with its password if it has one: not to be shown.
 
     Raises:
         ConfigError: ``store.url`` is set and there are several models.
     """
-    from plaudit.adapters.store.engine import sqlite_url
+    from plaudit.adapters.store.engine import parsed_url, sqlite_url
 
     if settings.store.url is None:
         return sqlite_url(store_file(settings, model))
@@ -29,7 +34,7 @@ def store_url(settings: Settings, model: str) -> str:
             f"store.url: one store holds the experiences of one model, and there are {list(known)}; "
             "give each model a data directory and a store of its own"
         )
-    return settings.store.url
+    return parsed_url(settings.store.url)
 
 
 def experience_store(settings: Settings, model: str) -> ExperienceStore:

@@ -104,6 +104,16 @@ class WrongStore(Conflict):
         )
 
 
+class WrongLog(Conflict):
+    """The positions of an experience store are of another event log than the one that is read."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f"the experience store is of another event log ({problem}); set [log] back to what it was, or move the "
+            "store away, and the learner makes another one from this log"
+        )
+
+
 class VersionPinned(Conflict):
     """A version is pinned, so no other may go live."""
 
@@ -206,6 +216,14 @@ class StoreUnavailable(Unavailable):
 
 class UnstorableValue(PlauditError):
     """A value that the database of the experience store does not keep, such as a text with a NUL."""
+
+
+class LogDamaged(LogUnavailable):
+    """The file of the event log is no database, or a damaged one: trying again will not help."""
+
+
+class StoreDamaged(StoreUnavailable):
+    """The file of the experience store is no database, or a damaged one: trying again will not help."""
 
 
 class RegistryUnavailable(Unavailable):

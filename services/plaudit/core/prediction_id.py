@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
+import fcntl
 import hashlib
 import hmac
+import os
 import secrets
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from plaudit.core.errors import ExpiredPredictionId, InvalidPredictionId
+from plaudit.core.errors import ConfigError, ExpiredPredictionId, InvalidPredictionId
 from plaudit.core.limits import MAX_PREDICTION_ID_CHARACTERS
+from plaudit.core.os_errors import explain
 
 _FIXED_ACTION: Final = 1
 _DYNAMIC_ACTION: Final = 2
@@ -123,12 +125,37 @@ def load_or_create_key(path: Path) -> bytes:
     """Signing key in ``path``; the file is made, readable by its owner alone, if it is missing.
 
     Safe when several processes start at once: all of them get the same key, and none reads half of one.
+
+    Raises:
+        ConfigError: the file cannot be read, or is too short for a key.
     """
-    if not path.exists():
+    try:
+        if not os.path.lexists(path):  # a link whose target is not mounted is no reason for another key
+            _make_key(path)
+        key = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"signing key: {explain(error)}") from error
+    if len(key) < KEY_BYTES:
+        raise ConfigError(
+            f"signing key: {path} has {len(key)} bytes, and a key has at least {KEY_BYTES}; put it back from a backup, "
+            "or move it away and a new one is made, which refuses feedback on answers given before"
+        )
+    return key
+
+
+def _make_key(path: Path) -> None:
+    """Make the file whole, under another name first; the first of several processes wins, the others leave it."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # a hard link would do without, but not every file system has them
+        if os.path.lexists(path):
+            return
         fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        fresh.touch(mode=0o600)
-        fresh.write_bytes(secrets.token_bytes(KEY_BYTES))
-        with contextlib.suppress(FileExistsError):
-            path.hardlink_to(fresh)
-        fresh.unlink()
-    return path.read_bytes()
+        try:
+            fresh.touch(mode=0o600)
+            fresh.write_bytes(secrets.token_bytes(KEY_BYTES))
+            fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
+    finally:
+        os.close(folder)

@@ -66,12 +66,13 @@ class ServingSettings:
     """Size of the largest gRPC message that is accepted."""
     max_image_bytes: Count = 8 * 1024 * 1024
     """Size of the largest encoded image that is accepted."""
-    max_image_pixels: Count = 16_000_000
-    """Pixels of the largest image that is decoded."""
+    max_image_pixels: Count = 4 * 1024 * 1024
+    """Pixels of the largest image that is decoded. A larger JPEG is decoded at a half, a quarter or an eighth of its
+    size."""
     max_audio_bytes: Count = 8 * 1024 * 1024
     """Size of the largest encoded audio that is accepted."""
     max_audio_duration_s: Positive = 60.0
-    """Duration of the longest audio that is decoded."""
+    """Duration of the longest audio that is accepted. No more of it is decoded than the model takes."""
     max_text_bytes: Count = 64 * 1024
     """Size of the longest text that is accepted, in UTF-8."""
     feedback_window_s: Positive = 30 * 86_400.0

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from plaudit.adapters.log.process_slot import locked
+from plaudit.adapters.file_lock import locked
 from plaudit.core.errors import ConfigError
 
 MARKER: Final = ".plaudit-demo"

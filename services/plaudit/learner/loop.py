@@ -9,7 +9,7 @@ Imports no torch; fine-tuning happens in a job of its own.
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +18,9 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import structlog
 
-from plaudit.core.errors import StoreMoved, Unavailable
+from plaudit.core.backoff import pause_s
+from plaudit.core.errors import LogDamaged, PlauditError, StoreDamaged, StoreMoved, Unavailable
+from plaudit.core.os_errors import explain
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import ExperienceStore
 from plaudit.core.rollout import Rollout
@@ -32,13 +34,13 @@ from plaudit.learner.online.update import OnlineUpdater
 from plaudit.learner.progress import Progress
 from plaudit.learner.state import LearnerState
 from plaudit.learner.status import StatusFile
-from plaudit_models.bundle import Manifest
+from plaudit_models.bundle import CorruptBundle, Manifest
 
 _IDLE_S: Final = 0.2
-_BACKOFF_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 10.0
+"""Upper bound on the pause between attempts at a step; an attempt costs little."""
 _CHUNKS_PER_STEP: Final = 4
 """A leader that is behind what others read learns more than it reads itself, but refreshes in between."""
-_DISK_TROUBLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _log = structlog.get_logger("plaudit.learner")
 
@@ -108,37 +110,47 @@ class Learner:
     metrics: LearnerMetrics
     status: StatusFile
     clock: Callable[[], float]
+    leading: bool = field(default=False, init=False)
     _serving: Serving | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        self._load()
+    _loaded: bool = field(default=False, init=False)
+    _behind: bool = field(default=False, init=False)
 
     def run(self, stop: threading.Event) -> None:
-        """Step until ``stop`` is set. What is unavailable for a while is waited for; any other failure is raised."""
-        loaded = True
+        """Step until ``stop`` is set.
+
+        What may pass by itself, or be put right by a person, is waited for: the pauses double, and log, metrics and
+        status file say what is missing.
+
+        Raises:
+            PlauditError: something that no waiting mends, such as a damaged store.
+        """
+        failures = 0
         while not stop.is_set():
             try:
-                if not loaded:
-                    self._load()
-                    loaded = True
                 busy = self.step()
-            except (Unavailable, StoreMoved) as problem:
-                self._give_up(problem)
-            except OSError as problem:
-                if problem.errno not in _DISK_TROUBLE:
-                    raise
-                self._give_up(problem)
+            except (LogDamaged, StoreDamaged) as problem:
+                self.status.write_problem(str(problem), self.clock(), None)
+                raise
+            except (Unavailable, StoreMoved, CorruptBundle, OSError) as problem:
+                failures += 1
+                stop.wait(self._give_up(problem, failures))
+            except PlauditError as problem:
+                self.status.write_problem(str(problem), self.clock(), None)
+                raise
             else:
-                if not busy and self._serving is None:
+                failures = 0
+                self.metrics.blocked.set(0.0)
+                if not busy and (self._serving is None or self._stands_by):
                     stop.wait(_IDLE_S)
-                continue
-            loaded = False
-            stop.wait(_BACKOFF_S)
 
     def step(self) -> bool:
         """One turn of the loop; False if there was nothing to read or to learn."""
+        if not self._loaded:
+            self._load()
         serving = self._sync()
         if serving is None:
+            return False
+        if self.store.exclusive and not self._leads():
             return False
         started_s = time.monotonic()
         n_read = self.consumer.step(serving.live.spec.actions, self._wait_s())
@@ -154,9 +166,13 @@ class Learner:
         return self._behind or self.experiments.busy or self.finetuning.busy
 
     def close(self) -> None:
-        """Stop reading the log. A fine-tuning job goes on, and the next leader finds it again."""
+        """Stop reading the log, and leave the lead to others. A fine-tuning job goes on, and the next leader finds it
+        again.
+        """
         self.consumer.close()
         self.experiments.close()
+        with contextlib.suppress(Unavailable):  # then the others have to wait for some seconds
+            self.store.resign()
 
     # --- leading -----------------------------------------------------------------------------------------------------
 
@@ -209,21 +225,33 @@ class Learner:
 
     def _load(self) -> None:
         """Begin, or begin again, from what was saved."""
-        self.consumer.load()
         self._serving = None
         self._behind = False
         self.leading = False
+        if not self.store.exclusive:
+            self.consumer.load()
         self._leads()
+        self._loaded = True
+
+    @property
+    def _stands_by(self) -> bool:
+        """Whether another learner has the store to itself, so that this one has nothing to do but wait."""
+        return self.store.exclusive and not self.leading
 
     def _leads(self) -> bool:
         """Whether this learner leads; a new leader begins with what the one before it saved."""
         leads = self.store.lead()
         if leads and not self.leading:
+            if self.store.exclusive:
+                self.consumer.load()
             self.state.load()
             self.refresher.load()
             self.experiments.load()
             self.finetuning.load()
+            self.metrics.leads.inc()
             _log.info("leads", experiences=self.state.progress.experiences)
+        elif not leads and (self.leading or not self._loaded):
+            _log.info("waits_for_the_lead", problem="another learner of this store leads")
         self.leading = leads
         self.metrics.leader.set(float(leads))
         return leads
@@ -235,9 +263,18 @@ class Learner:
         due_in_s = self.refresher.due_in_s() if self.leading else None
         return _IDLE_S if due_in_s is None else min(_IDLE_S, due_in_s)
 
-    def _give_up(self, problem: Exception) -> None:
+    def _give_up(self, problem: Exception, failures: int) -> float:
+        """Say that a step is given up, to begin again from what was saved; returns the pause before that."""
+        moved = isinstance(problem, StoreMoved)  # nothing is missing then
+        again_in_s = pause_s(1 if moved else failures, _LONGEST_PAUSE_S)
+        text = explain(problem) if isinstance(problem, OSError) else str(problem)
         self.metrics.failures.inc()
-        _log.error("step given up, will be done again", problem=str(problem), again_in_s=_BACKOFF_S)
+        self.metrics.blocked.set(float(not moved))
+        _log.error("step given up, will be done again", problem=text, again_in_s=again_in_s)
+        if not moved:
+            self.status.write_problem(text, self.clock(), again_in_s)
+        self._loaded = False
+        return again_in_s
 
     def report(self) -> dict[str, Any]:
         """State of the loop for people, JSON-ready."""
@@ -245,6 +282,7 @@ class Learner:
         rollout = Rollout(self.registry.model) if self._serving is None else self._serving.rollout
         return {
             "time_s": self.clock(),
+            "leads": self.leading,
             "live": rollout.live,
             "gated": rollout.gated,
             "pinned": rollout.pinned,

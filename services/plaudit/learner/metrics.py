@@ -39,7 +39,11 @@ class LearnerMetrics:
         self.quarantines = counter(
             "quarantines_total", "Users put into quarantine because their feedback says the opposite of others'."
         )
-        self.leader = gauge("leader", "1 while this learner leads; the others only read the log.")
+        self.leader = gauge("leader", "1 while this learner leads; the others only read the log, or wait for the lead.")
+        self.leads = counter("leads_total", "Times that this learner took the lead.")
+        self.blocked = gauge(
+            "blocked", "1 while the learner waits for what it cannot go on without: the log, the store, the disk."
+        )
         self.forgotten = counter("forgotten_total", "Predictions and feedback removed from the store by retention.")
         self.join_seconds = seconds("join", "From the arrival of the oldest feedback of a batch until it was saved.")
         self.learn_seconds = seconds("learn", "Time to learn from one chunk of experiences, saving included.")
@@ -114,7 +118,7 @@ class LearnerMetrics:
         self.live_version = gauge("live_version", "The version that serves; 0 if none.")
         self.gated_version = gauge("gated_version", "The version that refreshes are compared with; 0 if none.")
         self.failures = counter(
-            "failures_total", "Steps given up because log or store were unavailable, to be done again."
+            "failures_total", "Steps given up because log, store, registry or disk were unavailable, to be done again."
         )
 
     def phase(self, now: str) -> None:

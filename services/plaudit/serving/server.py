@@ -15,6 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
+from plaudit.core.addresses import join
 from plaudit.core.cores import available_cores
 from plaudit.core.errors import ConfigError
 from plaudit.core.ports.log import EventLog
@@ -42,7 +43,7 @@ from plaudit.serving.use_cases.feedback import FeedbackUseCase
 from plaudit.serving.use_cases.predict import PredictUseCase
 from plaudit.serving.use_cases.rollouts import RolloutService
 from plaudit.v1 import feedback_pb2, feedback_pb2_grpc, model_pb2, model_pb2_grpc, prediction_pb2, prediction_pb2_grpc
-from plaudit_models.preprocess import Limits
+from plaudit_models.limits import Limits
 
 _PREDICTION: Final = prediction_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name
 _FEEDBACK: Final = feedback_pb2.DESCRIPTOR.services_by_name["FeedbackService"].full_name
@@ -52,6 +53,8 @@ _NEED_MODELS: Final = ("", _PREDICTION, _INFERENCE)
 """Services whose health is that of the models; "" is the server as a whole."""
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
+_LEAST_DRAIN_S: Final = 2.0
+"""Time for the decisions that wait to be logged, where calls have taken all of ``drain_s``."""
 _REPORT_INTERVAL_S: Final = 1.0
 """Interval of reports on an experiment that is under way."""
 _POLL_NICENESS: Final = 10
@@ -172,6 +175,7 @@ class InferenceServer:
             if self._shutdown.is_set():
                 return
             self._shutdown.set()
+        give_up_s = time.monotonic() + self._settings.drain_s
         self._health.enter_graceful_shutdown()
         self._server.stop(self._settings.drain_s).wait()
         self._poller.join()
@@ -179,7 +183,7 @@ class InferenceServer:
         self._report()
         self._models.close()
         self._feedback.close()
-        self._decision_log.close(self._settings.drain_s)
+        self._decision_log.close(max(_LEAST_DRAIN_S, give_up_s - time.monotonic()))
         for pool in (self._calls, self._streamed):
             pool.shutdown()
         self._close_metrics()
@@ -232,7 +236,7 @@ class InferenceServer:
     def _open_port(self) -> int:
         host, port = self._settings.host, self._settings.port
         try:
-            opened: int = self._server.add_insecure_port(f"{host}:{port}")
+            opened: int = self._server.add_insecure_port(join(host, port))
         except RuntimeError as error:
             raise ConfigError(
                 f"serving.port: {port} cannot be opened on {host}; it is taken, or the address is another machine's; "

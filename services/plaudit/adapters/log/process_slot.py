@@ -5,13 +5,13 @@ A slot is a locked file; the lock ends with the process, however it ends. Knows 
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import os
 import socket
 import uuid
 from pathlib import Path
 
+from plaudit.adapters.file_lock import locked
 from plaudit.core.errors import LogUnavailable
 
 
@@ -51,14 +51,3 @@ class ProcessSlot:
         if not self._released:
             self._released = True
             os.close(self._lock)
-
-
-def locked(path: Path) -> int | None:
-    """Descriptor of the file, made if it is not there, open and locked; None if another holder has it."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    return lock

@@ -19,7 +19,8 @@ from typing import Final, Literal
 
 import structlog
 
-from plaudit.adapters.log.process_slot import ProcessSlot, locked
+from plaudit.adapters.file_lock import locked
+from plaudit.adapters.log.process_slot import ProcessSlot
 from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.core.errors import InvalidInput, LogUnavailable
 from plaudit.core.events import DeadLetter, Event, Topic

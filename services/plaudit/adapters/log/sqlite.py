@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from plaudit.adapters import sqlite_errors
 from plaudit.adapters.log.encoding import payload_of
 from plaudit.adapters.wal import use_wal
-from plaudit.core.errors import InvalidInput, LogUnavailable
+from plaudit.core.errors import InvalidInput, LogDamaged, LogUnavailable
 from plaudit.core.events import Event, Topic, event_id_of, key_of, time_of, topic_of
 from plaudit.core.limits import MAX_POLL_BYTES, MAX_SHOWN_CHARACTERS
 from plaudit.core.ports.log import Appended, AppendOutcome, Cursor, Positions, Record, UnreadableRecord
@@ -29,6 +30,7 @@ PARTITION: Final = "0"
 
 _BUSY_TIMEOUT_S: Final = 10.0
 _POLL_INTERVAL_S: Final = 0.01
+_MEND: Final = "put it back from a backup, or move it away and begin with an empty log"
 
 _SCHEMA: Final = """
 BEGIN IMMEDIATE;
@@ -158,7 +160,7 @@ class SqliteLog:
                     self._commit([each])
                 return
             for each in group:
-                each.fail(f"{self._path}: {error}")
+                each.fail(sqlite_errors.explain(self._path, error, _MEND))
             if not isinstance(error, sqlite3.Error):
                 raise
         else:
@@ -296,7 +298,12 @@ def _log_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise LogUnavailable(f"{path}: {error}") from error
+        raise _problem(path, error) from error
+
+
+def _problem(path: Path, error: sqlite3.Error) -> LogUnavailable:
+    damage = LogDamaged if sqlite_errors.is_damaged(error) else LogUnavailable
+    return damage(sqlite_errors.explain(path, error, _MEND))
 
 
 def _row(event: Event) -> _Row | InvalidInput:

@@ -152,7 +152,9 @@ def _contract_nodes(graph: onnx.ModelProto, name: str, value: str, source: Sourc
 
     def add(kind: str, inputs: Sequence[str], what: str, **attributes: int | onnx.TensorProto) -> str:
         made = f"{name}/{what}"
-        nodes.append(helper.make_node(kind, inputs, [made], **attributes))
+        added = helper.make_node(kind, inputs, [made])
+        added.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+        nodes.append(added)
         return made
 
     def constant(array: Any, what: str) -> str:

@@ -34,10 +34,14 @@ from plaudit.adapters.runtime.graph_surgery import (
     takes_nan,
 )
 from plaudit.adapters.runtime.session import CPU, Graph
+from plaudit.core.errors import InvalidInput
+from plaudit.core.identifiers import check_id
+from plaudit.core.limits import MAX_MODALITIES, MAX_TENSOR_RANK
 from plaudit.core.reasons import told_reason
 from plaudit_models.bandit.head import write_initial_head
 from plaudit_models.bundle import CARD, HEAD, HEAD_GOLDEN, TRUNK, TRUNK_GOLDEN, CorruptBundle, Manifest, seal
-from plaudit_models.preprocess import InvalidContent, check_tensor
+from plaudit_models.errors import InvalidContent
+from plaudit_models.preprocess import check_tensor
 from plaudit_models.spec import (
     BASE_LOGITS,
     EMBEDDING,
@@ -57,11 +61,15 @@ __all__ = ["CannotImport", "ImportOptions", "import_onnx"]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 _GOLDEN_ROWS: Final = 3
+"""Rows that are made up."""
+_MAX_GOLDEN_ROWS: Final = 16
+"""Rows that are recorded of those given: a version is proven on them whenever it is loaded."""
 _FREE_LENGTHS: Final = (8, 64, 512, MAX_FREE_LENGTH)
 """Lengths of free axes that made-up inputs are tried with, as some graphs need a least length."""
 _MAX_TRIED_LENGTHS: Final = 16
 _TOLERANCE: Final = 5e-4
 """Largest relative difference of a row alone and in a batch: half of what a version's proof allows."""
+_NUMPY_TYPES: Final = frozenset(helper.np_dtype_to_tensor_dtype(np.dtype(each)) for each in TENSOR_DTYPES)
 _NEWEST_IR: Final = re.compile(r"max supported IR version: (\d+)")
 
 
@@ -150,6 +158,9 @@ def _leave_out_what_is_no_tensor(graph: onnx.ModelProto, note: Callable[[str], N
             note(f"output {value.name!r} is left out: it is a {str(kind).removesuffix('_type')}, not a tensor")
         elif value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
             note(f"output {value.name!r} is left out: it holds strings")
+        elif value.type.tensor_type.elem_type not in _NUMPY_TYPES:
+            name = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+            note(f"output {value.name!r} is left out: it is of {name}, which numpy has not")
         else:
             present.append(value.name)
     if not present:
@@ -162,6 +173,10 @@ def _inputs(graph: onnx.ModelProto, options: ImportOptions) -> dict[str, TensorM
     values = [each for each in graph.graph.input if each.name not in constants]
     if not values:
         raise CannotImport("the graph has no inputs")
+    if len(values) > MAX_MODALITIES:
+        raise CannotImport(
+            f"the graph has {len(values)} inputs; requests hold {MAX_MODALITIES} at most; export columns as one input"
+        )
     if options.golden is not None and options.golden.keys() != {value.name for value in values}:
         raise CannotImport(
             f"golden: holds {sorted(options.golden)}, the graph takes {sorted(value.name for value in values)}"
@@ -240,6 +255,10 @@ def _declared(value: onnx.ValueInfoProto, recorded: npt.NDArray[Any] | None) -> 
         lengths.append(axis.dim_value if axis.HasField("dim_value") and axis.dim_value > 0 else -1)
         if axis.HasField("dim_value") and axis.dim_value <= 0:
             axis.ClearField("dim_value")  # how old exporters write what is free
+    if len(lengths) > 1 + MAX_TENSOR_RANK:
+        raise CannotImport(
+            f"input {value.name!r}: has {len(lengths)} axes; requests have {MAX_TENSOR_RANK} beside the batch"
+        )
     if not lengths:
         raise CannotImport(f"input {value.name!r}: is a scalar; its first axis must be the batch")
     return dtype, lengths
@@ -273,6 +292,7 @@ def _made_up(inputs: Mapping[str, TensorModality], lengths: Sequence[int]) -> It
 
 def _recorded(golden: Arrays, inputs: Mapping[str, TensorModality]) -> dict[str, npt.NDArray[Any]]:
     """The recorded inputs, checked and cast as those of requests are."""
+    golden = {name: array[:_MAX_GOLDEN_ROWS] if array.ndim else array for name, array in golden.items()}
     rows = {len(array) if array.ndim else 0 for array in golden.values()}
     if len(rows) != 1 or 0 in rows:
         raise CannotImport(f"golden: the arrays have {sorted(rows)} rows; all must have the same number, 1 at least")
@@ -569,7 +589,16 @@ def _actions(logits: Source, labels: Mapping[str, Sequence[str]], options: Impor
             )
         return tuple(options.actions)
     known = tuple(labels.get(logits.name, ()))
-    return known if len(known) == n_actions else tuple(str(index) for index in range(n_actions))
+    usable = len(set(known)) == n_actions and all(_is_action(label) for label in known)
+    return known if usable else tuple(str(index) for index in range(n_actions))
+
+
+def _is_action(label: str) -> bool:
+    """True if requests and feedback can name it."""
+    try:
+        return bool(check_id("actions", label))
+    except InvalidInput:
+        return False
 
 
 def _are_probabilities(array: npt.NDArray[Any]) -> bool:

@@ -13,6 +13,7 @@ import ctypes
 import functools
 import itertools
 import math
+import os
 import sys
 import threading
 import weakref
@@ -41,6 +42,7 @@ TENSORRT: Final = "TensorrtExecutionProvider"
 
 _NUMPY_DTYPES: Final = {"float": "float32", "double": "float64"}
 """Numpy's names of dtypes that differ from onnxruntime's."""
+_ARENA_SHARE: Final = 0.8
 _PROBE: Final = (
     b'\x08\n:;\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x05probeZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x12"
@@ -139,11 +141,24 @@ def _missing(providers: Providers) -> str:
 
 @functools.cache
 def share_arena() -> None:
-    """Let all sessions of the process keep their activations in one arena, instead of one at its peak each."""
+    """Let all sessions of the process keep their activations in one arena, instead of one at its peak each.
+
+    A request may choose the size of an activation, such as a length to pad to: what does not fit into the machine is
+    refused, where the system would end the process.
+    """
     host = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
-    onnxruntime.create_and_register_allocator(host, onnxruntime.OrtArenaCfg(0, -1, -1, -1))  # onnxruntime's defaults
+    # All but the limit are onnxruntime's defaults.
+    onnxruntime.create_and_register_allocator(host, onnxruntime.OrtArenaCfg(arena_limit_bytes(), -1, -1, -1))
+
+
+def arena_limit_bytes() -> int:
+    """Most memory for activations and weights: a share of what this process may have at all."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError, ValueError):  # no control group, or one without a limit ("max")
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return round(_ARENA_SHARE * min(limits))
 
 
 def return_free_memory() -> None:

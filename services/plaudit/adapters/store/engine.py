@@ -21,11 +21,20 @@ _SERVER_TIMEOUT_S: Final = 10
 holds it."""
 
 
-def sqlite_url(path: Path) -> str:
-    return f"sqlite:///{path}"
+def sqlite_url(path: Path) -> URL:
+    """URL of a file, whatever characters its path has: ``%``, ``?`` and ``#`` mean something in a URL that is text."""
+    return URL.create("sqlite", database=str(path))
 
 
-def parsed_url(url: str) -> URL:
+def sqlite_file(url: URL) -> Path | None:
+    """File of a SQLite database; None: it is in memory, or no SQLite database."""
+    database = url.database or ":memory:"
+    if url.get_backend_name() != "sqlite" or database == ":memory:" or database.startswith("file:"):
+        return None
+    return Path(database)
+
+
+def parsed_url(url: str | URL) -> URL:
     """The URL with the driver we use. The message never shows what was given: there may be a password in it."""
     try:
         parsed = make_url(url)

@@ -3,11 +3,15 @@
 Every write first locks the one row of ``intake_stats``, so writes come one after another and numbers leave no gaps.
 What must not have changed since it was read is compared under that lock: the positions of a batch's partitions, and for
 the leader the epoch of its lead. Knows nothing about what is learned.
+
+Who may lead is said by a lease on the clock of PostgreSQL's server, and by a lock on a file beside a SQLite file, which
+the kernel takes back from a process that ends, however it ends.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 import uuid
@@ -39,11 +43,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects import sqlite as sqlite_dialect
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.sql.selectable import TableValuedAlias
 from sqlalchemy.types import TypeEngine
 
-from plaudit.adapters.store.engine import create_store_engine, parsed_url
+from plaudit.adapters import sqlite_errors
+from plaudit.adapters.file_lock import locked
+from plaudit.adapters.store.engine import create_store_engine, parsed_url, sqlite_file
 from plaudit.adapters.store.rows import (
     decision_from_payload,
     decision_row,
@@ -78,11 +85,12 @@ from plaudit.adapters.store.schema import (
     found_schema,
     migrate,
 )
-from plaudit.core.errors import StoreMoved, StoreUnavailable, UnstorableValue, WrongStore
+from plaudit.core.errors import StoreDamaged, StoreMoved, StoreUnavailable, UnstorableValue, WrongStore
 from plaudit.core.events import Content, Decision, DynamicAction, Features, Feedback
 from plaudit.core.experience import DecisionHeader, Experience, FeedbackState, Label
 from plaudit.core.limits import LOG_GAP_S
 from plaudit.core.log_time import LogTime, advanced
+from plaudit.core.os_errors import explain as explain_os_error
 from plaudit.core.ports.log import Positions
 from plaudit.core.ports.store import (
     ExperimentSummary,
@@ -98,9 +106,14 @@ from plaudit.core.ports.store import (
 )
 from plaudit_models.evaluation.raters import TrustLevel
 
+LEAD_SUFFIX: Final = ".lead"
+"""End of the name of the file beside a SQLite file that its leader has locked."""
 LEASE_S: Final = 5.0
 """Time for which a leader that is not heard of stays the leader."""
 
+_MOVE_AWAY: Final = "move it away, and the learner makes another one from the log"
+_LEASE_SLACK_S: Final = 1.0
+"""Time by which the server's clock may seem to go back without ending a lease."""
 _IDS_PER_QUERY: Final = 500
 _MIGRATED: Final = 4
 """Schema of stores that are brought up to date when they are opened."""
@@ -117,9 +130,6 @@ _T = TypeVar("_T")
 class SqlStore:
     """See :class:`plaudit.core.ports.store.ExperienceStore`.
 
-    On SQLite the last learner that asked to lead leads; the one before gets StoreMoved. On PostgreSQL the leader holds
-    a lease on the server's clock.
-
     Args:
         url: a SQLAlchemy database URL; engine.py makes one for a file. Tables are made if they are not there.
         lease_s: time for which a leader that is not heard of stays the leader.
@@ -127,15 +137,19 @@ class SqlStore:
     Raises:
         ConfigError: the URL is malformed, or of a database that is not supported.
         StoreUnavailable: the database cannot be opened.
+        StoreDamaged: the file is no database, or a damaged one.
         WrongStore: its tables are of another version of Plaudit.
     """
 
-    def __init__(self, url: str, *, lease_s: float = LEASE_S) -> None:
+    def __init__(self, url: str | URL, *, lease_s: float = LEASE_S) -> None:
         self._url = parsed_url(url)
         self._lease_s = lease_s
         self._me = uuid.uuid4().hex
         self._epoch = 0
         self._asked_s = -lease_s
+        file = sqlite_file(self._url)
+        self._lock_file = None if file is None else file.with_name(file.name + LEAD_SUFFIX)
+        self._lock: int | None = None
         with self._errors():
             self._engine = create_store_engine(self._url)
             self._writing = self._engine.execution_options(writes=True)
@@ -204,19 +218,29 @@ class SqlStore:
         leads = self._epoch > 0
         if leads and time.monotonic() - self._asked_s < self._lease_s / 3:
             return True
+        if not self._hold_lock():
+            return False
         with self._locked() as (connection, row):
-            if row.leader != self._me:
-                if self._shared and row.lead_until_s > row.now_s:
-                    self._epoch = 0
-                    return False
-                if not self._shared and leads:
-                    raise StoreMoved("it is in SQLite, which is for one: stop one of them, or set store.url")
+            if row.leader != self._me and (leads or (self._shared and self._is_held(row))):
+                # One that led must begin again from what was saved, even where the lead is free.
+                self._epoch = 0
+                return False
             epoch = row.epoch if row.leader == self._me and leads else row.epoch + 1
             until_s = row.now_s + self._lease_s
             connection.execute(update(INTAKE_STATS).values(leader=self._me, epoch=epoch, lead_until_s=until_s))
         self._epoch = epoch
         self._asked_s = time.monotonic()
         return True
+
+    def resign(self) -> None:
+        leads, self._epoch = self._epoch > 0, 0
+        try:
+            if leads and self._shared:
+                with self._locked() as (connection, row):
+                    if row.leader == self._me:
+                        connection.execute(update(INTAKE_STATS).values(lead_until_s=row.now_s))
+        finally:
+            self._release_lock()
 
     def save(self, commit: LeaderCommit) -> None:
         with self._locked() as (connection, row):
@@ -397,7 +421,12 @@ class SqlStore:
     def dynamic_actions(self, prediction_ids: Sequence[str]) -> Mapping[str, Sequence[DynamicAction]]:
         return {decision.prediction_id: decision.dynamic_actions for decision in self._decisions(prediction_ids)}
 
+    @property
+    def exclusive(self) -> bool:
+        return not self._shared
+
     def close(self) -> None:
+        self._release_lock()
         self._engine.dispose()
 
     # --- internals ---------------------------------------------------------------------------------------------------
@@ -422,9 +451,29 @@ class SqlStore:
             first |= {"id": 1, "schema": SCHEMA, "outcomes": "{}"}
             connection.execute(self._insert_or_update(INTAKE_STATS).values(first).on_conflict_do_nothing())
 
+    def _is_held(self, row: Row[Any]) -> bool:
+        """Whether a lease runs. One that ends later than any could was given by a clock that was wrong then."""
+        left_s: float = row.lead_until_s - row.now_s
+        return 0 < left_s <= self._lease_s + _LEASE_SLACK_S
+
+    def _hold_lock(self) -> bool:
+        """Whether this store has the lock of a SQLite file's leader; there is none elsewhere."""
+        if self._lock_file is None or self._lock is not None:
+            return True
+        try:
+            self._lock = locked(self._lock_file)
+        except OSError as error:
+            raise StoreUnavailable(explain_os_error(error)) from error
+        return self._lock is not None
+
+    def _release_lock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
     def _check_lead(self, row: Row[Any]) -> None:
         if row.leader != self._me or row.epoch != self._epoch:
-            self._epoch = 0 if self._shared else self._epoch
+            self._epoch = 0
             raise StoreMoved
 
     def _label(self, connection: Connection, last_number: int, updates: Sequence[LabelUpdate]) -> int:
@@ -506,7 +555,9 @@ class SqlStore:
 
     @property
     def _place(self) -> str:
-        return self._url.render_as_string(hide_password=True)
+        """The file, or the URL without its password."""
+        file = sqlite_file(self._url)
+        return self._url.render_as_string(hide_password=True) if file is None else str(file)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -521,7 +572,9 @@ class SqlStore:
         except DBAPIError as error:
             if (getattr(error.orig, "sqlstate", None) or "")[:2] in _OF_VALUES:
                 raise UnstorableValue(f"{self._place}: {str(error.orig).strip()[:_MAX_PROBLEM_CHARACTERS]}") from error
-            raise StoreUnavailable(f"{self._place}: {str(error.orig).strip()}") from error
+            cause = error.orig or error
+            damage = StoreDamaged if sqlite_errors.is_damaged(cause) else StoreUnavailable
+            raise damage(sqlite_errors.explain(self._place, cause, _MOVE_AWAY)) from error
         except SQLAlchemyError as error:
             raise StoreUnavailable(f"{self._place}: {error}") from error
 

@@ -6,29 +6,36 @@ import asyncio
 import contextlib
 import ctypes
 import gc
-import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import structlog
 from prometheus_client import CollectorRegistry, start_http_server
 
 from plaudit import demo
-from plaudit.cli.options import address, async_client
-from plaudit.cli.processes import supervisor
+from plaudit.cli.failures import problem_text
+from plaudit.cli.options import async_client
+from plaudit.cli.processes import ports, supervisor
 from plaudit.cli.processes.exposition import LabelledRegistry, MetricsPages, serve_metrics
+from plaudit.cli.processes.stopping import stop_requests
 from plaudit.compose.log import learner_log, serving_log
+from plaudit.compose.paths import learner_dir
 from plaudit.compose.store import experience_store
 from plaudit.compose.tracing import service_tracing
+from plaudit.core.addresses import reachable as address
+from plaudit.core.backoff import pause_s
 from plaudit.core.cores import available_cores
-from plaudit.core.errors import ConfigError
+from plaudit.core.errors import Conflict, LogDamaged, StoreDamaged, Unavailable
 from plaudit.core.settings import Settings
 
 if TYPE_CHECKING:
     from plaudit.adapters.tracing.otel import OtelTracing
     from plaudit.console.ports import Samples
+    from plaudit.learner.loop import Learner
+    from plaudit.learner.metrics import LearnerMetrics
 
 _M_TRIM_THRESHOLD: Final = -1
 _M_ARENA_MAX: Final = -8
@@ -36,8 +43,23 @@ _M_ARENA_MAX: Final = -8
 _MAX_FREE_BYTES: Final = 2**20
 _OBJECTS_BETWEEN_COLLECTIONS: Final = 50_000
 
+LEARNER_EXIT_S: Final = 15.0
+"""Time that a learner has to end: longer than a step, which is all that it finishes."""
+CONSOLE_EXIT_S: Final = 10.0
+_DRAIN_MARGIN_S: Final = 5.0
+"""Time beyond ``serving.drain_s`` that a server has to end."""
+KILL_MARGIN_S: Final = 3.0
+"""Time beyond its own after which a child that has not ended is killed."""
+
+logger = structlog.get_logger("plaudit.cli")
+
 Report = Callable[[Mapping[str, Any]], None]
 """Called with ``{"event": "ready", …}`` when the service answers."""
+
+
+def serving_exit_s(settings: Settings) -> float:
+    """Time after which a server that was asked to drain ends in any case."""
+    return settings.serving.drain_s + _DRAIN_MARGIN_S
 
 
 async def serve(settings: Settings, report: Report, *, share_port: bool = False) -> None:
@@ -48,7 +70,7 @@ async def serve(settings: Settings, report: Report, *, share_port: bool = False)
     with (
         _tracing(settings, "plaudit-serve") as tracing,
         contextlib.closing(serving_log(settings)) as log,
-        supervisor.signals() as stopping,
+        stop_requests(serving_exit_s(settings)) as stopping,
     ):
         server = inference_server(settings, log, share_port=share_port, tracing=tracing)
         await asyncio.to_thread(server.start)
@@ -105,12 +127,12 @@ async def serve_in_processes(settings: Settings, command: Sequence[str], report:
     """
     serving, pages = settings.serving, MetricsPages()
     with (
-        _reserved(serving.host, serving.port) as port,
+        ports.reserved("serving.port", serving.host, serving.port) as port,
         _metrics_of(pages, serving.host, serving.metrics_port) as metrics_port,
     ):
-        ports = ["--share-port", "--port", str(port), "--metrics-port", "0"]
+        own = ["--share-port", "--port", str(port), "--metrics-port", "0"]
         services = [
-            supervisor.Service(f"serve-{number}", [*command, *ports], restart=True)
+            supervisor.Service(f"serve-{number}", [*command, *own], restart=True, essential=True)
             for number in range(serving.processes)
         ]
 
@@ -123,45 +145,21 @@ async def serve_in_processes(settings: Settings, command: Sequence[str], report:
                 pages.remove(process)
             report(event)
 
-        return await supervisor.run(services, listen)
+        return await supervisor.run(services, listen, kill_after_s=serving_exit_s(settings) + KILL_MARGIN_S)
 
 
 @contextlib.contextmanager
 def _metrics_of(pages: MetricsPages, host: str, port: int) -> Iterator[int]:
     with contextlib.ExitStack() as stack:
-        with _naming("serving.metrics_port", host, port):
+        with ports.named("serving.metrics_port", host, port):
             opened = stack.enter_context(serve_metrics(pages, host, port))
         yield opened
-
-
-@contextlib.contextmanager
-def _naming(setting: str, host: str, port: int) -> Iterator[None]:
-    """Raises ConfigError that names the setting in place of the OSError of a port that cannot be opened."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(
-            f"{setting}: {port} cannot be opened on {host} ({error.strerror}); set another one (0 picks one)"
-        ) from error
-
-
-@contextlib.contextmanager
-def _reserved(host: str, port: int) -> Iterator[int]:
-    """Hold the port, without listening, so that the processes that share it all find it free; yields its number."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as reserving:
-        with _naming("serving.port", host, port):
-            with socket.socket(family, socket.SOCK_STREAM) as alone:
-                alone.bind((host, port))  # fails if the port is in use, shared or not
-            reserving.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            reserving.bind((host, port))
-        yield int(reserving.getsockname()[1])
 
 
 async def learn(settings: Settings, model: str, report: Report) -> None:
     """Run the learner of one model until a signal. Raises ConfigError: a setting is wrong, or the port is taken."""
     stop = threading.Event()
-    with supervisor.signals() as stopping:
+    with stop_requests(LEARNER_EXIT_S) as stopping:
         # A thread of its own: the learner waits, and the signal handlers of the event loop must run meanwhile.
         learning = asyncio.create_task(asyncio.to_thread(_learn, settings, model, report, stop))
         stopped = asyncio.create_task(stopping.wait())
@@ -179,7 +177,7 @@ async def console(settings: Settings, target: str | None, report: Report) -> Non
     with (
         _tracing(settings, "plaudit-console") as tracing,
         contextlib.closing(learner_views(settings)) as learners,
-        supervisor.signals() as stopping,
+        stop_requests(CONSOLE_EXIT_S) as stopping,
     ):
         async with async_client(settings, target, tracing.provider if tracing else None) as client:
             app = console_application(settings, client, learners, _samples(settings))
@@ -201,25 +199,71 @@ def _samples(settings: Settings) -> dict[str, Samples]:
 
 
 def _learn(settings: Settings, model: str, report: Report, stop: threading.Event) -> None:
-    from plaudit.compose.learner import open_learner
+    from plaudit.learner.metrics import LearnerMetrics
 
     registry = LabelledRegistry({"model": model})
+    # The port first: where another learner has it, nothing of its is touched.
     with (
-        _tracing(settings, "plaudit-learn") as tracing,
-        contextlib.closing(learner_log(settings, model)) as log,
-        contextlib.closing(experience_store(settings, model)) as store,
-        contextlib.closing(open_learner(settings, model, log, store, registry, tracing)) as learner,
         _metrics_port(settings, registry) as port,
+        _tracing(settings, "plaudit-learn") as tracing,
+        contextlib.ExitStack() as opened,
     ):
-        collect_garbage_seldom()
-        report({"event": "ready", "metrics": address(settings.learner.host, port)})
-        learner.run(stop)
+        metrics = LearnerMetrics(registry)
+        learner = _opened(settings, model, metrics, tracing, report, stop, opened)
+        if learner is not None:
+            collect_garbage_seldom()
+            report({"event": "ready", "metrics": address(settings.learner.host, port)})
+            learner.run(stop)
+
+
+def _opened(
+    settings: Settings,
+    model: str,
+    metrics: LearnerMetrics,
+    tracing: OtelTracing | None,
+    report: Report,
+    stop: threading.Event,
+    opened: contextlib.ExitStack,
+) -> Learner | None:
+    """The learner, once log and store can be opened; None if it was stopped before. ``opened`` closes it.
+
+    Raises:
+        PlauditError: something that no waiting mends, such as a store of another release.
+    """
+    from plaudit.compose.learner import open_learner
+    from plaudit.learner.status import STATUS, StatusFile
+
+    status = StatusFile(learner_dir(settings, model) / STATUS)
+    failures = 0
+    while not stop.is_set():
+        try:
+            with contextlib.ExitStack() as opening:
+                log = opening.enter_context(contextlib.closing(learner_log(settings, model)))
+                store = opening.enter_context(contextlib.closing(experience_store(settings, model)))
+                learner = open_learner(settings, model, log, store, metrics, tracing)
+                opening.enter_context(contextlib.closing(learner))
+                opened.push(opening.pop_all())
+                return learner
+        except (LogDamaged, StoreDamaged, Conflict) as problem:
+            status.write_problem(problem_text(problem), time.time(), None)
+            raise
+        except (Unavailable, OSError) as problem:
+            failures += 1
+            again_in_s = pause_s(failures)
+            text = problem_text(problem)
+            metrics.failures.inc()
+            metrics.blocked.set(1.0)
+            status.write_problem(text, time.time(), again_in_s)
+            logger.error("waits", problem=text, again_in_s=again_in_s)
+            report({"event": "waiting", "problem": text, "again_in_s": again_in_s})
+            stop.wait(again_in_s)
+    return None
 
 
 @contextlib.contextmanager
 def _metrics_port(settings: Settings, registry: CollectorRegistry) -> Iterator[int]:
     host, port = settings.learner.host, settings.learner.metrics_port
-    with _naming("learner.metrics_port", host, port):
+    with ports.named("learner.metrics_port", host, port):
         server, thread = start_http_server(port, host, registry)
     try:
         yield int(server.server_port)
@@ -250,5 +294,20 @@ def log_to_stderr() -> None:
             *([] if terminal else [tracebacks]),
             renderer,
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(_Lines(sys.stderr)),  # type: ignore[arg-type]  # it only prints
     )
+
+
+class _Lines:
+    """Stream of log lines that are lost, and do no harm, where nobody takes them: a terminal or pipe that is closed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()

@@ -265,8 +265,18 @@ class LeaderStore(Protocol):
     def lead(self) -> bool:
         """Become or stay the leader; False if another learner is. A leader that does not ask for seconds may lose it.
 
+        A store that led and hears False has to read the learned state again before it leads again.
+
         Raises:
-            StoreMoved: the store has room for one learner, and another has taken over.
+            StoreUnavailable: it is not known who leads.
+        """
+        ...
+
+    def resign(self) -> None:
+        """Lead no longer, so that another learner can at once.
+
+        Raises:
+            StoreUnavailable: another learner can lead in some seconds.
         """
         ...
 
@@ -359,5 +369,10 @@ class FeatureStore(ExperienceReader, Protocol):
 
 class ExperienceStore(IngestStore, LeaderStore, ExperienceReader, RaterCommandStore, StatusReader, Protocol):
     """All capabilities of one store, as the composition root opens it."""
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether the leader alone may take in records; elsewhere every learner does."""
+        ...
 
     def close(self) -> None: ...

@@ -12,7 +12,9 @@ import numpy.typing as npt
 
 from plaudit.core.events import Content, EncodedContent, TensorContent, TextContent
 from plaudit_models import preprocess
-from plaudit_models.preprocess import InvalidContent, Limits, decode
+from plaudit_models.errors import InvalidContent
+from plaudit_models.limits import Limits
+from plaudit_models.preprocess import decode
 from plaudit_models.spec import ModelSpec, TextTokenizer
 
 ROWS_PER_RUN: Final = 16

@@ -25,7 +25,8 @@ from plaudit.learner.features.context import Context, Floats32, allowed_mask, st
 from plaudit_models.bandit.dynamic_actions import ActionList, served_over
 from plaudit_models.bandit.policy import Bool, Float64, probabilities
 from plaudit_models.bundle import Manifest
-from plaudit_models.preprocess import Limits, assemble
+from plaudit_models.limits import Limits
+from plaudit_models.preprocess import assemble
 
 _MAX_LOADED: Final = 8
 _MAX_VECTORS: Final = 4_096

@@ -51,7 +51,7 @@ from plaudit_models.training.checkpoint import load_checkpoint
 from plaudit_models.training.config import RewardConfig
 from plaudit_models.training.export import export_version, load_policy
 from plaudit_models.training.finetune import Finetuned, FinetuneProgress, Served, finetune
-from plaudit_models.training.fusion import FusionPolicy
+from plaudit_models.training.networks.fusion import FusionPolicy
 from plaudit_models.training.reward import (
     RewardModel,
     fit_reward_model,

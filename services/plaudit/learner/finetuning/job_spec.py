@@ -22,7 +22,7 @@ from plaudit.learner.features.context import stack
 from plaudit.learner.features.head_builder import HeadBuilder, share
 from plaudit.learner.progress import Progress
 from plaudit_models.bundle import MANIFEST, Manifest
-from plaudit_models.preprocess import Limits
+from plaudit_models.limits import Limits
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING
 from plaudit_models.training.config import FinetuneConfig
 

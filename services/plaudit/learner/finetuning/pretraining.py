@@ -24,7 +24,7 @@ from plaudit_models.preprocess import action_texts, assemble
 from plaudit_models.spec import ModelSpec
 from plaudit_models.training.config import PretrainConfig
 from plaudit_models.training.export import export_version
-from plaudit_models.training.fusion import FusionConfig
+from plaudit_models.training.networks.fusion import FusionConfig
 from plaudit_models.training.pretrain import Accuracy, Pretrained, PretrainProgress, evaluate, pretrain, without_each
 from plaudit_models.training.schedule import use_threads
 

@@ -24,8 +24,8 @@ from plaudit.learner.features.context import allowed_mask
 from plaudit.learner.finetuning.job_spec import JobSpec, TrainingPlan
 from plaudit_models.preprocess import input_dtype
 from plaudit_models.spec import ModelSpec
-from plaudit_models.training.experiences import Experiences
-from plaudit_models.training.feedback_targets import NO_PAIR, FeedbackTargets, build_feedback_targets
+from plaudit_models.training.data.experiences import Experiences
+from plaudit_models.training.data.feedback_targets import NO_PAIR, FeedbackTargets, build_feedback_targets
 
 CHUNK: Final = 256
 _MISSING: Final = -1
@@ -193,4 +193,4 @@ def _key(content: Content) -> bytes:
         case TextContent(text):
             return text.encode()
         case TensorContent(array):
-            return array.tobytes()
+            return array.dtype.str.encode() + array.tobytes()  # a 1.0 has the bytes of an integer

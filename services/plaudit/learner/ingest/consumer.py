@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from plaudit.core.errors import StoreMoved, Unavailable
+from plaudit.core.errors import Conflict, StoreMoved, Unavailable, WrongLog
 from plaudit.core.events import Topic
 from plaudit.core.ports.log import Cursor, EventLog, EventReader, Positions, Record
 from plaudit.core.ports.store import IngestStore
@@ -54,9 +54,16 @@ class LogConsumer:
     _lag_checked_s: float = field(default=-_LAG_INTERVAL_S, init=False)
 
     def load(self) -> None:
-        """Start, or start again, at the saved positions."""
+        """Start, or start again, at the saved positions.
+
+        Raises:
+            WrongLog: they are of another log.
+        """
         self.close()
-        self._reader = self.log.reader(f"{_GROUP}-{self.model}", TOPICS, start=self._saved_positions)
+        try:
+            self._reader = self.log.reader(f"{_GROUP}-{self.model}", TOPICS, start=self._saved_positions)
+        except ValueError as error:
+            raise WrongLog(str(error)) from error
 
     def close(self) -> None:
         """Close the reader of the log."""
@@ -84,7 +91,7 @@ class LogConsumer:
         """Save the records together; where one of them fails, it is found by halves and becomes a dead letter."""
         try:
             self._save(records, actions)
-        except (StoreMoved, Unavailable, OSError):
+        except (Conflict, Unavailable, OSError):
             raise  # of no record
         except Exception as error:
             if len(records) > 1:

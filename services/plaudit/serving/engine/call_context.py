@@ -34,6 +34,16 @@ class CallContext:
     is_active: Callable[[], bool] = _always
     claim: Callable[[], bool] = _always
 
+    def remaining_s(self) -> float:
+        """Time until the deadline; negative after it."""
+        return self.deadline_s - time.monotonic()
+
+    def check_wanted(self) -> None:
+        """Raises Expired: the deadline has passed; ClientGone: the client has left."""
+        self.check_deadline()
+        if not self.is_active():
+            raise ClientGone
+
     def check_deadline(self) -> None:
         """Raises Expired if the deadline has passed."""
         if time.monotonic() >= self.deadline_s:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy.typing as npt
 
@@ -14,10 +14,15 @@ from plaudit.core.events import Content, EncodedContent, TensorContent, TextCont
 from plaudit.core.ports.runtime import ServableModel
 from plaudit.serving.engine.call_context import CallContext
 from plaudit.serving.telemetry.metrics import ServingMetrics
-from plaudit_models.preprocess import InvalidContent, Limits, decode
+from plaudit_models.errors import InvalidContent
+from plaudit_models.limits import Limits
+from plaudit_models.preprocess import decode
 from plaudit_models.spec import Modality, ModelSpec
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+
+_CLIENT_CHECK_INTERVAL_S: Final = 0.05
+"""Interval at which a request that waits for a decoder looks whether its client has left."""
 
 
 class Decoder:
@@ -39,18 +44,37 @@ class Decoder:
 
         Raises:
             InvalidInput: naming the modality.
-            Expired: nothing was decoded.
+            Expired, ClientGone: no part was decoded after that.
         """
-        check_modalities(content, model.manifest.spec)
-        call.check_deadline()
+        spec = model.manifest.spec
+        check_modalities(content, spec)
         started_s = time.perf_counter()
         try:
-            if not _is_encoded(content):
-                return decode_content(content, model, self._limits)
-            with self._slots:
-                return decode_content(content, model, self._limits)
+            # Each part may take long: none is begun for a client that no longer waits for it.
+            return {name: self._part(name, part, spec.modalities[name], model, call) for name, part in content.items()}
         finally:
             self._metrics.versions.of(model).decode_seconds.observe(time.perf_counter() - started_s)
+
+    def _part(
+        self, name: str, part: Content, modality: Modality, model: ServableModel, call: CallContext
+    ) -> npt.NDArray[Any]:
+        call.check_wanted()
+        if not isinstance(part, EncodedContent):
+            return _decode(name, part, modality, model, self._limits)
+        self._wait_for_slot(call)
+        try:
+            return _decode(name, part, modality, model, self._limits)
+        finally:
+            self._slots.release()
+
+    def _wait_for_slot(self, call: CallContext) -> None:
+        while not self._slots.acquire(timeout=min(_CLIENT_CHECK_INTERVAL_S, max(call.remaining_s(), 0.0))):
+            call.check_wanted()
+        try:
+            call.check_wanted()
+        except BaseException:
+            self._slots.release()
+            raise
 
 
 def check_modalities(content: Mapping[str, Content], spec: ModelSpec) -> None:
@@ -93,11 +117,6 @@ def _decode(name: str, part: Content, modality: Modality, model: ServableModel, 
         return decode(raw, modality, name=name, tokenizer=model.tokenizer, limits=limits)
     except InvalidContent as error:
         raise InvalidInput(f'content["{name}"]', error.problem) from error
-
-
-def _is_encoded(content: Mapping[str, Content]) -> bool:
-    """True if there is an image or a sound to decode."""
-    return any(isinstance(part, EncodedContent) for part in content.values())
 
 
 def _kind(part: Content) -> str:

@@ -26,7 +26,7 @@ from plaudit.serving.engine.dynamic_actions import DynamicActionSet, TextVectors
 from plaudit.serving.engine.evaluator import Evaluation, EvaluationRequest
 from plaudit.serving.engine.explain import shapley, subsets
 from plaudit.serving.telemetry.metrics import ServingMetrics
-from plaudit_models.preprocess import Limits
+from plaudit_models.limits import Limits
 from plaudit_models.spec import ModelSpec
 
 

@@ -25,7 +25,7 @@ from plaudit.serving.grpc.context import call_context
 from plaudit.serving.grpc.streams import ContentChunks, Put, StreamedFormat, in_order
 from plaudit.serving.use_cases.predict import PredictUseCase
 from plaudit.v1 import prediction_pb2, prediction_pb2_grpc
-from plaudit_models.preprocess import Limits
+from plaudit_models.limits import Limits
 
 _STREAM_LIMIT: Final = 64
 """Predictions of one stream that are worked on at once."""

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, TypeVar
 from plaudit.core.errors import Draining, InvalidInput
 from plaudit.core.events import Content, EncodedContent
 from plaudit.serving.engine.shutdown import ShutdownSignal
-from plaudit_models.preprocess import Limits
+from plaudit_models.limits import Limits
 
 Response = TypeVar("Response")
 Request = TypeVar("Request")

@@ -33,7 +33,8 @@ from plaudit.serving.engine.decoding import decode_content
 from plaudit.serving.engine.pipeline import Outcome, Predictions
 from plaudit_models.bandit.policy import Float64, probabilities
 from plaudit_models.evaluation.guards import BUCKETS, bucket
-from plaudit_models.preprocess import Batch, Limits
+from plaudit_models.limits import Limits
+from plaudit_models.preprocess import Batch
 
 _QUEUE_LIMIT: Final = 16
 """Requests that may wait to be computed in the shadow; more are dropped, as their content would fill the memory."""

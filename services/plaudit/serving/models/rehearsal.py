@@ -21,7 +21,7 @@ from plaudit.serving.engine.evaluator import EvaluationRequest, Evaluator
 from plaudit.serving.models.batch_size import measure_best_batch
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.serving.telemetry.statistics import Statistics
-from plaudit_models.preprocess import Limits
+from plaudit_models.limits import Limits
 from plaudit_models.spec import BASE_LOGITS
 
 _TOLERANCE: Final = 1e-3

@@ -16,7 +16,7 @@ from plaudit.serving.engine.pipeline import Pipeline, PredictionRequest, Predict
 from plaudit.serving.models.experiment_reporter import ShadowedRow, ShadowEvaluator
 from plaudit.serving.models.served_models import Binding, ServedModel, ServedModels
 from plaudit.serving.telemetry.metrics import ServingMetrics
-from plaudit_models.preprocess import Limits
+from plaudit_models.limits import Limits
 
 
 class PredictUseCase:

@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from plaudit_models.spec import ModalityKind
-from plaudit_models.training.fusion import FusionPolicy
+from plaudit_models.training.networks.fusion import FusionPolicy
 
 Change = Callable[[str, Tensor], Tensor]
 """Modality name and prepared items → changed items of the same shape."""

@@ -1,0 +1,1 @@
+"""Encoded images and sounds → arrays. Containers are read and bounded here; Pillow and libsndfile decode them."""

@@ -1,0 +1,31 @@
+"""Hosts and ports as text: where to listen, and where to reach what listens there. IPv6 literals stand in brackets."""
+
+from __future__ import annotations
+
+import socket
+from typing import Final
+
+_ANY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+"""Host that reaches what listens on all addresses, by the name of "all addresses"."""
+
+
+def bare(host: str) -> str:
+    """``host`` without the brackets that an IPv6 literal may be written in: ``[::1]`` is ``::1``."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
+def join(host: str, port: int) -> str:
+    """``host:port``, with the brackets that an IPv6 literal needs."""
+    host = bare(host)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def reachable(host: str, port: int) -> str:
+    """Address to reach what listens on ``host``: one of this machine where it listens on all of them."""
+    host = bare(host)
+    return join(_ANY.get(host, host), port)
+
+
+def family(host: str) -> socket.AddressFamily:
+    """Family of the sockets that listen on ``host``."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
