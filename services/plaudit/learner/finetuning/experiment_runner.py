@@ -150,8 +150,9 @@ class ExperimentRunner:
             cursors = {**cursors, **behind}
             try:
                 after = add_report(after, report)
-            except (ValueError, TypeError, LookupError, ArithmeticError):  # of this report, which may be anybody's
-                _log.exception("report passed over", replica=report.replica, number=report.number)
+            except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # of this report, maybe a stranger's
+                problem = f"{type(error).__name__}: {str(error)[:200]}"
+                _log.error("report passed over", replica=report.replica, number=report.number, problem=problem)
         after = decide(after, self.rules)
         if after is not experiment or cursors != self.state.report_cursors:
             self._save(after, cursors)

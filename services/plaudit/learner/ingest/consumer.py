@@ -26,6 +26,7 @@ _GROUP: Final = "plaudit-learner"
 TOPICS: Final = (Topic.DECISIONS, Topic.FEEDBACK)
 
 _ATTEMPTS: Final = 3
+_MAX_PROBLEM: Final = 200
 _log = structlog.get_logger("plaudit.learner")
 _LAG_INTERVAL_S: Final = 1.0
 
@@ -100,7 +101,9 @@ class LogConsumer:
                 self._save_each(records[middle:], actions)
                 return
             (record,) = records
-            _log.exception("record cannot be joined", topic=record.topic, position=record.position)
+            # Without a traceback: those of many such records would cost more than the records.
+            problem = f"{type(error).__name__}: {str(error)[:_MAX_PROBLEM]}"
+            _log.error("record cannot be joined", topic=record.topic, position=record.position, problem=problem)
             self._save([unjoinable(record, error)], actions)
 
     def _save(self, records: Sequence[Record], actions: Sequence[str]) -> None:

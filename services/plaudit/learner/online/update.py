@@ -56,6 +56,7 @@ _LOOK_INTERVAL_S: Final = 1.0
 USER_SHARES: Final = 5.0
 """Where there are few users, none may have more than this many equal shares of what is learned."""
 
+_MAX_PROBLEM: Final = 200
 _OF_DATA: Final = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError, UnreadableEvent)
 """What an experience can make the maths raise; a failure of the runtime, or of a library, is of no experience."""
 
@@ -251,7 +252,8 @@ class OnlineUpdater:
             numbers = [*(e.number for e in fresh), *(r.experience.number for r in revisions)]
             if not numbers:
                 raise
-            _log.exception("experience cannot be learned from", numbers=numbers, problem=type(error).__name__)
+            problem = f"{type(error).__name__}: {str(error)[:_MAX_PROBLEM]}"
+            _log.error("experience cannot be learned from", numbers=numbers, problem=problem)
             self.metrics.excluded.labels("failure").inc()
             progress = replace(self.state.progress, **reached)
             last = max([progress.last_number, *(e.number for e in fresh)])

@@ -26,7 +26,8 @@ def append_each(append: Append, events: Sequence[Event]) -> Sequence[Appended | 
         return [error] * len(events)
     except Exception as error:
         if len(events) == 1:
-            logger.exception("event_cannot_be_appended", kind=type(events[0]).__name__.lower())
+            problem = f"{type(error).__name__}: {str(error)[:200]}"
+            logger.error("event_cannot_be_appended", kind=type(events[0]).__name__.lower(), problem=problem)
             return [error]
         middle = len(events) // 2
         return [*append_each(append, events[:middle]), *append_each(append, events[middle:])]
