@@ -1,6 +1,6 @@
 # Everything runs in .venv, which the first target that needs it makes. On a fresh machine: `make demo` or `make test`.
 #   make PYTHON=python3.12 test      another interpreter
-#   UV_TORCH_BACKEND=cpu make demo   torch without CUDA
+# Where there is no NVIDIA driver, torch is installed without CUDA (tools/torch-backend.sh; UV_TORCH_BACKEND overrides it).
 .DEFAULT_GOAL := help
 .PHONY: help docs docs-serve reference coverage release demo demo-kafka test programs dashboards bench-console test-slow bench-serving bench-gpu bench-learning bench-feedback bench-rollout test-faults test-field fuzz-media check house fmt proto clean
 
@@ -117,6 +117,9 @@ $(INSTALLED): pyproject.toml requirements/constraints.txt
 		echo "plaudit needs Python 3.11 or newer, and $(PYTHON) is not; name another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { \
 		echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "installing everything into .venv, once; it takes the time of the download and a minute or two"
 	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt uv
-	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements/constraints.txt --editable '.[demo]' --group dev
+	@backend=$$(tools/torch-backend.sh $(BIN)/uv $(BIN)/python) && \
+		env $${backend:+UV_TORCH_BACKEND=$$backend} $(BIN)/uv pip install --python $(BIN)/python \
+		--constraint requirements/constraints.txt --editable '.[demo]' --group dev
 	@touch $(INSTALLED)

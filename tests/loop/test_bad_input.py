@@ -4,9 +4,12 @@ and nothing is lost or counted twice.
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,14 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from plaudit.core.errors import WrongLog
 from plaudit.core.events import DeadLetter, Decision, EncodedContent, Thumb, Topic
+from plaudit.core.ports.store import IngestBatch
 from plaudit.core.wire import decode_event, encode_event
 from plaudit.learner.loop import Learner
+from plaudit.learner.status import STATUS, read_status
 from plaudit.v1 import events_pb2
+from plaudit_models.bundle import CorruptBundle
 from support.loop_recount import recount
 from support.loop_world import SPEC, World, assert_same_sums, reward_state
 from support.postgres_server import PostgresServer
@@ -208,3 +215,64 @@ def test_no_thumbs_at_all_change_nothing(make_world: MakeWorld) -> None:
     learner.step()
     assert (learner.state.progress.experiences, world.registry.versions()) == (0, [1])
     assert learner.report()["finetune"]["phase"] == "idle"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EROFS, "Read-only file system", "/r"), "/r: Read-only file system; mount the file system so"),
+        (
+            OSError(errno.EACCES, "Permission denied", "/r"),
+            f"/r: Permission denied; give this user (uid {os.getuid()})",
+        ),
+        (OSError(errno.EIO, "Input/output error", "/r"), "/r: Input/output error; the disk reports errors"),
+        (CorruptBundle("manifest.json: cut"), "manifest.json: cut"),
+    ],
+    ids=["read-only", "rights", "disk", "half a file"],
+)
+def test_what_keeps_a_version_from_being_published_is_waited_for_with_growing_pauses(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    """The learner stays up, says what is missing wherever somebody may look, and goes on once it is put right."""
+    world = make_world()
+    learner = world.learner()
+    world.traffic(3, likes_fish)
+    pauses: list[float] = []
+    statuses: list[Any] = []
+    publish = world.registry.publish
+
+    def refuse(_: Path) -> None:
+        raise error
+
+    class Mended(threading.Event):
+        """Three attempts fail; then the registry can be written to, and the loop ends with the first version."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout is not None
+            pauses.append(timeout)
+            assert world.metric("plaudit_learner_blocked") == 1.0
+            statuses.append(read_status(world.folder / "work" / STATUS))
+            if len(pauses) == 3:
+                monkeypatch.setattr(world.registry, "publish", publish)
+            return False
+
+        def is_set(self) -> bool:
+            return world.registry.rollout().live != 1
+
+    monkeypatch.setattr(world.registry, "publish", refuse)
+    learner.run(Mended())
+    assert pauses[:3] == [1.0, 2.0, 4.0]
+    assert statuses[2]["problem"]["text"].startswith(said)
+    assert statuses[2]["problem"]["since_s"] == statuses[0]["problem"]["since_s"]
+    assert world.metric("plaudit_learner_failures_total") == 3
+    learner.step()
+    assert world.metric("plaudit_learner_leader") == 1.0
+    check(world, learner)
+
+
+def test_a_store_of_another_log_ends_the_learner_with_the_way_out(make_world: MakeWorld) -> None:
+    """As where log.kind was changed and the store was kept."""
+    world = make_world()
+    world.store.save_batch(IngestBatch(positions={"0": "17,4"}))
+    with pytest.raises(WrongLog, match=r"cursor '17,4' is not one of a SQLite log.*move the store away"):
+        world.learner()

@@ -45,7 +45,7 @@ class AsyncClient(
         max_message_bytes: int = channel.DEFAULT_MAX_MESSAGE_BYTES,
         tracer_provider: TracerProvider | None = None,
     ) -> None:
-        self._target = target
+        self._target = channel.checked(target)
         self._timeout_s = timeout_s
         self._admin_metadata = channel.metadata(admin_token)
         options = channel.options(max_message_bytes)

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from plaudit import __version__
+from plaudit.client.errors import invalid
 
 DEFAULT_TARGET: Final = "127.0.0.1:8001"
 DEFAULT_TIMEOUT_S: Final = 10.0
 DEFAULT_MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
+
+_SCHEMES: Final = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
+"""Of gRPC's own names."""
 
 # Retried on UNAVAILABLE: calls that read, a prediction (a decision without feedback teaches nothing), and feedback,
 # whose id the client made, so that a second arrival is recognised as a duplicate. Changes of the rollout are not:
@@ -36,6 +40,18 @@ _SERVICE_CONFIG: Final = {
         }
     ]
 }
+
+
+def checked(target: str) -> str:
+    """``target``, if gRPC takes it for what it looks like.
+
+    Raises:
+        ClientError: an IPv6 address without brackets, of which gRPC would take the port for a part of it.
+    """
+    scheme, _, _ = target.partition(":")
+    if target.count(":") > 1 and "[" not in target and scheme not in _SCHEMES:
+        raise invalid("target", f"{target[:80]!r}: an IPv6 address stands in brackets, as in [::1]:8001")
+    return target
 
 
 def options(max_message_bytes: int) -> Sequence[tuple[str, int | str]]:

@@ -23,7 +23,6 @@ from plaudit.compose.pretraining import pretrain
 from plaudit.compose.registry import model_registry
 from plaudit.compose.runtime import model_runtime
 from plaudit.compose.settings import load_settings
-from plaudit.core.job_run import read_json
 from plaudit.core.rollout import Rollout
 from plaudit.core.settings import Settings
 from plaudit.demo import MODEL, plot
@@ -37,7 +36,7 @@ from plaudit.demo.task import SPEC, collect, evaluation_examples, write_data_fol
 from plaudit.demo.users import traffic
 from plaudit.demo.version_archive import VersionArchive
 from plaudit.demo.view import TrafficState, View, finetuning_text, outcome_text
-from plaudit.learner.status import STATUS
+from plaudit.learner.status import STATUS, read_status
 from plaudit_models.training.pretrain import PretrainProgress
 
 SUMMARY: Final = "summary.json"
@@ -113,7 +112,7 @@ def _run(options: Options, view: View) -> dict[str, Any]:
     view.say("evaluating every version that served on held-out questions")
     if not state.answers:
         raise DemoFailed(f"not one of {options.events} requests was answered: {state.failures[0].problem}")
-    observed = _observe(options, settings, registry.ledger(), archive, state, began_s)
+    observed = _observe(options, settings, list(registry.ledger()), archive, state, began_s)
     archive.remove()
     summary = summarise(observed)
     (options.data_dir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -233,7 +232,8 @@ async def _show(
 
 def _status(status_file: Path) -> Mapping[str, Any]:
     """Status file of the learner; empty if there is none yet."""
-    return read_json(status_file) if status_file.exists() else {}
+    status = read_status(status_file) or {}
+    return status if "time_s" in status else {}  # else the learner says only what it waits for
 
 
 def _observe(

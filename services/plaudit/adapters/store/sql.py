@@ -18,7 +18,7 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from operator import itemgetter
 from typing import Any, Final, TypeVar
 
@@ -122,6 +122,9 @@ _DEAD_LETTER: Final = "its record is a dead letter"
 _UNIQUE_VIOLATION: Final = "23505"
 _OF_VALUES: Final = ("22", "54")
 """PostgreSQL's classes of errors that are about a value: data exceptions, and what is too long for an index."""
+_STORE_ID_PART: Final = "store_id"
+"""Part of the state that no learner writes: drawn when the store is made, or first opened by this release."""
+_STORE_ID: Final = select(STATE.c.value).where(STATE.c.part == _STORE_ID_PART)
 
 
 _T = TypeVar("_T")
@@ -210,7 +213,8 @@ class SqlStore:
 
     def intake_stats(self) -> IntakeStats:
         with self._reading() as connection:
-            return stats_from_row(connection.execute(select(INTAKE_STATS)).one())
+            stats = stats_from_row(connection.execute(select(INTAKE_STATS)).one())
+            return replace(stats, store_id=(connection.scalar(_STORE_ID) or b"").decode())
 
     # --- LeaderStore -------------------------------------------------------------------------------------------------
 
@@ -335,7 +339,11 @@ class SqlStore:
 
     def feedback_status(self, feedback_id: str) -> FeedbackStatus | None:
         query = (
-            select(*(FEEDBACK.c[name] for name in ("state", "time_s", "reason", "batch")), EXPERIENCES.c.excluded)
+            select(
+                *(FEEDBACK.c[name] for name in ("state", "time_s", "reason", "batch")),
+                EXPERIENCES.c.excluded,
+                _STORE_ID.scalar_subquery().label("store_id"),
+            )
             .outerjoin(EXPERIENCES, EXPERIENCES.c.prediction_id == FEEDBACK.c.prediction_id)
             .where(FEEDBACK.c.feedback_id == feedback_id)
         )
@@ -348,7 +356,8 @@ class SqlStore:
                     return None
                 reason = f"{_DEAD_LETTER}: {letter.reason}"
                 return FeedbackStatus(FeedbackState.DISCARDED, letter.time_s, reason, letter.batch)
-        return FeedbackStatus(FeedbackState(row.state), row.time_s, row.reason, row.batch, bool(row.excluded))
+        state, store_id = FeedbackState(row.state), (row.store_id or b"").decode()
+        return FeedbackStatus(state, row.time_s, row.reason, row.batch, bool(row.excluded), store_id)
 
     def experiment_summary(self, version: int) -> ExperimentSummary | None:
         of_version = EXPERIMENTS.c.version == version
@@ -450,6 +459,8 @@ class SqlStore:
             first = {c.name: "" if isinstance(c.type, String) else 0 for c in INTAKE_STATS.columns}
             first |= {"id": 1, "schema": SCHEMA, "outcomes": "{}"}
             connection.execute(self._insert_or_update(INTAKE_STATS).values(first).on_conflict_do_nothing())
+            drawn = {"part": _STORE_ID_PART, "value": uuid.uuid4().hex.encode()}
+            connection.execute(self._insert_or_update(STATE).values(drawn).on_conflict_do_nothing())
 
     def _is_held(self, row: Row[Any]) -> bool:
         """Whether a lease runs. One that ends later than any could was given by a clock that was wrong then."""

@@ -45,7 +45,7 @@ function facts({ rollout, learner, lately, now_s }) {
   if (rollout.candidate) rows.push(fact("In an experiment", `version ${rollout.candidate}`, `for ${percent(rollout.candidate_share)} of the users`));
   if (rollout.gated) rows.push(fact("Last gated", `version ${rollout.gated}`));
   if (lately) rows.push(fact("Recent satisfaction", percent(lately.mean), `of the latest ${plural(lately.n, "rated answer")}`));
-  if (!learner) return rows;
+  if (!learner?.time_s) return rows;
   rows.push(
     fact("Feedback", learner.feedback.toLocaleString(), `${plural(learner.experiences, "answer")} learned from`),
     fact("In the queue", learner.pending.toLocaleString(), "feedback that no version has learned from"),
@@ -59,14 +59,22 @@ function facts({ rollout, learner, lately, now_s }) {
 
 function learning(learner, now_s) {
   if (!learner) return h("p", { class: "soft" }, "No learner of this model has run here.");
+  const problem = learner.problem ? h("p", { class: "problem" }, waiting(learner.problem, now_s)) : null;
+  if (!learner.time_s) return problem;
   const silent_s = now_s - learner.time_s;
   return [
+    problem,
     h("p", { class: silent_s > 10 ? "problem" : "soft" }, silent_s > 10 ? `Last status ${ago(silent_s)}.` : "Running."),
     h("p", {}, tuning(learner.finetune, now_s)),
     learner.canary && learner.finetune?.phase !== "canary" ? h("p", {}, experiment(learner.canary, now_s)) : null,
     compared("Head refreshes compared with the last gated version", learner.comparison),
     learner.finetune?.gate ? compared("The fine-tuned version at the gate", learner.finetune.gate) : null,
   ];
+}
+
+function waiting({ text, since_s, again_in_s }, now_s) {
+  const how = again_in_s === null ? "It has ended" : "It waits, and tries again,";
+  return `${how} since ${when(since_s, now_s)}: ${text}`;
 }
 
 function experiment(canary, now_s) {

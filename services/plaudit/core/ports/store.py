@@ -110,6 +110,7 @@ class IntakeStats:
         outcomes: number of records by outcome.
         log_time_s: time that the log itself has reached (core/log_time.py); 0 before it tells.
         log_gap_to_s: far side of a gap in the log's times that is not proven; 0: there is none.
+        store_id: id of the store, drawn when it was made: batches of different stores are not comparable.
     """
 
     batches: int = 0
@@ -122,6 +123,7 @@ class IntakeStats:
     outcomes: Mapping[str, int] = field(default_factory=dict)
     log_time_s: float = 0.0
     log_gap_to_s: float = 0.0
+    store_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,7 @@ class FeedbackStatus:
         reason: why it was discarded.
         batch: number of the batch that gave it this state.
         excluded: it was joined, but its experience is not learned from.
+        store_id: id of the store that counts the batches; "" if it has none.
     """
 
     state: FeedbackState
@@ -140,6 +143,7 @@ class FeedbackStatus:
     reason: str
     batch: int
     excluded: bool = False
+    store_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

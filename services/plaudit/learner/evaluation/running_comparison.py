@@ -10,11 +10,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from plaudit.core.errors import UnknownVersion
+from plaudit.core.errors import UnknownVersion, UnprovenVersion
 from plaudit.core.ports.registry import VersionReader
 from plaudit.learner.evaluation.off_policy import Compared, Policy, Values, compare, counts_as_proof
 from plaudit.learner.features.policies import PolicyCache
 from plaudit_models.bandit.features import Float64
+from plaudit_models.bundle import CorruptBundle
 from plaudit_models.evaluation.e_process import as_json
 from plaudit_models.evaluation.gate import Comparison, comparison_from_dict
 
@@ -58,7 +59,10 @@ def update(
     """
     if running.gated == 0:
         return running
-    gated = policies.version(running.gated)
+    try:
+        gated = policies.version(running.gated)
+    except (UnknownVersion, UnprovenVersion):
+        return running  # it is damaged or was taken away: what cannot be compared is no evidence
     versions = {row.experience.decision.version for row in fresh}
     refreshes = {version for version in versions if version > running.after_version and _is_refresh(version, registry)}
     rows = [
@@ -91,5 +95,5 @@ def update(
 def _is_refresh(version: int, registry: VersionReader) -> bool:
     try:
         return registry.manifest(version).kind == "head"
-    except UnknownVersion:  # pruned, or never there: a record may name any
-        return False
+    except (UnknownVersion, CorruptBundle):
+        return False  # removed or damaged since it served, or never there: nothing is known of it

@@ -164,6 +164,7 @@ class OnlineUpdater:
         reached: dict[str, Any] = {}
         if len(fresh) + len(revisions) < self.settings.poll_limit:
             reached = {
+                "store_id": intake_stats.store_id,
                 "batches": intake_stats.batches,
                 "feedback": intake_stats.feedback,
                 "last_feedback_id": intake_stats.last_feedback_id,
