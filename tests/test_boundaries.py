@@ -33,6 +33,7 @@ LEARNER_LAYERS = [
 ]
 TRAINING_LAYERS = [
     ["pretrain", "finetune", "reward", "export"],
+    ["replay"],
     ["objectives", "texts", "checkpoint", "schedule"],
     ["losses", "data"],
     ["networks", "config"],

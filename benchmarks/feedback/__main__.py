@@ -14,7 +14,7 @@ if __name__ == "__main__":
     sys.exit(
         main(
             "feedback",
-            ["acks", "join", "outage"],
+            ["acks", "join", "ledger", "outage"],
             argparse.ArgumentParser(
                 description="Rates of feedback made durable and learned from; effects of an outage of the broker."
             ),

@@ -21,11 +21,13 @@ class Serving:
         config: its settings file.
         address: host and port of its gRPC service.
         metrics: address of its metrics.
+        pid: id of its process.
     """
 
     config: Path
     address: str
     metrics: str
+    pid: int
 
     def metric(self, name: str) -> float:
         with urllib.request.urlopen(f"http://{self.metrics}/metrics") as response:
@@ -48,6 +50,6 @@ def serving(folder: Path, cluster: Cluster | None = None) -> Iterator[Serving]:
     service = Service([*PLAUDIT, "serve", "--config", str(config), "--json"])
     try:
         ready = service.event(event="ready")
-        yield Serving(config, ready["address"], ready["metrics"])
+        yield Serving(config, ready["address"], ready["metrics"], service.process.pid)
     finally:
         service.kill()

@@ -20,12 +20,16 @@ Knows the folder format and nothing about where folders are kept (the registry) 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import re
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, BinaryIO, Final, Literal
 
 from plaudit_models.spec import ModelSpec, spec_from_dict
 
@@ -55,9 +59,20 @@ FORMER_NAMES: Final[Mapping[str, str]] = {
 
 VersionKind = Literal["pretrained", "head", "finetuned", "imported"]
 
+MAX_MANIFEST_BYTES: Final = 16 * 2**20
+"""Largest manifest or card that is read."""
+MAX_FILES: Final = 64
+"""Most files that one version may seal."""
+_CHUNK_BYTES: Final = 2**20
+_FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
+_SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
 
 class CorruptBundle(Exception):
-    """Contradiction between a version folder and its manifest; the message names the file and what is wrong with it."""
+    """Contradiction between a version folder and its manifest; the message names the file and what is wrong with it.
+
+    It does not say where the folder is: clients are sent it too.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,31 +174,98 @@ def manifest_from_json(text: str) -> Manifest:
             files={name: FileDigest(**f) for name, f in raw["files"].items()},
             **{name: raw[name] for name in _PLAIN},
         )
-    except (KeyError, TypeError, ValueError) as error:
+        _check_files(manifest.files)
+        if not isinstance(manifest.version, int) or manifest.version < 0:
+            raise CorruptBundle(f"{MANIFEST}: version {manifest.version!r} is no number of a version")
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise CorruptBundle(f"{MANIFEST}: {type(error).__name__}: {error}") from error
     if manifest.digest != raw.get("digest"):
         raise CorruptBundle(f"{MANIFEST}: digest {raw.get('digest')!r} does not match its contents ({manifest.digest})")
     return manifest
 
 
-def read_manifest(folder: Path) -> Manifest:
+def _check_files(files: Mapping[str, FileDigest]) -> None:
+    """Raises CorruptBundle: a name leads out of the folder, or what is said of a file is no digest."""
+    if len(files) > MAX_FILES:
+        raise CorruptBundle(f"{MANIFEST}: {len(files)} files; a version has at most {MAX_FILES}")
+    for name, digest in files.items():
+        if not _FILE_NAME.fullmatch(name):
+            raise CorruptBundle(f"{MANIFEST}: {name[:80]!r}: a version's files have plain names")
+        if not isinstance(digest.size_bytes, int) or not _SHA256.fullmatch(digest.sha256):
+            raise CorruptBundle(f"{MANIFEST}: {name}: size and sha256 are no digest of a file")
+
+
+def read_manifest(folder: Path, *, follow_links: bool = True) -> Manifest:
     """Raises CorruptBundle if the folder has no readable manifest."""
     try:
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorruptBundle(f"{MANIFEST} in {folder}: {error}") from error
+        text = read_bytes(folder / MANIFEST, follow_links=follow_links).decode()
+    except UnicodeDecodeError as error:
+        raise CorruptBundle(f"{MANIFEST}: {error}") from error
     return manifest_from_json(text)
 
 
-def digest_file(path: Path) -> FileDigest:
-    with path.open("rb") as file:
-        return FileDigest(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size_bytes=path.stat().st_size)
+def open_regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
+    """Open a regular file to read it; never waits, whatever stands in its place (a pipe, a device).
+
+    Args:
+        follow_links: False: a link is refused, wherever it leads.
+
+    Raises:
+        OSError: it is not there, or no regular file; ``strerror`` says so without the path.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP and not follow_links:
+            error.strerror = "is a link; a version has its files itself"
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return open(descriptor, "rb")
+
+
+def read_bytes(path: Path, max_bytes: int = MAX_MANIFEST_BYTES, *, follow_links: bool = True) -> bytes:
+    """Contents of a regular file of a version. Raises CorruptBundle if it cannot be read or is larger."""
+    try:
+        with open_regular(path, follow_links=follow_links) as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise CorruptBundle(f"{path.name}: {error.strerror}") from error
+    if len(data) > max_bytes:
+        raise CorruptBundle(f"{path.name}: has more than {max_bytes} bytes")
+    return data
+
+
+def digest_file(path: Path, *, follow_links: bool = True) -> FileDigest:
+    """Digest of what is read, and its size. Raises OSError."""
+    with open_regular(path, follow_links=follow_links) as file:
+        sha256, size_bytes = hashlib.sha256(), 0
+        while chunk := file.read(_CHUNK_BYTES):
+            sha256.update(chunk)
+            size_bytes += len(chunk)
+        return FileDigest(sha256.hexdigest(), size_bytes)
+
+
+def digest_bytes(data: bytes) -> FileDigest:
+    return FileDigest(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
 
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:
-    """Digest every file in ``folder`` but manifest and card, write the manifest, and return it."""
-    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name not in (MANIFEST, CARD))
-    sealed = replace(manifest, files={name: digest_file(folder / name) for name in names})
+    """Digest every file in ``folder`` but manifest and card, write the manifest, and return it.
+
+    Raises:
+        CorruptBundle: a file is a link: what it leads to may be another one tomorrow, or a secret.
+    """
+    links = sorted(entry.name for entry in os.scandir(folder) if entry.is_symlink())
+    if links:
+        raise CorruptBundle(f"{links[0]}: is a link; a version has its files itself")
+    # What begins with a dot is the file system's or the desktop's own, such as .DS_Store.
+    found = [p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
+    names = sorted(name for name in found if name not in (MANIFEST, CARD))
+    sealed = replace(manifest, files={name: digest_file(folder / name, follow_links=False) for name in names})
+    _check_files(sealed.files)
     (folder / MANIFEST).write_text(sealed.to_json(), encoding="utf-8")
     return sealed
 
@@ -202,10 +284,15 @@ def verify(folder: Path, digest: Callable[[Path], FileDigest] = digest_file) -> 
         try:
             found = digest(folder / name)
         except OSError as error:
-            raise CorruptBundle(f"{name} in {folder}: {error}") from error
-        if found != expected:
-            raise CorruptBundle(
-                f"{name} in {folder}: sha256 {found.sha256[:16]}… ({found.size_bytes} bytes) is not the sealed "
-                f"{expected.sha256[:16]}… ({expected.size_bytes} bytes)"
-            )
+            raise CorruptBundle(f"{name}: {error.strerror}") from error
+        check_digest(name, found, expected)
     return manifest
+
+
+def check_digest(name: str, found: FileDigest, expected: FileDigest) -> None:
+    """Raises CorruptBundle if a file is not the one that was sealed."""
+    if found != expected:
+        raise CorruptBundle(
+            f"{name}: sha256 {found.sha256[:16]}… ({found.size_bytes} bytes) is not the sealed "
+            f"{expected.sha256[:16]}… ({expected.size_bytes} bytes)"
+        )

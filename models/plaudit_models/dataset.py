@@ -31,6 +31,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from plaudit_models.errors import InvalidContent
+from plaudit_models.limits import OWN_FILES_LIMITS
 from plaudit_models.preprocess import check_tensor, decode, input_dtype, train_tokenizer
 from plaudit_models.spec import Modality, ModelSpec, TensorModality, TextModality
 
@@ -210,7 +211,7 @@ def _pool(
             elif isinstance(modality, TensorModality):
                 pool[i] = check_tensor(np.load(folder / value, allow_pickle=False), modality, name=name)
             else:
-                pool[i] = decode((folder / value).read_bytes(), modality, name=name)
+                pool[i] = decode((folder / value).read_bytes(), modality, name=name, limits=OWN_FILES_LIMITS)
         except (OSError, ValueError, EOFError, MemoryError) as error:  # numpy allocates what a header says
             problem = error.problem if isinstance(error, InvalidContent) else error
             raise InvalidData(f"{table.path}, line {line}, column {name}: {value[:80]!r}: {problem}") from error

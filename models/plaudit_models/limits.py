@@ -23,6 +23,8 @@ class Limits:
 
 
 DEFAULT_LIMITS: Final = Limits()
+OWN_FILES_LIMITS: Final = Limits(max_image_pixels=32_000_000)
+"""Of what an operator trains on, which no stranger sent."""
 
 # --- files ------------------------------------------------------------------------------------------------------------
 

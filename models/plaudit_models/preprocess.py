@@ -302,9 +302,17 @@ def read_tokenizer(path: Path) -> Tokenizer:
         ValueError: the file is missing or not a tokenizer.
     """
     try:
-        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        return tokenizer_from_bytes(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def tokenizer_from_bytes(raw: bytes) -> Tokenizer:
+    """Contents of a ``tokenizer.json`` → the tokenizer. Raises ValueError."""
+    try:
+        return Tokenizer.from_str(raw.decode())
     except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"{path}: not a tokenizer file ({error})") from error
+        raise ValueError(f"not a tokenizer file ({error})") from error
 
 
 def _fit(values: npt.NDArray[_Number], length: int) -> npt.NDArray[_Number]:

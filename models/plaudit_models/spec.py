@@ -38,7 +38,8 @@ TOKENS: Final = "tokens"
 VECTORS: Final = "vectors"
 RESERVED_NAMES: Final = frozenset({PRESENT, EMBEDDING, BASE_LOGITS, SCORES})
 
-_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}", re.ASCII)
+"""What models, and the modalities of models made here, may be called: such a name is safe as that of a folder."""
 _FOREIGN_NAME = re.compile(
     r"(?!\s)[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\"]{1,128}(?<!\s)"
 )
@@ -237,8 +238,8 @@ class ModelSpec:
 
 def check_model_name(name: str) -> None:
     """Raises InvalidSpec: no model can be called that. To be asked before a name becomes part of a path."""
-    if not _NAME.fullmatch(name):
-        raise InvalidSpec(f"model.name: {name[:80]!r} must match {_NAME.pattern}")
+    if not NAME.fullmatch(name):
+        raise InvalidSpec(f"model.name: {name[:80]!r} must match {NAME.pattern}")
 
 
 def spec_from_dict(raw: Mapping[str, Any]) -> ModelSpec:
@@ -294,13 +295,13 @@ def _modality_from_dict(raw: Mapping[str, Any]) -> Modality:
 
 def _problems(spec: ModelSpec) -> list[str]:
     problems = []
-    if not _NAME.fullmatch(str(spec.name)):
-        problems.append(f"model.name: {spec.name!r} must match {_NAME.pattern}")
+    if not NAME.fullmatch(str(spec.name)):
+        problems.append(f"model.name: {spec.name!r} must match {NAME.pattern}")
     if not spec.modalities:
         problems.append("model.modalities: at least one is needed")
     for name, modality in spec.modalities.items():
         free = isinstance(modality, TensorModality) and modality.required
-        pattern = _FOREIGN_NAME if free else _NAME
+        pattern = _FOREIGN_NAME if free else NAME
         if not pattern.fullmatch(name) or name in RESERVED_NAMES:
             problems.append(f"model.modalities.{name}: the name must match {pattern.pattern} and not be reserved")
         if isinstance(modality, TensorModality) and modality.dtype not in TENSOR_DTYPES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,8 @@ from plaudit_models.bundle import (
     TRUNK,
     TRUNK_GOLDEN,
     CorruptBundle,
+    FileDigest,
+    digest_bytes,
     read_manifest,
     seal,
     verify,
@@ -106,6 +109,53 @@ def test_a_file_changed_after_it_was_read_is_read_again(runtime: OnnxRuntime, fo
         runtime.load(folder)
 
 
+@pytest.mark.parametrize("name", [TRUNK, HEAD, TOKENIZER, TRUNK_GOLDEN, HEAD_GOLDEN])
+def test_a_file_changed_under_its_old_time_is_found(runtime: OnnxRuntime, folder: Path, name: str) -> None:
+    """Changed in place, of the same size, and its time put back: what is used is digested, whatever its time says."""
+    runtime.load(folder)
+    status = (folder / name).stat()
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    with (folder / name).open("r+b") as file:
+        file.write(data)
+    os.utime(folder / name, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(CorruptBundle, match=f"{name}: .* is not the sealed"):
+        OnnxRuntime("cpu").load(folder) if name in (TRUNK, TOKENIZER, TRUNK_GOLDEN) else runtime.load(folder)
+
+
+def test_a_file_exchanged_between_check_and_use_is_not_used(
+    runtime: OnnxRuntime, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head is replaced as soon as it has been digested: the session has the one that was digested."""
+    tiny_head_refresh(tmp_path / "v2", folder, prefer="dog")
+    sealed, other = ((path / HEAD).read_bytes() for path in (folder, tmp_path / "v2"))
+
+    def exchange(data: bytes) -> FileDigest:
+        if data == sealed:
+            (folder / HEAD).write_bytes(other)
+        return digest_bytes(data)
+
+    monkeypatch.setattr("plaudit.adapters.runtime.sealed_files.digest_bytes", exchange)
+    model = runtime.load(folder)
+    features = np.zeros((1, 8), np.float32), np.zeros((1, 4), np.float32)
+    np.testing.assert_array_equal(model.head(*features), [[0.0, 0.0, 0.0, 0.0]])
+
+
+def test_errors_do_not_say_where_the_folder_is(runtime: OnnxRuntime, folder: Path) -> None:
+    """They are sent to clients, as the reason why a version is not made live."""
+    for name in (TRUNK, HEAD, TOKENIZER, TRUNK_GOLDEN, HEAD_GOLDEN, MANIFEST):
+        whole = (folder / name).read_bytes()
+        for broken in (b"", whole[:-2], None):
+            (folder / name).unlink()
+            if broken is not None:
+                (folder / name).write_bytes(broken)
+            with pytest.raises(CorruptBundle, match=name) as refused:
+                runtime.load(folder)
+            assert str(folder.parent) not in str(refused.value)
+            (folder / name).write_bytes(whole)
+    runtime.load(folder)
+
+
 def test_a_changed_trunk_is_found_though_the_same_trunk_is_already_loaded(
     runtime: OnnxRuntime, folder: Path, tmp_path: Path
 ) -> None:
@@ -136,7 +186,7 @@ def test_a_folder_that_is_not_there(runtime: OnnxRuntime, tmp_path: Path) -> Non
 def test_a_file_that_is_no_graph(runtime: OnnxRuntime, folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"not a graph")
     reseal(folder)
-    with pytest.raises(CorruptBundle, match=f"{name} .*cannot load"):
+    with pytest.raises(CorruptBundle, match=f"{name}: .*cannot load"):
         runtime.load(folder)
 
 

@@ -62,6 +62,20 @@ def test_a_live_version_with_one_byte_changed_is_found(tmp_path: Path) -> None:
     assert "rollback" in finding.fix
 
 
+def test_what_is_no_model_and_no_version_is_noted(tmp_path: Path) -> None:
+    settings = _settings(tmp_path)
+    _publish(settings, tmp_path)
+    assert "registry entries" not in _findings(settings)
+    (tmp_path / "data" / "registry" / "lost+found").mkdir()
+    (tmp_path / "data" / "registry" / "tiny" / "versions" / "000007").mkdir()
+    findings = _findings(settings)
+    assert findings["registry"].state is State.OK
+    noted = findings["registry entries"]
+    assert noted.state is State.NOTE
+    assert "lost+found: " in noted.message
+    assert "tiny/versions/000007: manifest.json" in noted.message
+
+
 def test_an_empty_registry_says_how_to_fill_it(tmp_path: Path) -> None:
     finding = _findings(_settings(tmp_path))["registry"]
     assert (finding.state, "plaudit pretrain" in finding.fix) == (State.NOTE, True)

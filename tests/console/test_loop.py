@@ -112,6 +112,6 @@ def test_a_plain_refresh_is_no_change_and_a_revert_is_one() -> None:
 
 def test_a_version_that_was_removed_belongs_where_it_came_from(registry: DirectoryRegistry) -> None:
     manifests = {1: registry.manifest(1), 3: registry.manifest(3)}
-    ledger = registry.ledger()
+    ledger = list(registry.ledger())
     removed = refresh(promote(ledger[-1], 3, _change(8.0)), 4, _change(9.0))
     assert families(manifests, [*ledger, removed]) == {1: 1, 2: 1, 3: 3, 4: 3}

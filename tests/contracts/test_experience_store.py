@@ -9,6 +9,7 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,11 +91,28 @@ def label_again(store: ExperienceStore, prediction_id: str, label: Label | None)
 
 def test_a_fresh_store_knows_nothing(store: ExperienceStore) -> None:
     assert store.positions() == {}
-    assert store.intake_stats() == IntakeStats()
+    assert replace(store.intake_stats(), store_id="") == IntakeStats()
     assert store.get_state("anything") is None
     assert store.histories(["p"]) == {"p": PredictionHistory(None, [], None)}
     assert store.experiences() == []
     assert store.revisions(10, 10) == []
+
+
+def test_a_store_has_an_id_of_its_own_for_good(
+    store: ExperienceStore, open_store: Callable[[], ExperienceStore], tmp_path: Path
+) -> None:
+    """Batches are numbers of one store: a version that was learned in another one says nothing about them."""
+    own = store.intake_stats().store_id
+    store.save_batch(
+        IngestBatch(feedback=[StoredFeedback(some_feedback("p1", feedback_id="f1"), FeedbackState.WAITING)])
+    )
+    assert open_store().intake_stats().store_id == own != ""
+    status = open_store().feedback_status("f1")
+    assert status is not None
+    assert status.store_id == own
+    another = SqlStore(sqlite_url(tmp_path / "another.sqlite"))
+    assert another.intake_stats().store_id not in ("", own)
+    another.close()
 
 
 def test_everything_saved_is_there_after_reopening(
@@ -120,7 +138,7 @@ def test_everything_saved_is_there_after_reopening(
     other = open_store()
     experience = Experience(1, header_of(decision), label, (0.1, 0.9, 0.0, 0.0))
     assert other.positions() == {"0": "7"}
-    assert other.intake_stats() == IntakeStats(
+    assert replace(other.intake_stats(), store_id="") == IntakeStats(
         batches=1,
         last_number=1,
         feedback=1,
@@ -166,7 +184,7 @@ def test_what_is_taken_in_adds_up(store: ExperienceStore) -> None:
     store.save_batch(
         IngestBatch(new_feedback=[feedback("early", NOW_S)], waiting=-1, outcomes={"feedback": 1, "unreadable": 2})
     )
-    assert store.intake_stats() == IntakeStats(
+    assert replace(store.intake_stats(), store_id="") == IntakeStats(
         batches=2,
         feedback=2,
         last_feedback_id="early",
@@ -321,14 +339,17 @@ def test_the_status_of_feedback(store: ExperienceStore) -> None:
     store.save_batch(
         IngestBatch(feedback=[StoredFeedback(feedback[id_], state, "why") for id_, state in states.items()])
     )
+    own = store.intake_stats().store_id
     assert {id_: store.feedback_status(id_) for id_ in ("waits", "bad", "good")} == {
-        id_: FeedbackStatus(state, NOW_S, "why", batch=1) for id_, state in states.items()
+        id_: FeedbackStatus(state, NOW_S, "why", batch=1, store_id=own) for id_, state in states.items()
     }
     joined = StoredFeedback(feedback["waits"], FeedbackState.JOINED)
     store.save_batch(IngestBatch(decisions=[a_decision("p1")], feedback=[joined], labels=[LabelUpdate("p1", GOOD)]))
-    assert store.feedback_status("waits") == FeedbackStatus(FeedbackState.JOINED, NOW_S, "", batch=2)
+    assert store.feedback_status("waits") == FeedbackStatus(FeedbackState.JOINED, NOW_S, "", batch=2, store_id=own)
     store.save(LeaderCommit(excluded=[1]))
-    assert store.feedback_status("waits") == FeedbackStatus(FeedbackState.JOINED, NOW_S, "", batch=2, excluded=True)
+    assert store.feedback_status("waits") == FeedbackStatus(
+        FeedbackState.JOINED, NOW_S, "", batch=2, excluded=True, store_id=own
+    )
     assert store.feedback_status("never") is None
 
 

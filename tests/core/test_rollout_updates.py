@@ -33,7 +33,7 @@ def test_the_rollout_is_set_to_what_the_transition_makes_of_it(registry: Directo
 
 def test_none_leaves_the_rollout_as_it_is(registry: DirectoryRegistry) -> None:
     assert update_rollout(registry, lambda present: None) is None
-    assert registry.ledger() == []
+    assert list(registry.ledger()) == []
 
 
 def test_a_change_that_was_overtaken_is_decided_again_on_the_new_rollout(registry: DirectoryRegistry) -> None:

@@ -22,7 +22,7 @@ from plaudit_models.bandit.head import build_head
 from plaudit_models.bandit.reward_model import PREFERRED_REWARD, REJECTED_REWARD, RewardState, empty_state
 from plaudit_models.evaluation.gate import MAX_GROUPS
 from plaudit_models.evaluation.raters import MAX_QUARANTINED
-from plaudit_models.preprocess import IMAGE_FORMATS
+from plaudit_models.media.formats import IMAGE_FORMATS, SOUND_FORMATS
 from support.markdown import ROOT, read
 
 DEFAULTS = Settings()
@@ -75,7 +75,8 @@ CLAIMS = [
     ("tutorials/first-loop.md", f"{users.WRONG_THUMB_SHARE:.0%} of them".replace("%", " %")),
     ("tutorials/first-loop.md", f"is {users.NEW_KIND_SHARE:.0%} of the traffic".replace("%", " %")),
     ("tutorials/first-loop.md", f"refreshed every {DEFAULTS.learner.batch} thumbs"),
-    ("tutorials/your-own-model.md", ", ".join({"WEBP": "WebP"}.get(name, name) for name in IMAGE_FORMATS)),
+    ("tutorials/your-own-model.md", IMAGE_FORMATS.replace("WEBP", "WebP").replace(" or", ",")),
+    ("tutorials/your-own-model.md", SOUND_FORMATS.replace(" or", ",")),
     ("explanation/feedback.md", f"accepted {_IMPLICIT['accepted']}, interrupted {_IMPLICIT['interrupted']}"),
     ("explanation/feedback.md", f"rephrased {_IMPLICIT['rephrased']} | {WORDS[join.IMPLICIT_WEIGHT]} |"),
     ("explanation/feedback.md", f"{WORDS[PREFERRED_REWARD]} for the preferred action, {WORDS[REJECTED_REWARD]} for"),

@@ -19,6 +19,7 @@ class Case:
         pixels: uint8 ``[h, w, 3]``, upright and on white.
         samples: ``[s, channels]`` in [-1, 1].
         refused: regular expression of the sentence.
+        padding: samples may follow that are no longer known to be padding.
         tolerance: largest difference of a value in [0, 1].
         report: address of the public report in which people met the like.
     """
@@ -31,6 +32,7 @@ class Case:
     refused: str = ""
     tolerance: float = 1e-6
     report: str = ""
+    padding: bool = False
 
     def __str__(self) -> str:
         return self.name

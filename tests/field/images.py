@@ -208,6 +208,15 @@ def reported() -> Iterator[Case]:
     yield Case(
         "PNG without its end", whole[:-12], pixels=rgb, report="https://github.com/python-pillow/Pillow/issues/5631"
     )
+    yield Case(
+        "PNG after a blank line", b"\r\n" + whole, pixels=rgb, report="https://github.com/osTicket/osTicket/issues/2455"
+    )
+    yield Case(
+        "PNG after a byte order mark",
+        b"\xef\xbb\xbf" + whole,
+        pixels=rgb,
+        report="https://github.com/mantisbt-plugins/BBCodePlus/issues/18",
+    )
     one_bit = np.packbits(np.tile([[0, 1]], (8, 4)), axis=1)
     expected = np.where(np.tile([[0, 1]], (8, 4))[..., None] == 0, 255, 255).astype(np.uint8).repeat(3, axis=2)
     yield Case(

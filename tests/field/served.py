@@ -30,7 +30,7 @@ from plaudit.core.settings import ServingSettings, Settings
 from plaudit.serving.models.rehearsal import rehearse
 from plaudit_models.bandit.policy import probabilities
 from plaudit_models.bundle import TRUNK_GOLDEN, Manifest
-from plaudit_models.preprocess import DEFAULT_LIMITS
+from plaudit_models.limits import DEFAULT_LIMITS
 
 _FLOOR: Final = 0.02
 _TOLERANCE: Final = 2e-3

@@ -121,6 +121,7 @@ def reported() -> Iterator[Case]:
     yield from _wavs()
     yield from _flacs()
     yield from _oggs()
+    yield from _positions()
     yield from _mp3s()
 
 
@@ -286,6 +287,47 @@ def _oggs() -> Iterator[Case]:
             yield Case(f"OGG {subtype} {name}", b"".join(file), samples=samples, rate_hz=rate_hz, report=report)
 
 
+def _positions() -> Iterator[Case]:
+    """Positions in pages that contradict the packets."""
+    whole = encoded(tone(16_000, 2.5), 16_000, "OGG", "OPUS")
+    samples, rate_hz = heard(whole)
+    head, pages = _pages(whole)[:2], _pages(whole)[2:]
+    positions = [int(struct.unpack_from("<q", page, 6)[0]) for page in pages]
+    for name, changed, report in (
+        (
+            "a first page that is 8 samples early",
+            [positions[0] - 8, *positions[1:]],
+            "https://github.com/xiph/opusfile/issues/43",
+        ),
+        (
+            "positions that are one packet early",
+            [position - 960 for position in positions],
+            "https://github.com/LMS-Community/slimserver/issues/837",
+        ),
+        (
+            "a first page that is late",
+            [positions[0] + 5_000, *positions[1:]],
+            "https://github.com/pschatzmann/arduino-audio-tools/issues/2369",
+        ),
+    ):
+        parts = [_page(page, position=position) for page, position in zip(pages, changed, strict=True)]
+        yield Case(f"OGG OPUS with {name}", b"".join([*head, *parts]), samples=samples, rate_hz=rate_hz, report=report)
+    for subtype, position, report in (
+        ("OPUS", 0, "https://github.com/lostromb/concentus/issues/47"),
+        ("OPUS", -1, "https://github.com/pschatzmann/arduino-audio-tools/issues/2369"),
+        ("VORBIS", 0, "https://github.com/taglib/taglib/issues/864"),
+        ("VORBIS", -1, "https://github.com/NVorbis/NVorbis/issues/14"),
+    ):
+        # As long as its packets: nothing says how much of the last one is padding.
+        length = {"OPUS": 2.5, "VORBIS": 2.52}[subtype]
+        whole = encoded(tone(16_000, length), 16_000, "OGG", subtype)
+        samples, rate_hz = heard(whole)
+        head, pages = _pages(whole)[:2], _pages(whole)[2:]
+        parts = [_page(page, position=position) for page in pages]
+        name = f"OGG {subtype} whose positions are {position}"
+        yield Case(name, b"".join([*head, *parts]), samples=samples, rate_hz=rate_hz, report=report, padding=True)
+
+
 def _mp3s() -> Iterator[Case]:
     whole = encoded(tone(44_100), 44_100, "MP3")
     samples, _ = heard(whole)
@@ -298,6 +340,15 @@ def _mp3s() -> Iterator[Case]:
             "with zeros behind its tag",
             id3(200) + bytes(1500) + whole,
             "https://github.com/libsndfile/libsndfile/pull/499",
+        ),
+        ("with a tag that is longer than the file", b"ID3\x04\0\0\x7f\x7f\x7f\x7f" + whole, report),
+        (
+            "in a WAV",
+            wav(
+                pcm_format(tag=0x55, extra=struct.pack("<HHIHHH", 12, 1, 2, 417, 1, 1393)),
+                chunk(b"data", whole, size=0xFFFFFFFF),
+            ),
+            "https://github.com/librosa/librosa/issues/1019",
         ),
         ("with tags behind it", whole + b"APETAGEX" + bytes(300) + b"TAG" + bytes(125), report),
         (

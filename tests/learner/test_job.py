@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from plaudit.adapters.jobs.subprocess import SubprocessJobs
 from plaudit.adapters.registry.directory import DirectoryRegistry
@@ -26,6 +26,7 @@ from plaudit.core.ports.jobs import JobState
 from plaudit.core.ports.store import IngestBatch, LabelUpdate
 from plaudit.core.settings import FinetuneSettings, Settings
 from plaudit.learner.features.action_heads import evidence_of
+from plaudit.learner.features.content import decode_contents
 from plaudit.learner.features.context import Context, LabelledContext
 from plaudit.learner.finetuning.job import run_job
 from plaudit.learner.finetuning.job_spec import (
@@ -41,11 +42,20 @@ from plaudit.learner.finetuning.pretraining import pretrain_and_publish
 from plaudit.learner.finetuning.training_data import decode_training_data, select_training_data
 from plaudit.learner.ingest.join import join
 from plaudit.learner.progress import Progress
+from plaudit_models.bandit.dynamic_actions import dynamic_action_head_from_bytes
 from plaudit_models.bandit.reward_model import empty_state, state_from_bytes
-from plaudit_models.bundle import MANIFEST, TOKENIZER, WEIGHTS, verify
+from plaudit_models.bundle import (
+    DYNAMIC_HEAD,
+    DYNAMIC_HEAD_GOLDEN,
+    MANIFEST,
+    TEXT_SCORER_GOLDEN,
+    TOKENIZER,
+    WEIGHTS,
+    verify,
+)
 from plaudit_models.limits import Limits
-from plaudit_models.preprocess import read_tokenizer, train_tokenizer
-from plaudit_models.spec import ModelSpec, TextModality
+from plaudit_models.preprocess import assemble, read_tokenizer, train_tokenizer
+from plaudit_models.spec import EMBEDDING, ModelSpec, TextModality
 from plaudit_models.training.checkpoint import Checkpoint
 from plaudit_models.training.config import PretrainConfig
 from support.builders import NOW_S, a_decision, some_feedback
@@ -60,7 +70,7 @@ class Workplace:
     Users say that what buzzes is a dog, which no label ever told; where not ``content``, that nothing is right.
     """
 
-    def __init__(self, folder: Path, *, content: bool = True) -> None:
+    def __init__(self, folder: Path, *, content: bool = True, spec: ModelSpec = SPEC) -> None:
         self.folder = folder
         self._content = content
         labelled = folder / "labelled"
@@ -72,7 +82,7 @@ class Workplace:
         self.registry = DirectoryRegistry(folder / "registry", SPEC.name)
         pretrain_and_publish(
             labelled,
-            SPEC,
+            spec,
             self.registry,
             now_s=NOW_S,
             floor=0.02,
@@ -101,14 +111,36 @@ class Workplace:
             judged.append(LabelUpdate(decision.prediction_id, join(header_of(decision), [said], SPEC.actions)))
         self.store.save_batch(IngestBatch(decisions=decisions, labels=judged))
 
-    def run_dir(self, name: str = "run", **finetune: Any) -> Path:
+    def judge_lists(self, numbers: range) -> None:
+        """Decisions between two or three texts, of which users like the dog's."""
+        decisions, judged = [], []
+        for number in numbers:
+            texts = ["it says meow", "it says woof", "it says moo"][: 2 + number % 2]
+            actions = tuple(DynamicAction(f"x{i}", text) for i, text in enumerate(texts))
+            picked = number % len(texts)
+            content: dict[str, Content] = {"text": TextContent("it says buzz")}
+            decision = a_decision(
+                f"l{number}",
+                model=SPEC.name,
+                action=f"x{picked}",
+                content=content,
+                features=None,
+                version=1,
+                dynamic_actions=actions,
+            )
+            said = some_feedback(f"l{number}", Correction("x1") if number % 10 == 0 else Thumb(up=picked == 1))
+            decisions.append(decision)
+            judged.append(LabelUpdate(decision.prediction_id, join(header_of(decision), [said], SPEC.actions)))
+        self.store.save_batch(IngestBatch(decisions=decisions, labels=judged))
+
+    def run_dir(self, name: str = "run", snapshot: int = SNAPSHOT, **finetune: Any) -> Path:
         finetune = {"max_duration_s": 60.0, "steps_per_event": 40.0, **finetune}
         settings = Settings(finetune=FinetuneSettings(**finetune))
         return prepare_run(
             self.folder / name,
             self.registry,
             self.registry.manifest(1),
-            Progress(last_number=SNAPSHOT, experiences=SNAPSHOT),
+            Progress(last_number=snapshot, experiences=snapshot),
             training_plan(settings),
             NOW_S,
             "a test wants it",
@@ -222,7 +254,9 @@ def test_what_is_too_stale_is_left_out(workplace: Workplace) -> None:
         select_training_data(workplace.store, SPEC, tokenizer, task, version=10)
 
 
-def test_answers_picked_from_dynamic_actions_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_answers_picked_from_dynamic_actions_are_left_out_and_counted_where_the_model_scores_no_text(
+    tmp_path: Path,
+) -> None:
     """Even where their ids are those of actions."""
     store = SqlStore(sqlite_url(tmp_path / "learner.db"))
     dynamic_actions = (DynamicAction("cat", "a cat"), DynamicAction("dog", "a dog"))
@@ -248,8 +282,9 @@ def test_answers_picked_from_dynamic_actions_are_left_out_and_counted(tmp_path: 
     tokenizer = train_tokenizer(["it says buzz"], vocabulary_size=300)
     made = select_training_data(store, SPEC, tokenizer, task, version=1)
     assert [e.decision.prediction_id for e in made.used] == ["p3", "p4"]
-    assert (made.facts["trained_on"], made.facts["with_dynamic_actions"]) == (2, 3)
-    with pytest.raises(ValueError, match="nor those picked from dynamic actions"):
+    assert (made.facts["trained_on"], made.facts["with_dynamic_actions"], made.facts["unusable"]) == (2, 0, 3)
+    assert made.listed is None
+    with pytest.raises(ValueError, match="nor those of dynamic actions where the model scores no text"):
         select_training_data(store, SPEC, tokenizer, replace(task, snapshot=3), version=1)
     store.close()
 
@@ -269,6 +304,69 @@ def test_what_was_said_of_other_answers_than_the_one_served_is_learned_too(workp
     assert made.experiences.allowed_mask is not None
     assert made.experiences.allowed_mask.tolist() == [[False, True, True]]
     assert decode_training_data([experience], workplace.store, SPEC, tokenizer, read_job_spec(run_dir).plan).used == []
+
+
+# --- dynamic actions -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def listing(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """60 experiences of fixed actions, then 40 of dynamic ones."""
+    workplace = Workplace(tmp_path_factory.mktemp("lists"), spec=replace(SPEC, scores_text=True))
+    workplace.judge_lists(range(1, 41))
+    return workplace
+
+
+def says_woof(folder: Path, *, by_head: bool) -> float:
+    """P(it says woof | buzz) among two texts, by trunk and text scorer alone or as it is served."""
+    model = OnnxRuntime("cpu").load(folder)
+    content = decode_contents(model.manifest.spec, model.tokenizer, {"text": TextContent("it says buzz")}, Limits())
+    assert content is not None
+    embedding = model.trunk(assemble(model.manifest.spec, [content])).embedding[0]
+    vectors = model.action_vectors(["it says meow", "it says woof"])
+    base_logits = vectors @ embedding
+    scores = model.dynamic_scores(embedding, vectors, base_logits) if by_head else base_logits
+    return float(np.exp(scores[1]) / np.exp(scores).sum())
+
+
+@pytest.mark.parametrize("objective", ["likelihood", "target", "sampled"])
+def test_what_was_said_of_dynamic_actions_changes_the_weights_and_the_candidate_has_a_head_for_them(
+    listing: Workplace, objective: str
+) -> None:
+    run_dir = listing.run_dir(f"lists-{objective}", snapshot=100, objective=objective)
+    run_job(run_dir, listing.store, OnnxRuntime("cpu"))
+    candidate, parent = run_dir / CANDIDATE, listing.registry.folder(1)
+    manifest = verify(candidate)
+    assert (manifest.data["trained_on"], manifest.data["with_dynamic_actions"]) == (100, 40)
+    assert (manifest.data["corrections"], manifest.data["unusable"]) == (6 + 4, 0)
+    assert {TEXT_SCORER_GOLDEN, DYNAMIC_HEAD, DYNAMIC_HEAD_GOLDEN} < manifest.files.keys()
+    assert says_woof(candidate, by_head=False) > says_woof(parent, by_head=False) + 0.1
+    assert says_woof(candidate, by_head=True) > says_woof(candidate, by_head=False)
+    features = read_features(run_dir / FEATURES, manifest.trunk_digest)
+    assert len(features) == 100
+    assert {len(features[f"l{number}"].base_logits) for number in range(1, 41)} == {2, 3}
+    assert features["p1"].base_logits.shape == (2,)
+    head = dynamic_action_head_from_bytes((candidate / DYNAMIC_HEAD).read_bytes())
+    assert head.state.weight == pytest.approx(36 + sum(2 + number % 2 for number in range(10, 41, 10)))
+    assert "between dynamic actions among them: 40" in (candidate / "card.md").read_text(encoding="utf-8")
+
+
+def test_a_job_on_dynamic_actions_alone(tmp_path: Path) -> None:
+    workplace = Workplace(tmp_path, spec=replace(SPEC, scores_text=True))
+    workplace.store.close()
+    workplace.store = SqlStore(sqlite_url(tmp_path / "other.db"))
+    workplace.store.lead()
+    workplace.judge_lists(range(1, 31))
+    run_dir = workplace.run_dir(snapshot=30, objective="target")
+    run_job(run_dir, workplace.store, OnnxRuntime("cpu"))
+    assert verify(run_dir / CANDIDATE).data["trained_on"] == 30
+    assert says_woof(run_dir / CANDIDATE, by_head=True) > 0.5
+
+
+def test_features_of_another_release_are_refused(tmp_path: Path) -> None:
+    save_file({"prediction_ids": np.zeros(1, np.uint8), EMBEDDING: np.zeros((1, 8))}, tmp_path / FEATURES)
+    with pytest.raises(ValueError, match=r"features.safetensors: was written by another release"):
+        read_features(tmp_path / FEATURES, "t")
 
 
 def test_low_rank_updates_are_merged_into_a_version_like_any_other(workplace: Workplace) -> None:
@@ -322,7 +420,7 @@ def test_no_thumbs_are_nothing_to_train_on(workplace: Workplace) -> None:
 
 @pytest.mark.parametrize("how", [{"objective": "likelihood"}, {"objective": "sampled", "method": "lora"}])
 def test_killed_at_a_checkpoint_it_goes_on_to_where_it_would_have_ended(
-    workplace: Workplace, how: dict[str, str]
+    workplace: Workplace, how: dict[str, Any]
 ) -> None:
     """The process dies right after its first checkpoint is written, at step 8 of 25; to the last bit."""
     whole, broken = (workplace.run_dir(name, checkpoint_steps=8, **how) for name in ("whole", "broken"))

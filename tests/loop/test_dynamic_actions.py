@@ -528,9 +528,15 @@ def test_a_candidate_that_scores_no_text_is_judged_on_the_rest_and_what_is_left_
     assert world.metric("plaudit_learner_gate_left_out_total") == 7
 
 
-def test_no_job_is_started_for_dynamic_actions_alone(make_gated: Callable[..., DynamicActionWorld]) -> None:
-    world = make_gated(lambda run_dir: None)
+def test_a_job_is_started_for_dynamic_actions_alone_where_the_model_scores_text(
+    make_gated: Callable[..., DynamicActionWorld],
+) -> None:
+    world = make_gated(candidate_about_lists(None))
     learner = world.learner()
     world.traffic_between(30, likes_loud)
+    world.promote(world.publish(seed=5, spec=tiny_spec()))
     world.settle(learner)
     assert learner.report()["finetune"]["phase"] == "idle"
+    world.promote(1)
+    learner.step()
+    assert learner.report()["finetune"]["phase"] != "idle"

@@ -70,6 +70,7 @@ def test_the_manifest_says_what_the_version_has_learned_from(make_world: MakeWor
     assert manifest.parent == 1
     assert manifest.data == {
         "positions": {"0": "2"},
+        "store_id": world.store.intake_stats().store_id,
         "batches": 1,
         "experiences": 1,
         "dynamic_experiences": 0,

@@ -115,7 +115,7 @@ def test_byte_order_mark_and_windows_line_ends_are_fine(folder: Path) -> None:
         ("train,cat,city", "trian,cat,city", r"line 2, column split: 'trian' is not one of \['train', 'val', 'test'\]"),
         ("train,dog", "train,cow", r"line 3, column action: 'cow' is not an action of 'pets'; .*\['cat', 'dog'\]"),
         ("b.png,,soft", "c.png,,soft", "line 3, column photo: 'c.png': .*No such file"),
-        ("meow.wav,\"soft", "a.png,\"soft", r"line 2, column noise: 'a.png': .*is not a sound"),
+        ("meow.wav,\"soft", "a.png,\"soft", r"line 2, column noise: 'a.png': .*is a PNG image, not a sound"),
         ("soft and loud", " ", "line 3, column note: ' ': .*blank"),
         (",w.npy,tabby", ",a.png,tabby", "line 2, column weight: 'a.png': "),
         ('"soft, small"', "soft, small", "line 2: 9 cells, the header has 8; quote cells that contain commas"),

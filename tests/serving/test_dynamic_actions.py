@@ -29,7 +29,7 @@ from plaudit.v1 import feedback_pb2, prediction_pb2
 from plaudit_models.bundle import TEXT_SCORER
 from plaudit_models.preprocess import tokenize_all
 from plaudit_models.spec import TOKENS, VECTORS
-from support.builders import run_graph, tiny_bundle, tiny_content, tiny_head_refresh, tiny_spec
+from support.builders import run_graph, tiny_bundle, tiny_content, tiny_head_refresh, tiny_spec, trunk_inputs
 from support.serving_harness import (
     CHANGE,
     Running,
@@ -304,22 +304,62 @@ async def test_feedback_on_a_dynamic_action_may_name_any_id_and_is_checked_by_th
     assert feedback(log)[0].signal == Thumb(up=True)
 
 
-async def test_a_shadow_does_not_evaluate_dynamic_actions(serve: Serve, registry: DirectoryRegistry) -> None:
-    registry.set_rollout(start_canary(registry.rollout(), 2, 1.0, CHANGE, shadow=True))
+async def test_in_the_shadow_a_version_is_asked_about_the_same_list_with_its_own_vectors(
+    serve: Serve, registry: DirectoryRegistry, tmp_path: Path, runtime: ModelRuntime
+) -> None:
+    """Its answer, and the divergence over the list, are those of its own trunk and text scorer."""
+    tiny_bundle(tmp_path / "other", spec=tiny_spec(scores_text=True), seed=9, floor=0.1)
+    other = registry.publish(tmp_path / "other").version
+    registry.set_rollout(start_canary(registry.rollout(), other, 1.0, CHANGE, shadow=True))
     running = await serve()
-    await until(lambda: running.metric("plaudit_serving_candidate_version", model="tiny") == 2)
+    await until(lambda: running.metric("plaudit_serving_candidate_version", model="tiny") == other)
+    answers = []
     for seed in range(3):
-        await running.predict(seed, dynamic_actions=listed(), user_id="ada")
-    shown = await running.predict(user_id="ada")
+        answers.append(await running.predict(seed, dynamic_actions=listed(), user_id="ada"))
+        await shadowed(running, seed + 1)
+    reported = await reports(running)
+    shadows = [shadow for each in reported for shadow in each.shadows]
+    assert len(shadows) + sum(each.dropped for each in reported) == 3
+    assert shadows
+    by_id = {answer.prediction_id: (seed, answer) for seed, answer in enumerate(answers)}
+    model = runtime.load(registry.folder(other))
+    vectors = model.action_vectors(list(TEXTS.values()))
+    for shadow in shadows:
+        assert not shadow.failure
+        seed, answer = by_id[shadow.prediction_id]
+        embedding = model.trunk(trunk_inputs(registry.folder(other), [tiny_content(seed)])).embedding[0]
+        its = policy(vectors @ embedding, 0.1)
+        lives = np.array([{s.action: s.probability for s in answer.scores}[id_] for id_ in TEXTS])
+        assert shadow.action == list(TEXTS)[int(its.argmax())]
+        assert shadow.agrees == (its.argmax() == lives.argmax())
+        assert shadow.kl_nats == pytest.approx(float(np.sum(lives * np.log(lives / its))), rel=1e-3)
+
+
+async def test_a_version_in_the_shadow_that_scores_no_text_is_counted_as_failing(
+    serve: Serve, registry: DirectoryRegistry, tmp_path: Path
+) -> None:
+    tiny_bundle(tmp_path / "plain", seed=9)
+    plain = registry.publish(tmp_path / "plain").version
+    registry.set_rollout(start_canary(registry.rollout(), plain, 1.0, CHANGE, shadow=True))
+    running = await serve()
+    await until(lambda: running.metric("plaudit_serving_candidate_version", model="tiny") == plain)
+    answer = await running.predict(dynamic_actions=listed(), user_id="ada")
+    await shadowed(running, 1)
+    (shadow,) = [shadow for each in await reports(running) for shadow in each.shadows]
+    assert answer.version == 1
+    assert shadow.failure == f"ValueError: version {plain} of 'tiny' scores no text"
+
+
+async def shadowed(running: Running, n: int) -> None:
+    """Wait until the shadow has come to n answers."""
     experiment = running.server._models.pick("").live.experiment
     assert experiment is not None
-    await until(lambda: bool(experiment._shadows) or experiment._dropped > 0)
+    await until(lambda: len(experiment._shadows) + experiment._dropped >= n)
+
+
+async def reports(running: Running) -> list[ExperimentReport]:
     await asyncio.to_thread(running.server.stop)
-    reported = [event for event in events(running.log, Topic.EXPERIMENTS) if isinstance(event, ExperimentReport)]
-    assert sum(report.live.answered for report in reported) == 4
-    assert sum(report.live.failed + report.candidate.failed for report in reported) == 0
-    assert sum(len(report.shadows) + report.dropped for report in reported) == 1
-    assert [each.prediction_id for report in reported for each in report.shadows] in ([], [shown.prediction_id])
+    return [event for event in events(running.log, Topic.EXPERIMENTS) if isinstance(event, ExperimentReport)]
 
 
 async def test_a_version_in_an_experiment_scores_dynamic_actions_for_its_users(

@@ -14,7 +14,7 @@ import pytest
 
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.core.errors import InvalidInput, RunStopped
-from plaudit.core.ports.runtime import ModelRuntime, ServableModel
+from plaudit.core.ports.runtime import ModelRuntime, RunFailed, ServableModel
 from plaudit.serving.engine.action_sets import FixedActionSet, all_allowed
 from plaudit.serving.engine.decoding import decode_content
 from plaudit.serving.engine.dynamic_actions import DynamicActionSet
@@ -162,7 +162,7 @@ class Picky:
     def trunk(self, inputs: Any, outputs: Any = (), deadline_s: float = 0.0) -> Any:
         self.batches.append(len(inputs["sensor"]))
         if self._broken or any(row[0] in self._rejects for row in inputs["sensor"]):
-            raise RuntimeError("[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : idx=7 in /srv/x.onnx is out of bounds")
+            raise RunFailed("idx=7 is out of bounds")
         return self._model.trunk(inputs, outputs, deadline_s)
 
     def warm(self, batch_sizes: Sequence[int], again: bool = False) -> None:
@@ -187,7 +187,7 @@ def test_requests_that_the_graph_rejects_fail_alone(
     for row, outcome in enumerate(outcomes):
         if row in culprits:
             assert isinstance(outcome, InvalidInput)
-            assert str(outcome) == "content: the model cannot compute this: idx=7 in … is out of bounds"
+            assert str(outcome) == "content: the model cannot compute this: idx=7 is out of bounds"
         else:
             assert isinstance(outcome, Evaluation)
             (alone,) = evaluations(evaluator(metrics, 0), [of_sensor(model, row)])
@@ -208,9 +208,20 @@ def test_a_version_that_cannot_run_is_at_fault_itself(model: ServableModel, metr
     broken = altered(model, trunk=picky.trunk)
     broken.warm = picky.warm
     outcomes = evaluator(metrics, 0).run([of_sensor(broken, row) for row in range(8)])
-    assert all(isinstance(outcome, RuntimeError) for outcome in outcomes)
+    assert all(isinstance(outcome, RunFailed) for outcome in outcomes)
     assert picky.batches == [8]  # nothing is found out by halves
     assert failures(metrics) == 8
+
+
+def test_a_fault_of_our_own_is_nobodys_input(model: ServableModel, metrics: ServingMetrics) -> None:
+    def trunk(*_: Any) -> NoReturn:
+        raise TypeError("a bug")
+
+    buggy = altered(model, trunk=trunk)
+    buggy.warm = Picky(model, rejects=()).warm  # it runs on its recorded rows
+    outcomes = evaluator(metrics, 0).run([of_sensor(buggy, row) for row in range(2)])
+    assert all(isinstance(outcome, TypeError) for outcome in outcomes)
+    assert failures(metrics) == 2
 
 
 def test_a_batch_is_given_the_time_of_its_latest_request(model: ServableModel, metrics: ServingMetrics) -> None:
@@ -258,7 +269,7 @@ def test_requests_of_different_action_sets_share_a_batch(
     broken_vectors = vectors * np.float32(np.nan)
     fixed = question(model, 0)
     dynamic, other, sick = (
-        EvaluationRequest(model, fixed.inputs, DynamicActionSet(ids, some))
+        EvaluationRequest(model, fixed.inputs, DynamicActionSet(ids, ids, some))
         for ids, some in (("abc", vectors), ("ab", vectors[:2]), ("abc", broken_vectors))
     )
     requests = [dynamic, fixed, sick, other, question(model, 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,11 +31,13 @@ from plaudit.core.ports.log import Appended
 from plaudit.core.ports.store import FeedbackStatus
 from plaudit.core.prediction_id import PredictionIds, SignedPrediction
 from plaudit.v1 import feedback_pb2
-from support.builders import NOW_S, tiny_head_refresh
-from support.serving_harness import Serve, a_thumb, feedback, go_live, refusal
+from support.builders import NOW_S, tiny_bundle, tiny_head_refresh
+from support.serving_harness import CHANGE, Serve, a_thumb, feedback, go_live, refusal
 
 ACCEPTED = feedback_pb2.FEEDBACK_STATUS_ACCEPTED
 DUPLICATE = feedback_pb2.FEEDBACK_STATUS_DUPLICATE
+JOINED = feedback_pb2.RECEIPT_STATE_JOINED
+DISCARDED = feedback_pb2.RECEIPT_STATE_DISCARDED
 
 
 def signed(ids: PredictionIds, **fields: Any) -> str:
@@ -225,38 +228,6 @@ async def test_a_log_that_is_away_is_no_lie(serve: Serve, log: SqliteLog, ids: P
 # --- receipts --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_receipt_follows_feedback_from_the_log_into_the_live_version(
-    serve: Serve, registry: DirectoryRegistry, log: SqliteLog, ids: PredictionIds, tmp_path: Path
-) -> None:
-    running = await serve()
-    await running.feedback.SendFeedback(a_thumb(signed(ids), "f1"))
-    ask = feedback_pb2.GetReceiptRequest(feedback_id="f1")
-    (found,) = feedback(log)
-
-    receipt = await running.feedback.GetReceipt(ask)
-    assert (receipt.state, receipt.used_in_version) == (feedback_pb2.RECEIPT_STATE_RECORDED, 0)
-    assert receipt.recorded_at.ToMicroseconds() == round(found.time_s * 1e6)
-    assert not receipt.HasField("live_since")
-
-    def refresh(name: str, last_feedback_time_s: float) -> int:
-        data = {"last_feedback_time_s": last_feedback_time_s}
-        tiny_head_refresh(tmp_path / name, registry.folder(1), prefer="dog", data=data)
-        return registry.publish(tmp_path / name).version
-
-    refresh("before", found.time_s - 1e-6)
-    assert (await running.feedback.GetReceipt(ask)).state == feedback_pb2.RECEIPT_STATE_RECORDED
-
-    with_it = refresh("with", found.time_s)
-    refresh("after", found.time_s + 1.0)
-    receipt = await running.feedback.GetReceipt(ask)
-    assert (receipt.state, receipt.used_in_version) == (feedback_pb2.RECEIPT_STATE_USED, with_it)
-
-    go_live(registry, with_it)
-    receipt = await running.feedback.GetReceipt(ask)
-    assert (receipt.state, receipt.used_in_version) == (feedback_pb2.RECEIPT_STATE_LIVE, with_it)
-    assert receipt.live_since.seconds == 1_700_000_000
-
-
 class LearnerStatuses:
     """What the learners make of feedback, as the test says."""
 
@@ -270,49 +241,119 @@ class LearnerStatuses:
         return self.statuses.get(feedback_id)
 
 
-async def test_a_receipt_says_what_the_learner_made_of_it(
-    serve: Serve, registry: DirectoryRegistry, ids: PredictionIds, tmp_path: Path
+async def test_a_receipt_follows_feedback_from_the_log_into_the_live_version(
+    serve: Serve, registry: DirectoryRegistry, log: SqliteLog, ids: PredictionIds, tmp_path: Path
 ) -> None:
-    """Joined in the third batch, so learned by the first version that had taken in three."""
+    """Joined in the third batch of a store, so learned by the versions that had taken in three of that store."""
     learner = LearnerStatuses()
     running = await serve(statuses=lambda model: learner)
     await running.feedback.SendFeedback(a_thumb(signed(ids), "f1"))
+    (found,) = feedback(log)
 
     async def receipt() -> feedback_pb2.Receipt:
         request = feedback_pb2.GetReceiptRequest(feedback_id="f1")
         answer: feedback_pb2.Receipt = await running.feedback.GetReceipt(request)
         return answer
 
-    assert (await receipt()).state == feedback_pb2.RECEIPT_STATE_RECORDED
+    first = await receipt()
+    assert (first.state, first.used_in_version) == (feedback_pb2.RECEIPT_STATE_RECORDED, 0)
+    assert first.recorded_at.ToMicroseconds() == round(found.time_s * 1e6)
     for status, state, reason in (
         (
-            FeedbackStatus(FeedbackState.WAITING, NOW_S, "", 1),
+            FeedbackStatus(FeedbackState.WAITING, NOW_S, "", 1, store_id="a"),
             feedback_pb2.RECEIPT_STATE_RECORDED,
             "its decision has not arrived",
         ),
-        (FeedbackStatus(FeedbackState.DISCARDED, NOW_S, "no", 1), feedback_pb2.RECEIPT_STATE_DISCARDED, "no"),
-        (FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3), feedback_pb2.RECEIPT_STATE_JOINED, ""),
+        (FeedbackStatus(FeedbackState.DISCARDED, NOW_S, "no", 1, store_id="a"), DISCARDED, "no"),
+        (FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3, store_id="a"), JOINED, ""),
     ):
         learner.statuses["f1"] = status
-        found = await receipt()
-        assert (found.state, found.reason, found.used_in_version) == (state, reason, 0)
+        answer = await receipt()
+        assert (answer.state, answer.reason, answer.used_in_version) == (state, reason, 0)
 
-    def refresh(batches: int) -> int:
-        folder = tmp_path / f"refresh-{batches}"
-        tiny_head_refresh(folder, registry.folder(1), prefer="dog", data={"batches": batches})
-        return registry.publish(folder).version
+    refreshed(registry, tmp_path, batches=2)
+    assert (await receipt()).state == JOINED
+    with_it = refreshed(registry, tmp_path, batches=3)
+    assert ((answer := await receipt()).state, answer.used_in_version) == (feedback_pb2.RECEIPT_STATE_USED, with_it)
+    assert not answer.HasField("live_since")
+    go_live(registry, refreshed(registry, tmp_path, batches=4))
+    answer = await receipt()
+    assert (answer.state, answer.used_in_version) == (feedback_pb2.RECEIPT_STATE_LIVE, with_it)
+    assert answer.live_since.seconds == 1_700_000_000
+    learner.statuses["f1"] = FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3, excluded=True, store_id="a")
+    answer = await receipt()
+    assert (answer.state, answer.reason[:9]) == (DISCARDED, "excluded:")
 
-    refresh(2)
-    assert (await receipt()).state == feedback_pb2.RECEIPT_STATE_JOINED
-    with_it = refresh(3)
-    found = await receipt()
-    assert (found.state, found.used_in_version) == (feedback_pb2.RECEIPT_STATE_USED, with_it)
-    go_live(registry, refresh(4))
-    found = await receipt()
-    assert (found.state, found.used_in_version) == (feedback_pb2.RECEIPT_STATE_LIVE, with_it)
-    learner.statuses["f1"] = FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3, excluded=True)
-    found = await receipt()
-    assert (found.state, found.reason[:9]) == (feedback_pb2.RECEIPT_STATE_DISCARDED, "excluded:")
+
+def refreshed(registry: DirectoryRegistry, tmp_path: Path, **data: Any) -> int:
+    """A head refresh by the learner of store "a", unless ``data`` says another."""
+    folder = tmp_path / f"refresh-{len(list(tmp_path.iterdir()))}"
+    tiny_head_refresh(folder, registry.folder(1), prefer="dog", data={"store_id": "a"} | data)
+    return registry.publish(folder).version
+
+
+async def test_a_receipt_claims_nothing_of_versions_of_another_store(
+    serve: Serve, registry: DirectoryRegistry, tmp_path: Path
+) -> None:
+    """The registry was kept and the store lost: the versions there had read any number of batches, of other feedback.
+
+    So it is with versions that do not say which store they were learned in.
+    """
+    learner = LearnerStatuses()
+    learner.statuses["f1"] = FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3, store_id="new")
+    running = await serve(statuses=lambda model: learner)
+    go_live(registry, refreshed(registry, tmp_path, batches=500))
+    tiny_head_refresh(tmp_path / "says nothing", registry.folder(1), prefer="dog", data={"batches": 500})
+    go_live(registry, registry.publish(tmp_path / "says nothing").version)
+    request = feedback_pb2.GetReceiptRequest(feedback_id="f1")
+    answer = await running.feedback.GetReceipt(request)
+    assert (answer.state, answer.used_in_version, answer.HasField("live_since")) == (JOINED, 0, False)
+    go_live(registry, refreshed(registry, tmp_path, batches=3, store_id="new"))
+    answer = await running.feedback.GetReceipt(request)
+    assert (answer.state, answer.used_in_version) == (feedback_pb2.RECEIPT_STATE_LIVE, registry.rollout().live)
+
+
+async def test_a_receipt_does_not_take_a_later_version_for_one_that_learned(
+    serve: Serve, registry: DirectoryRegistry, tmp_path: Path
+) -> None:
+    """A head that never went live has learned from it; a version imported after it, which is live, has not."""
+    learner = LearnerStatuses()
+    learner.statuses["f1"] = FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3, store_id="a")
+    running = await serve(statuses=lambda model: learner)
+    overtaken = refreshed(registry, tmp_path, batches=3)
+    tiny_bundle(tmp_path / "other", seed=7, kind="imported")
+    go_live(registry, registry.publish(tmp_path / "other").version)
+    request = feedback_pb2.GetReceiptRequest(feedback_id="f1")
+    answer = await running.feedback.GetReceipt(request)
+    assert (answer.state, answer.used_in_version) == (feedback_pb2.RECEIPT_STATE_USED, overtaken)
+    # Once it goes live after all, the ledger's order of numbers no longer says when.
+    go_live(registry, overtaken)
+    answer = await running.feedback.GetReceipt(request)
+    assert (answer.state, answer.HasField("live_since")) == (feedback_pb2.RECEIPT_STATE_LIVE, False)
+
+
+async def test_a_receipt_does_not_say_that_a_version_was_live_before_the_feedback_was_given(
+    serve: Serve, registry: DirectoryRegistry, tmp_path: Path
+) -> None:
+    """Clocks of two machines differ: the rollout is stamped by the one, the feedback by the other."""
+    learner = LearnerStatuses()
+    late_s = CHANGE.time_s + 3215.0
+    learner.statuses["f1"] = FeedbackStatus(FeedbackState.JOINED, late_s, "", 3, store_id="a")
+    running = await serve(statuses=lambda model: learner)
+    go_live(registry, refreshed(registry, tmp_path, batches=3))
+    answer = await running.feedback.GetReceipt(feedback_pb2.GetReceiptRequest(feedback_id="f1"))
+    assert (answer.state, answer.HasField("live_since")) == (feedback_pb2.RECEIPT_STATE_LIVE, False)
+
+
+async def test_a_receipt_says_what_it_can_when_the_registry_is_away(
+    serve: Serve, registry: DirectoryRegistry, tmp_path: Path
+) -> None:
+    learner = LearnerStatuses()
+    learner.statuses["f1"] = FeedbackStatus(FeedbackState.JOINED, NOW_S, "", 3, store_id="a")
+    running = await serve(statuses=lambda model: learner)
+    shutil.rmtree(tmp_path / "registry")
+    answer = await running.feedback.GetReceipt(feedback_pb2.GetReceiptRequest(feedback_id="f1"))
+    assert answer.state == JOINED
 
 
 async def test_a_receipt_of_what_only_the_learner_remembers(serve: Serve) -> None:

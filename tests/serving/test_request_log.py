@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -103,10 +104,10 @@ async def test_nothing_that_users_sent_or_are_is_written(
             model: Any = runtime.load(folder)
             trunk = model.trunk
 
-            def failing(inputs: Any, outputs: Any = ()) -> Any:
+            def failing(inputs: Any, outputs: Any = (), deadline_s: float = math.inf) -> Any:
                 if broken:
                     raise RuntimeError("the graph is broken")
-                return trunk(inputs, outputs)
+                return trunk(inputs, outputs, deadline_s)
 
             model.trunk = failing
             return model

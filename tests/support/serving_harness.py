@@ -25,7 +25,7 @@ from plaudit.core.events import (
     Topic,
 )
 from plaudit.core.ports.log import EventLog, UnreadableRecord
-from plaudit.core.ports.registry import ModelRegistry
+from plaudit.core.ports.registry import IgnoredEntry, ModelRegistry
 from plaudit.core.rollout import Change, promote
 from plaudit.core.wire import contents_to_wire
 from plaudit.serving.server import InferenceServer
@@ -160,6 +160,9 @@ class Registries:
 
     def models(self) -> Sequence[str]:
         return list(self._registries)
+
+    def ignored(self) -> Sequence[IgnoredEntry]:
+        return []
 
     def registry(self, model: str) -> ModelRegistry:
         return self._registries[model]

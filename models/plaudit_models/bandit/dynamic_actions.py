@@ -279,6 +279,17 @@ def expected_rewards(state: DynamicActionState, prior: RewardPrior, listed: Acti
     return q[:, 0], known[:, 0]
 
 
+def cautious_rewards(
+    state: DynamicActionState, prior: RewardPrior, listed: ActionList, pessimism: float = 0.0
+) -> Float64:
+    """q − κ·σ of every action, ``[k]``: the reward model over context and text. Raises as
+    :func:`dynamic_action_features`.
+    """
+    q, variance = dynamic_action_posterior(state, prior).predict(dynamic_action_features(state.space, listed))
+    rewards: Float64 = (q - pessimism * np.sqrt(variance))[:, 0]
+    return rewards
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class DynamicActionHead:
     """Head that scores the dynamic actions of a request.

@@ -136,14 +136,14 @@ def _extents(data: bytes, at: int, end: int) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
     for _ in range(number(wide)):
         number(wide)
-        if version in (1, 2):
-            number(2)
+        is_in_file = version not in (1, 2) or number(2) & 15 == 0
         number(2)
         base = number(base_bytes)
         for _ in range(number(2)):
             number(index_bytes)
             start, length = base + number(offset_bytes), number(length_bytes)
-            found.append((start, length))
+            if is_in_file:
+                found.append((start, length))
             if len(found) > MAX_CHUNKS:
                 raise UnusableFile(f"the AVIF has more parts than the limit of {MAX_CHUNKS}; save it again")
     return found

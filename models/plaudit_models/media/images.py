@@ -45,6 +45,7 @@ _READERS: Final[dict[str, tuple[Callable[[bytes], Picture], Callable[[io.BytesIO
     "GIF": (read_gif, GifImageFile),
     "BMP": (read_bmp, BmpImageFile),
 }
+_BLANK: Final = b" \t\r\n\xef\xbb\xbf"
 _JPEG_SCALES: Final = (1, 2, 4, 8)
 _TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -79,6 +80,10 @@ def decode_image(data: bytes, modality: ImageModality, *, name: str, limits: Lim
 
 def _decode(data: bytes, modality: ImageModality, max_pixels: int) -> Float:
     form = image_format(data)
+    if not form:
+        # Web servers put a blank line or a byte order mark before a picture.
+        data = data.lstrip(_BLANK)
+        form = image_format(data)
     if not form:
         raise UnusableFile(not_taken(data, "an image", IMAGE_FORMATS))
     read, opener = _READERS[form]

@@ -73,7 +73,9 @@ def after_tags(data: bytes) -> bytes:
         size = 0
         for byte in data[at + 6 : at + 10]:
             size = size << 7 | byte & 0x7F
-        at += _TAG_HEADER_BYTES + size + (_TAG_HEADER_BYTES if data[at + 5] & _HAS_FOOTER else 0)
+        end = at + _TAG_HEADER_BYTES + size + (_TAG_HEADER_BYTES if data[at + 5] & _HAS_FOOTER else 0)
+        # A tag that is longer than the file says nothing about where the sound begins.
+        at = end if end < len(data) else at + _TAG_HEADER_BYTES
     return data[at:]
 
 

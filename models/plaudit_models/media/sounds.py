@@ -71,7 +71,12 @@ def decode_audio(data: bytes, modality: AudioModality, *, name: str, limits: Lim
 
 
 def _decode(data: bytes, modality: AudioModality, limit_s: float) -> Float:
-    sound = _read(data, modality.max_samples / modality.sample_rate_hz, limit_s)
+    try:
+        sound = _read(data, modality.max_samples / modality.sample_rate_hz, limit_s)
+    except UnusableFile:
+        raise
+    except Exception as error:  # a container that is damaged in a way that nobody thought of
+        raise UnusableFile(f"the sound of {len(data)} bytes is damaged ({error}); send the whole file") from error
     if sound.duration_s is not None:
         _check_duration(sound.duration_s, limit_s)
     with c_stderr_silenced() if sound.is_noisy else contextlib.nullcontext():

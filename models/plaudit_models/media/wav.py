@@ -29,6 +29,7 @@ _EXTENSIBLE: Final = 0xFFFE
 _EXTENSIBLE_BYTES: Final = 40
 _PCM: Final = 1
 _FLOAT: Final = 3
+_MP3: Final = 0x55
 _FIXED_SIZES: Final = (_PCM, _FLOAT, 6, 7, _EXTENSIBLE)
 """Formats, A-law and µ-law among them, whose samples are all of one size."""
 _GUID_TAIL: Final = bytes.fromhex("000000001000800000aa00389b71")
@@ -62,7 +63,8 @@ def read_wav(data: bytes) -> Sound:
         kind + struct.pack(order + "I", len(each)) + each + bytes(len(each) % 2) for kind, each in chunks
     )
     magic = b"RIFX" if order == ">" else b"RIFF"
-    return Sound(magic + struct.pack(order + "I", len(body)) + body)
+    is_mp3 = struct.unpack_from(order + "H", form)[0] == _MP3
+    return Sound(magic + struct.pack(order + "I", len(body)) + body, is_noisy=is_mp3)
 
 
 def _rest(form: bytes, size: int, order: str) -> int:
@@ -130,5 +132,5 @@ def _mended(form: bytes, order: str) -> bytes:
         tag = _FLOAT if len(form) >= 26 and struct.unpack_from(order + "H", form, 24)[0] == _FLOAT else _PCM
         form = form[:_PLAIN_FORMAT_BYTES]
     if not bits and block and channels and tag == _PCM:
-        bits = 8 * (block // channels)
+        bits = min(8 * (block // channels), 0xFFFF)
     return struct.pack(order + "HHIIHH", tag, channels, rate_hz, rate_hz * block & _LONG, block, bits) + form[16:]

@@ -6,7 +6,8 @@ Each step descends, on a batch of experiences (replay) and a block of labelled r
 
     (1 − ρ)·user loss + ρ·mean(−log P(y | x)) + β·mean KL(π ‖ π_parent)
 
-where the user loss is one of :mod:`.objectives`. Users' weights are at most 1, so they cannot outweigh the anchor ρ
+where the user loss is one of :mod:`.objectives`, of each kind of decision (:mod:`.replay`) by its share of the batch.
+Users' weights are at most 1, so they cannot outweigh the anchor ρ
 however many they are. A policy that scores text rehearses that too (:mod:`.texts`). Either all weights of the trained
 parts change, or low-rank updates of them (:mod:`.networks.lora`).
 
@@ -27,10 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Generator, Tensor
 
@@ -44,14 +42,13 @@ from plaudit_models.training.losses import action_nll, kl_to_reference
 from plaudit_models.training.networks.fusion import FusionPolicy
 from plaudit_models.training.networks.lora import adapt, merge
 from plaudit_models.training.objectives import Likelihood, Logits, Objective, Rewards, Sampled, Target
+from plaudit_models.training.replay import FixedReplay, Listed, ListedReplay, Replay, Served
 from plaudit_models.training.schedule import IntervalMean, blocks_for_ever, descend, fraction_done, one_cycle, shuffled
 from plaudit_models.training.texts import ActionTexts
 
-Served = Callable[[npt.NDArray[np.float32], npt.NDArray[np.float32]], npt.NDArray[np.floating[Any]]]
-"""Embeddings ``[n, d]`` and base logits ``[n, a]`` → logits of the policy that is served, ``[n, a]``."""
-
 _KL_ROWS = 1024
-"""Experiences on which is measured how far the policy has moved."""
+"""Experiences of a kind on which is measured how far the policy has moved."""
+_KL_CHUNK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +88,7 @@ def finetune(
     config: FinetuneConfig,
     rewards: Rewards | None = None,
     served: Served | None = None,
+    listed: Listed | None = None,
     resume: Checkpoint | None = None,
     on_progress: Callable[[FinetuneProgress], None] = lambda progress: None,
     on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None,
@@ -104,6 +102,7 @@ def finetune(
         rewards: the reward model, where ``config.target`` or ``config.sampling`` asks it.
         served: what the version to start from makes of the parent's outputs, π_served of the target; None: it serves
             the parent's logits.
+        listed: answers that were picked from lists of texts; None: there are none.
         resume: checkpoint of a run with the same arguments, which goes on as if it had not ended.
         on_progress: called after about every hundredth of the steps.
         on_checkpoint: called every ``checkpoint_steps``.
@@ -112,7 +111,7 @@ def finetune(
         ValueError: there are no experiences, ``rewards`` are missing, or ``resume`` is of another run.
         FloatingPointError: the loss is no longer finite.
     """
-    if len(experiences) == 0:
+    if len(experiences) == 0 and listed is None:
         raise ValueError("experiences: none given, there is nothing to fine-tune on")
     reuse = 1 if config.sampling is None else config.sampling.sample_reuse
     limit_s = config.max_duration_s
@@ -124,13 +123,11 @@ def finetune(
     draws = Generator().manual_seed(config.seed)
     model = copy.deepcopy(parent).eval()  # eval mode throughout: batch norm keeps the statistics of pre-training
     weights = freeze_encoders(model, config.trained_encoders)
-    replay = Source(model, experiences.pools, experiences.index, config.trained_encoders)
+    parts = _parts(parent, model, experiences, listed, rewards, served, config, draws)
     anchor = Source(model, rehearsal.pools, rehearsal.index, config.trained_encoders)
     label = torch.from_numpy(rehearsal.action)
     texts = ActionTexts(model, rehearsal) if model.text_scorer is not None else None
-    known = _known_logits(parent, replay, served) if config.kl_weight > 0 or config.target is not None else None
-    latest = torch.arange(len(experiences))[-_KL_ROWS:]
-    before = replay.still(latest)[1]
+    before = [part.latest_logits() for part in parts]
     if config.lora is not None:
         weights = adapt(model, config.lora.rank, config.lora.alpha, draws)
     optimizer = torch.optim.AdamW(weights, weight_decay=config.weight_decay, fused=True)
@@ -138,11 +135,11 @@ def finetune(
     def as_taught(name: str, items: Tensor) -> Tensor:
         return augment(parent.spec.modalities[name], items, draws)
 
-    objective = _objective(experiences, rewards, known, config, draws)
-    replays = _rows_and_uses(len(experiences), config.replay_rows, reuse, Generator().manual_seed(config.seed))
+    n = sum(part.size for part in parts)
+    replays = _rows_and_uses(n, config.replay_rows, reuse, Generator().manual_seed(config.seed))
     anchors = blocks_for_ever(len(rehearsal), config.rehearsal_rows, Generator().manual_seed(config.seed))
 
-    steps = math.ceil(config.replays_per_experience * len(experiences) / config.replay_rows)
+    steps = math.ceil(config.replays_per_experience * n / config.replay_rows)
     steps = steps if config.max_steps is None else min(steps, config.max_steps)
     step, saved, reported, user_losses, rehearsal_losses = 0, 0, 0.0, IntervalMean(), IntervalMean()
     if resume is not None:
@@ -151,16 +148,16 @@ def finetune(
         replays, anchors = islice(replays, step, None), islice(anchors, step, None)
     while (fraction := fraction_done(step, steps, time.monotonic() - start_s, limit_s)) < 1.0:
         (rows, fresh), anchor_rows = next(replays), next(anchors)
-        logits = replay.fused(rows)[1]
-        user_loss = objective(logits, rows, fresh=fresh)
+        losses = [part.losses(rows, fresh=fresh) for part in parts]
+        user_loss, kl = (torch.stack(each).sum() for each in zip(*losses, strict=True))
         anchor_embedding, anchor_logits = anchor.fused(anchor_rows, as_taught)
         rehearsal_loss = action_nll(anchor_logits, label[anchor_rows]).mean()
         if texts is not None:
             scored = texts.loss(anchor_embedding, label[anchor_rows], step, text_draws(step))
             rehearsal_loss = rehearsal_loss + config.text_weight * scored
         loss = (1.0 - config.rehearsal_share) * user_loss + config.rehearsal_share * rehearsal_loss
-        if known is not None and config.kl_weight > 0:
-            loss = loss + config.kl_weight * kl_to_reference(logits, known[0](rows)).mean()
+        if config.kl_weight > 0:
+            loss = loss + config.kl_weight * kl
         rate = config.learning_rate * one_cycle(fraction)
         descend(loss, optimizer, learning_rate=rate, max_gradient_norm=config.max_gradient_norm)
         step += 1
@@ -184,17 +181,77 @@ def finetune(
     merge(model)
     model.requires_grad_(True)
     duration_s = time.monotonic() - start_s
-    moved = float(kl_to_reference(replay.still(latest)[1], before).mean())
+    after = [part.latest_logits() for part in parts]
+    moved = float(torch.cat([kl_to_reference(*each) for each in zip(after, before, strict=True)]).mean())
     return Finetuned(model, step, duration_s, step < steps, sum(weight.numel() for weight in weights), moved)
 
 
-def _objective(
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """One kind of decision among all rows.
+
+    Attributes:
+        start: number of its first row among those of all kinds.
+        reference: the parent's logits, where a KL term is asked for.
+    """
+
+    replay: Replay
+    objective: Objective
+    reference: Logits | None
+    start: int
+
+    @property
+    def size(self) -> int:
+        return len(self.replay.experiences)
+
+    def losses(self, rows: Tensor, *, fresh: bool) -> tuple[Tensor, Tensor]:
+        """Its part of the user loss and of the mean KL divergence from the parent over these rows of all kinds."""
+        own = rows[(rows >= self.start) & (rows < self.start + self.size)] - self.start
+        if len(own) == 0:
+            return torch.zeros(()), torch.zeros(())
+        own = self.replay.take(own)
+        logits, share = self.replay.logits(own), len(own) / len(rows)
+        user_loss = share * self.objective(logits, own, fresh=fresh)
+        if self.reference is None:
+            return user_loss, torch.zeros(())
+        return user_loss, share * kl_to_reference(logits, self.reference(own)).mean()
+
+    def latest_logits(self) -> Tensor:
+        """Logits of the latest experiences, without gradient."""
+        latest = torch.arange(self.size)[-_KL_ROWS:]
+        with torch.no_grad():
+            return torch.cat([self.replay.logits(rows) for rows in latest.split(_KL_CHUNK)])
+
+
+def _parts(
+    parent: FusionPolicy,
+    model: FusionPolicy,
     experiences: Experiences,
+    listed: Listed | None,
     rewards: Rewards | None,
-    known: tuple[Logits, Logits] | None,
+    served: Served | None,
     config: FinetuneConfig,
     draws: Generator,
+) -> list[_Part]:
+    """Kinds of decision of which there are any."""
+    replays: list[Replay] = []
+    if len(experiences):
+        replays.append(FixedReplay(model, experiences, config.trained_encoders, rewards, served))
+    if listed is not None and len(listed.experiences):
+        replays.append(ListedReplay(model, listed, config.trained_encoders))
+    parts: list[_Part] = []
+    for replay in replays:
+        known = replay.known(parent) if config.kl_weight > 0 or config.target is not None else None
+        reference = None if known is None or config.kl_weight == 0 else known[0]
+        start = sum(part.size for part in parts)
+        parts.append(_Part(replay, _objective(replay, known, config, draws), reference, start))
+    return parts
+
+
+def _objective(
+    replay: Replay, known: tuple[Logits, Logits] | None, config: FinetuneConfig, draws: Generator
 ) -> Objective:
+    experiences, rewards = replay.experiences, replay.rewards
     if config.sampling is None and config.target is None:
         return Likelihood(experiences, noise=config.noise)
     if rewards is None:
@@ -203,16 +260,7 @@ def _objective(
         return Sampled(experiences, rewards, config.sampling, draws)
     assert known is not None
     assert config.target is not None
-    return Target(*known, rewards, temperature=config.target)
-
-
-def _known_logits(parent: FusionPolicy, replay: Source, served: Served | None) -> tuple[Logits, Logits]:
-    """Logits of the parent and those of what is served; ``replay`` sees the rows as the parent does, so far."""
-    embeddings = replay.embeddings()
-    with torch.no_grad():
-        own = parent.action_head(embeddings)
-    shown = own if served is None else torch.from_numpy(served(embeddings.numpy(), own.numpy())).to(own.dtype)
-    return own.__getitem__, shown.__getitem__
+    return Target(*known, rewards, temperature=config.target, allowed_mask=replay.support)
 
 
 def _rows_and_uses(n: int, batch_rows: int, reuse: int, generator: Generator) -> Iterator[tuple[Tensor, bool]]:

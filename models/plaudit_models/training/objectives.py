@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Generator, Tensor
 
@@ -72,25 +74,41 @@ class Target:
         served_logits: those of what is served, as logits.
         rewards: the reward model's q.
         temperature: β > 0, the price of a nat of divergence, in reward.
+        allowed_mask: bool ``[n, a]``, where π_ref may be positive; None: everywhere.
     """
 
-    def __init__(self, parent_logits: Logits, served_logits: Logits, rewards: Rewards, *, temperature: float) -> None:
+    def __init__(
+        self,
+        parent_logits: Logits,
+        served_logits: Logits,
+        rewards: Rewards,
+        *,
+        temperature: float,
+        allowed_mask: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature: {temperature} must be greater than 0")
         self._parent_logits = parent_logits
         self._served_logits = served_logits
         self._rewards = rewards
         self._temperature = temperature
+        self._allowed_mask = None if allowed_mask is None else torch.from_numpy(allowed_mask)
 
     def __call__(self, logits: Tensor, rows: Tensor, *, fresh: bool) -> Tensor:
         parent = torch.softmax(self._parent_logits(rows), dim=1)
         served = torch.softmax(self._served_logits(rows), dim=1)
         reward = self._rewards(rows, torch.arange(logits.shape[1]).expand(len(rows), -1))
         missed = 1.0 - (served * reward).sum(dim=1, keepdim=True)
-        reference = torch.lerp(served, torch.full_like(served, 1.0 / logits.shape[1]), missed.square())
+        reference = torch.lerp(served, self._uniform(served, rows), missed.square())
         best = torch.softmax(reference.log() + reward / self._temperature, dim=1)
         target = torch.lerp(parent, best, missed)
         return -(target * torch.log_softmax(logits, dim=1)).sum(dim=1).mean()
+
+    def _uniform(self, like: Tensor, rows: Tensor) -> Tensor:
+        if self._allowed_mask is None:
+            return torch.full_like(like, 1.0 / like.shape[1])
+        allowed = self._allowed_mask[rows].to(like.dtype)
+        return allowed / allowed.sum(dim=1, keepdim=True)
 
 
 class Sampled:

@@ -23,7 +23,7 @@ from plaudit.adapters.runtime.onnx import OnnxRuntime
 from plaudit.core.reasons import told_reason
 from plaudit.serving.models.rehearsal import RehearsalFailed, rehearse
 from plaudit_models.bundle import TRUNK_GOLDEN, CorruptBundle
-from plaudit_models.preprocess import DEFAULT_LIMITS
+from plaudit_models.limits import DEFAULT_LIMITS
 
 _COPIES: Final = 6
 """Copies of a file's bytes that an import holds at once, at most: read, changed, written, loaded, optimised, packed."""

@@ -80,8 +80,8 @@ class Receipt:
 
     Attributes:
         reason: reason why it was discarded; "" if it was not.
-        used_in_version: first version that learned from it.
-        live_since_s: time at which that version, or a later one, went live.
+        used_in_version: first version in the registry that is known to have learned from it; None if none is.
+        live_since_s: time at which a version that learned from it first went live; None if it is not known.
     """
 
     feedback_id: str

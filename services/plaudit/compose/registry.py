@@ -12,18 +12,23 @@ from plaudit.core.settings import Settings
 
 
 def model_catalog(settings: Settings) -> ModelCatalog:
-    return DirectoryCatalog(data_dir(settings) / "registry")
+    described = [settings.spec().name] if settings.model else []
+    return DirectoryCatalog(data_dir(settings) / "registry", described)
 
 
 def model_registry(settings: Settings, model: str | None = None) -> ModelRegistry:
-    """Registry of one model, made if it is not there; None: of the model that the [model] table describes."""
+    """Registry of one model; None: of the model that the [model] table describes.
+
+    Raises:
+        InvalidInput: the name is not that of a model.
+    """
     return model_catalog(settings).registry(settings.spec().name if model is None else model)
 
 
 def known_models(settings: Settings) -> Sequence[str]:
     """Name in the [model] table, if there is one, then the names of the imported models."""
     described = [settings.spec().name] if settings.model else []
-    return described + [name for name in model_catalog(settings).models() if name not in described]
+    return [*described, *(name for name in model_catalog(settings).models() if name not in described)]
 
 
 def resolve_model(settings: Settings, name: str) -> str:

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 from plaudit.adapters.log.spooled import SpooledLog
 from plaudit.adapters.runtime.nvml import gpus
 from plaudit.compose.paths import data_dir
-from plaudit.compose.registry import model_catalog, model_registry
+from plaudit.compose.registry import model_catalog
 from plaudit.compose.runtime import content_limits, model_runtime
 from plaudit.compose.store import status_readers
 from plaudit.core.ports.log import EventLog
@@ -31,8 +31,6 @@ def inference_server(
         ConfigError: a setting is wrong.
     """
     key = load_or_create_key(data_dir(settings) / "signing.key")
-    if settings.model:
-        model_registry(settings)  # made, so that it is served as soon as it has a version
     metrics = ServingMetrics(CollectorRegistry())
     if isinstance(log, SpooledLog):
         metrics.spool_events.set_function(log.spooled)

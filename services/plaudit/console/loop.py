@@ -14,6 +14,7 @@ from plaudit.console.families import families
 from plaudit.console.ports import LearnerView
 from plaudit.console.satisfaction import LabelledAnswer, Mean, by_version, mean_of, over_time
 from plaudit.core.errors import UnknownVersion
+from plaudit.core.limits import MAX_LEDGER_SHOWN
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.rollout import Rollout
 from plaudit_models.bundle import CorruptBundle, Manifest
@@ -33,7 +34,8 @@ def view(registry: ModelRegistry, learner: LearnerView, *, now_s: float) -> dict
     Args:
         now_s: UTC seconds, for the page, whose own clock may be wrong.
     """
-    rollout, ledger, manifests = registry.rollout(), registry.ledger(), _manifests(registry)
+    rollout, manifests = registry.rollout(), _manifests(registry)
+    ledger = list(registry.ledger(after=max(0, rollout.generation - MAX_LEDGER_SHOWN)))
     answers = learner.answers.latest()
     family = families(manifests, ledger)
     lately = mean_of([answer.reward for answer in answers[-LATELY:]])
@@ -54,10 +56,15 @@ def view(registry: ModelRegistry, learner: LearnerView, *, now_s: float) -> dict
 
 
 def changes(ledger: Sequence[Rollout]) -> list[Rollout]:
-    """Rollouts that did more than make the next head refresh live."""
+    """Rollouts that did more than make the next head refresh live.
+
+    Args:
+        ledger: the latest rollouts; what the first one did is unknown unless it is the first there was.
+    """
     shown = []
-    before = Rollout("")
-    for rollout in ledger:
+    cut_off = bool(ledger) and ledger[0].generation > 1
+    before = ledger[0] if cut_off else Rollout("")
+    for rollout in ledger[int(cut_off) :]:
         newer = before.live is not None and rollout.live is not None and rollout.live > before.live
         if not newer or _comparison_of(rollout) != _comparison_of(before):
             shown.append(rollout)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from plaudit.core.limits import MAX_SHOWN_CHARACTERS
+from plaudit.core.limits import MAX_NAMED_MODELS, MAX_SHOWN_CHARACTERS
 
 
 def _shown(value: str) -> str:
@@ -11,6 +11,11 @@ def _shown(value: str) -> str:
 
 class PlauditError(Exception):
     """Root of every error raised on purpose."""
+
+    @property
+    def for_clients(self) -> str:
+        """The message without what concerns this machine alone, such as paths."""
+        return str(self)
 
 
 class InvalidInput(PlauditError):
@@ -42,7 +47,7 @@ class UnknownModel(NotFound):
     """No model of that name is served."""
 
     def __init__(self, model: str, known: list[str]) -> None:
-        super().__init__(f"model: {_shown(model)} is not served here; served are {known}")
+        super().__init__(f"model: {_shown(model)} is not served here; served are {known[:MAX_NAMED_MODELS]}")
 
 
 class UnknownVersion(NotFound):
@@ -223,12 +228,21 @@ class StoreDamaged(StoreUnavailable):
 
 
 class RegistryUnavailable(Unavailable):
-    """The registry cannot be read or changed; loaded versions go on serving."""
+    """The registry cannot be read or changed; loaded versions go on serving.
 
-    def __init__(self, problem: str) -> None:
-        super().__init__(
-            f"the registry is unavailable, nothing was changed and loaded versions go on serving: {problem}"
-        )
+    Args:
+        problem: what is wrong, and the way out.
+        place: file or folder that it is about; clients are not told.
+    """
+
+    def __init__(self, problem: str, place: str = "") -> None:
+        told = f"the registry is unavailable, nothing was changed and loaded versions go on serving: {problem}"
+        super().__init__(f"{told} ({place})" if place else told)
+        self._told = told
+
+    @property
+    def for_clients(self) -> str:
+        return self._told
 
 
 class Unauthorized(PlauditError):

@@ -39,6 +39,21 @@ MAX_DYNAMIC_ACTIONS_BYTES: Final = 2**20
 MAX_EXPLAINED_MODALITIES: Final = 6
 """Modalities of a request that asks for an explanation, which evaluates every subset of them."""
 
+# --- the registry ----------------------------------------------------------------------------------------------------
+
+MAX_ROLLOUT_BYTES: Final = 64 * 2**20
+"""Largest rollout that is read, and longest line of the ledger: a reason of 16 MiB, once written, is still read."""
+MAX_IGNORED_ENTRIES: Final = 100
+"""Entries of the registry that are no model and no version which are named; beyond them they are only counted."""
+MAX_NAMED_MODELS: Final = 20
+"""Models that an error names to a client."""
+MAX_REGISTRY_LOCK_WAIT_S: Final = 30.0
+"""Longest wait for another process that publishes a version or changes the rollout."""
+MAX_LEDGER_SHOWN: Final = 2_000
+"""Latest rollouts that the console looks at."""
+MAX_CACHED_MANIFESTS: Final = 2_048
+"""Manifests that one process keeps in memory for each model."""
+
 # --- runs of graphs --------------------------------------------------------------------------------------------------
 
 MAX_TOLD_REASON_CHARACTERS: Final = 300

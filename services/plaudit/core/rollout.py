@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from plaudit.core.errors import (
@@ -61,17 +61,32 @@ def rollout_from_dict(raw: Mapping[str, Any]) -> Rollout:
     Raises:
         ValueError: ``raw`` is no rollout.
     """
-    known = {_RENAMED.get(name, name): value for name, value in raw.items()}
-    known = {name: value for name, value in known.items() if name in _FIELDS}
-    try:
-        return Rollout(**known)
-    except TypeError as error:
-        raise ValueError(f"{dict(raw)!r} is no rollout: {error}") from error
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"{str(raw)[:80]!r} is no rollout")
+    known: dict[str, Any] = {}
+    for name, value in raw.items():
+        name = _RENAMED.get(name, name)
+        types = _TYPES.get(name)
+        if types is None:
+            continue
+        if not isinstance(value, types):
+            raise ValueError(f"{name}: {str(value)[:80]!r} is wrong in a rollout")
+        known[name] = value
+    if "model" not in known:
+        raise ValueError(f"{str(dict(raw))[:200]} is no rollout: its model is missing")
+    return Rollout(**known)
 
 
 _RENAMED: Final = {"trial": "experiment"}
 """Fields that rollouts of earlier releases have by another name."""
-_FIELDS: Final = frozenset(each.name for each in fields(Rollout))
+_VERSION: Final = (int, type(None))
+_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
+    **dict.fromkeys(("live", "previous", "gated", "candidate"), _VERSION),
+    **dict.fromkeys(("generation", "experiment"), (int,)),
+    **dict.fromkeys(("candidate_share", "changed_at_s"), (int, float)),
+    **dict.fromkeys(("shadow", "pinned"), (bool,)),
+    **dict.fromkeys(("model", "reason", "actor"), (str,)),
+}
 
 
 @dataclass(frozen=True, slots=True)

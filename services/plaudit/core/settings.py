@@ -221,7 +221,7 @@ class LearnerSettings:
     """Largest share of the experiences that one user's are learned from, or five equal shares if that is more; 1: no
     cap."""
     unused_versions_kept: Count = 20
-    """Head refreshes kept in the registry besides those in use."""
+    """Head refreshes, and as many fine-tuned versions, kept in the registry besides those in use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -112,7 +112,7 @@ def _run(options: Options, view: View) -> dict[str, Any]:
     view.say("evaluating every version that served on held-out questions")
     if not state.answers:
         raise DemoFailed(f"not one of {options.events} requests was answered: {state.failures[0].problem}")
-    observed = _observe(options, settings, registry.ledger(), archive, state, began_s)
+    observed = _observe(options, settings, list(registry.ledger()), archive, state, began_s)
     archive.remove()
     summary = summarise(observed)
     (options.data_dir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -19,7 +19,15 @@ from typing import Any, Final, NamedTuple, Protocol
 import structlog
 
 from plaudit.core.backoff import pause_s
-from plaudit.core.errors import LogDamaged, PlauditError, StoreDamaged, StoreMoved, Unavailable
+from plaudit.core.errors import (
+    LogDamaged,
+    PlauditError,
+    StoreDamaged,
+    StoreMoved,
+    Unavailable,
+    UnknownVersion,
+    UnprovenVersion,
+)
 from plaudit.core.os_errors import explain
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import ExperienceStore
@@ -131,7 +139,7 @@ class Learner:
             except (LogDamaged, StoreDamaged) as problem:
                 self.status.write_problem(str(problem), self.clock(), None)
                 raise
-            except (Unavailable, StoreMoved, CorruptBundle, OSError) as problem:
+            except (Unavailable, StoreMoved, UnknownVersion, UnprovenVersion, CorruptBundle, OSError) as problem:
                 failures += 1
                 stop.wait(self._give_up(problem, failures))
             except (PlauditError, MemoryError) as problem:

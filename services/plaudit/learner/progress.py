@@ -21,6 +21,7 @@ class Progress:
     last_feedback_time_s: latest time at which the server received one of them, UTC seconds.
     silence_place: place of the last decision that was labelled as silent, or was not silent.
     n_users: number of users whose experiences are learned.
+    store_id: id of the store that ``batches`` are counted in.
     """
 
     batches: int = 0
@@ -34,6 +35,7 @@ class Progress:
     silence_place: int = 0
     n_users: int = 0
     dynamic_experiences: int = 0
+    store_id: str = ""
 
     @property
     def pending(self) -> int:
@@ -43,6 +45,7 @@ class Progress:
     def data(self) -> dict[str, Any]:
         """Counts for the manifest of a version that is made now."""
         return {
+            "store_id": self.store_id,
             "batches": self.batches,
             "experiences": self.experiences,
             "dynamic_experiences": self.dynamic_experiences,

@@ -35,6 +35,7 @@ from plaudit.serving.grpc.model_servicer import ModelServicer
 from plaudit.serving.grpc.open_inference.servicer import InferenceServicer
 from plaudit.serving.grpc.prediction_servicer import PredictionServicer
 from plaudit.serving.grpc.tracing_interceptor import TracingInterceptor
+from plaudit.serving.models.problems import Problems
 from plaudit.serving.models.served_models import ServedModels
 from plaudit.serving.telemetry.appends import Append, traced_append
 from plaudit.serving.telemetry.metrics import ServingMetrics
@@ -264,13 +265,12 @@ class InferenceServer:
     def _follow(self) -> None:
         if sys.platform == "linux":  # elsewhere it would be the whole process
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _POLL_NICENESS)
+        problems = Problems(self._metrics)
         while not self._shutdown.wait(self._settings.watch_interval_s):
-            try:
+            with problems.of("following the registry"):  # nothing that is known to happen, but it must go on
                 self._poll()
                 if time.monotonic() - self._reported_s >= _REPORT_INTERVAL_S:
                     self._report()
-            except Exception:  # nothing that is known to happen, but polling must go on
-                logger.exception("poll_failed")
 
     def _report(self) -> None:
         """Log the counts of experiments since the last report."""

@@ -1,7 +1,8 @@
 """Training experiences as arrays. Knows nothing about where they come from.
 
 Notation:
-    n: experiences, m: number of modalities, u: items of a pool, a: number of actions
+    n: experiences, m: number of modalities, u: items of a pool, a: number of actions, k: actions of the longest list,
+    t: tokens of a text
 """
 
 from __future__ import annotations
@@ -55,3 +56,30 @@ class Experiences:
 
     def __len__(self) -> int:
         return len(self.index)
+
+
+@dataclass(frozen=True, slots=True)
+class ListedExperiences:
+    """Answers that were picked from lists of texts, with the users' feedback.
+
+    Attributes:
+        answers: actions are places in the list of their experience; ``allowed_mask`` is True up to its end.
+        texts: int64 ``[u, t]``, token ids of distinct texts.
+        listed: int64 ``[n, k]``, text of each place; any behind the end of a list.
+    """
+
+    answers: Experiences
+    texts: npt.NDArray[np.int64]
+    listed: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        mask = self.answers.allowed_mask
+        if mask is None or mask.shape != self.listed.shape:
+            raise ValueError(
+                f"listed: shape {self.listed.shape} is not that of allowed_mask, {None if mask is None else mask.shape}"
+            )
+        if mask.size and not ((self.listed >= 0) & (self.listed < len(self.texts)))[mask].all():
+            raise ValueError(f"listed: names a text that is none of the {len(self.texts)}")
+
+    def __len__(self) -> int:
+        return len(self.answers)

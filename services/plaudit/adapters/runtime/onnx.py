@@ -17,9 +17,10 @@ from weakref import WeakValueDictionary
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 from tokenizers import Tokenizer
 
+from plaudit.adapters.runtime.sealed_files import SealedFiles
 from plaudit.adapters.runtime.session import CPU, Arrays, Device, Graph, choose_providers, return_free_memory
 from plaudit.core.ports.runtime import TrunkOutputs
 from plaudit.core.reasons import told_reason
@@ -39,9 +40,8 @@ from plaudit_models.bundle import (
     FileDigest,
     Manifest,
     digest_file,
-    verify,
 )
-from plaudit_models.preprocess import input_dtype, read_tokenizer, tokenize_all
+from plaudit_models.preprocess import input_dtype, tokenize_all, tokenizer_from_bytes
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING, PRESENT, SCORES, TOKENS, VECTORS, ModelSpec, TextModality
 
 Float = npt.NDArray[np.float32]
@@ -91,44 +91,49 @@ class OnnxRuntime:
 
     def load(self, folder: Path) -> OnnxModel:
         with self._lock:  # two threads that load the same trunk at once share one
-            manifest = verify(folder, self._digest)
+            files = SealedFiles(folder)
+            manifest = files.manifest
             for name in (TRUNK, HEAD, TRUNK_GOLDEN, HEAD_GOLDEN):
                 if name not in manifest.files:
-                    raise CorruptBundle(f"{folder}: the manifest seals no {name}")
-            trunk = self._trunk(folder, manifest)
-            head = self._open(folder / HEAD)
+                    raise CorruptBundle(f"the manifest seals no {name}")
+            trunk = self._trunk(files)
+            head = self._open(Path(HEAD), data=files.read(HEAD))
             spec = manifest.spec
             _check_contract(head, {EMBEDDING: _row(spec.embedding_size), BASE_LOGITS: _row(len(spec.actions))})
-            _prove(head, trunk.golden_outputs, _arrays(folder / HEAD_GOLDEN), [SCORES])
-            text_scorer = self._text_scorer(folder, manifest, trunk) if manifest.spec.scores_text else None
+            _prove(head, trunk.golden_outputs, _arrays(files, HEAD_GOLDEN), [SCORES])
+            text_scorer = self._text_scorer(files, trunk) if manifest.spec.scores_text else None
+            files.check_others(self._digest)
             return OnnxModel(manifest, trunk, head, text_scorer)
 
-    def _text_scorer(self, folder: Path, manifest: Manifest, trunk: _Trunk) -> _TextScorer:
+    def _text_scorer(self, files: SealedFiles, trunk: _Trunk) -> _TextScorer:
+        manifest = files.manifest
         for name in (TEXT_SCORER, TEXT_SCORER_GOLDEN):
             if not manifest.has(name):
-                raise CorruptBundle(f"{folder}: the model scores text, but the manifest seals no {name}")
+                raise CorruptBundle(f"the model scores text, but the manifest seals no {name}")
         assert trunk.tokenizer is not None  # a spec that scores text has a text modality
         key = tuple(manifest.sha256(name) for name in (TEXT_SCORER, TEXT_SCORER_GOLDEN))
         texts = self._texts.get(key)
         if texts is None:
-            graph = self._open_small(folder / manifest.stored_name(TEXT_SCORER))
+            graph = self._open_small(Path(manifest.stored_name(TEXT_SCORER)), data=files.read(TEXT_SCORER))
             _, modality = manifest.spec.dynamic_action_modality
             _check_contract(graph, {TOKENS: ("tensor(int64)", list(modality.shape))})
-            texts = self._texts[key] = _TextGraph(graph, _arrays(folder / manifest.stored_name(TEXT_SCORER_GOLDEN)))
+            texts = self._texts[key] = _TextGraph(graph, _arrays(files, TEXT_SCORER_GOLDEN))
         vectors, embeddings = texts.golden_vectors, trunk.golden_outputs[EMBEDDING]
         if vectors.shape[1:] != embeddings.shape[1:]:
             raise CorruptBundle(
-                f"{TEXT_SCORER} in {folder}: vectors are {vectors.shape[1:]}, the embedding is {embeddings.shape[1:]}"
+                f"{TEXT_SCORER}: vectors are {vectors.shape[1:]}, the embedding is {embeddings.shape[1:]}"
             )
-        head = _dynamic_head(folder, manifest, embeddings, vectors) if manifest.has(DYNAMIC_HEAD) else None
+        head = _dynamic_head(files, embeddings, vectors) if manifest.has(DYNAMIC_HEAD) else None
         return _TextScorer(texts, head, trunk.tokenizer, manifest.spec)
 
-    def _trunk(self, folder: Path, manifest: Manifest) -> _Trunk:
+    def _trunk(self, files: SealedFiles) -> _Trunk:
+        manifest = files.manifest
         sealed = (manifest.files.get(name) for name in (TRUNK, TRUNK_GOLDEN, TOKENIZER))
         key = tuple(None if file is None else file.sha256 for file in sealed)
         trunk = self._trunks.get(key)
         if trunk is None:
-            trunk = _Trunk(self._open(folder / TRUNK), _tokenizer(folder, manifest), _arrays(folder / TRUNK_GOLDEN))
+            graph = self._open(Path(TRUNK), data=files.read(TRUNK))
+            trunk = _Trunk(graph, _tokenizer(files), _arrays(files, TRUNK_GOLDEN))
             self._trunks[key] = trunk
             return_free_memory()
         # A graph that was imported may have a fixed batch; its session runs any number of rows in parts.
@@ -137,7 +142,7 @@ class OnnxRuntime:
         return trunk
 
     def _digest(self, path: Path) -> FileDigest:
-        """Digest of a file; one that has not been written to since the last time is not read again."""
+        """Digest of a file that is not used here; one that has not been written to since is not read again."""
         status = path.stat()
         key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         if key not in self._digests:
@@ -242,18 +247,18 @@ class _TextScorer:
         return base_logits if self._head is None else self._head.scores(embedding, vectors, base_logits)
 
 
-def _dynamic_head(folder: Path, manifest: Manifest, embeddings: Float, vectors: Float) -> DynamicActionHead:
+def _dynamic_head(files: SealedFiles, embeddings: Float, vectors: Float) -> DynamicActionHead:
     """The head, proven on the recorded contexts and texts. Raises CorruptBundle."""
-    where = f"{DYNAMIC_HEAD} in {folder}"
+    manifest, where = files.manifest, DYNAMIC_HEAD
     try:
-        head = dynamic_action_head_from_bytes((folder / manifest.stored_name(DYNAMIC_HEAD)).read_bytes())
-    except (CorruptState, OSError) as error:
+        head = dynamic_action_head_from_bytes(files.read(DYNAMIC_HEAD))
+    except CorruptState as error:
         raise CorruptBundle(f"{where}: {error}") from error
     space = head.state.space
     if (space.trunk_digest, space.text_scorer_digest) != (manifest.trunk_digest, manifest.sha256(TEXT_SCORER)):
         raise CorruptBundle(f"{where}: was learned on another trunk or text scorer than those beside it")
     found = head.scores_in(embeddings, vectors)
-    recorded = _arrays(folder / DYNAMIC_HEAD_GOLDEN) if manifest.has(DYNAMIC_HEAD_GOLDEN) else {SCORES: found}
+    recorded = _arrays(files, DYNAMIC_HEAD_GOLDEN) if manifest.has(DYNAMIC_HEAD_GOLDEN) else {SCORES: found}
     if SCORES not in recorded:
         raise CorruptBundle(f"{where}: its golden file lacks {[SCORES]}")
     _require_same(where, SCORES, found, recorded[SCORES])
@@ -280,7 +285,7 @@ def _check_contract(graph: Graph, expected: Mapping[str, tuple[str, list[int]]],
     of ``fixed_rows``.
     """
     found = graph.inputs()
-    where = f"{graph.path.name} in {graph.path.parent}"
+    where = graph.path.name
     if found.keys() != expected.keys():
         raise CorruptBundle(f"{where}: takes the inputs {sorted(found)}, the spec says {sorted(expected)}")
     for name, (dtype, shape) in expected.items():
@@ -294,7 +299,7 @@ def _check_contract(graph: Graph, expected: Mapping[str, tuple[str, list[int]]],
 
 def _prove(graph: Graph, inputs: Arrays, expected: Arrays, outputs: Sequence[str]) -> None:
     """Raises CorruptBundle if the recorded inputs do not give the recorded outputs, in one batch and row by row."""
-    where = f"{graph.path.name} in {graph.path.parent}"
+    where = graph.path.name
     missing = [name for name in (*graph.inputs(), *outputs) if name not in {*inputs, *expected}]
     if missing:
         raise CorruptBundle(f"{where}: its golden file lacks {missing}")
@@ -318,20 +323,20 @@ def _require_same(where: str, name: str, found: npt.NDArray[Any], wanted: npt.ND
         raise CorruptBundle(f"{where}: {name} differs from its golden output by {worst:.2g}")
 
 
-def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+def _arrays(files: SealedFiles, name: str) -> dict[str, npt.NDArray[Any]]:
     try:
-        arrays: dict[str, npt.NDArray[Any]] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CorruptBundle(f"{path.name} in {path.parent}: {error}") from error
+        arrays: dict[str, npt.NDArray[Any]] = load(files.read(name))
+    except SafetensorError as error:
+        raise CorruptBundle(f"{name}: {error}") from error
     return arrays
 
 
-def _tokenizer(folder: Path, manifest: Manifest) -> Tokenizer | None:
-    if TOKENIZER not in manifest.files:
-        if any(isinstance(modality, TextModality) for modality in manifest.spec.modalities.values()):
-            raise CorruptBundle(f"{folder}: the spec has a text modality, but there is no {TOKENIZER}")
+def _tokenizer(files: SealedFiles) -> Tokenizer | None:
+    if not files.manifest.has(TOKENIZER):
+        if any(isinstance(modality, TextModality) for modality in files.manifest.spec.modalities.values()):
+            raise CorruptBundle(f"the spec has a text modality, but there is no {TOKENIZER}")
         return None
     try:
-        return read_tokenizer(folder / TOKENIZER)
+        return tokenizer_from_bytes(files.read(TOKENIZER))
     except ValueError as error:
-        raise CorruptBundle(str(error)) from error
+        raise CorruptBundle(f"{TOKENIZER}: {error}") from error

@@ -28,6 +28,7 @@ import onnxruntime
 
 from plaudit.adapters.runtime.watchdog import WATCHDOG
 from plaudit.core.errors import ConfigError
+from plaudit.core.ports.runtime import RunFailed
 from plaudit.core.reasons import told_reason
 from plaudit_models.bundle import CorruptBundle
 
@@ -175,10 +176,6 @@ def return_free_memory() -> None:
 # --- graphs ----------------------------------------------------------------------------------------------------------
 
 
-class InconsistentRows(Exception):
-    """Rows that a graph takes one by one gave outputs of different shapes."""
-
-
 class Graph:
     """An ONNX graph in a session. Safe to use from several threads.
 
@@ -187,6 +184,7 @@ class Graph:
 
     Args:
         threads: threads that one run may use.
+        data: contents of the file, which is not opened then; ``path`` is but its name.
         cuda_graphs: the providers capture CUDA graphs.
         bind: the device to bind buffers on, where all shapes but the batch are fixed; None: the providers' if it is a
             GPU.
@@ -204,6 +202,7 @@ class Graph:
         providers: Providers,
         threads: int,
         *,
+        data: bytes | None = None,
         cuda_graphs: bool = False,
         bind: Literal["cuda", "cpu"] | None = None,
     ) -> None:
@@ -220,12 +219,10 @@ class Graph:
         options.enable_mem_pattern = False
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=list(providers), enable_fallback=0
+                str(path) if data is None else data, options, providers=list(providers), enable_fallback=0
             )
         except Exception as error:  # onnxruntime's exceptions have no common base
-            raise CorruptBundle(
-                f"{path.name} in {path.parent}: onnxruntime cannot load it: {told_reason(error)}"
-            ) from error
+            raise CorruptBundle(f"{path.name}: onnxruntime cannot load it: {told_reason(error)}") from error
         self._bind = bind or ("cuda" if providers[0][0] != CPU else None)
         self._cuda_graphs = cuda_graphs
         self._capture_ids = itertools.count()
@@ -249,7 +246,7 @@ class Graph:
 
         Raises:
             RunStopped: it was ended.
-            Exception: of onnxruntime; the inputs do not suit the graph, or it cannot be run.
+            RunFailed: the inputs do not suit the graph, or it cannot be run.
         """
         if self.fixed_rows:
             return self._run_in_parts(names, inputs, deadline_s)
@@ -342,9 +339,9 @@ class _Bound:
 
 
 def _joined(pieces: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Rows of several runs. Raises InconsistentRows: they have lengths of their own, so they fit into no array."""
+    """Rows of several runs. Raises RunFailed: they have lengths of their own, so they fit into no array."""
     if any(piece.shape[1:] != pieces[0].shape[1:] for piece in pieces):
-        raise InconsistentRows(f"rows gave {sorted({piece.shape[1:] for piece in pieces})}; send them one by one")
+        raise RunFailed(f"rows gave {sorted({piece.shape[1:] for piece in pieces})}; send them one by one")
     return np.concatenate(pieces)
 
 

@@ -12,6 +12,8 @@ from typing import Any, Final, TypeVar
 
 from plaudit.core.errors import RunStopped
 from plaudit.core.limits import MAX_RUN_S
+from plaudit.core.ports.runtime import RunFailed
+from plaudit.core.reasons import told_reason
 
 _INTERVAL_S: Final = 0.25
 """A run lasts at most this much longer than it may, and the rest of the node that it is in."""
@@ -41,6 +43,7 @@ class Watchdog:
 
         Raises:
             RunStopped: it was ended.
+            RunFailed: it failed.
         """
         if self._thread is None:
             self._start()
@@ -52,7 +55,7 @@ class Watchdog:
         except Exception as error:
             if options.terminate:
                 raise RunStopped(time.monotonic() - began_s) from error
-            raise
+            raise RunFailed(told_reason(error)) from error
         finally:
             del self._running[key]
 

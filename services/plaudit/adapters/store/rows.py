@@ -101,7 +101,7 @@ def summary_row(summary: ExperimentSummary) -> dict[str, Any]:
 
 
 def stats_from_row(row: Row[Any]) -> IntakeStats:
-    stats = {field.name: getattr(row, field.name) for field in fields(IntakeStats)}
+    stats = {field.name: getattr(row, field.name) for field in fields(IntakeStats) if field.name != "store_id"}
     return IntakeStats(**stats | {"outcomes": json.loads(row.outcomes)})
 
 

@@ -17,6 +17,7 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any, Final, TypeVar
 
@@ -108,6 +109,9 @@ _MOVE_AWAY: Final = "move it away, and the learner makes another one from the lo
 _LEASE_SLACK_S: Final = 1.0
 """Time by which the server's clock may seem to go back without ending a lease."""
 _IDS_PER_QUERY: Final = 500
+_STORE_ID_PART: Final = "store_id"
+"""Part of the state that no learner writes: drawn when the store is made, or first opened by this release."""
+_STORE_ID: Final = select(STATE.c.value).where(STATE.c.part == _STORE_ID_PART)
 
 
 _T = TypeVar("_T")
@@ -188,7 +192,8 @@ class SqlStore:
 
     def intake_stats(self) -> IntakeStats:
         with self._reading() as connection:
-            return stats_from_row(connection.execute(select(INTAKE_STATS)).one())
+            stats = stats_from_row(connection.execute(select(INTAKE_STATS)).one())
+            return replace(stats, store_id=(connection.scalar(_STORE_ID) or b"").decode())
 
     # --- LeaderStore -------------------------------------------------------------------------------------------------
 
@@ -312,7 +317,11 @@ class SqlStore:
 
     def feedback_status(self, feedback_id: str) -> FeedbackStatus | None:
         query = (
-            select(*(FEEDBACK.c[name] for name in ("state", "time_s", "reason", "batch")), EXPERIENCES.c.excluded)
+            select(
+                *(FEEDBACK.c[name] for name in ("state", "time_s", "reason", "batch")),
+                EXPERIENCES.c.excluded,
+                _STORE_ID.scalar_subquery().label("store_id"),
+            )
             .outerjoin(EXPERIENCES, EXPERIENCES.c.prediction_id == FEEDBACK.c.prediction_id)
             .where(FEEDBACK.c.feedback_id == feedback_id)
         )
@@ -320,7 +329,8 @@ class SqlStore:
             row = connection.execute(query).one_or_none()
         if row is None:
             return None
-        return FeedbackStatus(FeedbackState(row.state), row.time_s, row.reason, row.batch, bool(row.excluded))
+        state, store_id = FeedbackState(row.state), (row.store_id or b"").decode()
+        return FeedbackStatus(state, row.time_s, row.reason, row.batch, bool(row.excluded), store_id)
 
     def experiment_summary(self, version: int) -> ExperimentSummary | None:
         of_version = EXPERIMENTS.c.version == version
@@ -420,6 +430,8 @@ class SqlStore:
             first = {c.name: "" if isinstance(c.type, String) else 0 for c in INTAKE_STATS.columns}
             first |= {"id": 1, "schema": SCHEMA, "outcomes": "{}"}
             connection.execute(self._insert_or_update(INTAKE_STATS).values(first).on_conflict_do_nothing())
+            drawn = {"part": _STORE_ID_PART, "value": uuid.uuid4().hex.encode()}
+            connection.execute(self._insert_or_update(STATE).values(drawn).on_conflict_do_nothing())
 
     def _is_held(self, row: Row[Any]) -> bool:
         """Whether a lease runs. One that ends later than any could was given by a clock that was wrong then."""

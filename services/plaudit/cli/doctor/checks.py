@@ -18,6 +18,7 @@ from plaudit.cli.doctor.files import (
     examine_rehearsal,
 )
 from plaudit.cli.doctor.findings import Finding, State
+from plaudit.cli.doctor.ignored import examine_ignored
 from plaudit.cli.doctor.listening import examine_admin, examine_ports
 from plaudit.cli.doctor.registries import examine_registries
 from plaudit.cli.failures import problem_text
@@ -126,6 +127,7 @@ _IN_DATA_DIR: Final[Mapping[str, Check]] = {
     "clock": examine_clock,
     "spool": examine_spool,
     "registry": examine_registries,
+    "registry entries": examine_ignored,
     "experience store": examine_stores,
     "learner": examine_learners,
     "memory": _memory,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
 from plaudit.cli.doctor.findings import Finding, State
 from plaudit.compose.paths import data_dir
 from plaudit.compose.registry import known_models, model_registry
-from plaudit.core.errors import PlauditError
+from plaudit.core.errors import PlauditError, UnknownVersion
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.rollout import Rollout
 from plaudit.core.settings import Settings
@@ -36,8 +36,8 @@ def examine_registries(settings: Settings) -> Iterator[Finding]:
 def _registry(settings: Settings, model: str, subject: str) -> Iterator[Finding]:
     registry = model_registry(settings, model)
     versions, rollout = registry.versions(), registry.rollout()
-    damaged = dict(_damaged(registry, versions))
     named = _roles(rollout)
+    damaged = dict(_damaged(registry, {*versions, *named}))
     needed = {version: role for version, role in named.items() if version in damaged or version not in versions}
     for version, role in needed.items():
         problem = damaged.get(version, "its folder is not there")
@@ -63,10 +63,14 @@ def _registry(settings: Settings, model: str, subject: str) -> Iterator[Finding]
         yield from _described(settings, manifest, subject)
 
 
-def _damaged(registry: ModelRegistry, versions: object) -> Iterator[tuple[int, str]]:
-    for version in registry.versions():
+def _damaged(registry: ModelRegistry, versions: Collection[int]) -> Iterator[tuple[int, str]]:
+    """Versions whose folder is there and not as it was sealed, each with what is wrong."""
+    for version in sorted(versions):
         try:
+            registry.manifest(version)
             verify(registry.folder(version))
+        except UnknownVersion:
+            continue
         except (PlauditError, CorruptBundle, OSError) as error:
             yield version, str(error)
 

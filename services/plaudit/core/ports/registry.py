@@ -5,12 +5,26 @@ All are safe to use from several threads and processes. Where the storage is gon
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from plaudit.core.rollout import Rollout
 from plaudit_models.bundle import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class IgnoredEntry:
+    """Something in the registry that is no model and no version.
+
+    Attributes:
+        name: place in the registry, such as ``lost+found`` or ``zoo/versions/000007``.
+        problem: reason why it is not used.
+    """
+
+    name: str
+    problem: str
 
 
 class VersionReader(Protocol):
@@ -22,11 +36,11 @@ class VersionReader(Protocol):
         ...
 
     def versions(self) -> Sequence[int]:
-        """Numbers of all versions, oldest first."""
+        """Numbers of all versions with a manifest that is theirs, oldest first; whatever else is there is ignored."""
         ...
 
     def manifest(self, version: int) -> Manifest:
-        """Raises UnknownVersion."""
+        """Raises UnknownVersion, CorruptBundle (it is damaged, or another version's)."""
         ...
 
     def folder(self, version: int) -> Path:
@@ -48,10 +62,10 @@ class VersionPublisher(Protocol):
         ...
 
     def prune(self, keep: int) -> Sequence[int]:
-        """Remove unused head refreshes but the ``keep`` newest; returns the versions removed.
+        """Remove unused head refreshes but the ``keep`` newest, and fine-tuned versions alike; returns what is removed.
 
         Unused is what the rollout does not name. The newest version stays, so that no number is given twice, and so do
-        versions of other kinds.
+        pre-trained and imported versions.
         """
         ...
 
@@ -68,12 +82,16 @@ class RolloutStore(Protocol):
 
         Raises:
             RolloutMoved: another process changed it meanwhile.
-            UnknownVersion: it names a version that does not exist.
+            UnknownVersion: it names a version that does not exist and that the one before did not name.
         """
         ...
 
-    def ledger(self) -> Sequence[Rollout]:
-        """All rollouts that there ever were, oldest first."""
+    def ledger(self, after: int = 0) -> Iterator[Rollout]:
+        """Rollouts of a generation above ``after``, oldest first; read as they are asked for."""
+        ...
+
+    def first_live(self, version: int) -> Rollout | None:
+        """The first rollout that made ``version`` or a later one live, found without reading all of the ledger."""
         ...
 
 
@@ -86,6 +104,10 @@ class ModelCatalog(Protocol):
 
     def models(self) -> Sequence[str]:
         """Names of the models, as of now."""
+        ...
+
+    def ignored(self) -> Sequence[IgnoredEntry]:
+        """Entries that are no model and no version, by name, the first MAX_IGNORED_ENTRIES of them."""
         ...
 
     def registry(self, model: str) -> ModelRegistry: ...

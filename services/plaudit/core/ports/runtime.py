@@ -14,6 +14,10 @@ from plaudit_models.bundle import Manifest
 from plaudit_models.spec import TextTokenizer
 
 
+class RunFailed(Exception):
+    """The runtime could not run a graph on these inputs; the message is its reason, as it may be told to clients."""
+
+
 class TrunkOutputs(NamedTuple):
     """Outputs of a trunk for a batch.
 
@@ -62,7 +66,7 @@ class ServableModel(Protocol):
 
         Raises:
             RunStopped: it was ended.
-            Exception: the graph rejects the inputs, or cannot be run.
+            RunFailed: the graph rejects the inputs, or cannot be run.
         """
         ...
 

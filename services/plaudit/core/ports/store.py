@@ -90,6 +90,7 @@ class IntakeStats:
         waiting: pieces of feedback whose decision has not arrived.
         discarded: pieces of feedback that cannot be learned from.
         outcomes: number of records by outcome.
+        store_id: id of the store, drawn when it was made: batches of different stores are not comparable.
     """
 
     batches: int = 0
@@ -100,6 +101,7 @@ class IntakeStats:
     waiting: int = 0
     discarded: int = 0
     outcomes: Mapping[str, int] = field(default_factory=dict)
+    store_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,7 @@ class FeedbackStatus:
         reason: why it was discarded.
         batch: number of the batch that gave it this state.
         excluded: it was joined, but its experience is not learned from.
+        store_id: id of the store that counts the batches; "" if it has none.
     """
 
     state: FeedbackState
@@ -118,6 +121,7 @@ class FeedbackStatus:
     reason: str
     batch: int
     excluded: bool = False
+    store_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from plaudit.core.experience import DecisionHeader, Experience
 from plaudit.core.ports.registry import VersionReader
 from plaudit.learner.features.context import Context
 from plaudit_models.bandit.policy import Float64
+from plaudit_models.bundle import CorruptBundle
 from plaudit_models.evaluation.gate import Comparison, Differences, GateRules, differences
 from plaudit_models.evaluation.ope import LoggedRounds
 from plaudit_models.spec import ModelSpec
@@ -96,7 +97,7 @@ def logged_policies(rows: Sequence[Compared], registry: VersionReader, otherwise
 def _actions(registry: VersionReader, version: int, otherwise: Sequence[str]) -> Sequence[str]:
     try:
         return registry.manifest(version).spec.actions
-    except UnknownVersion:
+    except (UnknownVersion, CorruptBundle):
         return otherwise
 
 

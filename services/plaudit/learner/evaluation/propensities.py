@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from plaudit.core.errors import UnknownVersion
+from plaudit.core.errors import UnknownVersion, UnprovenVersion
 from plaudit.core.events import Features
 from plaudit.core.experience import Experience
 from plaudit.core.ports.store import ExperienceReader, FeatureStore
@@ -36,7 +36,7 @@ def served_probabilities(
     for version, group in by_version.items():
         try:
             policy = policies.version(version)
-        except UnknownVersion:
+        except (UnknownVersion, UnprovenVersion):
             continue  # pruned: feedback came very late
         digest = policy.manifest.trunk_digest
         ids = [e.decision.prediction_id for e in group]
@@ -92,7 +92,7 @@ def _propensities(version: int, rows: Sequence[Experience], store: FeatureStore,
     propensities = np.full(len(rows), np.nan)
     try:
         policy = policies.version(version)
-    except UnknownVersion:
+    except (UnknownVersion, UnprovenVersion):
         return propensities
     contexts = contexts_on(policy, store, rows, features_on(policy, store, rows, store.save))
     answerable = [

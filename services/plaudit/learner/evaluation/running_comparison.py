@@ -10,11 +10,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from plaudit.core.errors import UnknownVersion, UnprovenVersion
 from plaudit.core.experience import Experience
 from plaudit.core.ports.registry import VersionReader
 from plaudit.learner.evaluation.off_policy import Compared, Policy, Values, compare, counts_as_proof
 from plaudit.learner.features.policies import PolicyCache
 from plaudit_models.bandit.features import Float64
+from plaudit_models.bundle import CorruptBundle
 from plaudit_models.evaluation.e_process import as_json
 from plaudit_models.evaluation.gate import Comparison, comparison_from_dict
 
@@ -58,7 +60,10 @@ def update(
     """
     if running.gated == 0:
         return running
-    gated = policies.version(running.gated)
+    try:
+        gated = policies.version(running.gated)
+    except (UnknownVersion, UnprovenVersion):
+        return running  # it is damaged or was taken away: what cannot be compared is no evidence
     rows = [
         row
         for row in fresh
@@ -88,4 +93,7 @@ def update(
 
 
 def _is_refresh(experience: Experience, registry: VersionReader) -> bool:
-    return registry.manifest(experience.decision.version).kind == "head"
+    try:
+        return registry.manifest(experience.decision.version).kind == "head"
+    except (UnknownVersion, CorruptBundle):
+        return False  # removed or damaged since it served, so nothing is known of it

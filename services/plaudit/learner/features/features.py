@@ -110,6 +110,24 @@ def relearned(
     return learned
 
 
+def learned_from(
+    empty: Learned, version: LoadedPolicy, store: ExperienceReader, experiences: Sequence[Experience]
+) -> tuple[Learned, dict[str, Features]]:
+    """Evidence of these experiences on the version's trunk, and their features there; nothing is saved.
+
+    Args:
+        empty: no evidence, in the feature spaces of that trunk.
+    """
+    learned, features = empty, dict[str, Features]()
+    for start in range(0, len(experiences), CHUNK):
+        chunk = experiences[start : start + CHUNK]
+        made = made_features(version, store, chunk)
+        contexts = contexts_on(version, store, chunk, made)
+        learned = learned.add(labelled_contexts([(e, e.label) for e in chunk], contexts))
+        features |= made
+    return learned, features
+
+
 def _action_lists(
     version: LoadedPolicy, store: ExperienceReader, experiences: Sequence[Experience], features: Mapping[str, Features]
 ) -> dict[str, tuple[list[str], Floats32]]:

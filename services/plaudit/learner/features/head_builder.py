@@ -19,7 +19,7 @@ from plaudit.learner.features.action_heads import ActionHead, DynamicActions, Fi
 from plaudit_models.bandit.dynamic_actions import DynamicActionSpace, empty_dynamic_action_state
 from plaudit_models.bandit.features import FeatureSpace
 from plaudit_models.bandit.reward_model import empty_state
-from plaudit_models.bundle import CARD, TEXT_SCORER, TRUNK_FILES, Manifest, seal
+from plaudit_models.bundle import CARD, TEXT_SCORER, TRUNK_FILES, Manifest, check_digest, seal
 from plaudit_models.version_card import card
 
 
@@ -110,6 +110,10 @@ def publish_refresh(
                 metrics=metrics,
             ),
         )
+        for name in TRUNK_FILES:
+            if parent.has(name):
+                # Sealed again as it is now, a damaged file would pass for the trunk of a version of its own.
+                check_digest(name, manifest.files[name], parent.files[parent.stored_name(name)])
         write_card(folder, manifest)
         return registry.publish(folder)
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
+from plaudit.core.errors import UnprovenVersion
 from plaudit.core.events import Content, Features
 from plaudit.core.ports.registry import VersionReader
 from plaudit.core.ports.runtime import ModelRuntime
@@ -24,7 +26,7 @@ from plaudit.learner.features.content import ROWS_PER_RUN, decode_contents
 from plaudit.learner.features.context import Context, Floats32, allowed_mask, stack
 from plaudit_models.bandit.dynamic_actions import ActionList, served_over
 from plaudit_models.bandit.policy import Bool, Float64, probabilities
-from plaudit_models.bundle import Manifest
+from plaudit_models.bundle import CorruptBundle, Manifest
 from plaudit_models.limits import Limits
 from plaudit_models.preprocess import assemble
 
@@ -66,7 +68,7 @@ class LoadedPolicy:
                 answers[i] = row
         for i, context in enumerate(contexts):
             if context.dynamic:
-                answers[i] = self._among(context.action_list)
+                answers[i] = served_over(self.scores_among(context.action_list), self.manifest.floor)
         return answers
 
     def probabilities(self, rows: Sequence[Features], allowed: Bool) -> Float64:
@@ -95,13 +97,13 @@ class LoadedPolicy:
             self._vectors.popitem(last=False)
         return vectors
 
-    def _among(self, actions: ActionList) -> Float64:
-        scores = self._model.dynamic_scores(
+    def scores_among(self, actions: ActionList) -> npt.NDArray[np.floating]:
+        """Unnormalised log-probabilities of dynamic actions, ``[k]``."""
+        return self._model.dynamic_scores(
             np.asarray(actions.embedding, np.float32),
             np.asarray(actions.vectors, np.float32),
             np.asarray(actions.base_logits, np.float32),
         )
-        return served_over(scores, self.manifest.floor)
 
     def embed(self, contents: Sequence[Mapping[str, Content]]) -> list[Features | None]:
         """Features of each content; None where there is no content that this model takes."""
@@ -131,9 +133,12 @@ class PolicyCache:
     _loaded: OrderedDict[int, LoadedPolicy] = field(default_factory=OrderedDict, init=False)
 
     def version(self, number: int) -> LoadedPolicy:
-        """Raises UnknownVersion."""
+        """Raises UnknownVersion, UnprovenVersion (its folder is damaged)."""
         if number not in self._loaded:
-            self._loaded[number] = self.folder(self.registry.folder(number))
+            try:
+                self._loaded[number] = self.folder(self.registry.folder(number))
+            except CorruptBundle as error:
+                raise UnprovenVersion(number, str(error)) from error
         self._loaded.move_to_end(number)
         while len(self._loaded) > _MAX_LOADED:
             self._loaded.popitem(last=False)

@@ -114,7 +114,7 @@ class ExperimentRunner:
     def _begin(self, rollout: Rollout, progress: Progress) -> Experiment:
         assert rollout.candidate is not None
         share = min(rollout.candidate_share, 0.5) if rollout.shadow else rollout.candidate_share
-        began = next((r for r in self.registry.ledger() if r.generation == rollout.experiment), rollout)
+        began = next(self.registry.ledger(after=rollout.experiment - 1), rollout)
         experiment = Experiment(
             version=rollout.candidate,
             generation=rollout.experiment,
@@ -205,7 +205,7 @@ class ExperimentRunner:
         return not refused
 
     def _ended_by_others(self, experiment: Experiment) -> None:
-        after = [r for r in self.registry.ledger() if r.generation > experiment.generation]
+        after = self.registry.ledger(after=experiment.generation)
         end = next((r for r in after if r.experiment != experiment.generation), self.registry.rollout())
         verdict: Verdict = "promote" if end.live == experiment.version else "insufficient"
         self._end(experiment, verdict, f"{end.actor} ended the experiment: {end.reason}")

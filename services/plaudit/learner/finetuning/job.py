@@ -19,15 +19,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from safetensors.numpy import load_file
 
-from plaudit.core.events import Content, Features
 from plaudit.core.experience import Experience
 from plaudit.core.job_run import CANDIDATE, ERROR, PROGRESS, RESULT, read_json, write_json
 from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.core.ports.store import ExperienceReader
-from plaudit.learner.features.action_heads import FixedActions
-from plaudit.learner.features.context import Context, LabelledContext
+from plaudit.learner.features.action_heads import DynamicActions, FixedActions
+from plaudit.learner.features.features import contexts_on, learned_from
 from plaudit.learner.features.head_builder import write_card
 from plaudit.learner.features.policies import LoadedPolicy
 from plaudit.learner.finetuning.job_spec import (
@@ -41,8 +41,8 @@ from plaudit.learner.finetuning.job_spec import (
     read_job_spec,
     write_features,
 )
-from plaudit.learner.finetuning.training_data import CHUNK, TrainingData, select_training_data
-from plaudit_models.bandit.reward_model import empty_state
+from plaudit.learner.finetuning.training_data import TrainingData, select_training_data
+from plaudit_models.bandit.dynamic_actions import cautious_rewards
 from plaudit_models.bundle import TOKENIZER, TRUNK, TRUNK_GOLDEN, Manifest, read_manifest, seal
 from plaudit_models.dataset import LabelledData, load_data_folder
 from plaudit_models.preprocess import read_tokenizer
@@ -50,8 +50,9 @@ from plaudit_models.spec import BASE_LOGITS, EMBEDDING
 from plaudit_models.training.checkpoint import load_checkpoint
 from plaudit_models.training.config import RewardConfig
 from plaudit_models.training.export import export_version, load_policy
-from plaudit_models.training.finetune import Finetuned, FinetuneProgress, Served, finetune
+from plaudit_models.training.finetune import Finetuned, FinetuneProgress, finetune
 from plaudit_models.training.networks.fusion import FusionPolicy
+from plaudit_models.training.replay import Listed, Served
 from plaudit_models.training.reward import (
     RewardModel,
     fit_reward_model,
@@ -90,9 +91,10 @@ def run_job(run_dir: Path, store: ExperienceReader, runtime: ModelRuntime) -> No
     if plan.rehearsal is None:
         raise ValueError("finetune.rehearsal: is not set, and no pre-trained version says what it was trained on")
     rehearsal = load_data_folder(Path(plan.rehearsal), spec, "train", tokenizer)
-    # With its head, which has learned from feedback what the trunk has not.
+    # With its heads, which have learned from feedback what the trunk has not.
     served = runtime.load(parent).head
-    trained, measured = _train(run_dir, load_policy(parent, spec), served, data, rehearsal, plan)
+    listed = _listed(data, LoadedPolicy(parent, runtime, plan.limits), store, plan)
+    trained, measured = _train(run_dir, load_policy(parent, spec), served, data, listed, rehearsal, plan)
     candidate = run_dir / CANDIDATE
     shutil.rmtree(candidate, ignore_errors=True)
     candidate.mkdir()
@@ -112,19 +114,26 @@ def run_job(run_dir: Path, store: ExperienceReader, runtime: ModelRuntime) -> No
         metrics=measured,
     )
     manifest = export_version(trained.model, candidate, manifest, inputs, parent_trunk=parent / TRUNK)
-    n_features = _build_head(run_dir, candidate, manifest, data.used, store, runtime, plan)
+    n_features = _build_heads(run_dir, candidate, manifest, data.used, store, runtime, plan)
     write_json(run_dir / RESULT, {**measured, **data.facts, "features": n_features})
 
 
 def _train(
-    run_dir: Path, parent: FusionPolicy, served: Served, data: TrainingData, rehearsal: LabelledData, plan: TrainingPlan
+    run_dir: Path,
+    parent: FusionPolicy,
+    served: Served,
+    data: TrainingData,
+    listed: Listed | None,
+    rehearsal: LabelledData,
+    plan: TrainingPlan,
 ) -> tuple[Finetuned, dict[str, Any]]:
     """The fine-tuned policy, and what was measured. Goes on from a checkpoint, if the run folder has one."""
     config, rewards, measured = plan.finetune, None, dict[str, Any]()
     if config.objective != "likelihood":
+        measured["pessimism"] = plan.pessimism
+    if config.objective != "likelihood" and len(data.experiences):
         model, measured["reward_model"] = _reward_model(run_dir, parent, data, plan)
         rewards = rewards_on(model, data.experiences, pessimism=plan.pessimism)
-        measured["pessimism"] = plan.pessimism
         if config.max_duration_s is not None:
             config = replace(config, max_duration_s=(1.0 - _REWARD_SHARE) * config.max_duration_s)
     if config.sampling is not None:
@@ -136,6 +145,7 @@ def _train(
         config=config,
         rewards=rewards,
         served=served,
+        listed=listed,
         resume=load_checkpoint(run_dir / CHECKPOINT),
         on_progress=lambda progress: _report(run_dir, progress),
         on_checkpoint=lambda checkpoint: checkpoint.save(run_dir / CHECKPOINT),
@@ -150,6 +160,24 @@ def _train(
         "kl_to_parent_nats": trained.kl_to_parent,
         **measured,
     }
+
+
+def _listed(data: TrainingData, parent: LoadedPolicy, store: ExperienceReader, plan: TrainingPlan) -> Listed | None:
+    """Experiences of dynamic actions with what the parent serves there, and the rewards that the regression which all
+    dynamic actions share expects: the reward model over content and text. None if there are no such experiences.
+    """
+    if data.listed is None:
+        return None
+    empty, prior = plan.head_builder.empty(parent.manifest), plan.head_builder.settings.prior
+    learned, features = learned_from(empty, parent, store, data.used_listed)
+    evidence, contexts = learned.require(DynamicActions).state, contexts_on(parent, store, data.used_listed, features)
+    rewards, logits = np.zeros(data.listed.listed.shape), np.zeros(data.listed.listed.shape)
+    for i, experience in enumerate(data.used_listed):
+        actions = contexts[experience.decision.prediction_id].action_list
+        k = len(actions.base_logits)
+        rewards[i, :k] = cautious_rewards(evidence, prior, actions, plan.pessimism)
+        logits[i, :k] = parent.scores_among(actions)
+    return Listed(data.listed, rewards, logits)
 
 
 def _reward_model(
@@ -171,7 +199,7 @@ def _reward_model(
     return model, report.to_dict()
 
 
-def _build_head(
+def _build_heads(
     run_dir: Path,
     candidate: Path,
     manifest: Manifest,
@@ -180,22 +208,14 @@ def _build_head(
     runtime: ModelRuntime,
     plan: TrainingPlan,
 ) -> int:
-    """Build the candidate's head on features of its own trunk; returns for how many experiences there are any."""
+    """Build the candidate's heads on features of its own trunk; returns for how many experiences there are any."""
     policy = LoadedPolicy(candidate, runtime, plan.limits)
-    head = FixedActions(empty_state(plan.head_builder.space(manifest)))
-    features: dict[str, Features] = {}
-    for start in range(0, len(used), CHUNK):
-        chunk = used[start : start + CHUNK]
-        ids = [experience.decision.prediction_id for experience in chunk]
-        contents: Mapping[str, Mapping[str, Content]] = store.contents(ids)
-        embedded = zip(chunk, policy.embed([contents[id_] for id_ in ids]), strict=True)
-        labelled = [(row, e, e.label) for e, row in embedded if row is not None and e.label is not None]
-        features |= {e.decision.prediction_id: row for row, e, _ in labelled}
-        head = head.add([LabelledContext(Context(row, manifest.spec.actions), label) for row, _, label in labelled])
-    head.write(candidate, plan.head_builder.settings)
+    learned, features = learned_from(plan.head_builder.empty(manifest), policy, store, used)
+    for head in learned.heads:
+        head.write(candidate, plan.head_builder.settings)
     write_card(candidate, seal(candidate, manifest))
     write_features(run_dir / FEATURES, features)
-    (run_dir / STATE).write_bytes(head.to_bytes())
+    (run_dir / STATE).write_bytes(learned.require(FixedActions).to_bytes())
     return len(features)
 
 

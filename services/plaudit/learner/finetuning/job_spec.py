@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from plaudit.core.events import Features
 from plaudit.core.job_run import JOB, read_json, write_json
 from plaudit.core.ports.registry import ModelRegistry
-from plaudit.learner.features.context import stack
 from plaudit.learner.features.head_builder import HeadBuilder, share
 from plaudit.learner.progress import Progress
 from plaudit_models.bundle import MANIFEST, Manifest
@@ -41,6 +41,7 @@ REWARD_REPORT: Final = "reward_model.json"
 """Quality of the reward model on held-out experiences; written after the model."""
 
 _IDS: Final = "prediction_ids"
+_LENGTHS: Final = "lengths"
 
 _T = TypeVar("_T")
 
@@ -150,19 +151,26 @@ def _pretraining_folder(registry: ModelRegistry) -> str | None:
 
 
 def write_features(path: Path, features: Mapping[str, Features]) -> None:
-    """Write features by prediction id: at least one, all of one trunk."""
-    embedding, base_logits = stack(list(features.values()))
-    ids = np.frombuffer("\n".join(features).encode(), np.uint8)
-    save_file({_IDS: ids, EMBEDDING: embedding, BASE_LOGITS: base_logits}, path)
+    """Write features by prediction id: at least one, all of one trunk, each over its own actions."""
+    rows = list(features.values())
+    arrays: dict[str, npt.NDArray[Any]] = {
+        _IDS: np.frombuffer("\n".join(features).encode(), np.uint8),
+        EMBEDDING: np.stack([row.embedding for row in rows]),
+        BASE_LOGITS: np.concatenate([row.base_logits for row in rows]),
+        _LENGTHS: np.array([len(row.base_logits) for row in rows]),
+    }
+    save_file(arrays, path)
 
 
 def read_features(path: Path, trunk_digest: str) -> dict[str, Features]:
+    """Inverse of :func:`write_features`. Raises ValueError if another release wrote them."""
     arrays = load_file(path)
+    if _LENGTHS not in arrays:
+        raise ValueError(f"{path.name}: was written by another release; let the job run again")
     ids = arrays[_IDS].tobytes().decode().split("\n")
-    return {
-        id_: Features(trunk_digest, embedding, base_logits)
-        for id_, embedding, base_logits in zip(ids, arrays[EMBEDDING], arrays[BASE_LOGITS], strict=True)
-    }
+    base_logits = np.split(arrays[BASE_LOGITS], np.cumsum(arrays[_LENGTHS])[:-1])
+    rows = zip(ids, arrays[EMBEDDING], base_logits, strict=True)
+    return {id_: Features(trunk_digest, embedding, own) for id_, embedding, own in rows}
 
 
 def checkpoint_step(run_dir: Path) -> int:

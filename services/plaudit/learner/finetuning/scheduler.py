@@ -155,7 +155,7 @@ class IdlePhase:
     def step(self, live: Manifest, progress: Progress) -> Phase:
         self._off = "" if live.trainable else cannot_train(live)
         new = progress.last_number - self.context.state.tuning.last_snapshot
-        trains_on = progress.experiences - progress.dynamic_experiences
+        trains_on = progress.experiences - (0 if live.spec.scores_text else progress.dynamic_experiences)
         if self._off or new < self.context.rules.job_interval or trains_on <= 0:
             return self
         return self._start_job(live, progress, f"{new} new experiences since the last job; from version {live.version}")
@@ -303,7 +303,8 @@ class GatingPhase:
 
     def _promote(self, version: int, why: str) -> bool:
         """Make the candidate live; False if a version is pinned."""
-        if any(rollout.live == version for rollout in self.context.registry.ledger()):
+        first = self.context.registry.first_live(version)
+        if first is not None and first.live == version:
             return True  # by a learner that died before it could save that
         change = Change(LEARNER, self.context.clock(), why)
 

@@ -3,12 +3,13 @@
 Knows nothing about how training works.
 
 Notation:
-    n: experiences, m: number of modalities, u: unique items of one modality, a: number of actions
+    n: experiences, m: number of modalities, u: unique items of one modality, a: number of actions, k: actions of the
+    longest list
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,14 +18,15 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from plaudit.core.events import Content, EncodedContent, TensorContent, TextContent
-from plaudit.core.experience import Experience, Label
+from plaudit.core.experience import Experience
 from plaudit.core.ports.store import ExperienceReader
 from plaudit.learner.features.content import decode_contents
 from plaudit.learner.features.context import allowed_mask
 from plaudit.learner.finetuning.job_spec import JobSpec, TrainingPlan
-from plaudit_models.preprocess import input_dtype
+from plaudit_models.limits import Limits
+from plaudit_models.preprocess import input_dtype, tokenize_all
 from plaudit_models.spec import ModelSpec
-from plaudit_models.training.data.experiences import Experiences
+from plaudit_models.training.data.experiences import Experiences, ListedExperiences
 from plaudit_models.training.data.feedback_targets import NO_PAIR, FeedbackTargets, build_feedback_targets
 
 CHUNK: Final = 256
@@ -37,14 +39,18 @@ class TrainingData:
 
     Attributes:
         experiences: feedback on the answers that were served; of weight 0 where it is on other answers only.
-        feedback_targets: all feedback, a row per experience.
-        used: experiences behind the rows.
+        feedback_targets: all feedback on fixed actions, a row per experience.
+        listed: experiences of dynamic actions, likewise; None if there are none.
+        used: experiences behind the rows of both kinds.
+        used_listed: those behind ``listed``, in its order.
         facts: counts by kind, and staleness, for the manifest.
     """
 
     experiences: Experiences
     feedback_targets: FeedbackTargets
+    listed: ListedExperiences | None
     used: Sequence[Experience]
+    used_listed: Sequence[Experience]
     facts: dict[str, Any]
 
 
@@ -72,12 +78,10 @@ def select_training_data(
     if not made.used:
         raise ValueError(
             f"none of {len(recent)} experiences can be trained on: those without content cannot (is the server's "
-            f"store_content switched off?), nor those picked from dynamic actions of the request"
+            f"store_content switched off?), nor those of dynamic actions where the model scores no text"
         )
     made.facts.update(
-        _staleness(made.used, version),
-        too_stale=len(labelled) - len(recent),
-        with_dynamic_actions=sum(bool(experience.decision.dynamic_actions) for experience in recent),
+        _staleness(made.used, version), too_stale=len(labelled) - len(recent), unusable=len(recent) - len(made.used)
     )
     return made
 
@@ -89,70 +93,121 @@ def decode_training_data(
     tokenizer: Tokenizer | None,
     plan: TrainingPlan,
 ) -> TrainingData:
-    """Decode the experiences that have content and feedback on one of the model's actions. Equal items are kept once.
-
-    Those between dynamic actions are left out: they say nothing about the model's actions.
+    """Decode the experiences that have content and feedback on one of the actions that could be picked: the model's, or
+    those listed, where the model scores text. Equal items are kept once.
     """
-    pools = {name: _UniqueItems() for name in spec.modalities}
-    index: list[list[int]] = []
-    used: list[Experience] = []
-    labels: list[Label] = []
+    fixed, listed = _Rows(spec), _Rows(spec)
+    texts = _UniqueItems()
+    lists: list[list[int]] = []
     for start in range(0, len(chosen), CHUNK):
         chunk = chosen[start : start + CHUNK]
-        contents = store.contents([experience.decision.prediction_id for experience in chunk])
-        for experience in chunk:
-            label = experience.label
-            if experience.decision.dynamic_actions or label is None or not spec.has_action(experience.decision.action):
-                continue
-            if not any(spec.has_action(action) for action in label.rewards):
-                continue
-            content = contents[experience.decision.prediction_id]
-            row = decode_contents(spec, tokenizer, content, plan.limits)
-            if row is not None:
-                index.append([pools[n].place(content[n], row[n]) if n in row else _MISSING for n in spec.modalities])
-                used.append(experience)
-                labels.append(label)
-    rewards = [experience.reward for experience in used]
-    corrections = [label.correction for label in labels]
-    restricted = any(experience.decision.allowed_actions for experience in used)
-    rewards_by_action = [
-        {spec.action_index(action): reward for action, reward in label.rewards.items() if spec.has_action(action)}
-        for label in labels
-    ]
-    experiences = Experiences(
-        pools={
-            name: np.stack(pool.items) if pool.items else np.zeros((0, *modality.shape), input_dtype(modality))
-            for (name, modality), pool in zip(spec.modalities.items(), pools.values(), strict=True)
-        },
-        index=np.array(index, np.int64).reshape(len(used), len(spec.modalities)),
-        action=np.array([spec.action_index(e.decision.action) for e in used], np.int64),
-        reward=np.array([0.0 if reward is None else reward for reward in rewards], np.float32),
-        correction=np.array(
-            [spec.action_index(c) if c is not None and spec.has_action(c) else _MISSING for c in corrections], np.int64
-        ),
-        weight=np.array(
-            [0.0 if r is None else label.weight for r, label in zip(rewards, labels, strict=True)], np.float32
-        ),
-        allowed_mask=allowed_mask(spec.actions, [e.decision.allowed_actions for e in used]) if restricted else None,
-    )
-    targets = build_feedback_targets(
-        rewards_by_action,
-        [label.weight for label in labels],
-        len(spec.actions),
-        exclusivity=plan.head_builder.exclusivity,
-    )
-    return TrainingData(experiences, targets, used, _counts(experiences, targets))
-
-
-def _counts(experiences: Experiences, targets: FeedbackTargets) -> dict[str, Any]:
-    corrections = int((experiences.correction != _MISSING).sum())
-    preferences = int((targets.preferred != NO_PAIR).sum())
-    return {
-        "trained_on": len(experiences),
+        ids = [experience.decision.prediction_id for experience in chunk]
+        contents = store.contents(ids)
+        dynamic = [e.decision.prediction_id for e in chunk if e.decision.dynamic and spec.scores_text]
+        listed_actions = store.dynamic_actions(dynamic) if dynamic else {}
+        for experience, id_ in zip(chunk, ids, strict=True):
+            if not experience.decision.dynamic:
+                fixed.add(experience, spec.actions, contents[id_], tokenizer, plan.limits)
+            elif id_ in listed_actions:
+                actions = listed_actions[id_]
+                if listed.add(experience, [each.id for each in actions], contents[id_], tokenizer, plan.limits):
+                    tokens = _tokens([each.text for each in actions], spec, tokenizer)
+                    lists.append(
+                        [texts.place(TextContent(a.text), row) for a, row in zip(actions, tokens, strict=True)]
+                    )
+    restricted = any(experience.decision.allowed_actions for experience in fixed.used)
+    allowed = allowed_mask(spec.actions, [e.decision.allowed_actions for e in fixed.used]) if restricted else None
+    experiences = fixed.experiences(allowed)
+    targets = fixed.targets(len(spec.actions), plan)
+    pairs = (targets.preferred != NO_PAIR).sum()
+    made = None
+    if lists:
+        k = max(map(len, lists))
+        made = ListedExperiences(
+            listed.experiences(np.array([[i < len(each) for i in range(k)] for each in lists])),
+            np.stack(texts.items),
+            np.array([[*each, *[0] * (k - len(each))] for each in lists], np.int64),
+        )
+        pairs += (listed.targets(k, plan).preferred != NO_PAIR).sum()
+    used = sorted(fixed.used + listed.used, key=lambda experience: experience.number)
+    corrections = sum(place != _MISSING for place in fixed.corrections + listed.corrections)
+    facts = {
+        "trained_on": len(used),
+        "with_dynamic_actions": len(listed.used),
         "corrections": corrections,
-        "preferences": preferences,
-        "thumbs_and_ratings": len(experiences) - corrections - preferences,
+        "preferences": int(pairs),
+        "thumbs_and_ratings": len(used) - corrections - int(pairs),
     }
+    return TrainingData(experiences, targets, made, used, listed.used, facts)
+
+
+class _Rows:
+    """Experiences of one kind of decision, as they are decoded."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self._pools = {name: _UniqueItems() for name in spec.modalities}
+        self._index: list[list[int]] = []
+        self._places: list[int] = []
+        self._rewards: list[dict[int, float]] = []
+        self._trust: list[float] = []
+        self.used: list[Experience] = []
+        self.corrections: list[int] = []
+
+    def add(
+        self,
+        experience: Experience,
+        actions: Sequence[str],
+        content: Mapping[str, Content],
+        tokenizer: Tokenizer | None,
+        limits: Limits,
+    ) -> bool:
+        """Add a row, if there is anything to train on."""
+        label, places = experience.label, {action: place for place, action in enumerate(actions)}
+        if label is None or experience.decision.action not in places or not places.keys() & label.rewards.keys():
+            return False
+        row = decode_contents(self._spec, tokenizer, content, limits)
+        if row is None:
+            return False
+        self._index.append(
+            [pool.place(content[n], row[n]) if n in row else _MISSING for n, pool in self._pools.items()]
+        )
+        self._places.append(places[experience.decision.action])
+        self._rewards.append({places[a]: reward for a, reward in label.rewards.items() if a in places})
+        self._trust.append(label.weight)
+        self.corrections.append(_MISSING if label.correction is None else places.get(label.correction, _MISSING))
+        self.used.append(experience)
+        return True
+
+    def experiences(self, allowed: npt.NDArray[np.bool_] | None) -> Experiences:
+        """The rows; ``allowed`` is ``[n, a]``, or None where everything was."""
+        n, modalities = len(self.used), self._spec.modalities
+        said = [rewards.get(place) for rewards, place in zip(self._rewards, self._places, strict=True)]
+        return Experiences(
+            pools={
+                name: np.stack(pool.items)
+                if pool.items
+                else np.zeros((0, *modalities[name].shape), input_dtype(modalities[name]))
+                for name, pool in self._pools.items()
+            },
+            index=np.array(self._index, np.int64).reshape(n, len(modalities)),
+            action=np.array(self._places, np.int64),
+            reward=np.array([0.0 if reward is None else reward for reward in said], np.float32),
+            correction=np.array(self.corrections, np.int64),
+            weight=np.array(
+                [0.0 if r is None else trust for r, trust in zip(said, self._trust, strict=True)], np.float32
+            ),
+            allowed_mask=allowed,
+        )
+
+    def targets(self, n_actions: int, plan: TrainingPlan) -> FeedbackTargets:
+        """All feedback, over ``n_actions`` places."""
+        return build_feedback_targets(self._rewards, self._trust, n_actions, exclusivity=plan.head_builder.exclusivity)
+
+
+def _tokens(texts: Sequence[str], spec: ModelSpec, tokenizer: Tokenizer | None) -> npt.NDArray[np.int64]:
+    assert tokenizer is not None  # a spec that scores text has a text modality
+    return tokenize_all(texts, spec.dynamic_action_modality[1], tokenizer)
 
 
 def _behind(experience: Experience, version: int) -> int:

@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 
-from plaudit.core.errors import UnknownVersion
+from plaudit.core.errors import UnknownVersion, UnprovenVersion
 from plaudit.core.ports.store import FeatureStore
 from plaudit.learner.features.action_heads import HEAD_KINDS, ActionHead
 from plaudit.learner.features.context import Context
@@ -73,7 +73,7 @@ class PolicyShift:
             return  # it is not known what served before
         try:
             previous = self.policies.version(before)
-        except UnknownVersion:
+        except (UnknownVersion, UnprovenVersion):
             return
         if previous.manifest.trunk_digest == live.trunk_digest:
             self._record(kind, PREVIOUS, now, previous.answers(contexts))

@@ -159,6 +159,7 @@ class OnlineUpdater:
         if len(fresh) + len(revisions) < self.settings.poll_limit:
             progress = replace(
                 progress,
+                store_id=intake_stats.store_id,
                 batches=intake_stats.batches,
                 feedback=intake_stats.feedback,
                 last_feedback_id=intake_stats.last_feedback_id,

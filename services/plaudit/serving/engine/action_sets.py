@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress
 from typing import ClassVar, Final, Protocol
 
 import numpy as np
@@ -40,6 +41,10 @@ class ActionSet(Protocol):
         """Requests of one version whose values are equal are scored in one call of :meth:`score`."""
         ...
 
+    def on(self, model: ServableModel) -> ActionSet:
+        """What another version is asked to pick from in the same request. Raises ValueError if it has nothing of it."""
+        ...
+
     def score(self, model: ServableModel, embedding: Float32, base_logits: Float32) -> tuple[Float32, Scores]:
         """Base logits ``[b, a]`` and scores ``[b, a]`` (unnormalised log-probabilities) of this set's actions.
 
@@ -57,6 +62,13 @@ class FixedActionSet:
     ids: Sequence[str]
     allowed: Bool
     scored_with: ClassVar[Hashable] = None
+
+    def on(self, model: ServableModel) -> FixedActionSet:
+        ids, allowed_ids = model.manifest.spec.actions, set(compress(self.ids, self.allowed.tolist()))
+        allowed = np.array([action in allowed_ids for action in ids])
+        if not allowed.any():
+            raise ValueError("it has none of the actions that were allowed")
+        return FixedActionSet(ids, allowed)
 
     def score(self, model: ServableModel, embedding: Float32, base_logits: Float32) -> tuple[Float32, Scores]:
         return base_logits, model.head(embedding, base_logits)

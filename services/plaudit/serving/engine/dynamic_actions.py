@@ -44,6 +44,7 @@ class DynamicActionSet:
     """
 
     ids: Sequence[str]
+    texts: Sequence[str]
     vectors: Float32
 
     @property
@@ -53,6 +54,9 @@ class DynamicActionSet:
     @property
     def scored_with(self) -> Hashable:
         return id(self)
+
+    def on(self, model: ServableModel) -> DynamicActionSet:
+        return DynamicActionSet(self.ids, self.texts, model.action_vectors(self.texts))
 
     def score(self, model: ServableModel, embedding: Float32, base_logits: Float32) -> tuple[Float32, Scores]:
         own: Float32 = np.stack([self.vectors @ row for row in embedding])  # [b, k]

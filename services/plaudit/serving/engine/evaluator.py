@@ -18,9 +18,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.core.errors import InvalidInput, RunStopped
-from plaudit.core.ports.runtime import ServableModel, TrunkOutputs
-from plaudit.core.reasons import told_reason
+from plaudit.core.errors import InvalidInput
+from plaudit.core.ports.runtime import RunFailed, ServableModel, TrunkOutputs
 from plaudit.core.tracing import Attributes, Tracing
 from plaudit.serving.engine.action_sets import ActionSet, Scores
 from plaudit.serving.engine.batcher import Run
@@ -133,10 +132,10 @@ class Evaluator:
             try:
                 found = self._evaluate(model, group)
             except Exception as error:
-                if isinstance(error, RunStopped) or not _runs(model):
-                    found = self._failed(model, group, error)
-                else:
+                if isinstance(error, RunFailed) and _runs(model):
                     found = self._isolate(model, group, error)
+                else:
+                    found = self._failed(model, group, error)
             counted.inference_seconds.observe(time.perf_counter() - started_s)
             for place, evaluation in zip(places, found, strict=True):
                 evaluations[place] = evaluation
@@ -158,12 +157,12 @@ class Evaluator:
 
         One culprit among b requests costs about 3b rows more; b of them, b·log₂(b).
         """
-        if isinstance(error, RunStopped):
+        if not isinstance(error, RunFailed):  # in a half: out of time
             return self._failed(model, group, error)
         if len(group) == 1:
             names = list(group[0].inputs)
             field = f'content["{names[0]}"]' if len(names) == 1 else "content"
-            return [InvalidInput(field, f"the model cannot compute this: {told_reason(error)}")]
+            return [InvalidInput(field, f"the model cannot compute this: {error}")]
         evaluations: list[Evaluation | Exception] = []
         middle = len(group) // 2
         for half in (group[:middle], group[middle:]):

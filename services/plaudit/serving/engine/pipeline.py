@@ -186,7 +186,8 @@ class Pipeline:
             raise InvalidInput("dynamic_actions", "are given together with allowed_actions; give one of the two")
         check_dynamic_actions(dynamic_actions, spec, max_text_bytes=self._limits.max_text_bytes)
         call.check_deadline()
-        return DynamicActionSet([each.id for each in dynamic_actions], self._text_vectors.of(dynamic_actions, model))
+        ids, texts = [each.id for each in dynamic_actions], [each.text for each in dynamic_actions]
+        return DynamicActionSet(ids, texts, self._text_vectors.of(dynamic_actions, model))
 
     def _submit(
         self,

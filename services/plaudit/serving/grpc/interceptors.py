@@ -58,7 +58,8 @@ def status_of(error: Exception, method: str, request: Any = None) -> tuple[grpc.
     """
     for cls in type(error).__mro__:
         if cls in STATUSES:
-            return STATUSES[cls], _cut(str(error))
+            assert isinstance(error, errors.PlauditError)
+            return STATUSES[cls], _cut(error.for_clients)
     reference = uuid.uuid4().hex
     logger.error("internal_error", method=method, reference=reference, **ids_of(request), exc_info=error)
     return grpc.StatusCode.INTERNAL, f"internal error; find it in the server's log by the reference {reference}"

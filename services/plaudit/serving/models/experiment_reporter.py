@@ -230,13 +230,12 @@ class ShadowEvaluator:
         assert candidate is not None
         started_s, prediction_id = time.perf_counter(), given.outcome.prediction_id
         try:
-            shadow = self._policy(candidate, given)
+            shadow_actions, shadow = self._policy(candidate, given)
         except Exception as error:  # whatever a version in an experiment does, it is only counted
             failure = f"{type(error).__name__}: {error}"[:300]
             return ShadowAnswer(prediction_id, "", False, 0.0, time.perf_counter() - started_s, failure)
         duration_s = time.perf_counter() - started_s
         policy, given_actions = given.outcome.evaluation.probabilities, given.predictions.actions.ids
-        shadow_actions = candidate.manifest.spec.actions
         best = shadow_actions[int(shadow.argmax())]
         return ShadowAnswer(
             prediction_id=prediction_id,
@@ -246,24 +245,19 @@ class ShadowEvaluator:
             duration_s=duration_s,
         )
 
-    def _policy(self, candidate: ServableModel, given: ShadowedRow) -> Float64:
-        """``[a]``, of the candidate over its own actions."""
+    def _policy(self, candidate: ServableModel, given: ShadowedRow) -> tuple[Sequence[str], Float64]:
+        """What the candidate picks from, and with which probabilities, ``[a]``."""
         manifest = candidate.manifest
         if self._buffer is None or self._buffer[0] is not candidate:
             self._buffer = candidate, Batch(manifest.spec, 1)
         inputs = self._buffer[1].fill([decode_content(given.content, candidate, self._limits)])
+        actions = given.predictions.actions.on(candidate)
         embedding, base_logits, _ = candidate.trunk(inputs)
-        scores = candidate.head(embedding, base_logits)
+        _, scores = actions.score(candidate, embedding, base_logits)
         if not np.isfinite(scores).all():
             raise FloatingPointError(f"version {manifest.version} gave scores that are not finite")
-        actions = given.predictions.actions
-        pairs = zip(actions.ids, actions.allowed.tolist(), strict=True)
-        allowed_ids = {action for action, is_allowed in pairs if is_allowed}
-        allowed = np.array([[action in allowed_ids for action in manifest.spec.actions]])
-        if not allowed.any():
-            raise ValueError("it has none of the actions that were allowed")
-        policy: Float64 = probabilities(scores, allowed, manifest.floor)[0]
-        return policy
+        policy: Float64 = probabilities(scores, actions.allowed[None], manifest.floor)[0]
+        return actions.ids, policy
 
 
 def kl_divergence(given: Float64, shadow: Float64) -> float:

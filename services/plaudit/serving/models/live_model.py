@@ -10,13 +10,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
-from plaudit.core.errors import NoLiveModel, NotFound, UnprovenVersion
+from plaudit.core.errors import NoLiveModel, NotFound, PlauditError, UnprovenVersion
 from plaudit.core.events import ExperimentReport, Role
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.runtime import ModelRuntime, ServableModel
@@ -87,9 +87,15 @@ class LiveModel:
         self._ended: list[ExperimentReporter] = []
         self._canary: tuple[Rollout, ServableModel] | None = None
         self._problem = ""
+        self._has_live_version = False
         self._learned_s: float | None = None
         self._lock = threading.Lock()
         metrics.live_version.labels(self.name).set(0)
+
+    @property
+    def has_live_version(self) -> bool:
+        """Whether a version of it is live and can be found; a model without one is none to wait for."""
+        return self._has_live_version
 
     def serving(self) -> ServableModel:
         """The version that serves. Raises NoLiveModel."""
@@ -152,11 +158,15 @@ class LiveModel:
         with self._lock:
             try:
                 rollout = self.registry.rollout()
+                self._has_live_version = self._finds_live_version(rollout)
             except Exception as error:  # of whatever kind the registry's storage has; the next sync may succeed
-                self._complain(f"{type(error).__name__}: {error}")
+                self._complain(str(error) if isinstance(error, PlauditError) else f"{type(error).__name__}: {error}")
                 return
             if rollout.live is None:
                 # A registry always has a live version once it had one: this one is new, or its storage is gone.
+                return
+            if not self._has_live_version:
+                self._complain(f"version {rollout.live} is live by the rollout, and there is no such version")
                 return
             self._problem = ""
             moved = rollout.generation != self.rollout.generation
@@ -173,6 +183,9 @@ class LiveModel:
             for version in (rollout.previous, rollout.gated):
                 if version is not None:
                     self._get(version)
+            if moved and rollout.live is not None:
+                with suppress(PlauditError):  # so that this thread reads what was added to the ledger, and no receipt
+                    self.registry.first_live(rollout.live)
 
     def prepare(self, version: int) -> None:
         """Load, prove and warm a version ahead of a rollout that will name it.
@@ -185,6 +198,13 @@ class LiveModel:
             if version not in self._loaded:
                 self._loaded[version] = self._load(version)
                 self._failures.pop(version, None)
+
+    def _finds_live_version(self, rollout: Rollout) -> bool:
+        """Whether something that the rollout names could serve, or serves already."""
+        if self.current is not None:
+            return True
+        named = {rollout.live, rollout.previous, rollout.gated} - {None}
+        return rollout.live is not None and not named.isdisjoint(self.registry.versions())
 
     def _sync_experiment(self, rollout: Rollout, candidate: ServableModel | None) -> None:
         experiment = self.experiment
@@ -257,7 +277,9 @@ class LiveModel:
             with self._metrics.proof_seconds.labels(self.name).time():
                 model = self._runtime.load(folder)
             if (model.manifest.spec.name, model.manifest.version) != (self.name, version):
-                raise CorruptBundle(f"{folder} holds version {model.manifest.version} of {model.manifest.spec.name!r}")
+                raise CorruptBundle(
+                    f"its folder holds version {model.manifest.version} of {model.manifest.spec.name!r}"
+                )
         except CorruptBundle as error:
             self._metrics.failed_proofs.labels(self.name).inc()
             raise UnprovenVersion(version, str(error)) from error

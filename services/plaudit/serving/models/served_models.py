@@ -5,18 +5,21 @@ Knows nothing about transports.
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import structlog
 
 from plaudit.core.errors import InvalidInput, NoLiveModel, UnknownModel
 from plaudit.core.events import Role
-from plaudit.core.ports.registry import ModelCatalog
+from plaudit.core.limits import MAX_NAMED_MODELS
+from plaudit.core.ports.registry import IgnoredEntry, ModelCatalog
 from plaudit.core.ports.runtime import ModelRuntime, ServableModel
 from plaudit.core.tracing import Tracing
 from plaudit.serving.engine.admission import Admission
@@ -24,8 +27,11 @@ from plaudit.serving.engine.batcher import Batcher, Run
 from plaudit.serving.engine.evaluator import Evaluation, EvaluationRequest, Evaluator, traced
 from plaudit.serving.models.experiment_reporter import NOT_COUNTED
 from plaudit.serving.models.live_model import LiveModel
+from plaudit.serving.models.problems import Problems
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.serving.telemetry.statistics import Statistics
+
+_IGNORED_INTERVAL_S: Final = 1.0
 
 logger = structlog.get_logger(__name__)
 
@@ -59,6 +65,7 @@ class ServedModels:
     queue_limit: requests of one model that may be decoded, wait or be computed.
     seed: of the sampling of actions; None is fresh entropy.
     tracing: of batches and swaps.
+    clock: monotonic, seconds.
     """
 
     def __init__(
@@ -72,6 +79,7 @@ class ServedModels:
         queue_limit: int,
         seed: int | None,
         tracing: Tracing,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._catalog = catalog
         self._runtime = runtime
@@ -85,6 +93,10 @@ class ServedModels:
         self._unloaded: set[str] = set()
         self.statistics = Statistics()
         self._lock = threading.Lock()
+        self._clock = clock
+        self._problems = Problems(metrics)
+        self._ignored_due_s = -math.inf
+        self._told: frozenset[IgnoredEntry] = frozenset()
 
     def names(self) -> Sequence[str]:
         """Names of the models that are served, sorted."""
@@ -94,12 +106,12 @@ class ServedModels:
         return list(self._served.values())
 
     def ready(self) -> bool:
-        """True if there is a model and every model has a version that serves."""
-        served = self._served.values()
-        return bool(served) and all(model.live.current is not None for model in served)
+        """True if a model serves, and with it every model that has a live version."""
+        expected = [model.live for model in self._served.values() if model.live.has_live_version]
+        return bool(expected) and all(live.current is not None for live in expected)
 
     def known(self) -> Sequence[str]:
-        """Names of all models, served or not, sorted."""
+        """Names of all models, served or not, sorted. Raises RegistryUnavailable."""
         return sorted({*self._catalog.models(), *self._served})
 
     def get(self, name: str) -> ServedModel | None:
@@ -120,9 +132,12 @@ class ServedModels:
             raise UnknownModel(name[:80], sorted(served))
         if not served:
             raise NoLiveModel("")
-        if len(served) != 1:
-            raise InvalidInput("model", f"is empty; name one of {sorted(served)}")
-        return next(iter(served.values()))
+        # One that has no live version is none that a client could mean.
+        meant = [model for model in served.values() if model.live.has_live_version] or list(served.values())
+        if len(meant) != 1:
+            names = sorted(model.live.name for model in meant)
+            raise InvalidInput("model", f"is empty; name one of {names[:MAX_NAMED_MODELS]}")
+        return meant[0]
 
     def bind(self, name: str, user_id: str, version: int | None = None) -> Binding:
         """Bind a request to a version.
@@ -141,13 +156,25 @@ class ServedModels:
         return Binding(served, model, role, counting)
 
     def poll(self) -> None:
-        """Load models that are new in the catalog, and sync each with its registry."""
-        for name in self._catalog.models():
-            if name not in self._served and name not in self._unloaded:
-                self._serve(name)
+        """Load models that are new in the catalog, forget those that are gone without ever having served, and sync each
+        with its registry.
+
+        What is wrong with one of them, or with the catalog, is told once and stops nothing else.
+        """
+        with self._problems.of("the catalog"):
+            models = self._catalog.models()
+            for name in models:
+                if name not in self._served and name not in self._unloaded:
+                    with self._problems.of(name):
+                        self._serve(name)
+            for served in self.all():
+                if served.live.name not in models and served.live.current is None:
+                    self._drop(served.live.name)
         for served in self.all():
-            served.live.sync()
-            self._metrics.versions.keep(served.live.name, served.live.loaded_versions())
+            with self._problems.of(served.live.name):
+                served.live.sync()
+                self._metrics.versions.keep(served.live.name, served.live.loaded_versions())
+        self._tell_ignored()
 
     def load(self, name: str) -> ServedModel:
         """Serve the model; when this returns its live version serves, if it can.
@@ -169,18 +196,36 @@ class ServedModels:
         Raises:
             UnknownModel: it is not served.
         """
-        with self._lock:
-            served = self.pick(name)
-            self._unloaded.add(name)
-            self._served = {other: model for other, model in self._served.items() if other != name}
-        served.batcher.close()
-        self._metrics.forget(name)
+        self._unloaded.add(self.pick(name).live.name)
+        self._drop(name)
         logger.info("unloaded", model=name)
 
     def close(self) -> None:
         """Compute what waits and end the workers."""
         for served in self.all():
             served.batcher.close()
+
+    def _drop(self, name: str) -> None:
+        with self._lock:
+            dropped = self._served.get(name)
+            self._served = {other: model for other, model in self._served.items() if other != name}
+        if dropped is not None:
+            dropped.batcher.close()
+            self._metrics.forget(name)
+
+    def _tell_ignored(self) -> None:
+        """Tell what in the registry is no model and no version: each once in the log, their number in the metrics."""
+        now_s = self._clock()
+        if now_s < self._ignored_due_s:
+            return
+        self._ignored_due_s = now_s + _IGNORED_INTERVAL_S
+        with self._problems.of("the catalog"):
+            ignored = self._catalog.ignored()
+            self._metrics.ignored_entries.set(len(ignored))
+            for entry in ignored:
+                if entry not in self._told:
+                    logger.warning("ignored_in_registry", entry=entry.name, problem=entry.problem)
+            self._told = frozenset(ignored)
 
     def _serve(self, name: str) -> None:
         with self._lock:

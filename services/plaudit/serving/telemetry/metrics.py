@@ -88,6 +88,12 @@ class ServingMetrics:
         self.candidate_share = gauge(
             "candidate_share_ratio", "Share of the users that the version in an experiment serves.", "model"
         )
+        self.ignored_entries = gauge(
+            "registry_ignored_entries", "Entries of the registry that are no model and no version."
+        )
+        self.follow_failures = counter(
+            "follow_failures", "Times that a model or the catalog could not be followed; the log says why, once."
+        )
         self.gpu_memory_used = gauge("gpu_memory_used_bytes", "Memory of a GPU in use, by any process.", "gpu")
         self.gpu_memory = gauge("gpu_memory_bytes", "Memory of a GPU.", "gpu")
         self._of_models = (

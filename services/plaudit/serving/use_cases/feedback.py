@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from plaudit.core.ports.log import Appended
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import FeedbackStatus, StatusReaders
 from plaudit.core.prediction_id import PredictionIds, SignedPrediction
+from plaudit.core.rollout import Rollout
 from plaudit.core.tracing import Tracing
 from plaudit.serving.engine.admission import Admission
 from plaudit.serving.engine.batcher import Batcher, results
@@ -31,6 +31,8 @@ from plaudit_models.bundle import CorruptBundle
 
 _MAX_BATCH: Final = 256
 _QUEUE_LIMIT: Final = 4096
+_MAX_LOOK_UPS: Final = 8
+"""In the ledger, for one receipt."""
 
 logger = structlog.get_logger(__name__)
 
@@ -58,8 +60,8 @@ class FeedbackReceipt:
     """State of a piece of feedback on its way into a version.
 
     Attributes:
-        used_in_version: the first version still in the registry that has learned from it.
-        live_since_s: when it, or a later version, went live, UTC seconds.
+        used_in_version: the first version still in the registry that is known to have learned from it.
+        live_since_s: when such a version first went live, UTC seconds; None if none has, or it is not known when.
     """
 
     feedback_id: str
@@ -76,7 +78,7 @@ class FeedbackUseCase:
     Args:
         append: of the event log.
         recorded_at_s: of the event log: when a piece of feedback was recorded, None if it was not.
-        statuses: what the learners made of feedback; None: receipts say what log and registry know.
+        statuses: what the learners made of feedback; None: receipts say what the log knows.
     """
 
     def __init__(
@@ -155,18 +157,14 @@ class FeedbackUseCase:
     def receipt(self, feedback_id: str) -> FeedbackReceipt:
         """Raises UnknownFeedback if it was never recorded, InvalidInput if the id can be none."""
         check_given_id("feedback_id", feedback_id)
-        served = self._models.all()
-        for each in served:
+        for each in self._models.all():
             status = self._status(each.live.registry.model, feedback_id)
             if status is not None:
                 return _receipt_of(feedback_id, status, each.live.registry)
         recorded_at_s = self._recorded_at_s(feedback_id)
         if recorded_at_s is None:
             raise UnknownFeedback(feedback_id)
-        recorded = FeedbackReceipt(feedback_id, ReceiptState.RECORDED, recorded_at_s)
-        if len(served) != 1 or self._statuses is not None:
-            return recorded  # no learner has read it, or it is unknown which model it is about
-        return _learned(recorded, served[0].live.registry, "last_feedback_time_s", recorded_at_s)
+        return FeedbackReceipt(feedback_id, ReceiptState.RECORDED, recorded_at_s)  # no learner has read it
 
     def _check(self, request: FeedbackRequest) -> SignedPrediction:
         """The prediction that the feedback is about. Raises InvalidInput, ExpiredPredictionId."""
@@ -221,31 +219,56 @@ def _receipt_of(feedback_id: str, status: FeedbackStatus, registry: ModelRegistr
             reason = "excluded: learning from it did harm, or its user is not, or no longer, learned from"
             return replace(receipt, state=ReceiptState.DISCARDED, reason=reason)
         case FeedbackState.JOINED:
-            return _learned(replace(receipt, state=ReceiptState.JOINED), registry, "batches", status.batch)
+            return _learned(replace(receipt, state=ReceiptState.JOINED), status, registry)
 
 
-def _learned(receipt: FeedbackReceipt, registry: ModelRegistry, clue: str, enough: float) -> FeedbackReceipt:
-    """The receipt of feedback that versions have learned from whose manifest data has at least ``enough`` of
-    ``clue``.
-    """
-    used = _first_with(registry, clue, enough)
-    if used is None:
+def _learned(receipt: FeedbackReceipt, status: FeedbackStatus, registry: ModelRegistry) -> FeedbackReceipt:
+    """The receipt of joined feedback, with the versions that are known to have learned from it."""
+    try:
+        learned = _learned_by(status, registry)
+        if not learned:
+            return receipt
+        receipt = replace(receipt, state=ReceiptState.USED, used_in_version=learned[0])
+        first = _first_live(learned, registry)
+        present = registry.rollout()
+    except PlauditError as error:  # what is known without the registry can be said
+        logger.warning("versions_of_feedback_unknown", model=registry.model, problem=str(error))
         return receipt
-    for rollout in registry.ledger():
-        if rollout.live is not None and rollout.live >= used:
-            return replace(receipt, state=ReceiptState.LIVE, used_in_version=used, live_since_s=rollout.changed_at_s)
-    return replace(receipt, state=ReceiptState.USED, used_in_version=used)
+    if first is not None:
+        # Where clocks of machines differ, the time may be one before the feedback was given.
+        known_s = first.changed_at_s if first.changed_at_s >= receipt.recorded_at_s else None
+        return replace(receipt, state=ReceiptState.LIVE, live_since_s=known_s)
+    if not {present.live, present.previous, present.gated}.isdisjoint(learned):
+        return replace(receipt, state=ReceiptState.LIVE)
+    return receipt
 
 
-def _first_with(registry: ModelRegistry, clue: str, enough: float) -> int | None:
-    """The first version whose manifest data has at least ``enough`` of ``clue``; None if there is none."""
+def _learned_by(status: FeedbackStatus, registry: ModelRegistry) -> list[int]:
+    """Versions that have learned from feedback of this status, oldest first.
+
+    Batches are numbers of one store: a version that was made by the learner of another one is not known to have.
+    """
+    learned = []
     for version in registry.versions():
         try:
             data = registry.manifest(version).data
         except (UnknownVersion, CorruptBundle):
-            continue  # pruned since it was listed, or unreadable
-        if data.get(clue, -math.inf) >= enough:
-            return version
+            continue  # pruned or changed since it was listed
+        same_store = bool(status.store_id) and data.get("store_id") == status.store_id
+        if same_store and data.get("batches", -1) >= status.batch:
+            learned.append(version)
+    return learned
+
+
+def _first_live(learned: Sequence[int], registry: ModelRegistry) -> Rollout | None:
+    """The first rollout that is known to have made one of the versions live."""
+    wanted: int | None = learned[0]
+    for _ in range(_MAX_LOOK_UPS):
+        rollout = None if wanted is None else registry.first_live(wanted)
+        if rollout is None or rollout.live is None or rollout.live in learned:
+            return rollout
+        live = rollout.live  # a version without this feedback, or one that was removed since
+        wanted = next((version for version in learned if version > live), None)
     return None
 
 

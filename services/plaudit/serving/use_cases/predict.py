@@ -94,8 +94,7 @@ class PredictUseCase:
 
     def _compare_with_shadow(self, request: PredictionRequest, served: ServedModel, predictions: Predictions) -> None:
         experiment = served.live.experiment
-        # The shadow is compared on the model's own actions alone.
-        if experiment is None or not experiment.rollout.shadow or request.dynamic_actions:
+        if experiment is None or not experiment.rollout.shadow:
             return
         for row, outcome in zip(request.rows, predictions.outcomes, strict=True):
             self._shadow.compare(experiment, ShadowedRow(row, predictions, outcome), served.batcher.waiting)

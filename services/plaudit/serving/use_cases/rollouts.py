@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -61,12 +62,8 @@ class RolloutService:
         live = self._models.pick(model).live
         manifests = []
         for version in live.registry.versions():
-            try:
+            with suppress(UnknownVersion, CorruptBundle):  # pruned or changed since it was listed
                 manifests.append(live.registry.manifest(version))
-            except UnknownVersion:
-                continue  # pruned since it was listed
-            except CorruptBundle as error:
-                logger.error("manifest_unreadable", model=live.name, version=version, problem=str(error))
         return manifests, live.registry.rollout()
 
     def one(self, model: str, version: int) -> Manifest:
@@ -165,10 +162,9 @@ class RolloutService:
         yield seen
         while not shutdown.is_set() and call.is_active():
             if live.rollout.generation > seen.generation:
-                for rollout in live.registry.ledger():
-                    if rollout.generation > seen.generation:
-                        seen = rollout
-                        yield rollout
+                for rollout in live.registry.ledger(after=seen.generation):
+                    seen = rollout
+                    yield rollout
             shutdown.wait(self._watch_interval_s)
 
     def _change(
