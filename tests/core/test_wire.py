@@ -372,16 +372,17 @@ def test_the_name_of_a_modality_is_repeated_in_part() -> None:
 )
 def test_a_decision_with_an_id_that_is_none_is_unreadable(field: str, value: str, problem: str) -> None:
     """A NUL is in no text of PostgreSQL: https://github.com/apache/devlake/issues/3564."""
+    changed: dict[str, Any] = {field: value}
     with pytest.raises(UnreadableEvent, match=f"{field}: .*{problem}"):
-        decode_event(Topic.DECISIONS, encode_event(replace(a_decision("p1"), **{field: value})))
+        decode_event(Topic.DECISIONS, encode_event(replace(a_decision("p1"), **changed)))
 
 
 @pytest.mark.parametrize("field", ["user_id", "feedback_id"])
 @pytest.mark.parametrize("value", ["x" * 129, "a\0b"])
 def test_feedback_with_an_id_that_is_none_is_unreadable(field: str, value: str) -> None:
-    feedback = Feedback("f1", "p1", 1e9, "ada", Thumb(up=True))
+    feedback, changed = Feedback("f1", "p1", 1e9, "ada", Thumb(up=True)), dict[str, Any]({field: value})
     with pytest.raises(UnreadableEvent, match=f"{field}: "):
-        decode_event(Topic.FEEDBACK, encode_event(replace(feedback, **{field: value})))
+        decode_event(Topic.FEEDBACK, encode_event(replace(feedback, **changed)))
 
 
 def test_other_dtypes_have_no_wire_form() -> None:

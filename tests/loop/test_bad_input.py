@@ -24,7 +24,7 @@ from plaudit.core.wire import decode_event, encode_event
 from plaudit.learner.loop import Learner
 from plaudit.learner.status import STATUS, read_status
 from plaudit.v1 import events_pb2
-from plaudit_models.bundle import CorruptBundle
+from plaudit_models.bundle import HEAD, MANIFEST, TRUNK, CorruptBundle, verify
 from support.loop_recount import recount
 from support.loop_world import SPEC, World, assert_same_sums, reward_state
 from support.postgres_server import PostgresServer
@@ -276,3 +276,31 @@ def test_a_store_of_another_log_ends_the_learner_with_the_way_out(make_world: Ma
     world.store.save_batch(IngestBatch(positions={"0": "17,4"}))
     with pytest.raises(WrongLog, match=r"cursor '17,4' is not one of a SQLite log.*move the store away"):
         world.learner()
+
+
+@pytest.mark.parametrize("name", [TRUNK, HEAD, MANIFEST])
+def test_a_damaged_live_version_is_waited_for_and_not_sealed_again(make_world: MakeWorld, name: str) -> None:
+    """The learner went down with a traceback at every start; and a head refresh would have taken a damaged trunk for
+    one of its own. Mended, it goes on.
+    """
+    world = make_world()
+    learner = world.learner()
+    world.traffic(64, likes_fish)
+    file = world.registry.folder(1) / name
+    whole = file.read_bytes()
+    file.chmod(0o644)
+    file.write_bytes(whole[: len(whole) // 2])
+    failures = 0
+
+    def mend() -> None:
+        nonlocal failures
+        failures += 1
+        assert list(world.registry.versions()) in ([1], [])
+        if failures == 3:
+            file.write_bytes(whole)
+
+    learner.run(Stop(learner, 64, mend))  # type: ignore[arg-type]
+    assert failures == 3
+    assert learner.state.progress.experiences == 64
+    world.settle(learner)
+    verify(world.registry.folder(world.registry.versions()[-1]))

@@ -204,6 +204,13 @@ class Draining(Unavailable):
         super().__init__("the server is shutting down; send requests without an answer again")
 
 
+class StreamClosed(Unavailable):
+    """The server ended a stream because its client was silent; what was read is answered."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the stream is closed: {why}")
+
+
 class LogUnavailable(Unavailable):
     """The event log could not make an event durable, or cannot say whether it did; appending it again is safe."""
 

@@ -63,6 +63,37 @@ MAX_STORED_ID_CHARACTERS: Final = 2_048
 MAX_FEATURE: Final = 1e6
 """Largest absolute value of an embedding or base logit that is learned from: sums of squares stay exact enough."""
 
+# --- calls and connections -------------------------------------------------------------------------------------------
+
+MAX_CALLS_PER_CONNECTION: Final = 1_024
+"""Calls, streams included, that one connection may have open at once. A client keeps further ones back instead of being
+refused, so there is room for more than the places of all kinds."""
+MAX_LATE_CALLS: Final = 128
+"""Calls whose message has not arrived; each has a thread, but no place among `serving.max_calls`."""
+MAX_MESSAGE_WAIT_S: Final = 120.0
+"""Time that the message of a unary call has to arrive; then the call is cancelled. Where threads run out, 1 s."""
+MIN_STREAM_SILENCE_S: Final = 5.0
+"""Silence after which a stream gives way to another one where places run out. A stream of a connection with more than a
+quarter of the places does so at once."""
+MAX_HEALTH_CALLS: Final = 64
+"""Calls for health that are answered at once, beside all others."""
+MAX_SMALL_CALL_BYTES: Final = 64 * 2**10
+"""Size of a message that does not count among `serving.max_bytes_in_flight`."""
+KEEPALIVE_S: Final = 30.0
+"""Interval at which the server asks a silent connection whether its peer is there."""
+KEEPALIVE_TIMEOUT_S: Final = 10.0
+"""Time that the peer has to say so; then the connection is closed with its calls."""
+MIN_CLIENT_KEEPALIVE_S: Final = 30.0
+"""Shortest interval at which clients may ask the same of the server."""
+HANDSHAKE_TIMEOUT_S: Final = 10.0
+"""Time that a new connection has to begin speaking HTTP/2."""
+MAX_METRICS_ANSWERS: Final = 8
+"""Requests to a metrics port that are answered at once; further ones wait."""
+MAX_METRICS_CONNECTIONS: Final = 64
+"""Connections to a metrics port whose request has not arrived; a further one takes the place of the oldest."""
+METRICS_TIMEOUT_S: Final = 5.0
+"""Time that a connection to a metrics port has for its request and for taking the answer."""
+
 # --- the registry ----------------------------------------------------------------------------------------------------
 
 MAX_ROLLOUT_BYTES: Final = 64 * 2**20

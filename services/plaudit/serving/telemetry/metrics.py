@@ -36,6 +36,11 @@ class ServingMetrics:
             FAST_S,
             registry,
         )
+        self.refused = counter(
+            "refused_calls",
+            "Calls that found no place or no memory, and those that were ended because their peer was silent.",
+            "reason",
+        )
         self.queue_requests = gauge("queue_requests", "Requests that wait for the model.", "model")
         self.versions = VersionMetrics(registry)
         self.dynamic_action_texts = counter(
