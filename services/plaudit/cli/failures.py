@@ -70,6 +70,8 @@ def lasting_problems() -> Iterator[None]:
         raise
     except (PlauditError, CorruptBundle) as error:
         raise Unfit(str(error)) from error
+    except MemoryError as error:
+        raise Unfit(f"memory does not suffice ({error}); `plaudit doctor` says what the learner needs") from error
 
 
 @contextmanager

@@ -264,7 +264,10 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[object]], indent
 def _time(time_s: float | None) -> str:
     if time_s is None:
         return "-"
-    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    try:
+        return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (ValueError, OverflowError, OSError, TypeError):  # no calendar has it, and nothing may end on that
+        return f"{time_s} s"
 
 
 def _ms(duration_s: float | None) -> str:

@@ -226,6 +226,10 @@ class StoreUnavailable(Unavailable):
         super().__init__(f"the experience store is unavailable, nothing was saved: {problem}")
 
 
+class UnstorableValue(PlauditError):
+    """A value that the database of the experience store does not keep, such as a text with a NUL."""
+
+
 class LogDamaged(LogUnavailable):
     """The file of the event log is no database, or a damaged one: trying again will not help."""
 

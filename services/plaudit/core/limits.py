@@ -39,6 +39,30 @@ MAX_DYNAMIC_ACTIONS_BYTES: Final = 2**20
 MAX_EXPLAINED_MODALITIES: Final = 6
 """Modalities of a request that asks for an explanation, which evaluates every subset of them."""
 
+# --- times -----------------------------------------------------------------------------------------------------------
+
+MIN_EVENT_TIME_S: Final = 946_684_800.0
+"""Earliest time of an event that is read, UTC seconds: the year 2000."""
+MAX_EVENT_TIME_S: Final = 4_102_444_800.0
+"""Latest time of an event that is read, UTC seconds: the year 2100."""
+LOG_GAP_S: Final = 3_600.0
+"""Seconds without an event after which the log's own time goes on only once the far side of the gap is proven."""
+LOG_GAP_PROVEN_S: Final = 86_400.0
+"""Seconds that events on the far side of a gap must span before the log's own time goes on there."""
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+MAX_POLL_BYTES: Final = 64 * 2**20
+"""Bytes of records after which a reader of the log returns what it has: a thousand images would not fit into memory."""
+MIN_PROPENSITY: Final = 1e-9
+"""Smallest probability of an answer that is learned from: its inverse weighs the answer."""
+MAX_FEATURE_VALUES: Final = 65_536
+"""Values of the embedding, or of the base logits, in one record."""
+MAX_STORED_ID_CHARACTERS: Final = 2_048
+"""Longest id of a record that is kept: PostgreSQL indexes no longer ones."""
+MAX_FEATURE: Final = 1e6
+"""Largest absolute value of an embedding or base logit that is learned from: sums of squares stay exact enough."""
+
 # --- calls and connections -------------------------------------------------------------------------------------------
 
 MAX_CALLS_PER_CONNECTION: Final = 1_024

@@ -163,7 +163,7 @@ class KafkaSettings:
     max_record_bytes: Annotated[int, Ge(64 * 1024)] = 20 * 1024 * 1024
     """Size of the largest record; larger than `serving.max_message_bytes`, so that every decision fits with its
     content."""
-    compression: Literal["none", "gzip", "lz4"] = "none"
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
     """Compression of records. Images and audio are compressed already."""
     linger_s: Share = 0.0
     """Time that a record may wait to share a request, up to 1 s; concurrent records share requests without it."""
@@ -229,7 +229,7 @@ class LearnerSettings:
     """Experiences in a batch: every batch updates the reward model and refreshes the head."""
     max_wait_s: Positive = 2.0
     """Time after which an incomplete batch is learned from."""
-    poll_limit: Count = 1024
+    poll_limit: Count = 4096
     """Records read, and experiences learned, at once."""
     silence_reward: Share | None = None
     """Reward of a decision without any feedback; None: no feedback means nothing."""
