@@ -23,7 +23,7 @@ from plaudit.core.ports.store import IngestBatch
 from plaudit.core.wire import decode_event, encode_event
 from plaudit.learner.loop import Learner
 from plaudit.learner.status import STATUS, read_status
-from plaudit.v1 import events_pb2
+from plaudit.v1 import content_pb2, events_pb2
 from plaudit_models.bundle import HEAD, MANIFEST, TRUNK, CorruptBundle, verify
 from support.loop_recount import recount
 from support.loop_world import SPEC, World, assert_same_sums, reward_state
@@ -202,6 +202,25 @@ def test_what_no_server_of_ours_would_log_goes_to_the_dead_letters_by_field(make
     reasons = [letter.reason for letter in letters if isinstance(letter, DeadLetter)]
     assert any("propensity" in reason and "0.0 is not in (0, 1]" in reason for reason in reasons)
     assert any("rating" in reason and "1.5 is not in [0, 1]" in reason for reason in reasons)
+    check(world, learner)
+
+
+@pytest.mark.parametrize("shape", [[1] * 65, [0, 2**62, 2**62], [2**62] * 10_000], ids=["65 axes", "empty", "long"])
+def test_a_record_that_its_decoder_fails_on_does_not_end_the_learner(make_world: MakeWorld, shape: list[int]) -> None:
+    """numpy's ValueError ended it, and again after each restart."""
+    world = make_world()
+    learner = world.learner()
+    decision = world.decide()
+    poisonous = events_pb2.DecisionEvent.FromString(encode_event(world.decide()))
+    poisonous.content["sensor"].tensor.data_type = content_pb2.DATA_TYPE_FP32
+    poisonous.content["sensor"].tensor.shape[:] = shape
+    world.log._connection.execute(  # type: ignore[attr-defined]
+        "INSERT INTO events (topic, event_id, key, time_s, payload) VALUES ('plaudit.decisions', 'x', 'k', 0, ?)",
+        (poisonous.SerializeToString(),),
+    )
+    world.log.append([decision, world.say(decision, Thumb(up=True))])
+    world.settle(learner)
+    assert (learner.state.progress.experiences, learner.store.intake_stats().outcomes["unreadable"]) == (1, 1)
     check(world, learner)
 
 

@@ -6,7 +6,6 @@ What they cost in time and memory is measured by ``make bench-attacks``.
 from __future__ import annotations
 
 import asyncio
-import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -257,16 +256,12 @@ async def test_large_messages_are_bounded_together(serve: Serve) -> None:
         assert codes <= {INVALID, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
-async def test_long_texts_are_cut_before_the_tokenizer(serve: Serve) -> None:
-    """U+FDFA becomes eighteen characters: 64 KiB of it cost 0.2 s and 137 MiB."""
+async def test_a_text_that_grows_in_the_tokenizer_is_answered(serve: Serve) -> None:
+    """U+FDFA becomes eighteen characters: 64 KiB of it cost 0.2 s and 137 MiB. That it is cut is tested beside it."""
     running = await serve()
     text = content_pb2.Content(text="\ufdfa" * 21_000)
     async with Honest(running).busy():
-        tracemalloc.start()
-        await running.predictions.Predict(a_request(content={"question": text}))
-        _, peak_bytes = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-    assert peak_bytes < 32 * 2**20
+        assert (await running.predictions.Predict(a_request(content={"question": text}))).action
 
 
 async def test_the_server_listens_on_ipv6(serve: Serve, tmp_path: Path) -> None:

@@ -403,7 +403,7 @@ class Settings:
     """Directory with all state of the embedded default: event log, registry, experience store, signing key."""
     umask: str = "077"
     """Permissions that files and folders which a command makes do not have, in octal: by default they are for its user
-    alone. `007` shares them with the group."""
+    alone. `027` lets the group read them."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """[model] Name, modalities and actions of the model; see docs/tutorials/your-own-model.md."""
     serving: ServingSettings = ServingSettings()
