@@ -2,7 +2,7 @@
 #   make PYTHON=python3.12 test      another interpreter
 # Where there is no NVIDIA driver, torch is installed without CUDA (tools/torch-backend.sh; UV_TORCH_BACKEND overrides it).
 .DEFAULT_GOAL := help
-.PHONY: help docs docs-serve reference coverage release demo demo-kafka test programs dashboards bench-console test-slow bench-serving bench-gpu bench-learning bench-feedback bench-rollout test-faults test-field fuzz-media check house fmt proto clean
+.PHONY: help docs docs-serve reference coverage release demo demo-kafka test programs dashboards bench-console test-slow bench-serving bench-gpu bench-learning bench-feedback bench-rollout bench-attacks test-faults test-field fuzz-media check house fmt proto clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -61,6 +61,9 @@ bench-rollout: $(INSTALLED) programs ## Experiments, rollback, the cost of metri
 
 bench-feedback: $(INSTALLED) ## Feedback: acknowledged, joined, through an outage of the broker; CHECK=1, QUICK=1, ONLY="acks join"
 	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.feedback $(if $(QUICK),--quick) $(if $(RECORD),--record) $(ONLY)
+
+bench-attacks: $(INSTALLED) ## Attacks: what they cost, and an honest client beside them; CHECK=1, QUICK=1, ONLY="refused beside"
+	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.attacks $(if $(QUICK),--quick) $(if $(RECORD),--record) $(ONLY)
 
 test-faults: $(INSTALLED) ## Kill -9, pauses and slow connections under load, and then count; CHECK=1, ROUNDS=20, SEED=1, ONLY="broker-killed"
 	PYTHONPATH=tests $(BIN)/python -m faults $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) $(ONLY)

@@ -53,6 +53,8 @@ def measure(world: World, events: int) -> dict[str, Any]:
     learner = world.learner()
     collect_garbage_seldom()  # as in `plaudit learn`
     spent_s, taken_in, resident = 0.0, 0, {}
+    rates: dict[int, float] = {}
+    looked_s = 0.0
     for chunk in traffic(world, events):
         world.log.append(chunk)
         started_s = time.perf_counter()
@@ -62,8 +64,15 @@ def measure(world: World, events: int) -> dict[str, Any]:
         spent_s += time.perf_counter() - started_s
         if taken_in % LOOK_EVERY == 0:
             resident[taken_in] = resident_mib()
+            rates[taken_in] = round(LOOK_EVERY / (spent_s - looked_s))
+            looked_s = spent_s
     check(learner, events)
-    return {"events": events, "events_per_s": round(events / spent_s), "resident_mib": resident}
+    return {
+        "events": events,
+        "events_per_s": round(events / spent_s),
+        "rates_per_s": rates,
+        "resident_mib": resident,
+    }
 
 
 def traffic(world: World, events: int) -> Iterator[list[Decision | Feedback]]:

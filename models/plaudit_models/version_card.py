@@ -300,7 +300,10 @@ def _percent(share: Any) -> str:
 def _time(time_s: Any) -> str | None:
     if time_s is None:
         return None
-    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    try:
+        return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (ValueError, OverflowError, OSError, TypeError):  # no calendar has it, and nothing may end on that
+        return f"{time_s} s"
 
 
 def _markdown(table: Table) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import subprocess
 import threading
@@ -21,8 +22,8 @@ from plaudit.adapters.log.kafka.cluster import KafkaConnection, TopicPlan, _with
 from plaudit.adapters.log.kafka.log import KafkaLog
 from plaudit.adapters.log.process_slot import ProcessSlot
 from plaudit.core.errors import InvalidInput, LogUnavailable
-from plaudit.core.events import DeadLetter, Decision, Feedback, TextContent, Topic
-from plaudit.core.ports.log import EventReader, Positions, Record, UnreadableRecord
+from plaudit.core.events import DeadLetter, Decision, EncodedContent, Feedback, TextContent, Topic
+from plaudit.core.ports.log import Appended, EventReader, Positions, Record, UnreadableRecord
 from plaudit.core.wire import encode_event
 from support.builders import a_decision, some_feedback
 from support.kafka_broker import Cluster, Kafka, need_broker
@@ -163,21 +164,50 @@ def test_an_append_recovers_when_topics_were_deleted(kafka: Kafka, admin: KafkaA
 
 
 def test_an_event_that_is_too_large_is_refused_by_name(kafka: Kafka) -> None:
-    large = a_decision("large", content={"question": TextContent("x" * 50_000_000)})
+    large = some_feedback("p", feedback_id="large", user_id="x" * 50_000_000)
     with contextlib.closing(kafka.log()) as log:
-        with pytest.raises(InvalidInput, match=r"'large': is 50\d+ bytes long; .*kafka.max_record_bytes"):
-            log.append([some_feedback("p", feedback_id="f1"), large])
-        assert log.append([some_feedback("p", feedback_id="f1")])[0].duplicate is False
+        outcomes = log.append([some_feedback("p", feedback_id="f1"), large, some_feedback("p", feedback_id="f2")])
+        assert [outcomes[0], outcomes[2]] == [Appended(duplicate=False)] * 2
+        assert isinstance(outcomes[1], InvalidInput)
+        assert re.match(r"feedback 'large': is 50\d+ bytes long; .*kafka.max_record_bytes", str(outcomes[1]))
+        assert feedback_ids(read_all(log)) == ["f1", "f2"]
+
+
+def test_one_large_record_among_small_ones_has_a_fate_of_its_own(kafka: Kafka) -> None:
+    """https://github.com/Trendyol/go-pq-cdc-kafka/issues/41: topics of 1 MB, images of 1.3 MB among small decisions.
+
+    Large ones lose their content, which is what makes them large, and can still be learned from.
+    """
+    with contextlib.closing(kafka.log(max_record_bytes=1_048_588)) as operators:
+        operators.append([some_feedback("p", feedback_id="first")])
+    image = {"photo": EncodedContent("image", b"x" * 1_300_000)}
+    made = [a_decision(f"d{n}", content=image if n % 8 == 3 else {"q": TextContent("small")}) for n in range(48)]
+    with contextlib.closing(kafka.log()) as log:
+        outcomes = log.append(made)
+        assert outcomes == [Appended(duplicate=False, without_content=n % 8 == 3) for n in range(48)]
+        found = {r.event.prediction_id: r.event for r in read_all(log) if isinstance(r.event, Decision)}
+    assert found.keys() == {decision.prediction_id for decision in made}
+    assert [sorted(found[f"d{n}"].content) for n in (2, 3)] == [["q"], []]
+    assert found["d3"].features is not None
 
 
 def test_a_topic_that_takes_less_than_configured_says_so(kafka: Kafka) -> None:
     with contextlib.closing(kafka.log(max_record_bytes=70_000)) as log:
         log.append([some_feedback("p")])
-    large = a_decision("large", content={"question": TextContent("x" * 200_000)})
     with contextlib.closing(kafka.log()) as log:
-        with pytest.raises(InvalidInput, match=r"max\.message\.bytes"):
-            log.append([large])
-        log.append([some_feedback("p", feedback_id="after")])
+        refused, taken = log.append(
+            [some_feedback("p", feedback_id="large", user_id="x" * 200_000), some_feedback("p", feedback_id="small")]
+        )
+        assert "max.message.bytes" in str(refused)
+        assert taken == Appended(duplicate=False)
+
+
+def test_what_cannot_be_written_is_refused_alone(kafka: Kafka) -> None:
+    with contextlib.closing(kafka.log()) as log:
+        bad, good = log.append([some_feedback("p", feedback_id="\ud800"), some_feedback("p", feedback_id="good")])
+        assert isinstance(bad, InvalidInput)
+        assert good == Appended(duplicate=False)
+        assert feedback_ids(read_all(log)) == ["good"]
 
 
 def test_a_record_of_50_mb_is_unreadable_and_its_dead_letter_fits(kafka: Kafka) -> None:
@@ -336,7 +366,7 @@ def test_a_group_that_is_reset_changes_nothing(kafka: Kafka, log: KafkaLog, admi
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
 @pytest.mark.parametrize("by", ["producer", "broker"])
 def test_every_codec_that_brokers_allow_is_read(kafka: Kafka, log: KafkaLog, codec: str, by: str) -> None:
-    """https://github.com/dpkp/kafka-python/issues/2316: a codec of the topic and of a foreign producer are not alike."""
+    """https://github.com/dpkp/kafka-python/issues/2316: a topic's codec and a foreign producer's are not alike."""
     log.append([some_feedback("p", feedback_id="ours")])
     topic = kafka.prefix + Topic.FEEDBACK
     if by == "broker":
@@ -348,7 +378,7 @@ def test_every_codec_that_brokers_allow_is_read(kafka: Kafka, log: KafkaLog, cod
         max_request_size=10_000_000,
     ) as producer:
         for number in range(3):
-            event = some_feedback("p", feedback_id=f"theirs {number}", user_id=large if number == 1 else "ada")
+            event = some_feedback(large if number == 1 else "p", feedback_id=f"theirs {number}")
             producer.send(topic, encode_event(event), key=b"p")
     assert feedback_ids(read_all(log)) == ["ours", "theirs 0", "theirs 1", "theirs 2"]
 
@@ -376,7 +406,7 @@ def test_a_batch_that_cannot_be_unpacked_holds_up_its_own_partition_alone(
         log.append([some_feedback("other", feedback_id=f"other {number}") for number in range(2)])
         (taken,) = {record.partition for record in read_all(log)}
         with KafkaProducer(bootstrap_servers=kafka.bootstrap, compression_type="zstd") as producer:
-            payload = encode_event(some_feedback("p", feedback_id="zstd", user_id="a" * 1000))
+            payload = encode_event(some_feedback("p" * 1000, feedback_id="zstd"))
             producer.send(kafka.prefix + Topic.FEEDBACK, payload, partition=1 - int(taken)).get(WAIT_S)
         with monkeypatch.context() as missing, contextlib.closing(log.reader("g", BOTH, dict)) as reader:
             missing.setattr("kafka.codec.zstd", None)

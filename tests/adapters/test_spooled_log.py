@@ -23,7 +23,8 @@ from plaudit.adapters.log.spooled import SpooledLog
 from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.core.errors import InvalidInput, LogUnavailable
 from plaudit.core.events import DeadLetter, Decision, Event, Feedback, TextContent, Topic
-from plaudit.core.ports.log import Appended, UnreadableRecord
+from plaudit.core.ports.log import Appended, AppendOutcome, UnreadableRecord
+from plaudit.core.wire import decode_event
 from support.builders import NOW_S, a_decision, some_feedback
 from support.kafka_broker import Cluster, Kafka, need_broker
 
@@ -42,6 +43,7 @@ class Moody(SqliteLog):
         forgetful: appends succeed and then fail, as where the acknowledgement is lost.
         stuck: appends wait for this first.
         refuses: ids of feedback that are too large.
+        breaks: ids of feedback on which appends fail as nobody expects.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,18 +52,25 @@ class Moody(SqliteLog):
         self.forgetful = False
         self.stuck: threading.Event | None = None
         self.refuses: Sequence[str] = ()
+        self.breaks: Sequence[str] = ()
 
-    def append(self, events: Sequence[Event]) -> Sequence[Appended]:
+    def append(self, events: Sequence[Event]) -> Sequence[AppendOutcome]:
         if self.stuck is not None:
             self.stuck.wait(WAIT_S)
         if self.away:
             raise LogUnavailable("not reachable")
-        if any(isinstance(event, Feedback) and event.feedback_id in self.refuses for event in events):
-            raise InvalidInput("feedback", "is too large")
-        appended = super().append(events)
+        if any(self._is_of(event, self.breaks) for event in events):
+            raise RuntimeError("a bug that an event finds")
+        appended = iter(super().append([event for event in events if not self._is_of(event, self.refuses)]))
         if self.forgetful:
             raise LogUnavailable("no acknowledgement")
-        return appended
+        return [
+            InvalidInput("feedback", "is too large") if self._is_of(event, self.refuses) else next(appended)
+            for event in events
+        ]
+
+    def _is_of(self, event: Event, ids: Sequence[str]) -> bool:
+        return isinstance(event, Feedback) and event.feedback_id in ids
 
 
 @pytest.fixture
@@ -80,7 +89,9 @@ def log(inner: Moody) -> Iterator[SpooledLog]:
 
 
 def append(log: SpooledLog, *ids: str, key: str = "p") -> list[bool]:
-    return [each.duplicate for each in log.append([some_feedback(key, feedback_id=id_) for id_ in ids])]
+    outcomes = log.append([some_feedback(key, feedback_id=id_) for id_ in ids])
+    assert not [each for each in outcomes if isinstance(each, InvalidInput)]
+    return [each.duplicate for each in outcomes if isinstance(each, Appended)]
 
 
 def events(inner: SqliteLog) -> list[Event]:
@@ -92,6 +103,17 @@ def events(inner: SqliteLog) -> list[Event]:
 
 def ids(inner: SqliteLog) -> list[str]:
     return [event.feedback_id for event in events(inner) if isinstance(event, Feedback)]
+
+
+def test_an_event_that_breaks_the_log_holds_no_other_up(log: SpooledLog, inner: Moody) -> None:
+    """It becomes a dead letter: it was acknowledged, and must not be lost in silence."""
+    inner.away = True
+    append(log, *(f"f{n}" for n in range(9)))
+    inner.breaks, inner.away = ["f4"], False
+    assert log.drained(WAIT_S)
+    assert ids(inner) == [f"f{n}" for n in range(9) if n != 4]
+    (letter,) = (event for event in events(inner) if isinstance(event, DeadLetter))
+    assert decode_event(Topic.FEEDBACK, letter.payload) == some_feedback("p", feedback_id="f4")
 
 
 # --- away and back ---------------------------------------------------------------------------------------------------
@@ -171,13 +193,13 @@ def test_replaying_is_not_spooled(log: SpooledLog, inner: Moody) -> None:
 
 def test_what_the_log_refuses_becomes_a_dead_letter_and_holds_nothing_up(log: SpooledLog, inner: Moody) -> None:
     inner.refuses = ["f2"]
-    with pytest.raises(InvalidInput, match="too large"):
-        append(log, "f2")
+    refused, taken = log.append([some_feedback("p", feedback_id=id_) for id_ in ("f2", "f0")])
+    assert (str(refused), taken) == ("feedback: is too large", Appended(duplicate=False))
     inner.away = True
     append(log, "f1", "f2", "f3")
     inner.away = False
     assert log.drained(WAIT_S)
-    assert ids(inner) == ["f1", "f3"]
+    assert ids(inner) == ["f0", "f1", "f3"]
     (letter,) = (event for event in events(inner) if isinstance(event, DeadLetter))
     assert (letter.source_topic, letter.reason) == (Topic.FEEDBACK, "feedback: is too large")
 

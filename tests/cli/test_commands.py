@@ -211,11 +211,11 @@ def test_options_before_a_subcommand_are_not_lost_in_silence(shell: Shell) -> No
 def test_changes_carry_reason_and_admin_token(
     shell: Shell, server: Recorder, monkeypatch: pytest.MonkeyPatch, arguments: list[str], request_name: str
 ) -> None:
-    monkeypatch.setenv("PLAUDIT_SERVING__ADMIN_TOKEN", "sesame")
+    monkeypatch.setenv("PLAUDIT_SERVING__ADMIN_TOKEN", "sesame-sesame-sesame")
     done = shell(*arguments, "--reason", "it is better", "--json")
     (request,) = server.received
     assert (request.DESCRIPTOR.name, request.reason) == (request_name, "it is better")
-    assert server.metadata["authorization"] == "Bearer sesame"
+    assert server.metadata["authorization"] == "Bearer sesame-sesame-sesame"
     assert json.loads(done.out)["generation"] == 7
 
 

@@ -116,9 +116,12 @@ def test_one_can_be_named(shell: Shell, data_dir: Path) -> None:
             a_decision("p1", features=Features("aa", np.full(2, np.nan, np.float32), np.zeros(2, np.float32))),
             "features",
         ),
-        (a_decision("p1", user_id="a\0b"), "user_id: 'a\\x00b' has a character of code zero"),
+        (
+            a_decision("p1", user_id="a\0b"),
+            "not a readable record of plaudit.decisions: user_id: 'a\\x00b' has the control character U+0000",
+        ),
         (a_decision("p1", user_group="a b"), "user_group: 'a b' is not a group label"),
-        (some_feedback("p1", feedback_id="f\0"), "feedback_id"),
+        (some_feedback("p1", feedback_id="f\0"), "not a readable record of plaudit.feedback: feedback_id: "),
     ],
 )
 def test_what_can_be_read_and_not_used_is_left(

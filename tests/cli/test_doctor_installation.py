@@ -35,6 +35,7 @@ from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import Settings
 from plaudit.learner.status import StatusFile
 from support import builders
+from support.shell import run_plaudit
 
 FREE: Mapping[str, Mapping[str, Any]] = {"serving": {"port": 0, "metrics_port": 0}, "learner": {"metrics_port": 0}}
 
@@ -224,7 +225,7 @@ def rollout_is_no_rollout(broken: Broken) -> None:
 
 def log_is_no_database(broken: Broken) -> Callable[[], None]:
     _write(broken.data / "log.sqlite", b"not a database at all" * 100)
-    return lambda: [path.unlink() for path in broken.data.glob("*.sqlite*")] and None
+    return lambda: _remove(broken.data, "*.sqlite*")
 
 
 def log_is_cut(broken: Broken) -> None:
@@ -245,7 +246,7 @@ def log_is_held(broken: Broken) -> Callable[[], None]:
     broken.monkeypatch.setattr("plaudit.cli.doctor.databases._BUSY_S", 0.0)
     other = broken.held.enter_context(closing(sqlite3.connect(broken.data / "log.sqlite", isolation_level=None)))
     other.execute("BEGIN EXCLUSIVE")
-    return lambda: other.execute("ROLLBACK") and None
+    return other.close
 
 
 def log_is_from_the_future(broken: Broken) -> None:
@@ -260,7 +261,7 @@ def clock_is_of_1970(broken: Broken) -> None:
 
 def store_is_no_database(broken: Broken) -> Callable[[], None]:
     _write(broken.data / "experiences.sqlite", b"x" * 5000)
-    return lambda: [path.unlink() for path in broken.data.glob("experiences.sqlite*")] and None
+    return lambda: _remove(broken.data, "experiences.sqlite*")
 
 
 def store_is_a_folder(broken: Broken) -> None:
@@ -272,7 +273,7 @@ def store_is_a_folder(broken: Broken) -> None:
 def store_is_of_another_release(broken: Broken) -> Callable[[], None]:
     with closing(sqlite3.connect(broken.data / "experiences.sqlite")) as connection, connection:
         connection.execute("UPDATE intake_stats SET schema = 99")
-    return lambda: [path.unlink() for path in broken.data.glob("experiences.sqlite*")] and None
+    return lambda: _remove(broken.data, "experiences.sqlite*")
 
 
 def log_is_shorter_than_what_was_read(broken: Broken) -> Callable[[], None]:
@@ -281,7 +282,7 @@ def log_is_shorter_than_what_was_read(broken: Broken) -> Callable[[], None]:
         path.unlink()
     with closing(SqliteLog(broken.data / "log.sqlite")) as log:
         log.append([builders.a_decision("p9")])
-    return lambda: [path.unlink() for path in broken.data.glob("experiences.sqlite*")] and None
+    return lambda: _remove(broken.data, "experiences.sqlite*")
 
 
 def store_was_made_from_kafka(broken: Broken) -> None:
@@ -361,6 +362,11 @@ def kafka_record_is_too_small(broken: Broken) -> None:
     broken.flags["kafka"] = {"max_record_bytes": 1_000_000}
 
 
+def a_thousand_actions_in_little_memory(broken: Broken) -> None:
+    """Here five actions, and a machine to match."""
+    broken.monkeypatch.setattr("plaudit.cli.doctor.capacity.os.sysconf", lambda _: 100)
+
+
 def no_model(broken: Broken) -> None:
     broken.flags["model"] = {}
     shutil.rmtree(broken.data / "registry")
@@ -409,6 +415,7 @@ CASES: list[tuple[Break, str, str, str]] = [
     (rehearsal_lacks_a_column, "finetune.rehearsal", "no column 'action'", "set finetune.rehearsal"),
     (too_few_open_files, "open files", "serving.max_calls = 128 needs 192", "ulimit -n 192"),
     (kafka_record_is_too_small, "event log", "kafka.max_record_bytes: 1000000 is too little", "[kafka]"),
+    (a_thousand_actions_in_little_memory, "memory", "the learner of tiny needs about", "dynamic actions"),
     (no_model, "model", "model", "[model] table"),
 ]
 
@@ -436,7 +443,6 @@ def test_a_check_that_fails_is_a_finding_and_the_others_go_on(
 ) -> None:
     def fails(_: Settings) -> Iterator[Finding]:
         raise RuntimeError("never seen before")
-        yield
 
     for table in ("_IN_DATA_DIR", "_ELSEWHERE"):
         known = getattr(checks, table)
@@ -470,21 +476,20 @@ def test_notes_are_no_errors(broken: Broken, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_service_names_a_key_that_is_no_key(broken: Broken) -> None:
     """Not the doctor alone, and not by a traceback."""
     key_is_short(broken)
-    with closing(SqliteLog(broken.data / "log.sqlite")) as log:
-        with pytest.raises(ConfigError, match=r"signing key: .*signing.key has 7 bytes"):
-            inference_server(_settings(broken.data), log)
+    log = broken.held.enter_context(closing(SqliteLog(broken.data / "log.sqlite")))
+    with pytest.raises(ConfigError, match=r"signing key: .*signing.key has 7 bytes"):
+        inference_server(_settings(broken.data), log)
 
 
 def test_the_command_ends_with_1_and_names_all_that_is_wrong(
     broken: Broken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from support.shell import run_plaudit
-
     key_is_short(broken)
     log_is_from_the_future(broken)
     config = tmp_path / "plaudit.toml"
     config.write_text(
-        f"data_dir = {json.dumps(str(broken.data))}\n[serving]\nport = 0\nmetrics_port = 0\n[learner]\nmetrics_port = 0\n"
+        f"data_dir = {json.dumps(str(broken.data))}\n"
+        "[serving]\nport = 0\nmetrics_port = 0\n[learner]\nmetrics_port = 0\n"
     )
     done = run_plaudit(monkeypatch, capsys, "doctor", "--config", str(config))
     assert (done.code, done.err) == (1, "plaudit: to be fixed: signing key, clock\n")
@@ -493,6 +498,11 @@ def test_the_command_ends_with_1_and_names_all_that_is_wrong(
     done = run_plaudit(monkeypatch, capsys, "doctor", "--config", str(config))
     assert (done.code, "Traceback" in done.err) == (2, False)
     assert str(config) in done.err
+
+
+def _remove(folder: Path, pattern: str) -> None:
+    for path in folder.glob(pattern):
+        path.unlink()
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import socket
 import threading
 import urllib.request
+from contextlib import closing
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
-from plaudit.cli.processes.exposition import LabelledRegistry, MetricsPages, merge, serve_metrics
+from plaudit.cli.processes.exposition import LabelledRegistry, MetricsPages, merge
+from plaudit.core.metrics_server import MetricsServer
 
 
 def filled(registry: CollectorRegistry, n: int) -> CollectorRegistry:
@@ -59,8 +61,9 @@ def test_a_process_that_has_gone_or_does_not_answer_is_left_out() -> None:
     pages.add("0", f"127.0.0.1:{server.server_port}")
     pages.add("1", "127.0.0.1:1")
     try:
-        with serve_metrics(pages, "127.0.0.1", 0) as port:
-            found = samples(urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read().decode())
+        with closing(MetricsServer("127.0.0.1", 0, pages.page)) as shown:
+            page = urllib.request.urlopen(f"http://127.0.0.1:{shown.port}/metrics", timeout=30).read()
+            found = samples(page.decode())
     finally:
         server.shutdown()
         server.server_close()

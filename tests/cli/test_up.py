@@ -90,6 +90,7 @@ def test_started_a_second_time_it_names_the_port_and_takes_nothing_from_the_firs
     assert waiting.stop(signal.SIGTERM) == 0
 
 
+@pytest.mark.slow
 def test_several_processes_start_again_at_once_on_the_port_that_clients_used(tmp_path: Path, start: Start) -> None:
     """A connection that the server closed stays for a minute (TIME_WAIT); https://github.com/sgl-project/sglang/pull/253,
     https://github.com/neondatabase/neon/issues/801.
@@ -184,6 +185,7 @@ def test_a_learner_waits_for_a_store_that_cannot_be_opened_yet(tmp_path: Path, s
     assert learner.stop(signal.SIGTERM) == 0
 
 
+@pytest.mark.slow
 def test_a_learner_that_is_stopped_while_it_waits_ends_at_once(tmp_path: Path, start: Start) -> None:
     config = deployed(tmp_path)
     (tmp_path / "data/experiences.sqlite").mkdir()
@@ -193,6 +195,7 @@ def test_a_learner_that_is_stopped_while_it_waits_ends_at_once(tmp_path: Path, s
     assert "Timeout" not in learner.logged()
 
 
+@pytest.mark.slow
 def test_children_of_up_end_with_it_when_it_is_killed(tmp_path: Path, start: Start) -> None:
     service = start("up", "--config", str(deployed(tmp_path)), "--json")
     service.ready("serve", "learn")

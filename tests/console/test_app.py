@@ -19,6 +19,7 @@ import pytest
 from plaudit.adapters.registry.directory import DirectoryCatalog
 from plaudit.client import AsyncClient
 from plaudit.console.app import application, finite
+from plaudit.console.hosts import known_hosts
 from plaudit.console.labelled_answers import LabelledAnswers
 from plaudit.console.ports import LearnerView, LearnerViews, Sources
 from plaudit.console.server import open_port, serve
@@ -88,7 +89,7 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
             async with AsyncClient(recorder.target) as client:
                 learners = LearnerViews(lambda model: LearnerView(lambda: None, LabelledAnswers(lambda: None)))
                 sources = Sources(catalog, learners, {"tiny": Samples()})
-                app = application(client, sources, hosts=["127.0.0.1"], max_body_bytes=10_000)
+                app = application(client, sources, is_known_host=known_hosts("127.0.0.1", []), max_body_bytes=10_000)
                 await serve(app, listening, stopping)
 
         thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
@@ -161,7 +162,12 @@ def test_predict_sends_every_kind_of_content_and_keeps_the_order_of_scores(brows
         ({"a": {"image": "%"}}, 'content["a"]: not base64'),
         ({"a": {"tensor": [[1], [2, 3]], "dtype": "float32"}}, 'content["a"]: not a tensor'),
         ({"a": {"tensor": ["x"], "dtype": "float32"}}, 'content["a"]: not a tensor'),
-        ({"a": {"tensor": [1], "dtype": "colour"}}, 'content["a"]: not a tensor'),
+        ({"a": {"tensor": [1], "dtype": "colour"}}, "content[\"a\"].dtype: 'colour' is none of float16"),
+        ({"a": {"tensor": [1], "dtype": "V706000000"}}, "content[\"a\"].dtype: 'V706000000' is none of"),
+        ({"a": {"tensor": [1], "dtype": "f4,("}}, "content[\"a\"].dtype: 'f4,(' is none of"),
+        ({"a": {"tensor": [10**400], "dtype": "int64"}}, 'content["a"]: not a tensor'),
+        ({"a\ud800": {"text": "x"}}, "is not UTF-8"),
+        ({"a": {"text": "caf\udce9"}}, 'content["a"]: is not UTF-8: it has the lone surrogate U+DCE9 at place 3'),
         ({"a": {"smell": "x"}}, 'content["a"]: needs one of'),
         ({"a": "x"}, 'content["a"]: needs one of'),
     ],
@@ -256,3 +262,49 @@ def test_a_taken_port_is_named() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"console.port: {port} cannot be opened on 127.0.0.1"):
             open_port("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 9_000,
+        b'{"content": ' + b"[" * 4_000 + b"]" * 4_000 + b"}",
+        b'{"user_id": ' + b"[" * 900 + b"]" * 900 + b"}",
+    ],
+    ids=["open", "content", "user_id"],
+)
+def test_json_of_any_depth_is_refused_and_no_failure(browser: Browser, body: bytes) -> None:
+    answer = browser.ask("POST", "/api/models/tiny/predict", body, Content_Type="application/json")
+    assert answer.status == 400
+    assert len(answer.json["error"]) < 300
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1.evil.example"])
+def test_a_page_of_another_site_may_not_use_the_console(browser: Browser, origin: str) -> None:
+    assert browser.get("/", Origin=origin).status == 403
+
+
+def test_the_page_itself_may(browser: Browser) -> None:
+    assert browser.get("/", Origin=f"http://127.0.0.1:{browser.port}").status == 200
+
+
+@pytest.mark.parametrize(
+    ("listening", "names", "known", "unknown"),
+    [
+        ("127.0.0.1", [], ["127.0.0.1", "::1", "localhost"], ["evil.example", "", "192.0.2.1"]),
+        ("[2001:db8::1]", [], ["2001:db8::1"], ["2001:db8::2"]),
+        ("0.0.0.0", [], ["192.0.2.1", "2001:db8::1", "localhost"], ["evil.example", "127.0.0.1.evil.example"]),
+        ("::", ["plaudit.example"], ["plaudit.example", "192.0.2.1"], ["evil.example"]),
+        ("0.0.0.0", ["*"], ["evil.example"], []),
+    ],
+)
+def test_names_that_the_page_answers_to(listening: str, names: list[str], known: list[str], unknown: list[str]) -> None:
+    """Listening everywhere is no reason to answer to any name: a site's own name may have been resolved to us."""
+    is_known = known_hosts(listening, names)
+    assert [is_known(host) for host in known] == [True] * len(known)
+    assert [is_known(host) for host in unknown] == [False] * len(unknown)
+
+
+def test_an_ipv6_literal_is_a_host(browser: Browser) -> None:
+    assert browser.get("/", Host="[::1]:8004").status == 200
+    assert browser.get("/", Host="[2001:db8::1]:8004").status == 400

@@ -22,6 +22,7 @@ from plaudit.core.errors import ConfigError, StoreDamaged, StoreMoved, StoreUnav
 from plaudit.core.events import Decision, DynamicAction, EncodedContent, Features, Feedback, TensorContent
 from plaudit.core.experience import Experience, FeedbackState, Label, header_of
 from plaudit.core.ports.store import (
+    DeadFeedback,
     ExperienceStore,
     ExperimentSummary,
     FeedbackStatus,
@@ -147,6 +148,7 @@ def test_everything_saved_is_there_after_reopening(
         waiting=2,
         discarded=1,
         outcomes={"decision": 1, "feedback": 3},
+        log_gap_to_s=decision.time_s,
     )
     assert other.get_state("a") == b"1"
     assert other.histories(["p1", "p2"]) == {
@@ -190,7 +192,64 @@ def test_what_is_taken_in_adds_up(store: ExperienceStore) -> None:
         last_feedback_id="early",
         last_feedback_time_s=NOW_S + 9,
         outcomes={"feedback": 2, "unreadable": 2},
+        log_gap_to_s=NOW_S,
     )
+
+
+def test_the_log_time_goes_on_with_what_is_taken_in_and_with_no_jump(store: ExperienceStore) -> None:
+    def take_in(*times_s: float, clock_s: float) -> IntakeStats:
+        decisions = [a_decision(f"p{time_s}", time_s=time_s) for time_s in times_s]
+        said = some_feedback("p", feedback_id=f"f{times_s[-1]}", time_s=times_s[-1])
+        store.save_batch(IngestBatch(decisions=decisions, new_feedback=[said], clock_s=clock_s))
+        return store.intake_stats()
+
+    day_s = 86_400.0
+    take_in(NOW_S, clock_s=NOW_S)
+    assert take_in(NOW_S + day_s, clock_s=NOW_S + day_s).log_time_s == NOW_S + day_s
+    ahead_s = NOW_S + 100 * day_s
+    assert take_in(ahead_s, ahead_s + 8, clock_s=ahead_s + 8).log_time_s == NOW_S + day_s
+    back = take_in(NOW_S + day_s + 10, clock_s=NOW_S + day_s + 10)
+    assert (back.log_time_s, back.log_gap_to_s) == (NOW_S + day_s + 10, 0.0)
+    future = take_in(4e9, clock_s=NOW_S + day_s + 20)
+    assert (future.log_time_s, future.last_feedback_time_s) == (NOW_S + day_s + 10, ahead_s + 8)
+
+
+def test_feedback_whose_record_is_a_dead_letter_says_so_until_it_is_read(store: ExperienceStore) -> None:
+    dead = DeadFeedback("f1", NOW_S, "rating: 7.0 is not in [0, 1]")
+    store.save_batch(IngestBatch(dead_feedback=[dead]))
+    status = store.feedback_status("f1")
+    assert status == FeedbackStatus(
+        FeedbackState.DISCARDED, NOW_S, "its record is a dead letter: rating: 7.0 is not in [0, 1]", 1
+    )
+    stored = StoredFeedback(some_feedback("p", feedback_id="f1"), FeedbackState.WAITING)
+    store.save_batch(IngestBatch(feedback=[stored], new_feedback=[stored.feedback], waiting=1))
+    again = store.feedback_status("f1")
+    assert again is not None
+    assert again.state == FeedbackState.WAITING
+
+
+@pytest.mark.parametrize(
+    "decision",
+    [
+        a_decision("nul", user_id="a\0b"),
+        a_decision("a surrogate", user_id="\ud800"),
+        a_decision("too large a number", version=2**70),
+        a_decision("no number", propensity=float("nan")),
+        a_decision("too long for an index " + "".join(chr(0x4E00 + n * 7 % 20_000) for n in range(9_000))),
+    ],
+    ids=lambda decision: decision.prediction_id[:20],
+)
+def test_a_value_that_the_database_does_not_keep_is_no_outage_and_no_conflict(
+    store: ExperienceStore, decision: Decision
+) -> None:
+    """https://github.com/confluentinc/kafka-connect-jdbc/issues/1216: taken for an outage it is tried for ever."""
+    try:
+        store.save_batch(IngestBatch(positions={"0": "1"}, decisions=[decision]))
+    except (StoreMoved, StoreUnavailable):
+        raise
+    except Exception:
+        assert store.positions() == {}
+        assert store.histories(["other"])["other"].decision is None
 
 
 def test_content_comes_back_as_it_was_sent(store: ExperienceStore) -> None:
@@ -648,6 +707,24 @@ def test_tables_of_another_version_are_refused(url: str, open_store: Callable[[]
     engine.dispose()
     with pytest.raises(WrongStore, match=r"version 99, this Plaudit has 5; move it away"):
         open_store()
+
+
+def test_tables_of_schema_4_are_brought_up_to_date(url: str, open_store: Callable[[], ExperienceStore]) -> None:
+    before = open_store()
+    before.save_batch(IngestBatch(decisions=[a_decision("p1")], outcomes={"decision": 1}))
+    before.close()
+    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE intake_stats DROP COLUMN log_time_s"))
+        connection.execute(text("ALTER TABLE intake_stats DROP COLUMN log_gap_to_s"))
+        connection.execute(text("DROP TABLE dead_feedback"))
+        connection.execute(text("UPDATE intake_stats SET schema = 4"))
+    engine.dispose()
+    for _ in range(2):
+        store = open_store()
+        assert replace(store.intake_stats(), store_id="") == IntakeStats(batches=1, outcomes={"decision": 1})
+        assert store.histories(["p1"])["p1"].decision is not None
+        assert store.feedback_status("f1") is None
 
 
 def test_tables_of_the_release_before_are_refused(url: str, open_store: Callable[[], ExperienceStore]) -> None:

@@ -50,3 +50,20 @@ def test_a_reserved_port_is_free_for_those_that_share_it_and_for_nobody_else() -
             sharing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sharing.bind(("127.0.0.1", port))
         assert ports.problem("127.0.0.1", port) == "Address already in use"
+
+
+def test_a_connection_that_a_former_server_closed_is_no_obstacle() -> None:
+    """It waits for a minute (TIME_WAIT), and servers are started again at once meanwhile: `serve --processes 2`.
+
+    https://github.com/sgl-project/sglang/pull/253, https://github.com/neondatabase/neon/issues/801
+    """
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as former:
+        port = former.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            former.accept()[0].close()
+            assert client.recv(1) == b""
+    with pytest.raises(OSError, match="in use"), socket.socket() as strict:
+        strict.bind(("127.0.0.1", port))
+    assert ports.problem("127.0.0.1", port) == ""
+    with ports.reserved("serving.port", "127.0.0.1", port) as reserved:
+        assert reserved == port

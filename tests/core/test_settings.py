@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,11 +35,11 @@ def test_flags_win_over_the_environment_and_that_over_the_file(config: Path, mon
 
 def test_the_environment_reaches_top_level_settings_and_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLAUDIT_DATA_DIR", "/somewhere")
-    monkeypatch.setenv("PLAUDIT_SERVING__ADMIN_TOKEN", "sesame")
+    monkeypatch.setenv("PLAUDIT_SERVING__ADMIN_TOKEN", "sesame-sesame-sesame")
     settings = load_settings(None)
     assert settings.data_dir == Path("/somewhere")
-    assert settings.serving.admin_token == "sesame"
-    assert "sesame" not in repr(settings)
+    assert settings.serving.admin_token == "sesame-sesame-sesame"
+    assert "sesame-sesame-sesame" not in repr(settings)
 
 
 @pytest.mark.parametrize(
@@ -134,9 +135,9 @@ def test_decisions_stay_as_long_as_feedback_about_them_is_taken() -> None:
 
 
 def test_the_password_for_kafka_is_not_shown() -> None:
-    settings = load_settings(None, {"kafka": {"sasl_password": "sesame"}})
-    assert settings.kafka.sasl_password == "sesame"
-    assert "sesame" not in repr(settings)
+    settings = load_settings(None, {"kafka": {"sasl_password": "sesame-sesame-sesame"}})
+    assert settings.kafka.sasl_password == "sesame-sesame-sesame"
+    assert "sesame-sesame-sesame" not in repr(settings)
 
 
 def test_the_password_of_the_store_is_not_shown() -> None:
@@ -183,3 +184,49 @@ def test_a_model_with_rules_of_its_own_has_the_common_ones_for_the_rest_from_fla
 def test_sections_come_out_as_they_are_declared() -> None:
     """Plain objects, equal to those that are built without validation."""
     assert load_settings(None) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [
+        ("", "has 0 bytes, and at least 16 are needed"),
+        ("short", "has 5 bytes"),
+        ("pass phrase of words", "no call can carry"),
+    ],
+)
+def test_an_admin_token_that_could_be_guessed_is_refused_with_a_way_out(
+    monkeypatch: pytest.MonkeyPatch, token: str, said: str
+) -> None:
+    """An empty one was accepted from `Bearer `."""
+    monkeypatch.setenv("PLAUDIT_SERVING__ADMIN_TOKEN", token)
+    with pytest.raises(ConfigError, match=f"serving.admin_token: .*{said}.*secrets.token_urlsafe") as refused:
+        load_settings(None)
+    assert not token or token not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"serving": {"admin_token": ["hush-hush-hush"]}},
+        {"kafka": {"sasl_password": {"secret": "hush-hush-hush"}}},
+        {"store": {"url": 5, "retention_s": "hush-hush-hush"}},
+        {"serving": '{"admin_token": "hush-hush-hush'},
+    ],
+)
+def test_a_secret_of_the_wrong_type_is_not_repeated(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_settings(None, given)
+    if "retention_s" not in str(refused.value):
+        assert "hush" not in str(refused.value)
+
+
+def test_what_an_error_repeats_of_a_wrong_setting_is_bounded() -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_settings(None, {"serving": {"port": "x" * 10_000}})
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize("umask", ["", "8", "rwx", "0777777"])
+def test_a_umask_is_octal(umask: str) -> None:
+    with pytest.raises(ConfigError, match="umask: .* is not three octal digits, such as 077"):
+        load_settings(None, {"umask": umask})

@@ -46,6 +46,7 @@ from plaudit.core.wire import (
     contents_from_wire,
     decode_event,
     encode_event,
+    feedback_named_in,
     signal_from_wire,
     tensor_to_wire,
 )
@@ -334,7 +335,7 @@ def test_a_shape_that_no_array_has_is_refused_before_its_lengths_are_multiplied(
 
 @pytest.mark.parametrize(("shape", "problem"), UNBOUNDED_SHAPES)
 def test_a_record_with_such_a_shape_is_unreadable(shape: list[int], problem: str) -> None:
-    message = events_pb2.DecisionEvent(prediction_id="p", propensity=0.5)
+    message = events_pb2.DecisionEvent(prediction_id="p", propensity=0.5, time_us=10**15)
     message.content["x"].tensor.CopyFrom(
         content_pb2.Tensor(data_type=content_pb2.DATA_TYPE_FP32, shape=shape, data=b"1234")
     )
@@ -371,18 +372,40 @@ def test_the_name_of_a_modality_is_repeated_in_part() -> None:
 )
 def test_a_decision_with_an_id_that_is_none_is_unreadable(field: str, value: str, problem: str) -> None:
     """A NUL is in no text of PostgreSQL: https://github.com/apache/devlake/issues/3564."""
+    changed: dict[str, Any] = {field: value}
     with pytest.raises(UnreadableEvent, match=f"{field}: .*{problem}"):
-        decode_event(Topic.DECISIONS, encode_event(replace(a_decision("p1"), **{field: value})))
+        decode_event(Topic.DECISIONS, encode_event(replace(a_decision("p1"), **changed)))
 
 
 @pytest.mark.parametrize("field", ["user_id", "feedback_id"])
 @pytest.mark.parametrize("value", ["x" * 129, "a\0b"])
 def test_feedback_with_an_id_that_is_none_is_unreadable(field: str, value: str) -> None:
-    feedback = Feedback("f1", "p1", 1e9, "ada", Thumb(up=True))
+    feedback, changed = Feedback("f1", "p1", 1e9, "ada", Thumb(up=True)), dict[str, Any]({field: value})
     with pytest.raises(UnreadableEvent, match=f"{field}: "):
-        decode_event(Topic.FEEDBACK, encode_event(replace(feedback, **{field: value})))
+        decode_event(Topic.FEEDBACK, encode_event(replace(feedback, **changed)))
 
 
 def test_other_dtypes_have_no_wire_form() -> None:
     with pytest.raises(ValueError, match="complex128"):
         tensor_to_wire(np.zeros(2, complex))
+
+
+@pytest.mark.parametrize("time_us", [2**62, -1, 0, 10**12, 5 * 10**15, -(2**63)])
+@pytest.mark.parametrize("topic", [Topic.DECISIONS, Topic.FEEDBACK])
+def test_a_record_of_a_time_that_no_calendar_has_is_unreadable(topic: Topic, time_us: int) -> None:
+    """https://github.com/confluentinc/ksql/issues/6563 is of the kind."""
+    message: Any = (
+        events_pb2.DecisionEvent(prediction_id="p", propensity=0.5)
+        if topic == Topic.DECISIONS
+        else events_pb2.FeedbackEvent(feedback_id="f", prediction_id="p", rating=0.5)
+    )
+    message.time_us = time_us
+    with pytest.raises(UnreadableEvent, match=f"time_us: {time_us} µs is not between"):
+        decode_event(topic, message.SerializeToString())
+
+
+def test_what_can_be_read_of_damaged_feedback_names_it() -> None:
+    message = events_pb2.FeedbackEvent(feedback_id="f", prediction_id="p", rating=7.0, time_us=10**15)
+    assert feedback_named_in(message.SerializeToString()) == ("f", 1e9)
+    assert feedback_named_in(b"\xff\xff") is None
+    assert feedback_named_in(events_pb2.FeedbackEvent(feedback_id="a\0b").SerializeToString()) is None

@@ -394,6 +394,10 @@ def refused() -> Iterator[Case]:
         ),
     ):
         yield Case(name, data, refused=what, report=report)
+    both = np.array([[np.inf, -np.inf]] * 100, np.float32)
+    yield Case("WAV of infinite samples", encoded(both, 8_000, "WAV", "FLOAT"), refused="NaN or infinite")
+    huge = wav(pcm_format(block=0xFFFF, bits=0), chunk(b"data", bytes(100)))
+    yield Case("WAV of blocks of 65,535 bytes", huge, refused="no samples|not a sound we can")
     pcm = bytes(32_000)
     yield Case(
         "WAV cut short",

@@ -23,8 +23,8 @@ from plaudit.core.ports.store import IngestBatch
 from plaudit.core.wire import decode_event, encode_event
 from plaudit.learner.loop import Learner
 from plaudit.learner.status import STATUS, read_status
-from plaudit.v1 import events_pb2
-from plaudit_models.bundle import CorruptBundle
+from plaudit.v1 import content_pb2, events_pb2
+from plaudit_models.bundle import HEAD, MANIFEST, TRUNK, CorruptBundle, verify
 from support.loop_recount import recount
 from support.loop_world import SPEC, World, assert_same_sums, reward_state
 from support.postgres_server import PostgresServer
@@ -205,6 +205,25 @@ def test_what_no_server_of_ours_would_log_goes_to_the_dead_letters_by_field(make
     check(world, learner)
 
 
+@pytest.mark.parametrize("shape", [[1] * 65, [0, 2**62, 2**62], [2**62] * 10_000], ids=["65 axes", "empty", "long"])
+def test_a_record_that_its_decoder_fails_on_does_not_end_the_learner(make_world: MakeWorld, shape: list[int]) -> None:
+    """numpy's ValueError ended it, and again after each restart."""
+    world = make_world()
+    learner = world.learner()
+    decision = world.decide()
+    poisonous = events_pb2.DecisionEvent.FromString(encode_event(world.decide()))
+    poisonous.content["sensor"].tensor.data_type = content_pb2.DATA_TYPE_FP32
+    poisonous.content["sensor"].tensor.shape[:] = shape
+    world.log._connection.execute(  # type: ignore[attr-defined]
+        "INSERT INTO events (topic, event_id, key, time_s, payload) VALUES ('plaudit.decisions', 'x', 'k', 0, ?)",
+        (poisonous.SerializeToString(),),
+    )
+    world.log.append([decision, world.say(decision, Thumb(up=True))])
+    world.settle(learner)
+    assert (learner.state.progress.experiences, learner.store.intake_stats().outcomes["unreadable"]) == (1, 1)
+    check(world, learner)
+
+
 def test_no_thumbs_at_all_change_nothing(make_world: MakeWorld) -> None:
     """However many answers get no feedback: no version is made, no job is due, nothing is learned."""
     world = make_world({"learner": {"batch": 8}, "finetune": {"enabled": True, "every": 10}})
@@ -276,3 +295,31 @@ def test_a_store_of_another_log_ends_the_learner_with_the_way_out(make_world: Ma
     world.store.save_batch(IngestBatch(positions={"0": "17,4"}))
     with pytest.raises(WrongLog, match=r"cursor '17,4' is not one of a SQLite log.*move the store away"):
         world.learner()
+
+
+@pytest.mark.parametrize("name", [TRUNK, HEAD, MANIFEST])
+def test_a_damaged_live_version_is_waited_for_and_not_sealed_again(make_world: MakeWorld, name: str) -> None:
+    """The learner went down with a traceback at every start; and a head refresh would have taken a damaged trunk for
+    one of its own. Mended, it goes on.
+    """
+    world = make_world()
+    learner = world.learner()
+    world.traffic(64, likes_fish)
+    file = world.registry.folder(1) / name
+    whole = file.read_bytes()
+    file.chmod(0o644)
+    file.write_bytes(whole[: len(whole) // 2])
+    failures = 0
+
+    def mend() -> None:
+        nonlocal failures
+        failures += 1
+        assert list(world.registry.versions()) in ([1], [])
+        if failures == 3:
+            file.write_bytes(whole)
+
+    learner.run(Stop(learner, 64, mend))  # type: ignore[arg-type]
+    assert failures == 3
+    assert learner.state.progress.experiences == 64
+    world.settle(learner)
+    verify(world.registry.folder(world.registry.versions()[-1]))

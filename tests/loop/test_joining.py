@@ -56,10 +56,46 @@ def test_a_clock_that_is_ahead_does_not_hold_others_up(make_world: MakeWorld) ->
     tomorrow, today = world.decide(time_s=world.now_s + DAY_S), world.decide()
     world.log.append([tomorrow, today])
     settle(world, learner)
-    world.now_s += 31.5 * DAY_S
+    world.elapse(31.5 * DAY_S)
     settle(world, learner)
     histories = world.store.histories([tomorrow.prediction_id, today.prediction_id])
     assert [history.decision is not None for history in histories.values()] == [True, False]
+
+
+def test_a_clock_that_jumps_deletes_nothing(make_world: MakeWorld) -> None:
+    """For seconds the machine's clock is 100 days ahead, for the service and for the learner; then it is right again.
+
+    https://github.com/redis/redis/issues/217 asks what becomes of expiry then.
+    """
+    world = make_world({"store": {"retention_s": 31 * DAY_S}})
+    learner = world.learner()
+    before = world.traffic(10, lambda decision: True)
+    world.elapse(2 * DAY_S)
+    settle(world, learner)
+    for ahead_s in (100 * DAY_S, 1_000 * DAY_S):
+        world.now_s += ahead_s
+        settle(world, learner)
+        before += world.traffic(10, lambda decision: True)
+        settle(world, learner)
+        world.now_s += 8.0
+        settle(world, learner)
+        world.now_s -= ahead_s + 8.0
+        before += world.traffic(2, lambda decision: True)
+        settle(world, learner)
+    histories = world.store.histories([decision.prediction_id for decision in before])
+    assert all(history.decision is not None for history in histories.values())
+    assert learner.state.progress.experiences == len(before)
+
+
+def test_nothing_is_deleted_while_the_log_is_silent_whatever_the_clock_says(make_world: MakeWorld) -> None:
+    world = make_world({"store": {"retention_s": 31 * DAY_S}})
+    learner = world.learner()
+    decisions = world.traffic(3, lambda decision: True)
+    world.elapse(2 * DAY_S)
+    settle(world, learner)
+    world.now_s += 1_000 * DAY_S
+    settle(world, learner)
+    assert judged(world).keys() == {decision.prediction_id for decision in decisions}
 
 
 def test_the_last_word_counts_whenever_it_comes(make_world: MakeWorld) -> None:
@@ -116,7 +152,7 @@ def test_orphans_are_kept_counted_and_listed_until_their_time_is_up(make_world: 
     settle(world, learner)
     assert learner.store.intake_stats().waiting == 1
     assert [feedback.feedback_id for feedback in world.store.orphans(10)] == [orphan.feedback_id]
-    world.now_s += 32 * DAY_S
+    world.elapse(32 * DAY_S)
     settle(world, learner)
     assert learner.store.intake_stats().waiting == 0
     assert world.store.orphans(10) == []
@@ -129,7 +165,7 @@ def test_what_was_learned_stays_when_its_decision_leaves(make_world: MakeWorld) 
     (old,) = world.traffic(1, lambda decision: True)
     settle(world, learner)
     learned = reward_state(learner)
-    world.now_s += 32 * DAY_S
+    world.elapse(32 * DAY_S)
     settle(world, learner)
     assert judged(world) == {}
     assert world.store.contents([old.prediction_id]) == {}

@@ -6,6 +6,7 @@ import pickle
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,21 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tokenizers import Tokenizer
 
 from plaudit_models.errors import InvalidContent
 from plaudit_models.limits import Limits
 from plaudit_models.media.images import decode_image
 from plaudit_models.media.sounds import decode_audio
-from plaudit_models.preprocess import assemble, check_tensor, decode, read_tokenizer, tokenize, train_tokenizer
+from plaudit_models.preprocess import (
+    assemble,
+    check_tensor,
+    decode,
+    read_tokenizer,
+    tokenize,
+    tokenize_all,
+    train_tokenizer,
+)
 from plaudit_models.spec import AudioModality, ImageModality, ModelSpec, TensorModality, TextModality
 
 GREY = ImageModality(height=2, width=3, channels=1)
@@ -466,3 +476,31 @@ def test_any_text_is_tokens_or_invalid(text: str | bytes) -> None:
         assert ids.shape == TEXT.shape
         assert ids[0] > 0
         assert ids.max() < TOKENIZER.get_vocab_size()
+
+
+class Counting:
+    """A tokenizer that remembers the size of the longest text it was given."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.longest_bytes = 0
+
+    def encode(self, text: str, **options: bool) -> Any:
+        self.longest_bytes = max(self.longest_bytes, len(text.encode()))
+        return self._tokenizer.encode(text, **options)
+
+    def encode_batch(self, texts: list[str], **options: bool) -> Any:
+        self.longest_bytes = max(self.longest_bytes, *(len(text.encode()) for text in texts))
+        return self._tokenizer.encode_batch(texts, **options)
+
+
+@pytest.mark.parametrize("text", ["\ufdfa" * 20_000, "word " * 12_000, "👩" * 15_000, " " * 5_000 + "word"])
+def test_a_text_is_cut_to_what_can_matter_before_the_tokenizer(text: str) -> None:
+    """U+FDFA becomes eighteen characters, and the tokenizer works on all of them."""
+    modality, real = TextModality(max_tokens=8), train_tokenizer(["what is in this word"])
+    counting: Any = Counting(real)
+    ids = tokenize(text, modality, counting, name="question")
+    assert counting.longest_bytes <= 8 * 32
+    assert ids.tolist() == tokenize(text.lstrip()[:500], modality, real, name="question").tolist()
+    tokenize_all([text, "word"], modality, counting)
+    assert counting.longest_bytes <= 8 * 32

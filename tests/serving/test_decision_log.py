@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from plaudit.adapters.log.sqlite import SqliteLog
-from plaudit.core.errors import LogUnavailable
-from plaudit.core.events import Event
-from plaudit.core.ports.log import Appended
+from plaudit.core.errors import InvalidInput, LogUnavailable
+from plaudit.core.events import Event, event_id_of
+from plaudit.core.ports.log import Appended, AppendOutcome
 from plaudit.serving.engine.decision_log import DecisionLog
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from support.builders import a_decision
@@ -102,7 +102,62 @@ def test_a_log_that_stays_away_does_not_hold_up_the_shutdown(metrics: ServingMet
     assert (counted("logged"), counted("dropped")) == (0, 600)
 
 
-def test_an_unexpected_error_costs_its_batch_and_not_the_thread(metrics: ServingMetrics, counted: Counted) -> None:
+class PickyLog(MovableLog):
+    """Does not take some events, and breaks down on others."""
+
+    def __init__(self, refused: set[str], breaking: set[str]) -> None:
+        super().__init__()
+        self._refused = refused
+        self._breaking = breaking
+
+    def append(self, events: Sequence[Event]) -> Sequence[AppendOutcome]:  # type: ignore[override]
+        ids = [event_id_of(event) for event in events]
+        if self._breaking & set(ids):
+            raise ValueError("a bug that an event finds")
+        self.appended += [event for event in events if event_id_of(event) not in self._refused]
+        return [InvalidInput(id_, "is too large") if id_ in self._refused else Appended(False) for id_ in ids]
+
+
+def test_an_event_that_the_log_does_not_take_costs_no_other(metrics: ServingMetrics, counted: Counted) -> None:
+    log = PickyLog({"d3", "d11"}, {"d7"})
+    queue = decision_log(log, metrics, queue_limit=100)
+    for number in range(48):
+        queue.record(a_decision(f"d{number}"))
+    queue.start()
+    queue.close(timeout_s=30)
+    assert [event_id_of(event) for event in log.appended] == [f"d{n}" for n in range(48) if n not in (3, 7, 11)]
+    assert (counted("logged"), counted("dropped")) == (45, 3)
+
+
+def test_what_waits_for_the_log_is_not_what_was_logged_already(metrics: ServingMetrics, counted: Counted) -> None:
+    """A log that goes away between the halves of a batch gets the rest again, and the first half once."""
+    log = PickyLog(set(), {"d0"})
+    appended, calls = log.append, list[int]()
+
+    def append(events: Sequence[Event]) -> Sequence[AppendOutcome]:
+        calls.append(len(events))
+        if len(calls) == 3:
+            raise LogUnavailable("away")
+        return appended(events)
+
+    queue = DecisionLog(append, metrics, queue_limit=100)
+    for number in range(4):
+        queue.record(a_decision(f"d{number}"))
+    queue.start()
+    queue.close(timeout_s=30)
+    assert sorted(event_id_of(event) for event in log.appended) == ["d1", "d2", "d3"]
+    assert (counted("logged"), counted("dropped")) == (3, 1)
+
+
+def test_a_decision_that_loses_its_content_is_counted(metrics: ServingMetrics, counted: Counted) -> None:
+    queue = DecisionLog(lambda events: [Appended(False, without_content=True)], metrics, queue_limit=9)
+    queue.start()
+    queue.record(a_decision())
+    queue.close(timeout_s=30)
+    assert (counted("logged"), counted("without_content")) == (1, 1)
+
+
+def test_an_unexpected_error_costs_its_event_and_not_the_thread(metrics: ServingMetrics, counted: Counted) -> None:
     queue = decision_log(BrokenLog(), metrics, queue_limit=1000)
     queue.start()
     queue.record(a_decision())

@@ -166,7 +166,7 @@ async def test_a_registry_that_vanishes_under_the_server(
 
 
 async def test_experiments_need_the_admin_token_where_there_is_one(serve: Serve) -> None:
-    running = await serve(admin_token="sesame")
+    running = await serve(admin_token="sesame-sesame-sesame")
     for call in (start(running, 3), stop(running)):
         code, _ = await refusal(call)
         assert code is grpc.StatusCode.UNAUTHENTICATED

@@ -14,10 +14,11 @@ import pytest
 
 from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.adapters.registry.directory import DirectoryRegistry
-from plaudit.core.errors import LogUnavailable, StoreUnavailable
+from plaudit.core.errors import InvalidInput, LogUnavailable, StoreUnavailable
 from plaudit.core.events import (
     Correction,
     Event,
+    Feedback,
     Implicit,
     ImplicitKind,
     Preference,
@@ -27,7 +28,7 @@ from plaudit.core.events import (
     Thumb,
 )
 from plaudit.core.experience import FeedbackState
-from plaudit.core.ports.log import Appended
+from plaudit.core.ports.log import AppendOutcome
 from plaudit.core.ports.store import FeedbackStatus
 from plaudit.core.prediction_id import PredictionIds, SignedPrediction
 from plaudit.v1 import feedback_pb2
@@ -190,7 +191,7 @@ class CountingLog:
         self._log = log
         self.appends = 0
 
-    def append(self, events: Sequence[Event]) -> Sequence[Appended]:
+    def append(self, events: Sequence[Event]) -> Sequence[AppendOutcome]:
         self.appends += 1
         return self._log.append(events)
 
@@ -201,7 +202,7 @@ class CountingLog:
 class AwayLog(CountingLog):
     """A log that cannot make anything durable."""
 
-    def append(self, events: Sequence[Event]) -> Sequence[Appended]:
+    def append(self, events: Sequence[Event]) -> Sequence[AppendOutcome]:
         raise LogUnavailable("the disk is full")
 
 
@@ -213,6 +214,35 @@ async def test_what_comes_at_once_shares_a_disk_flush(serve: Serve, log: SqliteL
     assert counting.appends < 100
     times = [found.time_s for found in feedback(log)]
     assert times == sorted(times)
+
+
+class PickyLog(CountingLog):
+    """A log that one piece of feedback is too large for, and that breaks down on another."""
+
+    def append(self, events: Sequence[Event]) -> Sequence[AppendOutcome]:
+        self.appends += 1
+        if any(isinstance(event, Feedback) and event.feedback_id == "f7" for event in events):
+            raise RuntimeError("a bug that an event finds")
+        large = InvalidInput("feedback 'f5'", "is too large")
+        return [
+            large if isinstance(event, Feedback) and event.feedback_id == "f5" else self._log.append([event])[0]
+            for event in events
+        ]
+
+
+async def test_each_piece_of_feedback_has_an_outcome_of_its_own(
+    serve: Serve, log: SqliteLog, ids: PredictionIds
+) -> None:
+    """A stranger's feedback id stood in the error of whoever shared a batch with it."""
+    running = await serve(log=PickyLog(log))
+    sent = [running.feedback.SendFeedback(a_thumb(signed(ids), f"f{i}")) for i in range(20)]
+    answers = await asyncio.gather(*sent, return_exceptions=True)
+    refused = {f"f{i}": answer for i, answer in enumerate(answers) if isinstance(answer, grpc.aio.AioRpcError)}
+    assert {id_: error.code() for id_, error in refused.items()} == {
+        "f5": grpc.StatusCode.INVALID_ARGUMENT,
+        "f7": grpc.StatusCode.INTERNAL,
+    }
+    assert {found.feedback_id for found in feedback(log)} == {f"f{i}" for i in range(20) if i not in (5, 7)}
 
 
 async def test_a_log_that_is_away_is_no_lie(serve: Serve, log: SqliteLog, ids: PredictionIds) -> None:

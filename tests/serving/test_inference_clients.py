@@ -123,7 +123,7 @@ async def test_triton_client(serve: Serve, log: SqliteLog) -> None:
 
 
 async def test_triton_asyncio_client(serve: Serve, log: SqliteLog) -> None:
-    running = await serve()
+    running = await serve(queue_limit=64)  # as many as it asks at once
     report = await script("triton_aio.py", running)
     assert report["errors"] == []
     for number, (request_id, probabilities) in enumerate(report["together"]):

@@ -441,7 +441,7 @@ async def test_what_the_repository_refuses(
 
 
 async def test_loading_and_unloading_need_the_admin_token_where_there_is_one(serve: Serve) -> None:
-    running = await serve(admin_token="sesame")
+    running = await serve(admin_token="sesame-sesame-sesame")
     for method, message in (
         ("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name="tiny")),
         ("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name="tiny")),
@@ -450,7 +450,7 @@ async def test_loading_and_unloading_need_the_admin_token_where_there_is_one(ser
         assert code == grpc.StatusCode.UNAUTHENTICATED
         code, _ = await refusal(call(running, method, message, metadata=[("authorization", "Bearer open")]))
         assert code == grpc.StatusCode.PERMISSION_DENIED
-        await call(running, method, message, metadata=[("authorization", "Bearer sesame")])
+        await call(running, method, message, metadata=[("authorization", "Bearer sesame-sesame-sesame")])
 
 
 async def test_calls_are_counted_like_all_others(serve: Serve) -> None:

@@ -137,7 +137,7 @@ async def test_numbers_that_are_no_versions(serve: Serve, version: int) -> None:
 
 
 async def test_changes_need_the_admin_token_where_there_is_one(serve: Serve) -> None:
-    running = await serve(admin_token="sesame")
+    running = await serve(admin_token="sesame-sesame-sesame")
     changes = [
         (running.models.Promote, model_pb2.PromoteRequest(version=2)),
         (running.models.Rollback, model_pb2.RollbackRequest()),
@@ -147,12 +147,12 @@ async def test_changes_need_the_admin_token_where_there_is_one(serve: Serve) -> 
         code, details = await refusal(call(request))
         assert code is grpc.StatusCode.UNAUTHENTICATED
         assert "authorization: Bearer TOKEN" in details
-        for wrong in ("Bearer open", "sesame", ""):
+        for wrong in ("Bearer open", "sesame-sesame-sesame", ""):
             code, details = await refusal(call(request, metadata=(("authorization", wrong),)))
             assert code is grpc.StatusCode.PERMISSION_DENIED
-            assert "sesame" not in details
+            assert "sesame-sesame-sesame" not in details
     for call, request in changes:
-        await call(request, metadata=(("authorization", "Bearer sesame"),))
+        await call(request, metadata=(("authorization", "Bearer sesame-sesame-sesame"),))
     await running.models.ListVersions(model_pb2.ListVersionsRequest())
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -182,6 +182,16 @@ class World:
             "signal": signal,
         }
         return Feedback(**(defaults | fields))
+
+    def elapse(self, seconds: float) -> None:
+        """Let time go by, in the log too: it has a decision for every hour of the last day of that time."""
+        self.now_s += seconds
+        last = self.decide(time_s=self.now_s)
+        hours = range(25, 0, -1)
+        earlier = [
+            replace(last, prediction_id=f"{last.prediction_id}-{h}", time_s=self.now_s - 3_600 * h) for h in hours
+        ]
+        self.log.append([*earlier, last])
 
     def thumb(self, up: bool) -> Thumb:
         return Thumb(up=up)

@@ -6,7 +6,9 @@ Every reader looks at it with every poll.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +17,7 @@ from typing import Final
 
 from plaudit.adapters.log.sqlite import PARTITION, SqliteLog, SqliteReader
 from plaudit.core.events import Event, Topic, key_of
-from plaudit.core.ports.log import Appended, Cursor, Positions, Record
+from plaudit.core.ports.log import AppendOutcome, Cursor, Positions, Record
 
 _ASSIGNMENT: Final = "assignment.json"
 
@@ -37,12 +39,24 @@ class PartitionedLog:
         fresh.write_text(json.dumps(assignment), encoding="ascii")
         fresh.replace(self._folder / _ASSIGNMENT)
 
-    def append(self, events: Sequence[Event]) -> Sequence[Appended]:
+    def append(self, events: Sequence[Event]) -> Sequence[AppendOutcome]:
         return [self._logs[self.partition_of(event)].append([event])[0] for event in events]
 
     def replay(self, events: Sequence[Event]) -> None:
         for event in events:
             self._logs[self.partition_of(event)].replay([event])
+
+    def writable(self) -> bool:
+        """Whether no process holds the lock of a partition's file."""
+        for number in self._logs:
+            probe = sqlite3.connect(self._folder / f"partition-{number}.sqlite", timeout=0.2, isolation_level=None)
+            with contextlib.closing(probe):
+                try:
+                    probe.execute("BEGIN IMMEDIATE")
+                except sqlite3.OperationalError:
+                    return False
+                probe.execute("ROLLBACK")
+        return True
 
     def partition_of(self, event: Event) -> str:
         return str(zlib.crc32(key_of(event).encode()) % len(self._logs))

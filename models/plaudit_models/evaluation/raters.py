@@ -165,7 +165,16 @@ class Raters:
             rater = known.pop(user, None) or Rater()
             allowance = max(1.0, cap * (self.seen + i + 1))
             admitted[i] = rater.trust_level != "quarantined" and rater.n + 1 <= allowance
-            known[user] = replace(rater, n=rater.n + int(admitted[i]), refused=rater.refused + int(not admitted[i]))
+            counts = int(admitted[i])
+            # Not dataclasses.replace, which would cost as much as everything else here.
+            known[user] = Rater(
+                n=rater.n + counts,
+                refused=rater.refused + 1 - counts,
+                agreement=rater.agreement,
+                decided=rater.decided,
+                log_wealth=rater.log_wealth,
+                trust_level=rater.trust_level,
+            )
         return admitted, Raters(self.seen + len(users), _remembered(known))
 
     def observe(
@@ -202,11 +211,13 @@ class Raters:
         caught: list[str] = []
         for user, s, v in zip(users, agreement.tolist(), decided.tolist(), strict=True):
             rater = raters.pop(user, None) or Rater()
-            rater = replace(
-                rater,
+            rater = Rater(
+                n=rater.n,
+                refused=rater.refused,
                 agreement=rater.agreement + s,
                 decided=rater.decided + v * v,
                 log_wealth=max(0.0, rater.log_wealth) + math.log1p(-BET * s),
+                trust_level=rater.trust_level,
             )
             alarmed = rater.log_wealth >= math.log(ALARM) and rater.trust_level == "heard" and user != ""
             if alarmed and in_quarantine < _room(len(raters) + 1):

@@ -11,6 +11,7 @@ from typing import Final
 from plaudit.client import ClientError
 from plaudit.core.errors import ConfigError, LogDamaged, LogUnavailable, PlauditError, StoreDamaged, Unavailable
 from plaudit.core.os_errors import explain, is_explained
+from plaudit.core.printable import printable
 from plaudit_models.bundle import CorruptBundle
 
 FAILED: Final = 1
@@ -69,6 +70,8 @@ def lasting_problems() -> Iterator[None]:
         raise
     except (PlauditError, CorruptBundle) as error:
         raise Unfit(str(error)) from error
+    except MemoryError as error:
+        raise Unfit(f"memory does not suffice ({error}); `plaudit doctor` says what the learner needs") from error
 
 
 @contextmanager
@@ -112,5 +115,5 @@ def drop_output() -> None:
 
 def _exit(problem: object, code: int) -> None:
     with suppress(OSError):
-        print(f"plaudit: {problem}", file=sys.stderr)
+        print(f"plaudit: {printable(str(problem))}", file=sys.stderr)
     sys.exit(code)

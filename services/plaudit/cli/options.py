@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -64,7 +65,9 @@ class CommonOptions:
         config = self.config
         if config is None and DEFAULT_CONFIG.is_file():
             config = DEFAULT_CONFIG
-        return load_settings(config, _without_none(dict(flags or {}) | {"data_dir": self.data_dir}))
+        settings = load_settings(config, _without_none(dict(flags or {}) | {"data_dir": self.data_dir}))
+        os.umask(int(settings.umask, 8))
+        return settings
 
     def arguments(self) -> list[str]:
         """The same options for a ``plaudit`` as child process, which reports in JSON."""

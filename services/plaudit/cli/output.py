@@ -9,14 +9,33 @@ from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleRenderable, RenderHook
+from rich.text import Text
 
 from plaudit.client import Acknowledgement, Prediction, Receipt, Rollout, Version, Versions
+from plaudit.core.printable import printable
 from plaudit_models import version_card
 
-out = Console(soft_wrap=True, highlight=False, markup=False)
+
+class _Harmless(RenderHook):
+    """Spells out what would act on a terminal: ids, reasons and errors reach a console as clients have sent them."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        for each in renderables:
+            if isinstance(each, Text) and not each.plain.isprintable():
+                each.plain = printable(each.plain)
+        return renderables
+
+
+def _console(*, stderr: bool = False) -> Console:
+    console = Console(stderr=stderr, soft_wrap=True, highlight=False, markup=False)
+    console.push_render_hook(_Harmless())
+    return console
+
+
+out = _console()
 """Results as text."""
-err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+err = _console(stderr=True)
 """Progress and remarks."""
 
 
@@ -236,7 +255,7 @@ def roles(version: int, rollout: Rollout) -> list[str]:
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[object]], indent: str = "") -> None:
     """Columns are aligned, never cut nor wrapped: other programs may read them. None is shown as a dash."""
-    lines = [header, *(["-" if cell is None else str(cell) for cell in row] for row in rows)]
+    lines = [header, *(["-" if cell is None else printable(str(cell), one_line=True) for cell in row] for row in rows)]
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     for row in lines:
         out.print(indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -245,7 +264,10 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[object]], indent
 def _time(time_s: float | None) -> str:
     if time_s is None:
         return "-"
-    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    try:
+        return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (ValueError, OverflowError, OSError, TypeError):  # no calendar has it, and nothing may end on that
+        return f"{time_s} s"
 
 
 def _ms(duration_s: float | None) -> str:

@@ -11,6 +11,7 @@ import typer
 from plaudit.cli import output
 from plaudit.cli.failures import needs_extra
 from plaudit.cli.options import ModelOptions, expand_options
+from plaudit.core.identifiers import check_id
 
 if TYPE_CHECKING:
     from plaudit_models.evaluation.raters import TrustLevel
@@ -69,6 +70,7 @@ def quarantine(user: User, *, options: ModelOptions) -> None:
 
 def _set_trust_level(user: str, trust_level: TrustLevel, options: ModelOptions) -> None:
     """Leave a command for the learner, which applies it before its next batch."""
+    check_id("user", user)
     settings = options.settings()
     with needs_extra("learn"):
         from plaudit.compose.store import experience_store

@@ -74,7 +74,7 @@ def up(console_port: ConsolePort = None, *, common: CommonOptions) -> None:
     ]
     # Before anything is started: where a port is taken, perhaps by another `plaudit up`, nothing else is touched.
     ports.require_free("serving.port", settings.serving.host, settings.serving.port)
-    ports.require_free("serving.metrics_port", settings.serving.host, settings.serving.metrics_port)
+    ports.require_free("serving.metrics_port", settings.serving.metrics_address, settings.serving.metrics_port)
     for port in learner_ports:
         ports.require_free("learner.metrics_port", settings.learner.host, port)
     if settings.console.port is not None:

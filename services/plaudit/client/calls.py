@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from plaudit.client import results
 from plaudit.client.content import to_content
 from plaudit.client.errors import invalid
+from plaudit.client.texts import sendable, spelled
 from plaudit.v1 import feedback_pb2, model_pb2, prediction_pb2
 
 if TYPE_CHECKING:
@@ -120,20 +121,26 @@ def predict(
         problem = "{} lists nothing to pick; leave it out (None) to pick from the model's actions"
         raise invalid("dynamic_actions", problem)
     texts = dynamic_actions or {}
-    for id_, text in texts.items():
+    for place, (id_, text) in enumerate(texts.items()):
         if not isinstance(id_, str) or not isinstance(text, str):
             raise invalid("dynamic_actions", f"{id_!r}: {text!r} is not an id and its text, two strings")
+        sendable(f"dynamic_actions[{place}].id", id_)
+        sendable(f"dynamic_actions[{place}].text", text)
+    for place, action in enumerate(allowed_actions or ()):
+        sendable(f"allowed_actions[{place}]", action)
     request = prediction_pb2.PredictRequest(
-        model=model,
-        content={name: to_content(name, part) for name, part in content.items()},
-        user_id=user_id,
+        model=sendable("model", model),
+        content={
+            sendable(f'content["{spelled(name)}"]', name): to_content(name, part) for name, part in content.items()
+        },
+        user_id=sendable("user_id", user_id),
         allowed_actions=allowed_actions or (),
         greedy=greedy,
         top_k=top_k,
         explain=explain,
-        request_id=request_id,
+        request_id=sendable("request_id", request_id),
         dynamic_actions=[prediction_pb2.DynamicAction(id=id_, text=text) for id_, text in texts.items()],
-        user_group=user_group,
+        user_group=sendable("user_group", user_group),
     )
     return Call(
         _PREDICTION + "Predict",
@@ -153,17 +160,17 @@ STREAM_FEEDBACK: Final = Call(
 
 
 def receipt(feedback_id: str) -> Call[results.Receipt]:
-    request = feedback_pb2.GetReceiptRequest(feedback_id=feedback_id)
+    request = feedback_pb2.GetReceiptRequest(feedback_id=sendable("feedback_id", feedback_id))
     return Call(_FEEDBACK + "GetReceipt", request, feedback_pb2.Receipt, results.receipt)
 
 
 def versions(model: str) -> Call[results.Versions]:
-    request = model_pb2.ListVersionsRequest(model=model)
+    request = model_pb2.ListVersionsRequest(model=sendable("model", model))
     return Call(_MODEL + "ListVersions", request, model_pb2.ListVersionsResponse, results.versions)
 
 
 def version(number: int, model: str) -> Call[results.Version]:
-    request = model_pb2.GetVersionRequest(model=model, version=number)
+    request = model_pb2.GetVersionRequest(model=sendable("model", model), version=number)
     return Call(
         _MODEL + "GetVersion",
         request,
@@ -173,7 +180,7 @@ def version(number: int, model: str) -> Call[results.Version]:
 
 
 def watch_versions(model: str) -> Call[results.Rollout]:
-    request = model_pb2.WatchVersionsRequest(model=model)
+    request = model_pb2.WatchVersionsRequest(model=sendable("model", model))
     return Call(_MODEL + "WatchVersions", request, model_pb2.WatchVersionsResponse, _rollout)
 
 
@@ -216,7 +223,9 @@ def _change(
     model: str = "",
 ) -> Call[results.Rollout]:
     """Call that changes the rollout, with the fields that the requests of all such calls have."""
-    request.reason, request.actor, request.model = reason, _actor(actor), model
+    request.reason = sendable("reason", reason)
+    request.actor = sendable("actor", _actor(actor))
+    request.model = sendable("model", model)
     request.expected_generation = expected_generation
     return Call(_MODEL + method, request, response, _rollout, admin=True)
 

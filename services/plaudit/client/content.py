@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from plaudit.client.errors import invalid
+from plaudit.client.texts import sendable, spelled
 from plaudit.v1 import content_pb2
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def audio(source: bytes | Path) -> content_pb2.Content:
 
 def text(value: str) -> content_pb2.Content:
     """Text."""
-    return content_pb2.Content(text=value)
+    return content_pb2.Content(text=sendable("text", value))
 
 
 def tensor(values: ArrayLike) -> content_pb2.Content:
@@ -131,12 +132,12 @@ def to_content(name: str, part: Part) -> content_pb2.Content:
     Raises:
         ClientError: the kind of the value is unknown, or its file cannot be read.
     """
-    field = f'content["{name}"]'
+    field = f'content["{spelled(name)}"]'
     match part:
         case content_pb2.Content():
             return part
         case str():
-            return text(part)
+            return content_pb2.Content(text=sendable(field, part))
         case bytes() | Path():
             data = _bytes(part, field)
             kind = sniff(data)

@@ -11,6 +11,7 @@ from typing import Final, Literal, TypedDict, Unpack
 
 from plaudit.client.errors import invalid
 from plaudit.client.results import Prediction
+from plaudit.client.texts import sendable
 from plaudit.v1 import feedback_pb2
 
 Feedback = feedback_pb2.SendFeedbackRequest
@@ -54,12 +55,14 @@ def rate(subject: Subject, rating: float, **options: Unpack[FeedbackOptions]) ->
 
 def correct(subject: Subject, action: str, **options: Unpack[FeedbackOptions]) -> Feedback:
     """Correction: ``action`` would have been right."""
-    return _about(subject, Feedback(correction=action), **options)
+    return _about(subject, Feedback(correction=sendable("correction", action)), **options)
 
 
 def prefer(subject: Subject, preferred: str, rejected: str, **options: Unpack[FeedbackOptions]) -> Feedback:
     """Preference: for this content the action ``preferred`` is better than ``rejected``."""
-    preference = feedback_pb2.Preference(preferred=preferred, rejected=rejected)
+    preference = feedback_pb2.Preference(
+        preferred=sendable("preference.preferred", preferred), rejected=sendable("preference.rejected", rejected)
+    )
     return _about(subject, Feedback(preference=preference), **options)
 
 
@@ -72,7 +75,11 @@ def implicit(subject: Subject, kind: ImplicitKind, **options: Unpack[FeedbackOpt
 
 def retract(subject: Subject, retracted: str = "", **options: Unpack[FeedbackOptions]) -> Feedback:
     """Retraction of the feedback with the id ``retracted``; "": of all this user's feedback on the prediction."""
-    return _about(subject, Feedback(retract=feedback_pb2.Retract(feedback_id=retracted)), **options)
+    return _about(
+        subject,
+        Feedback(retract=feedback_pb2.Retract(feedback_id=sendable("retract.feedback_id", retracted))),
+        **options,
+    )
 
 
 def _about(
@@ -82,8 +89,8 @@ def _about(
     if isinstance(subject, Prediction):
         piece.prediction_id, piece.user_id = subject.prediction_id, subject.user_id
     else:
-        piece.prediction_id = subject
+        piece.prediction_id = sendable("prediction_id", subject)
     if user_id is not None:
-        piece.user_id = user_id
-    piece.feedback_id = str(uuid.uuid4()) if feedback_id is None else feedback_id
+        piece.user_id = sendable("user_id", user_id)
+    piece.feedback_id = str(uuid.uuid4()) if feedback_id is None else sendable("feedback_id", feedback_id)
     return piece

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
 
 from starlette.applications import Starlette
 
@@ -12,12 +11,11 @@ from plaudit.compose.paths import learner_dir
 from plaudit.compose.registry import model_catalog
 from plaudit.compose.store import experience_store
 from plaudit.console.app import application
+from plaudit.console.hosts import known_hosts
 from plaudit.console.labelled_answers import LabelledAnswers
 from plaudit.console.ports import LearnerView, LearnerViews, Samples, Sources
 from plaudit.core.settings import Settings
 from plaudit.learner.status import STATUS, read_status
-
-LOOPBACK: Final = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
 def learner_views(settings: Settings) -> LearnerViews:
@@ -44,11 +42,9 @@ def console_application(
     Raises:
         ConfigError: a setting is wrong.
     """
-    host = settings.console.host
     return application(
         client,
         Sources(model_catalog(settings), learners, samples),
-        # Other names come from sites that had theirs resolved to us. Where all addresses are listened on, so are names.
-        hosts=["*"] if host in ("0.0.0.0", "::", "") else sorted({host, f"[{host}]", *LOOPBACK}),
+        is_known_host=known_hosts(settings.console.host, settings.console.hosts),
         max_body_bytes=2 * settings.serving.max_message_bytes,
     )

@@ -9,7 +9,7 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -17,6 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from plaudit.core.addresses import bare
 from plaudit.core.errors import ConfigError
+from plaudit.core.limits import MAX_SHOWN_CHARACTERS
 from plaudit.core.settings import CanaryPolicy, Settings
 
 if TYPE_CHECKING:
@@ -146,5 +147,26 @@ def _explain(error: ValidationError) -> str:
         elif problem["type"] == "unexpected_keyword_argument":
             lines.append(f"{setting}: unknown setting")
         else:
-            lines.append(f"{setting}: {problem['msg']}, got {problem['input']!r}")
+            got = "" if _is_secret(problem["loc"]) else f", got {_shown(problem['input'])}"
+            lines.append(f"{setting}: {problem['msg']}{got}")
     return "; ".join(lines)
+
+
+def _is_secret(place: Sequence[int | str]) -> bool:
+    """True if a value there is a secret, or may hold one: fields that their dataclass does not show."""
+    cls: Any = Settings
+    for name in place:
+        field = next((each for each in fields(cls) if each.name == name), None)
+        if field is None:
+            return False
+        if not field.repr:
+            return True
+        cls = type(field.default)
+        if not is_dataclass(cls):
+            return False
+    return any(not each.repr for each in fields(cls))
+
+
+def _shown(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= MAX_SHOWN_CHARACTERS else f"{shown[:MAX_SHOWN_CHARACTERS]}…"

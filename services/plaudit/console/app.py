@@ -20,7 +20,6 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
@@ -29,6 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from plaudit.client import AsyncClient, ClientError, feedback
 from plaudit.console.content import BadRequest, contents
+from plaudit.console.hosts import KnownHosts
 from plaudit.console.loop import view
 from plaudit.console.ports import Sources
 from plaudit.core.errors import NotFound, PlauditError
@@ -68,7 +68,7 @@ def application(
     client: AsyncClient,
     sources: Sources,
     *,
-    hosts: list[str],
+    is_known_host: Callable[[str], bool],
     max_body_bytes: int,
     clock: Callable[[], float] = time.time,
 ) -> Starlette:
@@ -76,7 +76,8 @@ def application(
 
     Args:
         client: of the inference service.
-        hosts: accepted host names, so that no other site can reach the page through a name of its own.
+        is_known_host: whether browsers may call the page by this host name, so that no other site can reach it
+            through a name of its own.
         max_body_bytes: largest request accepted.
         clock: UTC seconds.
     """
@@ -94,7 +95,7 @@ def application(
             Mount("/static", StaticFiles(directory=STATIC)),
         ],
         middleware=[
-            Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
+            Middleware(KnownHosts, is_known=is_known_host),
             Middleware(_Headers),
             Middleware(GZipMiddleware),
         ],
@@ -207,7 +208,7 @@ class _Console:
                 raise HTTPException(413, f"body: more than {self.max_body_bytes} bytes")
         try:
             body = json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadRequest(f"body: not JSON ({error})") from error
         if not isinstance(body, dict):
             raise BadRequest(f"body: {type(body).__name__} is no object")
@@ -245,7 +246,7 @@ def finite(value: Any) -> Any:
 def _text(body: Mapping[str, Any], field: str) -> str:
     value = body.get(field, "")
     if not isinstance(value, str):
-        raise BadRequest(f"{field}: {value!r} is not text")
+        raise BadRequest(f"{field}: {type(value).__name__} is not text")
     return value
 
 

@@ -8,12 +8,19 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from plaudit.client import audio, image, tensor, text
+from plaudit.client import audio, image, tensor
+from plaudit.client.texts import sendable
+from plaudit.core.printable import printable
 from plaudit.v1.content_pb2 import Content
+
+_DTYPES: Final = (
+    *("float16", "float32", "float64", "bool"),
+    *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+)
 
 
 class BadRequest(Exception):
@@ -28,19 +35,22 @@ def contents(raw: Any) -> dict[str, Content]:
 
 
 def _content(name: str, part: Any) -> Content:
-    field = f'content["{name}"]'
+    field = f'content["{printable(name[:80], one_line=True)}"]'
     match part:
         case {"image": str(encoded)}:
             return image(_bytes(field, encoded))
         case {"audio": str(encoded)}:
             return audio(_bytes(field, encoded))
         case {"text": str(value)}:
-            return text(value)
+            return Content(text=sendable(field, value))
         case {"tensor": list(values), "dtype": str(dtype)}:
+            # Whatever else numpy takes for a dtype may be of any size, or not even be one.
+            if dtype not in _DTYPES:
+                raise BadRequest(f"{field}.dtype: {dtype[:80]!r} is none of {', '.join(_DTYPES)}")
             try:
                 return tensor(np.array(values, dtype))
-            except (ValueError, TypeError) as error:
-                raise BadRequest(f"{field}: not a tensor ({error})") from error
+            except (ValueError, TypeError, OverflowError, RecursionError) as error:
+                raise BadRequest(f"{field}: not a tensor ({str(error)[:200]})") from error
         case _:
             raise BadRequest(f"{field}: needs one of image, audio (base64), text or tensor (nested lists) with dtype")
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.applications import Starlette
 
+from plaudit.core.addresses import listening_socket
 from plaudit.core.errors import ConfigError
 
 _DRAIN_S = 2
@@ -17,9 +18,8 @@ _DRAIN_S = 2
 
 def open_port(host: str, port: int) -> socket.socket:
     """A listening socket. Raises ConfigError: the port is taken, or the host is not an address of this machine."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=128)
+        return listening_socket(host, port)
     except OSError as error:
         raise ConfigError(
             f"console.port: {port} cannot be opened on {host} ({error.strerror}); set another one (0 picks one)"

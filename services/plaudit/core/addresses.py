@@ -29,3 +29,15 @@ def reachable(host: str, port: int) -> str:
 def family(host: str) -> socket.AddressFamily:
     """Family of the sockets that listen on ``host``."""
     return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def listening_socket(host: str, port: int, backlog: int = 128) -> socket.socket:
+    """A listening socket; ``::`` takes IPv4 as well.
+
+    Raises:
+        OSError: the port is taken, or the host is not an address of this machine.
+    """
+    host = bare(host)
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+    both = host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server((host, port), family=found, backlog=backlog, dualstack_ipv6=both)

@@ -204,6 +204,13 @@ class Draining(Unavailable):
         super().__init__("the server is shutting down; send requests without an answer again")
 
 
+class StreamClosed(Unavailable):
+    """The server ended a stream because its client was silent; what was read is answered."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the stream is closed: {why}")
+
+
 class LogUnavailable(Unavailable):
     """The event log could not make an event durable, or cannot say whether it did; appending it again is safe."""
 
@@ -217,6 +224,10 @@ class StoreUnavailable(Unavailable):
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"the experience store is unavailable, nothing was saved: {problem}")
+
+
+class UnstorableValue(PlauditError):
+    """A value that the database of the experience store does not keep, such as a text with a NUL."""
 
 
 class LogDamaged(LogUnavailable):

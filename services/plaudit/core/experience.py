@@ -6,9 +6,8 @@ Knows nothing about how they are joined (learner/ingest/join.py), stored (core/p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
 
 from plaudit.core.events import Decision
 
@@ -41,14 +40,19 @@ class DecisionHeader:
         return bool(self.dynamic_actions)
 
 
-_SAME: Final = tuple(each.name for each in fields(DecisionHeader) if each.name not in ("modalities", "dynamic_actions"))
-
-
 def header_of(decision: Decision) -> DecisionHeader:
     return DecisionHeader(
-        **{name: getattr(decision, name) for name in _SAME},
+        prediction_id=decision.prediction_id,
+        time_s=decision.time_s,
+        user_id=decision.user_id,
+        version=decision.version,
+        action=decision.action,
+        propensity=decision.propensity,
+        allowed_actions=decision.allowed_actions,
+        greedy=decision.greedy,
         modalities=tuple(sorted(decision.content)),
-        dynamic_actions=tuple(action.id for action in decision.dynamic_actions),
+        user_group=decision.user_group,
+        dynamic_actions=tuple([action.id for action in decision.dynamic_actions]),
     )
 
 

@@ -39,6 +39,61 @@ MAX_DYNAMIC_ACTIONS_BYTES: Final = 2**20
 MAX_EXPLAINED_MODALITIES: Final = 6
 """Modalities of a request that asks for an explanation, which evaluates every subset of them."""
 
+# --- times -----------------------------------------------------------------------------------------------------------
+
+MIN_EVENT_TIME_S: Final = 946_684_800.0
+"""Earliest time of an event that is read, UTC seconds: the year 2000."""
+MAX_EVENT_TIME_S: Final = 4_102_444_800.0
+"""Latest time of an event that is read, UTC seconds: the year 2100."""
+LOG_GAP_S: Final = 3_600.0
+"""Seconds without an event after which the log's own time goes on only once the far side of the gap is proven."""
+LOG_GAP_PROVEN_S: Final = 86_400.0
+"""Seconds that events on the far side of a gap must span before the log's own time goes on there."""
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+MAX_POLL_BYTES: Final = 64 * 2**20
+"""Bytes of records after which a reader of the log returns what it has: a thousand images would not fit into memory."""
+MIN_PROPENSITY: Final = 1e-9
+"""Smallest probability of an answer that is learned from: its inverse weighs the answer."""
+MAX_FEATURE_VALUES: Final = 65_536
+"""Values of the embedding, or of the base logits, in one record."""
+MAX_STORED_ID_CHARACTERS: Final = 2_048
+"""Longest id of a record that is kept: PostgreSQL indexes no longer ones."""
+MAX_FEATURE: Final = 1e6
+"""Largest absolute value of an embedding or base logit that is learned from: sums of squares stay exact enough."""
+
+# --- calls and connections -------------------------------------------------------------------------------------------
+
+MAX_CALLS_PER_CONNECTION: Final = 1_024
+"""Calls, streams included, that one connection may have open at once. A client keeps further ones back instead of being
+refused, so there is room for more than the places of all kinds."""
+MAX_LATE_CALLS: Final = 128
+"""Calls whose message has not arrived; each has a thread, but no place among `serving.max_calls`."""
+MAX_MESSAGE_WAIT_S: Final = 120.0
+"""Time that the message of a unary call has to arrive; then the call is cancelled. Where threads run out, 1 s."""
+MIN_STREAM_SILENCE_S: Final = 5.0
+"""Silence after which a stream gives way to another one where places run out. A stream of a connection with more than a
+quarter of the places does so at once."""
+MAX_HEALTH_CALLS: Final = 64
+"""Calls for health that are answered at once, beside all others."""
+MAX_SMALL_CALL_BYTES: Final = 64 * 2**10
+"""Size of a message that does not count among `serving.max_bytes_in_flight`."""
+KEEPALIVE_S: Final = 30.0
+"""Interval at which the server asks a silent connection whether its peer is there."""
+KEEPALIVE_TIMEOUT_S: Final = 10.0
+"""Time that the peer has to say so; then the connection is closed with its calls."""
+MIN_CLIENT_KEEPALIVE_S: Final = 30.0
+"""Shortest interval at which clients may ask the same of the server."""
+HANDSHAKE_TIMEOUT_S: Final = 10.0
+"""Time that a new connection has to begin speaking HTTP/2."""
+MAX_METRICS_ANSWERS: Final = 8
+"""Requests to a metrics port that are answered at once; further ones wait."""
+MAX_METRICS_CONNECTIONS: Final = 64
+"""Connections to a metrics port whose request has not arrived; a further one takes the place of the oldest."""
+METRICS_TIMEOUT_S: Final = 5.0
+"""Time that a connection to a metrics port has for its request and for taking the answer."""
+
 # --- the registry ----------------------------------------------------------------------------------------------------
 
 MAX_ROLLOUT_BYTES: Final = 64 * 2**20

@@ -7,7 +7,8 @@ text in the reference; its limits are metadata that pydantic checks without bein
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Interval, MultipleOf
 
 from plaudit.core.errors import ConfigError
+from plaudit.core.limits import MIN_ADMIN_TOKEN_BYTES
 from plaudit_models.spec import InvalidSpec, ModelSpec, spec_from_dict
 
 Port = Annotated[int, Interval(ge=0, le=65535)]
@@ -31,9 +33,11 @@ class ServingSettings:
     """[serving] The inference service."""
 
     host: str = "127.0.0.1"
-    """Address that the gRPC port and the metrics port listen on; 0.0.0.0: all addresses of the machine."""
+    """Address that the gRPC port listens on; 0.0.0.0 or ::: all addresses of the machine."""
     port: Port = 8001
     """gRPC port; 0: a free one."""
+    metrics_host: str | None = None
+    """Address that the metrics port listens on; None: that of the gRPC port."""
     metrics_port: Port = 8002
     """Port of the Prometheus metrics; 0: a free one."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
@@ -60,8 +64,17 @@ class ServingSettings:
     """Requests of one model that may be decoded, queued or computed; one more is refused at once with
     RESOURCE_EXHAUSTED."""
     max_calls: Count = 128
-    """Calls that may be open at once, streams included; each has a thread. One more is refused at once, unread. A lower
-    limit refuses faster under overload; a higher one allows more streams."""
+    """Unary calls that may be worked on at once; each has a thread. One more is refused at once, unread. A lower limit
+    refuses faster under overload."""
+    max_streams: Count = 128
+    """Streams that may be open at once, beside the calls; each has a thread. One more is refused, unless another one
+    has been silent long enough to be closed for it."""
+    stream_idle_s: Positive = 60.0
+    """Silence after which a stream is closed: nothing has arrived on it, and nothing was sent. A stream on which
+    clients only listen, such as WatchVersions, may be silent."""
+    max_bytes_in_flight: Count = 256 * 1024 * 1024
+    """Size of all messages that are worked on at once, of unary calls and again of streams; one more is refused. Unary
+    calls of up to 64 KiB do not count."""
     max_message_bytes: Count = 16 * 1024 * 1024
     """Size of the largest gRPC message that is accepted."""
     max_image_bytes: Count = 8 * 1024 * 1024
@@ -91,6 +104,11 @@ class ServingSettings:
     admin_token: str | None = field(default=None, repr=False)
     """Token that calls require which change what serves: promote, roll back, pin, experiments, loading of models. None:
     they are open to every client that reaches the port."""
+
+    @property
+    def metrics_address(self) -> str:
+        """Address that the metrics port listens on."""
+        return self.host if self.metrics_host is None else self.metrics_host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +163,7 @@ class KafkaSettings:
     max_record_bytes: Annotated[int, Ge(64 * 1024)] = 20 * 1024 * 1024
     """Size of the largest record; larger than `serving.max_message_bytes`, so that every decision fits with its
     content."""
-    compression: Literal["none", "gzip", "lz4"] = "none"
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
     """Compression of records. Images and audio are compressed already."""
     linger_s: Share = 0.0
     """Time that a record may wait to share a request, up to 1 s; concurrent records share requests without it."""
@@ -214,7 +232,7 @@ class LearnerSettings:
     drift_detection: bool = True
     """Whether evidence from before users changed what they want counts no more; drift is found for each slice of contexts
     with the same base answer."""
-    poll_limit: Count = 1024
+    poll_limit: Count = 4096
     """Records read, and experiences learned, at once."""
     silence_reward: Share | None = None
     """Reward of a decision without any feedback; None: no feedback means nothing."""
@@ -337,6 +355,9 @@ class ConsoleSettings:
     """Address that the page listens on. Every browser that reaches it can query the model and send feedback."""
     port: Port | None = None
     """Port of the page; 0: a free one. None: `plaudit up` serves no page."""
+    hosts: Sequence[str] = ()
+    """Further host names that browsers may call the page by, such as that of a proxy in front of it; `*`: any. Without
+    them: `host`, `localhost`, and where all addresses are listened on, every IP address and the machine's own names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -383,6 +404,9 @@ class Settings:
 
     data_dir: Path = Path("plaudit-data")
     """Directory with all state of the embedded default: event log, registry, experience store, signing key."""
+    umask: str = "077"
+    """Permissions that files and folders which a command makes do not have, in octal: by default they are for its user
+    alone. `027` lets the group read them."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """[model] Name, modalities and actions of the model; see docs/tutorials/your-own-model.md."""
     serving: ServingSettings = ServingSettings()
@@ -399,6 +423,9 @@ class Settings:
     tracing: TracingSettings = TracingSettings()
 
     def __post_init__(self) -> None:
+        if not re.fullmatch("0?[0-7]{1,3}", self.umask):
+            raise ValueError(f"umask: {self.umask[:20]!r} is not three octal digits, such as 077")
+        _check_admin_token(self.serving.admin_token)
         if self.store.retention_s < self.serving.feedback_window_s:
             raise ValueError(
                 f"store.retention_s: {self.store.retention_s:g} is less than serving.feedback_window_s "
@@ -413,3 +440,18 @@ class Settings:
             return spec_from_dict(self.model)
         except InvalidSpec as error:
             raise ConfigError(str(error)) from error
+
+
+def _check_admin_token(token: str | None) -> None:
+    """Raises ValueError, without the token, if it could be guessed or no client could send it."""
+    if token is None:
+        return
+    make = 'python -c "import secrets; print(secrets.token_urlsafe(32))"'
+    way_out = f"make one with `{make}`, or leave it out to need none"
+    size_bytes = len(token.encode(errors="replace"))
+    if size_bytes < MIN_ADMIN_TOKEN_BYTES:
+        raise ValueError(
+            f"serving.admin_token: has {size_bytes} bytes, and at least {MIN_ADMIN_TOKEN_BYTES} are needed; {way_out}"
+        )
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise ValueError(f"serving.admin_token: has characters that no call can carry; {way_out}")

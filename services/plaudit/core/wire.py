@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from operator import attrgetter
 from typing import Any, Final
 
 import numpy as np
@@ -37,7 +39,13 @@ from plaudit.core.events import (
     Topic,
 )
 from plaudit.core.identifiers import check_given_id, check_id
-from plaudit.core.limits import MAX_MODALITIES, MAX_SHOWN_CHARACTERS, MAX_TENSOR_RANK
+from plaudit.core.limits import (
+    MAX_EVENT_TIME_S,
+    MAX_MODALITIES,
+    MAX_SHOWN_CHARACTERS,
+    MAX_TENSOR_RANK,
+    MIN_EVENT_TIME_S,
+)
 from plaudit.core.rollout import Rollout
 from plaudit.v1 import content_pb2, events_pb2, feedback_pb2, prediction_pb2
 
@@ -209,8 +217,13 @@ _ANSWERS: Final = ("failed", "latencies")
 _SHADOW_ANSWER: Final = ("prediction_id", "action", "agrees", "kl_nats", "duration_s", "failure")
 
 
-def _values(source: object, names: Iterable[str]) -> dict[str, Any]:
-    return {name: getattr(source, name) for name in names}
+def _values(source: object, names: tuple[str, ...]) -> dict[str, Any]:
+    return dict(zip(names, _getter(names)(source), strict=True))
+
+
+@cache
+def _getter(names: tuple[str, ...]) -> Callable[[object], tuple[Any, ...]]:
+    return attrgetter(*names)
 
 
 _MAX_PROBLEM_CHARACTERS: Final = 500
@@ -245,6 +258,11 @@ def encode_event(event: Event) -> bytes:
     return message.SerializeToString()
 
 
+def encode_without_features(decision: Decision) -> bytes:
+    """Payload of a decision whose features are kept elsewhere."""
+    return _decision_to_wire(decision, features=False).SerializeToString()
+
+
 def decode_event(topic: Topic, payload: bytes) -> Event:
     """Event of a payload, the inverse of :func:`encode_event`. Fields of newer schemas are ignored.
 
@@ -259,11 +277,11 @@ def decode_event(topic: Topic, payload: bytes) -> Event:
                 return _feedback_from_wire(events_pb2.FeedbackEvent.FromString(payload))
             case Topic.DEAD_LETTER:
                 letter = events_pb2.DeadLetterEvent.FromString(payload)
-                return DeadLetter(**_values(letter, _DEAD_LETTER), time_s=letter.time_us / 1e6)
+                return DeadLetter(**_values(letter, _DEAD_LETTER), time_s=_time_s(letter.time_us, 0.0))
             case Topic.VERSIONS:
                 rollout = events_pb2.RolloutEvent.FromString(payload)
                 numbers: dict[str, Any] = {name: getattr(rollout, name) or None for name in _ROLLOUT_VERSIONS}
-                return Rollout(**_values(rollout, _ROLLOUT), **numbers, changed_at_s=rollout.time_us / 1e6)
+                return Rollout(**_values(rollout, _ROLLOUT), **numbers, changed_at_s=_time_s(rollout.time_us, 0.0))
             case Topic.EXPERIMENTS:
                 return _experiment_from_wire(events_pb2.ExperimentEvent.FromString(payload))
     except Exception as error:  # whatever a record does to its decoder, the next record is read
@@ -272,7 +290,7 @@ def decode_event(topic: Topic, payload: bytes) -> Event:
         raise UnreadableEvent(f"not a readable record of {topic}: {problem[:_MAX_PROBLEM_CHARACTERS]}") from error
 
 
-def _decision_to_wire(decision: Decision) -> events_pb2.DecisionEvent:
+def _decision_to_wire(decision: Decision, *, features: bool = True) -> events_pb2.DecisionEvent:
     message = events_pb2.DecisionEvent(
         **_values(decision, _DECISION),
         time_us=_to_us(decision.time_s),
@@ -281,7 +299,7 @@ def _decision_to_wire(decision: Decision) -> events_pb2.DecisionEvent:
         content=contents_to_wire(decision.content),
         dynamic_actions=dynamic_actions_to_wire(decision.dynamic_actions),
     )
-    if decision.features is not None:
+    if features and decision.features is not None:
         message.features.trunk_digest = decision.features.trunk_digest
         message.features.embedding = decision.features.embedding.astype("<f4").tobytes()
         message.features.base_logits = decision.features.base_logits.astype("<f4").tobytes()
@@ -306,7 +324,7 @@ def _decision_from_wire(message: events_pb2.DecisionEvent) -> Decision:
         _check_dynamic_actions(dynamic_actions, message.action, features)
     return Decision(
         **_values(message, _DECISION),
-        time_s=message.time_us / 1e6,
+        time_s=_time_s(message.time_us),
         role=_ROLE_FROM_WIRE.get(message.role, Role.LIVE),
         allowed_actions=tuple(message.allowed_actions),
         features=features,
@@ -332,16 +350,28 @@ def _feedback_from_wire(message: events_pb2.FeedbackEvent) -> Feedback:
     if not message.prediction_id:
         raise InvalidInput("prediction_id", "is empty")
     _check_ids(message, "user_id")
-    return Feedback(**_values(message, _FEEDBACK), time_s=message.time_us / 1e6, signal=signal_from_wire(message))
+    return Feedback(**_values(message, _FEEDBACK), time_s=_time_s(message.time_us), signal=signal_from_wire(message))
+
+
+def feedback_named_in(payload: bytes) -> tuple[str, float] | None:
+    """Id and time of a piece of feedback that is not readable as one; None where not even they are."""
+    try:
+        message = events_pb2.FeedbackEvent.FromString(payload)
+        return check_given_id("feedback_id", message.feedback_id), _time_s(message.time_us)
+    except (DecodeError, InvalidInput):
+        return None
 
 
 def _experiment_from_wire(message: events_pb2.ExperimentEvent) -> ExperimentReport:
     if not message.replica:
         raise InvalidInput("replica", "is empty")
+    for shadow in message.shadows:
+        if not (math.isfinite(shadow.kl_nats) and math.isfinite(shadow.duration_s)):
+            raise InvalidInput("shadows", f"kl_nats {shadow.kl_nats} or duration_s {shadow.duration_s} is not finite")
     _check_ids(message, "replica", "model")
     return ExperimentReport(
         **_values(message, _EXPERIMENT),
-        time_s=message.time_us / 1e6,
+        time_s=_time_s(message.time_us, 0.0),
         live=_answers_from_wire(message.live, "live"),
         candidate=_answers_from_wire(message.candidate, "candidate"),
         shadows=tuple(ShadowAnswer(**_values(each, _SHADOW_ANSWER)) for each in message.shadows),
@@ -384,6 +414,16 @@ def _floats(data: bytes, field: str) -> npt.NDArray[np.float32]:
     if len(data) % 4:
         raise InvalidInput(field, f"has {len(data)} bytes, not a whole number of float32")
     return np.frombuffer(data, dtype="<f4")
+
+
+def _time_s(time_us: int, earliest_s: float = MIN_EVENT_TIME_S) -> float:
+    """Time of an event, UTC seconds: a time that no calendar has would be the latest for ever."""
+    time_s = time_us / 1e6
+    if not earliest_s <= time_s <= MAX_EVENT_TIME_S:
+        raise InvalidInput(
+            "time_us", f"{time_us} µs is not between {earliest_s:.0f} s and {MAX_EVENT_TIME_S:.0f} s (2100)"
+        )
+    return time_s
 
 
 def _to_us(time_s: float) -> int:

@@ -132,7 +132,7 @@ class Learner:
         status file say what is missing.
 
         Raises:
-            PlauditError: something that no waiting mends, such as a damaged store.
+            PlauditError, MemoryError: something that no waiting mends, such as a damaged store.
         """
         failures = 0
         while not stop.is_set():
@@ -144,7 +144,7 @@ class Learner:
             except (Unavailable, StoreMoved, UnknownVersion, UnprovenVersion, CorruptBundle, OSError) as problem:
                 failures += 1
                 stop.wait(self._give_up(problem, failures))
-            except PlauditError as problem:
+            except (PlauditError, MemoryError) as problem:
                 self.status.write_problem(str(problem), self.clock(), None)
                 raise
             else:

@@ -13,11 +13,18 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import start_http_server
 
 from plaudit.core.addresses import join
 from plaudit.core.cores import available_cores
 from plaudit.core.errors import ConfigError
+from plaudit.core.limits import (
+    HANDSHAKE_TIMEOUT_S,
+    KEEPALIVE_S,
+    KEEPALIVE_TIMEOUT_S,
+    MAX_CALLS_PER_CONNECTION,
+    MIN_CLIENT_KEEPALIVE_S,
+)
+from plaudit.core.metrics_server import MetricsServer, page_of
 from plaudit.core.ports.log import EventLog
 from plaudit.core.ports.registry import ModelCatalog
 from plaudit.core.ports.runtime import ModelRuntime
@@ -26,13 +33,16 @@ from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.settings import ServingSettings
 from plaudit.core.tracing import NO_TRACING, Tracing
 from plaudit.inference import open_inference_pb2
+from plaudit.serving.engine.admission import ByteBudget
 from plaudit.serving.engine.decision_log import DecisionLog
 from plaudit.serving.engine.pipeline import Pipeline
 from plaudit.serving.engine.shutdown import ShutdownSignal
 from plaudit.serving.grpc.feedback_servicer import FeedbackServicer
-from plaudit.serving.grpc.interceptors import CallInterceptor
+from plaudit.serving.grpc.interceptors import CallInterceptor, metric_label
 from plaudit.serving.grpc.model_servicer import ModelServicer
+from plaudit.serving.grpc.open_calls import OpenCalls
 from plaudit.serving.grpc.open_inference.servicer import InferenceServicer
+from plaudit.serving.grpc.places import Places
 from plaudit.serving.grpc.prediction_servicer import PredictionServicer
 from plaudit.serving.grpc.tracing_interceptor import TracingInterceptor
 from plaudit.serving.models.problems import Problems
@@ -113,7 +123,17 @@ class InferenceServer:
         self._shutdown = ShutdownSignal()
         self._stopping = threading.Lock()
         self._poller = threading.Thread(target=self._follow, name="poll", daemon=True)
-        self._calls = ThreadPoolExecutor(settings.max_calls, thread_name_prefix="call")
+        self._open_calls = OpenCalls(
+            self._shutdown,
+            self._count_refused,
+            max_streams=settings.max_streams,
+            idle_s=settings.stream_idle_s,
+            budget=self._byte_budget("the memory for streams"),
+            max_bytes=2 * settings.max_message_bytes,
+        )
+        self._places = Places(
+            self._open_calls, self._count_refused_call, max_calls=settings.max_calls, max_streams=settings.max_streams
+        )
         self._streamed = ThreadPoolExecutor(settings.queue_limit, thread_name_prefix="streamed")
         self._models = ServedModels(
             catalog,
@@ -164,6 +184,7 @@ class InferenceServer:
             self._health.set(service, _SERVING)
         self._poll()
         self._poller.start()
+        self._open_calls.start()
         self._server.start()
         logger.info("serving", host=self._settings.host, port=self.port, metrics_port=self.metrics_port)
 
@@ -185,42 +206,50 @@ class InferenceServer:
         self._models.close()
         self._feedback.close()
         self._decision_log.close(max(_LEAST_DRAIN_S, give_up_s - time.monotonic()))
-        for pool in (self._calls, self._streamed):
-            pool.shutdown()
-        self._close_metrics()
+        self._open_calls.close()
+        self._places.close()
+        self._streamed.shutdown()
+        self._metrics_server.close()
         logger.info("drained")
 
     def _make_server(self) -> Any:
         server = grpc.server(
-            self._calls,
-            # One call more is refused at once, instead of waiting for a thread.
-            maximum_concurrent_rpcs=self._settings.max_calls,
+            self._places.default_threads,
             interceptors=self._interceptors(),
             options=[
                 ("grpc.max_receive_message_length", self._settings.max_message_bytes),
                 ("grpc.max_send_message_length", self._settings.max_message_bytes),
                 # Unasked, a second server on the same port would start and take half of the calls.
                 ("grpc.so_reuseport", int(self._share_port)),
-                # Clients may ask every 30 s whether an idle stream is alive.
-                ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
+                ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
+                ("grpc.server_handshake_timeout_ms", round(1e3 * HANDSHAKE_TIMEOUT_S)),
+                # Connections whose peer is gone or stopped are closed with their calls.
+                ("grpc.keepalive_time_ms", round(1e3 * KEEPALIVE_S)),
+                ("grpc.keepalive_timeout_ms", round(1e3 * KEEPALIVE_TIMEOUT_S)),
+                ("grpc.http2.max_pings_without_data", 0),
+                # Clients may ask whether an idle stream is alive.
+                ("grpc.http2.min_ping_interval_without_data_ms", round(1e3 * MIN_CLIENT_KEEPALIVE_S)),
                 ("grpc.keepalive_permit_without_calls", 1),
             ],
         )
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
-            PredictionServicer(self._predict, self._limits, self._streamed, self._shutdown), server
+            PredictionServicer(
+                self._predict, self._limits, self._settings.max_message_bytes, self._streamed, self._open_calls
+            ),
+            server,
         )
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
-            FeedbackServicer(self._feedback, self._shutdown), server
+            FeedbackServicer(self._feedback, self._open_calls), server
         )
         model_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelServicer(self._rollouts, self._settings.admin_token, self._shutdown), server
+            ModelServicer(self._rollouts, self._settings.admin_token, self._open_calls), server
         )
         inference = InferenceServicer(
             self._models,
             self._predict,
             max_rows=self._settings.queue_limit,
             pool=self._streamed,
-            shutdown=self._shutdown,
+            open_calls=self._open_calls,
             admin_token=self._settings.admin_token,
         )
         server.add_generic_rpc_handlers([inference.handlers()])
@@ -231,8 +260,26 @@ class InferenceServer:
         return server
 
     def _interceptors(self) -> list[grpc.ServerInterceptor]:
-        calls = CallInterceptor(self._metrics, log_refusals=self._settings.log_requests)
-        return [TracingInterceptor(self._tracing), calls] if self._tracing.enabled else [calls]
+        calls = CallInterceptor(
+            self._metrics,
+            self._open_calls,
+            self._byte_budget("the memory for calls"),
+            log_refusals=self._settings.log_requests,
+        )
+        traced = [TracingInterceptor(self._tracing)] if self._tracing.enabled else []
+        return [self._places, *traced, calls]
+
+    def _byte_budget(self, what: str) -> ByteBudget:
+        return ByteBudget(what, self._settings.max_bytes_in_flight, lambda: self._count_refused("memory"))
+
+    def _count_refused(self, reason: str) -> None:
+        self._metrics.refused.labels(reason).inc()
+
+    def _count_refused_call(self, method: str, reason: str) -> None:
+        self._count_refused(reason)
+        label = metric_label(method)
+        if label is not None:
+            self._metrics.requests.labels(label, grpc.StatusCode.RESOURCE_EXHAUSTED.name).inc()
 
     def _open_port(self) -> int:
         host, port = self._settings.host, self._settings.port
@@ -246,21 +293,16 @@ class InferenceServer:
         return opened
 
     def _open_metrics_port(self) -> int:
-        host, port = self._settings.host, self._settings.metrics_port
+        host, port = self._settings.metrics_address, self._settings.metrics_port
         try:
-            self._metrics_server, self._metrics_thread = start_http_server(port, host, self._metrics.registry)
+            self._metrics_server = MetricsServer(host, port, page_of(self._metrics.registry))
         except OSError as error:
             self._server.stop(None)
             raise ConfigError(
                 f"serving.metrics_port: {port} cannot be opened on {host} ({error.strerror}); "
                 "set another one (0 picks one)"
             ) from error
-        return int(self._metrics_server.server_port)
-
-    def _close_metrics(self) -> None:
-        self._metrics_server.shutdown()
-        self._metrics_server.server_close()
-        self._metrics_thread.join()
+        return self._metrics_server.port
 
     def _follow(self) -> None:
         if sys.platform == "linux":  # elsewhere it would be the whole process

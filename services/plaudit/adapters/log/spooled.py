@@ -24,7 +24,7 @@ from plaudit.adapters.log.process_slot import ProcessSlot
 from plaudit.adapters.log.sqlite import SqliteLog
 from plaudit.core.errors import InvalidInput, LogUnavailable
 from plaudit.core.events import DeadLetter, Event, Topic
-from plaudit.core.ports.log import Appended, EventLog, EventReader, Positions, Record, UnreadableRecord
+from plaudit.core.ports.log import Appended, AppendOutcome, EventLog, EventReader, Positions, Record, UnreadableRecord
 from plaudit.core.wire import encode_event
 
 _BATCH: Final = 256
@@ -83,7 +83,7 @@ class SpooledLog:
         self._thread = threading.Thread(target=self._work, name="spool", daemon=True)
         self._thread.start()
 
-    def append(self, events: Sequence[Event]) -> Sequence[Appended]:
+    def append(self, events: Sequence[Event]) -> Sequence[AppendOutcome]:
         """Raises LogUnavailable where the spool is full, too."""
         if self._direct:
             appending = self._appends.submit(self._inner.append, events)
@@ -143,7 +143,7 @@ class SpooledLog:
                 logger.warning("log_away", problem=problem)
             self._changed.notify_all()
 
-    def _append_to_spool(self, events: Sequence[Event]) -> Sequence[Appended]:
+    def _append_to_spool(self, events: Sequence[Event]) -> Sequence[AppendOutcome]:
         with self._changed:
             # Counted before they are there, so that no append goes to the inner log before them.
             self._direct = False
@@ -151,7 +151,7 @@ class SpooledLog:
         added = 0
         try:
             appended = self._spool.append(events)
-            added = sum(not each.duplicate for each in appended)
+            added = sum(isinstance(each, Appended) and not each.duplicate for each in appended)
         except LogUnavailable as error:
             raise LogUnavailable(
                 f"{self._problem}; nor does it fit into the spool, which holds {self._spooled - len(events)} events "
@@ -199,6 +199,12 @@ class SpooledLog:
                 self._pause()
             except Exception:  # unexpected, but acknowledged events must not wait for a restart
                 logger.exception("spool_cannot_be_appended")
+                if len(records) > 1:
+                    for record in records:
+                        self._forward([record])
+                    return
+                if self._bury(records[0]):
+                    break
                 self._pause()
         else:
             return
@@ -219,14 +225,22 @@ class SpooledLog:
 
     def _append_to_inner(self, records: Sequence[Record]) -> None:
         events = [_event(record) for record in records]
+        outcomes = self._inner.append(events)
+        refused = [
+            _dead(record, encode_event(event), str(outcome))
+            for record, event, outcome in zip(records, events, outcomes, strict=True)
+            if isinstance(outcome, InvalidInput)
+        ]
+        if refused:
+            self._inner.append(refused)
+
+    def _bury(self, record: Record) -> bool:
+        """Append a dead letter in place of an event that fails where others do not; True if that was done."""
         try:
-            self._inner.append(events)
-        except InvalidInput:
-            for record, event in zip(records, events, strict=True):
-                try:
-                    self._inner.append([event])
-                except InvalidInput as error:
-                    self._inner.append([_dead(record, encode_event(event), str(error))])
+            self._inner.append([_dead(record, encode_event(_event(record)), "the log failed on this event")])
+        except Exception:  # it is the log that fails, not the event
+            return False
+        return True
 
     def _pause(self) -> None:
         with self._changed:

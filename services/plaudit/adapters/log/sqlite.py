@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from plaudit.adapters import sqlite_errors
+from plaudit.adapters.log.encoding import payload_of
 from plaudit.adapters.wal import use_wal
-from plaudit.core.errors import LogDamaged, LogUnavailable
+from plaudit.core.errors import InvalidInput, LogDamaged, LogUnavailable
 from plaudit.core.events import Event, Topic, event_id_of, key_of, time_of, topic_of
-from plaudit.core.ports.log import Appended, Cursor, Positions, Record, UnreadableRecord
-from plaudit.core.wire import UnreadableEvent, decode_event, encode_event
+from plaudit.core.limits import MAX_POLL_BYTES, MAX_SHOWN_CHARACTERS
+from plaudit.core.ports.log import Appended, AppendOutcome, Cursor, Positions, Record, UnreadableRecord
+from plaudit.core.wire import UnreadableEvent, decode_event
 
 PARTITION: Final = "0"
 """Name of the only partition."""
@@ -57,6 +59,8 @@ _Row = tuple[str, str, str, float, bytes]
 
 _TOPICS: Final = ", ".join(f"'{topic}'" for topic in Topic)
 _OFTEN: Final = (Topic.DECISIONS, Topic.FEEDBACK)
+_BY_ID: Final = ("NOT INDEXED", "")
+"""Query parts for other readers: SQLite would look the topics up in the index by event id, and sort the whole log."""
 _SELDOM: Final = ("INDEXED BY events_seldom", "AND topic NOT IN ('plaudit.decisions', 'plaudit.feedback')")
 """Query parts for readers of none of these topics: their few records are found by the partial index."""
 
@@ -90,7 +94,7 @@ class SqliteLog:
                 page_bytes = self._connection.execute("PRAGMA page_size").fetchone()[0]
                 self._connection.execute(f"PRAGMA max_page_count = {limit_bytes // page_bytes}")
 
-    def append(self, events: Sequence[Event]) -> Sequence[Appended]:
+    def append(self, events: Sequence[Event]) -> Sequence[AppendOutcome]:
         mine = _Append([_row(event) for event in events])
         self._waiting.append(mine)
         with self._write_lock:
@@ -104,7 +108,8 @@ class SqliteLog:
     def replay(self, events: Sequence[Event]) -> None:
         """Events that are there already move to the end."""
         with _log_errors(self._path), self._write_lock, _transaction(self._connection):
-            self._connection.executemany(_INSERT_AGAIN, [_row(event) for event in events])
+            rows = [row for event in events if not isinstance(row := _row(event), InvalidInput)]
+            self._connection.executemany(_INSERT_AGAIN, rows)
 
     def reader(self, group: str, topics: Sequence[Topic], start: Callable[[], Positions] | None = None) -> SqliteReader:
         return SqliteReader(self._path, self._synchronous, group, topics, None if start is None else start())
@@ -139,24 +144,36 @@ class SqliteLog:
             return self._connection.execute(query).fetchone()[0]
 
     def _commit(self, group: Sequence[_Append]) -> None:
-        """One transaction for the whole group; all of it succeeds or none does."""
+        """One transaction for the whole group; all of it succeeds or none does.
+
+        Where it is too large for what is left of the file, each caller gets a transaction of its own.
+        """
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-            appended = [
-                [Appended(duplicate=self._connection.execute(_INSERT, row).rowcount == 0) for row in each.rows]
-                for each in group
-            ]
+            appended = [[self._insert(row) for row in each.rows] for each in group]
             self._connection.execute("COMMIT")
         except BaseException as error:
-            for each in group:
-                each.fail(sqlite_errors.explain(self._path, error, _MEND))
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
+            if len(group) > 1 and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                for each in group:
+                    self._commit([each])
+                return
+            for each in group:
+                each.fail(sqlite_errors.explain(self._path, error, _MEND))
             if not isinstance(error, sqlite3.Error):
                 raise
         else:
             for each, outcome in zip(group, appended, strict=True):
                 each.succeed(outcome)
+
+    def _insert(self, row: _Row | InvalidInput) -> AppendOutcome:
+        if isinstance(row, InvalidInput):
+            return row
+        try:
+            return Appended(duplicate=self._connection.execute(_INSERT, row).rowcount == 0)
+        except (sqlite3.DataError, OverflowError) as error:  # too large for any file: the transaction goes on
+            return InvalidInput(f"{row[0]} {row[1][:MAX_SHOWN_CHARACTERS]!r}", f"cannot be written: {error}")
 
 
 class SqliteReader:
@@ -179,7 +196,7 @@ class SqliteReader:
         self._group = group
         self._topics = list(topics)
         self._topics_marks = ", ".join("?" for _ in topics)
-        self._by, self._but = ("", "") if set(topics) & set(_OFTEN) else _SELDOM
+        self._by, self._but = _BY_ID if set(topics) & set(_OFTEN) else _SELDOM
         with _log_errors(path):
             self._connection = _connect(path, synchronous)
             self._position = self._committed() if start is None else _position(start)
@@ -216,13 +233,21 @@ class SqliteReader:
         last = self._connection.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0]
         if last <= self._position:
             return []
-        rows = self._connection.execute(
+        found = self._connection.execute(
             f"SELECT id, topic, payload FROM events {self._by} WHERE id > ? AND id <= ? {self._but} "
             f"AND topic IN ({self._topics_marks}) ORDER BY id LIMIT ?",
             (self._position, last, *self._topics, limit),
-        ).fetchall()
+        )
+        rows, size, cut = [], 0, False
+        for row in found:
+            rows.append(row)
+            size += len(row[2])
+            if size >= MAX_POLL_BYTES:
+                cut = True
+                break
+        found.close()
         # Records up to `last` that are not in `rows` are of other topics: they are never read again.
-        self._position = rows[-1][0] if len(rows) == limit else last
+        self._position = rows[-1][0] if cut or len(rows) == limit else last
         return [
             Record(Topic(topic), str(id_), PARTITION, str(id_), _event(Topic(topic), payload))
             for id_, topic, payload in rows
@@ -236,13 +261,13 @@ class SqliteReader:
 class _Append:
     """Rows of one caller, until they are committed."""
 
-    def __init__(self, rows: Sequence[_Row]) -> None:
+    def __init__(self, rows: Sequence[_Row | InvalidInput]) -> None:
         self.rows = rows
         self.done = False
-        self.appended: Sequence[Appended] = ()
+        self.appended: Sequence[AppendOutcome] = ()
         self.problem: str | None = None
 
-    def succeed(self, appended: Sequence[Appended]) -> None:
+    def succeed(self, appended: Sequence[AppendOutcome]) -> None:
         self.appended, self.done = appended, True
 
     def fail(self, problem: str) -> None:
@@ -281,8 +306,11 @@ def _problem(path: Path, error: sqlite3.Error) -> LogUnavailable:
     return damage(sqlite_errors.explain(path, error, _MEND))
 
 
-def _row(event: Event) -> _Row:
-    return topic_of(event), event_id_of(event), key_of(event), time_of(event), encode_event(event)
+def _row(event: Event) -> _Row | InvalidInput:
+    payload = payload_of(event)
+    if isinstance(payload, InvalidInput):
+        return payload
+    return topic_of(event), event_id_of(event), key_of(event), time_of(event), payload
 
 
 @contextmanager

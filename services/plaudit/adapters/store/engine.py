@@ -13,6 +13,9 @@ from plaudit.adapters.wal import use_wal
 from plaudit.core.errors import ConfigError
 
 _BUSY_TIMEOUT_S: Final = 30.0
+_CACHE_KIB: Final = 64 * 1024
+_CHECKPOINT_PAGES: Final = 8_000
+"""Pages after which SQLite moves the write-ahead log into the file: a page that is written often is moved once."""
 _SERVER_TIMEOUT_S: Final = 10
 """Longest time that PostgreSQL may take to answer a connection or to give the lock, or waits for an idle client that
 holds it."""
@@ -72,6 +75,9 @@ def create_store_engine(url: URL) -> Engine:
         use_wal(connection, _BUSY_TIMEOUT_S)
         # A power cut may lose the last commits, and with them the positions: they are then learned again from the log.
         connection.execute("PRAGMA synchronous = NORMAL")
+        # Ids are random: without the inner pages of their indexes in memory, every row costs reads of the file.
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import lru_cache
 from typing import Any, Final
 
@@ -12,33 +12,42 @@ from sqlalchemy import Row
 
 from plaudit.adapters.store.schema import LABEL_COLUMNS
 from plaudit.core.events import Decision, Features, Feedback, Topic
-from plaudit.core.experience import DecisionHeader, Experience, FeedbackState, Label, header_of
+from plaudit.core.experience import DecisionHeader, Experience, FeedbackState, Label
 from plaudit.core.ports.store import ExperimentSummary, IntakeStats, StoredFeedback
-from plaudit.core.wire import decode_event, encode_event
+from plaudit.core.wire import decode_event, encode_event, encode_without_features
 
-_AS_THEY_ARE: Final = tuple(
-    field.name
-    for field in fields(DecisionHeader)
-    if field.name not in ("allowed_actions", "modalities", "dynamic_actions")
-)
-"""Fields of a header that are columns; the others are lists, in JSON."""
 _NO_ACTIONS: Final = "[]"
 """Without dynamic actions. Lists of them differ from request to request, so unlike names they are not cached."""
 
 
 def decision_row(decision: Decision) -> dict[str, Any]:
-    header = header_of(decision)
-    return {name: getattr(header, name) for name in _AS_THEY_ARE} | {
-        "allowed_actions": _listed(header.allowed_actions),
-        "modalities": _listed(header.modalities),
-        "payload": encode_event(replace(decision, features=None)),
-        "dynamic_actions": json.dumps(header.dynamic_actions) if header.dynamic_actions else _NO_ACTIONS,
+    ids = [action.id for action in decision.dynamic_actions]
+    return {
+        "prediction_id": decision.prediction_id,
+        "time_s": decision.time_s,
+        "user_id": decision.user_id,
+        "version": decision.version,
+        "action": decision.action,
+        "propensity": decision.propensity,
+        "greedy": decision.greedy,
+        "user_group": decision.user_group,
+        "allowed_actions": _listed(decision.allowed_actions),
+        "modalities": _listed(tuple(sorted(decision.content))),
+        "payload": encode_without_features(decision),
+        "dynamic_actions": json.dumps(ids) if ids else _NO_ACTIONS,
     }
 
 
 def header_from_row(row: Row[Any]) -> DecisionHeader:
     return DecisionHeader(
-        **{name: getattr(row, name) for name in _AS_THEY_ARE},
+        prediction_id=row.prediction_id,
+        time_s=row.time_s,
+        user_id=row.user_id,
+        version=row.version,
+        action=row.action,
+        propensity=row.propensity,
+        greedy=row.greedy,
+        user_group=row.user_group,
         allowed_actions=_names(row.allowed_actions),
         modalities=_names(row.modalities),
         dynamic_actions=tuple(json.loads(row.dynamic_actions)) if row.dynamic_actions != _NO_ACTIONS else (),

@@ -19,10 +19,12 @@ from sqlalchemy import (
     Text,
     inspect,
     select,
+    text,
+    update,
 )
 
 SCHEMA: Final = 5
-"""Version of the tables below. Another one is refused: everything in them can be had again from the log."""
+"""Version of the tables below. An older one than 4 is refused: everything in them can be had again from the log."""
 
 METADATA = MetaData()
 _Number = BigInteger().with_variant(Integer, "sqlite")
@@ -49,6 +51,8 @@ INTAKE_STATS = Table(
     Column("waiting", _Number, nullable=False),
     Column("discarded", _Number, nullable=False),
     Column("outcomes", Text, nullable=False),
+    Column("log_time_s", Double, nullable=False, server_default="0"),
+    Column("log_gap_to_s", Double, nullable=False, server_default="0"),
 )
 """One row: counts (:class:`plaudit.core.ports.store.IntakeStats`), and the leader. ``epoch`` grows whenever the leader
 changes. ``outcomes``: JSON."""
@@ -88,6 +92,16 @@ FEEDBACK = Table(
     Column("payload", LargeBinary, nullable=False),
     Index("feedback_by_state", "state", "time_s"),
 )
+DEAD_FEEDBACK = Table(
+    "dead_feedback",
+    METADATA,
+    Column("feedback_id", String, primary_key=True),
+    Column("time_s", Double, nullable=False, index=True),
+    Column("reason", Text, nullable=False),
+    Column("batch", _Number, nullable=False),
+)
+"""Feedback whose records became dead letters."""
+
 EXPERIENCES = Table(
     "experiences",
     METADATA,
@@ -153,6 +167,23 @@ EXPERIENCE_COLUMNS: Final = [
     *(REVISIONS.c[name].label(f"was_{name}") for name in LABEL_COLUMNS),
     REVISIONS.c.times,
 ]
+
+
+def migrate(connection: Connection) -> None:
+    """Tables of schema 4 → 5. Experiences that are learned by then belong to no slice."""
+    added = (
+        (INTAKE_STATS.c.log_time_s, "0"),
+        (INTAKE_STATS.c.log_gap_to_s, "0"),
+        (EXPERIENCES.c.slice, ""),
+        (EXPERIENCES.c.outdated, "0"),
+    )
+    for column, default in added:
+        kind = column.type.compile(connection.dialect)
+        definition = f"{column.name} {kind} NOT NULL DEFAULT '{default}'"
+        connection.execute(text(f"ALTER TABLE {column.table.name} ADD COLUMN {definition}"))
+    for index in EXPERIENCES.indexes:
+        index.create(connection, checkfirst=True)
+    connection.execute(update(INTAKE_STATS).values(schema=SCHEMA))
 
 
 def found_schema(connection: Connection) -> int | None:

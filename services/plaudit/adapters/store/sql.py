@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from operator import itemgetter
 from typing import Any, Final, TypeVar
 
@@ -41,9 +42,10 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.sql.selectable import TableValuedAlias
 from sqlalchemy.types import TypeEngine
 
@@ -66,6 +68,7 @@ from plaudit.adapters.store.rows import (
 )
 from plaudit.adapters.store.schema import (
     COMMANDS,
+    DEAD_FEEDBACK,
     DECISIONS,
     EXPERIENCE_COLUMNS,
     EXPERIENCES,
@@ -81,10 +84,13 @@ from plaudit.adapters.store.schema import (
     SCHEMA,
     STATE,
     found_schema,
+    migrate,
 )
-from plaudit.core.errors import StoreDamaged, StoreMoved, StoreUnavailable, WrongStore
+from plaudit.core.errors import StoreDamaged, StoreMoved, StoreUnavailable, UnstorableValue, WrongStore
 from plaudit.core.events import Content, Decision, DynamicAction, Features, Feedback
 from plaudit.core.experience import DecisionHeader, Experience, FeedbackState, Label
+from plaudit.core.limits import LOG_GAP_S
+from plaudit.core.log_time import LogTime, advanced
 from plaudit.core.os_errors import explain as explain_os_error
 from plaudit.core.ports.log import Positions
 from plaudit.core.ports.store import (
@@ -110,6 +116,13 @@ _MOVE_AWAY: Final = "move it away, and the learner makes another one from the lo
 _LEASE_SLACK_S: Final = 1.0
 """Time by which the server's clock may seem to go back without ending a lease."""
 _IDS_PER_QUERY: Final = 500
+_MIGRATED: Final = 4
+"""Schema of stores that are brought up to date when they are opened."""
+_MAX_PROBLEM_CHARACTERS: Final = 500
+_DEAD_LETTER: Final = "its record is a dead letter"
+_UNIQUE_VIOLATION: Final = "23505"
+_OF_VALUES: Final = ("22", "54")
+"""PostgreSQL's classes of errors that are about a value: data exceptions, and what is too long for an index."""
 _STORE_ID_PART: Final = "store_id"
 """Part of the state that no learner writes: drawn when the store is made, or first opened by this release."""
 _STORE_ID: Final = select(STATE.c.value).where(STATE.c.part == _STORE_ID_PART)
@@ -145,8 +158,8 @@ class SqlStore:
             self._engine = create_store_engine(self._url)
             self._writing = self._engine.execution_options(writes=True)
         self._shared = self._engine.dialect.name == "postgresql"
-        inserts: dict[str, Callable[[Table], sqlite.Insert | postgresql.Insert]]
-        inserts = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+        inserts: dict[str, Callable[[Table], sqlite_dialect.Insert | postgresql.Insert]]
+        inserts = {"sqlite": sqlite_dialect.insert, "postgresql": postgresql.insert}
         self._insert_or_update = inserts[self._engine.dialect.name]
         try:
             self._prepare()
@@ -172,11 +185,17 @@ class SqlStore:
             stats = stats_from_row(row)
             number = stats.batches + 1
             self._upsert(connection, FEEDBACK, [feedback_row(stored) | {"batch": number} for stored in batch.feedback])
+            dead = [asdict(each) | {"batch": number} for each in batch.dead_feedback]
+            self._upsert(connection, DEAD_FEEDBACK, dead)
             last_number = self._label(connection, stats.last_number, batch.labels)
             positions = [{"partition": name, "cursor": cursor} for name, cursor in batch.positions.items()]
             self._upsert(connection, POSITIONS, positions)
             latest = batch.new_feedback[-1].feedback_id if batch.new_feedback else stats.last_feedback_id
-            latest_s = max([stats.last_feedback_time_s, *(feedback.time_s for feedback in batch.new_feedback)])
+            ahead_s = batch.clock_s + LOG_GAP_S
+            times_s = [feedback.time_s for feedback in batch.new_feedback if feedback.time_s <= ahead_s]
+            latest_s = max([stats.last_feedback_time_s, *times_s])
+            before = LogTime(stats.log_time_s, stats.log_gap_to_s)
+            log_time = advanced(before, [*(d.time_s for d in batch.decisions), *times_s], batch.clock_s)
             discarded = sum(stored.state == FeedbackState.DISCARDED for stored in batch.feedback)
             connection.execute(
                 update(INTAKE_STATS).values(
@@ -188,6 +207,8 @@ class SqlStore:
                     waiting=stats.waiting + batch.waiting,
                     discarded=stats.discarded + discarded,
                     outcomes=json.dumps(Counter(stats.outcomes) + Counter(batch.outcomes)),
+                    log_time_s=log_time.time_s,
+                    log_gap_to_s=log_time.gap_to_s,
                 )
             )
 
@@ -273,6 +294,7 @@ class SqlStore:
             for ids in _chunks(gone):
                 for table in (FEATURES, FEEDBACK, EXPERIENCES, DECISIONS):
                     connection.execute(table.delete().where(table.c.prediction_id.in_(ids)))
+            connection.execute(DEAD_FEEDBACK.delete().where(DEAD_FEEDBACK.c.time_s < before_s))
             orphans = list(connection.scalars(orphaned))
             for ids in _chunks(orphans):
                 connection.execute(FEEDBACK.delete().where(FEEDBACK.c.feedback_id.in_(ids)))
@@ -328,10 +350,15 @@ class SqlStore:
             .outerjoin(EXPERIENCES, EXPERIENCES.c.prediction_id == FEEDBACK.c.prediction_id)
             .where(FEEDBACK.c.feedback_id == feedback_id)
         )
+        dead = select(DEAD_FEEDBACK).where(DEAD_FEEDBACK.c.feedback_id == feedback_id)
         with self._reading() as connection:
             row = connection.execute(query).one_or_none()
-        if row is None:
-            return None
+            if row is None:
+                letter = connection.execute(dead).one_or_none()
+                if letter is None:
+                    return None
+                reason = f"{_DEAD_LETTER}: {letter.reason}"
+                return FeedbackStatus(FeedbackState.DISCARDED, letter.time_s, reason, letter.batch)
         state, store_id = FeedbackState(row.state), (row.store_id or b"").decode()
         return FeedbackStatus(state, row.time_s, row.reason, row.batch, bool(row.excluded), store_id)
 
@@ -435,9 +462,11 @@ class SqlStore:
             if self._shared:  # several learners may start at once, and CREATE TABLE IF NOT EXISTS is not enough then
                 connection.execute(select(func.pg_advisory_xact_lock(func.hashtext("plaudit"))))
             found = found_schema(connection)
-            if found not in (None, SCHEMA):
+            if found not in (None, _MIGRATED, SCHEMA):
                 raise WrongStore(self._place, found, SCHEMA)
             METADATA.create_all(connection)
+            if found == _MIGRATED:
+                migrate(connection)
             first = {c.name: "" if isinstance(c.type, String) else 0 for c in INTAKE_STATS.columns}
             first |= {"id": 1, "schema": SCHEMA, "outcomes": "{}"}
             connection.execute(self._insert_or_update(INTAKE_STATS).values(first).on_conflict_do_nothing())
@@ -514,7 +543,7 @@ class SqlStore:
         connection: Connection,
         table: Table,
         rows: Sequence[Mapping[str, Any]],
-        statement: sqlite.Insert | postgresql.Insert | None = None,
+        statement: sqlite_dialect.Insert | postgresql.Insert | None = None,
     ) -> None:
         """Insert many rows at once; ``statement`` handles conflicts with rows that are there."""
         if not rows:
@@ -567,13 +596,26 @@ class SqlStore:
         try:
             yield
         except IntegrityError as error:
-            raise StoreMoved from error
+            if _is_conflict(error):
+                raise StoreMoved from error
+            raise UnstorableValue(f"{self._place}: {str(error.orig).strip()[:_MAX_PROBLEM_CHARACTERS]}") from error
+        except DataError as error:
+            raise UnstorableValue(f"{self._place}: {str(error.orig).strip()[:_MAX_PROBLEM_CHARACTERS]}") from error
         except DBAPIError as error:
+            if (getattr(error.orig, "sqlstate", None) or "")[:2] in _OF_VALUES:
+                raise UnstorableValue(f"{self._place}: {str(error.orig).strip()[:_MAX_PROBLEM_CHARACTERS]}") from error
             cause = error.orig or error
             damage = StoreDamaged if sqlite_errors.is_damaged(cause) else StoreUnavailable
             raise damage(sqlite_errors.explain(self._place, cause, _MOVE_AWAY)) from error
         except SQLAlchemyError as error:
             raise StoreUnavailable(f"{self._place}: {error}") from error
+
+
+def _is_conflict(error: IntegrityError) -> bool:
+    """Whether a row is there already, which another learner wrote."""
+    if isinstance(error.orig, sqlite3.Error):
+        return error.orig.sqlite_errorcode in (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
+    return getattr(error.orig, "sqlstate", None) == _UNIQUE_VIOLATION
 
 
 def _former_experience(row: Row[Any]) -> Experience:

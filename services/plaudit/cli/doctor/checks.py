@@ -114,6 +114,13 @@ def _tracing(settings: Settings) -> Iterator[Finding]:
         yield Finding("tracing", State.OK, "on")
 
 
+def _memory(settings: Settings) -> Iterator[Finding]:
+    if all(importlib.util.find_spec(module) for module in ("onnx", "onnxscript", "sqlalchemy")):
+        from plaudit.cli.doctor.capacity import examine_memory
+
+        yield from examine_memory(settings)
+
+
 _IN_DATA_DIR: Final[Mapping[str, Check]] = {
     "signing key": examine_key,
     "event log": examine_log,
@@ -123,6 +130,7 @@ _IN_DATA_DIR: Final[Mapping[str, Check]] = {
     "registry entries": examine_ignored,
     "experience store": examine_stores,
     "learner": examine_learners,
+    "memory": _memory,
 }
 _ELSEWHERE: Final[Mapping[str, Check]] = {
     "finetune.rehearsal": examine_rehearsal,

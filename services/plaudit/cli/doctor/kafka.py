@@ -105,7 +105,7 @@ def _problems(
         yield (
             State.ERROR,
             f"takes records of {configs['max.message.bytes']} bytes, less than kafka.max_record_bytes = "
-            f"{plan.max_record_bytes}: decisions with large content are lost",
+            f"{plan.max_record_bytes}: decisions with large content are logged without it",
             f"{alter} max.message.bytes={plan.max_record_bytes}",
         )
 

@@ -22,7 +22,7 @@ def examine_ports(settings: Settings) -> Iterator[Finding]:
     serving, learner, console = settings.serving, settings.learner, settings.console
     wanted = [
         ("serving.port", serving.host, serving.port, _serves_predictions),
-        ("serving.metrics_port", serving.host, serving.metrics_port, _shows_our_metrics),
+        ("serving.metrics_port", serving.metrics_address, serving.metrics_port, _shows_our_metrics),
         ("learner.metrics_port", learner.host, learner.metrics_port, _shows_our_metrics),
     ]
     if console.port is not None:

@@ -5,14 +5,11 @@ Knows no metric.
 
 from __future__ import annotations
 
-import socket
 import threading
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from http.client import HTTPException
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
@@ -56,6 +53,10 @@ class MetricsPages:
     def remove(self, process: str) -> None:
         with self._lock:
             self._addresses.pop(process, None)
+
+    def page(self, _accept: str, _names: Sequence[str]) -> tuple[str, bytes]:
+        """The merged page, as :class:`plaudit.core.metrics_server.MetricsServer` takes it."""
+        return CONTENT_TYPE_LATEST, self.merged().encode()
 
     def merged(self) -> str:
         """All pages as one. A process that does not answer is left out: its series have a gap."""
@@ -109,37 +110,3 @@ def _labelled(sample: str, process: str) -> str:
         name, _, value = sample.partition(" ")
         return f'{name}{{{PROCESS}="{process}"}} {value}'
     return f'{name}{{{PROCESS}="{process}",{rest}'
-
-
-@contextmanager
-def serve_metrics(pages: MetricsPages, host: str, port: int) -> Iterator[int]:
-    """Serve the pages as one; yields the port.
-
-    Raises:
-        OSError: the port is taken.
-    """
-
-    class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = pages.merged().encode()
-            self.send_response(200)
-            self.send_header("content-type", CONTENT_TYPE_LATEST)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *arguments: object) -> None:
-            """No line for every scrape."""
-
-    class Server(ThreadingHTTPServer):
-        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-
-    server = Server((host, port), Page)
-    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
-    thread.start()
-    try:
-        yield int(server.server_address[1])
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

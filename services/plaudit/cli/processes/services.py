@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import resource
 import sys
 import threading
 import time
@@ -13,13 +14,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import structlog
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
 from plaudit import demo
 from plaudit.cli.failures import problem_text
 from plaudit.cli.options import async_client
 from plaudit.cli.processes import ports, supervisor
-from plaudit.cli.processes.exposition import LabelledRegistry, MetricsPages, serve_metrics
+from plaudit.cli.processes.exposition import LabelledRegistry, MetricsPages
 from plaudit.cli.processes.stopping import stop_requests
 from plaudit.compose.log import learner_log, serving_log
 from plaudit.compose.paths import learner_dir
@@ -29,6 +30,8 @@ from plaudit.core.addresses import reachable as address
 from plaudit.core.backoff import pause_s
 from plaudit.core.cores import available_cores
 from plaudit.core.errors import Conflict, LogDamaged, StoreDamaged, Unavailable
+from plaudit.core.metrics_server import MetricsServer, page_of
+from plaudit.core.printable import printable
 from plaudit.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -67,6 +70,7 @@ async def serve(settings: Settings, report: Report, *, share_port: bool = False)
     from plaudit.compose.serving import inference_server
 
     _limit_free_memory()
+    _use_all_descriptors()
     with (
         _tracing(settings, "plaudit-serve") as tracing,
         contextlib.closing(serving_log(settings)) as log,
@@ -75,8 +79,9 @@ async def serve(settings: Settings, report: Report, *, share_port: bool = False)
         server = inference_server(settings, log, share_port=share_port, tracing=tracing)
         await asyncio.to_thread(server.start)
         collect_garbage_seldom()
-        host = settings.serving.host
-        report({"event": "ready", "address": address(host, server.port), "metrics": address(host, server.metrics_port)})
+        serving = settings.serving
+        metrics = address(serving.metrics_address, server.metrics_port)
+        report({"event": "ready", "address": address(serving.host, server.port), "metrics": metrics})
         await stopping.wait()
         await asyncio.to_thread(server.stop)
 
@@ -89,6 +94,13 @@ def _tracing(settings: Settings, service: str) -> Iterator[OtelTracing | None]:
     finally:
         if tracing is not None:
             tracing.close()
+
+
+def _use_all_descriptors() -> None:
+    """Raise the limit of open files to what may be: connections of strangers must not use up those of the service."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _limit_free_memory() -> None:
@@ -128,7 +140,7 @@ async def serve_in_processes(settings: Settings, command: Sequence[str], report:
     serving, pages = settings.serving, MetricsPages()
     with (
         ports.reserved("serving.port", serving.host, serving.port) as port,
-        _metrics_of(pages, serving.host, serving.metrics_port) as metrics_port,
+        _metrics_of(pages, serving.metrics_address, serving.metrics_port) as metrics_port,
     ):
         own = ["--share-port", "--port", str(port), "--metrics-port", "0"]
         services = [
@@ -140,7 +152,7 @@ async def serve_in_processes(settings: Settings, command: Sequence[str], report:
             process = str(event["service"]).removeprefix("serve-")
             if event["event"] == "ready":
                 pages.add(process, event["metrics"])
-                event = {**event, "metrics": address(serving.host, metrics_port)}
+                event = {**event, "metrics": address(serving.metrics_address, metrics_port)}
             elif event["event"] == "exited":
                 pages.remove(process)
             report(event)
@@ -150,10 +162,10 @@ async def serve_in_processes(settings: Settings, command: Sequence[str], report:
 
 @contextlib.contextmanager
 def _metrics_of(pages: MetricsPages, host: str, port: int) -> Iterator[int]:
-    with contextlib.ExitStack() as stack:
-        with ports.named("serving.metrics_port", host, port):
-            opened = stack.enter_context(serve_metrics(pages, host, port))
-        yield opened
+    with ports.named("serving.metrics_port", host, port):
+        server = MetricsServer(host, port, pages.page)
+    with contextlib.closing(server):
+        yield server.port
 
 
 async def learn(settings: Settings, model: str, report: Report) -> None:
@@ -264,13 +276,14 @@ def _opened(
 def _metrics_port(settings: Settings, registry: CollectorRegistry) -> Iterator[int]:
     host, port = settings.learner.host, settings.learner.metrics_port
     with ports.named("learner.metrics_port", host, port):
-        server, thread = start_http_server(port, host, registry)
-    try:
-        yield int(server.server_port)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        server = MetricsServer(host, port, page_of(registry))
+    with contextlib.closing(server):
+        yield server.port
+
+
+def _harmless(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Processor of log lines for a terminal, on which what clients have sent must not act."""
+    return {name: printable(value) if isinstance(value, str) else value for name, value in event.items()}
 
 
 def log_to_stderr() -> None:
@@ -291,7 +304,7 @@ def log_to_stderr() -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([] if terminal else [tracebacks]),
+            *([structlog.processors.format_exc_info, _harmless] if terminal else [tracebacks]),
             renderer,
         ],
         logger_factory=structlog.PrintLoggerFactory(_Lines(sys.stderr)),  # type: ignore[arg-type]  # it only prints

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from plaudit.core.errors import InvalidInput
 from plaudit.core.events import Event, Topic
 
 Cursor = str
@@ -23,9 +24,15 @@ class Appended:
     Attributes:
         duplicate: True: the log already holds an event of this topic and id; nothing was added. A log without look-up
             by id (Kafka) only knows those it appended itself not long ago; others are added again, for readers to drop.
+        without_content: True: the event is a decision that was too large, and was added without its content.
     """
 
     duplicate: bool
+    without_content: bool = False
+
+
+AppendOutcome = Appended | InvalidInput
+"""Outcome of one event; InvalidInput where the log does not take it: it is too large, or cannot be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +86,12 @@ class EventReader(Protocol):
 class EventLog(Protocol):
     """An append-only log with one topic per kind of event. Safe to use from several threads."""
 
-    def append(self, events: Sequence[Event]) -> Sequence[Appended]:
-        """Make events durable; when this returns they survive kill -9.
+    def append(self, events: Sequence[Event]) -> Sequence[AppendOutcome]:
+        """Make events durable; when this returns they survive kill -9, but for those that the log does not take.
 
         Raises:
             LogUnavailable: they are not known to be durable. A log without transactions (Kafka) may hold some of them;
                 appending them again is safe.
-            InvalidInput: one of them is larger than the log takes.
         """
         ...
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from plaudit.core.events import Content, Decision, DynamicAction, Features, Feedback
 from plaudit.core.experience import DecisionHeader, Experience, FeedbackState, Label
+from plaudit.core.limits import MAX_EVENT_TIME_S
 from plaudit.core.ports.log import Positions
 from plaudit_models.evaluation.raters import TrustLevel
 
@@ -54,6 +55,19 @@ class LabelUpdate:
     before: Experience | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class DeadFeedback:
+    """A piece of feedback whose record became a dead letter, by what could still be read of it.
+
+    Attributes:
+        time_s: time at which the server received it, UTC seconds.
+    """
+
+    feedback_id: str
+    time_s: float
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestBatch:
     """Effects of one batch of records; see :meth:`IngestStore.save_batch`.
@@ -66,6 +80,8 @@ class IngestBatch:
         labels: experiences to be made or changed.
         waiting: change of the number of pieces of feedback that wait for their decision.
         outcomes: number of records by outcome.
+        dead_feedback: feedback whose records became dead letters, so that receipts can tell.
+        clock_s: clock of the reader, UTC seconds; what is further ahead of it does not move the log's time.
     """
 
     since: Positions = field(default_factory=dict)
@@ -76,6 +92,8 @@ class IngestBatch:
     new_feedback: Sequence[Feedback] = ()
     waiting: int = 0
     outcomes: Mapping[str, int] = field(default_factory=dict)
+    dead_feedback: Sequence[DeadFeedback] = ()
+    clock_s: float = MAX_EVENT_TIME_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +108,8 @@ class IntakeStats:
         waiting: pieces of feedback whose decision has not arrived.
         discarded: pieces of feedback that cannot be learned from.
         outcomes: number of records by outcome.
+        log_time_s: time that the log itself has reached (core/log_time.py); 0 before it tells.
+        log_gap_to_s: far side of a gap in the log's times that is not proven; 0: there is none.
         store_id: id of the store, drawn when it was made: batches of different stores are not comparable.
     """
 
@@ -101,6 +121,8 @@ class IntakeStats:
     waiting: int = 0
     discarded: int = 0
     outcomes: Mapping[str, int] = field(default_factory=dict)
+    log_time_s: float = 0.0
+    log_gap_to_s: float = 0.0
     store_id: str = ""
 
 
@@ -205,6 +227,7 @@ class IngestStore(Protocol):
         Raises:
             StoreMoved: another learner has saved records of one of the partitions since ``batch.since``, or has
                 labelled one of the predictions. Nothing was saved.
+            UnstorableValue: a record holds a value that the database does not keep. Nothing was saved.
             StoreUnavailable: nothing was saved.
         """
         ...

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from plaudit.core.errors import UnknownVersion, UnprovenVersion
-from plaudit.core.experience import Experience
 from plaudit.core.ports.registry import VersionReader
 from plaudit.learner.evaluation.off_policy import Compared, Policy, Values, compare, counts_as_proof
 from plaudit.learner.features.policies import PolicyCache
@@ -64,13 +63,14 @@ def update(
         gated = policies.version(running.gated)
     except (UnknownVersion, UnprovenVersion):
         return running  # it is damaged or was taken away: what cannot be compared is no evidence
+    versions = {row.experience.decision.version for row in fresh}
+    refreshes = {version for version in versions if version > running.after_version and _is_refresh(version, registry)}
     rows = [
         row
         for row in fresh
-        if row.experience.decision.version > running.after_version
+        if row.experience.decision.version in refreshes
         and row.context.features.trunk_digest == gated.manifest.trunk_digest
         and counts_as_proof(row.experience)
-        and _is_refresh(row.experience, registry)
     ]
     if not rows:
         return running
@@ -92,8 +92,8 @@ def update(
     return replace(running, comparison=compared)
 
 
-def _is_refresh(experience: Experience, registry: VersionReader) -> bool:
+def _is_refresh(version: int, registry: VersionReader) -> bool:
     try:
-        return registry.manifest(experience.decision.version).kind == "head"
+        return registry.manifest(version).kind == "head"
     except (UnknownVersion, CorruptBundle):
-        return False  # removed or damaged since it served, so nothing is known of it
+        return False  # removed or damaged since it served, or never there: nothing is known of it

@@ -66,8 +66,9 @@ def contexts_on(
 
     Args:
         features: on that trunk, by prediction id. What has none has no context, nor have decisions between dynamic
-            actions where the version scores no text.
+            actions where the version scores no text, nor features that are not of the trunk's sizes.
     """
+    features = {id_: each for id_, each in features.items() if len(each.embedding) == version.embedding_size}
     lists = _action_lists(version, store, experiences, features)
     actions = version.manifest.spec.actions
     contexts = {}
@@ -77,7 +78,7 @@ def contexts_on(
         if id_ in lists:
             ids, vectors = lists[id_]
             contexts[id_] = Context(features[id_], ids, vectors=vectors)
-        elif id_ in features and not decision.dynamic:
+        elif id_ in features and not decision.dynamic and len(features[id_].base_logits) == len(actions):
             contexts[id_] = Context(features[id_], actions, decision.allowed_actions)
     return contexts
 

@@ -51,6 +51,10 @@ class LoadedPolicy:
     def manifest(self) -> Manifest:
         return self._model.manifest
 
+    @property
+    def embedding_size(self) -> int:
+        return self._model.manifest.spec.embedding_size
+
     def answers(self, contexts: Sequence[Context]) -> list[Float64]:
         """Probabilities of each context's own actions as they would be served, floor included, ``[k]`` each.
 

@@ -147,7 +147,12 @@ class ExperimentRunner:
             )
             after = replace(after, position=chunk[-1].number)
         for report, behind in self._reports():
-            after, cursors = add_report(after, report), {**cursors, **behind}
+            cursors = {**cursors, **behind}
+            try:
+                after = add_report(after, report)
+            except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # of this report, maybe a stranger's
+                problem = f"{type(error).__name__}: {str(error)[:200]}"
+                _log.error("report passed over", replica=report.replica, number=report.number, problem=problem)
         after = decide(after, self.rules)
         if after is not experiment or cursors != self.state.report_cursors:
             self._save(after, cursors)

@@ -41,7 +41,7 @@ from plaudit.learner.finetuning.job_spec import (
     read_job_spec,
     write_features,
 )
-from plaudit.learner.finetuning.training_data import TrainingData, select_training_data
+from plaudit.learner.finetuning.training_data import CHUNK, TrainingData, select_training_data
 from plaudit_models.bandit.dynamic_actions import cautious_rewards
 from plaudit_models.bundle import TOKENIZER, TRUNK, TRUNK_GOLDEN, Manifest, read_manifest, seal
 from plaudit_models.dataset import LabelledData, load_data_folder
@@ -163,20 +163,26 @@ def _train(
 
 
 def _listed(data: TrainingData, parent: LoadedPolicy, store: ExperienceReader, plan: TrainingPlan) -> Listed | None:
-    """Experiences of dynamic actions with what the parent serves there, and the rewards that the regression which all
-    dynamic actions share expects: the reward model over content and text. None if there are no such experiences.
+    """Experiences of dynamic actions; None if there are none.
+
+    Where the objective asks, with what the parent serves there, and the rewards that the regression which all dynamic
+    actions share expects: it is the reward model over content and text.
     """
     if data.listed is None:
         return None
-    empty, prior = plan.head_builder.empty(parent.manifest), plan.head_builder.settings.prior
-    learned, features = learned_from(empty, parent, store, data.used_listed)
-    evidence, contexts = learned.require(DynamicActions).state, contexts_on(parent, store, data.used_listed, features)
+    if plan.finetune.objective == "likelihood":
+        return Listed(data.listed)  # it asks for neither
+    empty, prior, used = plan.head_builder.empty(parent.manifest), plan.head_builder.settings.prior, data.used_listed
+    learned, features = learned_from(empty, parent, store, used)
+    evidence = learned.require(DynamicActions).state
     rewards, logits = np.zeros(data.listed.listed.shape), np.zeros(data.listed.listed.shape)
-    for i, experience in enumerate(data.used_listed):
-        actions = contexts[experience.decision.prediction_id].action_list
-        k = len(actions.base_logits)
-        rewards[i, :k] = cautious_rewards(evidence, prior, actions, plan.pessimism)
-        logits[i, :k] = parent.scores_among(actions)
+    for start in range(0, len(used), CHUNK):  # the vectors of all lists at once may not fit into memory
+        contexts = contexts_on(parent, store, used[start : start + CHUNK], features)
+        for i, experience in enumerate(used[start : start + CHUNK], start):
+            actions = contexts[experience.decision.prediction_id].action_list
+            k = len(actions.base_logits)
+            rewards[i, :k] = cautious_rewards(evidence, prior, actions, plan.pessimism)
+            logits[i, :k] = parent.scores_among(actions)
     return Listed(data.listed, rewards, logits)
 
 

@@ -8,20 +8,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeVar
 
 import numpy as np
 
-from plaudit.core.events import DeadLetter, Decision, Features, Feedback
+from plaudit.core.events import DeadLetter, Decision, Features, Feedback, Topic
 from plaudit.core.experience import DecisionHeader, FeedbackState, header_of
+from plaudit.core.limits import MAX_FEATURE, MAX_FEATURE_VALUES, MAX_STORED_ID_CHARACTERS, MIN_PROPENSITY
 from plaudit.core.ports.log import Positions, Record, UnreadableRecord
-from plaudit.core.ports.store import IngestBatch, IngestStore, LabelUpdate, PredictionHistory, StoredFeedback
+from plaudit.core.ports.store import (
+    DeadFeedback,
+    IngestBatch,
+    IngestStore,
+    LabelUpdate,
+    PredictionHistory,
+    StoredFeedback,
+)
 from plaudit.core.user_groups import group_problem
-from plaudit.core.wire import encode_event
+from plaudit.core.wire import encode_event, feedback_named_in
 from plaudit.learner.ingest.join import join, refusal
 
 _E = TypeVar("_E", Decision, Feedback)
+_MAX_PROBLEM: Final = 500
 
 
 @dataclass(slots=True)
@@ -32,6 +41,7 @@ class DecodedBatch:
         decisions, feedback: by their ids.
         histories: histories of the predictions that these are about, by prediction id.
         dead_letters: records that cannot be used, with the reason.
+        dead_feedback: the pieces of feedback among them.
         outcomes: number of records by outcome: decision, feedback, duplicate, other_model, unreadable (a dead letter).
     """
 
@@ -39,6 +49,7 @@ class DecodedBatch:
     feedback: dict[str, Feedback] = field(default_factory=dict)
     histories: Mapping[str, PredictionHistory] = field(default_factory=dict)
     dead_letters: list[DeadLetter] = field(default_factory=list)
+    dead_feedback: dict[str, DeadFeedback] = field(default_factory=dict)
     outcomes: Counter[str] = field(default_factory=Counter)
 
 
@@ -78,9 +89,12 @@ def unusable(event: Decision | Feedback) -> str | None:
     match event:
         case Decision():
             texts = {"prediction_id": event.prediction_id, "user_id": event.user_id, "action": event.action}
-            texts |= {f"dynamic_actions[{i}].id": each.id for i, each in enumerate(event.dynamic_actions)}
-            if event.features is not None and not _finite(event.features):
-                return "features: hold a value that is not finite"
+            if event.dynamic_actions:
+                texts |= {f"dynamic_actions[{i}].id": each.id for i, each in enumerate(event.dynamic_actions)}
+            if event.propensity < MIN_PROPENSITY:
+                return f"propensity: {event.propensity} is less than {MIN_PROPENSITY}, the least that is learned from"
+            if event.features is not None and (problem := _features_problem(event.features)):
+                return f"features: {problem}"
             if problem := group_problem(event.user_group):
                 return f"user_group: {problem}"
         case Feedback():
@@ -88,16 +102,30 @@ def unusable(event: Decision | Feedback) -> str | None:
     for field_name, text in texts.items():
         if "\0" in text:  # PostgreSQL keeps no such text
             return f"{field_name}: {text[:40]!r} has a character of code zero"
+        if len(text) > MAX_STORED_ID_CHARACTERS:
+            return (
+                f"{field_name}: {text[:40]!r}… has {len(text)} characters; at most {MAX_STORED_ID_CHARACTERS} are kept"
+            )
     return None
 
 
-def ingest_batch(batch: DecodedBatch, actions: Sequence[str], since: Positions, positions: Positions) -> IngestBatch:
+def unjoinable(record: Record, error: Exception) -> Record:
+    """The record in place of one that failed where others do not."""
+    event = record.event
+    payload = event.payload if isinstance(event, UnreadableRecord) else encode_event(event)
+    return replace(record, event=UnreadableRecord(payload, f"{type(error).__name__}: {str(error)[:_MAX_PROBLEM]}"))
+
+
+def ingest_batch(
+    batch: DecodedBatch, actions: Sequence[str], since: Positions, positions: Positions, clock_s: float
+) -> IngestBatch:
     """Effects of the batch: every prediction that it is about is labelled anew.
 
     Args:
         actions: the action set.
         since: positions from which the partitions of the batch were read.
         positions: positions at which reading them continues.
+        clock_s: of this reader, UTC seconds.
     """
     new: dict[str, list[Feedback]] = {}
     for feedback in batch.feedback.values():
@@ -129,6 +157,8 @@ def ingest_batch(batch: DecodedBatch, actions: Sequence[str], since: Positions, 
         new_feedback=list(batch.feedback.values()),
         waiting=waiting,
         outcomes=batch.outcomes,
+        dead_feedback=list(batch.dead_feedback.values()),
+        clock_s=clock_s,
     )
 
 
@@ -152,7 +182,16 @@ def _first(batch: DecodedBatch, seen: dict[str, _E], id_: str, event: _E) -> Non
 def _reject(batch: DecodedBatch, record: Record, reason: str, payload: bytes, now_s: float) -> None:
     batch.dead_letters.append(DeadLetter(record.topic, record.position, reason, payload, now_s))
     batch.outcomes["unreadable"] += 1
+    if record.topic == Topic.FEEDBACK and (named := feedback_named_in(payload)) is not None:
+        id_, time_s = named
+        batch.dead_feedback[id_] = DeadFeedback(id_, time_s, reason[:_MAX_PROBLEM])
 
 
-def _finite(features: Features) -> bool:
-    return bool(np.isfinite(features.embedding).all() and np.isfinite(features.base_logits).all())
+def _features_problem(features: Features) -> str:
+    """What is wrong with the features whatever trunk they are of; "" if nothing is."""
+    for name, values in (("embedding", features.embedding), ("base_logits", features.base_logits)):
+        if len(values) > MAX_FEATURE_VALUES:
+            return f"{name} has {len(values)} values; at most {MAX_FEATURE_VALUES} are taken"
+        if len(values) and not float(np.abs(values).max()) <= MAX_FEATURE:  # says no to NaN too
+            return f"{name} holds a value that is not finite, or beyond {MAX_FEATURE:g}"
+    return ""

@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from plaudit.core.errors import StoreMoved, WrongLog
+import structlog
+
+from plaudit.core.errors import Conflict, StoreMoved, Unavailable, WrongLog
 from plaudit.core.events import Topic
 from plaudit.core.ports.log import Cursor, EventLog, EventReader, Positions, Record
 from plaudit.core.ports.store import IngestStore
-from plaudit.learner.ingest.batch import decode_batch, ingest_batch
+from plaudit.learner.ingest.batch import decode_batch, ingest_batch, unjoinable
 from plaudit.learner.metrics import LearnerMetrics
 from plaudit.learner.tracing import LearnerTrace
 
@@ -24,6 +26,8 @@ _GROUP: Final = "plaudit-learner"
 TOPICS: Final = (Topic.DECISIONS, Topic.FEEDBACK)
 
 _ATTEMPTS: Final = 3
+_MAX_PROBLEM: Final = 200
+_log = structlog.get_logger("plaudit.learner")
 _LAG_INTERVAL_S: Final = 1.0
 
 
@@ -80,20 +84,39 @@ class LogConsumer:
         assert self._reader is not None
         records = self._reader.poll(self.limit, wait_s)
         if records:
-            self._save(records, actions)
+            self._save_each(records, actions)
         self._measure_lag()
         return len(records)
+
+    def _save_each(self, records: Sequence[Record], actions: Sequence[str]) -> None:
+        """Save the records together; where one of them fails, it is found by halves and becomes a dead letter."""
+        try:
+            self._save(records, actions)
+        except (Conflict, Unavailable, OSError):
+            raise  # of no record
+        except Exception as error:
+            if len(records) > 1:
+                middle = len(records) // 2
+                self._save_each(records[:middle], actions)
+                self._save_each(records[middle:], actions)
+                return
+            (record,) = records
+            # Without a traceback: those of many such records would cost more than the records.
+            problem = f"{type(error).__name__}: {str(error)[:_MAX_PROBLEM]}"
+            _log.error("record cannot be joined", topic=record.topic, position=record.position, problem=problem)
+            self._save([unjoinable(record, error)], actions)
 
     def _save(self, records: Sequence[Record], actions: Sequence[str]) -> None:
         began_ns = time.time_ns()
         positions = {record.partition: record.cursor for record in records}
         since = {name: self._positions[name] for name in positions if name in self._positions}
         for attempt in range(_ATTEMPTS):
-            batch = decode_batch(records, self.store, self.model, self.clock())
+            clock_s = self.clock()
+            batch = decode_batch(records, self.store, self.model, clock_s)
             if batch.dead_letters and attempt == 0:
                 self.log.append(batch.dead_letters)
             try:
-                self.store.save_batch(ingest_batch(batch, actions, since, positions))
+                self.store.save_batch(ingest_batch(batch, actions, since, positions, clock_s))
                 break
             except StoreMoved:
                 # The leader may have labelled one of these as silent meanwhile; then the store is read again.

@@ -49,6 +49,10 @@ def join(decision: DecisionHeader, feedback: Sequence[Feedback], actions: Sequen
         actions: actions of the model; where the request had dynamic actions, those are used instead.
     """
     actions = decision.dynamic_actions or actions
+    if len(feedback) == 1 and not isinstance(feedback[0].signal, Retract):  # nearly always
+        only = _verdict(decision, feedback[0], actions)
+        rewards = only.rewards if only.correction is not None else _among(actions, only.rewards)
+        return Label(rewards, only.weight, only.correction)
     verdicts = [_verdict(decision, pieces[-1], actions) for pieces in map(_explicit_first, _by_user(feedback).values())]
     if not verdicts:
         return None
@@ -64,6 +68,11 @@ def join(decision: DecisionHeader, feedback: Sequence[Feedback], actions: Sequen
         weight=total / len(verdicts),
         correction=corrections.pop() if len(corrections) == 1 else None,
     )
+
+
+def _among(actions: Sequence[str], rewards: Mapping[str, float]) -> Mapping[str, float]:
+    """Rewards of those that are still actions."""
+    return {action: reward for action, reward in rewards.items() if action in actions}
 
 
 def silence(decision: DecisionHeader, reward: float) -> Label:

@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import structlog
@@ -21,6 +21,7 @@ from plaudit.core.experience import Experience, Label
 from plaudit.core.ports.registry import VersionReader
 from plaudit.core.ports.store import ExperienceStore, IntakeStats, LabelRevision, LabelUpdate, LeaderCommit
 from plaudit.core.settings import LearnerSettings
+from plaudit.core.wire import UnreadableEvent
 from plaudit.learner.evaluation import running_comparison
 from plaudit.learner.evaluation.off_policy import Compared, speaks_plainly
 from plaudit.learner.evaluation.propensities import served_probabilities
@@ -55,6 +56,10 @@ _LOOK_INTERVAL_S: Final = 1.0
 """Time until old predictions are looked for again where there were none."""
 USER_SHARES: Final = 5.0
 """Where there are few users, none may have more than this many equal shares of what is learned."""
+
+_MAX_PROBLEM: Final = 200
+_OF_DATA: Final = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError, UnreadableEvent)
+"""What an experience can make the maths raise; a failure of the runtime, or of a library, is of no experience."""
 
 _log = structlog.get_logger("plaudit.learner")
 
@@ -154,21 +159,21 @@ class OnlineUpdater:
         """Learn the next chunk of experiences; returns its size, less than ``poll_limit`` if nothing more waits."""
         self._apply_commands(live)
         intake_stats = self.store.intake_stats()
-        progress = self.state.progress
-        fresh = self.store.experiences(after=progress.last_number, limit=self.settings.poll_limit)
-        revisions = self.store.revisions(progress.last_number, self.settings.poll_limit)
+        last = self.state.progress.last_number
+        fresh = self.store.experiences(after=last, limit=self.settings.poll_limit)
+        revisions = self.store.revisions(last, self.settings.poll_limit)
+        reached: dict[str, Any] = {}
         if len(fresh) + len(revisions) < self.settings.poll_limit:
-            progress = replace(
-                progress,
-                store_id=intake_stats.store_id,
-                batches=intake_stats.batches,
-                feedback=intake_stats.feedback,
-                last_feedback_id=intake_stats.last_feedback_id,
-                last_feedback_time_s=intake_stats.last_feedback_time_s,
-            )
+            reached = {
+                "store_id": intake_stats.store_id,
+                "batches": intake_stats.batches,
+                "feedback": intake_stats.feedback,
+                "last_feedback_id": intake_stats.last_feedback_id,
+                "last_feedback_time_s": intake_stats.last_feedback_time_s,
+            }
         if fresh or revisions:
             with self.metrics.learn_seconds.time():
-                self._learn_chunk(live, fresh, revisions, progress)
+                self._learn_each(live, fresh, revisions, reached)
         self._observe(intake_stats)
         return len(fresh) + len(revisions)
 
@@ -211,14 +216,52 @@ class OnlineUpdater:
         self.state.save(LeaderCommit(silent=silent), progress=replace(progress, silence_place=quiet[-1][0]))
 
     def forget_old(self) -> None:
-        """Remove predictions older than ``retention_s`` from the store; what was learned from them stays learned."""
+        """Remove predictions older than ``retention_s`` from the store; what was learned from them stays learned.
+
+        Old is what both the clock and the log's own time say is old: neither alone can be trusted with a deletion.
+        """
         now_s = self.clock()
-        if now_s - self._nothing_old_s < _LOOK_INTERVAL_S:
+        if 0.0 <= now_s - self._nothing_old_s < _LOOK_INTERVAL_S:
             return
-        gone = self.store.forget(now_s - self.retention_s, self.state.progress.last_number, self.settings.poll_limit)
+        before_s = min(now_s, self.store.intake_stats().log_time_s) - self.retention_s
+        gone = self.store.forget(before_s, self.state.progress.last_number, self.settings.poll_limit)
         self.metrics.forgotten.inc(gone)
         if gone == 0:
             self._nothing_old_s = now_s
+
+    def _learn_each(
+        self,
+        live: Manifest,
+        fresh: Sequence[Experience],
+        revisions: Sequence[LabelRevision],
+        reached: Mapping[str, Any],
+    ) -> None:
+        """Learn the chunk together; where one experience makes that fail, it is found by halves and excluded.
+
+        Args:
+            reached: fields of the progress once all of the chunk is learned.
+        """
+        try:
+            self._learn_chunk(live, fresh, revisions, replace(self.state.progress, **reached))
+        except _OF_DATA as error:
+            if len(fresh) + len(revisions) > 1:
+                middle = (len(fresh) + len(revisions)) // 2
+                ours = min(middle, len(fresh))
+                theirs = middle - ours
+                self._learn_each(live, fresh[:ours], revisions[:theirs], {})
+                self._learn_each(live, fresh[ours:], revisions[theirs:], reached)
+                return
+            numbers = [*(e.number for e in fresh), *(r.experience.number for r in revisions)]
+            if not numbers:
+                raise
+            problem = f"{type(error).__name__}: {str(error)[:_MAX_PROBLEM]}"
+            _log.error("experience cannot be learned from", numbers=numbers, problem=problem)
+            self.metrics.excluded.labels("failure").inc()
+            progress = replace(self.state.progress, **reached)
+            last = max([progress.last_number, *(e.number for e in fresh)])
+            self.state.save(
+                LeaderCommit(excluded=numbers, resolved=revisions), progress=replace(progress, last_number=last)
+            )
 
     def _learn_chunk(
         self, live: Manifest, fresh: Sequence[Experience], revisions: Sequence[LabelRevision], progress: Progress
@@ -231,7 +274,7 @@ class OnlineUpdater:
         features, made = self._features(policy, fresh, revised)
         contexts = contexts_on(policy, self.store, [*fresh, *revised], features)
         served = served_probabilities(fresh, features, self.store, self.policies)
-        fresh = [replace(e, probabilities=served.get(e.number)) for e in fresh]
+        fresh = [Experience(e.number, e.decision, e.label, served.get(e.number), e.excluded) for e in fresh]
         fresh, raters = self._admit(fresh)
         new = {e.number: contexts[_id(e)] for e in fresh if _id(e) in contexts}
         expected = learned.expected(self.builder.settings.prior, new)

@@ -16,7 +16,9 @@ import structlog
 
 from plaudit.core.errors import LogUnavailable
 from plaudit.core.events import Decision, ExperimentReport
+from plaudit.core.ports.log import Appended
 from plaudit.core.rollout import Rollout
+from plaudit.serving.engine.appending import append_each
 from plaudit.serving.telemetry.appends import Append
 from plaudit.serving.telemetry.metrics import ServingMetrics
 
@@ -35,7 +37,8 @@ class DecisionLog:
     """A bounded queue and a thread that appends to the event log.
 
     While the log is away, it tries again, with growing pauses, and the queue fills; what does not fit is dropped and
-    counted. An append that is repeated adds nothing, because events have ids.
+    counted. An append that is repeated adds nothing, because events have ids. An event that the log does not take is
+    dropped alone.
 
     Args:
         append: of the event log.
@@ -90,22 +93,30 @@ class DecisionLog:
 
     def _append_all(self, batch: Sequence[Recorded]) -> None:
         pause_s = _FIRST_PAUSE_S
-        while time.monotonic() < self._give_up_s:
-            try:
-                with self._metrics.decision_append_seconds.time():
-                    self._append(batch)
-            except LogUnavailable as error:
-                logger.warning("decisions_wait", problem=str(error), waiting=self._queue.qsize() + len(batch))
+        while batch and time.monotonic() < self._give_up_s:
+            with self._metrics.decision_append_seconds.time():
+                outcomes = append_each(self._append, batch)
+            outcome_of = list(zip(batch, outcomes, strict=True))
+            self._count([(event, outcome) for event, outcome in outcome_of if not isinstance(outcome, LogUnavailable)])
+            batch = [event for event, outcome in outcome_of if isinstance(outcome, LogUnavailable)]
+            if batch:
+                problem = next(str(outcome) for outcome in outcomes if isinstance(outcome, LogUnavailable))
+                logger.warning("decisions_wait", problem=problem, waiting=self._queue.qsize() + len(batch))
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-            except Exception:
-                logger.exception("decisions_cannot_be_logged")
-                break
-            else:
-                self._metrics.decisions_logged.inc(_decisions(batch))
-                return
-        logger.error("decisions_dropped", count=_decisions(batch))
-        self._metrics.decisions_dropped.inc(_decisions(batch))
+        if batch:
+            logger.error("decisions_dropped", count=_decisions(batch))
+            self._metrics.decisions_dropped.inc(_decisions(batch))
+
+    def _count(self, outcomes: Sequence[tuple[Recorded, Appended | Exception]]) -> None:
+        """Count what is durable and what never will be."""
+        refused = [(event, outcome) for event, outcome in outcomes if isinstance(outcome, Exception)]
+        if refused:
+            logger.error("decisions_dropped", count=len(refused), problem=str(refused[0][1])[:500])
+        self._metrics.decisions_dropped.inc(_decisions([event for event, _ in refused]))
+        logged = [(event, outcome) for event, outcome in outcomes if isinstance(outcome, Appended)]
+        self._metrics.decisions_logged.inc(_decisions([event for event, _ in logged]))
+        self._metrics.decisions_without_content.inc(sum(outcome.without_content for _, outcome in logged))
 
 
 def _decisions(events: Sequence[Recorded]) -> int:

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from plaudit.core.errors import InvalidInput
+from plaudit.core.limits import MAX_ID_CHARACTERS
 from plaudit.core.wire import signal_from_wire
 from plaudit.serving.engine.call_context import CallContext
-from plaudit.serving.engine.shutdown import ShutdownSignal
 from plaudit.serving.grpc.context import call_context, timestamp
 from plaudit.serving.grpc.interceptors import status_of
+from plaudit.serving.grpc.open_calls import OpenCalls
 from plaudit.serving.grpc.streams import in_groups
 from plaudit.serving.use_cases.feedback import FeedbackReceipt, FeedbackRequest, FeedbackUseCase, ReceiptState
 from plaudit.v1 import feedback_pb2, feedback_pb2_grpc
@@ -28,9 +29,9 @@ _STATES: Final = {
 
 
 class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
-    def __init__(self, feedback: FeedbackUseCase, shutdown: ShutdownSignal) -> None:
+    def __init__(self, feedback: FeedbackUseCase, open_calls: OpenCalls) -> None:
         self._feedback = feedback
-        self._shutdown = shutdown
+        self._open_calls = open_calls
 
     def SendFeedback(
         self, request: feedback_pb2.SendFeedbackRequest, context: Any
@@ -43,7 +44,8 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
     ) -> Iterator[feedback_pb2.SendFeedbackResponse]:
         """The feedback that arrived while the last group became durable is the next group."""
         call = call_context(context)
-        for group in in_groups(request_iterator, self._shutdown, context, limit=_MAX_GROUP):
+        size_bytes = feedback_pb2.SendFeedbackRequest.ByteSize
+        for group in in_groups(request_iterator, size_bytes, self._open_calls, context, limit=_MAX_GROUP):
             yield from self._send_group(group, call)
 
     def GetReceipt(self, request: feedback_pb2.GetReceiptRequest, context: Any) -> feedback_pb2.Receipt:
@@ -67,7 +69,8 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
             if isinstance(outcome, Exception):
                 code, text = status_of(outcome, "FeedbackService/StreamFeedback")
                 yield feedback_pb2.SendFeedbackResponse(
-                    feedback_id=message.feedback_id, error=feedback_pb2.FeedbackError(code=code.value[0], message=text)
+                    feedback_id=message.feedback_id[:MAX_ID_CHARACTERS],
+                    error=feedback_pb2.FeedbackError(code=code.value[0], message=text),
                 )
             else:
                 yield _feedback_to_wire(message.feedback_id, outcome)

@@ -20,8 +20,10 @@ from grpc_status import rpc_status
 
 from plaudit.core import errors
 from plaudit.core.errors import InvalidInput
-from plaudit.core.limits import MAX_STATUS_BYTES
+from plaudit.core.limits import MAX_SMALL_CALL_BYTES, MAX_STATUS_BYTES
+from plaudit.serving.engine.admission import ByteBudget
 from plaudit.serving.engine.call_context import ClientGone
+from plaudit.serving.grpc.open_calls import OpenCalls
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit.serving.telemetry.request_log import ids_of, log_refusal
 
@@ -41,7 +43,7 @@ STATUSES: Final[Mapping[type[errors.PlauditError], grpc.StatusCode]] = {
 }
 """The nearest class an error is of decides."""
 
-_OURS: Final = {"/plaudit.v1.": "", "/inference.": "inference."}
+_OURS: Final = {"/plaudit.v1.": "", "/inference.": "inference.", "/grpc.reflection.": "reflection."}
 """Prefixes of the methods that are wrapped, and what replaces them in metrics."""
 _RETRY_S: Final = 0.05
 """When a client that found the queue full may try again: a full queue is worked off in about that time."""
@@ -74,14 +76,20 @@ def _cut(text: str) -> str:
 
 
 class CallInterceptor(grpc.ServerInterceptor):
-    """Wraps every method of our services; leaves health and reflection alone.
+    """Wraps every method but those of health.
 
     Args:
+        open_calls: which streams are open.
+        budget: memory of the messages of unary calls.
         log_refusals: write a line for each call that is refused.
     """
 
-    def __init__(self, metrics: ServingMetrics, *, log_refusals: bool = False) -> None:
+    def __init__(
+        self, metrics: ServingMetrics, open_calls: OpenCalls, budget: ByteBudget, *, log_refusals: bool = False
+    ) -> None:
         self._metrics = metrics
+        self._open_calls = open_calls
+        self._budget = budget
         self._log_refusals = log_refusals
         self._wrapped: dict[str, Any] = {}
 
@@ -95,11 +103,11 @@ class CallInterceptor(grpc.ServerInterceptor):
         handler = continuation(handler_call_details)
         if handler is None:
             return None
-        for prefix, label in _OURS.items():
-            if method.startswith(prefix):
-                self._wrapped[method] = self._wrap(handler, label + method.removeprefix(prefix))
-                return self._wrapped[method]
-        return handler
+        label = metric_label(method)
+        if label is None:
+            return handler
+        self._wrapped[method] = self._wrap(handler, label)
+        return self._wrapped[method]
 
     def _wrap(self, handler: Any, method: str) -> Any:
         """Requests are deserialised here, so that bytes that are no message are an error like any other."""
@@ -112,12 +120,13 @@ class CallInterceptor(grpc.ServerInterceptor):
             def answer_one(raw: bytes, context: Any) -> Iterator[Any]:
                 return handler.unary_stream(read(raw), context)  # type: ignore[no-any-return]
 
-            return grpc.unary_stream_rpc_method_handler(self._stream(answer_one, method), **write)
+            return grpc.unary_stream_rpc_method_handler(self._stream(answer_one, method, may_idle=True), **write)
 
         def answer_many(raws: Iterator[bytes], context: Any) -> Iterator[Any]:
-            return handler.stream_stream(map(read, raws), context)  # type: ignore[no-any-return]
+            arriving = self._open_calls.of(context).messages(raws)
+            return handler.stream_stream(map(read, arriving), context)  # type: ignore[no-any-return]
 
-        return grpc.stream_stream_rpc_method_handler(self._stream(answer_many, method), **write)
+        return grpc.stream_stream_rpc_method_handler(self._stream(answer_many, method, may_idle=False), **write)
 
     def _unary(self, behaviour: Callable[..., Any], read: Callable[[bytes], Any], method: str) -> Callable[..., Any]:
         ok = self._metrics.requests.labels(method, "OK")
@@ -126,7 +135,11 @@ class CallInterceptor(grpc.ServerInterceptor):
         def call(raw: bytes, context: Any) -> Any:
             started_s = time.perf_counter()
             request = None
+            held_bytes = 0
             try:
+                if len(raw) > MAX_SMALL_CALL_BYTES:
+                    self._budget.take(len(raw))
+                    held_bytes = len(raw)
                 request = read(raw)
                 answer = behaviour(request, context)
             except Exception as error:
@@ -135,15 +148,24 @@ class CallInterceptor(grpc.ServerInterceptor):
                 ok.inc()
                 return answer
             finally:
+                if held_bytes:
+                    self._budget.give(held_bytes)
                 seconds.observe(time.perf_counter() - started_s)
 
         return call
 
-    def _stream(self, behaviour: Callable[..., Iterator[Any]], method: str) -> Callable[..., Iterator[Any]]:
+    def _stream(
+        self, behaviour: Callable[..., Iterator[Any]], method: str, *, may_idle: bool
+    ) -> Callable[..., Iterator[Any]]:
         def call(request: Any, context: Any) -> Iterator[Any]:
             started_s = time.perf_counter()
             try:
-                yield from behaviour(request, context)
+                with self._open_calls.stream(context, may_idle=may_idle) as opened:
+                    for answer in behaviour(request, context):
+                        yield answer
+                        opened.touch()
+                    if opened.closed is not None:
+                        raise opened.closed
             except Exception as error:
                 self._abort(error, method, context)
             except GeneratorExit:
@@ -165,9 +187,22 @@ class CallInterceptor(grpc.ServerInterceptor):
             log_refusal(method, code.name, error, request)
         self._metrics.requests.labels(method, code.name).inc()
         if isinstance(error, errors.Overloaded):
-            context.abort_with_status(_retry_later(code, text))
+            abort_overloaded(error, context)
         context.abort(code, text)
         raise AssertionError("abort raises")
+
+
+def metric_label(method: str) -> str | None:
+    """Name of a method in metrics; None for a method that is not wrapped."""
+    return next(
+        (label + method.removeprefix(prefix) for prefix, label in _OURS.items() if method.startswith(prefix)), None
+    )
+
+
+def abort_overloaded(error: errors.Overloaded, context: Any) -> NoReturn:
+    """End a call with a status that says when to try again."""
+    context.abort_with_status(_retry_later(*status_of(error, "")))
+    raise AssertionError("abort raises")
 
 
 def reader_of(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:

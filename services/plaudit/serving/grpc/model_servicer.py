@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from plaudit.core.rollout import Rollout
-from plaudit.serving.engine.shutdown import ShutdownSignal
+from plaudit.serving.engine.call_context import CallContext
 from plaudit.serving.grpc.auth import authorize
-from plaudit.serving.grpc.context import call_context, timestamp
+from plaudit.serving.grpc.context import timestamp
+from plaudit.serving.grpc.open_calls import OpenCalls
 from plaudit.serving.use_cases.rollouts import RolloutService
 from plaudit.v1 import model_pb2, model_pb2_grpc
 from plaudit_models.bundle import Manifest, VersionKind
@@ -27,10 +28,10 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     admin_token: token that calls which change something must present; None: they need none.
     """
 
-    def __init__(self, rollouts: RolloutService, admin_token: str | None, shutdown: ShutdownSignal) -> None:
+    def __init__(self, rollouts: RolloutService, admin_token: str | None, open_calls: OpenCalls) -> None:
         self._rollouts = rollouts
         self._admin_token = admin_token
-        self._shutdown = shutdown
+        self._open_calls = open_calls
 
     def ListVersions(self, request: model_pb2.ListVersionsRequest, context: Any) -> model_pb2.ListVersionsResponse:
         manifests, rollout = self._rollouts.all(request.model)
@@ -87,7 +88,9 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     def WatchVersions(
         self, request: model_pb2.WatchVersionsRequest, context: Any
     ) -> Iterator[model_pb2.WatchVersionsResponse]:
-        for rollout in self._rollouts.watch(request.model, self._shutdown, call_context(context)):
+        opened = self._open_calls.of(context)
+        call = CallContext(is_active=lambda: opened.closed is None and context.is_active())
+        for rollout in self._rollouts.watch(request.model, self._open_calls.shutdown, call):
             yield model_pb2.WatchVersionsResponse(rollout=_rollout_to_wire(rollout))
 
 

@@ -15,13 +15,13 @@ import numpy as np
 from plaudit.core.errors import InvalidInput, PlauditError
 from plaudit.core.events import Content
 from plaudit.core.identifiers import check_id
-from plaudit.core.limits import MAX_ALLOWED_ACTIONS, MAX_DYNAMIC_ACTIONS
+from plaudit.core.limits import MAX_ALLOWED_ACTIONS, MAX_DYNAMIC_ACTIONS, MAX_MODALITIES
 from plaudit.core.user_groups import check_group
 from plaudit.core.wire import ROLE_TO_WIRE, contents_from_wire, dynamic_actions_from_wire
 from plaudit.serving.engine.call_context import CallContext, ClientGone
 from plaudit.serving.engine.pipeline import PredictionRequest, Predictions
-from plaudit.serving.engine.shutdown import ShutdownSignal
 from plaudit.serving.grpc.context import call_context
+from plaudit.serving.grpc.open_calls import OpenCalls, OpenStream
 from plaudit.serving.grpc.streams import ContentChunks, Put, StreamedFormat, in_order
 from plaudit.serving.use_cases.predict import PredictUseCase
 from plaudit.v1 import prediction_pb2, prediction_pb2_grpc
@@ -35,15 +35,19 @@ _Answer = Future[prediction_pb2.PredictStreamResponse | None]
 
 class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
     """Args:
-    limits: how much streamed content is collected.
+    limits: how much streamed content is collected for a modality.
+    max_message_bytes: how much for one prediction, as much as one message may have.
     pool: works on the predictions of streams.
     """
 
-    def __init__(self, predict: PredictUseCase, limits: Limits, pool: Executor, shutdown: ShutdownSignal) -> None:
+    def __init__(
+        self, predict: PredictUseCase, limits: Limits, max_message_bytes: int, pool: Executor, open_calls: OpenCalls
+    ) -> None:
         self._predict = predict
         self._limits = limits
+        self._max_message_bytes = max_message_bytes
         self._pool = pool
-        self._shutdown = shutdown
+        self._open_calls = open_calls
 
     def Predict(self, request: prediction_pb2.PredictRequest, context: Any) -> prediction_pb2.PredictResponse:
         return _response(request, self._predict.predict(_prediction_request(request), call_context(context)))
@@ -52,6 +56,7 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
         self, request_iterator: Iterator[prediction_pb2.PredictStreamRequest], context: Any
     ) -> Iterator[prediction_pb2.PredictStreamResponse]:
         def read(put: Put[prediction_pb2.PredictStreamResponse]) -> None:
+            stream = self._open_calls.of(context)
             opened: _StreamedPrediction | None = None
             last: _StreamedPrediction | None = None
             for step in request_iterator:
@@ -59,20 +64,23 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
                     case "start":
                         if opened is not None:
                             raise InvalidInput("start", "came while a prediction is open; send end or cancel first")
-                        opened = _StreamedPrediction(step.start, self._limits)
+                        stream.wait_for_room(self._max_message_bytes)
+                        opened = self._start(step.start)
+                        opened.hold(stream, step.start.ByteSize())
                     case "chunk":
                         open_ = _check_open(opened, "chunk")
                         open_.chunks.add(step.chunk.modality, step.chunk.data)
+                        open_.hold(stream, len(step.chunk.data))
                         if open_.interim_is_due():
                             request = _prediction_request(open_.request, open_.chunks.so_far())
                             open_.interim = put(partial(self._interim, open_.request, request, call_context(context)))
                     case "end":
                         last, opened = _check_open(opened, "end"), None
                         last.drop_interim()
-                        last.answer = put(partial(self._final, last, call_context(context)))
+                        last.answer = put(partial(self._final, last, call_context(context)), last.held_bytes)
                     case "cancel" if opened is not None:
                         opened.drop_interim()
-                        put(partial(_cancelled, opened.request.request_id))
+                        put(partial(_cancelled, opened.request.request_id), opened.held_bytes)
                         opened = None
                     case "cancel":
                         if last is not None:
@@ -80,7 +88,13 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
                     case _:
                         raise InvalidInput("step", "is missing; set one of start, chunk, end, cancel")
 
-        return in_order(read, self._pool, self._shutdown, context, limit=_STREAM_LIMIT)
+        return in_order(read, self._pool, self._open_calls, context, limit=_STREAM_LIMIT)
+
+    def _start(self, start: prediction_pb2.PredictStart) -> _StreamedPrediction:
+        if len(start.streamed) > MAX_MODALITIES:
+            raise InvalidInput("streamed", f"has {len(start.streamed)} modalities; at most {MAX_MODALITIES} are taken")
+        self._predict.check_modalities(check_id("model", start.request.model), list(start.streamed), "streamed")
+        return _StreamedPrediction(start, self._limits, self._max_message_bytes)
 
     def _final(self, streamed: _StreamedPrediction, call: CallContext) -> prediction_pb2.PredictStreamResponse:
         message = streamed.request
@@ -109,13 +123,16 @@ class _StreamedPrediction:
     """A streamed prediction, from its start to its answer.
 
     Attributes:
+        held_bytes: memory that it holds of its stream.
         interim: the interim answer that is under way, or was the last.
         answer: the final answer, once all content has arrived.
     """
 
-    def __init__(self, start: prediction_pb2.PredictStart, limits: Limits) -> None:
+    def __init__(self, start: prediction_pb2.PredictStart, limits: Limits, max_bytes: int) -> None:
         self.request = start.request
-        self.chunks = ContentChunks({name: _format(name, given) for name, given in start.streamed.items()}, limits)
+        formats = {name: _format(name, given) for name, given in start.streamed.items()}
+        self.chunks = ContentChunks(formats, limits, max_bytes)
+        self.held_bytes = 0
         self.interim: _Answer | None = None
         self.answer: _Answer | None = None
         self._lock = threading.Lock()
@@ -128,6 +145,11 @@ class _StreamedPrediction:
             raise InvalidInput("interim_interval_ms", f"{start.interim_interval_ms} is negative; 0 is none")
         self._interval_s = start.interim_interval_ms / 1e3
         self._due_s = time.monotonic() + self._interval_s
+
+    def hold(self, stream: OpenStream, size_bytes: int) -> None:
+        """Take memory for what has arrived. Raises Overloaded."""
+        stream.take(size_bytes)
+        self.held_bytes += size_bytes
 
     def interim_is_due(self) -> bool:
         """True about once an interval, unless the last interim answer is still under way."""

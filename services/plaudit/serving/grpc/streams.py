@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, InvalidStateError
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
-from plaudit.core.errors import Draining, InvalidInput
+from plaudit.core.errors import InvalidInput
 from plaudit.core.events import Content, EncodedContent
-from plaudit.serving.engine.shutdown import ShutdownSignal
+from plaudit.serving.grpc.open_calls import OpenCalls
 from plaudit_models.limits import Limits
 
 Response = TypeVar("Response")
@@ -29,11 +29,14 @@ _READ_AHEAD: Final = 4
 """Groups that may wait while one is worked on."""
 
 
-Put = Callable[[Callable[[], Response | None]], Future[Response | None]]
-"""Takes work whose answer comes next, if it has one; waits while there is too much of it.
+class Put(Protocol[Response]):
+    """Takes work whose answer comes next, if it has one; waits while there is too much of it.
 
-The future is the answer's: setting it from outside is an answer too.
-"""
+    The future is the answer's: setting it from outside is an answer too. ``held_bytes`` were taken from the stream's
+    memory for the work, and are given back when it is done.
+    """
+
+    def __call__(self, work: Callable[[], Response | None], held_bytes: int = 0) -> Future[Response | None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,27 +47,32 @@ class _End:
 
 
 def in_order(
-    read: Callable[[Put[Response]], None], pool: Executor, shutdown: ShutdownSignal, context: Any, *, limit: int
+    read: Callable[[Put[Response]], None], pool: Executor, open_calls: OpenCalls, context: Any, *, limit: int
 ) -> Iterator[Response]:
     """The answers of the work that ``read`` puts, in that order.
 
     Args:
         read: reads the requests, puts the work, returns at their end. Has a thread of its own.
         pool: does the work.
-        shutdown: once set, nothing more is read; what was read is answered, then the stream ends.
+        open_calls: where the call is one of the streams; if it is to end, nothing more is read, what was read is
+            answered.
         context: of the call; once it is over, reading and answering end.
         limit: answers under way; reading waits beyond that.
 
     Raises:
-        Draining: the stream was cut short.
+        Draining, StreamClosed: the stream was cut short.
         Exception: what ``read`` or a piece of work raised, after the answers that come before it.
     """
     answers: SimpleQueue[Future[Response | None] | _End] = SimpleQueue()
     free = threading.Semaphore(limit)
 
-    def put(work: Callable[[], Response | None]) -> Future[Response | None]:
+    opened = open_calls.of(context)
+
+    def put(work: Callable[[], Response | None], held_bytes: int = 0) -> Future[Response | None]:
         free.acquire()
         future: Future[Response | None] = Future()
+        if held_bytes:
+            future.add_done_callback(lambda _: opened.give(held_bytes))
         answers.put(future)
         # In the context of the call, so that spans of the work are below the stream's.
         pool.submit(contextvars.copy_context().run, _do, work, future)
@@ -82,7 +90,7 @@ def in_order(
         free.release()  # so that the reader, if it waits, sees that the call is over
         answers.put(_End(None))
 
-    with shutdown.notifying(lambda: answers.put(_End(Draining()))):
+    with open_calls.notifying(context, lambda problem: answers.put(_End(problem))):
         if not context.add_callback(over):
             return
         # In the context of the call, so that what is read belongs to its span, if it has one.
@@ -111,25 +119,35 @@ def _do(work: Callable[[], Response | None], future: Future[Response | None]) ->
 
 
 def in_groups(
-    requests: Iterator[Request], shutdown: ShutdownSignal, context: Any, *, limit: int
+    requests: Iterator[Request],
+    size_bytes: Callable[[Request], int],
+    open_calls: OpenCalls,
+    context: Any,
+    *,
+    limit: int,
 ) -> Iterator[Sequence[Request]]:
     """Requests in their order; each group is what arrived while the last one was worked on, up to ``limit``.
 
     Args:
-        shutdown: once set, nothing more is read; what was read is handed out, then the stream ends.
+        size_bytes: size of a request; reading waits while those that wait are too large together.
+        open_calls: where the call is one of the streams; if it is to end, nothing more is read, what was read is handed
+            out.
         context: of the call; once it is over, reading ends.
 
     Raises:
-        Draining: the stream was cut short.
+        Draining, StreamClosed: the stream was cut short.
         Exception: what reading raised, after what was read before it.
     """
     arrived: SimpleQueue[Request | _End] = SimpleQueue()
     free = threading.Semaphore(_READ_AHEAD * limit)
+    opened = open_calls.of(context)
 
     def read_all() -> None:
         try:
             for request in requests:
                 free.acquire()
+                opened.wait_for_room(size_bytes(request))
+                opened.take(size_bytes(request))
                 arrived.put(request)
         except BaseException as problem:
             arrived.put(_End(problem))
@@ -140,7 +158,7 @@ def in_groups(
         free.release()
         arrived.put(_End(None))
 
-    with shutdown.notifying(lambda: arrived.put(_End(Draining()))):
+    with open_calls.notifying(context, lambda problem: arrived.put(_End(problem))):
         if not context.add_callback(over):
             return
         threading.Thread(target=read_all, name="stream-reader", daemon=True).start()
@@ -158,6 +176,7 @@ def in_groups(
                     break
             if group:
                 yield group
+                opened.give(sum(map(size_bytes, group)))
                 free.release(len(group))
             if isinstance(following, _End):
                 if following.problem is not None:
@@ -178,12 +197,13 @@ class ContentChunks:
 
     Args:
         formats: of every streamed modality, by name.
+        max_bytes: size of all chunks together.
 
     Raises:
         InvalidInput: a sample rate is out of range.
     """
 
-    def __init__(self, formats: Mapping[str, StreamedFormat], limits: Limits) -> None:
+    def __init__(self, formats: Mapping[str, StreamedFormat], limits: Limits, max_bytes: int) -> None:
         for name, given in formats.items():
             if given.kind == "pcm16" and not 0 < given.sample_rate_hz <= _MAX_SAMPLE_RATE_HZ:
                 raise InvalidInput(
@@ -192,6 +212,8 @@ class ContentChunks:
                 )
         self._formats = formats
         self._limits = limits
+        self._max_bytes = max_bytes
+        self._size_bytes = 0
         self._data = {name: bytearray() for name in formats}
 
     def add(self, modality: str, data: bytes) -> None:
@@ -204,6 +226,11 @@ class ContentChunks:
         limit = self._limits.max_image_bytes if is_image else self._limits.max_audio_bytes
         if len(self._data[modality]) + len(data) > limit:
             raise InvalidInput(f'content["{modality}"]', f"is longer than the limit of {limit} bytes; send less")
+        self._size_bytes += len(data)
+        if self._size_bytes > self._max_bytes:
+            raise InvalidInput(
+                "content", f"all its chunks are longer than the limit of {self._max_bytes} bytes together; send less"
+            )
         self._data[modality] += data
 
     def so_far(self) -> dict[str, Content]:

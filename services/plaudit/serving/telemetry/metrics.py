@@ -36,6 +36,11 @@ class ServingMetrics:
             FAST_S,
             registry,
         )
+        self.refused = counter(
+            "refused_calls",
+            "Calls that found no place or no memory, and those that were ended because their peer was silent.",
+            "reason",
+        )
         self.queue_requests = gauge("queue_requests", "Requests that wait for the model.", "model")
         self.versions = VersionMetrics(registry)
         self.dynamic_action_texts = counter(
@@ -46,7 +51,10 @@ class ServingMetrics:
         self.decisions_logged = counter("decisions_logged", "Decisions made durable in the event log.")
         self.decisions_dropped = counter(
             "decisions_dropped",
-            "Decisions answered but never logged: the queue was full, or the log away until shutdown.",
+            "Decisions answered but never logged: the queue was full, the log away until shutdown, or it refused them.",
+        )
+        self.decisions_without_content = counter(
+            "decisions_without_content", "Decisions logged without their content, which the log is too small for."
         )
         self.decision_append_seconds = seconds(
             "decision_append", "Making a group of decisions durable in the event log.", FAST_S

@@ -12,7 +12,7 @@ import structlog
 
 from plaudit.core.errors import PlauditError
 from plaudit.core.events import Decision, Event, Feedback
-from plaudit.core.ports.log import Appended
+from plaudit.core.ports.log import Appended, AppendOutcome
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.serving.telemetry.appends import Append
 
@@ -31,9 +31,11 @@ def logged_append(append: Append, ids: PredictionIds) -> Append:
         ids: read the version out of prediction ids.
     """
 
-    def append_and_log(events: Sequence[Event]) -> Sequence[Appended]:
+    def append_and_log(events: Sequence[Event]) -> Sequence[AppendOutcome]:
         appended = append(events)
         for event, each in zip(events, appended, strict=True):
+            if not isinstance(each, Appended):
+                continue
             match event:
                 case Decision():
                     logger.info(

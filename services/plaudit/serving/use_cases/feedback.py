@@ -21,6 +21,7 @@ from plaudit.core.prediction_id import PredictionIds, SignedPrediction
 from plaudit.core.rollout import Rollout
 from plaudit.core.tracing import Tracing
 from plaudit.serving.engine.admission import Admission
+from plaudit.serving.engine.appending import append_each
 from plaudit.serving.engine.batcher import Batcher, results
 from plaudit.serving.engine.call_context import NO_DEADLINE, CallContext
 from plaudit.serving.models.live_model import LiveModel
@@ -186,17 +187,20 @@ class FeedbackUseCase:
                 check_id("retract.feedback_id", feedback_id)
         return prediction
 
-    def _append_all(self, items: Sequence[tuple[FeedbackRequest, str]]) -> Sequence[Appended]:
+    def _append_all(self, items: Sequence[tuple[FeedbackRequest, str]]) -> Sequence[Appended | Exception]:
         """One append, so one disk flush, for all that came while the last one ran; on the writer's thread.
+
+        Each piece has an outcome of its own: what the log does not take of one client is no error of another.
 
         Feedback is stamped here, so that times in the log of one server never go back.
         """
         now_s = round(time.time() * 1e6) / 1e6  # the log has microseconds, and receipts must compare equal
-        return self._append(
+        return append_each(
+            self._append,
             [
                 Feedback(r.feedback_id, r.prediction_id, now_s, r.user_id, r.signal, traceparent)
                 for r, traceparent in items
-            ]
+            ],
         )
 
     def _status(self, model: str, feedback_id: str) -> FeedbackStatus | None:

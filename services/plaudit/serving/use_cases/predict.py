@@ -8,8 +8,10 @@ transport.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
-from plaudit.core.errors import Overloaded
+from plaudit.core.errors import InvalidInput, Overloaded
+from plaudit.core.limits import MAX_SHOWN_CHARACTERS
 from plaudit.core.tracing import Tracing
 from plaudit.serving.engine.call_context import NO_DEADLINE, CallContext, ClientGone
 from plaudit.serving.engine.pipeline import Pipeline, PredictionRequest, Predictions
@@ -87,6 +89,21 @@ class PredictUseCase:
             raise Overloaded(f"the queue of model {served.live.name!r}", 0)
         with served.admission.places(len(request.rows)):
             return self._pipeline.evaluate(request, model, role, served.batcher, call)
+
+    def check_modalities(self, model: str, names: Sequence[str], field: str) -> None:
+        """Check that content of these modalities can be for the model, before any of it arrives.
+
+        Raises:
+            InvalidInput: naming the entry of ``field``.
+            UnknownModel, NoLiveModel: there is nothing to compare with.
+        """
+        spec = self._models.pick(model).live.serving().manifest.spec
+        for name in names:
+            if name not in spec.modalities:
+                raise InvalidInput(
+                    f'{field}["{name[:MAX_SHOWN_CHARACTERS]}"]',
+                    f"is not a modality of {spec.name!r}; there are {list(spec.modalities)}",
+                )
 
     def close(self) -> None:
         """Compute nothing more in the shadow."""

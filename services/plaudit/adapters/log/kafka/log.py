@@ -13,17 +13,19 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
+import structlog
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError
 
+from plaudit.adapters.log.encoding import payload_of, refusal
 from plaudit.adapters.log.kafka.cluster import KafkaConnection, TopicPlan, ensure_topics, milliseconds
 from plaudit.adapters.log.kafka.reader import EVENT_TYPE, KafkaReader
 from plaudit.adapters.log.process_slot import ProcessSlot
 from plaudit.core.errors import InvalidInput, LogUnavailable
-from plaudit.core.events import DeadLetter, Event, Topic, event_id_of, key_of, time_of, topic_of
-from plaudit.core.ports.log import Appended, Positions
+from plaudit.core.events import DeadLetter, Decision, Event, Topic, event_id_of, key_of, time_of, topic_of
+from plaudit.core.ports.log import Appended, AppendOutcome, Positions
 from plaudit.core.wire import encode_event, event_type
 
 CONTENT_TYPE: Final = "content-type"
@@ -40,11 +42,14 @@ _GRACE_S: Final = 1.0
 """Time by which callers wait longer than the producer, so that the error is the producer's own."""
 
 
+_log = structlog.get_logger("plaudit.kafka")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
     """Options of the producer. Fields are the settings of [kafka] by the same names."""
 
-    compression: Literal["none", "gzip", "lz4"] = "none"
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
     linger_s: float = 0.0
     delivery_timeout_s: float = 10.0
 
@@ -74,20 +79,29 @@ class KafkaLog:
         self._problem = ""
         self._recent = _Recent()
 
-    def append(self, events: Sequence[Event]) -> Sequence[Appended]:
+    def append(self, events: Sequence[Event]) -> Sequence[AppendOutcome]:
+        """See the port. A decision that is too large is appended without its content: it can still be learned from."""
         if not events:
             return []
         producer = self._connected()
-        rows = [(event, self._fitting(event)) for event in events]
+        rows = [self._fitting(event) for event in events]
         deadline_s = time.monotonic() + self._delivery.delivery_timeout_s + _GRACE_S
+        outcomes: list[AppendOutcome] = []
+        entries = []
         try:
-            sent = [self._send(producer, event, payload) for event, payload in rows]
-            for entry, _ in sent:
+            for row in rows:
+                if isinstance(row, InvalidInput):
+                    outcomes.append(row)
+                else:
+                    entry, duplicate = self._send(producer, row.event, row.payload)
+                    entries.append(entry)
+                    outcomes.append(Appended(duplicate, row.without_content))
+            for entry in entries:
                 entry.wait(deadline_s)
         except KafkaError as error:
             self._discard(producer)
             raise LogUnavailable(self._connection.explain(error)) from error
-        return [Appended(duplicate) for _, duplicate in sent]
+        return outcomes
 
     def _send(self, producer: KafkaProducer, event: Event, payload: bytes) -> tuple[_Entry, bool]:
         """Entry of the record, which is sent unless it was before; True if it was."""
@@ -124,21 +138,29 @@ class KafkaLog:
         if self._slot is not None:
             self._slot.release()
 
-    def _fitting(self, event: Event) -> bytes:
-        """Payload of the event; a dead letter that is too large has its record cut to the size that fits."""
-        payload = encode_event(event)
+    def _fitting(self, event: Event) -> _Row | InvalidInput:
+        """The event as a record that fits; a dead letter that is too large has its record cut."""
+        payload = payload_of(event)
+        if isinstance(payload, InvalidInput):
+            return payload
         allowed = min(self._plan.max_record_bytes, self._limits[topic_of(event)]) - _OVERHEAD_BYTES
         if len(payload) <= allowed:
-            return payload
-        if not isinstance(event, DeadLetter):
-            raise InvalidInput(
-                f"{type(event).__name__.lower()} {event_id_of(event)!r}",
-                f"is {len(payload)} bytes long; a record may have {allowed} "
-                "(kafka.max_record_bytes, and max.message.bytes of the topic)",
-            )
-        kept = max(0, len(event.payload) - (len(payload) - allowed) - _OVERHEAD_BYTES)
-        reason = f"{event.reason} (the first {kept} of {len(event.payload)} bytes are kept)"
-        return encode_event(replace(event, payload=event.payload[:kept], reason=reason))
+            return _Row(event, payload)
+        match event:
+            case DeadLetter():
+                kept = max(0, len(event.payload) - (len(payload) - allowed) - _OVERHEAD_BYTES)
+                reason = f"{event.reason} (the first {kept} of {len(event.payload)} bytes are kept)"
+                return _Row(event, encode_event(replace(event, payload=event.payload[:kept], reason=reason)))
+            case Decision() if event.content:
+                less = encode_event(replace(event, content={}))
+                if len(less) <= allowed:
+                    _log.warning("decision logged without its content", bytes=len(payload), allowed=allowed)
+                    return _Row(event, less, without_content=True)
+        return refusal(
+            event,
+            f"is {len(payload)} bytes long; a record may have {allowed} "
+            "(kafka.max_record_bytes, and max.message.bytes of the topic)",
+        )
 
     def _connected(self) -> KafkaProducer:
         """The producer. Only one caller connects; those that wait for it share the result."""
@@ -187,6 +209,14 @@ class KafkaLog:
                 return
             self._producer = None
         _close(producer, 0.0)
+
+
+class _Row(NamedTuple):
+    """One event as it is sent."""
+
+    event: Event
+    payload: bytes
+    without_content: bool = False
 
 
 class _Entry:

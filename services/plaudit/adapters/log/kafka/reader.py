@@ -34,6 +34,7 @@ from plaudit.adapters.log.kafka.cluster import (
 )
 from plaudit.core.errors import LogUnavailable
 from plaudit.core.events import Event, Topic
+from plaudit.core.limits import MAX_POLL_BYTES
 from plaudit.core.ports.log import Cursor, Positions, Record, UnreadableRecord
 from plaudit.core.wire import UnreadableEvent, decode_event, event_type
 
@@ -96,6 +97,8 @@ class KafkaReader:
         self._ready: list[Record] = []
         self._committing: Any = None
         self._joined = False
+        self._fetched_bytes = 0
+        """Bytes of all records ever fetched."""
         self._unpacked_at_s: dict[TopicPartition, float] = {}
         """When partitions whose records could not be unpacked are tried again."""
 
@@ -112,7 +115,10 @@ class KafkaReader:
                     break
             # Records that were fetched must be returned even if fetching more fails.
             with contextlib.suppress(KafkaError):
-                while 0 < len(self._ready) < limit and self._fetch(consumer, limit - len(self._ready), 0.0):
+                size = self._fetched_bytes
+                while 0 < len(self._ready) < limit and self._fetched_bytes - size < MAX_POLL_BYTES:
+                    if not self._fetch(consumer, limit - len(self._ready), 0.0):
+                        break
                     self._place(consumer)
         records, self._ready = self._ready[:limit], self._ready[limit:]
         return records
@@ -148,7 +154,8 @@ class KafkaReader:
             }
             timeout_ms = milliseconds(self._connection.timeout_s)
             ends = consumer.end_offsets(list(places), timeout_ms=timeout_ms) if places else {}
-        return len(self._ready) + sum(max(0, end - places[place]) for place, end in ends.items())
+        unread: int = sum(max(0, end - places[place]) for place, end in ends.items())
+        return len(self._ready) + unread
 
     def close(self) -> None:
         """Leave the group, so that others get the partitions at once."""
@@ -282,6 +289,7 @@ class KafkaReader:
         anew = self._topics_recreated(consumer)
         for each in sorted(fetched.keys() - anew, key=lambda each: (self._order[each.topic], each.partition)):
             if each.topic in self._places.get(each.partition, {}):  # else it was revoked meanwhile
+                self._fetched_bytes += sum(len(message.value or b"") for message in fetched[each])
                 self._ready += self._records(consumer, each, fetched[each])
         return len(self._ready) - before
 

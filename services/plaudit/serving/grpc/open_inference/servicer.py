@@ -20,10 +20,10 @@ from plaudit.core.errors import InvalidInput, NotFound, Unavailable
 from plaudit.core.ports.runtime import ServableModel
 from plaudit.inference import open_inference_pb2 as pb
 from plaudit.serving.engine.call_context import CallContext
-from plaudit.serving.engine.shutdown import ShutdownSignal
 from plaudit.serving.grpc.auth import authorize
 from plaudit.serving.grpc.context import call_context
 from plaudit.serving.grpc.interceptors import reader_of, status_of
+from plaudit.serving.grpc.open_calls import OpenCalls
 from plaudit.serving.grpc.open_inference.converters import (
     BYTES,
     Contract,
@@ -66,14 +66,15 @@ class InferenceServicer:
         *,
         max_rows: int,
         pool: Executor,
-        shutdown: ShutdownSignal,
+        open_calls: OpenCalls,
         admin_token: str | None,
     ) -> None:
         self._models = models
         self._predict = predict
         self._max_rows = max_rows
         self._pool = pool
-        self._shutdown = shutdown
+        self._open_calls = open_calls
+        self._shutdown = open_calls.shutdown
         self._admin_token = admin_token
         self._contracts: WeakKeyDictionary[ServableModel, Contract] = WeakKeyDictionary()
         self._making = threading.Lock()
@@ -104,11 +105,15 @@ class InferenceServicer:
         Each is read where it is worked on, so that one that cannot be read does not end the stream.
         """
 
+        opened = self._open_calls.of(context)
+
         def read(put: Put[bytes]) -> None:
             for request in requests:
-                put(partial(self._infer_streamed, request, call_context(context)))
+                opened.wait_for_room(len(request))
+                opened.take(len(request))
+                put(partial(self._infer_streamed, request, call_context(context)), len(request))
 
-        return in_order(read, self._pool, self._shutdown, context, limit=_STREAM_LIMIT)
+        return in_order(read, self._pool, self._open_calls, context, limit=_STREAM_LIMIT)
 
     def _infer(self, message: pb.ModelInferRequest, call: CallContext) -> bytes:
         binding = self._models.bind(message.model_name, user_of(message), version_of(message.model_version))
