@@ -214,7 +214,8 @@ def cli() -> str:
             "Commands",
             "the help texts of plaudit.cli",
             "Exit code 0 means success, 1 failure, 2 wrong usage, a wrong configuration or a missing extra, 78 that a "
-            "service found what starting it again will not mend, 130 an interruption, 141 that nobody reads the output. "
+            "service found what starting it again will not mend, 130 an interruption, 141 that nobody reads the "
+            "output. "
             "With `--json` a command prints one machine-readable answer on stdout; progress goes to "
             "stderr. Groups without a subcommand do what their text says.",
         ),

@@ -1,8 +1,8 @@
 """GetReceipt and its memory in a server whose model has had 500,000 rollouts: two weeks of head refreshes.
 
 Every line of the ledger is one of the release before, which knew of no marks in it: the server marks them beside its
-requests once it serves the last of them, and receipts are asked for after that. Receipts are of feedback that versions at the end of the ledger, and at
-its beginning, have learned from.
+requests once it serves the last of them, and receipts are asked for after that. Receipts are of feedback that versions
+at the end of the ledger, and at its beginning, have learned from.
 """
 
 from __future__ import annotations

@@ -728,7 +728,7 @@ def test_directory_a_registry_that_vanishes_is_not_begun_anew(tmp_path: Path) ->
     (tmp_path / "registry").rename(tmp_path / "away")
     (tmp_path / "registry").mkdir()
     for call in (registry.versions, lambda: registry.publish(tmp_path / "base"), lambda: registry.prune(0)):
-        with pytest.raises(RegistryUnavailable, match="put (it|them) back"):
+        with pytest.raises(RegistryUnavailable, match=r"put (it|them) back"):
             call()
     assert list((tmp_path / "registry").iterdir()) == []
 
@@ -789,8 +789,8 @@ def test_directory_without_a_flush_of_folders_versions_are_published(
 def test_directory_without_locks_nothing_is_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """https://github.com/EC-DIGIT-CSIRC/sysdiagnose/issues/92 (SMB), https://github.com/anyvm-org/anyvm/issues/35 (NFS):
-    a sentence with a way out instead of a traceback; reading goes on.
+    """https://github.com/EC-DIGIT-CSIRC/sysdiagnose/issues/92 (SMB), https://github.com/anyvm-org/anyvm/issues/35
+    (NFS): a sentence with a way out instead of a traceback; reading goes on.
     """
     registry = DirectoryRegistry(tmp_path / "registry", "tiny")
     publish_heads(registry, tmp_path, count=0)
@@ -804,7 +804,7 @@ def test_directory_without_locks_nothing_is_changed(
         lambda: registry.set_rollout(promote(registry.rollout(), 1, CHANGE)),
         lambda: registry.prune(0),
     ):
-        with pytest.raises(RegistryUnavailable, match="has no locks .*; mount it with locks"):
+        with pytest.raises(RegistryUnavailable, match=r"has no locks .*; mount it with locks"):
             change()
     assert list(registry.versions()) == [1]
 

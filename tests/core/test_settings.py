@@ -228,5 +228,5 @@ def test_what_an_error_repeats_of_a_wrong_setting_is_bounded() -> None:
 
 @pytest.mark.parametrize("umask", ["", "8", "rwx", "0777777"])
 def test_a_umask_is_octal(umask: str) -> None:
-    with pytest.raises(ConfigError, match="umask: .* is not three octal digits, such as 077"):
+    with pytest.raises(ConfigError, match=r"umask: .* is not three octal digits, such as 077"):
         load_settings(None, {"umask": umask})

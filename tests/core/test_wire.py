@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from math import prod
 from typing import Any
@@ -325,7 +326,12 @@ def test_a_shape_that_no_array_has_is_refused_before_its_lengths_are_multiplied(
 ) -> None:
     """As elsewhere, where nothing bounded the number of axes: https://github.com/tensorflow/tflite-micro/issues/3071."""
     multiplied: list[int] = []
-    monkeypatch.setattr("math.prod", lambda lengths: multiplied.append(len(lengths)) or prod(lengths))
+
+    def noted(lengths: Sequence[int]) -> int:
+        multiplied.append(len(lengths))
+        return prod(lengths)
+
+    monkeypatch.setattr("math.prod", noted)
     tensor = content_pb2.Tensor(data_type=content_pb2.DATA_TYPE_FP32, shape=shape, data=b"1234")
     with pytest.raises(InvalidInput, match=problem) as caught:
         content_from_wire(content_pb2.Content(tensor=tensor), 'content["x"]')

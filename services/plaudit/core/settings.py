@@ -230,8 +230,8 @@ class LearnerSettings:
     max_wait_s: Positive = 2.0
     """Time after which an incomplete batch is learned from."""
     drift_detection: bool = True
-    """Whether evidence from before users changed what they want counts no more; drift is found for each slice of contexts
-    with the same base answer."""
+    """Whether evidence from before users changed what they want counts no more; drift is found for each slice of
+    contexts with the same base answer."""
     poll_limit: Count = 4096
     """Records read, and experiences learned, at once."""
     silence_reward: Share | None = None

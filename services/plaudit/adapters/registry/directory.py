@@ -345,7 +345,8 @@ def _read_rollout(path: Path, model: str) -> Rollout:
         raise RegistryUnavailable(f"{path.name} of {model!r}: {error.strerror}", str(path)) from error
     except (ValueError, RecursionError) as error:
         raise RegistryUnavailable(
-            f"{path.name} of {model!r} is damaged ({str(error)[:200]}); the last line of ledger.jsonl is the present one",
+            f"{path.name} of {model!r} is damaged ({str(error)[:200]}); "
+            "the last line of ledger.jsonl is the present one",
             str(path),
         ) from error
     if rollout.model != model:
