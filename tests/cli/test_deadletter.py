@@ -17,7 +17,7 @@ from plaudit.core.events import DeadLetter, Decision, Features, Feedback, Thumb
 from plaudit.core.experience import FeedbackState
 from plaudit.core.ports.store import IngestBatch, StoredFeedback
 from plaudit.core.wire import encode_event
-from support.builders import a_decision, some_feedback
+from support.builders import NOW_S, a_decision, some_feedback
 from support.shell import Shell, run_plaudit
 
 CONFIG = """
@@ -136,7 +136,7 @@ def test_what_can_be_read_and_not_used_is_left(
 
 def test_orphans_are_listed(shell: Shell, data_dir: Path) -> None:
     store = SqlStore(sqlite_url(data_dir / "experiences.sqlite"))
-    orphan = some_feedback("gone", feedback_id="f1", user_id="ada", time_s=1.0)
+    orphan = some_feedback("gone", feedback_id="f1", user_id="ada", time_s=NOW_S)
     store.save_batch(
         IngestBatch(feedback=[StoredFeedback(orphan, FeedbackState.WAITING)], new_feedback=[orphan], waiting=1)
     )
@@ -145,6 +145,6 @@ def test_orphans_are_listed(shell: Shell, data_dir: Path) -> None:
     assert code == 0
     assert json.loads(out) == {
         "waiting": 1,
-        "orphans": [{"feedback_id": "f1", "prediction_id": "gone", "user_id": "ada", "time_s": 1.0}],
+        "orphans": [{"feedback_id": "f1", "prediction_id": "gone", "user_id": "ada", "time_s": NOW_S}],
     }
     assert "1 pieces of feedback wait" in shell("orphans")[1]

@@ -717,6 +717,9 @@ def test_tables_of_schema_4_are_brought_up_to_date(url: str, open_store: Callabl
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE intake_stats DROP COLUMN log_time_s"))
         connection.execute(text("ALTER TABLE intake_stats DROP COLUMN log_gap_to_s"))
+        connection.execute(text("DROP INDEX experiences_by_slice"))
+        connection.execute(text("ALTER TABLE experiences DROP COLUMN slice"))
+        connection.execute(text("ALTER TABLE experiences DROP COLUMN outdated"))
         connection.execute(text("DROP TABLE dead_feedback"))
         connection.execute(text("UPDATE intake_stats SET schema = 4"))
     engine.dispose()

@@ -32,9 +32,9 @@ def traffic(world: World, n: int, *, mallory: float = 0.0) -> None:
 
 
 def learned_sums(world: World, learner: Learner) -> RewardState:
-    """Counted anew from the experiences that are not excluded."""
+    """Counted anew from the experiences that count."""
     space = reward_state(learner).space
-    kept = [e for e in world.store.experiences() if not e.excluded and e.label is not None]
+    kept = [e for e in world.store.experiences() if e.counts]
     found = world.store.features([e.decision.prediction_id for e in kept], space.trunk_digest)
     contexts = [Context(found[e.decision.prediction_id], SPEC.actions) for e in kept]
     labelled = [LabelledContext(each, e.label) for each, e in zip(contexts, kept, strict=True) if e.label is not None]
@@ -61,7 +61,7 @@ def test_a_user_who_says_the_opposite_is_quarantined_and_their_feedback_forgotte
     assert [user for user, rater in raters.users.items() if rater.trust_level == "quarantined"] == ["mallory"]
     assert len(of_mallory(world)) > 60
     assert all(of_mallory(world))
-    assert learner.state.progress.experiences == sum(not e.excluded for e in world.store.experiences())
+    assert learner.state.progress.experiences == sum(e.counts for e in world.store.experiences())
     assert_same_sums(reward_state(learner), learned_sums(world, learner))
     (said,) = [line for line in logs if line["event"] == "rater quarantined"]
     assert said["rater"] == user_hash("mallory")

@@ -30,7 +30,7 @@ def made(cls: type[errors.PlauditError]) -> errors.PlauditError:
 def test_every_error_has_a_status(cls: type[errors.PlauditError]) -> None:
     code, text = status_of(made(cls), "PredictionService/Predict")
     assert code not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.OK)
-    assert text == str(made(cls))
+    assert text == made(cls).for_clients
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from plaudit.serving.telemetry.request_log import ids_of, log_refusal
 
 STATUSES: Final[Mapping[type[errors.PlauditError], grpc.StatusCode]] = {
     errors.InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.UnstorableValue: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NotFound: grpc.StatusCode.NOT_FOUND,
     errors.Conflict: grpc.StatusCode.FAILED_PRECONDITION,
     errors.RolloutMoved: grpc.StatusCode.ABORTED,
