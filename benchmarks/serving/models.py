@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.serving.graphs import SIZES, transformer
 from plaudit.adapters.runtime.importer import ImportOptions
-from plaudit.cli.importing import ImportRequest, import_model
+from plaudit.cli.commands.importing import ImportRequest, import_model
 from plaudit.core.settings import Settings
 
 IMPORT = ImportOptions(logits="logits", embedding="hidden")

@@ -277,7 +277,7 @@ _ARENA = """
 import numpy, onnx, pathlib, sys
 from onnx import TensorProto, helper
 from plaudit.adapters.runtime import session
-from plaudit.core.reasons import told_reason
+from plaudit.core.text.reasons import told_reason
 
 nodes = [helper.make_node("ConstantOfShape", ["n"], ["zeros"]), helper.make_node("ReduceSum", ["zeros"], ["y"])]
 graph = helper.make_graph(

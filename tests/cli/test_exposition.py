@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.parser import text_string_to_metric_families
 
 from plaudit.cli.processes.exposition import LabelledRegistry, MetricsPages, merge
-from plaudit.core.metrics_server import MetricsServer
+from plaudit.core.host.metrics_server import MetricsServer
 
 
 def filled(registry: CollectorRegistry, n: int) -> CollectorRegistry:

@@ -15,8 +15,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from plaudit.cli.commands.importing import ImportRequest, import_model, read_actions
 from plaudit.cli.failures import CommandFailed
-from plaudit.cli.importing import ImportRequest, import_model, read_actions
 from plaudit.client import Client, tensor
 from plaudit.core.settings import Settings
 from support.deployment import PLAUDIT, Service

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from plaudit.cli.processes.supervisor import MAX_EXITS, Service, run
-from plaudit.core.backoff import pause_s
+from plaudit.core.host.backoff import pause_s
 
 READY = "import json, sys; print(json.dumps({'event': 'ready'}), flush=True)\n"
 STAYS = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit({code}))\n" + READY + "signal.pause()"

@@ -8,8 +8,8 @@ import pytest
 
 from plaudit.cli.processes import ports
 from plaudit.compose.settings import load_settings
-from plaudit.core.addresses import bare, family, join, reachable
 from plaudit.core.errors import ConfigError
+from plaudit.core.host.addresses import bare, family, join, reachable
 
 
 @pytest.mark.parametrize(

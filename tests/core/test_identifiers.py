@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plaudit.core.errors import InvalidInput
-from plaudit.core.identifiers import check_actor, check_given_id, check_id, check_reason
+from plaudit.core.text.identifiers import check_actor, check_given_id, check_id, check_reason
 
 HARMFUL = [
     *range(0x20),

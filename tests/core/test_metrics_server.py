@@ -15,10 +15,10 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
-from plaudit.core import metrics_server
-from plaudit.core.addresses import join, listening_socket
+from plaudit.core.host import metrics_server
+from plaudit.core.host.addresses import join, listening_socket
+from plaudit.core.host.metrics_server import MetricsServer, page_of
 from plaudit.core.limits import MAX_METRICS_ANSWERS
-from plaudit.core.metrics_server import MetricsServer, page_of
 
 TIMEOUT_S = 30.0
 

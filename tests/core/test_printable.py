@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit.core.printable import printable
+from plaudit.core.text.printable import printable
 
 ACTING = {chr(code) for code in [*range(9), *range(11, 32), *range(0x7F, 0xA0), 0x202E, 0x2066, 0x2028, 0xD800]}
 

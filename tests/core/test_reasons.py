@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from plaudit.core.limits import MAX_TOLD_REASON_CHARACTERS
-from plaudit.core.reasons import told_reason
+from plaudit.core.text.reasons import told_reason
 
 
 @pytest.mark.parametrize(

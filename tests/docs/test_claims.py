@@ -7,7 +7,7 @@ import yaml
 
 from plaudit.adapters.log.kafka import reader
 from plaudit.adapters.store.sql import LEASE_S
-from plaudit.cli.service_commands import CONSOLE_PORT
+from plaudit.cli.commands.service_commands import CONSOLE_PORT
 from plaudit.compose.learner import head_builder
 from plaudit.core.limits import MAX_DYNAMIC_ACTIONS, MAX_ID_CHARACTERS
 from plaudit.core.settings import Settings

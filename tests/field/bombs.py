@@ -12,7 +12,7 @@ from PIL import Image
 
 from field import sounds
 from field.images import encoded, png_chunk
-from plaudit_models.media.ogg import checksum
+from plaudit_models.media.containers.ogg import checksum
 
 MEGABYTES: Final = 8_000_000
 

@@ -27,9 +27,9 @@ from typing import Any, Final
 from field import images, sounds
 from plaudit_models.errors import InvalidContent
 from plaudit_models.limits import Limits
+from plaudit_models.media.containers.ogg import checksum
 from plaudit_models.media.formats import image_format
 from plaudit_models.media.images import decode_image
-from plaudit_models.media.ogg import checksum
 from plaudit_models.media.sounds import decode_audio
 from plaudit_models.spec import AudioModality, ImageModality
 

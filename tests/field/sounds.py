@@ -12,7 +12,7 @@ import numpy.typing as npt
 import soundfile
 
 from field.case import Case
-from plaudit_models.media.ogg import checksum
+from plaudit_models.media.containers.ogg import checksum
 
 TAKEN: Final = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
 OTHERS: Final = {

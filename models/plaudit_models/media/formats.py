@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from plaudit_models.media.bmp import is_bmp
-from plaudit_models.media.gif import SIGNATURES as GIF
-from plaudit_models.media.jpeg import SIGNATURE as JPEG
-from plaudit_models.media.png import SIGNATURE as PNG
-from plaudit_models.media.webp import is_webp
+from plaudit_models.media.containers.bmp import is_bmp
+from plaudit_models.media.containers.gif import SIGNATURES as GIF
+from plaudit_models.media.containers.jpeg import SIGNATURE as JPEG
+from plaudit_models.media.containers.png import SIGNATURE as PNG
+from plaudit_models.media.containers.webp import is_webp
 
 IMAGE_FORMATS: Final = "PNG, JPEG, WEBP, AVIF, GIF or BMP"
 SOUND_FORMATS: Final = "WAV, FLAC, OGG or MP3"

@@ -23,16 +23,16 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from plaudit_models.errors import InvalidContent, UnusableFile
 from plaudit_models.limits import DEFAULT_LIMITS, Limits
-from plaudit_models.media.avif import read_avif
-from plaudit_models.media.bmp import read_bmp
+from plaudit_models.media.containers.avif import read_avif
+from plaudit_models.media.containers.bmp import read_bmp
+from plaudit_models.media.containers.gif import read_gif
+from plaudit_models.media.containers.jpeg import read_jpeg
+from plaudit_models.media.containers.png import read_png
+from plaudit_models.media.containers.webp import read_webp
 from plaudit_models.media.formats import IMAGE_FORMATS, image_format, not_taken
-from plaudit_models.media.gif import read_gif
-from plaudit_models.media.jpeg import read_jpeg
 from plaudit_models.media.metadata import UPRIGHT, orientation
 from plaudit_models.media.picture import Damaged, Picture
-from plaudit_models.media.png import read_png
 from plaudit_models.media.size import check_size
-from plaudit_models.media.webp import read_webp
 from plaudit_models.spec import ImageModality
 
 Float = npt.NDArray[np.float32]

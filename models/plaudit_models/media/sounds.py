@@ -25,16 +25,16 @@ from plaudit_models.limits import (
     MIN_SAMPLE_RATE_HZ,
     Limits,
 )
-from plaudit_models.media.flac import MAGIC as FLAC
-from plaudit_models.media.flac import read_flac
+from plaudit_models.media.containers.flac import MAGIC as FLAC
+from plaudit_models.media.containers.flac import read_flac
+from plaudit_models.media.containers.mp3 import after_tags, is_mp3, read_mp3
+from plaudit_models.media.containers.ogg import MAGIC as OGG
+from plaudit_models.media.containers.ogg import read_ogg
+from plaudit_models.media.containers.wav import is_wav, read_wav
 from plaudit_models.media.formats import SOUND_FORMATS, glance, not_taken
-from plaudit_models.media.mp3 import after_tags, is_mp3, read_mp3
-from plaudit_models.media.ogg import MAGIC as OGG
-from plaudit_models.media.ogg import read_ogg
 from plaudit_models.media.quiet import c_stderr_silenced
 from plaudit_models.media.size import check_size
 from plaudit_models.media.sound import Sound
-from plaudit_models.media.wav import is_wav, read_wav
 from plaudit_models.spec import AudioModality
 
 Float = npt.NDArray[np.float32]

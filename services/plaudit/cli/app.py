@@ -11,7 +11,15 @@ from typing import Annotated
 import typer
 
 from plaudit import __version__
-from plaudit.cli import canary, client_commands, deadletter, model_commands, raters, service_commands, version_commands
+from plaudit.cli.commands import (
+    canary,
+    client_commands,
+    deadletter,
+    model_commands,
+    raters,
+    service_commands,
+    version_commands,
+)
 from plaudit.cli.failures import exit_codes
 
 app = typer.Typer(

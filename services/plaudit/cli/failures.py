@@ -10,8 +10,8 @@ from typing import Final
 
 from plaudit.client import ClientError
 from plaudit.core.errors import ConfigError, LogDamaged, LogUnavailable, PlauditError, StoreDamaged, Unavailable
-from plaudit.core.os_errors import explain, is_explained
-from plaudit.core.printable import printable
+from plaudit.core.host.os_errors import explain, is_explained
+from plaudit.core.text.printable import printable
 from plaudit_models.bundle import CorruptBundle
 
 FAILED: Final = 1

@@ -26,8 +26,8 @@ from plaudit.client import AsyncClient, Client
 from plaudit.client.calls import ChangeOptions
 from plaudit.compose.settings import load_settings
 from plaudit.compose.tracing import service_tracing
-from plaudit.core.addresses import reachable
 from plaudit.core.errors import ConfigError
+from plaudit.core.host.addresses import reachable
 from plaudit.core.settings import Settings
 
 if TYPE_CHECKING:

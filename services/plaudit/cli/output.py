@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleRenderable, RenderHook
 from rich.text import Text
 
 from plaudit.client import Acknowledgement, Prediction, Receipt, Rollout, Version, Versions
-from plaudit.core.printable import printable
+from plaudit.core.text.printable import printable
 from plaudit_models import version_card
 
 

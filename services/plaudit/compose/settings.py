@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-from plaudit.core.addresses import bare
 from plaudit.core.errors import ConfigError
+from plaudit.core.host.addresses import bare
 from plaudit.core.limits import MAX_SHOWN_CHARACTERS
 from plaudit.core.settings import CanaryPolicy, Settings
 

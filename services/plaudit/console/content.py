@@ -14,7 +14,7 @@ import numpy as np
 
 from plaudit.client import audio, image, tensor
 from plaudit.client.texts import sendable
-from plaudit.core.printable import printable
+from plaudit.core.text.printable import printable
 from plaudit.v1.content_pb2 import Content
 
 _DTYPES: Final = (

@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from plaudit.core.addresses import bare as bare_host
+from plaudit.core.host.addresses import bare as bare_host
 
 _LOCAL: Final = ("127.0.0.1", "::1", "localhost")
 _ALL: Final = ("0.0.0.0", "::")

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.applications import Starlette
 
-from plaudit.core.addresses import listening_socket
 from plaudit.core.errors import ConfigError
+from plaudit.core.host.addresses import listening_socket
 
 _DRAIN_S = 2
 

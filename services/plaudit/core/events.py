@@ -85,7 +85,7 @@ class Decision:
         traceparent: W3C trace context of the Predict call; "" if that was not traced.
         dynamic_actions: of the request, in its order; empty means that ``action`` is one of the model's. Otherwise
             ``action`` is the id of one of them, and ``features.base_logits`` is ``[k]``.
-        user_group: label of the user's group (see :mod:`plaudit.core.user_groups`); "" if none was given.
+        user_group: label of the user's group (see :mod:`plaudit.core.text.user_groups`); "" if none was given.
     """
 
     prediction_id: str

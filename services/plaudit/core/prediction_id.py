@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Final
 
 from plaudit.core.errors import ConfigError, ExpiredPredictionId, InvalidPredictionId
+from plaudit.core.host.os_errors import explain
 from plaudit.core.limits import MAX_PREDICTION_ID_CHARACTERS
-from plaudit.core.os_errors import explain
 
 _FIXED_ACTION: Final = 1
 _DYNAMIC_ACTION: Final = 2

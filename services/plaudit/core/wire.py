@@ -38,7 +38,6 @@ from plaudit.core.events import (
     Thumb,
     Topic,
 )
-from plaudit.core.identifiers import check_given_id, check_id
 from plaudit.core.limits import (
     MAX_EVENT_TIME_S,
     MAX_MODALITIES,
@@ -47,6 +46,7 @@ from plaudit.core.limits import (
     MIN_EVENT_TIME_S,
 )
 from plaudit.core.rollout import Rollout
+from plaudit.core.text.identifiers import check_given_id, check_id
 from plaudit.v1 import content_pb2, events_pb2, feedback_pb2, prediction_pb2
 
 ROLE_TO_WIRE: Final = {Role.LIVE: prediction_pb2.ROLE_LIVE, Role.CANDIDATE: prediction_pb2.ROLE_CANDIDATE}

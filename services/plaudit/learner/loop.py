@@ -18,7 +18,6 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import structlog
 
-from plaudit.core.backoff import pause_s
 from plaudit.core.errors import (
     LogDamaged,
     PlauditError,
@@ -28,7 +27,8 @@ from plaudit.core.errors import (
     UnknownVersion,
     UnprovenVersion,
 )
-from plaudit.core.os_errors import explain
+from plaudit.core.host.backoff import pause_s
+from plaudit.core.host.os_errors import explain
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import ExperienceStore
 from plaudit.core.rollout import Rollout

@@ -14,9 +14,10 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from plaudit.core.addresses import join
-from plaudit.core.cores import available_cores
 from plaudit.core.errors import ConfigError
+from plaudit.core.host.addresses import join
+from plaudit.core.host.cores import available_cores
+from plaudit.core.host.metrics_server import MetricsServer, page_of
 from plaudit.core.limits import (
     HANDSHAKE_TIMEOUT_S,
     KEEPALIVE_S,
@@ -24,7 +25,6 @@ from plaudit.core.limits import (
     MAX_CALLS_PER_CONNECTION,
     MIN_CLIENT_KEEPALIVE_S,
 )
-from plaudit.core.metrics_server import MetricsServer, page_of
 from plaudit.core.ports.log import EventLog
 from plaudit.core.ports.registry import ModelCatalog
 from plaudit.core.ports.runtime import ModelRuntime

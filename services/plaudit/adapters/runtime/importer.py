@@ -35,9 +35,9 @@ from plaudit.adapters.runtime.graph_surgery import (
 )
 from plaudit.adapters.runtime.session import CPU, Graph
 from plaudit.core.errors import InvalidInput
-from plaudit.core.identifiers import check_id
 from plaudit.core.limits import MAX_MODALITIES, MAX_TENSOR_RANK
-from plaudit.core.reasons import told_reason
+from plaudit.core.text.identifiers import check_id
+from plaudit.core.text.reasons import told_reason
 from plaudit_models.bandit.head import write_initial_head
 from plaudit_models.bundle import CARD, HEAD, HEAD_GOLDEN, TRUNK, TRUNK_GOLDEN, CorruptBundle, Manifest, seal
 from plaudit_models.errors import InvalidContent

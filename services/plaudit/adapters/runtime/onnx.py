@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from plaudit.adapters.runtime.sealed_files import SealedFiles
 from plaudit.adapters.runtime.session import CPU, Arrays, Device, Graph, choose_providers, return_free_memory
 from plaudit.core.ports.runtime import TrunkOutputs
-from plaudit.core.reasons import told_reason
+from plaudit.core.text.reasons import told_reason
 from plaudit_models.bandit.dynamic_actions import DynamicActionHead, dynamic_action_head_from_bytes
 from plaudit_models.bandit.reward_model import CorruptState
 from plaudit_models.bundle import (

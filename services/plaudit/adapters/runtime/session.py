@@ -29,7 +29,7 @@ import onnxruntime
 from plaudit.adapters.runtime.watchdog import WATCHDOG
 from plaudit.core.errors import ConfigError
 from plaudit.core.ports.runtime import RunFailed
-from plaudit.core.reasons import told_reason
+from plaudit.core.text.reasons import told_reason
 from plaudit_models.bundle import CorruptBundle
 
 Arrays = Mapping[str, npt.NDArray[Any]]

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from plaudit.core.errors import RunStopped
 from plaudit.core.limits import MAX_RUN_S
 from plaudit.core.ports.runtime import RunFailed
-from plaudit.core.reasons import told_reason
+from plaudit.core.text.reasons import told_reason
 
 _INTERVAL_S: Final = 0.25
 """A run lasts at most this much longer than it may, and the rest of the node that it is in."""

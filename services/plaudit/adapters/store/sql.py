@@ -89,9 +89,9 @@ from plaudit.adapters.store.schema import (
 from plaudit.core.errors import StoreDamaged, StoreMoved, StoreUnavailable, UnstorableValue, WrongStore
 from plaudit.core.events import Content, Decision, DynamicAction, Features, Feedback
 from plaudit.core.experience import DecisionHeader, Experience, FeedbackState, Label
+from plaudit.core.host.os_errors import explain as explain_os_error
 from plaudit.core.limits import LOG_GAP_S
 from plaudit.core.log_time import LogTime, advanced
-from plaudit.core.os_errors import explain as explain_os_error
 from plaudit.core.ports.log import Positions
 from plaudit.core.ports.store import (
     ExperimentSummary,

@@ -17,8 +17,8 @@ from plaudit.cli.doctor.findings import Finding, State
 from plaudit.compose.paths import data_dir, learner_dir
 from plaudit.compose.registry import known_models
 from plaudit.core.errors import ConfigError
+from plaudit.core.host.os_errors import explain
 from plaudit.core.job_run import JOB, read_json
-from plaudit.core.os_errors import explain
 from plaudit.core.prediction_id import KEY_BYTES
 from plaudit.core.settings import Settings
 from plaudit.learner.status import STATUS, read_status

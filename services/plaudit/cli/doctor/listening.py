@@ -11,7 +11,7 @@ from typing import Final
 from plaudit.cli.doctor.findings import Finding, State
 from plaudit.cli.processes import ports
 from plaudit.client import Client, ClientError
-from plaudit.core.addresses import bare, join, reachable
+from plaudit.core.host.addresses import bare, join, reachable
 from plaudit.core.settings import Settings
 
 _PROBE_TIMEOUT_S: Final = 2.0

@@ -55,7 +55,7 @@ class MetricsPages:
             self._addresses.pop(process, None)
 
     def page(self, _accept: str, _names: Sequence[str]) -> tuple[str, bytes]:
-        """The merged page, as :class:`plaudit.core.metrics_server.MetricsServer` takes it."""
+        """The merged page, as :class:`plaudit.core.host.metrics_server.MetricsServer` takes it."""
         return CONTENT_TYPE_LATEST, self.merged().encode()
 
     def merged(self) -> str:

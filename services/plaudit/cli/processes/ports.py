@@ -8,8 +8,8 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from plaudit.core.addresses import bare, family
 from plaudit.core.errors import ConfigError
+from plaudit.core.host.addresses import bare, family
 
 
 def problem(host: str, port: int) -> str:

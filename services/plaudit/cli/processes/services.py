@@ -26,13 +26,13 @@ from plaudit.compose.log import learner_log, serving_log
 from plaudit.compose.paths import learner_dir
 from plaudit.compose.store import experience_store
 from plaudit.compose.tracing import service_tracing
-from plaudit.core.addresses import reachable as address
-from plaudit.core.backoff import pause_s
-from plaudit.core.cores import available_cores
 from plaudit.core.errors import Conflict, LogDamaged, StoreDamaged, Unavailable
-from plaudit.core.metrics_server import MetricsServer, page_of
-from plaudit.core.printable import printable
+from plaudit.core.host.addresses import reachable as address
+from plaudit.core.host.backoff import pause_s
+from plaudit.core.host.cores import available_cores
+from plaudit.core.host.metrics_server import MetricsServer, page_of
 from plaudit.core.settings import Settings
+from plaudit.core.text.printable import printable
 
 if TYPE_CHECKING:
     from plaudit.adapters.tracing.otel import OtelTracing

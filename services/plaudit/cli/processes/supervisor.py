@@ -19,8 +19,8 @@ from typing import Any, Final
 
 from plaudit.cli.failures import FAILED, OUTPUT_GONE, UNFIT, USAGE, drop_output
 from plaudit.cli.processes.stopping import stop_requests
-from plaudit.core.backoff import pause_s
-from plaudit.core.os_errors import explain
+from plaudit.core.host.backoff import pause_s
+from plaudit.core.host.os_errors import explain
 
 SETTLED_S: Final = 60.0
 """After a service has run this long, its next pause is the first one again."""

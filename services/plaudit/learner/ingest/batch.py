@@ -25,7 +25,7 @@ from plaudit.core.ports.store import (
     PredictionHistory,
     StoredFeedback,
 )
-from plaudit.core.user_groups import group_problem
+from plaudit.core.text.user_groups import group_problem
 from plaudit.core.wire import encode_event, feedback_named_in
 from plaudit.learner.ingest.join import join, refusal
 

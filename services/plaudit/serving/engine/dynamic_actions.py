@@ -20,9 +20,9 @@ import numpy as np
 
 from plaudit.core.errors import InvalidInput
 from plaudit.core.events import DynamicAction
-from plaudit.core.identifiers import check_given_id
 from plaudit.core.limits import MAX_DYNAMIC_ACTIONS, MAX_DYNAMIC_ACTIONS_BYTES
 from plaudit.core.ports.runtime import ServableModel
+from plaudit.core.text.identifiers import check_given_id
 from plaudit.serving.engine.action_sets import Scores, all_allowed
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from plaudit_models.bandit.policy import Bool, Float32

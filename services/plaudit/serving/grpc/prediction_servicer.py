@@ -14,9 +14,9 @@ import numpy as np
 
 from plaudit.core.errors import InvalidInput, PlauditError
 from plaudit.core.events import Content
-from plaudit.core.identifiers import check_id
 from plaudit.core.limits import MAX_ALLOWED_ACTIONS, MAX_DYNAMIC_ACTIONS, MAX_MODALITIES
-from plaudit.core.user_groups import check_group
+from plaudit.core.text.identifiers import check_id
+from plaudit.core.text.user_groups import check_group
 from plaudit.core.wire import ROLE_TO_WIRE, contents_from_wire, dynamic_actions_from_wire
 from plaudit.serving.engine.call_context import CallContext, ClientGone
 from plaudit.serving.engine.pipeline import PredictionRequest, Predictions

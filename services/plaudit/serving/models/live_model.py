@@ -20,8 +20,8 @@ from plaudit.core.errors import NoLiveModel, NotFound, PlauditError, UnprovenVer
 from plaudit.core.events import ExperimentReport, Role
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.runtime import ModelRuntime, ServableModel
-from plaudit.core.reasons import told_reason
 from plaudit.core.rollout import Rollout, in_experiment
+from plaudit.core.text.reasons import told_reason
 from plaudit.core.tracing import NO_TRACING, TRACEPARENT, Attributes, Tracing
 from plaudit.serving.models.batch_size import measure_best_batch
 from plaudit.serving.models.experiment_reporter import NOT_COUNTED, ExperimentReporter

@@ -13,12 +13,12 @@ import structlog
 from plaudit.core.errors import InvalidInput, InvalidPredictionId, PlauditError, UnknownFeedback, UnknownVersion
 from plaudit.core.events import Correction, Feedback, Preference, Retract, Signal
 from plaudit.core.experience import FeedbackState
-from plaudit.core.identifiers import check_given_id, check_id
 from plaudit.core.ports.log import Appended
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import FeedbackStatus, StatusReaders
 from plaudit.core.prediction_id import PredictionIds, SignedPrediction
 from plaudit.core.rollout import Rollout
+from plaudit.core.text.identifiers import check_given_id, check_id
 from plaudit.core.tracing import Tracing
 from plaudit.serving.engine.admission import Admission
 from plaudit.serving.engine.appending import append_each

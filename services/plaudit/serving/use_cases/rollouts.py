@@ -23,10 +23,10 @@ from plaudit.core.errors import (
     UnknownVersion,
     UnprovenVersion,
 )
-from plaudit.core.identifiers import check_actor, check_reason
 from plaudit.core.ports.store import StatusReaders
 from plaudit.core.rollout import Change, Rollout, end_canary, pin, promote, rollback, start_canary, unpin
 from plaudit.core.rollout_updates import MAX_ATTEMPTS, update_rollout
+from plaudit.core.text.identifiers import check_actor, check_reason
 from plaudit.serving.engine.call_context import NO_DEADLINE, CallContext
 from plaudit.serving.engine.decision_log import DecisionLog
 from plaudit.serving.engine.shutdown import ShutdownSignal

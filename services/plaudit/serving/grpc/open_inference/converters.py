@@ -23,10 +23,10 @@ import numpy.typing as npt
 
 from plaudit.core.errors import InvalidInput
 from plaudit.core.events import Content, EncodedContent, TensorContent, TextContent
-from plaudit.core.identifiers import check_id
 from plaudit.core.limits import MAX_TENSOR_RANK
 from plaudit.core.ports.runtime import ServableModel
-from plaudit.core.user_groups import check_group
+from plaudit.core.text.identifiers import check_id
+from plaudit.core.text.user_groups import check_group
 from plaudit.inference import open_inference_pb2 as pb
 from plaudit.serving.engine.pipeline import Outcome, PredictionRequest, Predictions
 from plaudit_models.preprocess import input_dtype

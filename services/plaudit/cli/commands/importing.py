@@ -15,16 +15,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from plaudit.cli import import_job
+from plaudit.cli.commands import import_job
 from plaudit.cli.failures import CommandFailed
 from plaudit.compose.paths import data_dir
 from plaudit.compose.registry import model_registry
 from plaudit.compose.runtime import model_runtime
 from plaudit.compose.settings import environment_without_settings
 from plaudit.core.errors import InvalidInput
-from plaudit.core.identifiers import check_id
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import Settings
+from plaudit.core.text.identifiers import check_id
 from plaudit_models.bundle import CorruptBundle, Manifest
 from plaudit_models.preprocess import input_dtype
 from plaudit_models.spec import MAX_FREE_LENGTH, InvalidSpec, ModelSpec, check_model_name

@@ -56,7 +56,7 @@ def import_(
     """
     settings = common.settings()
     with needs_extra("serve"):
-        from plaudit.cli import importing
+        from plaudit.cli.commands import importing
 
         request = importing.ImportRequest(
             file=file,
@@ -104,7 +104,7 @@ def pretrain(
     """
     settings = common.settings()
     with needs_extra("learn"):
-        from plaudit.cli import pretrain as body
+        from plaudit.cli.commands import pretrain as body
     published = body.pretrain(settings, data)
     output.print_json(body.summary(published)) if common.as_json else body.show(published)
 
@@ -122,7 +122,7 @@ def finetune(
     """
     settings = options.settings()
     with needs_extra("learn"):
-        from plaudit.cli import finetune as body
+        from plaudit.cli.commands import finetune as body
         from plaudit.compose.registry import resolve_model
 
         manifest = body.finetune(settings, resolve_model(settings, options.model), reason)

@@ -11,7 +11,7 @@ import typer
 from plaudit.cli import output
 from plaudit.cli.failures import needs_extra
 from plaudit.cli.options import ModelOptions, expand_options
-from plaudit.core.identifiers import check_id
+from plaudit.core.text.identifiers import check_id
 
 if TYPE_CHECKING:
     from plaudit_models.evaluation.raters import TrustLevel

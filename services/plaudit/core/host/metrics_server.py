@@ -20,7 +20,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from plaudit.core.addresses import listening_socket
+from plaudit.core.host.addresses import listening_socket
 from plaudit.core.limits import MAX_METRICS_ANSWERS, MAX_METRICS_CONNECTIONS, METRICS_TIMEOUT_S
 
 logger = structlog.get_logger(__name__)

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from plaudit.adapters.runtime.graph_file import CannotImport
 from plaudit.adapters.runtime.importer import ImportOptions, import_onnx
 from plaudit.adapters.runtime.onnx import OnnxRuntime
-from plaudit.core.reasons import told_reason
+from plaudit.core.text.reasons import told_reason
 from plaudit.serving.models.rehearsal import RehearsalFailed, rehearse
 from plaudit_models.bundle import TRUNK_GOLDEN, CorruptBundle
 from plaudit_models.limits import DEFAULT_LIMITS

@@ -1,0 +1,1 @@
+"""Commands, a module a group; :mod:`plaudit.cli.app` puts them together."""

@@ -1,0 +1,1 @@
+"""Text from outside: ids, labels, reasons, and what makes each harmless where it is shown."""
