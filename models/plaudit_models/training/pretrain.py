@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,16 +28,19 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from plaudit_models.dataset import LabelledData
+from plaudit_models.dataset import MISSING, LabelledData
 from plaudit_models.training.config import PretrainConfig
 from plaudit_models.training.data.augment import augment
 from plaudit_models.training.data.rows import drop_modalities, encode_rows, prepare_pools
 from plaudit_models.training.losses import action_nll
-from plaudit_models.training.networks.fusion import FusionConfig, FusionPolicy
+from plaudit_models.training.networks.fusion import FusionConfig, FusionPolicy, PretrainedEncoder
 from plaudit_models.training.schedule import IntervalMean, blocks, descend, fraction_done, one_cycle
 from plaudit_models.training.texts import ActionTexts
 
 _EVALUATION_ROWS = 1024
+_NO_WEIGHTS: Final[Mapping[str, Mapping[str, Tensor]]] = MappingProxyType({})
+_TUNED_SHARE = 0.01
+"""Learning rate of pretrained weights, as a share of that of new ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +99,16 @@ def pretrain(
     fusion: FusionConfig,
     config: PretrainConfig,
     action_texts: npt.NDArray[np.int64] | None = None,
+    encoder_weights: Mapping[str, Mapping[str, Tensor]] = _NO_WEIGHTS,
     on_progress: Callable[[PretrainProgress], None] = lambda progress: None,
 ) -> Pretrained:
-    """Train a fusion policy from nothing.
+    """Train a fusion policy from nothing but the weights of its pretrained encoders.
 
     Args:
         train: what to learn from.
         validation: what early stopping and the choice of the best weights look at.
         action_texts: token ids of the actions' names, ``[a, t]``; needed where the spec scores text.
+        encoder_weights: state dict of every pretrained encoder that ``fusion`` names.
         on_progress: called after about every hundredth of the way and after every validation.
 
     Raises:
@@ -112,6 +119,10 @@ def pretrain(
         torch.manual_seed(config.seed)
         model = FusionPolicy(train.spec, fusion)
         towers = _towers(model, train.tower_classes)
+    for name, weights in encoder_weights.items():
+        encoder = model.encoder(name)
+        assert isinstance(encoder, PretrainedEncoder)
+        encoder.pretrained.network.load_state_dict(dict(weights))
     texts = None
     if model.text_scorer is not None:
         if action_texts is None:
@@ -122,11 +133,13 @@ def pretrain(
     pools = prepare_pools(model, train.pools)
     labels = {name: torch.from_numpy(train.tower_labels[name]) for name in towers}
     index, action = torch.from_numpy(train.index), torch.from_numpy(train.action)
-    weights = [*model.parameters(), *towers.parameters()]
-    optimizer = torch.optim.AdamW(weights, weight_decay=config.weight_decay, fused=True)
+    groups = _parameter_groups(model, towers)
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+    validation_pools = prepare_pools(model, validation.pools)
 
     def change(name: str, content: Tensor) -> Tensor:
-        return augment(train.spec.modalities[name], content, generator)
+        kept = model.encoder(name).keeps_content
+        return augment(train.spec.modalities[name], content, generator) if kept else content
 
     start_s = time.monotonic()
     best = Accuracy(-1.0, {})
@@ -162,7 +175,7 @@ def pretrain(
         fraction = fraction_done(step, steps, elapsed_s, limit_s)
         if fraction * config.validations >= validated + 1 or fraction >= 1.0:
             validated = int(fraction * config.validations)
-            measured = evaluate(model, validation)
+            measured = evaluate(model, validation, prepared=validation_pools)
             since_best += 1
             if measured.overall > best.overall:
                 best, best_state, since_best = measured, _copy_of(model), 0
@@ -172,29 +185,36 @@ def pretrain(
         elif fraction >= reported + 0.01:
             on_progress(PretrainProgress(step, steps, fraction, elapsed_s, losses.take()))
             reported = fraction
-    model.load_state_dict(best_state)
+    model.load_state_dict(best_state, strict=False)
+    model.settle()
     cut_short = step < steps and not stopped_early
     return Pretrained(model.eval(), best, step, time.monotonic() - start_s, stopped_early, cut_short)
 
 
-def evaluate(model: FusionPolicy, data: LabelledData, *, without: str | None = None, by_name: bool = False) -> Accuracy:
-    """Accuracy of the greedy policy on ``data``, if wanted with one modality withheld from every row.
+def evaluate(
+    model: FusionPolicy,
+    data: LabelledData,
+    *,
+    without: Collection[str] = (),
+    by_name: bool = False,
+    prepared: Mapping[str, Tensor] | None = None,
+) -> Accuracy:
+    """Accuracy of the greedy policy on ``data``, if wanted with modalities withheld from every row.
 
     Args:
+        prepared: the data's pools as :func:`prepare_pools` makes them, where they are at hand.
         by_name: actions are scored as dynamic actions are, by their names.
 
     Raises:
         ValueError: ``without`` is not a modality of the model, or it scores no text.
     """
     index = torch.from_numpy(data.index).clone()
-    if without is not None:
-        if without not in data.spec.modalities:
-            raise ValueError(
-                f"without {without!r}: the modalities of {data.spec.name!r} are {list(data.spec.modalities)}"
-            )
-        index[:, list(data.spec.modalities).index(without)] = -1
+    for name in without:
+        if name not in data.spec.modalities:
+            raise ValueError(f"without {name!r}: the modalities of {data.spec.name!r} are {list(data.spec.modalities)}")
+        index[:, list(data.spec.modalities).index(name)] = MISSING
     model.eval()
-    pools = prepare_pools(model, data.pools)
+    pools = prepare_pools(model, data.pools) if prepared is None else prepared
     right = []
     with torch.no_grad():
         names = model.action_vectors() if by_name else None
@@ -211,9 +231,11 @@ def evaluate(model: FusionPolicy, data: LabelledData, *, without: str | None = N
     )
 
 
-def without_each(model: FusionPolicy, data: LabelledData) -> dict[str, Accuracy]:
+def without_each(
+    model: FusionPolicy, data: LabelledData, *, prepared: Mapping[str, Tensor] | None = None
+) -> dict[str, Accuracy]:
     """Accuracy with each modality withheld in turn, by the modality's name."""
-    return {name: evaluate(model, data, without=name) for name in data.spec.modalities}
+    return {name: evaluate(model, data, without=[name], prepared=prepared) for name in data.spec.modalities}
 
 
 def _towers(model: FusionPolicy, classes: Mapping[str, tuple[str, ...]]) -> nn.ModuleDict:
@@ -227,5 +249,22 @@ def _tower_loss(tower: nn.Module, tokens: Tensor, label: Tensor) -> Tensor:
     return loss / (label >= 0).sum().clamp_min(1)
 
 
+def _parameter_groups(model: FusionPolicy, towers: nn.ModuleDict) -> list[dict[str, Any]]:
+    """Parameters that are trained; those that were before, at a share of the learning rate."""
+    tuned = [
+        weight
+        for encoder in model.encoders.values()
+        if isinstance(encoder, PretrainedEncoder)
+        for weight in encoder.pretrained.parameters()
+        if weight.requires_grad
+    ]
+    of_encoders = {id(weight) for weight in tuned}
+    new = [w for w in model.parameters() if w.requires_grad and id(w) not in of_encoders]
+    groups: list[dict[str, Any]] = [{"params": [*new, *towers.parameters()]}]
+    return groups + ([{"params": tuned, "share": _TUNED_SHARE}] if tuned else [])
+
+
 def _copy_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    """State of what is trained."""
+    still = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+    return {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in still}

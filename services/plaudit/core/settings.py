@@ -394,6 +394,19 @@ class PretrainSettings:
     """Random seed. The same seed and data give the same model, unless the time limit cuts training short."""
 
 
+@dataclass(frozen=True, slots=True)
+class EncoderSettings:
+    """`encoder` and `tune_encoder` of one [model.modalities] table: a pretrained encoder that pre-training starts from.
+
+    Attributes:
+        folder: local folder in the Hugging Face format.
+        tuned: its weights are trained too.
+    """
+
+    folder: Path
+    tuned: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """plaudit.toml
@@ -436,10 +449,45 @@ class Settings:
         """The model's contract. Raises ConfigError if the [model] table is missing or wrong."""
         if not self.model:
             raise ConfigError("model: the configuration has no [model] table; it names the modalities and actions")
+        modalities = self.model.get("modalities", {})
+        if isinstance(modalities, Mapping):
+            contract = {name: _without_encoder(fields) for name, fields in modalities.items()}
+            described = {**self.model, "modalities": contract}
+        else:
+            described = dict(self.model)
         try:
-            return spec_from_dict(self.model)
+            return spec_from_dict(described)
         except InvalidSpec as error:
             raise ConfigError(str(error)) from error
+
+    def encoders(self) -> dict[str, EncoderSettings]:
+        """Pretrained encoders by the name of the modality. Raises ConfigError if one is described wrongly."""
+        found = {}
+        for name, modality in self.spec().modalities.items():
+            told = self.model["modalities"][name]
+            folder, tuned = told.get("encoder"), told.get("tune_encoder", False)
+            if not isinstance(tuned, bool):
+                raise ConfigError(f"model.modalities.{name}.tune_encoder: {tuned!r} is neither true nor false")
+            if folder is None:
+                if tuned:
+                    raise ConfigError(f"model.modalities.{name}.tune_encoder: true, but there is no encoder to tune")
+                continue
+            if not isinstance(folder, str) or not folder:
+                raise ConfigError(f"model.modalities.{name}.encoder: {folder!r} is not the path of a folder")
+            if modality.kind == "tensor":
+                raise ConfigError(
+                    f"model.modalities.{name}.encoder: encoders read text, images and sounds, and the modality is of "
+                    "kind tensor; leave it out"
+                )
+            found[name] = EncoderSettings(Path(folder), tuned)
+        return found
+
+
+def _without_encoder(modality: Any) -> Any:
+    """What a [model.modalities] table says of the contract; where weights come from is no part of it."""
+    if not isinstance(modality, Mapping):
+        return modality
+    return {key: value for key, value in modality.items() if key not in ("encoder", "tune_encoder")}
 
 
 def _check_admin_token(token: str | None) -> None:

@@ -7,22 +7,28 @@ Notation:
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Tokenizer
 
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.rollout import Change, promote
+from plaudit.core.settings import EncoderSettings
 from plaudit.learner.features.head_builder import write_card
 from plaudit_models.bundle import TOKENIZER, Manifest
 from plaudit_models.dataset import LabelledData, load_data_folder, splits_of, tokenizer_for
 from plaudit_models.preprocess import action_texts, assemble
 from plaudit_models.spec import ModelSpec
 from plaudit_models.training.config import PretrainConfig
+from plaudit_models.training.data.rows import prepare_pools
+from plaudit_models.training.encoders.config import UnusableEncoder
+from plaudit_models.training.encoders.folder import LoadedEncoder, read_encoder
 from plaudit_models.training.export import export_version
 from plaudit_models.training.networks.fusion import FusionConfig
 from plaudit_models.training.pretrain import Accuracy, Pretrained, PretrainProgress, evaluate, pretrain, without_each
@@ -30,6 +36,7 @@ from plaudit_models.training.schedule import use_threads
 
 _GOLDEN_ROWS: Final = 16
 _ACTOR: Final = "pretrain"
+_NONE: Final[Mapping[str, EncoderSettings]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,30 +66,45 @@ def pretrain_and_publish(
     floor: float,
     config: PretrainConfig,
     threads: int,
+    encoders: Mapping[str, EncoderSettings] = _NONE,
     on_progress: Callable[[PretrainProgress], None] = lambda progress: None,
 ) -> Published:
     """Train on ``folder``, export, check the graphs against torch, publish; promote if nothing is live.
 
+    Args:
+        encoders: pretrained encoders to start from, by the name of their modality.
+
     Raises:
+        UnusableEncoder: the folder of one holds none, or several texts would need tokenizers of their own.
         InvalidData: the folder is wrong; says where.
         FloatingPointError: training diverged.
         ExportMismatch: the graphs do not do what torch does.
     """
     use_threads(threads)
-    tokenizer = tokenizer_for(folder, spec)
+    loaded = {
+        name: read_encoder(each.folder, spec.modalities[name], name=name, tuned=each.tuned)
+        for name, each in encoders.items()
+    }
+    tokenizer = _tokenizer_of(spec, loaded) or tokenizer_for(folder, spec)
     train = load_data_folder(folder, spec, "train", tokenizer)
     validation = load_data_folder(folder, spec, "val", tokenizer)
     trained = pretrain(
         train,
         validation,
-        fusion=FusionConfig(vocabulary_size=tokenizer.get_vocab_size() if tokenizer else 1),
+        fusion=FusionConfig(
+            vocabulary_size=tokenizer.get_vocab_size() if tokenizer else 1,
+            encoders={name: each.config for name, each in loaded.items()},
+        ),
         config=config,
         action_texts=action_texts(spec, tokenizer) if spec.scores_text and tokenizer is not None else None,
+        encoder_weights={name: each.weights for name, each in loaded.items()},
         on_progress=on_progress,
     )
     split = "test" if "test" in splits_of(folder, spec) else "val"
     measured_on = load_data_folder(folder, spec, "test", tokenizer) if split == "test" else validation
-    accuracy, without = evaluate(trained.model, measured_on), without_each(trained.model, measured_on)
+    prepared = prepare_pools(trained.model, measured_on.pools)
+    accuracy = evaluate(trained.model, measured_on, prepared=prepared)
+    without = without_each(trained.model, measured_on, prepared=prepared)
     manifest = Manifest(
         spec=spec,
         kind="pretrained",
@@ -95,7 +117,11 @@ def pretrain_and_publish(
             "split": split,
             "accuracy": asdict(accuracy),
             "without": {name: asdict(each) for name, each in without.items()},
-            **({"by_name": asdict(evaluate(trained.model, measured_on, by_name=True))} if spec.scores_text else {}),
+            **(
+                {"by_name": asdict(evaluate(trained.model, measured_on, by_name=True, prepared=prepared))}
+                if spec.scores_text
+                else {}
+            ),
             "validation": asdict(trained.validation),
             "steps": trained.steps,
             "duration_s": trained.duration_s,
@@ -113,6 +139,21 @@ def pretrain_and_publish(
     if rollout.live is None:
         registry.set_rollout(promote(rollout, published.version, Change(_ACTOR, now_s, "the first version")))
     return Published(published, trained, accuracy, without, live=rollout.live is None)
+
+
+def _tokenizer_of(spec: ModelSpec, loaded: Mapping[str, LoadedEncoder]) -> Tokenizer | None:
+    """Tokenizer of the pretrained text encoders; None where there are none. All texts of a model share one."""
+    made = {name: each.tokenizer for name, each in loaded.items() if each.tokenizer is not None}
+    if not made:
+        return None
+    first, *others = made
+    for name in others:
+        if made[name].to_str() != made[first].to_str():
+            raise UnusableEncoder(
+                f"model.modalities.{name}.encoder: its tokenizer is not that of {first!r}, and a model has one "
+                "tokenizer; name the same folder for both"
+            )
+    return made[first]
 
 
 def golden_inputs(data: LabelledData) -> dict[str, npt.NDArray[Any]]:
