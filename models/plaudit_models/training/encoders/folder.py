@@ -139,7 +139,7 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
         try:
             tokenizer = read_tokenizer(folder / _TOKENIZER)
         except ValueError as error:
-            raise UnusableEncoder(f"{error}; save the fast tokenizer of transformers there") from error
+            raise UnusableEncoder(f"{folder}: {error}; save the fast tokenizer of transformers there") from error
     elif (folder / _VOCABULARY).is_file():
         told = _read_json(folder, "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
         lower = bool(told.get("do_lower_case", True))

@@ -21,13 +21,13 @@ from torch.nn.utils import parametrize
 from plaudit_models.spec import AudioModality, Modality
 from plaudit_models.training.encoders.config import ENCODER_KINDS, EncoderConfig, UnusableEncoder
 
-AUDIO_SEGMENTS: Final = 8
-"""Positions of a sound: as many equal parts of what is heard, each the mean over its time."""
 WHISPER_RATE_HZ: Final = 16_000
 _WHISPER_WINDOW: Final = 400
 _WHISPER_HOP: Final = 160
 _WHISPER_STEP_SAMPLES: Final = 2 * _WHISPER_HOP
 _MASKED: Final = -1e9
+_TINY_VARIANCE: Final = 1e-6
+"""Variance that is added before its root is taken, whose gradient at 0 has no bound."""
 
 
 class EncoderNetwork(nn.Module):
@@ -192,12 +192,13 @@ class ImageNetwork(EncoderNetwork):
 
 
 class WaveformNetwork(EncoderNetwork):
-    """Waveform ``[b, s]``, zero at the end where nothing was heard → means over parts of its time, ``[b, 8, h]``."""
+    """Waveform ``[b, s]``, zero at the end where nothing was heard → mean and deviation over time,
+    ``[b, 2, h]``."""
 
     def __init__(self, network: nn.Module, config: EncoderConfig) -> None:
         super().__init__()
         self.network = network
-        self.positions, self.width = AUDIO_SEGMENTS, network.config.hidden_size  # type: ignore[union-attr, assignment]
+        self.positions, self.width = 2, network.config.hidden_size  # type: ignore[union-attr, assignment]
         self.normalized = bool(config.inputs["normalized"])
         self.masked = bool(config.inputs["masked"])
         self.step = int(np.prod(network.config.conv_stride))  # type: ignore[union-attr, arg-type]
@@ -211,11 +212,12 @@ class WaveformNetwork(EncoderNetwork):
             centred = torch.where(valid, content - mean, 0.0)
             content = centred / torch.sqrt((centred * centred).sum(dim=1, keepdim=True) / samples + 1e-7)
         states = self.network(content, attention_mask=valid.long() if self.masked else None).last_hidden_state
-        return segment_means(states, samples / self.step, self.positions)
+        return statistics_over_time(states, samples / self.step)
 
 
 class WhisperNetwork(EncoderNetwork):
-    """Waveform ``[b, s]`` at 16 kHz → means of the Whisper encoder's states over parts of its time, ``[b, 8, h]``.
+    """Waveform ``[b, s]`` at 16 kHz → mean and deviation over time of the Whisper encoder's states,
+    ``[b, 2, h]``.
 
     The window is as long as the modality and not 30 s: the encoder's first positions are kept. The log-mel spectrogram
     is that of transformers' WhisperFeatureExtractor; its Fourier transform is in double precision, since the quietest
@@ -225,7 +227,7 @@ class WhisperNetwork(EncoderNetwork):
     def __init__(self, network: nn.Module, config: EncoderConfig, max_samples: int) -> None:
         super().__init__()
         self.network = network
-        self.positions, self.width = AUDIO_SEGMENTS, network.config.d_model  # type: ignore[union-attr, assignment]
+        self.positions, self.width = 2, network.config.d_model  # type: ignore[union-attr, assignment]
         self.frames = 2 * -(-max_samples // _WHISPER_STEP_SAMPLES)
         shorten_whisper(network, self.frames // 2)
         self.chunk_rows = 8
@@ -263,7 +265,7 @@ class WhisperNetwork(EncoderNetwork):
 
     def forward(self, content: Tensor) -> Tensor:
         states = self.network(self.log_mel(content)).last_hidden_state
-        return segment_means(states, heard_samples(content) / _WHISPER_STEP_SAMPLES, self.positions)
+        return statistics_over_time(states, heard_samples(content) / _WHISPER_STEP_SAMPLES)
 
 
 def shorten_whisper(encoder: nn.Module, positions: int) -> None:
@@ -283,8 +285,12 @@ def heard_samples(waveform: Tensor) -> Tensor:
     return ((waveform != 0) * place).amax(dim=1, keepdim=True).clamp_min(1)
 
 
-def segment_means(states: Tensor, heard: Tensor, segments: int) -> Tensor:
-    """Means over equal parts of the time that was heard, ``[b, segments, h]``.
+def statistics_over_time(states: Tensor, heard: Tensor) -> Tensor:
+    """Mean and standard deviation over the time that was heard, ``[b, 2, h]``.
+
+    Statistics pooling (Snyder et al. 2017, "Deep Neural Network Embeddings for Text-Independent Speaker Verification",
+    section 3.1). What was said is known by either, when it was said by neither: with few rows to learn from, states at
+    each part of a sound told less.
 
     Args:
         states: ``[b, n, h]``.
@@ -292,8 +298,8 @@ def segment_means(states: Tensor, heard: Tensor, segments: int) -> Tensor:
     """
     n = states.shape[1]
     heard = heard.clamp(1.0, float(n))
-    part = heard[:, :, None] / segments  # [b, 1, 1]
-    first = torch.arange(segments)[None, :, None] * part  # [b, segments, 1]
-    place = torch.arange(n)[None, None, :]
-    overlap = (torch.minimum(place + 1.0, first + part) - torch.maximum(place.float(), first)).clamp_min(0.0)
-    return (overlap @ states) / part
+    weight = ((heard - torch.arange(n)).clamp(0.0, 1.0) / heard)[:, :, None]  # [b, n, 1]
+    mean = (states * weight).sum(dim=1)
+    centred = states - mean[:, None, :]
+    deviation = torch.sqrt((centred * centred * weight).sum(dim=1) + _TINY_VARIANCE)
+    return torch.stack([mean, deviation], dim=1)
