@@ -26,6 +26,7 @@ from plaudit.core.limits import MAX_METRICS_ANSWERS, MAX_METRICS_CONNECTIONS, ME
 logger = structlog.get_logger(__name__)
 
 _MAX_REQUEST_BYTES: Final = 16 * 1024
+_MAX_NAMES: Final = 1_000
 _PAUSE_S: Final = 0.1
 _COMPRESSED_FROM_BYTES: Final = 1024
 
@@ -37,7 +38,10 @@ def page_of(registry: CollectorRegistry) -> Page:
     """The page of one registry, in the format that the scraper prefers."""
 
     def page(accept: str, names: Sequence[str]) -> tuple[str, bytes]:
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except Exception:  # a version that is no number, and whatever else the library does not expect of a header
+            encode, content_type = choose_encoder("")
         shown = registry.restricted_registry(names) if names else registry
         return content_type, encode(shown)
 
@@ -146,10 +150,13 @@ class MetricsServer:
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         if method != "GET":
             return _response("405 Method Not Allowed", {"allow": "GET"}, b"")
-        url = urlsplit(rest.partition(" ")[0])
+        try:
+            url = urlsplit(rest.partition(" ")[0])
+            names = parse_qs(url.query, max_num_fields=_MAX_NAMES).get("name[]", [])
+        except ValueError:
+            return _response("400 Bad Request", {}, b"")
         if url.path == "/favicon.ico":
             return _response("200 OK", {}, b"")
-        names = parse_qs(url.query).get("name[]", [])
         content_type, body = await self._loop.run_in_executor(self._pool, self._page, headers.get("accept", ""), names)
         answered = {"content-type": content_type}
         if "gzip" in headers.get("accept-encoding", "") and len(body) >= _COMPRESSED_FROM_BYTES:
