@@ -61,8 +61,8 @@ def _exported() -> Mapping[str, set[str]]:
 
 def _labels(metric: Any) -> Sequence[str]:
     """Names of labels, which neither prometheus_client nor ours tells before there are samples."""
-    names: Sequence[str] = getattr(metric, "_labelnames", None) or getattr(metric, "_labels", ())
-    return names
+    names: Sequence[str] = getattr(metric, "_labelnames", ())
+    return names or getattr(metric, "_labels", ())
 
 
 EXPORTED: Final = _exported()
