@@ -83,7 +83,9 @@ def test_refused_before_it_is_parsed(cls: Any, raw: bytes, field: str) -> None:
 
 
 def test_what_the_limits_allow_is_taken() -> None:
-    tensor = content_pb2.Content(tensor=content_pb2.Tensor(data_type=1, shape=[1] * 8, data=bytes(400)))
+    tensor = content_pb2.Content(
+        tensor=content_pb2.Tensor(data_type=content_pb2.DATA_TYPE_FP32, shape=[1] * 8, data=bytes(400))
+    )
     for message in (
         Request(allowed_actions=[f"action-{number}" for number in range(MAX_ALLOWED_ACTIONS)]),
         Request(allowed_actions=["é" * 128] * MAX_ALLOWED_ACTIONS),
@@ -95,7 +97,7 @@ def test_what_the_limits_allow_is_taken() -> None:
         Infer(raw_input_contents=[bytes(10**6)] * 8, model_name="x"),
     ):
         raw = message.SerializeToString()
-        check_message(raw, message.DESCRIPTOR)  # type: ignore[attr-defined]
+        check_message(raw, message.DESCRIPTOR)
 
 
 def test_bytes_that_are_no_message_are_left_to_the_parser() -> None:

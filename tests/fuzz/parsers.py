@@ -19,4 +19,5 @@ def all_parsers() -> Mapping[str, Parser]:
 def find(name: str) -> Parser:
     """Parser of a name, with no more imported than it takes. Raises StopIteration if there is none."""
     modules = (import_module(f"fuzz.{module}") for module in _MODULES)
-    return next(parser for module in modules for parser in module.PARSERS if parser.name == name)
+    found: Parser = next(parser for module in modules for parser in module.PARSERS if parser.name == name)
+    return found

@@ -55,7 +55,7 @@ def chunks(data: bytes) -> bool:
     limits = Limits(max_image_bytes=_STREAM_BYTES, max_audio_bytes=_STREAM_BYTES)
     given: dict[str, bytes] = {}
     try:
-        stream = ContentChunks(formats, limits, 2 * _STREAM_BYTES)  # type: ignore[arg-type]
+        stream = ContentChunks(formats, limits, 2 * _STREAM_BYTES)
         at = 4
         while at + 2 <= len(data):
             kind, size = (*_KINDS, "other")[data[at] % 4], data[at + 1]
@@ -168,7 +168,7 @@ def _scrapes() -> list[bytes]:
 def _metrics_server() -> MetricsServer:
     registry = CollectorRegistry()
     Counter("x", "some", registry=registry).inc()
-    server = MetricsServer("127.0.0.1", 0, page_of(registry))
+    server = MetricsServer("127.0.0.1", 0, page_of(registry), lambda: None)
     atexit.register(server.close)
     return server
 
@@ -209,7 +209,7 @@ class _Rpc:
         tiny_bundle(folder / "one")
         registry.publish(folder / "one")
         go_live(registry, 1)
-        self._log = SqliteLog(folder / "log.sqlite", "OFF")
+        self._log = SqliteLog(folder / "log.sqlite", "NORMAL")
         self._server = InferenceServer(
             DirectoryCatalog(folder / "registry"),
             self._log,

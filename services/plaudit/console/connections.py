@@ -6,8 +6,6 @@ uvicorn limits how long a connection idles after an answer, not how long a reque
 from __future__ import annotations
 
 import asyncio
-from typing import Any
-
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -17,23 +15,22 @@ from plaudit.core.limits import CONSOLE_CALL_S, CONSOLE_REQUEST_S, MAX_CONSOLE_C
 class Connections:
     """Open connections of one server, in the order in which they began to wait for a request.
 
-    Its ``protocol`` is what uvicorn takes as ``http``. Where there are too many connections, the one that has waited
-    longest for its request gives way; where all have one, the new connection is closed.
+    Where there are too many connections, the one that has waited longest for its request gives way; where all have
+    one, the new connection is closed.
+
+    Attributes:
+        protocol: what uvicorn takes as ``http``.
     """
 
     def __init__(self) -> None:
         self.waiting: dict[_Protocol, None] = {}
         self.open: set[_Protocol] = set()
-
-    def protocol(self, *args: Any, **options: Any) -> asyncio.Protocol:
-        return _Protocol(self, *args, **options)
+        self.protocol: type[H11Protocol] = type("ConsoleProtocol", (_Protocol,), {"_connections": self})
 
 
 class _Protocol(H11Protocol):
-    def __init__(self, connections: Connections, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._connections = connections
-        self._ends: asyncio.TimerHandle | None = None
+    _connections: Connections
+    _ends: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

@@ -31,7 +31,7 @@ async def serve(app: Starlette, listening: socket.socket, stopping: asyncio.Even
     """Serve until ``stopping`` is set and requests under way are answered."""
     config = uvicorn.Config(
         app,
-        http=Connections().protocol,  # type: ignore[arg-type]  # called as the class is
+        http=Connections().protocol,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=_DRAIN_S,
