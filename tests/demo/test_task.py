@@ -12,7 +12,9 @@ from plaudit.demo import task
 from plaudit.demo.speech import SpeechFailed, Utterance, spoken_digits, synthesize
 from plaudit.demo.task import HARD_KIND, KINDS, LABELLED_KINDS, SPEC, Example, Pool
 from plaudit.demo.users import Request, liked_answer, likes, likes_matrix, thumb_up, traffic
-from plaudit_models.dataset import load_data_folder, tokenizer_for
+from plaudit_models.data.config import DEFAULT_DATA
+from plaudit_models.data.loader import load_data_folder, tokenizer_for
+from plaudit_models.data.rows import read_rows
 from plaudit_models.media.images import decode_image
 from plaudit_models.media.sounds import decode_audio
 
@@ -122,7 +124,7 @@ def test_the_data_folder_is_what_pretraining_reads(tmp_path: Path) -> None:
             LABELLED_KINDS, 32
         )
 
-    tokenizer = tokenizer_for(tmp_path, SPEC)
+    tokenizer = tokenizer_for(read_rows(tmp_path, SPEC, DEFAULT_DATA))
     data = load_data_folder(tmp_path, SPEC, "train", tokenizer)
     assert len(data) == 256
     digits = tuple("0123456789")

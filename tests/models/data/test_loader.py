@@ -7,7 +7,12 @@ import pytest
 import soundfile
 from PIL import Image
 
-from plaudit_models.dataset import InvalidData, LabelledData, Split, load_data_folder, tokenizer_for
+from plaudit_models.data.config import DEFAULT_DATA
+from plaudit_models.data.errors import InvalidData
+from plaudit_models.data.labelled import LabelledData
+from plaudit_models.data.loader import load_data_folder, tokenizer_for
+from plaudit_models.data.rows import read_rows
+from plaudit_models.data.splits import Split
 from plaudit_models.spec import AudioModality, ImageModality, ModelSpec, TensorModality, TextModality
 
 SPEC = ModelSpec(
@@ -41,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def load(folder: Path, split: Split = "train") -> LabelledData:
-    return load_data_folder(folder, SPEC, split, tokenizer_for(folder, SPEC))
+    return load_data_folder(folder, SPEC, split, tokenizer_for(read_rows(folder, SPEC, DEFAULT_DATA)))
 
 
 def test_each_distinct_item_is_decoded_once_and_rows_keep_their_order(folder: Path) -> None:
@@ -91,7 +96,7 @@ def test_the_tokenizer_knows_training_texts_only(folder: Path) -> None:
     (folder / "manifest.csv").write_text(
         "split,action,photo,noise,note,weight\n" + "train,cat,,,purring,\n" * 2 + "val,cat,,,barking,\n"
     )
-    tokenizer = tokenizer_for(folder, SPEC)
+    tokenizer = tokenizer_for(read_rows(folder, SPEC, DEFAULT_DATA))
     assert tokenizer is not None
     assert len(tokenizer.encode("purring").ids) == 1
     assert len(tokenizer.encode("barking").ids) > 3
@@ -100,7 +105,7 @@ def test_the_tokenizer_knows_training_texts_only(folder: Path) -> None:
 def test_a_spec_without_text_needs_no_tokenizer(folder: Path) -> None:
     spec = ModelSpec("pets", {"photo": SPEC.modalities["photo"]}, ("cat", "dog"))
     (folder / "manifest.csv").write_text("split,action,photo\ntest,dog,b.png\n")
-    assert tokenizer_for(folder, spec) is None
+    assert tokenizer_for(read_rows(folder, spec, DEFAULT_DATA)) is None
     assert load_data_folder(folder, spec, "test", None).action.tolist() == [1]
 
 
