@@ -109,8 +109,8 @@ class StreamedData:
         Raises:
             InvalidData: while they are read, with the place of an item that cannot be decoded.
         """
-        kept = _Kept(self._rows.config.cache_bytes)
-        return lambda blocks: self._ahead(blocks, prepare, kept)
+        cache = _ItemCache(self._rows.config.cache_bytes)
+        return lambda blocks: self._ahead(blocks, prepare, cache)
 
     def decoded(self, *modalities: str) -> LabelledData:
         """All rows with the items of some modalities, or of all. Raises InvalidData."""
@@ -134,26 +134,26 @@ class StreamedData:
 
     def sample(self, rows: RowNumbers) -> LabelledData:
         """Some rows with their items, decoded and not prepared. Raises InvalidData."""
-        return self._block(rows, lambda name, items: items, _Kept(0))
+        return self._block(rows, lambda name, items: items, _ItemCache(0))
 
     def _array(self, name: str, item: int) -> Array:
         return self._reader.array(self._first[name][item], name)
 
-    def _ahead(self, blocks: Iterable[RowNumbers], prepare: Prepare, kept: _Kept) -> Iterator[LabelledData]:
+    def _ahead(self, blocks: Iterable[RowNumbers], prepare: Prepare, cache: _ItemCache) -> Iterator[LabelledData]:
         workers = self._rows.config.workers
         waiting = iter(blocks)
         threads = ThreadPoolExecutor(workers, thread_name_prefix="loader")
         try:
             futures: deque[Future[LabelledData]] = deque(
-                threads.submit(self._block, rows, prepare, kept) for rows in islice(waiting, _AHEAD * workers)
+                threads.submit(self._block, rows, prepare, cache) for rows in islice(waiting, _AHEAD * workers)
             )
             while futures:
                 yield futures.popleft().result()
-                futures.extend(threads.submit(self._block, rows, prepare, kept) for rows in islice(waiting, 1))
+                futures.extend(threads.submit(self._block, rows, prepare, cache) for rows in islice(waiting, 1))
         finally:
             threads.shutdown(wait=True, cancel_futures=True)
 
-    def _block(self, rows: RowNumbers, prepare: Prepare, kept: _Kept) -> LabelledData:
+    def _block(self, rows: RowNumbers, prepare: Prepare, cache: _ItemCache) -> LabelledData:
         """Rows with pools of the items that they need."""
         labels = self._labels.take(rows)
         index = np.full_like(labels.index, MISSING)
@@ -161,14 +161,14 @@ class StreamedData:
         for column, (name, modality) in enumerate(self.spec.modalities.items()):
             given = labels.index[:, column] != MISSING
             items, index[given, column] = np.unique(labels.index[given, column], return_inverse=True)
-            at_hand = {int(item): kept.get(name, int(item)) for item in items}
+            at_hand = {int(item): cache.get(name, int(item)) for item in items}
             found = {item: array for item, array in at_hand.items() if array is not None}
             missing = [item for item in at_hand if item not in found]
             if missing:
                 raw = np.stack([self._array(name, item) for item in missing])
                 for item, array in zip(missing, prepare(name, raw), strict=True):
                     found[item] = array
-                    kept.add(name, item, array)
+                    cache.add(name, item, array)
             empty = np.zeros((0, *modality.shape), input_dtype(modality))
             pools[name] = np.stack([found[int(item)] for item in items]) if len(items) else prepare(name, empty)
         return LabelledData(
@@ -176,7 +176,7 @@ class StreamedData:
         )
 
 
-class _Kept:
+class _ItemCache:
     """Prepared items, as many as fit: a pass asks for each in turn, so that the first are as good as any."""
 
     def __init__(self, bound_bytes: int) -> None:

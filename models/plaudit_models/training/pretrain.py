@@ -216,10 +216,8 @@ def _measured(
             right.append(batch.is_right(logits.argmax(dim=1).numpy()))
             groups += batch.group
     hits, of = np.concatenate(right), np.array(groups)
-    reported = np.unique(of) if len(set(groups)) <= _MAX_GROUPS else []
-    return Accuracy(
-        overall=float(hits.mean()), by_group={str(name): float(hits[of == name].mean()) for name in reported}
-    )
+    reported = sorted(set(groups)) if len(set(groups)) <= _MAX_GROUPS else []
+    return Accuracy(overall=float(hits.mean()), by_group={name: float(hits[of == name].mean()) for name in reported})
 
 
 def _tensors(batch: LabelledData) -> dict[str, Tensor]:

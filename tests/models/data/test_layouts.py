@@ -47,7 +47,7 @@ def brightness(folder: Path, rows: Rows) -> list[float]:
     found: list[float] = []
     for split in ("train", "val", "test"):
         if split in rows.split:
-            data = StreamedData(rows, split, None).decoded()  # type: ignore[arg-type]
+            data = StreamedData(rows, split, None).decoded()
             found += data.pools["image"][data.index[:, 0], 0, 0, 0].tolist()
     return found
 
@@ -113,7 +113,7 @@ def test_parquet_of_datasets_keeps_its_bytes_inside_and_names_its_classes(tmp_pa
     (tmp_path / "data").mkdir()
     put(tmp_path / "outside.png", png(51))
     for shard, split in enumerate(("train", "train", "validation")):
-        rows = [{"bytes": png(20 * i), "path": None} for i in range(3)]
+        rows: list[dict[str, Any]] = [{"bytes": png(20 * i), "path": None} for i in range(3)]
         if shard == 1:
             rows[2] = {"bytes": None, "path": "outside.png"}
         table = pyarrow.table({"image": rows, "label": [0, 1, 1]}, schema=schema)
