@@ -113,14 +113,14 @@ def test_the_data_folder_is_what_pretraining_reads(tmp_path: Path) -> None:
     assert [row["split"] for row in rows] == ["train"] * 256 + ["val"] * 128 + ["test"] * 128
     for row in rows:
         seen, heard = int(row["image_label"]), int(row["audio_label"])
-        right = {"hear": heard, "see": seen, "larger": max(seen, heard), "add": seen + heard}[row["group"]]
+        right = {"hear": heard, "see": seen, "larger": max(seen, heard), "add": seen + heard}[row["slice"]]
         assert row["action"] == str(right)
-        assert row["question_label"] == row["group"]
-        assert row["question"] in set(task.questions(row["group"], row["split"]))  # type: ignore[arg-type]
+        assert row["question_label"] == row["slice"]
+        assert row["question"] in set(task.questions(row["slice"], row["split"]))  # type: ignore[arg-type]
     for block in (rows[:128], rows[128:256]):
         assert len({row["image"] for row in block}) == len({row["audio"] for row in block}) == 64
         assert len({(row["image"], row["audio"]) for row in block}) > 64
-        assert {kind: sum(row["group"] == kind for row in block) for kind in LABELLED_KINDS} == dict.fromkeys(
+        assert {kind: sum(row["slice"] == kind for row in block) for kind in LABELLED_KINDS} == dict.fromkeys(
             LABELLED_KINDS, 32
         )
 
