@@ -253,7 +253,8 @@ def spec_from_dict(raw: Mapping[str, Any]) -> ModelSpec:
     except InvalidSpec:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # a list where a table is wanted, and the like
-        raise InvalidSpec(f"model: a value is missing or of the wrong kind ({type(error).__name__}: {error})") from error
+        problem = f"{type(error).__name__}: {error}"
+        raise InvalidSpec(f"model: a value is missing or of the wrong kind ({problem})") from error
 
 
 def _spec_from_dict(raw: Mapping[str, Any]) -> ModelSpec:

@@ -6,6 +6,7 @@ uvicorn limits how long a connection idles after an answer, not how long a reque
 from __future__ import annotations
 
 import asyncio
+
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
