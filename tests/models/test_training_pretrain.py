@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from plaudit_models.dataset import LabelledData
+from plaudit_models.data.labelled import LabelledData
 from plaudit_models.spec import ModelSpec, TensorModality, TextModality
 from plaudit_models.training.config import PretrainConfig
 from plaudit_models.training.networks.fusion import FusionConfig
@@ -83,9 +83,9 @@ def test_accuracy_is_told_by_group_and_with_each_modality_withheld(
     assert set(without) == {"left", "right", "which"}
     assert without["left"].by_group["left"] < 0.8
     assert without["left"].by_group["right"] > 0.9
-    assert evaluate(model, data, without=["left"]) == without["left"]
+    assert evaluate(model, data, without="left") == without["left"]
     with pytest.raises(ValueError, match=r"'top'.*left.*right.*which"):
-        evaluate(model, data, without=["top"])
+        evaluate(model, data, without="top")
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:

@@ -22,16 +22,24 @@ from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import EncoderSettings
 from plaudit.learner.features.head_builder import write_card
 from plaudit_models.bundle import TOKENIZER, Manifest
-from plaudit_models.dataset import LabelledData, load_data_folder, splits_of, tokenizer_for
+from plaudit_models.data.config import DEFAULT_DATA, DataConfig
+from plaudit_models.data.labelled import LabelledData
+from plaudit_models.data.loader import StreamedData, tokenizer_for
+from plaudit_models.data.rows import read_rows
 from plaudit_models.preprocess import action_texts, assemble
 from plaudit_models.spec import ModelSpec
 from plaudit_models.training.config import PretrainConfig
-from plaudit_models.training.data.rows import prepare_pools
 from plaudit_models.training.encoders.config import UnusableEncoder
 from plaudit_models.training.encoders.folder import LoadedEncoder, read_encoder
 from plaudit_models.training.export import export_version
 from plaudit_models.training.networks.fusion import FusionConfig
-from plaudit_models.training.pretrain import Accuracy, Pretrained, PretrainProgress, evaluate, pretrain, without_each
+from plaudit_models.training.pretrain import (
+    Accuracy,
+    Pretrained,
+    PretrainProgress,
+    evaluate_with_each,
+    pretrain,
+)
 from plaudit_models.training.schedule import use_threads
 
 _GOLDEN_ROWS: Final = 16
@@ -67,6 +75,7 @@ def pretrain_and_publish(
     config: PretrainConfig,
     threads: int,
     encoders: Mapping[str, EncoderSettings] = _NONE,
+    data: DataConfig = DEFAULT_DATA,
     on_progress: Callable[[PretrainProgress], None] = lambda progress: None,
 ) -> Published:
     """Train on ``folder``, export, check the graphs against torch, publish; promote if nothing is live.
@@ -85,9 +94,11 @@ def pretrain_and_publish(
         name: read_encoder(each.folder, spec.modalities[name], name=name, tuned=each.tuned)
         for name, each in encoders.items()
     }
-    tokenizer = _tokenizer_of(spec, loaded) or tokenizer_for(folder, spec)
-    train = load_data_folder(folder, spec, "train", tokenizer)
-    validation = load_data_folder(folder, spec, "val", tokenizer)
+    rows = read_rows(folder, spec, data)
+    rows.check()
+    tokenizer = _tokenizer_of(spec, loaded) or tokenizer_for(rows)
+    train = StreamedData(rows, "train", tokenizer)
+    validation = StreamedData(rows, "val", tokenizer)
     trained = pretrain(
         train,
         validation,
@@ -100,11 +111,9 @@ def pretrain_and_publish(
         encoder_weights={name: each.weights for name, each in loaded.items()},
         on_progress=on_progress,
     )
-    split = "test" if "test" in splits_of(folder, spec) else "val"
-    measured_on = load_data_folder(folder, spec, "test", tokenizer) if split == "test" else validation
-    prepared = prepare_pools(trained.model, measured_on.pools)
-    accuracy = evaluate(trained.model, measured_on, prepared=prepared)
-    without = without_each(trained.model, measured_on, prepared=prepared)
+    split = "test" if "test" in rows.split else "val"
+    measured_on = StreamedData(rows, "test", tokenizer) if split == "test" else validation
+    accuracy, without, by_name = evaluate_with_each(trained.model, measured_on)
     manifest = Manifest(
         spec=spec,
         kind="pretrained",
@@ -112,16 +121,16 @@ def pretrain_and_publish(
         files={},
         floor=floor,
         reason=f"pre-trained on {len(train)} labelled rows of {folder.name}",
-        data={"folder": str(folder.resolve()), "rows": {"train": len(train), "val": len(validation)}},
+        data={
+            "folder": str(folder.resolve()),
+            "rows": {"train": len(train), "val": len(validation)},
+            **({"splits": rows.made_splits} if rows.made_splits else {}),
+        },
         metrics={
             "split": split,
             "accuracy": asdict(accuracy),
             "without": {name: asdict(each) for name, each in without.items()},
-            **(
-                {"by_name": asdict(evaluate(trained.model, measured_on, by_name=True, prepared=prepared))}
-                if spec.scores_text
-                else {}
-            ),
+            **({"by_name": asdict(by_name)} if by_name is not None else {}),
             "validation": asdict(trained.validation),
             "steps": trained.steps,
             "duration_s": trained.duration_s,
@@ -132,13 +141,19 @@ def pretrain_and_publish(
     with tempfile.TemporaryDirectory(prefix="plaudit-pretrain-") as scratch:
         if tokenizer is not None:
             tokenizer.save(str(Path(scratch) / TOKENIZER))
-        sealed = export_version(trained.model, Path(scratch), manifest, golden_inputs(validation))
+        golden = golden_inputs(validation.sample(golden_rows(len(validation))))
+        sealed = export_version(trained.model, Path(scratch), manifest, golden)
         write_card(Path(scratch), sealed)
         published = registry.publish(Path(scratch))
     rollout = registry.rollout()
     if rollout.live is None:
         registry.set_rollout(promote(rollout, published.version, Change(_ACTOR, now_s, "the first version")))
     return Published(published, trained, accuracy, without, live=rollout.live is None)
+
+
+def golden_rows(n: int) -> npt.NDArray[np.int64]:
+    """Numbers of up to 16 rows spread over ``n``."""
+    return np.unique(np.linspace(0, n - 1, _GOLDEN_ROWS).round().astype(np.int64))
 
 
 def _tokenizer_of(spec: ModelSpec, loaded: Mapping[str, LoadedEncoder]) -> Tokenizer | None:
@@ -158,13 +173,12 @@ def _tokenizer_of(spec: ModelSpec, loaded: Mapping[str, LoadedEncoder]) -> Token
 
 def golden_inputs(data: LabelledData) -> dict[str, npt.NDArray[Any]]:
     """Up to 16 rows spread over ``data`` as trunk inputs, ``present`` included."""
-    rows = np.unique(np.linspace(0, len(data) - 1, _GOLDEN_ROWS).round().astype(int))
     contents = [
         {
             name: data.pools[name][item]
             for name, item in zip(data.spec.modalities, data.index[row], strict=True)
             if item >= 0
         }
-        for row in rows
+        for row in golden_rows(len(data))
     ]
     return assemble(data.spec, contents)
