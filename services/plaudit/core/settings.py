@@ -496,12 +496,9 @@ class Settings:
         """The model's contract. Raises ConfigError if the [model] table is missing or wrong."""
         if not self.model:
             raise ConfigError("model: the configuration has no [model] table; it names the modalities and actions")
-        modalities = self.model.get("modalities", {})
-        if isinstance(modalities, Mapping):
-            contract = {name: _without_encoder(fields) for name, fields in modalities.items()}
-            described = {**self.model, "modalities": contract}
-        else:
-            described = dict(self.model)
+        described = dict(self.model)
+        if isinstance(modalities := self.model.get("modalities"), Mapping):
+            described["modalities"] = {name: _without_encoder(fields) for name, fields in modalities.items()}
         try:
             return spec_from_dict(described)
         except InvalidSpec as error:
