@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from plaudit.adapters.runtime.graph_file import CannotImport, read_graph
 from plaudit.adapters.runtime.graph_surgery import (
-    Source,
+    ValueSource,
     add_contract,
     check_operators,
     declare_output,
@@ -517,7 +517,7 @@ def _width(array: npt.NDArray[Any]) -> int | None:
 # --- outputs ---------------------------------------------------------------------------------------------------------
 
 
-def _logits(runs: _Runs, options: ImportOptions, note: Callable[[str], None]) -> Source:
+def _logits(runs: _Runs, options: ImportOptions, note: Callable[[str], None]) -> ValueSource:
     name = options.logits or _only_scores(runs, options)
     output = _named(runs, name, "logits")
     width = _width(output.together)
@@ -538,7 +538,7 @@ def _logits(runs: _Runs, options: ImportOptions, note: Callable[[str], None]) ->
         note(f"output {name!r} is taken for probabilities, as its rows sum to 1: their logarithm scores the actions")
     elif not probabilities and column:
         note(f"output {name!r} scores the second action against the first; say --probabilities if it is a probability")
-    return Source(name, output.together.dtype == np.float32, width, column, probabilities)
+    return ValueSource(name, output.together.dtype == np.float32, width, column, probabilities)
 
 
 def _only_scores(runs: _Runs, options: ImportOptions) -> str:
@@ -567,20 +567,24 @@ def _named(runs: _Runs, name: str, what: str) -> _Output:
     return output
 
 
-def _embedding(runs: _Runs, logits: Source, options: ImportOptions) -> Source:
+def _embedding(runs: _Runs, logits: ValueSource, options: ImportOptions) -> ValueSource:
     name = options.embedding
     if not name and EMBEDDING in runs.outputs and (_width(runs.outputs[EMBEDDING].together) or 0) > 1:
         name = EMBEDDING
     if not name:
-        return Source(BASE_LOGITS, True, 2) if logits.column else Source(logits.name, logits.is_float32, logits.width)
+        return (
+            ValueSource(BASE_LOGITS, True, 2)
+            if logits.column
+            else ValueSource(logits.name, logits.is_float32, logits.width)
+        )
     output = _named(runs, name, "embedding")
     width = _width(output.together)
     if width is None or output.together.ndim != 2 or width < 1:
         raise CannotImport(f"embedding: {name!r} is {_shown(output)}; floats [batch, size] are needed")
-    return Source(name, output.together.dtype == np.float32, width)
+    return ValueSource(name, output.together.dtype == np.float32, width)
 
 
-def _actions(logits: Source, labels: Mapping[str, Sequence[str]], options: ImportOptions) -> tuple[str, ...]:
+def _actions(logits: ValueSource, labels: Mapping[str, Sequence[str]], options: ImportOptions) -> tuple[str, ...]:
     n_actions = 2 if logits.column else logits.width
     if options.actions:
         if len(options.actions) != n_actions:
@@ -611,7 +615,7 @@ def _are_probabilities(array: npt.NDArray[Any]) -> bool:
 
 
 def _native(
-    runs: _Runs, graph: onnx.ModelProto, contract: Mapping[str, Source], note: Callable[[str], None]
+    runs: _Runs, graph: onnx.ModelProto, contract: Mapping[str, ValueSource], note: Callable[[str], None]
 ) -> dict[str, OutputSpec]:
     """The outputs that are served under their own names; a note for each that is not."""
     problems = dict(runs.problems)
@@ -639,7 +643,9 @@ def _native(
     return native
 
 
-def _shape(name: str, value: onnx.ValueInfoProto, output: _Output, contract: Mapping[str, Source]) -> tuple[int, ...]:
+def _shape(
+    name: str, value: onnx.ValueInfoProto, output: _Output, contract: Mapping[str, ValueSource]
+) -> tuple[int, ...]:
     """Shape of a row: a length is fixed if it was declared so, and seen; that of scores is the one that was seen."""
     seen = output.together.shape[1:]
     if any(source.name == name for source in contract.values()):
