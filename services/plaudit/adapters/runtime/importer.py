@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from plaudit.adapters.runtime.divisions import guard_divisions
 from plaudit.adapters.runtime.graph_file import CannotImport, read_graph
 from plaudit.adapters.runtime.graph_surgery import (
     add_contract,
@@ -67,6 +68,7 @@ def import_onnx(
     """
     graph = read_graph(file)
     check_operators(graph)
+    guard_divisions(graph)
     labels = see_through_zipmaps(graph)
     leave_out_what_is_no_tensor(graph, note)
     inputs = inputs_of(graph, options)
