@@ -42,7 +42,7 @@ def test_it_is_bounded_and_never_empty() -> None:
 
 @pytest.mark.parametrize("cls", [LogUnavailable, LogDamaged, StoreUnavailable, StoreDamaged])
 def test_clients_are_told_what_is_wrong_with_a_log_or_store_but_not_where_it_is(cls: type[PlauditError]) -> None:
-    error = cls("/srv/plaudit data/log.sqlite: database or disk is full; make room on the disk")  # type: ignore[call-arg]
+    error = cls("/srv/plaudit data/log.sqlite: database or disk is full; make room on the disk")
     assert "/srv/plaudit data/log.sqlite" in str(error)
     assert "srv" not in error.for_clients
     assert "database or disk is full; make room on the disk" in error.for_clients
