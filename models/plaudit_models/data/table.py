@@ -60,6 +60,20 @@ class Table:
     def __len__(self) -> int:
         return sum(len(part.lines) for part in self.parts)
 
+    def take(self, rows: Sequence[int]) -> Table:
+        """Some rows, in ascending order."""
+        starts, parts, at = _starts(self.parts), [], 0
+        for first, part in zip(starts, self.parts, strict=True):
+            end = first + len(part.lines)
+            lines = []
+            while at < len(rows) and rows[at] < end:
+                lines.append(part.lines[rows[at] - first])
+                at += 1
+            if lines:
+                parts.append(Part(part.path, part.unit, lines))
+        columns = {name: [cells[row] for row in rows] for name, cells in self.columns.items()}
+        return Table(self.path, parts, columns, self.class_names)
+
     def place(self, row: int) -> str:
         """File and line of a row, for people."""
         first = _starts(self.parts)
