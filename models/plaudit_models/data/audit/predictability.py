@@ -31,8 +31,6 @@ MAX_NOISE_ROWS: Final = 20_000
 _FOLDS: Final = 5
 _SHARPNESS: Final = 4.0
 _WORDS: Final = 2**14
-_MAX_CATEGORIES: Final = 0.5
-"""Share of distinct values from which on a property is a name for each row."""
 
 Labels = npt.NDArray[np.int64]
 
@@ -90,18 +88,18 @@ def _numbers(values: Sequence[str]) -> npt.NDArray[np.float64] | None:
 def _by_value(
     values: Sequence[str], labels: Labels, train: npt.NDArray[np.bool_], test: npt.NDArray[np.bool_]
 ) -> list[int]:
-    size = Counter(labels[train].tolist())
+    size: Counter[int] = Counter(labels[train].tolist())
     counts: defaultdict[str, Counter[int]] = defaultdict(Counter)
-    for i in np.flatnonzero(train):
+    for i in np.flatnonzero(train).tolist():
         counts[values[i]][int(labels[i])] += 1
-    usual = size.most_common(1)[0][0]
+    usual: int = size.most_common(1)[0][0]
 
     def best(value: str) -> int:
         if value not in counts:
             return usual
-        return max(counts[value].items(), key=lambda pair: pair[1] / size[pair[0]])[0]
+        return max(counts[value], key=lambda label: counts[value][label] / size[label])
 
-    return [best(values[i]) for i in np.flatnonzero(test)]
+    return [best(values[i]) for i in np.flatnonzero(test).tolist()]
 
 
 @dataclass(frozen=True, slots=True)
