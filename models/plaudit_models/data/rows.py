@@ -28,8 +28,8 @@ from plaudit_models.data.config import ANY_COLUMN, DataConfig
 from plaudit_models.data.errors import DataProblem, InvalidData
 from plaudit_models.data.layouts import read_folder
 from plaudit_models.data.splits import SPLIT_WORDS, SPLITS, Split, split_by_hash
-from plaudit_models.data.table import Table, read_table
-from plaudit_models.data.targets import InvalidTarget, Target, TargetReader
+from plaudit_models.data.table import DataTable, read_table
+from plaudit_models.data.targets import InvalidTarget, RowTarget, TargetReader
 from plaudit_models.spec import ModelSpec, TensorModality
 
 LABEL_SUFFIX: Final = "_label"
@@ -65,10 +65,10 @@ class Rows:
     folder: Path
     spec: ModelSpec
     config: DataConfig
-    table: Table
+    table: DataTable
     split: Sequence[str]
     made_splits: str
-    target: Sequence[Target | None]
+    target: Sequence[RowTarget | None]
     target_column: str
     items: Mapping[str, Sequence[str]]
     sources: Mapping[str, Sequence[str]]
@@ -140,7 +140,7 @@ def read_rows(folder: Path, spec: ModelSpec, config: DataConfig) -> Rows:
     )
 
 
-def row_keys(table: Table) -> list[str]:
+def row_keys(table: DataTable) -> list[str]:
     """Key of each row, by its cells; rows with the same cells are told apart by a number."""
     seen: Counter[str] = Counter()
     keys = []
@@ -151,7 +151,7 @@ def row_keys(table: Table) -> list[str]:
     return keys
 
 
-def _without_excluded(folder: Path, table: Table, config: DataConfig) -> Table:
+def _without_excluded(folder: Path, table: DataTable, config: DataConfig) -> DataTable:
     """Table without the rows that the file ``data.exclude`` lists."""
     if config.exclude is None:
         return table
@@ -172,7 +172,7 @@ def _without_excluded(folder: Path, table: Table, config: DataConfig) -> Table:
 class _Reading:
     """One pass over a table."""
 
-    def __init__(self, table: Table, spec: ModelSpec, config: DataConfig) -> None:
+    def __init__(self, table: DataTable, spec: ModelSpec, config: DataConfig) -> None:
         self._table, self._spec, self._config = table, spec, config
         self.problems: list[DataProblem] = []
         self.count = 0
@@ -273,14 +273,14 @@ class _Reading:
                 if modality.required and not cell and any(cells):
                     self.add(row, name, cell, f"is empty, and modality {name!r} is required")
 
-    def targets(self) -> list[Target | None]:
+    def targets(self) -> list[RowTarget | None]:
         try:
             reader = TargetReader(self._spec, self._config.target_kind, self._config.labels)
         except InvalidTarget as error:
             raise InvalidData(str(error)) from error
         column = self.target_column
         names = self._table.class_names.get(column, ())
-        targets: list[Target | None] = []
+        targets: list[RowTarget | None] = []
         for row, cell in enumerate(self._table.columns[column]):
             named = names[int(cell)] if cell.isdecimal() and int(cell) < len(names) else cell
             try:

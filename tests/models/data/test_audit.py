@@ -16,7 +16,7 @@ import soundfile
 from PIL import Image
 
 from plaudit_models.data.audit.examine import Audit
-from plaudit_models.data.audit.findings import Finding, Report
+from plaudit_models.data.audit.findings import AuditFinding, AuditReport
 from plaudit_models.data.audit.neighbours import joined, near_bits, near_texts
 from plaudit_models.data.audit.predictability import predictive_power
 from plaudit_models.data.audit.report import exclusions, to_html, to_json
@@ -42,16 +42,16 @@ def audited(
     modalities: Mapping[str, Modality],
     actions: tuple[str, ...] = ACTIONS,
     config: DataConfig | None = None,
-) -> tuple[Rows, Report]:
+) -> tuple[Rows, AuditReport]:
     rows = read_rows(folder, ModelSpec("m", modalities, actions), config or DataConfig(ignore=["*"]))
     return rows, Audit(rows).run()
 
 
-def found(report: Report, check: str) -> list[Finding]:
+def found(report: AuditReport, check: str) -> list[AuditFinding]:
     return [finding for finding in report.findings if finding.check == check]
 
 
-def cased(report: Report, check: str) -> list[list[int]]:
+def cased(report: AuditReport, check: str) -> list[list[int]]:
     return [list(case.rows) for finding in found(report, check) for case in finding.cases]
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from plaudit_models.data.audit.findings import MAX_CASES, Case, Finding, Report, Severity, Statistics
+from plaudit_models.data.audit.findings import MAX_CASES, AuditCase, AuditFinding, AuditReport, DataStatistics, Severity
 from plaudit_models.data.audit.fingerprints import Fingerprint, fingerprint, thumbnail
 from plaudit_models.data.audit.neighbours import MAX_COMPARED, joined, near_bits, near_texts
 from plaudit_models.data.audit.predictability import (
@@ -59,12 +59,12 @@ class Audit:
         self._rows, self._on_progress = rows, on_progress
         # Any text can be written in bytes; what a vocabulary would be like does not matter here.
         self._reader = ItemReader(rows, train_tokenizer([], 257))
-        self._findings: list[Finding] = []
+        self._findings: list[AuditFinding] = []
         self._excluded: dict[int, str] = {}
         self._shown: list[tuple[int, str]] = []
         self._prints: dict[str, dict[str, Fingerprint]] = {}
 
-    def run(self) -> Report:
+    def run(self) -> AuditReport:
         """Report of all checks."""
         self._cells()
         self._items()
@@ -75,7 +75,7 @@ class Audit:
         self._give_aways()
         self._noise()
         worst: Mapping[Severity, int] = {"error": 0, "warning": 1, "note": 2}
-        return Report(
+        return AuditReport(
             source=str(self._rows.table.path),
             statistics=statistics(self._rows, self._prints),
             findings=sorted(self._findings, key=lambda finding: worst[finding.severity]),
@@ -83,21 +83,21 @@ class Audit:
             thumbnails=self._thumbnails(),
         )
 
-    def measure(self) -> Statistics:
+    def measure(self) -> DataStatistics:
         """Statistics alone, without any check."""
         self._items()
         return statistics(self._rows, self._prints)
 
     def _find(
-        self, check: str, severity: Severity, title: str, cases: Sequence[Case] = (), count: int | None = None
+        self, check: str, severity: Severity, title: str, cases: Sequence[AuditCase] = (), count: int | None = None
     ) -> None:
         listed = list(cases[:MAX_CASES])
-        self._findings.append(Finding(check, severity, title, len(cases) if count is None else count, listed))
+        self._findings.append(AuditFinding(check, severity, title, len(cases) if count is None else count, listed))
 
-    def _case(self, rows: Iterable[int], text: str, column: str = "", excluded: Iterable[int] = ()) -> Case:
+    def _case(self, rows: Iterable[int], text: str, column: str = "", excluded: Iterable[int] = ()) -> AuditCase:
         found = list(rows)[:_AHEAD]
         self._shown += [(row, column) for row in found[:8]]
-        return Case(found, [self._rows.table.place(row) for row in found], text, column, list(excluded))
+        return AuditCase(found, [self._rows.table.place(row) for row in found], text, column, list(excluded))
 
     def _exclude(self, rows: Iterable[int], reason: str) -> None:
         for row in rows:
@@ -106,7 +106,7 @@ class Audit:
     def _cells(self) -> None:
         rows = self._rows
         cases = [
-            Case(
+            AuditCase(
                 [each.row],
                 [each.place],
                 f"{each.value[:80]!r}: {each.problem}" if each.column else each.problem,
@@ -459,7 +459,7 @@ def _look_alike(one: Fingerprint, other: Fingerprint) -> bool:
     return float(difference.mean()) <= _NEAR_PICTURE_GREY
 
 
-def statistics(rows: Rows, prints: Mapping[str, Mapping[str, Fingerprint]]) -> Statistics:
+def statistics(rows: Rows, prints: Mapping[str, Mapping[str, Fingerprint]]) -> DataStatistics:
     """Sizes of a data set, of the items that were read."""
     balance: dict[str, Counter[str]] = {action: Counter() for action in rows.spec.actions}
     for split, target in zip(rows.split, rows.target, strict=True):
@@ -478,7 +478,7 @@ def statistics(rows: Rows, prints: Mapping[str, Mapping[str, Fingerprint]]) -> S
             "distinct": len(set(filter(None, cells))),
             **_facts([each.facts for each in found.values()]),
         }
-    return Statistics(
+    return DataStatistics(
         rows=dict(Counter(rows.split)),
         groups={split: len(names) for split, names in groups.items()},
         balance={action: dict(counts) for action, counts in balance.items()},

@@ -13,7 +13,7 @@ MAX_CASES: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class AuditCase:
     """Rows that a finding is about.
 
     Attributes:
@@ -32,7 +32,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class AuditFinding:
     """Result of one check.
 
     Attributes:
@@ -45,11 +45,11 @@ class Finding:
     severity: Severity
     title: str
     count: int = 0
-    cases: Sequence[Case] = ()
+    cases: Sequence[AuditCase] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Statistics:
+class DataStatistics:
     """Sizes of a data set.
 
     Attributes:
@@ -68,7 +68,7 @@ class Statistics:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class AuditReport:
     """Result of an audit.
 
     Attributes:
@@ -79,8 +79,8 @@ class Report:
     """
 
     source: str
-    statistics: Statistics
-    findings: Sequence[Finding]
+    statistics: DataStatistics
+    findings: Sequence[AuditFinding]
     excluded: Mapping[int, str] = field(default_factory=dict)
     thumbnails: Mapping[int, bytes] = field(default_factory=dict)
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from html import escape
 from typing import Any, Final
 
-from plaudit_models.data.audit.findings import Case, Finding, Report
+from plaudit_models.data.audit.findings import AuditCase, AuditFinding, AuditReport
 from plaudit_models.data.rows import Rows, row_keys
 
 _STYLE: Final = """
@@ -26,7 +26,7 @@ _POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _MAX_SHOWN: Final = 50
 
 
-def to_json(report: Report) -> dict[str, Any]:
+def to_json(report: AuditReport) -> dict[str, Any]:
     """Report as JSON, without its pictures."""
     return {
         "source": report.source,
@@ -39,7 +39,7 @@ def to_json(report: Report) -> dict[str, Any]:
     }
 
 
-def _case_json(case: Case) -> dict[str, Any]:
+def _case_json(case: AuditCase) -> dict[str, Any]:
     return {
         "rows": list(case.rows),
         "places": list(case.places),
@@ -49,7 +49,7 @@ def _case_json(case: Case) -> dict[str, Any]:
     }
 
 
-def to_html(report: Report) -> str:
+def to_html(report: AuditReport) -> str:
     """Report as one page; everything that comes from the data is escaped."""
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
@@ -66,7 +66,7 @@ def to_html(report: Report) -> str:
     return "\n".join(parts)
 
 
-def _statistics(report: Report) -> str:
+def _statistics(report: AuditReport) -> str:
     counted = report.statistics
     splits = list(counted.rows)
     made = f"<p>{escape(counted.made_splits)}</p>" if counted.made_splits else ""
@@ -103,7 +103,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
-def _finding(finding: Finding, thumbnails: Mapping[int, bytes]) -> str:
+def _finding(finding: AuditFinding, thumbnails: Mapping[int, bytes]) -> str:
     cases = []
     for case in finding.cases[:_MAX_SHOWN]:
         pictures = "".join(
@@ -124,7 +124,7 @@ def _finding(finding: Finding, thumbnails: Mapping[int, bytes]) -> str:
     )
 
 
-def exclusions(report: Report, rows: Rows) -> str:
+def exclusions(report: AuditReport, rows: Rows) -> str:
     """List of the rows to leave out, as CSV; ``data.exclude`` takes it."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")

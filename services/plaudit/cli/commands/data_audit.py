@@ -15,7 +15,7 @@ from plaudit.cli.failures import CommandFailed
 from plaudit.compose.learner import data_config
 from plaudit.core.settings import Settings
 from plaudit_models.data.audit.examine import Audit
-from plaudit_models.data.audit.findings import Report
+from plaudit_models.data.audit.findings import AuditReport
 from plaudit_models.data.audit.report import exclusions, to_html, to_json
 from plaudit_models.data.errors import InvalidData
 from plaudit_models.data.rows import Rows, read_rows
@@ -29,7 +29,7 @@ class Audited:
     """Rows of a folder and the report on them."""
 
     rows: Rows
-    report: Report
+    report: AuditReport
 
 
 def audit(settings: Settings, folder: Path) -> Audited:
@@ -66,7 +66,7 @@ def _bar() -> Iterator[Progress]:
         yield bar
 
 
-def write_page(report: Report, path: Path | None) -> None:
+def write_page(report: AuditReport, path: Path | None) -> None:
     """Write the page, if one is wanted."""
     if path is not None:
         path.write_text(to_html(report), encoding="utf-8")
@@ -77,12 +77,12 @@ def write_exclusions(found: Audited, path: Path) -> None:
     path.write_text(exclusions(found.report, found.rows), encoding="utf-8")
 
 
-def print_report(report: Report) -> None:
+def print_report(report: AuditReport) -> None:
     """Print the report as JSON."""
     output.print_json(to_json(report))
 
 
-def show_report(report: Report) -> None:
+def show_report(report: AuditReport) -> None:
     """Print the report as text."""
     show_statistics({"source": report.source, **asdict(report.statistics)})
     for finding in report.findings:
