@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from plaudit_models.preprocess import tokenize
 from plaudit_models.spec import AudioModality, ImageModality, Modality, TextModality
@@ -43,6 +44,12 @@ def _refused(folder: Path, modality: Modality, *told: str) -> None:
     assert message.startswith(f"{folder}: ")
     for words in told:
         assert words in message
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    tokenizer = read_encoder(folder, TEXT, name="it").tokenizer
+    assert tokenizer is not None
+    return tokenizer
 
 
 def _changed(folder: Path, copy: Path, **entries: Any) -> Path:
@@ -118,7 +125,7 @@ def test_modalities_that_an_encoder_cannot_read_are_refused(
 
 def test_text_that_looks_like_a_special_token_is_text(bert: Path) -> None:
     """No user may end a text, or make a part of it padding, by writing the name of a token."""
-    tokenizer = read_encoder(bert, TEXT, name="it").tokenizer
+    tokenizer = _tokenizer(bert)
     ids = tokenize("cat [SEP] [PAD] dog", TEXT, tokenizer, name="it")
     assert not {0, 2, 3} & set(ids[: len(ids.nonzero()[0])].tolist())
     assert tokenizer.token_to_id("cat") == ids[0]
@@ -130,6 +137,6 @@ def test_a_vocabulary_alone_makes_the_tokenizer(tmp_path: Path, bert: Path) -> N
     vocabulary = json.loads((bert / "tokenizer.json").read_text())["model"]["vocab"]
     (folder / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.__getitem__)))
     (folder / "tokenizer.json").unlink()
-    ours, theirs = (read_encoder(each, TEXT, name="it").tokenizer for each in (folder, bert))
+    ours, theirs = _tokenizer(folder), _tokenizer(bert)
     for text in ("What is THIS?", "a photo of cats"):
         assert list(tokenize(text, TEXT, ours, name="it")) == list(tokenize(text, TEXT, theirs, name="it"))

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import torch
 from tokenizers import Tokenizer
-from tokenizers.implementations import BertWordPieceTokenizer
+from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 from torch import Tensor
 
 from plaudit_models.preprocess import read_tokenizer
@@ -91,7 +91,7 @@ def read_encoder(folder: Path, modality: Modality, *, name: str, tuned: bool = F
 
 
 def _kind(folder: Path, described: Mapping[str, Any], modality: Modality, name: str) -> tuple[str, dict[str, Any]]:
-    kind, network = described.get("model_type"), dict(described)
+    kind, network = str(described.get("model_type")), dict(described)
     if kind in PARTS:
         entry, kind = PARTS[kind]
         if not isinstance(described.get(entry), dict):
@@ -222,7 +222,7 @@ def _image_inputs(
     for key, entry in (("mean", "image_mean"), ("std", "image_std")):
         values = told.get(entry)
         numbers = isinstance(values, list) and all(isinstance(value, int | float) for value in values)
-        if not numbers or len(values) != channels:
+        if not isinstance(values, list) or not numbers or len(values) != channels:
             raise UnusableEncoder(f"{folder}: {_PREPROCESSOR} says {entry} {values!r}, not {channels} numbers")
         inputs[key] = [float(value) for value in values]
     if min(inputs["std"]) <= 0:
