@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -12,12 +13,12 @@ from sqlalchemy import Row
 
 from plaudit.adapters.store.schema import LABEL_COLUMNS
 from plaudit.core.events import Decision, Features, Feedback, Topic
-from plaudit.core.experience import DecisionHeader, Experience, FeedbackState, Label
+from plaudit.core.experience import DecisionHeader, Experience, FeedbackState, Label, RaterLabel
 from plaudit.core.ports.store import ExperimentSummary, IntakeStats, StoredFeedback
 from plaudit.core.wire import decode_event, encode_event, encode_without_features
 
-_NO_ACTIONS: Final = "[]"
-"""Without dynamic actions. Lists of them differ from request to request, so unlike names they are not cached."""
+_NONE: Final = "[]"
+"""An empty list. Lists of dynamic actions differ from request to request, so unlike names they are not cached."""
 
 
 def decision_row(decision: Decision) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def decision_row(decision: Decision) -> dict[str, Any]:
         "allowed_actions": _listed(decision.allowed_actions),
         "modalities": _listed(tuple(sorted(decision.content))),
         "payload": encode_without_features(decision),
-        "dynamic_actions": json.dumps(ids) if ids else _NO_ACTIONS,
+        "dynamic_actions": json.dumps(ids) if ids else _NONE,
     }
 
 
@@ -50,7 +51,7 @@ def header_from_row(row: Row[Any]) -> DecisionHeader:
         user_group=row.user_group,
         allowed_actions=_names(row.allowed_actions),
         modalities=_names(row.modalities),
-        dynamic_actions=tuple(json.loads(row.dynamic_actions)) if row.dynamic_actions != _NO_ACTIONS else (),
+        dynamic_actions=tuple(json.loads(row.dynamic_actions)) if row.dynamic_actions != _NONE else (),
     )
 
 
@@ -82,27 +83,59 @@ def feedback_row(stored: StoredFeedback) -> dict[str, Any]:
 
 
 def feedback_from_row(row: Row[Any]) -> StoredFeedback:
-    feedback = decode_event(Topic.FEEDBACK, row.payload)
+    return StoredFeedback(feedback_in(row.payload), FeedbackState(row.state), row.reason)
+
+
+def feedback_in(payload: bytes) -> Feedback:
+    feedback = decode_event(Topic.FEEDBACK, payload)
     assert isinstance(feedback, Feedback)
-    return StoredFeedback(feedback, FeedbackState(row.state), row.reason)
+    return feedback
 
 
 def label_row(label: Label | None) -> dict[str, Any]:
     if label is None:
         return dict.fromkeys(LABEL_COLUMNS)
-    return {"rewards": json.dumps(label.rewards), "weight": label.weight, "correction": label.correction}
+    return {
+        "rewards": json.dumps(label.rewards),
+        "weight": label.weight,
+        "correction": label.correction,
+        "raters": _raters(label.by_rater),
+    }
 
 
 def label_from_row(row: Row[Any], prefix: str = "") -> Label | None:
-    rewards, weight, correction = (getattr(row, prefix + name) for name in LABEL_COLUMNS)
-    return None if rewards is None else Label(json.loads(rewards), weight, correction)
+    rewards, weight, correction, raters = (getattr(row, prefix + name) for name in LABEL_COLUMNS)
+    if rewards is None:
+        return None
+    label = Label(json.loads(rewards), weight, correction)
+    return label if raters is None else replace(label, by_rater=_by_rater(label, json.loads(raters)))
+
+
+def rater_pattern(rater: str) -> str:
+    """Text that the column ``raters`` holds wherever the rater is named, and seldom elsewhere."""
+    return json.dumps(rater)
+
+
+def _raters(by_rater: Sequence[RaterLabel]) -> str | None:
+    if not by_rater:
+        return None
+    if len(by_rater) == 1:
+        return json.dumps([by_rater[0].rater])
+    return json.dumps([[each.rater, dict(each.rewards), each.weight, each.correction] for each in by_rater])
+
+
+def _by_rater(label: Label, rows: Sequence[Any]) -> tuple[RaterLabel, ...]:
+    if isinstance(rows[0], str):
+        return (RaterLabel(rows[0], label.rewards, label.weight, label.correction),)
+    return tuple(RaterLabel(*row) for row in rows)
 
 
 def experience_from_row(row: Row[Any], decision: DecisionHeader, label: Label | None) -> Experience:
     probabilities = None
     if row.probabilities is not None:
         probabilities = tuple(np.frombuffer(row.probabilities, "<f8").tolist())
-    return Experience(row.number, decision, label, probabilities, row.excluded, row.slice, row.outdated)
+    refused = () if row.refused == _NONE else tuple(json.loads(row.refused))
+    return Experience(row.number, decision, label, probabilities, row.excluded, row.slice, row.outdated, refused)
 
 
 def summary_row(summary: ExperimentSummary) -> dict[str, Any]:

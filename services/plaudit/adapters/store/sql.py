@@ -35,10 +35,12 @@ from sqlalchemy import (
     Select,
     String,
     Table,
+    Text,
     Update,
     bindparam,
     cast,
     func,
+    or_,
     select,
     update,
 )
@@ -59,10 +61,12 @@ from plaudit.adapters.store.rows import (
     features_from_row,
     features_row,
     feedback_from_row,
+    feedback_in,
     feedback_row,
     header_from_row,
     label_from_row,
     label_row,
+    rater_pattern,
     stats_from_row,
     summary_row,
 )
@@ -88,7 +92,7 @@ from plaudit.adapters.store.schema import (
 )
 from plaudit.core.errors import StoreDamaged, StoreMoved, StoreUnavailable, UnstorableValue, WrongStore
 from plaudit.core.events import Content, Decision, DynamicAction, Features, Feedback
-from plaudit.core.experience import DecisionHeader, Experience, FeedbackState, Label
+from plaudit.core.experience import DecisionHeader, Experience, FeedbackState, Label, rater_labels
 from plaudit.core.host.os_errors import explain as explain_os_error
 from plaudit.core.limits import LOG_GAP_S
 from plaudit.core.log_time import LogTime, advanced
@@ -116,9 +120,10 @@ _MOVE_AWAY: Final = "move it away, and the learner makes another one from the lo
 _LEASE_SLACK_S: Final = 1.0
 """Time by which the server's clock may seem to go back without ending a lease."""
 _IDS_PER_QUERY: Final = 500
-_MIGRATED: Final = 4
-"""Schema of stores that are brought up to date when they are opened."""
+_MIGRATED: Final = (4, 5)
+"""Schemas of stores that are brought up to date when they are opened."""
 _MAX_PROBLEM_CHARACTERS: Final = 500
+_NOBODY: Final = "[]"
 _DEAD_LETTER: Final = "its record is a dead letter"
 _UNIQUE_VIOLATION: Final = "23505"
 _OF_VALUES: Final = ("22", "54")
@@ -254,6 +259,8 @@ class SqlStore:
             self._save_values(connection, "probabilities", LargeBinary(), _encoded(commit.probabilities))
             self._save_values(connection, "slice", String(), commit.slices)
             self._save_values(connection, "outdated", Boolean(), commit.outdated)
+            refused = {number: json.dumps(raters) for number, raters in commit.refused.items()}
+            self._save_values(connection, "refused", Text(), refused)
             for numbers in _chunks(commit.excluded):
                 those = EXPERIENCES.c.number.in_(numbers)
                 connection.execute(update(EXPERIENCES).where(those).values(excluded=True))
@@ -343,8 +350,9 @@ class SqlStore:
     def feedback_status(self, feedback_id: str) -> FeedbackStatus | None:
         query = (
             select(
-                *(FEEDBACK.c[name] for name in ("state", "time_s", "reason", "batch")),
+                *(FEEDBACK.c[name] for name in ("state", "time_s", "reason", "batch", "payload")),
                 EXPERIENCES.c.excluded,
+                EXPERIENCES.c.refused,
                 _STORE_ID.scalar_subquery().label("store_id"),
             )
             .outerjoin(EXPERIENCES, EXPERIENCES.c.prediction_id == FEEDBACK.c.prediction_id)
@@ -360,7 +368,9 @@ class SqlStore:
                 reason = f"{_DEAD_LETTER}: {letter.reason}"
                 return FeedbackStatus(FeedbackState.DISCARDED, letter.time_s, reason, letter.batch)
         state, store_id = FeedbackState(row.state), (row.store_id or b"").decode()
-        return FeedbackStatus(state, row.time_s, row.reason, row.batch, bool(row.excluded), store_id)
+        refused = json.loads(row.refused or _NOBODY)
+        excluded = bool(row.excluded) or (bool(refused) and feedback_in(row.payload).user_id in refused)
+        return FeedbackStatus(state, row.time_s, row.reason, row.batch, excluded, store_id)
 
     def experiment_summary(self, version: int) -> ExperimentSummary | None:
         of_version = EXPERIMENTS.c.version == version
@@ -396,7 +406,7 @@ class SqlStore:
         after: int = 0,
         up_to: int | None = None,
         limit: int | None = None,
-        user_id: str | None = None,
+        rater: str | None = None,
         slice: str | None = None,
     ) -> Sequence[Experience]:
         query = (
@@ -409,12 +419,17 @@ class SqlStore:
         )
         if up_to is not None:
             query = query.where(EXPERIENCES.c.number <= up_to)
-        if user_id is not None:
-            query = query.where(DECISIONS.c.user_id == user_id)
+        if rater is not None:
+            named = [
+                table.c.raters.contains(rater_pattern(rater), autoescape=True) for table in (EXPERIENCES, REVISIONS)
+            ]
+            unnamed = EXPERIENCES.c.raters.is_(None) | (REVISIONS.c.rewards.is_not(None) & REVISIONS.c.raters.is_(None))
+            query = query.where(or_(*named, unnamed & (DECISIONS.c.user_id == rater)))
         if slice is not None:
             query = query.where(EXPERIENCES.c.slice == slice)
         with self._reading() as connection:
-            return [_former_experience(row) for row in connection.execute(query)]
+            rows = connection.execute(query)
+            return [_former_experience(row) for row in rows if rater is None or _is_rated_by(row, rater)]
 
     def revisions(self, up_to: int, limit: int) -> Sequence[LabelRevision]:
         query = (
@@ -462,11 +477,11 @@ class SqlStore:
             if self._shared:  # several learners may start at once, and CREATE TABLE IF NOT EXISTS is not enough then
                 connection.execute(select(func.pg_advisory_xact_lock(func.hashtext("plaudit"))))
             found = found_schema(connection)
-            if found not in (None, _MIGRATED, SCHEMA):
+            if found not in (None, *_MIGRATED, SCHEMA):
                 raise WrongStore(self._place, found, SCHEMA)
             METADATA.create_all(connection)
-            if found == _MIGRATED:
-                migrate(connection)
+            if found in _MIGRATED:
+                migrate(connection, found)
             first = {c.name: "" if isinstance(c.type, String) else 0 for c in INTAKE_STATS.columns}
             first |= {"id": 1, "schema": SCHEMA, "outcomes": "{}"}
             connection.execute(self._insert_or_update(INTAKE_STATS).values(first).on_conflict_do_nothing())
@@ -510,6 +525,7 @@ class SqlStore:
                 "excluded": False,
                 "slice": "",
                 "outdated": False,
+                "refused": _NOBODY,
             }
             for number, each in enumerate(fresh, last_number + 1)
         ]
@@ -621,6 +637,12 @@ def _is_conflict(error: IntegrityError) -> bool:
 def _former_experience(row: Row[Any]) -> Experience:
     """Experience of a row of EXPERIENCE_COLUMNS, with the label before its revision, if it has one."""
     return experience_from_row(row, header_from_row(row), label_from_row(row, "" if row.times is None else "was_"))
+
+
+def _is_rated_by(row: Row[Any], rater: str) -> bool:
+    """Whether the label of a row of EXPERIENCE_COLUMNS, or the one before its revision, is from this rater too."""
+    labels = (label_from_row(row, prefix) for prefix in ("", "was_"))
+    return any(each.rater == rater for label in labels for each in rater_labels(label, row.user_id))
 
 
 def _unnested(types: Mapping[str, TypeEngine[Any]], rows: Sequence[Mapping[str, Any]]) -> TableValuedAlias:

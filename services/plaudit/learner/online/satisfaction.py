@@ -29,7 +29,7 @@ class _Tally:
 class SatisfactionByVersion:
     """Mean reward of each version's answers; each experience counts once, with its first label.
 
-    Excluded experiences are left out: a flood of one user is not what users think.
+    What is not learned from is left out: a flood of one user is not what users think.
     """
 
     def __init__(self, metrics: LearnerMetrics) -> None:
@@ -40,11 +40,13 @@ class SatisfactionByVersion:
     def add(self, experiences: Iterable[Experience], now_s: float) -> None:
         """Count these and set the metrics; ``now_s`` is UTC seconds."""
         for experience in experiences:
-            if experience.reward is not None and not experience.excluded:
+            label = None if experience.excluded else experience.heard_label
+            reward = None if label is None else label.rewards.get(experience.decision.action)
+            if reward is not None:
                 version = experience.decision.version
                 tally = self._tallies[version] = self._tallies.pop(version, _Tally())
                 tally.n += 1
-                tally.total += experience.reward
+                tally.total += reward
                 tally.last_s = now_s
         beyond = len(self._tallies) - SHOWN_AT_MOST
         for place, (version, tally) in enumerate(list(self._tallies.items())):
