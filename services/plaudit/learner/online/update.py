@@ -336,6 +336,7 @@ class OnlineUpdater:
             ),
             running=running,
         )
+        self.metrics.suspected_raters.set(sum(rater.suspected for rater in raters.users.values()))
         self.contexts.extend([each.context for each in added])
         self._remember(fresh, rated)
         for user in quarantined:
@@ -390,6 +391,7 @@ class OnlineUpdater:
             np.array([each.reward for each in said], np.float64),
             np.array([each.expected for each in said], np.float64),
             np.array([each.known for each in said], np.float64),
+            [_group_of(each) for each in said],
         )
 
     def _detect_drift(self, rated: Sequence[Rated], contexts: Mapping[int, Context]) -> DriftDetector:
@@ -475,6 +477,12 @@ class OnlineUpdater:
 
 def _id(experience: Experience) -> str:
     return experience.decision.prediction_id
+
+
+def _group_of(rated: Rated) -> str:
+    """User group of the rater; "" if it is not known, as where another user asked."""
+    decision = rated.experience.decision
+    return decision.user_group if decision.user_id == rated.rater else ""
 
 
 def _said_anew(revision: LabelRevision) -> list[Said]:
