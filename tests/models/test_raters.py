@@ -45,21 +45,12 @@ def test_a_cap_is_a_share(cap: float) -> None:
 # --- raters ----------------------------------------------------------------------------------------------------------
 
 
-def observe(
-    raters: Raters,
-    user: str,
-    agrees: list[bool],
-    *,
-    known: float = 1.0,
-    q: tuple[float, float] = (0.9, 0.1),
-    group: str = "",
-) -> Raters:
+def observe(raters: Raters, user: str, agrees: list[bool], *, known: float = 1.0, group: str = "") -> Raters:
     """Labels in turn about an answer that others like and one that they do not."""
-    for i, agree in enumerate(agrees):
-        expected = q[i % 2]
-        reward = float((expected > 0.5) == agree)
-        raters, _ = raters.observe([user], np.array([reward]), np.array([expected]), np.array([known]), [group])
-    return raters
+    n = len(agrees)
+    expected = np.resize([0.9, 0.1], n)
+    rewards = ((expected > 0.5) == np.array(agrees, np.bool_)).astype(np.float64)
+    return raters.observe([user] * n, rewards, expected, np.full(n, known), [group] * n)[0]
 
 
 def crowd(n: int = 20, group: str = "") -> Raters:
@@ -75,13 +66,12 @@ def crowd_with(raters: Raters, n: int, group: str = "") -> Raters:
 
 def test_reliability_by_hand() -> None:
     """Certainty 0.5. (q, y) = (0.9, 1), (0.1, 0), (0.9, 1): the first has no mean to differ from; the second differs by
-    −0.8 and −1; the means then are (0.97·0.9 + 0.1)/1.97 = 0.973/1.97 and 0.97/1.97, so the third by 0.8/1.97 and 1/1.97.
+    −0.8 and −1; the means then are (0.97·0.9 + 0.1)/1.97 = 0.973/1.97 and 0.97/1.97: the third by 0.8/1.97 and 1/1.97.
     """
     rater = observe(Raters(), "a", [True, True, True], known=0.5)["a"]
     agreement, rewards, expected = (0.5 * (x + x / 1.97**2) for x in (0.8, 1.0, 0.64))
-    assert (rater.agreement, rater.reward_spread, rater.expected_spread) == pytest.approx(
-        (agreement, rewards, expected)
-    )
+    assert rater.agreement == pytest.approx(agreement)
+    assert (rater.reward_spread, rater.expected_spread) == pytest.approx((rewards, expected))
     assert rater.reliability == pytest.approx(0.5 + 0.5 * (agreement + 3.2) / (np.sqrt(rewards * expected) + 4.0))
     assert Raters()["a"].reliability == pytest.approx(0.9)
 
@@ -122,10 +112,10 @@ def test_many_users_at_once_are_as_one_by_one() -> None:
 
 
 def test_a_user_who_always_says_the_opposite_is_quarantined() -> None:
-    """Even odds and certain expectations: after 18 labels."""
-    raters = observe(crowd(), "mallory", [False] * 17)
+    """Even odds and certain expectations: after 15 labels."""
+    raters = observe(crowd(), "mallory", [False] * 14)
     assert raters["mallory"].trust_level == "heard"
-    raters, caught = raters.observe(["mallory"], np.array([1.0]), np.array([0.1]), np.array([1.0]))
+    raters, caught = raters.observe(["mallory"], np.array([0.0]), np.array([0.9]), np.array([1.0]))
     assert caught == ("mallory",)
     assert raters["mallory"].trust_level == "quarantined"
     admitted, raters = raters.admit(["mallory", "user 1"], cap=1.0)
@@ -170,8 +160,8 @@ def test_thumbs_at_random_and_wrong_ones_now_and_then_are_borne() -> None:
 
 
 def test_a_group_is_not_quarantined_but_told_of() -> None:
-    """25 users of a group among 200: with nobody else in quarantine one of them goes, no more. With 16 of the 180 others,
-    twice their share of 25 is 4.4: four.
+    """25 users of a group, and 175 others, nobody in quarantine: one of them goes, no more. Then 16 of 191 others do, and
+    twice their share of 25 is 4.2: four.
     """
     raters = crowd_with(crowd(175), 20, "deaf")
     for i in range(5):
@@ -203,10 +193,8 @@ def test_a_flood_of_fresh_ids_displaces_fresh_ids_alone() -> None:
 
 
 def test_raters_that_the_release_before_saved_keep_trust_and_counts() -> None:
-    saved = (
-        b'{"seen": 9, "users": [["eve", 7, 2, -3.0, 5.0, 7.5, "quarantined"], ["ada", 1, 0, 0.4, 0.4, 0.0, "heard"]]}'
-    )
-    raters = raters_from_bytes(saved)
+    users = b'["eve", 7, 2, -3.0, 5.0, 7.5, "quarantined"], ["ada", 1, 0, 0.4, 0.4, 0.0, "heard"]'
+    raters = raters_from_bytes(b'{"seen": 9, "users": [' + users + b"]}")
     assert raters.seen == 9
     assert raters["eve"] == Rater(n=7, refused=2, trust_level="quarantined")
     assert raters["ada"] == Rater(n=1)
@@ -263,7 +251,7 @@ def test_raters_travel_as_json() -> None:
 
 def test_only_the_latest_are_remembered_besides_those_in_quarantine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("plaudit_models.evaluation.raters.MAX_RATERS", 25)
-    raters = observe(crowd(), "eve", [False] * 14)
+    raters = observe(crowd(), "eve", [False] * 20)
     for i in range(30):
         raters = observe(raters, f"new {i}", [True])
     assert len(raters.users) == 25
