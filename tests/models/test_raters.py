@@ -160,8 +160,8 @@ def test_thumbs_at_random_and_wrong_ones_now_and_then_are_borne() -> None:
 
 
 def test_a_group_is_not_quarantined_but_told_of() -> None:
-    """25 users of a group, and 175 others, nobody in quarantine: one of them goes, no more. Then 16 of 191 others do, and
-    twice their share of 25 is 4.2: four.
+    """25 users of a group, 175 others, nobody in quarantine: one of them goes, no more. Then 16 of 191 others do: twice
+    their share of 25 is 4.2, so four of the group.
     """
     raters = crowd_with(crowd(175), 20, "deaf")
     for i in range(5):
@@ -190,6 +190,38 @@ def test_a_flood_of_fresh_ids_displaces_fresh_ids_alone() -> None:
     _, raters = raters.admit([f"fresh {i}" for i in range(2 * MAX_RATERS)], cap=1.0)
     assert len(raters.users) == MAX_RATERS
     assert all(raters[f"user {i}"].n == SETTLED for i in range(10))
+
+
+def say_the_opposite(raters: Raters, users: list[str], share_of_crowd: int) -> tuple[Raters, int]:
+    """Each once, in turn with this many labels of settled users who agree; returns how many of theirs counted."""
+    counted = 0
+    for i, user in enumerate(users):
+        admitted, raters = raters.admit([user], cap=1.0)
+        counted += int(admitted[0])
+        expected = (0.9, 0.1)[i % 2]
+        raters, _ = raters.observe([user], np.array([1.0 - expected]) > 0.5, np.array([expected]), np.ones(1))
+        for j in range(share_of_crowd):
+            raters = observe(raters, f"user {(i + j) % 20}", [True])
+    return raters, counted
+
+
+def test_a_new_name_for_every_thumb_gains_nothing_beside_settled_users() -> None:
+    """As one user they are found after 15, once less than half of the latest labels are newcomers'."""
+    _, raters = crowd().admit([f"user {i % 20}" for i in range(20 * SETTLED)], cap=1.0)
+    raters = observe(raters, "user 1", [True] * 200)
+    raters, counted = say_the_opposite(raters, [f"fresh {i}" for i in range(200)], share_of_crowd=2)
+    assert counted < 20
+    assert raters.refuses_newcomers
+    assert raters_from_bytes(raters.to_bytes()) == raters
+    for i in range(60):  # honest newcomers end it
+        raters = observe(raters, f"honest {i}", [True, True])
+    assert not raters.refuses_newcomers
+
+
+def test_where_most_raters_are_new_nobody_is_refused_for_it() -> None:
+    raters, counted = say_the_opposite(crowd(), [f"fresh {i}" for i in range(200)], share_of_crowd=0)
+    assert counted == 200
+    assert not raters.refuses_newcomers
 
 
 def test_raters_that_the_release_before_saved_keep_trust_and_counts() -> None:

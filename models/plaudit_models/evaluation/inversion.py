@@ -26,7 +26,7 @@ How often users of other kinds are taken for attackers is measured: ``make bench
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -81,6 +81,10 @@ class Inversion:
             log_wealth=np.where(goes_on, self.log_wealth, 0.0) + gain,
             log_praise=np.where(goes_on, self.log_praise, 0.0) + np.where(above < 0.0, gain, 0.0),
         )
+
+    def up_to(self, log_wealth: float) -> Inversion:
+        """The same with no more wealth than this, so that it is lost again the sooner."""
+        return replace(self, log_wealth=np.minimum(self.log_wealth, log_wealth))
 
     @property
     def found(self) -> npt.NDArray[np.bool_]:

@@ -14,6 +14,10 @@ was. It is for people to read: ½ + ½·r, shrunk towards that of a user who is 
 many contradict, it is the reward model that is wrong: no more than MAX_QUARANTINED of the users are ever quarantined,
 unless by operators. Nor are those of a user group that is hit more than twice as often as all others: they stay
 :attr:`Rater.suspected`, and people decide.
+
+*Newcomers.* Users of fewer than SETTLED labels, of whom too little is known, are watched together as if they were one.
+Where together they contradict the others, and are fewer, their labels do not count until they are settled or agree: a
+new name for every thumb gains nothing, and where all raters are new nobody is refused.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plaudit_models.bandit.features import Floats
-from plaudit_models.evaluation.inversion import Inversion
+from plaudit_models.evaluation.inversion import ALARM, Inversion
 
 Bool = npt.NDArray[np.bool_]
 
@@ -79,6 +83,12 @@ MAX_RATERS: Final = 5_000
 """Users kept: of those with fewer than SETTLED labels, and then of all, those with the latest labels. All others count
 as new. A flood of fresh ids so displaces fresh ids alone."""
 SETTLED: Final = 8
+"""Labels from which on a user is no newcomer."""
+NEWCOMERS: Final = 0.5
+"""Share of newcomers in the latest labels below which they may be refused together."""
+_SHARE_KEEP: Final = 0.99
+_MAX_LOG_WEALTH: Final = 2.0 * math.log(ALARM)
+"""Most that is held against newcomers together, so that some labels in agreement end it."""
 GROUP_FACTOR: Final = 2.0
 SMALL_GROUP: Final = 20
 """Users from which on a group may have one in quarantine where others have none: it is less than one in twenty."""
@@ -128,6 +138,11 @@ class Rater:
         return 0.5 + 0.5 * min(1.0, max(-1.0, leaning))
 
     @property
+    def is_newcomer(self) -> bool:
+        """Whether too few labels were seen to know the user."""
+        return self.n + self.refused < SETTLED and self.trust_level != "trusted"
+
+    @property
     def suspected(self) -> bool:
         """Whether there is evidence against the user that has not led to quarantine."""
         return self.trust_level == "heard" and bool(self.inversion.found)
@@ -167,10 +182,19 @@ class Raters:
     Attributes:
         seen: number of labels ever.
         users: by id; at most MAX_RATERS, besides those in quarantine.
+        newcomers: evidence that users of fewer than SETTLED labels together say the opposite of others.
+        newcomer_share: their share of the latest labels.
     """
 
     seen: int = 0
     users: Mapping[str, Rater] = field(default_factory=dict)
+    newcomers: Inversion = _NO_EVIDENCE
+    newcomer_share: float = 1.0
+
+    @property
+    def refuses_newcomers(self) -> bool:
+        """Whether labels of newcomers do not count: together they contradict the others, who are more."""
+        return self.newcomer_share < NEWCOMERS and bool(self.newcomers.found)
 
     def __getitem__(self, user: str) -> Rater:
         return self.users.get(user) or Rater()
@@ -178,18 +202,20 @@ class Raters:
     def admit(self, users: Sequence[str], cap: float) -> tuple[Bool, Raters]:
         """Mask of the next labels that count, decided before their rewards are looked at.
 
-        Those of users in quarantine do not, nor those of users who have had ``cap`` of all there are.
+        Those of users in quarantine do not, nor those of users who have had ``cap`` of all there are, nor those of
+        newcomers while they are refused.
 
         Returns:
             A mask, shape ``[n]``, True where the label counts, and the raters after these.
         """
         _require_cap(cap)
-        known = dict(self.users)
+        known, refuses_newcomers = dict(self.users), self.refuses_newcomers
         admitted = np.zeros(len(users), dtype=np.bool_)
         for i, user in enumerate(users):
             rater = known.pop(user, None) or Rater()
             allowance = max(1.0, cap * (self.seen + i + 1))
-            admitted[i] = rater.trust_level != "quarantined" and rater.n + 1 <= allowance
+            refused = rater.trust_level == "quarantined" or (refuses_newcomers and rater.is_newcomer)
+            admitted[i] = not refused and rater.n + 1 <= allowance
             counts = int(admitted[i])
             # Not dataclasses.replace, which would cost as much as everything else here.
             known[user] = Rater(
@@ -202,7 +228,7 @@ class Raters:
                 trust_level=rater.trust_level,
                 group=rater.group,
             )
-        return admitted, Raters(self.seen + len(users), _remembered(known))
+        return admitted, replace(self, seen=self.seen + len(users), users=_remembered(known))
 
     def observe(
         self,
@@ -243,16 +269,21 @@ class Raters:
         raters = dict(self.users)
         in_quarantine = sum(rater.trust_level == "quarantined" for rater in raters.values())
         caught: list[str] = []
+        newcomers, newcomer_share = self.newcomers, self.newcomer_share
         rows = zip(users, rewards.tolist(), expected.tolist(), known.tolist(), groups, strict=True)
         for user, y, q, c, group in rows:
             rater = (raters.pop(user, None) or Rater()).observe(y, q, c, group)
+            newcomer_share = _SHARE_KEEP * newcomer_share + (1.0 - _SHARE_KEEP) * rater.is_newcomer
+            if rater.is_newcomer:
+                newcomers = newcomers.update(y, q, c).up_to(_MAX_LOG_WEALTH)
             found = rater.suspected and user != ""
             if found and in_quarantine < _room(len(raters) + 1) and not _singles_out(rater.group, raters.values()):
                 rater = replace(rater, trust_level="quarantined")
                 caught.append(user)
                 in_quarantine += 1
             raters[user] = rater
-        return replace(self, users=_remembered(raters)), tuple(caught)
+        after = Raters(self.seen, _remembered(raters), newcomers, newcomer_share)
+        return after, tuple(caught)
 
     def set_trust_level(self, user: str, trust_level: TrustLevel) -> Raters:
         """Raters after an operator's decision. The bettor starts anew."""
@@ -266,7 +297,8 @@ class Raters:
     def to_bytes(self) -> bytes:
         """JSON; :func:`raters_from_bytes` is its inverse."""
         rows = [[user, *_values(rater), *map(float, _evidence(rater.inversion))] for user, rater in self.users.items()]
-        return json.dumps({"seen": self.seen, "users": rows}).encode()
+        pool = [*map(float, _evidence(self.newcomers)), self.newcomer_share]
+        return json.dumps({"seen": self.seen, "users": rows, "newcomers": pool}).encode()
 
 
 def raters_from_bytes(raw: bytes | None) -> Raters:
@@ -274,7 +306,11 @@ def raters_from_bytes(raw: bytes | None) -> Raters:
     if raw is None:
         return Raters()
     saved = json.loads(raw)
-    return Raters(saved["seen"], {user: _rater(rest) for user, *rest in saved["users"]})
+    users = {user: _rater(rest) for user, *rest in saved["users"]}
+    if "newcomers" not in saved:
+        return Raters(saved["seen"], users)
+    *evidence, newcomer_share = saved["newcomers"]
+    return Raters(saved["seen"], users, Inversion(*evidence), newcomer_share)
 
 
 def _rater(values: Sequence[Any]) -> Rater:
@@ -310,7 +346,7 @@ def _remembered(users: dict[str, Rater]) -> Mapping[str, Rater]:
     surplus = len(users) - MAX_RATERS
     if surplus > 0:
         heard = [user for user, rater in users.items() if rater.trust_level == "heard"]
-        heard.sort(key=lambda user: users[user].n + users[user].refused >= SETTLED)
+        heard.sort(key=lambda user: not users[user].is_newcomer)
         forgotten = heard[:surplus]
         for user in forgotten:
             del users[user]

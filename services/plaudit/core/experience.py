@@ -145,6 +145,12 @@ class Experience:
         return mean_label([each for each in self.by_rater if each.rater not in self.refused])
 
     @property
+    def heard_reward(self) -> float | None:
+        """Reward of the served action from the raters who are not refused; None where it is excluded, or has none."""
+        label = None if self.excluded else self.heard_label
+        return None if label is None else label.rewards.get(self.decision.action)
+
+    @property
     def counts(self) -> bool:
         """Whether it is learned from."""
         return not self.excluded and not self.outdated and self.heard_label is not None

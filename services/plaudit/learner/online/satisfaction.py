@@ -54,7 +54,7 @@ class RecentSatisfaction:
         Args:
             predicted: expected reward and reward of those that have both.
         """
-        self._rewards.extend(e.reward for e in experiences if e.reward is not None and not e.excluded)
+        self._rewards.extend(reward for e in experiences if (reward := e.heard_reward) is not None)
         self._predicted.extend(predicted)
         if len(self._rewards) >= SHOWN_FROM:
             self._metrics.satisfaction.labels(self._model).set(float(np.mean(self._rewards)))
@@ -85,8 +85,7 @@ class SatisfactionByVersion:
     def add(self, experiences: Iterable[Experience], now_s: float) -> None:
         """Count these and set the metrics; ``now_s`` is UTC seconds."""
         for experience in experiences:
-            label = None if experience.excluded else experience.heard_label
-            reward = None if label is None else label.rewards.get(experience.decision.action)
+            reward = experience.heard_reward
             if reward is not None:
                 version = experience.decision.version
                 tally = self._tallies[version] = self._tallies.pop(version, _Tally())

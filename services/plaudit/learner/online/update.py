@@ -336,6 +336,8 @@ class OnlineUpdater:
         self.metrics.suspected_raters.set(sum(rater.suspected for rater in raters.users.values()))
         self.contexts.extend([each.context for each in added])
         self._remember(fresh, rated)
+        for user in {each.rater for each in rated if raters[each.rater].suspected}:
+            _log.warning("rater suspected and left to people", rater=user_hash(user), group=raters[user].group)
         for user in quarantined:
             self.metrics.quarantines.inc()
             _log.warning("rater quarantined", rater=user_hash(user), reliability=round(raters[user].reliability, 3))
@@ -345,7 +347,7 @@ class OnlineUpdater:
 
         Whose decision it is does not matter: one rater has one share, whoever asked.
         """
-        raters = self.state.raters
+        before = raters = self.state.raters
         users = [each.label.rater for each in said]
         n_users = len(raters.users.keys() | set(users))
         admitted, raters = raters.admit(users, fair_cap(self.settings.user_cap, n_users, USER_SHARES))
@@ -353,6 +355,8 @@ class OnlineUpdater:
         for each, user, counts in zip(said, users, admitted, strict=True):
             if not counts:
                 why = "quarantine" if raters[user].trust_level == "quarantined" else "user_cap"
+                if before.refuses_newcomers and before[user].is_newcomer:
+                    why = "newcomer"
                 self.metrics.excluded.labels(why).inc()
                 number = each.experience.number
                 refused[number] = (*refused.get(number, ()), user)
