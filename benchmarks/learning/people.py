@@ -175,7 +175,8 @@ def _asks(group: Group, of_group: Bool) -> Float64:
 def _policy(expected: Float64) -> Float64:
     """Probabilities of the answers, ``[r, k, k]``."""
     likely = np.exp(SHARPNESS * (expected - expected.max(-1, keepdims=True)))
-    return FLOOR / K + (1.0 - FLOOR) * likely / likely.sum(-1, keepdims=True)
+    policy: Float64 = FLOOR / K + (1.0 - FLOOR) * likely / likely.sum(-1, keepdims=True)
+    return policy
 
 
 def _drawn(rng: np.random.Generator, probabilities: Float64) -> Ints:

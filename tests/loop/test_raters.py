@@ -46,8 +46,12 @@ def of_mallory(world: World) -> list[bool]:
     return [not e.counts for e in world.store.experiences(rater="mallory")]
 
 
+EXPLORING: dict[str, dict[str, float]] = {"learner": {"batch": 64, "user_cap": 1.0}, "policy": {"floor": 0.4}}
+"""Where nearly all answers are liked, who says the opposite only dislikes, as do those whom a service fails."""
+
+
 def attacked(make_world: MakeWorld) -> tuple[World, Learner]:
-    world = make_world({"learner": {"batch": 64, "user_cap": 1.0}})
+    world = make_world(EXPLORING)
     learner = world.learner()
     for _ in range(5):
         traffic(world, 64, mallory=0.3)
@@ -167,7 +171,7 @@ def test_who_adds_to_others_labels_has_one_share_too(make_world: MakeWorld) -> N
 
 def test_strangers_cannot_bring_others_into_quarantine(make_world: MakeWorld) -> None:
     """Mallory says the opposite of what the crowd says about answers to Ada, who is one of the crowd."""
-    world = make_world({"learner": {"batch": 64, "user_cap": 1.0}})
+    world = make_world(EXPLORING)
     learner = world.learner()
     for _ in range(5):
         traffic(world, 48)

@@ -151,8 +151,9 @@ class Rater:
         """The user after one more label, compared with what was expected."""
         before = self.inversion
         gap, unexpected = 0.0, 0.0
-        if before.labels > 0.0:
-            gap, unexpected = reward - before.liked / before.labels, expected - before.expected / before.labels
+        labels = float(before.labels)
+        if labels > 0.0:
+            gap, unexpected = reward - float(before.liked) / labels, expected - float(before.expected) / labels
         return replace(
             self,
             agreement=self.agreement + known * gap * unexpected,
