@@ -299,13 +299,19 @@ class OnlineUpdater:
         refused, raters = self._admit(said + [each for each in said_later if each.is_first])
         fresh = [replace(e, refused=refused.get(e.number, ())) for e in fresh]
         all_contexts = {e.number: contexts[_id(e)] for e in (*fresh, *revised) if _id(e) in contexts}
-        expected = learned.expected(self.builder.settings.prior, all_contexts)
+        places = {
+            e.number: all_contexts[e.number].index(e.decision.action)
+            for e in (*fresh, *revised)
+            if e.number in all_contexts
+        }
+        expected = learned.expected(self.builder.settings.prior, all_contexts, places)
         new = {e.number: all_contexts[e.number] for e in fresh if e.number in all_contexts}
+        slices = {number: context.slice for number, context in new.items()}
         running = self._compare(fresh, new, expected)
         heard = {e.number: e for e in fresh}
-        rated = _rated([replace(each, experience=heard[each.experience.number]) for each in said], new, expected)
-        detector = self._detect_drift(rated, new)
-        raters, quarantined = self._update_raters(raters, [*rated, *_rated(said_later, all_contexts, expected)])
+        rated = _rated([replace(each, experience=heard[each.experience.number]) for each in said], places, expected)
+        detector = self._detect_drift(rated, slices)
+        raters, quarantined = self._update_raters(raters, [*rated, *_rated(said_later, places, expected)])
         changes = [ExperienceChange(None, experience) for experience in fresh]
         for revision in revisions:
             former = revision.experience
@@ -319,7 +325,7 @@ class OnlineUpdater:
             LeaderCommit(
                 features=made,
                 probabilities=served,
-                slices={number: context.slice for number, context in new.items()},
+                slices=slices,
                 refused=_refused(changes),
                 resolved=revisions,
             ),
@@ -395,11 +401,11 @@ class OnlineUpdater:
             [_group_of(each) for each in said],
         )
 
-    def _detect_drift(self, rated: Sequence[Rated], contexts: Mapping[int, Context]) -> DriftDetector:
+    def _detect_drift(self, rated: Sequence[Rated], slices: Mapping[int, str]) -> DriftDetector:
         """Detector of changes after what users said of the answers, against what was expected.
 
         Args:
-            contexts: by experience number.
+            slices: by experience number.
         """
         detector = self.state.detector
         if not self.settings.drift_detection:
@@ -410,7 +416,7 @@ class OnlineUpdater:
             if each.plain and each.experience.counts and each.rater not in each.experience.refused
         ]
         return detector.observe(
-            [contexts[each.experience.number].slice for each in said],
+            [slices[each.experience.number] for each in said],
             [each.experience.number for each in said],
             [each.rater for each in said],
             np.array([each.reward for each in said], np.float64),
@@ -510,37 +516,31 @@ def _refused(changes: Sequence[ExperienceChange]) -> dict[int, tuple[str, ...]]:
     return {c.after.number: c.after.refused for c in changes if c.after.refused != before[c.after.number]}
 
 
-def _rated(said: Sequence[Said], contexts: Mapping[int, Context], expected: Mapping[int, Expected]) -> list[Rated]:
+def _rated(said: Sequence[Said], places: Mapping[int, int | None], expected: Mapping[int, Expected]) -> list[Rated]:
     """What was said of answers that are still in the action set.
 
     Args:
-        contexts, expected: by experience number.
+        places: of the answers in their action sets, by experience number; as ``expected``.
     """
     rated = []
     for each in said:
         experience, action = each.experience, each.experience.decision.action
-        if action in each.label.rewards and experience.number in expected:
-            place = contexts[experience.number].index(action)
-            if place is not None:
-                of_actions = expected[experience.number]
-                rated.append(
-                    Rated(
-                        experience,
-                        each.label.rater,
-                        speaks_plainly(each.label, action),
-                        each.label.rewards[action],
-                        of_actions.reward[place],
-                        of_actions.known[place],
-                    )
-                )
+        place = places.get(experience.number)
+        if place is not None and action in each.label.rewards:
+            of_actions = expected[experience.number]
+            plain, reward = speaks_plainly(each.label, action), each.label.rewards[action]
+            value = float(of_actions.reward[place])
+            rated.append(Rated(experience, each.label.rater, plain, reward, value, of_actions.known))
     return rated
 
 
 def _counting(progress: Progress, changes: Sequence[ExperienceChange]) -> Progress:
     """Progress with the changes counted."""
+    balances = [change.balance for change in changes]
+    dynamic = [balance for balance, c in zip(balances, changes, strict=True) if c.after.decision.dynamic]
     return replace(
         progress,
-        experiences=progress.experiences + sum(change.balance for change in changes),
-        dynamic_experiences=progress.dynamic_experiences + sum(c.balance for c in changes if c.after.decision.dynamic),
+        experiences=progress.experiences + sum(balances),
+        dynamic_experiences=progress.dynamic_experiences + sum(dynamic),
         changes=progress.changes + len(changes),
     )
