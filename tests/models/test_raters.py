@@ -199,7 +199,7 @@ def say_the_opposite(raters: Raters, users: list[str], share_of_crowd: int) -> t
         admitted, raters = raters.admit([user], cap=1.0)
         counted += int(admitted[0])
         expected = (0.9, 0.1)[i % 2]
-        raters, _ = raters.observe([user], np.array([1.0 - expected]) > 0.5, np.array([expected]), np.ones(1))
+        raters, _ = raters.observe([user], np.array([1.0 - round(expected)]), np.array([expected]), np.ones(1))
         for j in range(share_of_crowd):
             raters = observe(raters, f"user {(i + j) % 20}", [True])
     return raters, counted
