@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ from plaudit.core.ports.store import LeaderCommit
 from plaudit.learner.features.features import relearned
 from plaudit.learner.loop import Learner
 from plaudit.learner.state import LearnerState
+from plaudit_models.version_card import card
 from support.loop_world import World, assert_same_sums, reward_state
 
 MakeWorld = Callable[..., World]
@@ -60,7 +62,16 @@ def test_users_who_change_their_mind_are_followed(make_world: MakeWorld) -> None
     assert 0 < learner.state.progress.outdated <= 420
     assert world.metric("plaudit_learner_drifts_total") > 0  # type: ignore[operator]
     assert world.metric("plaudit_learner_outdated_experiences") == learner.state.progress.outdated
-    assert learner.report()["outdated_experiences"] == learner.state.progress.outdated
+    report = learner.report()
+    assert report["outdated_experiences"] == learner.state.progress.outdated
+    assert report["drifts"] == world.metric("plaudit_learner_drifts_total")
+    assert 0.0 < report["last_drift_time_s"] <= world.now_s
+    assert world.metric("plaudit_learner_last_drift_time_seconds") == report["last_drift_time_s"]
+    live = world.registry.rollout().live
+    assert live is not None
+    assert "experiences from before users changed what they want" in card(
+        json.loads(world.registry.manifest(live).to_json())
+    )
     check_sums(world, learner)
 
 
