@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Rules = TypeVar("Rules", bound="DataclassInstance")
 
 _PREFIX: Final = "plaudit_"
+_TABLES: Final = (("canary", "models"), ("data", "columns"), ("data", "labels"))
 
 ADAPTER: Final = TypeAdapter(with_config(ConfigDict(extra="forbid", use_attribute_docstrings=True))(Settings))
 """Validator of settings from nested mappings; its ``json_schema()`` describes plaudit.toml."""
@@ -44,7 +45,9 @@ def load_settings(config: Path | None, flags: Mapping[str, Any] | None = None) -
     if config is not None:
         try:
             raw = tomllib.loads(config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except RecursionError as error:
+            raise ConfigError(f"{config}: is nested too deep") from error
+        except (OSError, ValueError) as error:  # a number of 5,000 digits is no TOMLDecodeError
             raise ConfigError(f"{config}: {error}") from error
     merged = _merge(_merge(raw, _environment(os.environ)), flags or {})
     try:
@@ -97,7 +100,7 @@ def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _is_table(section: str, path: Sequence[str]) -> bool:
-    return not path or section == "model" or (section == "canary" and path[0] == "models")
+    return not path or section == "model" or (section, path[0]) in _TABLES
 
 
 def _object_or_text(text: str) -> Any:
