@@ -158,7 +158,7 @@ def _scene(name: str, tasks: list[Task], *, vowpal: bool) -> list[Measure]:
     }
     if vowpal:
         peers["Vowpal Wabbit"] = [_vowpal(task, seed) for seed, task in enumerate(tasks)]
-    rivals = peers if name == "gradual" else [f"LinUCB, γ {g:g}" for g in DISCOUNTS]
+    rivals = list(peers) if name == "gradual" else [f"LinUCB, γ {g:g}" for g in DISCOUNTS]
     best = min(float(np.median(peers[rival])) for rival in rivals)
     return [
         Measure(
