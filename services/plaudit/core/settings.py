@@ -404,6 +404,8 @@ class DataSettings:
     """Column of the user, who is the group of rows without one."""
     ignore: Sequence[str] = ()
     """Columns that are not used; `*`: all that no setting names."""
+    exclude: str | None = None
+    """List of rows to leave out, as `plaudit data clean` writes it; a path within the folder."""
     val_share: ShareBelowOne = 0.1
     """Share of the groups for validation where the data has no such split."""
     test_share: ShareBelowOne = 0.1
