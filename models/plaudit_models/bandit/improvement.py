@@ -38,7 +38,8 @@ import numpy as np
 
 from plaudit_models.bandit.features import Float64, Floats, features, log_softmax, sureness
 from plaudit_models.bandit.policy import divergence, probabilities
-from plaudit_models.bandit.reward_model import RewardPrior, RewardState, posterior
+from plaudit_models.bandit.posterior import posterior
+from plaudit_models.bandit.reward_model import RewardPrior, RewardState
 
 TINY: Final = 1e-8
 """No action's share of the anchor is less than this: below it, float32 cannot tell g from 0."""

@@ -34,11 +34,11 @@ from plaudit_models.bandit.dynamic_actions import (
 from plaudit_models.bandit.features import FeatureSpace, Float64, features
 from plaudit_models.bandit.head import build_head
 from plaudit_models.bandit.improvement import HeadSettings, bounded_step, head_scores
+from plaudit_models.bandit.posterior import posterior
 from plaudit_models.bandit.reward_model import (
     Evidence,
     RewardPrior,
     RewardState,
-    posterior,
     state_from_bytes,
 )
 from plaudit_models.bundle import (

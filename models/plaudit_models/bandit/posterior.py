@@ -1,0 +1,250 @@
+"""Posterior of the fast reward model: what is expected of each action, and how surely.
+
+Knows nothing about where evidence comes from, nor about graphs (:mod:`plaudit_models.bandit.head` writes the same).
+
+Notation:
+    as in :mod:`plaudit_models.bandit.reward_model`, and
+    Λ        diagonal of the prior precisions of the regressors
+    c_k      code of action k in x: its own base probability is c_kᵀx, or nearly
+    Λ_k      Λ + (λ_own − λ) c_k c_kᵀ: the action's own base probability is believed more firmly
+    G        Λ + S, one matrix for all actions
+
+    K_k = G + (λ_own − λ) c_k c_kᵀ + Σ w x xᵀ over the action's own rows, so that by Woodbury's identity
+    σ²(x, k) = xᵀG⁻¹x − κ_k (c_kᵀG⁻¹x)² − ‖M_k x‖²
+with one row in M_k for each own row, and none for an action about which nothing was said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from plaudit_models.bandit.features import FeatureSpace, Float64, action_codes, along_codes, regressors
+from plaudit_models.bandit.own_evidence import OwnEvidence, leading_rows
+from plaudit_models.bandit.reward_model import RewardPrior, RewardState, solved
+
+MAX_VALUES: Final = 3 * 2**19
+"""Values of all rows of M together: 6 MB of a head, and as many multiplications per answer, whatever was said. Beyond
+it the rows that say least are left out, and a variance is a little too large."""
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FullVariance:
+    """Variance of few actions: a triangle for each.
+
+    Attributes:
+        factor: shape ``[a, g, g]``; σ²(x, k) = ‖factor_k x‖².
+    """
+
+    factor: Float64
+
+    def of(self, x: Float64) -> Float64:
+        """σ², shape ``[b, a]``."""
+        variance: Float64 = np.square(np.matmul(x, self.factor.transpose(0, 2, 1))).sum(axis=2).T
+        return variance
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SharedVariance:
+    """Variance of many actions: what all share, less what is known of each.
+
+    Attributes:
+        space: of the regressors.
+        whitening: W with WᵀW = G⁻¹, shape ``[g, g]``.
+        counts: shape ``[a]``; 1 where an action begins with what all share, 0 where its rows are all of its variance.
+        own_scale: κ, shape ``[a]``.
+        rows: shape ``[r, g]``, in the order of their actions.
+        actions: of the rows, shape ``[r]``.
+        signs: of the rows' squares, shape ``[r]``.
+    """
+
+    space: FeatureSpace
+    whitening: Float64
+    counts: Float64
+    own_scale: Float64
+    rows: Float64
+    actions: Int64
+    signs: Float64
+
+    def of(self, x: Float64) -> Float64:
+        """σ², shape ``[b, a]``."""
+        white = x @ self.whitening.T
+        own = along_codes(self.space, white @ self.whitening)
+        variance = np.square(white).sum(axis=1, keepdims=True) * self.counts - self.own_scale * np.square(own)
+        if len(self.rows):
+            squares = np.square(x @ self.rows.T) * self.signs
+            starts = np.flatnonzero(np.diff(self.actions, prepend=-1))
+            variance[:, self.actions[starts]] += np.add.reduceat(squares, starts, axis=1)
+        return np.maximum(variance, 0.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ActionsPosterior:
+    """Posterior of the rewards of all actions.
+
+    Attributes:
+        space: of the features.
+        prior: what was believed before.
+        mean: E δ, shape ``[a, g]``.
+        variance: how sure that is.
+    """
+
+    space: FeatureSpace
+    prior: RewardPrior
+    mean: Float64
+    variance: FullVariance | SharedVariance
+
+    def predict(self, features: Float64) -> tuple[Float64, Float64]:
+        """Expected reward q and its variance σ², both ``[b, a]``, at ``features`` ``[b, f]``.
+
+        q is linear in φ and may leave [0, 1]; σ² is in units of the reward noise: 1/m after m like events.
+        """
+        x = regressors(self.space, features)
+        return features[:, : self.space.n_actions] + x @ self.mean.T, self.variance.of(x)
+
+    def prior_variance(self, features: Float64) -> Float64:
+        """σ² before any evidence, ``[b, a]``, at ``features`` ``[b, f]``."""
+        x = regressors(self.space, features)
+        if not self.space.coded:
+            own: Float64 = np.square(x) @ (1.0 / own_precisions(self.space, self.prior)).T
+            return own
+        total = np.square(x) @ (1.0 / precisions(self.space, self.prior))
+        variance: Float64 = total[:, None] - prior_scale(self.prior) * np.square(along_codes(self.space, x))
+        return variance
+
+
+def precisions(space: FeatureSpace, prior: RewardPrior) -> Float64:
+    """Λ, shape ``[g]``."""
+    precision = np.full(space.n_regressors, prior.precision)
+    precision[space.n_base_regressors : -1] = prior.embedding_precision
+    return precision
+
+
+def own_precisions(space: FeatureSpace, prior: RewardPrior) -> Float64:
+    """Diagonals of Λ_k, shape ``[a, g]``, where the base probabilities are regressors themselves."""
+    precision = np.repeat(precisions(space, prior)[None], space.n_actions, axis=0)
+    precision[np.arange(space.n_actions), np.arange(space.n_actions)] = prior.own_precision
+    return precision
+
+
+def prior_scale(prior: RewardPrior) -> float:
+    """What an action's own base probability has less of the prior variance than any other: Sherman and Morrison."""
+    return 1.0 / prior.precision - 1.0 / prior.own_precision
+
+
+@lru_cache(maxsize=4)
+def posterior(state: RewardState, prior: RewardPrior) -> ActionsPosterior:
+    """Posterior of the notation above; the latest are cached."""
+    space = state.space
+    a, g = space.n_actions, space.n_regressors
+    if a * g * g > MAX_VALUES:
+        return _shared_posterior(state, prior)
+    full = solved(state.gram, state.target, own_precisions(space, prior))
+    return ActionsPosterior(space, prior, full.mean, FullVariance(full.factor))
+
+
+def _shared_posterior(state: RewardState, prior: RewardPrior) -> ActionsPosterior:
+    space, target = state.space, state.target
+    precision = precisions(space, prior)
+    whitening = np.linalg.inv(np.linalg.cholesky(np.diag(precision) + state.shared))
+    inverse = whitening.T @ whitening
+    n_base = space.n_base_regressors
+    codes = action_codes(space.n_actions) if space.coded else np.eye(n_base)
+    along = codes @ inverse[:n_base] if space.coded else inverse[:n_base]
+    firmer = prior.own_precision - prior.precision
+    own_scale = firmer / (1.0 + firmer * np.einsum("kp,kp->k", codes, along[:, :n_base]))
+    mean = target @ inverse - (own_scale * np.einsum("kg,kg->k", target, along))[:, None] * along
+    counts = np.ones(space.n_actions)
+    variance_scale = own_scale.copy()
+    limit = _largest_rank([own.rank for own in state.own.values()], MAX_VALUES // space.n_regressors)
+    rows: dict[int, Float64] = {}
+    shared = _Shared(inverse, along, own_scale)
+    few = {k: own for k, own in state.own.items() if own.total is None}
+    for k, found in shared.solved(few).items():
+        mean[k] -= found.T @ (found @ target[k])
+        if len(found) <= limit:
+            rows[k] = found
+    for k, own in state.own.items():
+        if own.total is not None:
+            code = codes[k]
+            total = own.total + state.shared + np.diag(precision)
+            total[:n_base, :n_base] += firmer * np.outer(code, code)
+            factor = np.linalg.inv(np.linalg.cholesky(total))
+            mean[k] = factor.T @ (factor @ target[k])
+            if len(factor) <= limit:
+                rows[k], counts[k], variance_scale[k] = factor, 0.0, 0.0
+    cut = {k: own for k, own in state.own.items() if k not in rows}
+    rows |= shared.solved({k: _leading(own, limit, np.sqrt(precision)) for k, own in cut.items()})
+    ordered = sorted(rows)
+    actions = np.repeat(np.array(ordered, np.int64), [len(rows[k]) for k in ordered])
+    variance = SharedVariance(
+        space,
+        whitening,
+        counts,
+        variance_scale,
+        np.concatenate([np.zeros((0, space.n_regressors)), *(rows[k] for k in ordered)]),
+        actions,
+        np.where(counts[actions] == 1.0, -1.0, 1.0),
+    )
+    return ActionsPosterior(space, prior, mean, variance)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Shared:
+    """What all actions share: G⁻¹ ``[g, g]``, C G⁻¹ ``[a, g]`` and κ ``[a]``."""
+
+    inverse: Float64
+    along: Float64
+    own_scale: Float64
+
+    def solved(self, own: Mapping[int, OwnEvidence]) -> dict[int, Float64]:
+        """M of each action. Actions with about as many rows are solved together, with rows of zeros to fill up."""
+        by_size: dict[int, list[int]] = {}
+        for k, each in own.items():
+            if each.rank:
+                by_size.setdefault(1 << (each.rank - 1).bit_length(), []).append(k)
+        found: dict[int, Float64] = {}
+        for size, actions in by_size.items():
+            for start in range(0, len(actions), max(1, _AT_ONCE // size)):
+                found |= self._solved_together(own, actions[start : start + max(1, _AT_ONCE // size)], size)
+        return found
+
+    def _solved_together(self, own: Mapping[int, OwnEvidence], actions: list[int], size: int) -> dict[int, Float64]:
+        rows = np.zeros((len(actions), size, len(self.inverse)))
+        noise = np.ones((len(actions), size))
+        for i, k in enumerate(actions):
+            rows[i, : own[k].rank], noise[i, : own[k].rank] = own[k].rows, 1.0 / own[k].weights
+        along, scale = self.along[actions], self.own_scale[actions]
+        projected = np.einsum("kng,kg->kn", rows, along)
+        turned = rows @ self.inverse - (scale[:, None] * projected)[:, :, None] * along[:, None, :]
+        inner = turned @ rows.transpose(0, 2, 1) + noise[:, :, None] * np.eye(size)
+        solved_rows = np.linalg.inv(np.linalg.cholesky((inner + inner.transpose(0, 2, 1)) / 2.0)) @ turned
+        return {k: solved_rows[i, : own[k].rank] for i, k in enumerate(actions)}
+
+
+_AT_ONCE: Final = 2_048
+"""Rows of several actions that are solved together."""
+
+
+def _leading(own: OwnEvidence, rank: int, scale: Float64) -> OwnEvidence:
+    rows = leading_rows(own.gram, rank, scale)
+    return OwnEvidence(rows, np.ones(len(rows)))
+
+
+def _largest_rank(ranks: list[int], room: int) -> int:
+    """Largest rank, at least 1, to which every action's may be cut so that all of them have room together."""
+    low, high = 1, max([1, *ranks])
+    while low < high:
+        middle = (low + high + 1) // 2
+        if sum(min(rank, middle) for rank in ranks) <= room:
+            low = middle
+        else:
+            high = middle - 1
+    return low
