@@ -133,29 +133,37 @@ def _add_prior_variance(graph: _Graph, belief: ActionsPosterior, x: str) -> str:
 
 
 def _add_shared_variance(graph: _Graph, belief: SharedVariance, x: str) -> str:
-    """σ² as :meth:`plaudit_models.bandit.posterior.SharedVariance.of` makes it, ``[b, a]``."""
-    whitening = graph.constant(belief.whitening)
+    """σ² as :meth:`plaudit_models.bandit.posterior.SharedVariance.of` makes it, ``[b, a]``.
+
+    In float64, because it is a small difference of large squares; the constants are stored in float32.
+    """
+    x = graph.double(x)
+    whitening = graph.double(graph.constant(belief.whitening))
     white = graph.add("MatMul", x, graph.add("Transpose", whitening, perm=[1, 0]))
-    own = _along_codes(graph, belief.space, graph.add("MatMul", white, whitening))
+    own = _along_codes(graph, belief.space, graph.add("MatMul", white, whitening), double=True)
     total = graph.add("ReduceSumSquare", white, graph.constant([1]), keepdims=1)
-    total = graph.add("Mul", total, graph.constant(belief.counts))
-    less = graph.add("Mul", graph.add("Mul", own, own), graph.constant(belief.own_scale))
+    total = graph.add("Mul", total, graph.double(graph.constant(belief.counts)))
+    less = graph.add("Mul", graph.add("Mul", own, own), graph.double(graph.constant(belief.own_scale)))
     variance = graph.add("Sub", total, less)
     if len(belief.rows):
-        projected = graph.add("MatMul", graph.constant(belief.rows), graph.add("Transpose", x, perm=[1, 0]))
-        squares = graph.add("Mul", graph.add("Mul", projected, projected), graph.constant(belief.signs[:, None]))
+        rows, signs = graph.double(graph.constant(belief.rows)), graph.double(graph.constant(belief.signs[:, None]))
+        projected = graph.add("MatMul", rows, graph.add("Transpose", x, perm=[1, 0]))
+        squares = graph.add("Mul", graph.add("Mul", projected, projected), signs)
         of_actions = graph.add("Transpose", variance, perm=[1, 0])
         places = graph.constant([[k] for k in belief.actions.tolist()])
         summed = graph.add("ScatterND", of_actions, places, squares, reduction="add")
         variance = graph.add("Transpose", summed, perm=[1, 0])
-    return graph.add("Max", variance, graph.constant(0.0))
+    return graph.add("Max", graph.add("Cast", variance, to=TensorProto.FLOAT), graph.constant(0.0))
 
 
-def _along_codes(graph: _Graph, space: FeatureSpace, values: str) -> str:
+def _along_codes(graph: _Graph, space: FeatureSpace, values: str, *, double: bool = False) -> str:
     """As :func:`plaudit_models.bandit.features.along_codes`."""
     first = graph.constant([space.n_base_regressors])
     own = graph.add("Slice", values, graph.constant([0]), first, graph.constant([1]))
-    return graph.add("MatMul", own, graph.add("Transpose", graph.codes(space), perm=[1, 0])) if space.coded else own
+    if not space.coded:
+        return own
+    codes = graph.add("Transpose", graph.codes(space), perm=[1, 0])
+    return graph.add("MatMul", own, graph.double(codes) if double else codes)
 
 
 def _add_factor(graph: _Graph, factor: Floats) -> str:
@@ -206,6 +214,9 @@ class _Graph:
         dtype = np.int64 if isinstance(value, list) else np.float32
         self._constants.append(numpy_helper.from_array(np.ascontiguousarray(value, dtype=dtype), name))
         return name
+
+    def double(self, values: str) -> str:
+        return self.add("Cast", values, to=TensorProto.DOUBLE)
 
     def sum_rows(self, values: str) -> str:
         return self.add("ReduceSum", values, self.constant([1]), keepdims=1)

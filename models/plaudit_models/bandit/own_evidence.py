@@ -15,6 +15,7 @@ from hashlib import blake2b
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from plaudit_models.bandit.features import Float64
 
@@ -91,10 +92,16 @@ class OwnEvidence:
         """Evidence at ``share`` of the way to ``other``: 0 is this one, 1 the other. None if it is none."""
         if self is other:
             return self
+        if not self.rank:
+            return other._scaled(share)
+        if not other.rank:
+            return self._scaled(1.0 - share)
         if self.total is not None or other.total is not None:
             return OwnEvidence(self.rows[:0], self.weights[:0], self.gram + share * (other.gram - self.gram))
-        scaled = OwnEvidence(self.rows, self.weights * (1.0 - share))
-        return scaled.plus(other.rows, other.weights * share)
+        return self._scaled(1.0 - share).plus(other.rows, other.weights * share)
+
+    def _scaled(self, by: float) -> OwnEvidence:
+        return OwnEvidence(self.rows, self.weights * by, None if self.total is None else self.total * by)
 
     def _row(self, j: int, rows: Float64, added: list[int]) -> Float64:
         row: Float64 = self.rows[j] if j < len(self.rows) else rows[added[j - len(self.rows)]]
@@ -112,27 +119,61 @@ def weighted_gram(rows: Float64, weights: Float64) -> Float64:
     return (gram + gram.T) / 2.0
 
 
-def leading_rows(gram: Float64, rank: int, scale: Float64) -> Float64:
-    """Rows F ``[rank, g]`` with FᵀF ⪯ ``gram``: the directions that weigh most, by a pivoted Cholesky decomposition.
+def leading_rows(grams: Rows | Sums, rank: int, scale: Float64) -> Float64:
+    """Rows F of several sums, ``[n, rank, g]``, with FᵀF ⪯ the sum: the directions that weigh most.
 
-    What is left out is evidence too, so that a variance computed from F is never too small.
+    By a pivoted Cholesky decomposition (Harbrecht et al., On the low-rank approximation by the pivoted Cholesky
+    decomposition, 2012). What is left out of evidence, or of what it removes of a variance, makes the variance larger.
 
     Args:
-        gram: positive semidefinite, shape ``[g, g]``.
+        grams: rows ``[n, k, g]`` whose squares are summed, or sums ``[n, g, g]``.
         scale: units of the regressors, shape ``[g]``: what weighs most is measured in them.
     """
-    left = gram / scale[:, None] / scale
-    diagonal = left.diagonal().copy()
-    least = 1e-12 * max(1.0, float(diagonal.max(initial=0.0)))
-    found = np.zeros((rank, len(gram)))
+    many = np.arange(len(grams.values))
+    diagonal = grams.diagonal() / np.square(scale)
+    least = 1e-12 * np.maximum(1.0, diagonal.max(axis=1))
+    found = np.zeros((len(many), rank, len(scale)))
     for i in range(rank):
-        pivot = int(np.argmax(diagonal))
-        if diagonal[pivot] <= least:
-            return found[:i] * scale
-        row = (left[pivot] - found[:i, pivot] @ found[:i]) / np.sqrt(diagonal[pivot])
-        found[i] = row
-        diagonal -= np.square(row)
+        pivots = np.argmax(diagonal, axis=1)
+        height = diagonal[many, pivots]
+        row = grams.row(pivots) / scale / scale[pivots][:, None]
+        row -= np.einsum("ni,nig->ng", found[many, :i, pivots], found[:, :i])
+        found[:, i] = np.where((height > least)[:, None], row / np.sqrt(np.maximum(height, least))[:, None], 0.0)
+        diagonal = diagonal - np.square(found[:, i])
     return found * scale
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Sums as rows whose squares are summed, ``[n, k, g]``."""
+
+    values: Float64
+
+    def diagonal(self) -> Float64:
+        diagonal: Float64 = np.square(self.values).sum(axis=1)
+        return diagonal
+
+    def row(self, places: npt.NDArray[np.int64]) -> Float64:
+        """Row of each sum at its place, ``[n, g]``."""
+        columns = self.values[np.arange(len(places)), :, places]
+        row: Float64 = (columns[:, None, :] @ self.values)[:, 0]
+        return row
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sums:
+    """Sums as they are, ``[n, g, g]``."""
+
+    values: Float64
+
+    def diagonal(self) -> Float64:
+        diagonal: Float64 = self.values.diagonal(axis1=1, axis2=2)
+        return diagonal
+
+    def row(self, places: npt.NDArray[np.int64]) -> Float64:
+        """Row of each sum at its place, ``[n, g]``."""
+        row: Float64 = self.values[np.arange(len(places)), places]
+        return row
 
 
 def _few(rows: Float64, weights: Float64) -> OwnEvidence:

@@ -16,7 +16,7 @@ with one row in M_k for each own row, and none for an action about which nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -25,12 +25,15 @@ import numpy as np
 import numpy.typing as npt
 
 from plaudit_models.bandit.features import FeatureSpace, Float64, action_codes, along_codes, regressors
-from plaudit_models.bandit.own_evidence import OwnEvidence, leading_rows
+from plaudit_models.bandit.own_evidence import OwnEvidence, Rows, Sums, leading_rows
 from plaudit_models.bandit.reward_model import RewardPrior, RewardState, solved
 
 MAX_VALUES: Final = 3 * 2**19
 """Values of all rows of M together: 6 MB of a head, and as many multiplications per answer, whatever was said. Beyond
 it the rows that say least are left out, and a variance is a little too large."""
+
+_AT_ONCE: Final = 1_024
+"""Rows of several actions that are solved together."""
 
 Int64 = npt.NDArray[np.int64]
 
@@ -162,34 +165,40 @@ def _shared_posterior(state: RewardState, prior: RewardPrior) -> ActionsPosterio
     own_scale = firmer / (1.0 + firmer * np.einsum("kp,kp->k", codes, along[:, :n_base]))
     mean = target @ inverse - (own_scale * np.einsum("kg,kg->k", target, along))[:, None] * along
     counts = np.ones(space.n_actions)
-    variance_scale = own_scale.copy()
+    variance_scale, rows = own_scale.copy(), dict[int, Float64]()
     limit = _largest_rank([own.rank for own in state.own.values()], MAX_VALUES // space.n_regressors)
-    rows: dict[int, Float64] = {}
     shared = _Shared(inverse, along, own_scale)
-    few = {k: own for k, own in state.own.items() if own.total is None}
-    for k, found in shared.solved(few).items():
-        mean[k] -= found.T @ (found @ target[k])
-        if len(found) <= limit:
-            rows[k] = found
+    by_prior = np.sqrt(precision)
     for k, own in state.own.items():
         if own.total is not None:
-            code = codes[k]
             total = own.total + state.shared + np.diag(precision)
-            total[:n_base, :n_base] += firmer * np.outer(code, code)
+            total[:n_base, :n_base] += firmer * np.outer(codes[k], codes[k])
             factor = np.linalg.inv(np.linalg.cholesky(total))
             mean[k] = factor.T @ (factor @ target[k])
             if len(factor) <= limit:
                 rows[k], counts[k], variance_scale[k] = factor, 0.0, 0.0
-    cut = {k: own for k, own in state.own.items() if k not in rows}
-    rows |= shared.solved({k: _leading(own, limit, np.sqrt(precision)) for k, own in cut.items()})
+            else:
+                leading = leading_rows(Sums(own.total[None]), limit, by_prior)[0]
+                rows[k] = shared.solved(np.array([k]), leading[None], np.ones((1, limit)))[0]
+    for some in _of_like_size(state.own):
+        size = max(state.own[k].rank for k in some)
+        own_rows, noise = np.zeros((len(some), size, space.n_regressors)), np.ones((len(some), size))
+        for i, k in enumerate(some):
+            own = state.own[k]
+            own_rows[i, : own.rank], noise[i, : own.rank] = own.rows, 1.0 / own.weights
+        solved_rows = shared.solved(np.array(some), own_rows, noise)
+        mean[some] -= np.einsum("kng,kn->kg", solved_rows, np.einsum("kng,kg->kn", solved_rows, target[some]))
+        if size > limit:
+            solved_rows = leading_rows(Rows(solved_rows), limit, 1.0 / by_prior)
+        rows |= {k: each[: state.own[k].rank] for k, each in zip(some, solved_rows, strict=True)}
     ordered = sorted(rows)
     actions = np.repeat(np.array(ordered, np.int64), [len(rows[k]) for k in ordered])
     variance = SharedVariance(
         space,
-        whitening,
+        _single(whitening),
         counts,
-        variance_scale,
-        np.concatenate([np.zeros((0, space.n_regressors)), *(rows[k] for k in ordered)]),
+        _single(variance_scale),
+        _single(np.concatenate([np.zeros((0, space.n_regressors)), *(rows[k] for k in ordered)])),
         actions,
         np.where(counts[actions] == 1.0, -1.0, 1.0),
     )
@@ -204,38 +213,33 @@ class _Shared:
     along: Float64
     own_scale: Float64
 
-    def solved(self, own: Mapping[int, OwnEvidence]) -> dict[int, Float64]:
-        """M of each action. Actions with about as many rows are solved together, with rows of zeros to fill up."""
-        by_size: dict[int, list[int]] = {}
-        for k, each in own.items():
-            if each.rank:
-                by_size.setdefault(1 << (each.rank - 1).bit_length(), []).append(k)
-        found: dict[int, Float64] = {}
-        for size, actions in by_size.items():
-            for start in range(0, len(actions), max(1, _AT_ONCE // size)):
-                found |= self._solved_together(own, actions[start : start + max(1, _AT_ONCE // size)], size)
-        return found
+    def solved(self, actions: Int64, rows: Float64, noise: Float64) -> Float64:
+        """M of n actions, ``[n, k, g]``, from rows of that shape and their noise 1/w, ``[n, k]``.
 
-    def _solved_together(self, own: Mapping[int, OwnEvidence], actions: list[int], size: int) -> dict[int, Float64]:
-        rows = np.zeros((len(actions), size, len(self.inverse)))
-        noise = np.ones((len(actions), size))
-        for i, k in enumerate(actions):
-            rows[i, : own[k].rank], noise[i, : own[k].rank] = own[k].rows, 1.0 / own[k].weights
+        Rows of zeros stay zeros.
+        """
         along, scale = self.along[actions], self.own_scale[actions]
-        projected = np.einsum("kng,kg->kn", rows, along)
+        projected = (rows @ along[:, :, None])[:, :, 0]
         turned = rows @ self.inverse - (scale[:, None] * projected)[:, :, None] * along[:, None, :]
-        inner = turned @ rows.transpose(0, 2, 1) + noise[:, :, None] * np.eye(size)
-        solved_rows = np.linalg.inv(np.linalg.cholesky((inner + inner.transpose(0, 2, 1)) / 2.0)) @ turned
-        return {k: solved_rows[i, : own[k].rank] for i, k in enumerate(actions)}
+        inner = turned @ rows.transpose(0, 2, 1) + noise[:, :, None] * np.eye(rows.shape[1])
+        solved_rows: Float64 = np.linalg.inv(np.linalg.cholesky((inner + inner.transpose(0, 2, 1)) / 2.0)) @ turned
+        return solved_rows
 
 
-_AT_ONCE: Final = 2_048
-"""Rows of several actions that are solved together."""
+def _of_like_size(own: Mapping[int, OwnEvidence]) -> Iterator[list[int]]:
+    """Actions with rows, about as many each, so that they can be filled up with zeros and solved together."""
+    by_size: dict[int, list[int]] = {}
+    for k, each in own.items():
+        if each.total is None:
+            by_size.setdefault((4 * each.rank).bit_length(), []).append(k)
+    for actions in by_size.values():
+        at_once = max(1, _AT_ONCE // max(own[k].rank for k in actions))
+        yield from (actions[start : start + at_once] for start in range(0, len(actions), at_once))
 
 
-def _leading(own: OwnEvidence, rank: int, scale: Float64) -> OwnEvidence:
-    rows = leading_rows(own.gram, rank, scale)
-    return OwnEvidence(rows, np.ones(len(rows)))
+def _single(values: Float64) -> Float64:
+    """Values that a head's float32 constants hold exactly: differences of large squares are the same in both then."""
+    return values.astype(np.float32).astype(np.float64)
 
 
 def _largest_rank(ranks: list[int], room: int) -> int:
