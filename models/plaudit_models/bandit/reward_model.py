@@ -1,9 +1,9 @@
 """Evidence of the fast reward model: Bayesian ridge regression of rewards on features, one per action, as sums.
 
-Sums do not depend on order and can be subtracted, so a retracted or erased event leaves no trace beyond rounding. What an
-event says of every action alike is summed once for all of them, so that memory grows with what was said of each action,
-not with actions × features². Knows nothing about policies, users or where evidence comes from; what follows from the
-evidence is in :mod:`plaudit_models.bandit.posterior`.
+Sums do not depend on order and can be subtracted, so a retracted or erased event leaves no trace beyond rounding. What
+an event says of every action alike is summed once for all of them, so that memory grows with what was said of each
+action, not with actions × features². Knows nothing about policies, users or where evidence comes from; what follows
+from the evidence is in :mod:`plaudit_models.bandit.posterior`.
 
 Notation:
     n: number of evidence rows, b: batch size, a: number of actions, f: number of features, g: number of regressors,
@@ -257,8 +257,7 @@ def state_from_bytes(raw: bytes) -> RewardState:
     none = no_own_evidence(g)
     own = {int(k): OwnEvidence(rows[actions == k], row_weights[actions == k]) for k in np.unique(actions)}
     own |= {
-        int(k): replace(none, total=whole_of(half[None], g)[0])
-        for k, half in zip(total_actions, totals, strict=True)
+        int(k): replace(none, total=whole_of(half[None], g)[0]) for k, half in zip(total_actions, totals, strict=True)
     }
     return RewardState(space, whole_of(shared, g)[0], own, target, weight)
 

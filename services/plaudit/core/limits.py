@@ -94,6 +94,13 @@ MAX_METRICS_CONNECTIONS: Final = 64
 METRICS_TIMEOUT_S: Final = 5.0
 """Time that a connection to a metrics port has for its request and for taking the answer."""
 
+# --- the learner -----------------------------------------------------------------------------------------------------
+
+MAX_ACTIONS: Final = 16_384
+"""Actions of a model. The learner's state and a version's head grow with them, by about 4 kB and 2 kB an action."""
+MAX_STATE_PART_BYTES: Final = 256 * 2**20
+"""Largest part of the learner's state that is saved at once; SQLite takes no more than 2 GiB, PostgreSQL 1 GiB."""
+
 # --- the registry ----------------------------------------------------------------------------------------------------
 
 MAX_ROLLOUT_BYTES: Final = 64 * 2**20

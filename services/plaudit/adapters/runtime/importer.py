@@ -35,7 +35,7 @@ from plaudit.adapters.runtime.graph_surgery import (
 )
 from plaudit.adapters.runtime.session import CPU, Graph
 from plaudit.core.errors import InvalidInput
-from plaudit.core.limits import MAX_MODALITIES, MAX_TENSOR_RANK
+from plaudit.core.limits import MAX_ACTIONS, MAX_MODALITIES, MAX_TENSOR_RANK
 from plaudit.core.text.identifiers import check_id
 from plaudit.core.text.reasons import told_reason
 from plaudit_models.bandit.head import write_initial_head
@@ -582,6 +582,11 @@ def _embedding(runs: _Runs, logits: Source, options: ImportOptions) -> Source:
 
 def _actions(logits: Source, labels: Mapping[str, Sequence[str]], options: ImportOptions) -> tuple[str, ...]:
     n_actions = 2 if logits.column else logits.width
+    if n_actions > MAX_ACTIONS:
+        raise CannotImport(
+            f"logits: output {logits.name!r} scores {n_actions} actions, and a model has at most {MAX_ACTIONS}; name "
+            f"another output with --logits, or let the graph score those that matter (a Gather on its last axis)"
+        )
     if options.actions:
         if len(options.actions) != n_actions:
             raise CannotImport(
