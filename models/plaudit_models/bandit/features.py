@@ -162,7 +162,7 @@ def action_codes(n_actions: int) -> Float64:
 
     Always the same for the same number, and the codes of fewer actions are the first of more.
     """
-    hadamard = np.ones((1, 1))
+    hadamard: Float64 = np.ones((1, 1))
     while len(hadamard) < MAX_BASE_REGRESSORS:
         hadamard = np.kron([[1.0, 1.0], [1.0, -1.0]], hadamard)
     n_blocks = -(-n_actions // MAX_BASE_REGRESSORS)

@@ -274,4 +274,5 @@ def _where_due(low: float, high: float, kl_low: float, kl_high: float, max_kl: f
     if not 0.0 < kl_low < AIM * max_kl:
         return math.sqrt(low * high)
     slope = math.log(AIM * max_kl / kl_low) / math.log(kl_high / kl_low)
-    return low * (high / low) ** slope
+    due: float = low * (high / low) ** slope
+    return due

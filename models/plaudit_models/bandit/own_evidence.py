@@ -74,7 +74,7 @@ class OwnEvidence:
         added: list[int] = []
         for i, key in enumerate(rows @ _probe(rows.shape[1])):
             near = np.flatnonzero(np.abs(keys - key) < SAME * rows.shape[1])
-            same = [j for j in near if np.abs(self._row(j, rows, added) - rows[i]).max() < SAME]
+            same = [j for j in near.tolist() if np.abs(self._row(j, rows, added) - rows[i]).max() < SAME]
             if same:
                 own[same[0]] += weights[i]
             else:

@@ -85,7 +85,8 @@ class SharedVariance:
             squares = np.square(x @ self.rows.T) * self.signs
             starts = np.flatnonzero(np.diff(self.actions, prepend=-1))
             variance[:, self.actions[starts]] += np.add.reduceat(squares, starts, axis=1)
-        return np.maximum(variance, 0.0)
+        positive: Float64 = np.maximum(variance, 0.0)
+        return positive
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -174,13 +174,15 @@ class RewardState:
         """State at ``share`` of the way to ``other``: 0 is this one, 1 the other. Raises FeatureMismatch."""
         require_same_space(self.space, other.space)
         none = no_own_evidence(self.space.n_regressors)
-        own = {
-            k: self.own.get(k, none).towards(other.own.get(k, none), share) for k in self.own.keys() | other.own.keys()
-        }
+        own: dict[int, OwnEvidence] = {}
+        for k in sorted(self.own.keys() | other.own.keys()):
+            between = self.own.get(k, none).towards(other.own.get(k, none), share)
+            if between is not None:
+                own[k] = between
         return RewardState(
             self.space,
             self.shared + share * (other.shared - self.shared),
-            {k: own[k] for k in sorted(own) if own[k] is not None},
+            own,
             self.target + share * (other.target - self.target),
             self.weight + share * (other.weight - self.weight),
         )

@@ -158,4 +158,5 @@ def _numbers(raw: bytes) -> Float64:
 def _whole(half: Float64, g: int) -> Float64:
     if half.shape != (g * (g + 1) // 2,):
         raise ValueError(f"{half.size} numbers are not half of a sum over {g} regressors")
-    return whole_of(half[None], g)[0]
+    whole: Float64 = whole_of(half[None], g)[0]
+    return whole

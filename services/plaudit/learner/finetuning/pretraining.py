@@ -73,8 +73,8 @@ def pretrain_and_publish(
     """
     if len(spec.actions) > MAX_ACTIONS:
         raise ConfigError(
-            f"model.actions: {len(spec.actions)} given, and a model has at most {MAX_ACTIONS}; leave out those that are "
-            f"never right, or let requests list them as dynamic actions"
+            f"model.actions: {len(spec.actions)} given, and a model has at most {MAX_ACTIONS}; leave out those that "
+            f"are never right, or let requests list them as dynamic actions"
         )
     use_threads(threads)
     tokenizer = tokenizer_for(folder, spec)
