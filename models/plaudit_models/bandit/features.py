@@ -164,7 +164,7 @@ def action_codes(n_actions: int) -> Float64:
     """
     hadamard: Float64 = np.ones((1, 1))
     while len(hadamard) < MAX_BASE_REGRESSORS:
-        hadamard = np.kron([[1.0, 1.0], [1.0, -1.0]], hadamard)
+        hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
     n_blocks = -(-n_actions // MAX_BASE_REGRESSORS)
     signs = np.random.RandomState(_SEED).randint(0, 2, (n_blocks, MAX_BASE_REGRESSORS)) * 2.0 - 1.0
     codes: Float64 = (hadamard * signs[:, None, :]).reshape(-1, MAX_BASE_REGRESSORS)[:n_actions]
