@@ -7,6 +7,7 @@ import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from plaudit_models.bandit import posterior as posteriors
 from plaudit_models.bandit.features import FeatureSpace, Float64, Floats, action_codes, features, regressors
@@ -21,7 +22,6 @@ from plaudit_models.bandit.reward_model import (
     empty_state,
     evidence_of_actions,
     half_of,
-    save,
     state_from_bytes,
 )
 
