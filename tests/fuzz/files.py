@@ -19,7 +19,9 @@ from plaudit.compose import settings as composed
 from plaudit.core.errors import ConfigError, RegistryUnavailable
 from plaudit.core.rollout import Change, Rollout, pin, promote, rollout_from_dict, start_canary
 from plaudit_models.bundle import CorruptBundle, FileDigest, Manifest, manifest_from_json
-from plaudit_models.dataset import DATA_MANIFEST, InvalidData, splits_of
+from plaudit_models.data.config import DEFAULT_DATA
+from plaudit_models.data.errors import InvalidData
+from plaudit_models.data.rows import read_rows
 from plaudit_models.spec import InvalidSpec, spec_from_dict
 from support.builders import tiny_spec
 
@@ -110,10 +112,11 @@ def _tables() -> list[bytes]:
 
 def table(data: bytes) -> bool:
     try:
-        splits_of(_file(f"data/{DATA_MANIFEST}", data).parent, tiny_spec())
+        rows = read_rows(_file("data/manifest.csv", data).parent, tiny_spec(), DEFAULT_DATA)
     except InvalidData:
         return False
-    return True
+    must(rows.problem_count >= len(rows.problems), "fewer problems than are told")
+    return not rows.problem_count
 
 
 # --- the registry ----------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def store(tmp_path: Path) -> Iterator[SqlStore]:
 
 
 def saved_names(store: SqlStore) -> set[str]:
-    with store._reading() as connection:
+    with store.database.reading() as connection:
         return set(connection.scalars(select(STATE.c.part)))
 
 

@@ -87,6 +87,9 @@ def test_shared_sums_say_what_dense_ones_say(space: FeatureSpace, n: int, monkey
     q, variance = (each[:, examples_of(space)] for each in belief.predict(phi))
     np.testing.assert_allclose(q, wanted_q, rtol=0, atol=1e-9)
     np.testing.assert_allclose(variance, wanted_variance, rtol=0, atol=1e-6)  # as float32 constants hold it
+    for k, each in zip(examples_of(space), wanted_variance.T, strict=True):
+        wanted = 1.0 - each / belief.prior_variance(phi)[:, k]
+        np.testing.assert_allclose(belief.known(phi, np.full(len(phi), k)), np.clip(wanted, 0.0, 1.0), atol=1e-5)
 
 
 def test_few_actions_have_a_triangle_each_and_many_share() -> None:

@@ -53,6 +53,14 @@ class FullVariance:
         variance: Float64 = np.square(np.matmul(x, self.factor.transpose(0, 2, 1))).sum(axis=2).T
         return variance
 
+    def of_one(self, x: Float64, actions: Int64) -> Float64:
+        """σ² of one action a row, shape ``[b]``."""
+        variance = np.empty(len(x))
+        for k in np.unique(actions):
+            rows = np.flatnonzero(actions == k)
+            variance[rows] = np.square(x[rows] @ self.factor[k].T).sum(axis=1)
+        return variance
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SharedVariance:
@@ -88,6 +96,18 @@ class SharedVariance:
         positive: Float64 = np.maximum(variance, 0.0)
         return positive
 
+    def of_one(self, x: Float64, actions: Int64) -> Float64:
+        """σ² of one action a row, shape ``[b]``."""
+        white = x @ self.whitening.T
+        own = along_codes(self.space, white @ self.whitening)[np.arange(len(x)), actions]
+        variance = np.square(white).sum(axis=1) * self.counts[actions] - self.own_scale[actions] * np.square(own)
+        for k in np.unique(actions):
+            rows, first = np.flatnonzero(actions == k), np.searchsorted(self.actions, [k, k + 1])
+            squares = np.square(x[rows] @ self.rows[slice(*first)].T)
+            variance[rows] += squares @ self.signs[slice(*first)]
+        positive: Float64 = np.maximum(variance, 0.0)
+        return positive
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActionsPosterior:
@@ -110,8 +130,25 @@ class ActionsPosterior:
 
         q is linear in φ and may leave [0, 1]; σ² is in units of the reward noise: 1/m after m like events.
         """
-        x = regressors(self.space, features)
-        return features[:, : self.space.n_actions] + x @ self.mean.T, self.variance.of(x)
+        return self.expected(features), self.variance.of(regressors(self.space, features))
+
+    def expected(self, features: Float64) -> Float64:
+        """q alone, shape ``[b, a]``."""
+        expected: Float64 = features[:, : self.space.n_actions] + regressors(self.space, features) @ self.mean.T
+        return expected
+
+    def known(self, features: Float64, actions: Int64) -> Float64:
+        """Share of the prior variance that evidence has removed, in [0, 1], of one action a row, ``[b]``.
+
+        The variance of one action costs as little as that, where :meth:`predict` has those of all.
+
+        Args:
+            features: shape ``[b, f]``.
+            actions: shape ``[b]``.
+        """
+        before = self.prior_variance(features)[np.arange(len(features)), actions]
+        known: Float64 = 1.0 - self.variance.of_one(regressors(self.space, features), actions) / before
+        return np.clip(known, 0.0, 1.0)
 
     def prior_variance(self, features: Float64) -> Float64:
         """σ² before any evidence, ``[b, a]``, at ``features`` ``[b, f]``."""
