@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import select
 
 from plaudit.adapters.store.engine import sqlite_url
 from plaudit.adapters.store.schema import STATE
@@ -21,6 +22,7 @@ from plaudit.learner.state_blocks import BlockIndex, read_state
 from plaudit_models.bandit.features import FeatureSpace, features
 from plaudit_models.bandit.reward_model import CorruptState, RewardState, empty_state, evidence_of_actions
 
+FILE = "experiences.sqlite"
 SPACE = FeatureSpace("trunk", n_actions=400, embedding_size=5, embedding_features=8, exclusivity=0.1)
 
 
@@ -32,15 +34,15 @@ def thumbs(state: RewardState, n: int, seed: int, *, reward: float = 1.0, action
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[SqlStore]:
-    store = SqlStore(sqlite_url(tmp_path / "experiences.sqlite"))
+    store = SqlStore(sqlite_url(tmp_path / FILE))
     assert store.lead()
     yield store
     store.close()
 
 
-def saved_names(store: SqlStore) -> set[str]:
-    with store.database.reading() as connection:
-        return set(connection.scalars(select(STATE.c.part)))
+def saved_names(folder: Path) -> set[str]:
+    with closing(sqlite3.connect(folder / FILE)) as connection:
+        return {part for (part,) in connection.execute(f"SELECT part FROM {STATE.name}")}
 
 
 def learned(state: RewardState) -> Learned:
@@ -70,35 +72,35 @@ def test_states_come_back_after_a_restart_bit_for_bit(store: SqlStore) -> None:
         assert {k: own.digest for k, own in found.own.items()} == {k: own.digest for k, own in wanted.own.items()}
 
 
-def test_what_served_is_kept_once_and_goes_with_the_last_that_needs_it(store: SqlStore) -> None:
+def test_what_served_is_kept_once_and_goes_with_the_last_that_needs_it(store: SqlStore, tmp_path: Path) -> None:
     state, latest = LearnerState(store), thumbs(empty_state(SPACE), 50, seed=1)
     state.save(learned=learned(latest))
-    before = saved_names(store)
+    before = saved_names(tmp_path)
     state.save(served_heads={2: latest})
-    assert saved_names(store) - before == {"served_head/2", "served_heads"}
+    assert saved_names(tmp_path) - before == {"served_head/2", "served_heads"}
     after = thumbs(latest, 5, seed=2)
     LearnerState(store).save(learned=learned(after))
     state = LearnerState(store)
     state.save(served_heads={2: None})
     kept, _ = BlockIndex().changed({"fixed_actions": after})
-    assert {name for name in saved_names(store) if name.startswith("block/")} == kept.keys() - {"fixed_actions"}
+    assert {name for name in saved_names(tmp_path) if name.startswith("block/")} == kept.keys() - {"fixed_actions"}
 
 
-def test_a_state_of_the_version_before_is_read_and_saved_in_blocks(store: SqlStore) -> None:
+def test_a_state_of_the_version_before_is_read_and_saved_in_blocks(store: SqlStore, tmp_path: Path) -> None:
     latest = thumbs(empty_state(SPACE), 50, seed=1)
     store.save(LeaderCommit(state={"fixed_actions": latest.to_bytes(), "served_head/7": latest.to_bytes()}))
     state = LearnerState(store)
     assert state.fixed_actions is not None
     assert state.served_head(7) is not None
     state.save(learned=learned(thumbs(state.fixed_actions.state, 1, seed=2)), served_heads={7: None})
-    assert "served_head/7" not in saved_names(store)
+    assert "served_head/7" not in saved_names(tmp_path)
     assert LearnerState(store).fixed_actions is not None
 
 
-def test_a_missing_block_is_named(store: SqlStore) -> None:
+def test_a_missing_block_is_named(store: SqlStore, tmp_path: Path) -> None:
     state = LearnerState(store)
     state.save(learned=learned(thumbs(empty_state(SPACE), 5, seed=1)))
-    block = min(name for name in saved_names(store) if name.startswith("block/"))
+    block = min(name for name in saved_names(tmp_path) if name.startswith("block/"))
     store.save(LeaderCommit(state={block: None}))
     with pytest.raises(CorruptState, match=f"fixed_actions: block {block.removeprefix('block/')} .* missing"):
         read_state("fixed_actions", store.get_state)
