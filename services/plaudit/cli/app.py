@@ -14,6 +14,7 @@ from plaudit import __version__
 from plaudit.cli.commands import (
     canary,
     client_commands,
+    data,
     deadletter,
     model_commands,
     raters,
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(service_commands.app)
 app.add_typer(model_commands.app)
+app.add_typer(data.app, name="data")
 app.add_typer(client_commands.app)
 app.add_typer(raters.app, name="raters")
 app.add_typer(deadletter.app, name="deadletter")
