@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from plaudit.core.errors import ConfigError
+from plaudit.core.limits import MAX_ACTIONS
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.rollout import Change, promote
 from plaudit.core.settings import EncoderSettings
@@ -85,10 +87,16 @@ def pretrain_and_publish(
 
     Raises:
         UnusableEncoder: the folder of one holds none, or several texts would need tokenizers of their own.
+        ConfigError: the model has more actions than can be learned about.
         InvalidData: the folder is wrong; says where.
         FloatingPointError: training diverged.
         ExportMismatch: the graphs do not do what torch does.
     """
+    if len(spec.actions) > MAX_ACTIONS:
+        raise ConfigError(
+            f"model.actions: {len(spec.actions)} given, and a model has at most {MAX_ACTIONS}; leave out those that "
+            f"are never right, or let requests list them as dynamic actions"
+        )
     use_threads(threads)
     loaded = {
         name: read_encoder(each.folder, spec.modalities[name], name=name, tuned=each.tuned)
