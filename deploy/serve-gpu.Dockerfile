@@ -1,7 +1,7 @@
 # The inference service on an NVIDIA GPU. onnxruntime-gpu and the image go together: it is built for one CUDA.
 # From the repository's root:
 #   docker build -f deploy/serve-gpu.Dockerfile -t plaudit-serve-gpu .
-#   docker run --gpus all -v plaudit-data:/data -v ./plaudit.toml:/etc/plaudit/plaudit.toml:ro -p 8001:8001 plaudit-serve-gpu
+#   docker run --gpus all -v plaudit-data:/data -v ./plaudit.toml:/etc/plaudit/plaudit.toml:ro -p 127.0.0.1:8001:8001 plaudit-serve-gpu
 FROM nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 python3-venv \
@@ -19,7 +19,8 @@ USER plaudit
 WORKDIR /home/plaudit
 # `cuda` refuses to start without a GPU, instead of falling back to the processor.
 ENV PATH=/opt/plaudit/bin:$PATH \
-    PLAUDIT_DATA_DIR=/data PLAUDIT_SERVING__HOST=0.0.0.0 PLAUDIT_SERVING__DEVICE=cuda
+    PLAUDIT_DATA_DIR=/data PLAUDIT_SERVING__HOST=0.0.0.0 PLAUDIT_SERVING__METRICS_HOST=0.0.0.0 PLAUDIT_SERVING__DEVICE=cuda
+# It listens to other machines, so it starts with TLS and keys alone: see docs/how-to/deploy.md.
 VOLUME /data
 EXPOSE 8001 8002
 ENTRYPOINT ["plaudit"]

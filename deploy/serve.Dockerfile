@@ -11,7 +11,8 @@ RUN pip install --no-cache-dir --constraint requirements/constraints.txt '.[serv
     && install -d -o plaudit /data
 USER plaudit
 WORKDIR /home/plaudit
-ENV PLAUDIT_DATA_DIR=/data PLAUDIT_SERVING__HOST=0.0.0.0
+ENV PLAUDIT_DATA_DIR=/data PLAUDIT_SERVING__HOST=0.0.0.0 PLAUDIT_SERVING__METRICS_HOST=0.0.0.0
+# It listens to other machines, so it starts with TLS and keys alone: see docs/how-to/deploy.md.
 VOLUME /data
 EXPOSE 8001 8002
 ENTRYPOINT ["plaudit"]

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry
 
 from plaudit.adapters.log.spooled import SpooledLog
 from plaudit.adapters.runtime.nvml import gpus
+from plaudit.compose.access import guard
 from plaudit.compose.paths import data_dir
 from plaudit.compose.registry import model_catalog
 from plaudit.compose.runtime import content_limits, model_runtime
@@ -30,6 +31,7 @@ def inference_server(
     Raises:
         ConfigError: a setting is wrong.
     """
+    guarded = guard(settings)
     key = load_or_create_key(data_dir(settings) / "signing.key")
     metrics = ServingMetrics(CollectorRegistry())
     if isinstance(log, SpooledLog):
@@ -48,6 +50,7 @@ def inference_server(
         content_limits(settings),
         metrics,
         statuses=status_readers(settings),
+        guard=guarded,
         share_port=share_port,
         tracing=tracing or NO_TRACING,
     )
