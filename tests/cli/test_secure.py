@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import stat
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,23 +15,26 @@ from plaudit.client import AsyncClient, Client, ClientError
 from plaudit.core.host.addresses import reachable
 from support.deployment import PLAUDIT, Service, deployed
 from support.markdown import ROOT, blocks
+from support.shell import run_plaudit
 
 GUIDE = ROOT / "docs/how-to/secure.md"
 CONTENT = {"question": "hello"}
 
 
-class Shell:
-    """Commands on one deployment."""
+class Commands:
+    """Commands on one deployment, in this process."""
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self.config = config
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
 
-    def __call__(self, *arguments: str, code: int = 0, key: str = "", config: bool = True) -> str:
-        environment = {**os.environ, "PLAUDIT_API_KEY": key}
-        given = [*arguments, *(["--config", str(self.config)] if config else [])]
-        done = subprocess.run([*PLAUDIT, *given], capture_output=True, text=True, env=environment, check=False)
-        assert done.returncode == code, done.stderr
-        return done.stdout if code == 0 else done.stderr
+    def __call__(self, *arguments: str, code: int = 0, key: str = "") -> str:
+        """What the command prints; what it says to stderr where it is to fail."""
+        self._monkeypatch.setenv("PLAUDIT_API_KEY", key)
+        done = run_plaudit(self._monkeypatch, self._capsys, *arguments, "--config", str(self.config))
+        assert done.code == code, done.err
+        return done.out if code == 0 else done.err
 
     def documented(self, beginning: str) -> Sequence[str]:
         """Arguments of the guide's command that begins so."""
@@ -43,8 +44,8 @@ class Shell:
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Shell:
-    return Shell(deployed(tmp_path))
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Commands:
+    return Commands(deployed(tmp_path), monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def lets_others_in(config: Path, more: str = "") -> None:
     config.write_text(text + more)
 
 
-def serve(shell: Shell, services: list[Service]) -> tuple[str, str]:
+def serve(shell: Commands, services: list[Service]) -> tuple[str, str]:
     """Addresses of the gRPC port and of the admin port of a service that has started."""
     service = Service([*PLAUDIT, "serve", "--config", str(shell.config), "--json"])
     services.append(service)
@@ -69,7 +70,7 @@ def serve(shell: Shell, services: list[Service]) -> tuple[str, str]:
     return reachable(host, int(port)), event["admin"]
 
 
-def test_listening_to_others_without_tls_and_keys_is_refused_with_the_way_out(shell: Shell) -> None:
+def test_listening_to_others_without_tls_and_keys_is_refused_with_the_way_out(shell: Commands) -> None:
     lets_others_in(shell.config)
     told = shell("serve", code=2)
     for way_out in ("plaudit tls self-signed", "plaudit keys create", "serving.open", "127.0.0.1"):
@@ -78,10 +79,9 @@ def test_listening_to_others_without_tls_and_keys_is_refused_with_the_way_out(sh
     told = shell("serve", code=2)
     assert "plaudit tls self-signed" in told
     assert "plaudit keys create" not in told
-    assert "listening" in shell("doctor", code=1)
 
 
-def test_serving_open_is_for_those_with_a_proxy(shell: Shell, services: list[Service]) -> None:
+def test_serving_open_is_for_those_with_a_proxy(shell: Commands, services: list[Service]) -> None:
     lets_others_in(shell.config)
     shell.config.write_text(shell.config.read_text().replace("[serving]\n", "[serving]\nopen = true\n"))
     target, admin = serve(shell, services)
@@ -94,7 +94,7 @@ def test_serving_open_is_for_those_with_a_proxy(shell: Shell, services: list[Ser
         assert client.pin(1).pinned
 
 
-def test_the_guide_from_loopback_to_safe(shell: Shell, services: list[Service], tmp_path: Path) -> None:
+def test_the_guide_from_loopback_to_safe(shell: Commands, services: list[Service], tmp_path: Path) -> None:
     printed = shell(*shell.documented("tls self-signed"))
     lets_others_in(shell.config, printed)
     certificate = tmp_path / "data/tls/server.crt"
@@ -119,7 +119,7 @@ def test_the_guide_from_loopback_to_safe(shell: Shell, services: list[Service], 
 
     # Commands: the key from the environment or a file, never an argument.
     remote = ["--target", target, "--tls-ca", str(certificate), "--json"]
-    assert json.loads(shell("predict", "--text", "hello", *remote, key=ada))["version"] == 1
+    assert json.loads(shell("predict", "--content", "question=hello", *remote, key=ada))["version"] == 1
     (tmp_path / "key").write_text(ops + "\n")
     pinned = shell("pin", "1", "--target", admin, "--api-key-file", str(tmp_path / "key"), "--json")
     assert json.loads(pinned)["pinned"]
@@ -154,7 +154,7 @@ def test_on_this_machine_a_secret_may_be_in_clear(target: str) -> None:
     Client(target, api_key="hush").close()
 
 
-def test_a_certificate_is_not_overwritten(shell: Shell) -> None:
+def test_a_certificate_is_not_overwritten(shell: Commands) -> None:
     shell("tls", "self-signed")
     assert "is there already" in shell("tls", "self-signed", code=2)
     assert "--host" in shell("tls", "self-signed", "--out", "elsewhere", "--host", "bücher.example", code=2)
