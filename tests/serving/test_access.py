@@ -137,7 +137,7 @@ async def test_a_method_without_a_role_is_refused_to_everybody(
     method = "/plaudit.v1.PredictionService/Predict"
     admin = bearer(keys.create("admin", list(CallerRole))[1])
     running = await serve(guard=guarded(keys))
-    monkeypatch.delitem(ROLES, method)  # type: ignore[arg-type]
+    monkeypatch.delitem(ROLES, method)
     code, text = await code_of(running, method, admin)
     assert (code, "names no role" in text) == (grpc.StatusCode.PERMISSION_DENIED, True)
 
@@ -246,12 +246,11 @@ def openssl(*arguments: str | Path) -> None:
 def a_certificate(folder: Path, name: str, authority: str | None = None) -> tuple[Path, Path]:
     """Certificate and key of ``name``, signed by the authority of that name, or by itself."""
     certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
-    signed_by = ["-CA", folder / f"{authority}.crt", "-CAkey", folder / f"{authority}.key"] if authority else []
-    openssl(
-        *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"),
-        *("-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
-        *("-keyout", key, "-out", certificate, *signed_by),
-    )
+    arguments: list[str | Path] = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    arguments += ["-days", "2", "-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    if authority is not None:
+        arguments += ["-CA", folder / f"{authority}.crt", "-CAkey", folder / f"{authority}.key"]
+    openssl(*arguments, "-keyout", key, "-out", certificate)
     return certificate, key
 
 
@@ -374,8 +373,18 @@ async def test_a_quota_that_is_spent_says_when_to_try_again(serve: Serve, keys: 
 async def test_messages_on_a_stream_count_as_calls_do(serve: Serve, keys: KeyFile) -> None:
     _, ada = keys.create("ada", [CallerRole.FEEDBACK], calls_per_minute=3)
     running = await serve(guard=guarded(keys))
-    call: Any = running.feedback.StreamFeedback(
-        iter([a_thumb("no id", f"f{n}") for n in range(9)]), metadata=bearer(ada)
-    )
-    assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    pieces = [a_thumb("no id", f"f{n}") for n in range(9)]
+
+    def send() -> grpc.StatusCode:
+        with grpc.insecure_channel(f"127.0.0.1:{running.server.port}") as channel:
+            call: Any = channel.stream_stream(
+                "/plaudit.v1.FeedbackService/StreamFeedback", feedback_pb2.SendFeedbackRequest.SerializeToString
+            )
+            try:
+                list(call(iter(pieces), metadata=bearer(ada), timeout=20))
+            except grpc.RpcError as error:
+                return error.code()
+        return grpc.StatusCode.OK
+
+    assert await asyncio.to_thread(send) is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert running.metric("plaudit_serving_requests_total", code="RESOURCE_EXHAUSTED") == 1

@@ -216,7 +216,7 @@ async def test_calls_without_their_message_hold_no_place(serve: Serve, monkeypat
     half += [running.channel.stream_unary("/grpc.health.v1.Health/Check")() for _ in range(16)]
     for call in half:
         await call.wait_for_connection()
-    waiting = running.server._open_calls.waiting
+    waiting = running.server._listeners[0]._open_calls.waiting
     await until(lambda: sum(each.late() for each in waiting) >= len(half))
     async with Honest(running).busy():
         pass

@@ -256,7 +256,6 @@ class InferenceServer:
             )
 
     def _listen(self, door: Door) -> None:
-        traced = [TracingInterceptor(self._tracing)] if self._tracing.enabled else []
         try:
             self._listeners.append(
                 Listener(
@@ -265,13 +264,17 @@ class InferenceServer:
                     self._settings,
                     self._shutdown,
                     self._metrics,
-                    traced,
+                    self._between(),
                     share_port=self._share_port,
                 )
             )
         except ConfigError:
             self._discard_listeners()
             raise
+
+    def _between(self) -> list[grpc.ServerInterceptor]:
+        """Interceptors between the places of calls and the counting of them."""
+        return [TracingInterceptor(self._tracing)] if self._tracing.enabled else []
 
     def _discard_listeners(self) -> None:
         for listener in self._listeners:
