@@ -25,7 +25,7 @@ from benchmarks.measure import Curve, Measure
 from plaudit.compose.learner import head_builder, training_plan
 from plaudit.compose.settings import settings_from
 from plaudit.core.settings import Settings
-from plaudit_models.dataset import LabelledData
+from plaudit_models.data.labelled import LabelledData
 from plaudit_models.spec import ModelSpec, TensorModality
 from plaudit_models.training.config import PretrainConfig, RewardConfig, SamplingConfig
 from plaudit_models.training.data.experiences import Experiences

@@ -33,13 +33,19 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One panel; ``kind`` is Grafana's type of panel."""
+    """One panel.
+
+    Attributes:
+        kind: Grafana's type of panel.
+        empty: what is shown where there is no series, on panels of what not every deployment has.
+    """
 
     title: str
     unit: Unit
     queries: Sequence[Query]
     text: str = ""
     kind: Literal["timeseries", "stat"] = "timeseries"
+    empty: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +57,8 @@ class Dashboard:
     rows: Sequence[tuple[str, Sequence[Panel]]]
 
 
-def line(title: str, unit: Unit, *queries: tuple[str, str], text: str = "") -> Panel:
-    return Panel(title, unit, [Query(*query) for query in queries], text)
+def line(title: str, unit: Unit, *queries: tuple[str, str], text: str = "", empty: str = "") -> Panel:
+    return Panel(title, unit, [Query(*query) for query in queries], text, empty=empty)
 
 
 def stat(title: str, unit: Unit, expr: str, legend: str = "", text: str = "") -> Panel:
@@ -137,9 +143,9 @@ SERVING: Final = Dashboard(
                 line(
                     "GPU memory",
                     "bytes",
-                    ("max by (instance, gpu) (plaudit_serving_gpu_memory_used_bytes) or vector(0)", "used {{gpu}}"),
-                    ("max by (instance, gpu) (plaudit_serving_gpu_memory_bytes) or vector(0)", "of {{gpu}}"),
-                    text="0 where there is no GPU.",
+                    ("max by (instance, gpu) (plaudit_serving_gpu_memory_used_bytes)", "used {{gpu}}"),
+                    ("max by (instance, gpu) (plaudit_serving_gpu_memory_bytes)", "of {{gpu}}"),
+                    empty="no GPU",
                 ),
             ],
         ),
@@ -244,13 +250,13 @@ LEARNING: Final = Dashboard(
         (
             "Users",
             [
-                stat("Satisfaction now", "percentunit", "plaudit_learner_satisfaction_recent"),
+                stat("Satisfaction now", "percentunit", "plaudit_learner_satisfaction_recent", NAMED),
                 line(
                     "Satisfaction",
                     "percentunit",
-                    ("plaudit_learner_satisfaction_recent", "recent"),
-                    ("plaudit_learner_satisfaction:avg1d", "over a day"),
-                    ("plaudit_learner_predicted_reward_recent", "predicted"),
+                    ("plaudit_learner_satisfaction_recent", "{{model}} recent"),
+                    ("plaudit_learner_satisfaction:avg1d", "{{model}} over a day"),
+                    ("plaudit_learner_predicted_reward_recent", "{{model}} predicted"),
                     text="Mean reward of the latest experiences, and its prediction; apart, the reward model is off.",
                 ),
                 line(
@@ -359,8 +365,9 @@ LEARNING: Final = Dashboard(
                 line(
                     "KL of the last job",
                     "none",
-                    ("plaudit_learner_finetune_kl_nats or vector(0)", "nats"),
-                    text="Mean KL from the version it started from; 0 while there is none.",
+                    ("plaudit_learner_finetune_kl_nats", NAMED),
+                    text="Mean KL from the version it started from, in nats.",
+                    empty="no job has ended",
                 ),
                 line(
                     "Verdicts per hour",
@@ -383,14 +390,16 @@ LEARNING: Final = Dashboard(
                 line(
                     "Evidence at the gate",
                     "none",
-                    ("plaudit_learner_gate_e_value or vector(1)", "{{claim}}"),
+                    ("plaudit_learner_gate_e_value", "{{model}} {{claim}}"),
                     text="E-values: 1/gate.alpha is proof, 1 is none.",
+                    empty="no candidate",
                 ),
                 line(
                     "Gain at the gate",
                     "none",
-                    ("plaudit_learner_gate_gain_reward or vector(0)", "{{bound}}"),
+                    ("plaudit_learner_gate_gain_reward", "{{model}} {{bound}}"),
                     text="Gain of the candidate in reward, with bounds that hold for all looks at once.",
+                    empty="no candidate",
                 ),
                 line("Phase of fine-tuning", "none", ("plaudit_learner_finetune_phase", "{{model}} {{phase}}")),
                 line(
@@ -456,7 +465,10 @@ def _panel(number: int, panel: Panel, *, x: int, y: int) -> dict[str, Any]:
         "description": panel.text,
         "datasource": source,
         "gridPos": {"x": x, "y": y, "w": WIDTH, "h": HEIGHT},
-        "fieldConfig": {"defaults": {"unit": panel.unit}, "overrides": []},
+        "fieldConfig": {
+            "defaults": {"unit": panel.unit, **({"noValue": panel.empty} if panel.empty else {})},
+            "overrides": [],
+        },
         "targets": [
             {"refId": chr(ord("A") + place), "expr": query.expr, "legendFormat": query.legend, "datasource": source}
             for place, query in enumerate(panel.queries)

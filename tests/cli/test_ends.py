@@ -229,3 +229,24 @@ def test_a_log_that_nobody_reads_does_no_harm(start: Start) -> None:
     service.stderr.close()
     out, _ = service.communicate()
     assert out == "went on\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_command_that_is_ended_cleans_up_first(start: Start, number: signal.Signals) -> None:
+    """`plaudit finetune` left its job running."""
+    running = start("""
+        import signal
+        from plaudit.cli.processes.stopping import requests_as_exit
+
+        with requests_as_exit():
+            try:
+                print("begun", flush=True)
+                signal.pause()
+            finally:
+                print("cleaned up", flush=True)
+        """)
+    assert running.stdout is not None
+    assert running.stdout.readline() == "begun\n"
+    running.send_signal(number)
+    assert running.stdout.read() == "cleaned up\n"
+    assert running.wait(WAIT_S) == 128 + number

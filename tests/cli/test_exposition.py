@@ -61,7 +61,7 @@ def test_a_process_that_has_gone_or_does_not_answer_is_left_out() -> None:
     pages.add("0", f"127.0.0.1:{server.server_port}")
     pages.add("1", "127.0.0.1:1")
     try:
-        with closing(MetricsServer("127.0.0.1", 0, pages.page)) as shown:
+        with closing(MetricsServer("127.0.0.1", 0, pages.page, pages.problem)) as shown:
             page = urllib.request.urlopen(f"http://127.0.0.1:{shown.port}/metrics", timeout=30).read()
             found = samples(page.decode())
     finally:
@@ -73,6 +73,21 @@ def test_a_process_that_has_gone_or_does_not_answer_is_left_out() -> None:
     pages.remove("0")
     pages.remove("1")
     assert pages.merged() == ""
+
+
+def test_processes_are_ready_once_all_are() -> None:
+    pages = MetricsPages()
+    assert pages.problem() == "no process answers yet"
+    page = lambda _accept, _names: ("text/plain", b"")  # noqa: E731
+    with (
+        closing(MetricsServer("127.0.0.1", 0, page, lambda: None)) as ready,
+        closing(MetricsServer("127.0.0.1", 0, page, lambda: "there is no model")) as waiting,
+    ):
+        pages.add("0", f"127.0.0.1:{ready.port}")
+        assert pages.problem() is None
+        pages.add("1", f"127.0.0.1:{waiting.port}")
+        assert pages.problem() == "process 1: there is no model"
+    assert pages.problem() == "process 0: does not answer"
 
 
 @pytest.mark.parametrize("says_how_long", [True, False])

@@ -33,8 +33,13 @@ def registry() -> CollectorRegistry:
 
 @pytest.fixture
 def server(registry: CollectorRegistry) -> Iterator[MetricsServer]:
-    with closing(MetricsServer("127.0.0.1", 0, page_of(registry))) as server:
+    with closing(MetricsServer("127.0.0.1", 0, page_of(registry), nothing)) as server:
         yield server
+
+
+def nothing() -> str | None:
+    """A process that can do its work."""
+    return None
 
 
 def get(server: MetricsServer, path: str = "/metrics", **headers: str) -> tuple[str, bytes]:
@@ -71,9 +76,25 @@ def test_a_large_page_is_compressed_for_those_who_can_read_it() -> None:
     def page(_accept: str, _names: Sequence[str]) -> tuple[str, bytes]:
         return "text/plain", b"x" * 100_000
 
-    with closing(MetricsServer("127.0.0.1", 0, page)) as server:
+    with closing(MetricsServer("127.0.0.1", 0, page, nothing)) as server:
         assert get(server)[1] == b"x" * 100_000
         assert gzip.decompress(get(server, **{"accept-encoding": "gzip"})[1]) == b"x" * 100_000
+
+
+def test_a_process_that_lives_is_healthy_and_ready_once_it_can_work(registry: CollectorRegistry) -> None:
+    problems: list[str | None] = ["there is no model", None]
+    with closing(MetricsServer("127.0.0.1", 0, page_of(registry), lambda: problems.pop(0))) as server:
+        assert get(server, "/healthz")[1] == b"alive\n"
+        with pytest.raises(urllib.error.HTTPError, match="503") as refused:
+            get(server, "/readyz")
+        assert refused.value.read() == b"there is no model\n"
+        assert get(server, "/readyz")[1] == b"ready\n"
+
+
+def test_other_paths_are_not_found(server: MetricsServer) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="404") as refused:
+        get(server, "/ready")
+    assert refused.value.read() == b"there are /metrics, /healthz and /readyz\n"
 
 
 def test_only_reading_is_allowed(server: MetricsServer) -> None:
@@ -99,7 +120,7 @@ def test_hundreds_of_half_requests_neither_keep_others_out_nor_take_threads(serv
 def test_whoever_sends_byte_by_byte_is_cut_off(registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_server, "METRICS_TIMEOUT_S", 0.2)
     with (
-        closing(MetricsServer("127.0.0.1", 0, page_of(registry))) as server,
+        closing(MetricsServer("127.0.0.1", 0, page_of(registry), nothing)) as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT_S) as slow,
         pytest.raises(ConnectionError),
     ):
@@ -123,7 +144,7 @@ def test_a_page_that_cannot_be_made_costs_its_own_request_alone() -> None:
             raise ValueError("a collector failed")
         return "text/plain", b"page"
 
-    with closing(MetricsServer("127.0.0.1", 0, page)) as server:
+    with closing(MetricsServer("127.0.0.1", 0, page, nothing)) as server:
         with pytest.raises(urllib.error.HTTPError, match="500"):
             get(server)
         failing[:] = [False]
@@ -131,18 +152,18 @@ def test_a_page_that_cannot_be_made_costs_its_own_request_alone() -> None:
 
 
 def test_closing_frees_the_port_though_somebody_is_connected(registry: CollectorRegistry) -> None:
-    server = MetricsServer("127.0.0.1", 0, page_of(registry))
+    server = MetricsServer("127.0.0.1", 0, page_of(registry), nothing)
     with socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT_S) as connected:
         server.close()
         with suppress(ConnectionResetError):  # it was not accepted yet
             assert connected.recv(1) == b""
-    with closing(MetricsServer("127.0.0.1", server.port, page_of(registry))) as again:
+    with closing(MetricsServer("127.0.0.1", server.port, page_of(registry), nothing)) as again:
         assert values(get(again)[1].decode())["waiting"] == 7
 
 
 @pytest.mark.parametrize("host", ["::1", "[::1]"])
 def test_an_ipv6_literal_is_listened_on(registry: CollectorRegistry, host: str) -> None:
-    with closing(MetricsServer(host, 0, page_of(registry))) as server:
+    with closing(MetricsServer(host, 0, page_of(registry), nothing)) as server:
         url = f"http://{join(host, server.port)}/metrics"
         assert values(urllib.request.urlopen(url, timeout=TIMEOUT_S).read().decode())["waiting"] == 7
 

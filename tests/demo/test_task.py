@@ -12,7 +12,9 @@ from plaudit.demo import task
 from plaudit.demo.speech import SpeechFailed, Utterance, spoken_digits, synthesize
 from plaudit.demo.task import HARD_KIND, KINDS, LABELLED_KINDS, SPEC, Example, Pool
 from plaudit.demo.users import Request, liked_answer, likes, likes_matrix, thumb_up, traffic
-from plaudit_models.dataset import load_data_folder, tokenizer_for
+from plaudit_models.data.config import DEFAULT_DATA
+from plaudit_models.data.loader import load_data_folder, tokenizer_for
+from plaudit_models.data.rows import read_rows
 from plaudit_models.media.images import decode_image
 from plaudit_models.media.sounds import decode_audio
 
@@ -111,18 +113,18 @@ def test_the_data_folder_is_what_pretraining_reads(tmp_path: Path) -> None:
     assert [row["split"] for row in rows] == ["train"] * 256 + ["val"] * 128 + ["test"] * 128
     for row in rows:
         seen, heard = int(row["image_label"]), int(row["audio_label"])
-        right = {"hear": heard, "see": seen, "larger": max(seen, heard), "add": seen + heard}[row["group"]]
+        right = {"hear": heard, "see": seen, "larger": max(seen, heard), "add": seen + heard}[row["slice"]]
         assert row["action"] == str(right)
-        assert row["question_label"] == row["group"]
-        assert row["question"] in set(task.questions(row["group"], row["split"]))  # type: ignore[arg-type]
+        assert row["question_label"] == row["slice"]
+        assert row["question"] in set(task.questions(row["slice"], row["split"]))  # type: ignore[arg-type]
     for block in (rows[:128], rows[128:256]):
         assert len({row["image"] for row in block}) == len({row["audio"] for row in block}) == 64
         assert len({(row["image"], row["audio"]) for row in block}) > 64
-        assert {kind: sum(row["group"] == kind for row in block) for kind in LABELLED_KINDS} == dict.fromkeys(
+        assert {kind: sum(row["slice"] == kind for row in block) for kind in LABELLED_KINDS} == dict.fromkeys(
             LABELLED_KINDS, 32
         )
 
-    tokenizer = tokenizer_for(tmp_path, SPEC)
+    tokenizer = tokenizer_for(read_rows(tmp_path, SPEC, DEFAULT_DATA))
     data = load_data_folder(tmp_path, SPEC, "train", tokenizer)
     assert len(data) == 256
     digits = tuple("0123456789")

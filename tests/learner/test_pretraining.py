@@ -11,7 +11,8 @@ import pytest
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.learner.finetuning.pretraining import Published, golden_inputs, pretrain_and_publish
 from plaudit_models.bundle import TOKENIZER, verify
-from plaudit_models.dataset import InvalidData, LabelledData
+from plaudit_models.data.errors import InvalidData
+from plaudit_models.data.labelled import LabelledData
 from plaudit_models.spec import PRESENT, ModelSpec, TensorModality, TextModality
 from plaudit_models.training.config import PretrainConfig
 from plaudit_models.training.pretrain import PretrainProgress

@@ -10,9 +10,9 @@ from prometheus_client import CollectorRegistry
 from plaudit.core.events import Decision
 from plaudit.core.experience import DecisionHeader, Experience, Label
 from plaudit.learner.metrics import LearnerMetrics
-from plaudit.learner.online.satisfaction import SHOWN_AFTER_S, SHOWN_AT_MOST, SatisfactionByVersion
+from plaudit.learner.online.satisfaction import SHOWN_AFTER_S, SHOWN_AT_MOST, SHOWN_FROM, SatisfactionByVersion
 from plaudit_models.evaluation.intervals import wilson
-from support.loop_world import World, candidate_that_prefers
+from support.loop_world import SPEC, World, candidate_that_prefers
 
 MakeWorld = Callable[..., World]
 
@@ -91,13 +91,32 @@ def test_satisfaction_is_a_recount_and_survives_a_restart(world: World) -> None:
     again.close()
 
 
+def test_satisfaction_is_not_zero_after_a_restart_and_absent_while_there_are_few_rewards(world: World) -> None:
+    learner = world.learner()
+    decisions = world.traffic(SHOWN_FROM - 1, likes_fish)
+    world.settle(learner)
+    shown = ("satisfaction_recent", "predicted_reward_recent", "calibration_error")
+    assert [metric(world.metrics, name, model=SPEC.name) for name in shown] == [None, None, None]
+    decisions += world.traffic(1, likes_fish)
+    world.settle(learner)
+    mean = sum(map(likes_fish, decisions)) / SHOWN_FROM
+    assert metric(world.metrics, "satisfaction_recent", model=SPEC.name) == pytest.approx(mean)
+    learner.close()
+
+    again = world.learner()  # nobody says anything
+    world.settle(again)
+    assert metric(world.metrics, "satisfaction_recent", model=SPEC.name) == pytest.approx(mean)
+    assert metric(world.metrics, "calibration_error", model=SPEC.name) is None
+    again.close()
+
+
 def test_every_stage_from_the_log_to_the_reward_state_is_timed(world: World) -> None:
     learner = world.learner()
-    world.traffic(10, likes_fish)
+    world.traffic(SHOWN_FROM, likes_fish)
     world.settle(learner)
     for stage in ("join", "learn", "batch"):
         assert (metric(world.metrics, f"{stage}_seconds_count") or 0.0) >= 1, stage
-    error = metric(world.metrics, "calibration_error")
+    error = metric(world.metrics, "calibration_error", model=SPEC.name)
     assert error is not None
     assert 0.0 <= error <= 1.0
     learner.close()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from plaudit_models.dataset import LabelledData
+from plaudit_models.data.labelled import LabelledData
 from plaudit_models.spec import Modality, ModelSpec, TensorModality, TextModality
 from plaudit_models.training.checkpoint import Checkpoint, load_checkpoint
 from plaudit_models.training.config import FinetuneConfig, LoraConfig, PretrainConfig, SamplingConfig

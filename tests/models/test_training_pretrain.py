@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from plaudit_models.dataset import LabelledData
+from plaudit_models.data.labelled import LabelledData
 from plaudit_models.spec import ModelSpec, TensorModality, TextModality
 from plaudit_models.training.config import PretrainConfig
 from plaudit_models.training.networks.fusion import FusionConfig

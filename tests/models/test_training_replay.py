@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit_models.dataset import LabelledData
+from plaudit_models.data.labelled import LabelledData
 from plaudit_models.spec import ModelSpec, TextModality
 from plaudit_models.training import replay
 from plaudit_models.training.config import FinetuneConfig, LoraConfig, SamplingConfig

@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import load_file
 
 from plaudit_models.bundle import TEXT_SCORER, TEXT_SCORER_GOLDEN, TRUNK, Manifest, verify
-from plaudit_models.dataset import LabelledData
+from plaudit_models.data.labelled import LabelledData
 from plaudit_models.preprocess import action_texts, tokenize_all, train_tokenizer
 from plaudit_models.spec import (
     PRESENT,

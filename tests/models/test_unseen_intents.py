@@ -16,7 +16,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from plaudit_models.dataset import load_data_folder, tokenizer_for
+from plaudit_models.data.config import DEFAULT_DATA
+from plaudit_models.data.loader import load_data_folder, tokenizer_for
+from plaudit_models.data.rows import read_rows
 from plaudit_models.preprocess import action_texts, tokenize_all
 from plaudit_models.spec import ModelSpec, TextModality
 from plaudit_models.training.config import PretrainConfig
@@ -54,7 +56,7 @@ def test_intents_that_were_never_trained_are_found_by_their_text(tmp_path: Path)
             if rows[i]["intent"] in known and rows[i]["split"] in ("train", "val"):
                 writer.writerow([rows[i]["split"], rows[i]["intent"], rows[i]["text"]])
     spec = ModelSpec("bank", {"text": TextModality(32)}, tuple(known), scores_text=True)
-    tokenizer = tokenizer_for(tmp_path, spec)
+    tokenizer = tokenizer_for(read_rows(tmp_path, spec, DEFAULT_DATA))
     assert tokenizer is not None
     model = pretrain(
         load_data_folder(tmp_path, spec, "train", tokenizer),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import urllib.error
 import urllib.request
 from functools import partial
 from pathlib import Path
@@ -152,15 +153,29 @@ async def test_health_follows_the_live_version_and_the_drain(
 
     watch = health.Watch(health_pb2.HealthCheckRequest(service=""))
     assert (await watch.read()).status == NOT_SERVING
+    assert await asyncio.to_thread(ready, running.server.metrics_port) == (
+        503,
+        "there is no model, or one without a live version that is proven here\n",
+    )
     empty.publish(registry.folder(1))
     go_live(empty, 1)
     assert (await watch.read()).status == SERVING
+    assert await asyncio.to_thread(ready, running.server.metrics_port) == (200, "ready\n")
     assert (await running.predict()).version == 1
 
     stopping = asyncio.create_task(asyncio.to_thread(running.server.stop))
     assert (await watch.read()).status == NOT_SERVING
     watch.cancel()
     await stopping
+
+
+def ready(port: int) -> tuple[int, str]:
+    """Status and text of ``/readyz``."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
 
 
 async def test_reflection_lists_the_services(serve: Serve) -> None:

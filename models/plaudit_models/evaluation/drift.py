@@ -6,12 +6,19 @@ expectations come from, nor how evidence is kept.
 *Finding.* With reward y in [0, 1] and expected reward q of the answer that was given, a slice's detector bets on
 disappointment:
 
-    W = max(1, W)·(1 + BET·(q − y − MARGIN))
+    W = max(1, W)·(1 + BET·(q − y − MARGIN))     alarm: W ≥ ALARM·√max(1, n / STEADY),  n labels of the slice so far
 
-While rewards fall short of expectations by no more than MARGIN on average, E[W] does not grow, and the mean time to a
-false alarm at W ≥ ALARM is at least ALARM labels of the slice (an e-detector: Shin, Ramdas, Rinaldo, E-detectors, 2022,
-section 2). Labels whose expectation rests on little evidence do not count, because disappointment of the prior is no
-change; nor do labels of one user beyond that user's share, so that nobody makes the others' evidence go.
+W is the best of the bets begun at each label (an e-detector: Shin, Ramdas, Rinaldo, E-detectors, 2022, section 2).
+Where rewards are as expected on average, no bet's square grows, whatever q is, as y in [0, 1] has variance ≤ q(1 − q):
+
+    E[(1 + BET·(q − y − MARGIN))²] ≤ 1 − 2·BET·MARGIN + BET²·(q(1 − q) + MARGIN²)
+                                   ≤ 1     for BET ≤ 2·MARGIN/(¼ + MARGIN²)
+
+So a bet ever reaches w with probability ≤ w⁻² (Ville 1939), and the alarm of a slice only rises: over N labels there
+are no more than ALARM⁻²·Σ_n 1/max(1, n / STEADY) ≤ 0.01·(1 + ln(N / STEADY)) false alarms in expectation, which is 0.1
+in a million. A change is found two or three labels later for each tenfold of labels before it.
+Labels whose expectation rests on little evidence do not count, because disappointment of the prior is no change; nor do
+labels of one user beyond that user's share, so that nobody makes the others' evidence go.
 
 *Dating.* A change begins with the label since which the bettor has never lost everything, which is the maximum
 likelihood estimate of CUSUM (Page 1954).
@@ -33,9 +40,11 @@ from typing import Final, NamedTuple
 from plaudit_models.bandit.features import Floats
 from plaudit_models.evaluation.raters import UserTally
 
-BET: Final = 0.8
+BET: Final = 0.76
 MARGIN: Final = 0.1
 ALARM: Final = 100.0
+STEADY: Final = 100
+"""Labels of a slice after which its alarm rises with their square root."""
 LEAST_KNOWN: Final = 0.75
 """Share of what could be known that an expectation must rest on to count."""
 MAX_SLICES: Final = 4_096
@@ -115,6 +124,11 @@ class _Slice:
             tried=slice_.tried + 1,
         )
 
+    @property
+    def alarmed(self) -> bool:
+        """Whether the wealth has reached the alarm, which rises with the number of labels."""
+        return self.log_wealth >= math.log(ALARM) + 0.5 * math.log(max(1.0, self.labels / STEADY))
+
     def drifted(self, name: str) -> tuple[_Slice, Drift]:
         """The slice after its detector's alarm, and the drift that was found."""
         calm = replace(self, log_wealth=0.0, tally=UserTally(), again=())
@@ -167,7 +181,7 @@ class DriftDetector:
                 continue
             slice_ = followed.pop(name, None) or _Slice()
             slice_ = slice_.bet(number, user, y, min(1.0, max(0.0, q)), cap)
-            if slice_.log_wealth >= math.log(ALARM):
+            if slice_.alarmed:
                 slice_, drift = slice_.drifted(name)
                 pending.append(drift)
             followed[name] = slice_

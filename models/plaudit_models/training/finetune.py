@@ -32,7 +32,7 @@ from itertools import islice
 import torch
 from torch import Generator, Tensor
 
-from plaudit_models.dataset import LabelledData
+from plaudit_models.data.labelled import LabelledData
 from plaudit_models.training.checkpoint import Checkpoint, capture, restore
 from plaudit_models.training.config import FinetuneConfig
 from plaudit_models.training.data.augment import augment

@@ -29,6 +29,42 @@ def action_nll(logits: Tensor, action: Tensor) -> Tensor:
     return functional.cross_entropy(logits, action, reduction="none")
 
 
+def shares_nll(logits: Tensor, shares: Tensor) -> Tensor:
+    """−Σ share·log P(action | x): the supervised loss where several actions are right.
+
+    Args:
+        logits: ``[b, a]``, unnormalised log-probabilities.
+        shares: ``[b, a]``, share of each action; rows add up to 1.
+
+    Returns:
+        Loss in nats, ``[b]``.
+    """
+    return -(shares * torch.log_softmax(logits, dim=-1)).sum(dim=-1)
+
+
+def ranking_nll(logits: Tensor, ranking: Tensor) -> Tensor:
+    """−log P(ranking | x) where each place is a choice among the actions that are left (Plackett 1975, Luce 1959),
+    the mean over the places.
+
+    Args:
+        logits: ``[b, a]``, unnormalised log-probabilities.
+        ranking: int64 ``[b, r]``, actions from the best on, −1 behind the last; at least one.
+
+    Returns:
+        Loss in nats, ``[b]``.
+    """
+    left = logits
+    total, places = torch.zeros(len(logits)), torch.zeros(len(logits))
+    for action in ranking.unbind(dim=1):
+        given = action >= 0
+        at = action.clamp_min(0)
+        total = total + torch.where(given, action_nll(left, at), torch.zeros(()))
+        places = places + given
+        taken = functional.one_hot(at, logits.shape[1]).bool() & given[:, None]
+        left = left.masked_fill(taken, torch.finfo(left.dtype).min)
+    return total / places
+
+
 def reward_nll(logits: Tensor, action: Tensor, reward: Tensor, *, noise: float = 0.05) -> Tensor:
     """−log likelihood of the users' reward, if a thumb is wrong with probability δ (``noise``).
 

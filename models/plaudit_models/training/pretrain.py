@@ -26,16 +26,18 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from plaudit_models.dataset import LabelledData
+from plaudit_models.data.labelled import Batches, LabelledData, LabelledRows
+from plaudit_models.data.loader import block_order
 from plaudit_models.training.config import PretrainConfig
 from plaudit_models.training.data.augment import augment
-from plaudit_models.training.data.rows import drop_modalities, encode_rows, prepare_pools
-from plaudit_models.training.losses import action_nll
+from plaudit_models.training.data.rows import drop_modalities, encode_rows, preparer
+from plaudit_models.training.losses import action_nll, ranking_nll, shares_nll
 from plaudit_models.training.networks.fusion import FusionConfig, FusionPolicy
-from plaudit_models.training.schedule import IntervalMean, blocks, descend, fraction_done, one_cycle
+from plaudit_models.training.schedule import IntervalMean, descend, fraction_done, one_cycle
 from plaudit_models.training.texts import ActionTexts
 
 _EVALUATION_ROWS = 1024
+_MAX_GROUPS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class Accuracy:
 
     Attributes:
         overall: over all rows.
-        by_group: per group name of the data.
+        by_group: per group name of the data, where there are no more than 100.
     """
 
     overall: float
@@ -88,8 +90,8 @@ class Pretrained:
 
 
 def pretrain(
-    train: LabelledData,
-    validation: LabelledData,
+    train: LabelledRows,
+    validation: LabelledRows,
     *,
     fusion: FusionConfig,
     config: PretrainConfig,
@@ -117,11 +119,10 @@ def pretrain(
         if action_texts is None:
             raise ValueError(f"action_texts: none given, but {train.spec.name!r} scores text")
         model.text_scorer.action_texts.copy_(torch.from_numpy(action_texts))
-        texts = ActionTexts(model, train)
+        texts = ActionTexts(model, train.decoded(train.spec.dynamic_action_modality[0]))
     generator = Generator().manual_seed(config.seed)
-    pools = prepare_pools(model, train.pools)
-    labels = {name: torch.from_numpy(train.tower_labels[name]) for name in towers}
-    index, action = torch.from_numpy(train.index), torch.from_numpy(train.action)
+    batches = train.prepared_by(preparer(model))(block_order(len(train), config.batch, config.seed))
+    validated_on = validation.prepared_by(preparer(model))
     weights = [*model.parameters(), *towers.parameters()]
     optimizer = torch.optim.AdamW(weights, weight_decay=config.weight_decay, fused=True)
 
@@ -133,23 +134,22 @@ def pretrain(
     best_state = _copy_of(model)
     step, since_best, validated, reported, losses = 0, 0, 0, 0.0, IntervalMean()
     stopped_early = False
-    waiting: list[Tensor] = []
     steps, limit_s = config.steps(len(train)), config.max_duration_s
     while (fraction := fraction_done(step, steps, time.monotonic() - start_s, limit_s)) < 1.0 and not stopped_early:
-        if not waiting:
-            waiting = blocks(len(train), config.batch, generator)
-        rows = waiting.pop()
+        batch = next(batches)
+        index, action = torch.from_numpy(batch.index), torch.from_numpy(batch.action)
         model.train()
-        tokens = encode_rows(model, pools, index[rows], change)
-        present = (index[rows] >= 0).float()
+        tokens = encode_rows(model, _tensors(batch), index, change)
+        present = (index >= 0).float()
         embedding, logits = model.fuse(tokens, drop_modalities(present, config.modality_dropout, generator))
-        action_loss = action_nll(logits, action[rows]).mean()
+        action_loss = _target_loss(logits, batch)
         tower_loss = sum(
-            (_tower_loss(towers[name], tokens[name], labels[name][rows]) for name in towers), torch.zeros(())
+            (_tower_loss(towers[name], tokens[name], torch.from_numpy(batch.tower_labels[name])) for name in towers),
+            torch.zeros(()),
         )
         loss = action_loss + config.tower_weight * tower_loss
         if texts is not None:
-            loss = loss + config.text_weight * texts.loss(embedding, action[rows], step, generator)
+            loss = loss + config.text_weight * texts.loss(embedding, action, step, generator)
         rate = config.learning_rate * one_cycle(fraction)
         descend(loss, optimizer, learning_rate=rate, max_gradient_norm=config.max_gradient_norm)
         step += 1
@@ -162,7 +162,7 @@ def pretrain(
         fraction = fraction_done(step, steps, elapsed_s, limit_s)
         if fraction * config.validations >= validated + 1 or fraction >= 1.0:
             validated = int(fraction * config.validations)
-            measured = evaluate(model, validation)
+            measured = _measured(model, validated_on, len(validation))
             since_best += 1
             if measured.overall > best.overall:
                 best, best_state, since_best = measured, _copy_of(model), 0
@@ -177,7 +177,7 @@ def pretrain(
     return Pretrained(model.eval(), best, step, time.monotonic() - start_s, stopped_early, cut_short)
 
 
-def evaluate(model: FusionPolicy, data: LabelledData, *, without: str | None = None, by_name: bool = False) -> Accuracy:
+def evaluate(model: FusionPolicy, data: LabelledRows, *, without: str | None = None, by_name: bool = False) -> Accuracy:
     """Accuracy of the greedy policy on ``data``, if wanted with one modality withheld from every row.
 
     Args:
@@ -186,34 +186,56 @@ def evaluate(model: FusionPolicy, data: LabelledData, *, without: str | None = N
     Raises:
         ValueError: ``without`` is not a modality of the model, or it scores no text.
     """
-    index = torch.from_numpy(data.index).clone()
-    if without is not None:
-        if without not in data.spec.modalities:
-            raise ValueError(
-                f"without {without!r}: the modalities of {data.spec.name!r} are {list(data.spec.modalities)}"
-            )
-        index[:, list(data.spec.modalities).index(without)] = -1
-    model.eval()
-    pools = prepare_pools(model, data.pools)
-    right = []
-    with torch.no_grad():
-        names = model.action_vectors() if by_name else None
-        for rows in torch.arange(len(data)).split(_EVALUATION_ROWS):
-            embedding, logits = model.fuse(encode_rows(model, pools, index[rows]), (index[rows] >= 0).float())
-            if names is not None:
-                logits = embedding @ names.T
-            right.append(logits.argmax(dim=1).numpy() == data.action[rows.numpy()])
-    hits = np.concatenate(right)
-    groups = np.array(data.group)
-    return Accuracy(
-        overall=float(hits.mean()),
-        by_group={str(name): float(hits[groups == name].mean()) for name in np.unique(groups)},
-    )
+    return _measured(model, data.prepared_by(preparer(model)), len(data), without=without, by_name=by_name)
 
 
-def without_each(model: FusionPolicy, data: LabelledData) -> dict[str, Accuracy]:
+def without_each(model: FusionPolicy, data: LabelledRows) -> dict[str, Accuracy]:
     """Accuracy with each modality withheld in turn, by the modality's name."""
-    return {name: evaluate(model, data, without=name) for name in data.spec.modalities}
+    batches = data.prepared_by(preparer(model))
+    return {name: _measured(model, batches, len(data), without=name) for name in data.spec.modalities}
+
+
+def _measured(
+    model: FusionPolicy, batches: Batches, n: int, *, without: str | None = None, by_name: bool = False
+) -> Accuracy:
+    names = list(model.spec.modalities)
+    if without is not None and without not in names:
+        raise ValueError(f"without {without!r}: the modalities of {model.spec.name!r} are {names}")
+    model.eval()
+    right: list[npt.NDArray[np.bool_]] = []
+    groups: list[str] = []
+    with torch.no_grad():
+        vectors = model.action_vectors() if by_name else None
+        for batch in batches(np.split(np.arange(n), range(_EVALUATION_ROWS, n, _EVALUATION_ROWS))):
+            index = torch.from_numpy(batch.index).clone()
+            if without is not None:
+                index[:, names.index(without)] = -1
+            embedding, logits = model.fuse(encode_rows(model, _tensors(batch), index), (index >= 0).float())
+            if vectors is not None:
+                logits = embedding @ vectors.T
+            right.append(batch.is_right(logits.argmax(dim=1).numpy()))
+            groups += batch.group
+    hits, of = np.concatenate(right), np.array(groups)
+    reported = sorted(set(groups)) if len(set(groups)) <= _MAX_GROUPS else []
+    return Accuracy(overall=float(hits.mean()), by_group={name: float(hits[of == name].mean()) for name in reported})
+
+
+def _tensors(batch: LabelledData) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(pool) for name, pool in batch.pools.items()}
+
+
+def _target_loss(logits: Tensor, batch: LabelledData) -> Tensor:
+    """Loss of the batch's targets, the mean over its rows by their weights."""
+    if batch.ranking is not None:
+        losses = ranking_nll(logits, torch.from_numpy(batch.ranking))
+    elif batch.shares is not None:
+        losses = shares_nll(logits, torch.from_numpy(batch.shares))
+    else:
+        losses = action_nll(logits, torch.from_numpy(batch.action))
+    if batch.weight is None:
+        return losses.mean()
+    weight = torch.from_numpy(batch.weight)
+    return (losses * weight).sum() / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
 
 
 def _towers(model: FusionPolicy, classes: Mapping[str, tuple[str, ...]]) -> nn.ModuleDict:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from plaudit_models.dataset import MISSING, LabelledData
+from plaudit_models.data.labelled import MISSING, LabelledData
 from plaudit_models.training.losses import action_nll
 from plaudit_models.training.networks.fusion import FusionPolicy
 

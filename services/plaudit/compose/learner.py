@@ -40,6 +40,7 @@ from plaudit.learner.status import STATUS, StatusFile
 from plaudit.learner.tracing import LearnerTrace
 from plaudit_models.bandit.improvement import HeadSettings
 from plaudit_models.bandit.reward_model import RewardPrior
+from plaudit_models.data.config import DataConfig
 from plaudit_models.evaluation.gate import GateRules
 from plaudit_models.training.config import FinetuneConfig, LoraConfig, PretrainConfig, SamplingConfig
 
@@ -203,7 +204,12 @@ def training_plan(settings: Settings) -> TrainingPlan:
         head_builder=head_builder(settings),
         limits=content_limits(settings),
         rehearsal=None if section.rehearsal is None else str(section.rehearsal.resolve()),
+        data=data_config(settings),
     )
+
+
+def data_config(settings: Settings) -> DataConfig:
+    return from_section(DataConfig, settings.data)
 
 
 def pretrain_config(settings: Settings) -> PretrainConfig:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from plaudit.compose.learner import pretrain_config
+from plaudit.compose.learner import data_config, pretrain_config
 from plaudit.compose.registry import model_registry
 from plaudit.core.settings import Settings
 from plaudit.learner.finetuning.pretraining import Published, pretrain_and_publish
@@ -28,5 +28,6 @@ def pretrain(settings: Settings, folder: Path, on_progress: Callable[[PretrainPr
         floor=settings.policy.floor,
         config=pretrain_config(settings),
         threads=settings.pretrain.threads,
+        data=data_config(settings),
         on_progress=on_progress,
     )

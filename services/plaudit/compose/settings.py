@@ -27,6 +27,7 @@ Rules = TypeVar("Rules", bound="DataclassInstance")
 
 _PREFIX: Final = "plaudit_"
 _API_KEY: Final = "PLAUDIT_API_KEY"
+_TABLES: Final = (("canary", "models"), ("data", "columns"), ("data", "labels"))
 
 ADAPTER: Final = TypeAdapter(with_config(ConfigDict(extra="forbid", use_attribute_docstrings=True))(Settings))
 """Validator of settings from nested mappings; its ``json_schema()`` describes plaudit.toml."""
@@ -103,7 +104,7 @@ def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _is_table(section: str, path: Sequence[str]) -> bool:
-    return not path or section == "model" or (section == "canary" and path[0] == "models")
+    return not path or section == "model" or (section, path[0]) in _TABLES
 
 
 def _object_or_text(text: str) -> Any:

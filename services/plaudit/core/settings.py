@@ -445,6 +445,52 @@ class TracingSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DataSettings:
+    """[data] The labelled data folder: names of its columns, and bounds on what is read. Every default fits a folder as
+    docs/how-to/data-sets.md describes it."""
+
+    manifest: str | None = None
+    """Path of the manifest within the folder: `.csv`, `.tsv`, `.jsonl`, `.parquet` or a Croissant `.json`; None: it is
+    found."""
+    columns: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
+    """Source of each modality whose column is called otherwise: a column, a template such as `images.zip#{file}`, or
+    for a tensor a list of columns with numbers."""
+    target: str | None = None
+    """Column of the target; None: `action`, or `label` where there is none."""
+    target_kind: Literal["action", "actions", "number", "ranking"] = "action"
+    """One right action; several (`a|b` or a JSON list); a number between actions that are numbers; a ranking with the
+    best first (`a>b` or a JSON list)."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Values of the target and the actions that they mean, where the two differ."""
+    split: str = "split"
+    """Column of the split."""
+    group: str = "group"
+    """Column that says whose row it is: patient, speaker, drive. A group stays in one split."""
+    slice: str = "slice"
+    """Column of a name by which accuracy is reported; where there is none, the group's."""
+    weight: str = "weight"
+    """Column of the weight of a row in the loss."""
+    user: str = "user"
+    """Column of the user, who is the group of rows without one."""
+    ignore: Sequence[str] = ()
+    """Columns that are not used; `*`: all that no setting names."""
+    val_share: ShareBelowOne = 0.1
+    """Share of the groups for validation where the data has no such split."""
+    test_share: ShareBelowOne = 0.1
+    """Share of the groups for testing where the data has no splits."""
+    workers: Count = 2
+    """Threads that read and decode ahead of training."""
+    cache_bytes: Annotated[int, Ge(0)] = 2 * 1024 * 1024 * 1024
+    """Memory for decoded items of one split; what does not fit is decoded again in every pass."""
+    max_item_bytes: Count = 64 * 1024 * 1024
+    """Size of the largest file, or member of an archive."""
+    max_image_pixels: Count = 32_000_000
+    """Pixels of the largest image."""
+    max_audio_duration_s: Positive = 60.0
+    """Duration of the longest sound. No more of it is decoded than the model takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainSettings:
     """[pretrain] Supervised training on a labelled data folder."""
 
@@ -488,6 +534,7 @@ class Settings:
     finetune: FinetuneSettings = FinetuneSettings()
     gate: GateSettings = GateSettings()
     canary: CanarySettings = CanarySettings()
+    data: DataSettings = DataSettings()
     pretrain: PretrainSettings = PretrainSettings()
     console: ConsoleSettings = ConsoleSettings()
     tracing: TracingSettings = TracingSettings()

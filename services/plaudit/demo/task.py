@@ -306,7 +306,7 @@ def write_data_folder(
     rng = np.random.default_rng(seed)
     with (folder / "manifest.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        columns = ["split", "action", "group", "image", "audio", "question"]
+        columns = ["split", "action", "slice", "image", "audio", "question"]
         writer.writerow([*columns, "image_label", "audio_label", "question_label"])
         parts: dict[Part, int] = {"train": train_blocks, "val": val_blocks, "test": test_blocks}
         for part, blocks in parts.items():

@@ -53,11 +53,16 @@ class LearnerMetrics:
         self.join_seconds = seconds("join", "From the arrival of the oldest feedback of a batch until it was saved.")
         self.learn_seconds = seconds("learn", "Time to learn from one chunk of experiences, saving included.")
         self.batch_seconds = seconds("batch", "Time to learn from one batch of records, saving included.")
-        self.satisfaction = gauge("satisfaction_recent", "Mean reward of the latest experiences.")
-        self.predicted = gauge("predicted_reward_recent", "Mean reward predicted for the same experiences.")
+        self.satisfaction = gauge(
+            "satisfaction_recent", "Mean reward of the latest experiences; absent while there are few.", "model"
+        )
+        self.predicted = gauge(
+            "predicted_reward_recent", "Mean reward predicted for the latest experiences; absent as long.", "model"
+        )
         self.calibration_error = gauge(
             "calibration_error",
-            "Mean distance of predicted from observed rewards of the latest experiences, over ten bins.",
+            "Mean distance of predicted from observed rewards, over ten bins of the latest; absent as long.",
+            "model",
         )
         self.by_version = (
             gauge(

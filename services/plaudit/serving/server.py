@@ -305,7 +305,7 @@ class InferenceServer:
     def _open_metrics_port(self) -> int:
         host, port = self._settings.metrics_host, self._settings.metrics_port
         try:
-            self._metrics_server = MetricsServer(host, port, page_of(self._metrics.registry))
+            self._metrics_server = MetricsServer(host, port, page_of(self._metrics.registry), self._problem)
         except OSError as error:
             self._discard_listeners()
             raise ConfigError(
@@ -313,6 +313,12 @@ class InferenceServer:
                 "set another one (0 picks one)"
             ) from error
         return self._metrics_server.port
+
+    def _problem(self) -> str | None:
+        """Reason why calls are not served here; None while they are."""
+        if self._shutdown.is_set():
+            return "the server is shutting down"
+        return None if self._ready else "there is no model, or one without a live version that is proven here"
 
     def _follow(self) -> None:
         if sys.platform == "linux":  # elsewhere it would be the whole process

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Generator, Tensor, nn
 
+from plaudit_models.data.labelled import Prepare
 from plaudit_models.spec import ModalityKind
 from plaudit_models.training.networks.fusion import FusionPolicy
 
@@ -35,6 +36,11 @@ def prepare_pools(model: FusionPolicy, pools: Mapping[str, npt.NDArray[np.generi
             name: torch.cat([model.prepare(name, chunk) for chunk in torch.from_numpy(pool).split(_CHUNK_ROWS)])
             for name, pool in pools.items()
         }
+
+
+def preparer(model: FusionPolicy) -> Prepare:
+    """Function that does to decoded items what :func:`prepare_pools` does, as arrays; for any thread."""
+    return lambda name, items: prepare_pools(model, {name: items})[name].numpy()
 
 
 def encode_all(model: FusionPolicy, prepared: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from plaudit.cli import output
 from plaudit.cli.failures import CommandFailed
+from plaudit.cli.processes.stopping import requests_as_exit
 from plaudit.compose.learner import job_launcher, training_plan
 from plaudit.compose.paths import learner_dir
 from plaudit.compose.registry import model_registry
@@ -33,7 +34,7 @@ def finetune(settings: Settings, model: str, reason: str) -> Manifest:
         TextColumn("{task.fields[measured]}"),
         console=output.err,
     )
-    with bar, contextlib.closing(experience_store(settings, model)) as store:
+    with bar, requests_as_exit(), contextlib.closing(experience_store(settings, model)) as store:
         task = bar.add_task("fine-tuning", total=1.0, measured="")
 
         def show(progress: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from plaudit.cli.failures import CommandFailed
 from plaudit.compose import pretraining
 from plaudit.core.settings import Settings
 from plaudit.learner.finetuning.pretraining import Published
-from plaudit_models.dataset import InvalidData
+from plaudit_models.data.errors import InvalidData
 from plaudit_models.training.export import ExportMismatch
 from plaudit_models.training.pretrain import PretrainProgress
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from plaudit.cli.doctor.findings import Finding, State
+from plaudit.compose.learner import data_config
 from plaudit.compose.paths import data_dir, learner_dir
 from plaudit.compose.registry import known_models
 from plaudit.core.errors import ConfigError
@@ -22,7 +23,6 @@ from plaudit.core.job_run import JOB, read_json
 from plaudit.core.prediction_id import KEY_BYTES
 from plaudit.core.settings import Settings
 from plaudit.learner.status import STATUS, read_status
-from plaudit_models.dataset import DATA_MANIFEST
 
 _KEY: Final = "signing key"
 _LEAST_FREE_BYTES: Final = 200 * 2**20
@@ -131,17 +131,16 @@ def examine_rehearsal(settings: Settings) -> Iterator[Finding]:
     if folder is None:
         return
     fix = "set finetune.rehearsal to a folder as `plaudit pretrain --data` takes it, or leave it out"
-    if not (folder / DATA_MANIFEST).is_file():
-        yield Finding("finetune.rehearsal", State.ERROR, f"there is no {folder / DATA_MANIFEST}", fix)
-        return
-    from plaudit_models.dataset import InvalidData, splits_of
+    from plaudit_models.data.errors import InvalidData
+    from plaudit_models.data.rows import read_rows
 
     try:
-        splits = splits_of(folder, settings.spec())
+        rows = read_rows(folder, settings.spec(), data_config(settings))
+        rows.check()
     except InvalidData as error:
         yield Finding("finetune.rehearsal", State.ERROR, str(error), fix)
         return
-    missing = "" if "train" in splits else f"{folder / DATA_MANIFEST} has no row of the split 'train'"
+    missing = "" if "train" in rows.split else f"{rows.table.path} has no row of the split 'train'"
     state = State.ERROR if missing else State.OK
     yield Finding("finetune.rehearsal", state, missing or f"{folder} can be read", fix if missing else "")
 

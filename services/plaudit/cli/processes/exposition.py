@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from typing import Final
+from urllib.error import HTTPError
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 from prometheus_client.metrics_core import Metric
@@ -58,6 +59,18 @@ class MetricsPages:
         """The merged page, as :class:`plaudit.core.host.metrics_server.MetricsServer` takes it."""
         return CONTENT_TYPE_LATEST, self.merged().encode()
 
+    def problem(self) -> str | None:
+        """Reason why one of the processes cannot do its work; None while all can."""
+        with self._lock:
+            addresses = dict(self._addresses)
+        if not addresses:
+            return "no process answers yet"
+        with ThreadPoolExecutor(len(addresses)) as pool:
+            problems = pool.map(_problem, addresses.values())
+            return next(
+                (f"process {name}: {each}" for name, each in zip(addresses, problems, strict=True) if each), None
+            )
+
     def merged(self) -> str:
         """All pages as one. A process that does not answer is left out: its series have a gap."""
         with self._lock:
@@ -77,6 +90,18 @@ def _read(address: str) -> str | None:
             return page if page.endswith("\n") else None
     except (OSError, HTTPException):
         return None
+
+
+def _problem(address: str) -> str | None:
+    """What ``/readyz`` at ``host:port`` says is wrong; None if nothing is."""
+    try:
+        with urllib.request.urlopen(f"http://{address}/readyz", timeout=_TIMEOUT_S):
+            return None
+    except HTTPError as error:
+        said: bytes = error.read()
+        return said.decode().strip()
+    except (OSError, HTTPException):
+        return "does not answer"
 
 
 def merge(pages: Mapping[str, str]) -> str:

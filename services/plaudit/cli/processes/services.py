@@ -165,7 +165,7 @@ async def serve_in_processes(settings: Settings, command: Sequence[str], report:
 @contextlib.contextmanager
 def _metrics_of(pages: MetricsPages, host: str, port: int) -> Iterator[int]:
     with ports.named("serving.metrics_port", host, port):
-        server = MetricsServer(host, port, pages.page)
+        server = MetricsServer(host, port, pages.page, pages.problem)
     with contextlib.closing(server):
         yield server.port
 
@@ -278,9 +278,20 @@ def _opened(
 def _metrics_port(settings: Settings, registry: CollectorRegistry) -> Iterator[int]:
     host, port = settings.learner.host, settings.learner.metrics_port
     with ports.named("learner.metrics_port", host, port):
-        server = MetricsServer(host, port, page_of(registry))
+        server = MetricsServer(host, port, page_of(registry), lambda: _learner_problem(registry))
     with contextlib.closing(server):
         yield server.port
+
+
+def _learner_problem(registry: CollectorRegistry) -> str | None:
+    blocked = [
+        sample.value
+        for family in registry.restricted_registry(["plaudit_learner_blocked"]).collect()
+        for sample in family.samples
+    ]
+    if any(blocked):
+        return "the learner waits for its log, its store or its disk; `plaudit doctor` says what is wrong"
+    return None
 
 
 def _harmless(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -13,6 +13,7 @@ import faulthandler
 import os
 import signal
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -45,6 +46,24 @@ def stop_requests(within_s: float | None = None) -> Iterator[asyncio.Event]:
         finally:
             for number in numbers:
                 loop.remove_signal_handler(number)
+
+
+@contextlib.contextmanager
+def requests_as_exit() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise SystemExit within the block, as ctrl-C does KeyboardInterrupt, so that a command cleans
+    up; for the main thread.
+    """
+
+    def leave(number: int, _frame: object) -> None:
+        sys.exit(128 + number)
+
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, leave) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

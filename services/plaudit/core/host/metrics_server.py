@@ -1,7 +1,9 @@
-"""HTTP server of one metrics page, for a process that has better things to do.
+"""HTTP server of one metrics page, for a process that has better things to do, and of what orchestrators ask.
 
-One thread, whatever connects: a request has a few seconds to arrive and its answer as long to be taken, few are
-answered at once, and of the connections that have not sent a request the oldest gives way. Knows no metric.
+``/metrics`` is the page; ``/healthz`` answers while the process lives; ``/readyz`` answers 200 while it can do its
+work, and 503 with the reason while it cannot. One thread, whatever connects: a request has a few seconds to arrive and
+its answer as long to be taken, few are answered at once, and of the connections that have not sent a request the oldest
+gives way. Knows no metric.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ _COMPRESSED_FROM_BYTES: Final = 1024
 
 Page = Callable[[str, Sequence[str]], tuple[str, bytes]]
 """Accept header, names of the metrics that are wanted (none: all) → content type and page."""
+Problem = Callable[[], str | None]
+"""Reason why the process cannot do its work; None while it can."""
 
 
 def page_of(registry: CollectorRegistry) -> Page:
@@ -49,13 +53,15 @@ class MetricsServer:
 
     Args:
         port: 0 picks one.
+        problem: asked for each ``/readyz``, on a thread of its own.
 
     Raises:
         OSError: the port is taken, or the host is not an address of this machine.
     """
 
-    def __init__(self, host: str, port: int, page: Page) -> None:
+    def __init__(self, host: str, port: int, page: Page, problem: Problem) -> None:
         self._page = page
+        self._problem = problem
         self._socket = listening_socket(host, port)
         self.port: int = self._socket.getsockname()[1]
         self._socket.setblocking(False)
@@ -147,8 +153,13 @@ class MetricsServer:
         if method != "GET":
             return _response("405 Method Not Allowed", {"allow": "GET"}, b"")
         url = urlsplit(rest.partition(" ")[0])
-        if url.path == "/favicon.ico":
-            return _response("200 OK", {}, b"")
+        if url.path == "/healthz":
+            return _said("200 OK", "alive")
+        if url.path == "/readyz":
+            problem = await self._loop.run_in_executor(self._pool, self._problem)
+            return _said("200 OK", "ready") if problem is None else _said("503 Service Unavailable", problem)
+        if url.path not in ("/", "/metrics"):
+            return _said("404 Not Found", "there are /metrics, /healthz and /readyz")
         names = parse_qs(url.query).get("name[]", [])
         content_type, body = await self._loop.run_in_executor(self._pool, self._page, headers.get("accept", ""), names)
         answered = {"content-type": content_type}
@@ -156,6 +167,10 @@ class MetricsServer:
             answered["content-encoding"] = "gzip"
             body = await self._loop.run_in_executor(self._pool, lambda: gzip.compress(body, compresslevel=1))
         return _response("200 OK", answered, body)
+
+
+def _said(status: str, sentence: str) -> bytes:
+    return _response(status, {"content-type": "text/plain; charset=utf-8"}, f"{sentence}\n".encode())
 
 
 def _response(status: str, headers: dict[str, str], body: bytes) -> bytes:

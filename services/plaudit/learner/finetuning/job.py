@@ -44,7 +44,8 @@ from plaudit.learner.finetuning.job_spec import (
 from plaudit.learner.finetuning.training_data import CHUNK, TrainingData, select_training_data
 from plaudit_models.bandit.dynamic_actions import cautious_rewards
 from plaudit_models.bundle import TOKENIZER, TRUNK, TRUNK_GOLDEN, Manifest, read_manifest, seal
-from plaudit_models.dataset import LabelledData, load_data_folder
+from plaudit_models.data.labelled import LabelledData
+from plaudit_models.data.loader import load_data_folder
 from plaudit_models.preprocess import read_tokenizer
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING
 from plaudit_models.training.checkpoint import load_checkpoint
@@ -90,7 +91,7 @@ def run_job(run_dir: Path, store: ExperienceReader, runtime: ModelRuntime) -> No
     data = select_training_data(store, spec, tokenizer, job, version=before.version)
     if plan.rehearsal is None:
         raise ValueError("finetune.rehearsal: is not set, and no pre-trained version says what it was trained on")
-    rehearsal = load_data_folder(Path(plan.rehearsal), spec, "train", tokenizer)
+    rehearsal = load_data_folder(Path(plan.rehearsal), spec, "train", tokenizer, plan.data)
     # With its heads, which have learned from feedback what the trunk has not.
     served = runtime.load(parent).head
     listed = _listed(data, LoadedPolicy(parent, runtime, plan.limits), store, plan)

@@ -22,6 +22,7 @@ from plaudit.core.ports.registry import ModelRegistry
 from plaudit.learner.features.head_builder import HeadBuilder, share
 from plaudit.learner.progress import Progress
 from plaudit_models.bundle import MANIFEST, Manifest
+from plaudit_models.data.config import DEFAULT_DATA, DataConfig
 from plaudit_models.limits import Limits
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING
 from plaudit_models.training.config import FinetuneConfig
@@ -58,6 +59,7 @@ class TrainingPlan:
         max_experiences: the most recent experiences it trains on.
         max_versions_behind: experiences that were served by an older version than this many before are left out.
         rehearsal: labelled data folder that must not be forgotten; None: that of the latest pre-training.
+        data: columns of that folder.
         threads: threads that the job may use.
     """
 
@@ -69,6 +71,7 @@ class TrainingPlan:
     max_versions_behind: int
     rehearsal: str | None
     threads: int
+    data: DataConfig = DEFAULT_DATA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,10 @@ from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.rollout import Change, promote
 from plaudit.learner.features.head_builder import write_card
 from plaudit_models.bundle import TOKENIZER, Manifest
-from plaudit_models.dataset import LabelledData, load_data_folder, splits_of, tokenizer_for
+from plaudit_models.data.config import DEFAULT_DATA, DataConfig
+from plaudit_models.data.labelled import LabelledData
+from plaudit_models.data.loader import StreamedData, tokenizer_for
+from plaudit_models.data.rows import read_rows
 from plaudit_models.preprocess import action_texts, assemble
 from plaudit_models.spec import ModelSpec
 from plaudit_models.training.config import PretrainConfig
@@ -59,6 +62,7 @@ def pretrain_and_publish(
     floor: float,
     config: PretrainConfig,
     threads: int,
+    data: DataConfig = DEFAULT_DATA,
     on_progress: Callable[[PretrainProgress], None] = lambda progress: None,
 ) -> Published:
     """Train on ``folder``, export, check the graphs against torch, publish; promote if nothing is live.
@@ -69,9 +73,11 @@ def pretrain_and_publish(
         ExportMismatch: the graphs do not do what torch does.
     """
     use_threads(threads)
-    tokenizer = tokenizer_for(folder, spec)
-    train = load_data_folder(folder, spec, "train", tokenizer)
-    validation = load_data_folder(folder, spec, "val", tokenizer)
+    rows = read_rows(folder, spec, data)
+    rows.check()
+    tokenizer = tokenizer_for(rows)
+    train = StreamedData(rows, "train", tokenizer)
+    validation = StreamedData(rows, "val", tokenizer)
     trained = pretrain(
         train,
         validation,
@@ -80,8 +86,8 @@ def pretrain_and_publish(
         action_texts=action_texts(spec, tokenizer) if spec.scores_text and tokenizer is not None else None,
         on_progress=on_progress,
     )
-    split = "test" if "test" in splits_of(folder, spec) else "val"
-    measured_on = load_data_folder(folder, spec, "test", tokenizer) if split == "test" else validation
+    split = "test" if "test" in rows.split else "val"
+    measured_on = StreamedData(rows, "test", tokenizer) if split == "test" else validation
     accuracy, without = evaluate(trained.model, measured_on), without_each(trained.model, measured_on)
     manifest = Manifest(
         spec=spec,
@@ -90,7 +96,11 @@ def pretrain_and_publish(
         files={},
         floor=floor,
         reason=f"pre-trained on {len(train)} labelled rows of {folder.name}",
-        data={"folder": str(folder.resolve()), "rows": {"train": len(train), "val": len(validation)}},
+        data={
+            "folder": str(folder.resolve()),
+            "rows": {"train": len(train), "val": len(validation)},
+            **({"splits": rows.made_splits} if rows.made_splits else {}),
+        },
         metrics={
             "split": split,
             "accuracy": asdict(accuracy),
@@ -106,7 +116,8 @@ def pretrain_and_publish(
     with tempfile.TemporaryDirectory(prefix="plaudit-pretrain-") as scratch:
         if tokenizer is not None:
             tokenizer.save(str(Path(scratch) / TOKENIZER))
-        sealed = export_version(trained.model, Path(scratch), manifest, golden_inputs(validation))
+        golden = golden_inputs(validation.sample(golden_rows(len(validation))))
+        sealed = export_version(trained.model, Path(scratch), manifest, golden)
         write_card(Path(scratch), sealed)
         published = registry.publish(Path(scratch))
     rollout = registry.rollout()
@@ -115,15 +126,19 @@ def pretrain_and_publish(
     return Published(published, trained, accuracy, without, live=rollout.live is None)
 
 
+def golden_rows(n: int) -> npt.NDArray[np.int64]:
+    """Numbers of up to 16 rows spread over ``n``."""
+    return np.unique(np.linspace(0, n - 1, _GOLDEN_ROWS).round().astype(np.int64))
+
+
 def golden_inputs(data: LabelledData) -> dict[str, npt.NDArray[Any]]:
     """Up to 16 rows spread over ``data`` as trunk inputs, ``present`` included."""
-    rows = np.unique(np.linspace(0, len(data) - 1, _GOLDEN_ROWS).round().astype(int))
     contents = [
         {
             name: data.pools[name][item]
             for name, item in zip(data.spec.modalities, data.index[row], strict=True)
             if item >= 0
         }
-        for row in rows
+        for row in golden_rows(len(data))
     ]
     return assemble(data.spec, contents)

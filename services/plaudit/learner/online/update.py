@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -40,17 +39,15 @@ from plaudit.learner.features.policies import LoadedPolicy, PolicyCache
 from plaudit.learner.features.recent_contexts import RecentContexts
 from plaudit.learner.ingest.join import silence
 from plaudit.learner.metrics import LearnerMetrics
-from plaudit.learner.online.satisfaction import SatisfactionByVersion
+from plaudit.learner.online.satisfaction import RecentSatisfaction, SatisfactionByVersion
 from plaudit.learner.progress import Progress
 from plaudit.learner.state import LearnerState
 from plaudit_models.bundle import Manifest
-from plaudit_models.evaluation.calibration import reliability
 from plaudit_models.evaluation.drift import DriftDetector
 from plaudit_models.evaluation.raters import Raters, fair_cap
 
-RECENT_REWARDS: Final = 200
 RESTORED: Final = 2_000
-"""Number of experiences from before a start that are shown by version again."""
+"""Number of experiences from before a start by which satisfaction is shown again."""
 
 _LOOK_INTERVAL_S: Final = 1.0
 """Time until old predictions are looked for again where there were none."""
@@ -132,14 +129,14 @@ class OnlineUpdater:
 
     def __post_init__(self) -> None:
         self._nothing_old_s = -math.inf
-        self._rewards: deque[float] = deque(maxlen=RECENT_REWARDS)
-        self._predicted: deque[float] = deque(maxlen=RECENT_REWARDS)
-        self._by_version: SatisfactionByVersion | None = None
+        self._recent = RecentSatisfaction(self.metrics, self.registry.model)
+        self._by_version = SatisfactionByVersion(self.metrics)
+        self._restored = False
 
     @property
     def satisfaction(self) -> float | None:
         """Mean reward of the latest experiences; None if there are none."""
-        return float(np.mean(self._rewards)) if self._rewards else None
+        return self._recent.mean
 
     def follow(self, live: Manifest) -> None:
         """Learn on the live version's trunk from now on; if the trunk changed, learn every experience anew on it."""
@@ -407,20 +404,21 @@ class OnlineUpdater:
 
     def _remember(self, fresh: Sequence[Experience], rated: Sequence[Rated]) -> None:
         """Update what the metrics show of the latest experiences."""
-        if self._by_version is None:
-            self._by_version = SatisfactionByVersion(self.metrics)
-            first = min([self.state.progress.last_number + 1, *(e.number for e in fresh)])
-            before = self.store.experiences(after=max(0, first - 1 - RESTORED), up_to=first - 1)
-            self._by_version.add(before, self.clock())
+        first = min([self.state.progress.last_number + 1, *(e.number for e in fresh)])
+        self._restore(up_to=first - 1)
         self._by_version.add(fresh, self.clock())
-        self._rewards.extend(each.reward for each in rated)
-        self._predicted.extend(float(np.clip(each.expected, 0.0, 1.0)) for each in rated)
+        self._recent.add(fresh, [(each.expected, each.reward) for each in rated])
+
+    def _restore(self, up_to: int) -> None:
+        """Show again what users thought before this start, once."""
+        if not self._restored:
+            before = self.store.experiences(after=max(0, up_to - RESTORED), up_to=up_to)
+            self._by_version.add(before, self.clock())
+            self._recent.add(before)
+            self._restored = True
 
     def _observe(self, intake_stats: IntakeStats) -> None:
-        if self._rewards:
-            self.metrics.satisfaction.set(float(np.mean(self._rewards)))
-            self.metrics.predicted.set(float(np.mean(self._predicted)))
-            self.metrics.calibration_error.set(reliability(np.array(self._predicted), np.array(self._rewards)).error)
+        self._restore(up_to=self.state.progress.last_number)
         self.metrics.experiences.set(self.state.progress.experiences)
         self.metrics.outdated_experiences.set(self.state.progress.outdated)
         self.metrics.dynamic_experiences.set(self.state.progress.dynamic_experiences)

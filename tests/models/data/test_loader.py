@@ -1,13 +1,27 @@
 """A data folder becomes pools, an index and labels; a wrong one names the file, line, column and value."""
 
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import soundfile
 from PIL import Image
 
-from plaudit_models.dataset import InvalidData, LabelledData, Split, load_data_folder, tokenizer_for
+from plaudit_models.data.config import DEFAULT_DATA, DataConfig
+from plaudit_models.data.errors import InvalidData
+from plaudit_models.data.items import ItemReader
+from plaudit_models.data.labelled import LabelledData, RowNumbers
+from plaudit_models.data.loader import StreamedData, block_order, load_data_folder, tokenizer_for
+from plaudit_models.data.rows import read_rows
+from plaudit_models.data.splits import Split
 from plaudit_models.spec import AudioModality, ImageModality, ModelSpec, TensorModality, TextModality
 
 SPEC = ModelSpec(
@@ -41,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def load(folder: Path, split: Split = "train") -> LabelledData:
-    return load_data_folder(folder, SPEC, split, tokenizer_for(folder, SPEC))
+    return load_data_folder(folder, SPEC, split, tokenizer_for(read_rows(folder, SPEC, DEFAULT_DATA)))
 
 
 def test_each_distinct_item_is_decoded_once_and_rows_keep_their_order(folder: Path) -> None:
@@ -91,7 +105,7 @@ def test_the_tokenizer_knows_training_texts_only(folder: Path) -> None:
     (folder / "manifest.csv").write_text(
         "split,action,photo,noise,note,weight\n" + "train,cat,,,purring,\n" * 2 + "val,cat,,,barking,\n"
     )
-    tokenizer = tokenizer_for(folder, SPEC)
+    tokenizer = tokenizer_for(read_rows(folder, SPEC, DEFAULT_DATA))
     assert tokenizer is not None
     assert len(tokenizer.encode("purring").ids) == 1
     assert len(tokenizer.encode("barking").ids) > 3
@@ -100,7 +114,7 @@ def test_the_tokenizer_knows_training_texts_only(folder: Path) -> None:
 def test_a_spec_without_text_needs_no_tokenizer(folder: Path) -> None:
     spec = ModelSpec("pets", {"photo": SPEC.modalities["photo"]}, ("cat", "dog"))
     (folder / "manifest.csv").write_text("split,action,photo\ntest,dog,b.png\n")
-    assert tokenizer_for(folder, spec) is None
+    assert tokenizer_for(read_rows(folder, spec, DEFAULT_DATA)) is None
     assert load_data_folder(folder, spec, "test", None).action.tolist() == [1]
 
 
@@ -152,3 +166,94 @@ def test_an_unreadable_manifest_is_named(folder: Path, content: bytes | None) ->
         (folder / "manifest.csv").write_bytes(content)
     with pytest.raises(InvalidData, match=r"manifest\.csv"):
         load(folder)
+
+
+# --- reading ahead ----------------------------------------------------------------------------------------------------
+
+NUMBERS = ModelSpec("numbers", {"x": TensorModality((1,)), "y": TensorModality((1,))}, ("a", "b"))
+
+
+def numbers(folder: Path, n: int = 103, **config: Any) -> StreamedData:
+    """Row i has x = i // 2 and no y where i is a multiple of 3."""
+    lines = [f"train,{'ab'[i % 2]},{i // 2},{'' if i % 3 == 0 else i}" for i in range(n)]
+    (folder / "manifest.csv").write_text("\n".join(["split,action,x,y", *lines]))
+    return StreamedData(read_rows(folder, NUMBERS, DataConfig(**config)), "train", None)
+
+
+def seen(data: StreamedData, order: Iterable[RowNumbers], steps: int) -> list[list[tuple[float, float]]]:
+    """Values of x and y of every row of some blocks, as training gets them."""
+    found = []
+    for block in islice(data.prepared_by(lambda name, items: items * 2.0)(order), steps):
+        pools = [np.append(block.pools[name][:, 0], np.nan) for name in ("x", "y")]
+        found.append([(float(pools[0][x]), float(pools[1][y])) for x, y in block.index])
+    return found
+
+
+def test_the_order_is_the_same_for_any_number_of_threads(tmp_path: Path) -> None:
+    one, many = (seen(numbers(tmp_path, workers=workers), block_order(103, 8, 5), 40) for workers in (1, 7))
+    np.testing.assert_array_equal(np.concatenate(one), np.concatenate(many))
+    rows = np.concatenate(list(islice(block_order(103, 8, 5), 40)))
+    assert np.concatenate(one)[:, 0].tolist() == [2.0 * (row // 2) for row in rows]
+    assert np.isnan(np.concatenate(one)[:, 1]).tolist() == [row % 3 == 0 for row in rows]
+
+
+@pytest.mark.parametrize("start", [1, 12, 13, 30])
+def test_a_run_goes_on_in_the_middle_of_a_pass(start: int) -> None:
+    whole = list(islice(block_order(103, 8, 5), 45))
+    for expected, block in zip(whole[start:], block_order(103, 8, 5, start=start), strict=False):
+        np.testing.assert_array_equal(expected, block)
+
+
+def test_a_pass_has_every_row_once_and_passes_differ() -> None:
+    """103 rows in blocks of 8: the last has 7 rows, more than half a block; of 8 and 3 the 3 are left out."""
+    first, second = (list(islice(block_order(103, 8, 5, start=start), 13)) for start in (0, 13))
+    assert sorted(np.concatenate(first).tolist()) == sorted(np.concatenate(second).tolist()) == list(range(103))
+    assert [block[0] for block in first] != [block[0] for block in second]
+    assert {len(block) for block in islice(block_order(11, 8, 0), 5)} == {8}
+    assert next(block_order(3, 8, 0)).tolist() == [0, 1, 2]
+
+
+def test_no_cache_gives_the_same_rows_and_a_cache_reads_each_item_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: Counter[str] = Counter()
+    decoded = ItemReader.decoded
+
+    def counted(self: ItemReader, cell: str, name: str) -> npt.NDArray[Any]:
+        if name == "x":
+            reads[cell] += 1
+        return decoded(self, cell, name)
+
+    monkeypatch.setattr(ItemReader, "decoded", counted)
+    cached = seen(numbers(tmp_path, workers=1), block_order(103, 8, 5), 39)
+    assert max(reads.values()) == 1
+    reads.clear()
+    fresh = seen(numbers(tmp_path, workers=1, cache_bytes=0), block_order(103, 8, 5), 39)
+    assert min(reads.values()) == 3
+    np.testing.assert_array_equal(np.concatenate(cached), np.concatenate(fresh))
+
+
+def test_an_item_that_breaks_while_training_is_told_with_its_place(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones(1, np.float32))
+    (tmp_path / "manifest.csv").write_text("split,action,x,y\ntrain,a,1,2\ntrain,b,x.npy,3\ntrain,b,y.npy,3\n")
+    data = StreamedData(read_rows(tmp_path, NUMBERS, DataConfig()), "train", None)
+    batches = data.prepared_by(lambda name, items: items)([np.array([0, 1]), np.array([2])])
+    assert len(next(batches)) == 2
+    with pytest.raises(InvalidData, match=r"line 4, column x: 'y\.npy': cannot be opened"):
+        next(batches)
+
+
+def test_no_thread_is_left_when_training_ends_early(tmp_path: Path) -> None:
+    batches = numbers(tmp_path).prepared_by(lambda name, items: items)(block_order(103, 8, 5))
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert [each.name for each in threading.enumerate() if each.name.startswith("loader")] == []
+
+
+def test_weights_and_slices_come_with_the_rows(tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text(
+        "split,action,x,y,weight,slice,group\ntrain,a,1,2,0.5,left,p1\ntrain,b,1,2,,right,p2\n"
+    )
+    data = StreamedData(read_rows(tmp_path, NUMBERS, DataConfig()), "train", None).decoded()
+    assert data.weight is not None
+    assert (data.weight.tolist(), data.group) == ([0.5, 1.0], ["left", "right"])
