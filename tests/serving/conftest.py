@@ -83,6 +83,7 @@ async def serve(
             "metrics": settings.pop("metrics", metrics),
             "statuses": settings.pop("statuses", None),
             "guard": settings.pop("guard", NO_GUARD),
+            "raters": settings.pop("raters", "asker"),
             "seed": 0,
         }
         defaults = {"port": 0, "metrics_port": 0, "watch_interval_s": 0.01, "drain_s": 5.0}

@@ -65,6 +65,16 @@ class UnknownFeedback(NotFound):
         super().__init__(f"feedback_id: {_shown(feedback_id)} was never recorded")
 
 
+class OtherFeedback(PlauditError):
+    """A feedback id that was used before, for another signal, prediction or user; what was sent is not recorded."""
+
+    def __init__(self, feedback_id: str) -> None:
+        super().__init__(
+            f"feedback_id: {_shown(feedback_id)} is recorded with other contents, and this was not; send it with an id "
+            "of its own"
+        )
+
+
 class Conflict(PlauditError):
     """The request is valid, but the present state does not allow it."""
 
@@ -327,6 +337,23 @@ class OtherUser(Forbidden):
             f"user_id: {_shown(claimed)} is not who the key belongs to ({_shown(user_id)}); leave it out, or use a key "
             "that may speak for others"
         )
+
+
+class NotTheAsker(Forbidden):
+    """Feedback of another user than the one who asked, where only that one may rate."""
+
+    def __init__(self, user_id: str) -> None:
+        super().__init__(
+            f"user_id: {_shown(user_id)} is not who asked for this prediction; send the user_id of its request, or set "
+            'feedback.raters = "anyone"'
+        )
+
+
+class TooMuchFeedback(Conflict):
+    """A user has given all the feedback on one prediction that is taken."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"prediction_id: this user has given {limit} pieces of feedback on it, which is the most")
 
 
 class QuotaSpent(PlauditError):

@@ -15,6 +15,10 @@ MAX_ACTOR_CHARACTERS: Final = 128
 """Longest name of whoever changes which version serves."""
 MAX_REASON_CHARACTERS: Final = 1_024
 """Longest reason for a change."""
+MAX_FEEDBACK_PER_PREDICTION: Final = 16
+"""Pieces of feedback that one user gives on one prediction, retractions among them; counted by each process."""
+MAX_COUNTED_PREDICTIONS: Final = 100_000
+"""Latest predictions and users whose feedback a process counts."""
 MAX_PREDICTION_ID_CHARACTERS: Final = 4_096
 """Longest prediction id that is looked at."""
 MAX_SHOWN_CHARACTERS: Final = 80

@@ -182,6 +182,15 @@ def admin_target(serving: ServingSettings) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FeedbackSettings:
+    """[feedback] Feedback, as the inference service takes it."""
+
+    raters: Literal["asker", "anyone"] = "asker"
+    """Who may give feedback on a prediction: the user who asked for it, or anyone who has its id. A request without a
+    user id is anyone's to rate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings:
     """[log] The event log."""
 
@@ -526,6 +535,7 @@ class Settings:
     model: Mapping[str, Any] = field(default_factory=dict)
     """[model] Name, modalities and actions of the model; see docs/tutorials/your-own-model.md."""
     serving: ServingSettings = ServingSettings()
+    feedback: FeedbackSettings = FeedbackSettings()
     log: LogSettings = LogSettings()
     kafka: KafkaSettings = KafkaSettings()
     store: StoreSettings = StoreSettings()

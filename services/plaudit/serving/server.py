@@ -8,7 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import grpc
 import structlog
@@ -103,6 +103,7 @@ class InferenceServer:
         statuses: what the learners made of feedback and of experiments; None: receipts say what log and registry know,
             and nothing is shown of experiments.
         guard: certificate and keys of the ports.
+        raters: who may give feedback on a prediction: who asked for it, or anyone.
         seed: of the sampling of actions; None is fresh entropy.
         share_port: other processes listen on the port too.
         tracing: of calls, batches, appends and swaps.
@@ -120,6 +121,7 @@ class InferenceServer:
         *,
         statuses: StatusReaders | None = None,
         guard: Guard = NO_GUARD,
+        raters: Literal["asker", "anyone"] = "asker",
         seed: int | None = None,
         share_port: bool = False,
         tracing: Tracing = NO_TRACING,
@@ -162,7 +164,7 @@ class InferenceServer:
         )
         self._predict = PredictUseCase(self._models, pipeline, metrics, limits, tracing=tracing)
         self._feedback = FeedbackUseCase(
-            self._models, append, log.feedback_recorded, ids, metrics, statuses=statuses, tracing=tracing
+            self._models, append, log.feedback_recorded, ids, metrics, statuses=statuses, tracing=tracing, raters=raters
         )
         self._rollouts = RolloutService(
             self._models, self._decision_log, watch_interval_s=settings.watch_interval_s, statuses=statuses

@@ -13,6 +13,7 @@ from plaudit.cli import output
 from plaudit.cli.failures import needs_extra
 from plaudit.cli.options import CommonOptions, expand_options
 from plaudit.core.access import CallerRole
+from plaudit.core.prediction_id import SigningKeys
 
 keys = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys; a running service knows at once.")
 tls = typer.Typer(no_args_is_help=True, help="Certificates of the service.")
@@ -94,6 +95,21 @@ def revoke(
         output.print_json({"id": entry.id, "name": entry.name})
     else:
         output.err.print(f"revoked: {entry.id} for {entry.name}")
+
+
+@keys.command(name="rotate-signing")
+@expand_options
+def rotate_signing(common: CommonOptions) -> None:
+    """Make a new key to sign prediction ids with. The one before stays good until the next rotation.
+
+    Example: `plaudit keys rotate-signing`, then start the services anew, one after the other
+    """
+    settings = common.settings()
+    with needs_extra("serve"):
+        from plaudit.compose.paths import data_dir
+
+        SigningKeys(data_dir(settings) / "signing.key").rotate()
+    output.err.print("start the services anew: they go on signing with the key before until then")
 
 
 @tls.command(name="self-signed")

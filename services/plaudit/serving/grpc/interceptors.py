@@ -39,6 +39,7 @@ STATUSES: Final[Mapping[type[errors.PlauditError], grpc.StatusCode]] = {
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
     errors.Unauthorized: grpc.StatusCode.UNAUTHENTICATED,
     errors.WrongToken: grpc.StatusCode.PERMISSION_DENIED,
+    errors.OtherFeedback: grpc.StatusCode.ALREADY_EXISTS,
     errors.Forbidden: grpc.StatusCode.PERMISSION_DENIED,
     errors.QuotaSpent: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.UnprovenVersion: grpc.StatusCode.FAILED_PRECONDITION,
