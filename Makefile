@@ -2,7 +2,7 @@
 #   make PYTHON=python3.12 test      another interpreter
 # Where there is no NVIDIA driver, torch is installed without CUDA (tools/torch-backend.sh; UV_TORCH_BACKEND overrides it).
 .DEFAULT_GOAL := help
-.PHONY: help docs docs-serve reference coverage release demo demo-kafka test programs dashboards bench-console test-slow bench-serving bench-gpu bench-learning bench-feedback bench-rollout bench-attacks test-faults test-field fuzz-media check house fmt proto clean
+.PHONY: help docs docs-serve reference coverage release demo demo-kafka test programs dashboards bench-console test-slow bench-serving bench-gpu bench-learning bench-feedback bench-rollout bench-attacks test-faults test-field fuzz fuzz-media check house fmt proto clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -40,6 +40,11 @@ test-slow: $(INSTALLED) programs ## The tests that take longer than about ten se
 
 fuzz-media: $(INSTALLED) ## Mutated pictures and sounds under limits of time and memory; SECONDS=300, SEED=1; into build/fuzz-media
 	PYTHONPATH=tests $(BIN)/python -m field.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(INSTALLED) ## Every parser of foreign bytes, with oracles; goes on from the last run; SECONDS=600, ONLY="png event"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements/constraints.txt --group fuzz || \
+		echo "no atheris for this machine: inputs are mutated without looking at what they reach" >&2
+	PYTHONPATH=tests $(BIN)/python -m fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(if $(ONLY),--only $(ONLY))
 
 programs: $(INSTALLED) ## What tests need and .venv lacks: Chromium, Prometheus, kcat, Triton's and KServe's clients; into .cache
 	@tests/support/tools/fetch-debian.sh chromium .cache/debian/chromium

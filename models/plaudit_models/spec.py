@@ -248,6 +248,16 @@ def spec_from_dict(raw: Mapping[str, Any]) -> ModelSpec:
     Raises:
         InvalidSpec: with every problem found, each naming the field and the value.
     """
+    try:
+        return _spec_from_dict(raw)
+    except InvalidSpec:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a list where a table is wanted, and the like
+        problem = f"{type(error).__name__}: {error}"
+        raise InvalidSpec(f"model: a value is missing or of the wrong kind ({problem})") from error
+
+
+def _spec_from_dict(raw: Mapping[str, Any]) -> ModelSpec:
     known = {"name", "modalities", "actions", "embedding_size", "outputs", "scores_text"}
     problems = [f"model.{key}: unknown key; known keys are {sorted(known)}" for key in raw if key not in known]
     problems += [f"model.{key}: missing" for key in ("name", "modalities", "actions") if key not in raw]

@@ -164,14 +164,14 @@ async def test_ids_that_are_none_in_streams_and_over_the_open_inference_protocol
         infer: Any = running.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         for field, message in (
             (
-                "parameters['user_id']",
+                "parameters['user_id']: ",
                 pb.ModelInferRequest(parameters={"user_id": pb.InferParameter(string_param=value)}),
             ),
-            ("model", pb.ModelInferRequest(model_name=value)),
+            (("model: ", "model_name: "), pb.ModelInferRequest(model_name=value)),
         ):
             code, details = await refusal(infer(message.SerializeToString()))
             assert code in (INVALID, grpc.StatusCode.NOT_FOUND)
-            assert details.startswith(f"{field}: ")
+            assert details.startswith(field)
             assert len(details) < 1_000
 
 

@@ -46,7 +46,9 @@ def load_settings(config: Path | None, flags: Mapping[str, Any] | None = None) -
     if config is not None:
         try:
             raw = tomllib.loads(config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except RecursionError as error:
+            raise ConfigError(f"{config}: is nested too deep") from error
+        except (OSError, ValueError) as error:  # a number of 5,000 digits is no TOMLDecodeError
             raise ConfigError(f"{config}: {error}") from error
     merged = _merge(_merge(raw, _environment(os.environ)), flags or {})
     try:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.applications import Starlette
 
+from plaudit.console.connections import Connections
 from plaudit.core.errors import ConfigError
 from plaudit.core.host.addresses import listening_socket
 
@@ -28,7 +29,14 @@ def open_port(host: str, port: int) -> socket.socket:
 
 async def serve(app: Starlette, listening: socket.socket, stopping: asyncio.Event) -> None:
     """Serve until ``stopping`` is set and requests under way are answered."""
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=_DRAIN_S, lifespan="off")
+    config = uvicorn.Config(
+        app,
+        http=Connections().protocol,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=_DRAIN_S,
+        lifespan="off",
+    )
     server = _Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     stopped = asyncio.create_task(stopping.wait())

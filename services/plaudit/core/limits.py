@@ -95,6 +95,11 @@ MAX_HEALTH_CALLS: Final = 64
 """Calls for health that are answered at once, beside all others."""
 MAX_SMALL_CALL_BYTES: Final = 64 * 2**10
 """Size of a message that does not count among `serving.max_bytes_in_flight`."""
+MAX_FIELD_COST: Final = 81_920
+"""Fields of a message of more than `MAX_SMALL_CALL_BYTES`, its messages' fields included. One of another number than
+the field before it counts five times. An empty field of two bytes would become an object of 90."""
+MAX_SHAPE_BYTES: Final = 2**20
+"""Size of all shapes in one message, each axis taking at least a byte: it becomes eight."""
 KEEPALIVE_S: Final = 30.0
 """Interval at which the server asks a silent connection whether its peer is there."""
 KEEPALIVE_TIMEOUT_S: Final = 10.0
@@ -117,6 +122,12 @@ MAX_METRICS_CONNECTIONS: Final = 64
 """Connections to a metrics port whose request has not arrived; a further one takes the place of the oldest."""
 METRICS_TIMEOUT_S: Final = 5.0
 """Time that a connection to a metrics port has for its request and for taking the answer."""
+MAX_CONSOLE_CONNECTIONS: Final = 128
+"""Connections to the console. A further one takes the place of the one that has waited longest for its request."""
+CONSOLE_REQUEST_S: Final = 10.0
+"""Time that the head of a request to the console has to arrive, and that a connection may idle."""
+CONSOLE_CALL_S: Final = 120.0
+"""Time that the body of a request to the console has to arrive, and its answer to be taken."""
 
 # --- the registry ----------------------------------------------------------------------------------------------------
 

@@ -123,11 +123,17 @@ class PredictionIds:
         body = self._verified(prediction_id)
         form, key_id, time_us, window_s, _, version, propensity, user_tag, model_length = _HEADER.unpack_from(body)
         names = body[_HEADER.size :]
+        if form not in (_FIXED_ACTION, _DYNAMIC_ACTION):
+            raise InvalidPredictionId(f"is of format {form}, which another release of this service signs")
+        try:
+            model, action = names[:model_length].decode(), names[model_length:].decode()
+        except UnicodeDecodeError:
+            raise InvalidPredictionId("was signed by this service's key, but not by this service") from None
         prediction = SignedPrediction(
             time_s=time_us / 1e6,
-            model=names[:model_length].decode(),
+            model=model,
             version=version,
-            action=names[model_length:].decode(),
+            action=action,
             propensity=propensity,
             dynamic=form == _DYNAMIC_ACTION,
             user_tag=user_tag,

@@ -45,6 +45,7 @@ from plaudit.core.limits import (
     MAX_TENSOR_RANK,
     MIN_EVENT_TIME_S,
 )
+from plaudit.core.message_bounds import check_message
 from plaudit.core.rollout import Rollout
 from plaudit.core.text.identifiers import check_given_id, check_id
 from plaudit.v1 import content_pb2, events_pb2, feedback_pb2, prediction_pb2
@@ -188,18 +189,18 @@ def set_signal(message: FeedbackMessage, signal: Signal) -> None:
 
 # --- events ----------------------------------------------------------------------------------------------------------
 
-_EVENT_TYPES: Final = {
-    Topic.DECISIONS: events_pb2.DecisionEvent.DESCRIPTOR.full_name,
-    Topic.FEEDBACK: events_pb2.FeedbackEvent.DESCRIPTOR.full_name,
-    Topic.DEAD_LETTER: events_pb2.DeadLetterEvent.DESCRIPTOR.full_name,
-    Topic.VERSIONS: events_pb2.RolloutEvent.DESCRIPTOR.full_name,
-    Topic.EXPERIMENTS: events_pb2.ExperimentEvent.DESCRIPTOR.full_name,
+_MESSAGE_TYPES: Final = {
+    Topic.DECISIONS: events_pb2.DecisionEvent.DESCRIPTOR,
+    Topic.FEEDBACK: events_pb2.FeedbackEvent.DESCRIPTOR,
+    Topic.DEAD_LETTER: events_pb2.DeadLetterEvent.DESCRIPTOR,
+    Topic.VERSIONS: events_pb2.RolloutEvent.DESCRIPTOR,
+    Topic.EXPERIMENTS: events_pb2.ExperimentEvent.DESCRIPTOR,
 }
 
 
 def event_type(topic: Topic) -> str:
     """Full name of the protobuf message in the topic's payloads."""
-    return _EVENT_TYPES[topic]
+    return _MESSAGE_TYPES[topic].full_name
 
 
 # Fields that an event and its message both have, by the same name.
@@ -270,6 +271,7 @@ def decode_event(topic: Topic, payload: bytes) -> Event:
         UnreadableEvent: the payload is damaged or not of this topic.
     """
     try:
+        check_message(payload, _MESSAGE_TYPES[topic], ids=False)
         match topic:
             case Topic.DECISIONS:
                 return _decision_from_wire(events_pb2.DecisionEvent.FromString(payload))

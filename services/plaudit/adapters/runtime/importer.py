@@ -21,6 +21,7 @@ import onnx
 from onnx import helper
 from safetensors.numpy import save_file
 
+from plaudit.adapters.runtime.divisions import guard_divisions
 from plaudit.adapters.runtime.graph_file import CannotImport, read_graph
 from plaudit.adapters.runtime.graph_surgery import (
     Source,
@@ -115,6 +116,7 @@ def import_onnx(
     """
     graph = read_graph(file)
     check_operators(graph)
+    guard_divisions(graph)
     labels = see_through_zipmaps(graph)
     _leave_out_what_is_no_tensor(graph, note)
     inputs = _inputs(graph, options)

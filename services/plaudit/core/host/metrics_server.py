@@ -28,6 +28,7 @@ from plaudit.core.limits import MAX_METRICS_ANSWERS, MAX_METRICS_CONNECTIONS, ME
 logger = structlog.get_logger(__name__)
 
 _MAX_REQUEST_BYTES: Final = 16 * 1024
+_MAX_NAMES: Final = 1_000
 _PAUSE_S: Final = 0.1
 _COMPRESSED_FROM_BYTES: Final = 1024
 
@@ -41,7 +42,10 @@ def page_of(registry: CollectorRegistry) -> Page:
     """The page of one registry, in the format that the scraper prefers."""
 
     def page(accept: str, names: Sequence[str]) -> tuple[str, bytes]:
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except Exception:  # a version that is no number, and whatever else the library does not expect of a header
+            encode, content_type = choose_encoder("")
         shown = registry.restricted_registry(names) if names else registry
         return content_type, encode(shown)
 
@@ -152,7 +156,11 @@ class MetricsServer:
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         if method != "GET":
             return _response("405 Method Not Allowed", {"allow": "GET"}, b"")
-        url = urlsplit(rest.partition(" ")[0])
+        try:
+            url = urlsplit(rest.partition(" ")[0])
+            names = parse_qs(url.query, max_num_fields=_MAX_NAMES).get("name[]", [])
+        except ValueError as error:
+            return _said("400 Bad Request", f"the address cannot be read: {str(error)[:80]}")
         if url.path == "/healthz":
             return _said("200 OK", "alive")
         if url.path == "/readyz":
@@ -160,7 +168,6 @@ class MetricsServer:
             return _said("200 OK", "ready") if problem is None else _said("503 Service Unavailable", problem)
         if url.path not in ("/", "/metrics"):
             return _said("404 Not Found", "there are /metrics, /healthz and /readyz")
-        names = parse_qs(url.query).get("name[]", [])
         content_type, body = await self._loop.run_in_executor(self._pool, self._page, headers.get("accept", ""), names)
         answered = {"content-type": content_type}
         if "gzip" in headers.get("accept-encoding", "") and len(body) >= _COMPRESSED_FROM_BYTES:

@@ -21,6 +21,7 @@ from grpc_status import rpc_status
 from plaudit.core import errors
 from plaudit.core.errors import InvalidInput
 from plaudit.core.limits import MAX_SMALL_CALL_BYTES, MAX_STATUS_BYTES
+from plaudit.core.message_bounds import check_message
 from plaudit.serving.engine.admission import ByteBudget
 from plaudit.serving.engine.call_context import ClientGone
 from plaudit.serving.grpc.open_calls import OpenCalls
@@ -123,7 +124,7 @@ class CallInterceptor(grpc.ServerInterceptor):
 
     def _wrap(self, handler: Any, method: str) -> Any:
         """Requests are deserialised here, so that bytes that are no message are an error like any other."""
-        read = reader_of(handler.request_deserializer)
+        read = reader_of(handler.request_deserializer, ids=not handler.stream_stream)
         write = {"response_serializer": handler.response_serializer}
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, read, method), **write)
@@ -225,12 +226,18 @@ def abort_overloaded(error: errors.Overloaded, context: Any) -> NoReturn:
     abort(error, *status_of(error, ""), context)
 
 
-def reader_of(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
-    """Bytes → message, raising InvalidInput; for methods that take bytes, the bytes."""
+def reader_of(deserialize: Callable[[bytes], Any] | None, *, ids: bool = True) -> Callable[[bytes], Any]:
+    """Bytes → message, raising InvalidInput; for methods that take bytes, the bytes.
+
+    Args:
+        ids: see :func:`check_message`.
+    """
     if deserialize is None:
         return lambda raw: raw
+    descriptor = deserialize.__self__.DESCRIPTOR  # type: ignore[attr-defined]  # FromString of a message
 
     def read(raw: bytes) -> Any:
+        check_message(raw, descriptor, ids=ids)
         try:
             return deserialize(raw)
         except DecodeError as error:
