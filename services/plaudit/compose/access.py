@@ -58,6 +58,24 @@ def check_listening(settings: Settings) -> None:
         )
 
 
+def console_login(settings: Settings) -> Authenticator | None:
+    """What users of the console log in with; None where only this machine reaches it, or a proxy asks.
+
+    Raises:
+        ConfigError: others reach it, and there is no key.
+    """
+    host = settings.console.host
+    if is_loopback(host) or settings.serving.open:
+        return None
+    credentials = _credentials(settings)
+    if not credentials.asks():
+        raise ConfigError(
+            f"console.host: others than this machine reach {host}, and there is no key to log in with; `plaudit keys "
+            "create NAME` makes one. Or listen on 127.0.0.1, or set serving.open = true where a proxy in front asks"
+        )
+    return credentials
+
+
 def _credentials(settings: Settings) -> Authenticator:
     tokens: Authenticator | None = None
     if settings.serving.jwt.jwks:

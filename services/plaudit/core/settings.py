@@ -431,7 +431,7 @@ class ConsoleSettings:
     """[console] The web page to try the model and watch the loop."""
 
     host: str = "127.0.0.1"
-    """Address that the page listens on. Every browser that reaches it can query the model and send feedback."""
+    """Address that the page listens on. Off this machine users log in: any name, and an API key as the password."""
     port: Port | None = None
     """Port of the page; 0: a free one. None: `plaudit up` serves no page."""
     hosts: Sequence[str] = ()
