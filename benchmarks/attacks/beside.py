@@ -75,35 +75,30 @@ def _channel(server: Served) -> grpc.Channel:
     return grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)])
 
 
+def _idle_streams(server: Served) -> contextlib.AbstractContextManager[None]:
+    return _silent_calls(server, lambda channel: feedback_pb2_grpc.FeedbackServiceStub(channel).StreamFeedback)
+
+
+def _half_calls(server: Served) -> contextlib.AbstractContextManager[None]:
+    def predict(channel: Any) -> Callable[[Iterator[Any]], Any]:
+        begin: Callable[[Iterator[Any]], Any] = channel.stream_unary("/plaudit.v1.PredictionService/Predict").future
+        return begin
+
+    return _silent_calls(server, predict)
+
+
 @contextlib.contextmanager
-def _idle_streams(server: Served) -> Iterator[None]:
+def _silent_calls(server: Served, method: Callable[[grpc.Channel], Callable[[Iterator[Any]], Any]]) -> Iterator[None]:
+    """Calls on one connection whose client sends no message."""
     over = threading.Event()
 
-    def nothing() -> Iterator[object]:
+    def nothing() -> Iterator[Any]:
         over.wait()
         yield from ()
 
     with _channel(server) as channel:
-        stub = feedback_pb2_grpc.FeedbackServiceStub(channel)
-        calls = [stub.StreamFeedback(nothing()) for _ in range(STREAMS)]
-        time.sleep(0.5)
-        yield
-        over.set()
-        for call in calls:
-            call.cancel()
-
-
-@contextlib.contextmanager
-def _half_calls(server: Served) -> Iterator[None]:
-    over = threading.Event()
-
-    def nothing() -> Iterator[bytes]:
-        over.wait()
-        yield from ()
-
-    with _channel(server) as channel:
-        predict: Any = channel.stream_unary("/plaudit.v1.PredictionService/Predict")
-        calls = [predict.future(nothing()) for _ in range(STREAMS)]
+        begin = method(channel)
+        calls = [begin(nothing()) for _ in range(STREAMS)]
         time.sleep(0.5)
         yield
         over.set()

@@ -30,6 +30,8 @@ from support.postgres_server import postgres_server
 
 CHUNK = 20_000
 LOOK_EVERY = 100_000
+IDLE_STEPS = 20
+"""Steps in a row without any work after which the benchmark gives up."""
 
 
 def main(events: int, kind: str) -> None:
@@ -54,23 +56,27 @@ def measure(world: World, events: int) -> dict[str, Any]:
     collect_garbage_seldom()  # as in `plaudit learn`
     spent_s, taken_in, resident = 0.0, 0, {}
     rates: dict[int, float] = {}
-    looked_s = 0.0
+    processor_us: dict[int, float] = {}
+    looked_s = looked_processor_s = processor_s = 0.0
     for chunk in traffic(world, events):
         world.log.append(chunk)
-        started_s = time.perf_counter()
+        started_s, started_processor_s = time.perf_counter(), time.process_time()
         taken_in += len(chunk)
-        while learner.state.progress.experiences < taken_in // 2:
-            learner.step()
+        catch_up(learner, taken_in // 2)
         spent_s += time.perf_counter() - started_s
+        processor_s += time.process_time() - started_processor_s
         if taken_in % LOOK_EVERY == 0:
             resident[taken_in] = resident_mib()
             rates[taken_in] = round(LOOK_EVERY / (spent_s - looked_s))
-            looked_s = spent_s
+            processor_us[taken_in] = round(1e6 * (processor_s - looked_processor_s) / LOOK_EVERY, 1)
+            looked_s, looked_processor_s = spent_s, processor_s
     check(learner, events)
     return {
         "events": events,
         "events_per_s": round(events / spent_s),
         "rates_per_s": rates,
+        "processor_us_per_event": round(1e6 * processor_s / events, 1),
+        "processor_us": processor_us,
         "resident_mib": resident,
     }
 
@@ -96,9 +102,23 @@ def traffic(world: World, events: int) -> Iterator[list[Decision | Feedback]]:
         yield chunk
 
 
+def catch_up(learner: Learner, experiences: int) -> None:
+    """Step until so many experiences are learned; ends the benchmark where nothing moves before that."""
+    idle = 0
+    while learned(learner) < experiences:
+        idle = 0 if learner.step() else idle + 1
+        if idle == IDLE_STEPS:
+            sys.exit(f"{learned(learner)} experiences of {experiences} after {IDLE_STEPS} steps without any work")
+
+
+def learned(learner: Learner) -> int:
+    """Number of experiences that were learned, those among them that users have outdated since."""
+    return learner.state.progress.experiences + learner.state.progress.outdated
+
+
 def check(learner: Learner, events: int) -> None:
-    if (learner.state.progress.experiences, learner.store.intake_stats().waiting) != (events // 2, 0):
-        sys.exit(f"{learner.state.progress.experiences} experiences of {events} events")
+    if (learned(learner), learner.store.intake_stats().waiting) != (events // 2, 0):
+        sys.exit(f"{learned(learner)} experiences of {events} events")
 
 
 def resident_mib() -> float:

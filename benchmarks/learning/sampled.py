@@ -32,7 +32,7 @@ from plaudit_models.training.data.experiences import Experiences
 from plaudit_models.training.data.feedback_targets import FeedbackTargets, build_feedback_targets
 from plaudit_models.training.finetune import Finetuned, finetune
 from plaudit_models.training.networks.fusion import FusionConfig, FusionPolicy
-from plaudit_models.training.objectives import Objective, Sampled, Target
+from plaudit_models.training.objectives import Objective, Sampled, TargetPolicy
 from plaudit_models.training.pretrain import pretrain
 from plaudit_models.training.reward import RewardModel, fit_reward_model, rewards_on
 
@@ -255,7 +255,7 @@ def _step_s(objective: str, actions: int, repeats: int = 12) -> float:
             logits: Tensor = policy.action_head(embedding[rows])
             return logits.detach()
 
-        made = Target(known, known, rewards, temperature=Settings().policy.beta)
+        made = TargetPolicy(known, known, rewards, temperature=Settings().policy.beta)
     else:
         made = Sampled(experiences, rewards, SamplingConfig(), Generator().manual_seed(0))
     logits = torch.randn(BATCH, actions, requires_grad=True)

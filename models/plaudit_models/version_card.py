@@ -24,7 +24,7 @@ KINDS: Final[Mapping[str, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class CardTable:
     """``rows`` have as many cells as ``header``."""
 
     header: Sequence[str]
@@ -37,7 +37,7 @@ class Section:
 
     title: str
     facts: Sequence[tuple[str, str]] = ()
-    tables: Sequence[Table] = ()
+    tables: Sequence[CardTable] = ()
     remarks: Sequence[str] = ()
 
 
@@ -96,7 +96,7 @@ def size_words(size_bytes: int) -> str:
 
 # --- sections --------------------------------------------------------------------------------------------------------
 
-_Content = tuple[Sequence[tuple[str, str]], Sequence[Table], Sequence[str]]
+_Content = tuple[Sequence[tuple[str, str]], Sequence[CardTable], Sequence[str]]
 """Facts, tables and remarks."""
 
 
@@ -145,7 +145,7 @@ def _metrics(manifest: Raw) -> _Content:
     groups = [*accuracy.get("by_group", {})]
     rows = [["all", *(_percent(each.get("overall")) for each in columns.values())]]
     rows += [[group, *(_percent(each.get("by_group", {}).get(group)) for each in columns.values())] for group in groups]
-    return facts, [Table(["slice", *columns], rows)], ()
+    return facts, [CardTable(["slice", *columns], rows)], ()
 
 
 def _reward_model(manifest: Raw) -> _Content:
@@ -159,8 +159,8 @@ def _reward_model(manifest: Raw) -> _Content:
     quarters = zip(*(report.get(name, ()) for name in _UNCERTAINTY), strict=True)
     unsure = [[f"{sigma:.3f}", f"{error:.3f}", f"{noise:.3f}", str(n)] for sigma, error, noise, n in quarters]
     tables = [
-        Table(["predicted reward", "observed", "n"], rows),
-        Table(["uncertainty", "mean error", "if predictions were exact", "n"], unsure),
+        CardTable(["predicted reward", "observed", "n"], rows),
+        CardTable(["uncertainty", "mean error", "if predictions were exact", "n"], unsure),
     ]
     return facts, [table for table in tables if table.rows], ()
 
@@ -182,7 +182,7 @@ def _gate(manifest: Raw) -> _Content:
         [part["name"], str(part["n"]), f"{part['gain']:+.3f}", _value(part["e_value_harm"]), _value(part["threshold"])]
         for part in gate.get("slices", [])
     ]
-    tables = [Table(["slice", "n", "gain", "evidence for harm", "proof"], rows)] if rows else []
+    tables = [CardTable(["slice", "n", "gain", "evidence for harm", "proof"], rows)] if rows else []
     return _known(facts), tables, list(gate.get("reasons", []))
 
 
@@ -306,6 +306,6 @@ def _time(time_s: Any) -> str | None:
         return f"{time_s} s"
 
 
-def _markdown(table: Table) -> list[str]:
+def _markdown(table: CardTable) -> list[str]:
     rows = [table.header, ["---"] * len(table.header), *table.rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]

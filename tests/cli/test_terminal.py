@@ -11,7 +11,7 @@ from rich.console import Console
 
 from plaudit.cli import failures, output
 from plaudit.cli.processes.services import log_to_stderr
-from plaudit.client import Rollout
+from plaudit.client import RolloutSnapshot
 
 FORGED = "ada\x1b[1A\x1b[2Kmallory  trusted"
 """Erases the row above and writes another one."""
@@ -36,8 +36,8 @@ def test_a_user_id_can_forge_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_reason_acts_on_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     text = shown(monkeypatch)
     fields = {"model": "m", "generation": 1, "live": 1, "reason": FORGED, "actor": "\x9b2J", "changed_at_s": 1.0}
-    unset = {name: None for name in Rollout.__dataclass_fields__ if name not in fields}
-    output.print_rollout(Rollout(**{**unset, **fields}))  # type: ignore[arg-type]
+    unset = {name: None for name in RolloutSnapshot.__dataclass_fields__ if name not in fields}
+    output.print_rollout(RolloutSnapshot(**{**unset, **fields}))  # type: ignore[arg-type]
     assert "\x1b" not in text.getvalue()
     assert "\x9b" not in text.getvalue()
 

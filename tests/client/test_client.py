@@ -8,7 +8,16 @@ from typing import Any
 import grpc
 import pytest
 
-from plaudit.client import Acknowledgement, AsyncClient, Client, ClientError, Prediction, Receipt, Rollout, feedback
+from plaudit.client import (
+    Acknowledgement,
+    AsyncClient,
+    Client,
+    ClientError,
+    Prediction,
+    Receipt,
+    RolloutSnapshot,
+    feedback,
+)
 from plaudit.v1 import feedback_pb2
 from support.recording_server import Call, Recorder
 
@@ -155,7 +164,7 @@ def test_a_receipt(call: Call) -> None:
 def test_versions_and_rollout(call: Call) -> None:
     listed = call("versions")
     assert [(v.version, v.kind, v.parent, v.manifest) for v in listed.versions] == [(1, "head", None, {"floor": 0.02})]
-    assert listed.rollout == Rollout(
+    assert listed.rollout == RolloutSnapshot(
         model="pets",
         generation=7,
         live=3,

@@ -9,7 +9,7 @@ from typing import Any, cast
 import grpc
 import pytest
 
-from plaudit.client import Acknowledgement, AsyncClient, ClientError, Prediction, Rollout
+from plaudit.client import Acknowledgement, AsyncClient, ClientError, Prediction, RolloutSnapshot
 from plaudit.demo.drive import drive, follow_rollout
 from plaudit.demo.request_pacing import RequestPacing
 from plaudit.demo.task import Example
@@ -28,7 +28,7 @@ class ScriptedClient:
         self.fail_predict, self.fail_feedback = fail_predict, fail_feedback
         self.users: list[str] = []
         self.thumbs: dict[str, bool] = {}
-        self.rollouts: list[Rollout] = []
+        self.rollouts: list[RolloutSnapshot] = []
 
     async def predict(self, content: dict[str, Any], *, user_id: str, top_k: int) -> Prediction:
         assert set(content) == {"image", "audio", "question"}
@@ -61,7 +61,7 @@ class ScriptedClient:
         self.thumbs[feedback_id] = up
         return Acknowledgement(feedback_id, duplicate=False)
 
-    async def watch_versions(self) -> AsyncIterator[Rollout]:
+    async def watch_versions(self) -> AsyncIterator[RolloutSnapshot]:
         for rollout in self.rollouts:
             yield rollout
 
@@ -110,8 +110,8 @@ async def test_anything_but_a_refusal_ends_the_drive() -> None:
         await send(Broken(), [Request("ada", RIGHT, False)], total=4)
 
 
-def a_rollout(generation: int, live: int, reason: str) -> Rollout:
-    return Rollout(
+def a_rollout(generation: int, live: int, reason: str) -> RolloutSnapshot:
+    return RolloutSnapshot(
         model="m",
         generation=generation,
         live=live,

@@ -13,7 +13,7 @@ from torch import Generator
 from plaudit_models.training.config import SamplingConfig
 from plaudit_models.training.data.experiences import Experiences
 from plaudit_models.training.losses import clipped_loss, group_advantages
-from plaudit_models.training.objectives import Likelihood, Sampled, Target
+from plaudit_models.training.objectives import Likelihood, Sampled, TargetPolicy
 
 ROW = torch.tensor([0])
 
@@ -47,10 +47,10 @@ def test_likelihood_by_hand() -> None:
     assert loss.item() == pytest.approx(0.75 * math.log(2), abs=1e-6)
 
 
-def _target(parent: tuple[float, float], served: tuple[float, float], reward: tuple[float, float]) -> Target:
+def _target(parent: tuple[float, float], served: tuple[float, float], reward: tuple[float, float]) -> TargetPolicy:
     known = [torch.tensor([each]).log() for each in (parent, served)]
     rewards = torch.tensor([reward])
-    return Target(
+    return TargetPolicy(
         lambda rows: known[0],
         lambda rows: known[1],
         lambda rows, actions: rewards[rows].gather(1, actions),
@@ -90,7 +90,7 @@ def test_the_trunk_is_asked_for_what_users_miss_by_hand(
 
 def test_a_target_needs_a_temperature() -> None:
     with pytest.raises(ValueError, match=r"temperature: 0.0 must be greater than 0"):
-        Target(lambda rows: rows, lambda rows: rows, lambda rows, actions: actions, temperature=0.0)
+        TargetPolicy(lambda rows: rows, lambda rows: rows, lambda rows, actions: actions, temperature=0.0)
 
 
 def test_advantages_by_hand() -> None:

@@ -18,7 +18,7 @@ from plaudit_models.training.config import FinetuneConfig, LoraConfig, SamplingC
 from plaudit_models.training.data.experiences import Experiences, ListedExperiences
 from plaudit_models.training.finetune import finetune
 from plaudit_models.training.networks.fusion import FusionConfig, FusionPolicy
-from plaudit_models.training.objectives import Target
+from plaudit_models.training.objectives import TargetPolicy
 from plaudit_models.training.replay import Listed, ListedReplay
 from plaudit_models.training.schedule import use_threads
 
@@ -128,7 +128,7 @@ def test_the_target_over_a_list_by_hand() -> None:
     def rewards(rows: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         return torch.tensor([[1.0, 0.0, 0.0]])
 
-    loss = Target(
+    loss = TargetPolicy(
         rows_of(np.log(0.25), np.log(0.75)),
         rows_of(0.0, 0.0),
         rewards,

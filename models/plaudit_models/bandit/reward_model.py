@@ -258,6 +258,25 @@ class RewardPosterior:
         variance: Float64 = np.square(features) @ (1.0 / self.prior_precision).T
         return variance
 
+    def known(self, features: Float64, actions: Int64) -> Float64:
+        """Share of the prior variance that evidence has removed, in [0, 1], of one action a row, ``[b]``.
+
+        The variance of one action costs as little as that, where :meth:`predict` has those of all.
+
+        Args:
+            features: shape ``[b, f]``.
+            actions: shape ``[b]``.
+        """
+        known = np.empty(len(features))
+        for k in np.unique(actions):
+            rows = np.flatnonzero(actions == k)
+            phi = features[rows]
+            projected = phi @ self.factor[k].T
+            prior = np.square(phi) @ (1.0 / self.prior_precision[k])
+            known[rows] = 1.0 - np.einsum("bf,bf->b", projected, projected) / prior
+        clipped: Float64 = np.clip(known, 0.0, 1.0)
+        return clipped
+
 
 @lru_cache(maxsize=4)
 def posterior(state: RewardState, prior: RewardPrior) -> RewardPosterior:

@@ -217,7 +217,7 @@ class GateReport:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Slice:
+class _ComparedGroup:
     bets: EProcess
     is_group: bool
     n: int = 0
@@ -235,7 +235,7 @@ class _Slice:
         variance = max(0.0, self.gain_square_sum - self.n * self.gain**2) / (self.n - 1)
         return math.sqrt(variance / self.n)
 
-    def update(self, low: Float64, high: Float64) -> _Slice:
+    def update(self, low: Float64, high: Float64) -> _ComparedGroup:
         """Slice with further differences, both bounds of each, ``[n]``."""
         middle = (low + high) / 2.0
         return replace(
@@ -266,7 +266,7 @@ class Comparison:
     rules: GateRules
     gain: EProcess
     loss: EProcess
-    slices: Mapping[str, _Slice] = field(default_factory=dict)
+    slices: Mapping[str, _ComparedGroup] = field(default_factory=dict)
     tally: UserTally = field(default_factory=UserTally)
     n: int = 0
     gain_sum: float = 0.0
@@ -315,7 +315,9 @@ class Comparison:
                     if is_group and sum(each.is_group for each in updated.values()) >= MAX_GROUPS:
                         untested += int(inside.sum())
                         continue
-                    part = _Slice(open_e_process(self.rules.bound, np.array([self.rules.slice_margin])), is_group)
+                    part = _ComparedGroup(
+                        open_e_process(self.rules.bound, np.array([self.rules.slice_margin])), is_group
+                    )
                 updated[name] = part.update(low[inside], high[inside])
         return replace(
             self,
@@ -434,7 +436,8 @@ def comparison_from_dict(raw: Mapping[str, Any]) -> Comparison:
         KeyError, TypeError: ``raw`` is no comparison.
     """
     slices = {
-        name: _Slice(**{**part, "bets": e_process_from_dict(part["bets"])}) for name, part in raw["slices"].items()
+        name: _ComparedGroup(**{**part, "bets": e_process_from_dict(part["bets"])})
+        for name, part in raw["slices"].items()
     }
     evidence = {name: e_process_from_dict(raw[name]) for name in ("gain", "loss")}
     rules, tally = GateRules(**raw["rules"]), UserTally(**raw["tally"])

@@ -41,7 +41,7 @@ from plaudit_models.training.data.rows import Source, freeze_encoders
 from plaudit_models.training.losses import action_nll, kl_to_reference
 from plaudit_models.training.networks.fusion import FusionPolicy
 from plaudit_models.training.networks.lora import adapt, merge
-from plaudit_models.training.objectives import Likelihood, Logits, Objective, Rewards, Sampled, Target
+from plaudit_models.training.objectives import Likelihood, Logits, Objective, Rewards, Sampled, TargetPolicy
 from plaudit_models.training.replay import FixedReplay, Listed, ListedReplay, Replay, Served
 from plaudit_models.training.schedule import IntervalMean, blocks_for_ever, descend, fraction_done, one_cycle, shuffled
 from plaudit_models.training.texts import ActionTexts
@@ -260,7 +260,7 @@ def _objective(
         return Sampled(experiences, rewards, config.sampling, draws)
     assert known is not None
     assert config.target is not None
-    return Target(*known, rewards, temperature=config.target, allowed_mask=replay.support)
+    return TargetPolicy(*known, rewards, temperature=config.target, allowed_mask=replay.support)
 
 
 def _rows_and_uses(n: int, batch_rows: int, reuse: int, generator: Generator) -> Iterator[tuple[Tensor, bool]]:

@@ -57,7 +57,7 @@ class Likelihood:
         return (self._weight[rows] * loss).mean()
 
 
-class Target:
+class TargetPolicy:
     """Cross-entropy of the policy to the parent where users like what is served, and as far as they do not, to the
     best policy that stays near it, for action sets that can be enumerated:
 

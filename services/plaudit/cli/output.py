@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console, ConsoleRenderable, RenderHook
 from rich.text import Text
 
-from plaudit.client import Acknowledgement, Prediction, Receipt, Rollout, Version, Versions
+from plaudit.client import Acknowledgement, Prediction, Receipt, RolloutSnapshot, Version, Versions
 from plaudit.core.text.printable import printable
 from plaudit_models import version_card
 
@@ -208,7 +208,7 @@ def print_differences(
     _print_table(("field", f"version {before}", f"version {after}"), rows)
 
 
-def print_rollout(rollout: Rollout) -> None:
+def print_rollout(rollout: RolloutSnapshot) -> None:
     live = f"version {rollout.live} is live" if rollout.live else "no version is live"
     pinned = ", pinned" if rollout.pinned else ""
     because = f" ({rollout.reason})" if rollout.reason else ""
@@ -256,7 +256,7 @@ def print_finding(subject: str, state: str, message: str, fix: str) -> None:
     out.print(f"{mark} {subject}: {message}" + (f"\n    fix: {fix}" if fix else ""))
 
 
-def roles(version: int, rollout: Rollout) -> list[str]:
+def roles(version: int, rollout: RolloutSnapshot) -> list[str]:
     """Roles of a version, such as ``["live", "gated", "pinned"]``."""
     parts: Mapping[str, int | None] = {
         "live": rollout.live,

@@ -11,7 +11,7 @@ from plaudit.client import feedback
 from plaudit.client.aio import AsyncClient
 from plaudit.client.content import audio, image, tensor, text
 from plaudit.client.errors import ClientError
-from plaudit.client.results import Acknowledgement, Prediction, Receipt, Rollout, Version, Versions
+from plaudit.client.results import Acknowledgement, Prediction, Receipt, RolloutSnapshot, Version, Versions
 from plaudit.client.sync import Client
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
     "ClientError",
     "Prediction",
     "Receipt",
-    "Rollout",
+    "RolloutSnapshot",
     "Version",
     "Versions",
     "audio",

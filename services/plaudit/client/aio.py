@@ -14,7 +14,7 @@ from plaudit.client.calls import Call, serialize
 from plaudit.client.errors import from_rpc_error
 from plaudit.client.feedback import Feedback
 from plaudit.client.methods import ClientMethods
-from plaudit.client.results import Acknowledgement, Prediction, Receipt, Rollout, Version, Versions
+from plaudit.client.results import Acknowledgement, Prediction, Receipt, RolloutSnapshot, Version, Versions
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -29,7 +29,7 @@ class AsyncClient(
         Coroutine[Any, Any, Receipt],
         Coroutine[Any, Any, Versions],
         Coroutine[Any, Any, Version],
-        Coroutine[Any, Any, Rollout],
+        Coroutine[Any, Any, RolloutSnapshot],
     ]
 ):
     """Connection to one Plaudit server, or to several behind one name. Arguments and errors are those of
@@ -86,7 +86,7 @@ class AsyncClient(
         method: Any = self._channel.stream_stream(call.method, serialize, call.response.FromString)
         return self._read(call, method(pieces, timeout=timeout_s, metadata=self._identity.metadata(admin=False)))
 
-    def watch_versions(self, *, model: str = "", timeout_s: float | None = None) -> AsyncIterator[Rollout]:
+    def watch_versions(self, *, model: str = "", timeout_s: float | None = None) -> AsyncIterator[RolloutSnapshot]:
         """Present rollout at once, then every change, for as long as it is read."""
         call = calls.watch_versions(model)
         method: Any = self._channel.unary_stream(call.method, serialize, call.response.FromString)

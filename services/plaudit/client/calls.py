@@ -179,20 +179,20 @@ def version(number: int, model: str) -> Call[results.Version]:
     )
 
 
-def watch_versions(model: str) -> Call[results.Rollout]:
+def watch_versions(model: str) -> Call[results.RolloutSnapshot]:
     request = model_pb2.WatchVersionsRequest(model=sendable("model", model))
     return Call(_MODEL + "WatchVersions", request, model_pb2.WatchVersionsResponse, _rollout)
 
 
-def promote(number: int, **options: Unpack[ChangeOptions]) -> Call[results.Rollout]:
+def promote(number: int, **options: Unpack[ChangeOptions]) -> Call[results.RolloutSnapshot]:
     return _change("Promote", model_pb2.PromoteRequest(version=number), model_pb2.PromoteResponse, **options)
 
 
-def rollback(**options: Unpack[ChangeOptions]) -> Call[results.Rollout]:
+def rollback(**options: Unpack[ChangeOptions]) -> Call[results.RolloutSnapshot]:
     return _change("Rollback", model_pb2.RollbackRequest(), model_pb2.RollbackResponse, **options)
 
 
-def pin(number: int | None, **options: Unpack[ChangeOptions]) -> Call[results.Rollout]:
+def pin(number: int | None, **options: Unpack[ChangeOptions]) -> Call[results.RolloutSnapshot]:
     """Call of Pin; None unpins. On the wire that is version 0, so 0 itself is refused."""
     if number is not None and number <= 0:
         raise invalid("version", f"{number} is not a version; versions count from 1")
@@ -201,12 +201,12 @@ def pin(number: int | None, **options: Unpack[ChangeOptions]) -> Call[results.Ro
 
 def start_canary(
     number: int, share: float, *, shadow: bool = False, **options: Unpack[ChangeOptions]
-) -> Call[results.Rollout]:
+) -> Call[results.RolloutSnapshot]:
     request = model_pb2.StartCanaryRequest(version=number, share=share, shadow=shadow)
     return _change("StartCanary", request, model_pb2.StartCanaryResponse, **options)
 
 
-def stop_canary(number: int | None, **options: Unpack[ChangeOptions]) -> Call[results.Rollout]:
+def stop_canary(number: int | None, **options: Unpack[ChangeOptions]) -> Call[results.RolloutSnapshot]:
     """Call of StopCanary; None stops any experiment."""
     request = model_pb2.StopCanaryRequest(version=number or 0)
     return _change("StopCanary", request, model_pb2.StopCanaryResponse, **options)
@@ -221,7 +221,7 @@ def _change(
     actor: str | None = None,
     expected_generation: int = 0,
     model: str = "",
-) -> Call[results.Rollout]:
+) -> Call[results.RolloutSnapshot]:
     """Call that changes the rollout, with the fields that the requests of all such calls have."""
     request.reason = sendable("reason", reason)
     request.actor = sendable("actor", _actor(actor))
@@ -230,7 +230,7 @@ def _change(
     return Call(_MODEL + method, request, response, _rollout, admin=True)
 
 
-def _rollout(message: Any) -> results.Rollout:
+def _rollout(message: Any) -> results.RolloutSnapshot:
     return results.rollout(message.rollout)
 
 

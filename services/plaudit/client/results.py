@@ -113,7 +113,7 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True)
-class Rollout:
+class RolloutSnapshot:
     """Rollout of a model: which version serves, and why.
 
     Attributes:
@@ -145,7 +145,7 @@ class Versions:
     """All versions of a model, oldest first, and its rollout."""
 
     versions: tuple[Version, ...]
-    rollout: Rollout
+    rollout: RolloutSnapshot
 
 
 def prediction(message: prediction_pb2.PredictResponse, user_id: str) -> Prediction:
@@ -191,12 +191,12 @@ def version(message: model_pb2.Version, experiment_json: str = "") -> Version:
     )
 
 
-def rollout(message: model_pb2.Rollout) -> Rollout:
+def rollout(message: model_pb2.Rollout) -> RolloutSnapshot:
     names = ("model", "generation", "candidate_share", "pinned", "reason", "actor", "shadow")
     values = {name: getattr(message, name) for name in names}
     for name in ("live", "previous", "gated", "candidate", "experiment"):
         values[name] = getattr(message, name) or None  # 0 on the wire
-    return Rollout(**values, changed_at_s=_time_s(message, "changed_at"))
+    return RolloutSnapshot(**values, changed_at_s=_time_s(message, "changed_at"))
 
 
 def versions(message: model_pb2.ListVersionsResponse) -> Versions:

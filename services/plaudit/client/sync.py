@@ -14,7 +14,7 @@ from plaudit.client.calls import Call, serialize
 from plaudit.client.errors import from_rpc_error
 from plaudit.client.feedback import Feedback
 from plaudit.client.methods import ClientMethods
-from plaudit.client.results import Acknowledgement, Prediction, Receipt, Rollout, Version, Versions
+from plaudit.client.results import Acknowledgement, Prediction, Receipt, RolloutSnapshot, Version, Versions
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
-class Client(ClientMethods[Prediction, Acknowledgement, Receipt, Versions, Version, Rollout]):
+class Client(ClientMethods[Prediction, Acknowledgement, Receipt, Versions, Version, RolloutSnapshot]):
     """Connection to one Plaudit server, or to several behind one name.
 
     Every method raises :class:`~plaudit.client.ClientError`. Other keyword arguments are those of
@@ -93,7 +93,7 @@ class Client(ClientMethods[Prediction, Acknowledgement, Receipt, Versions, Versi
         method: Any = self._channel.stream_stream(call.method, serialize, call.response.FromString)
         return self._read(call, method(iter(pieces), timeout=timeout_s, metadata=self._identity.metadata(admin=False)))
 
-    def watch_versions(self, *, model: str = "", timeout_s: float | None = None) -> Iterator[Rollout]:
+    def watch_versions(self, *, model: str = "", timeout_s: float | None = None) -> Iterator[RolloutSnapshot]:
         """Present rollout at once, then every change, for as long as it is read."""
         call = calls.watch_versions(model)
         method: Any = self._channel.unary_stream(call.method, serialize, call.response.FromString)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Iterator
 from typing import Final, Literal, TypeVar
 
-from plaudit.client import AsyncClient, ClientError, Prediction, Rollout, audio, image, text
+from plaudit.client import AsyncClient, ClientError, Prediction, RolloutSnapshot, audio, image, text
 from plaudit.demo.report import Answer, Failure
 from plaudit.demo.request_pacing import RequestPacing
 from plaudit.demo.users import Request, likes, thumb_up
@@ -48,7 +48,7 @@ async def drive(
 
 async def follow_rollout(client: AsyncClient, state: TrafficState) -> None:
     """Record every change of the rollout, until cancelled."""
-    before: Rollout | None = None
+    before: RolloutSnapshot | None = None
     async for rollout in client.watch_versions():
         state.live, state.candidate = rollout.live, rollout.candidate
         if before is not None and rollout.live != before.live:

@@ -41,7 +41,7 @@ _MAX_OBUS: Final = 8
 
 
 @dataclass(slots=True)
-class _Found:
+class _FoundBoxes:
     sizes: list[tuple[int, int]] = field(default_factory=list)
     hidden: list[int] = field(default_factory=list)
     extents: list[tuple[int, int]] = field(default_factory=list)
@@ -53,7 +53,7 @@ def read_avif(data: bytes) -> Picture:
 
     Raises Damaged: there is no picture in it; UnusableFile: too many boxes.
     """
-    found = _Found()
+    found = _FoundBoxes()
     try:
         _walk(data, 0, len(data), found, 0)
         for start, length in found.extents:
@@ -69,7 +69,7 @@ def read_avif(data: bytes) -> Picture:
     return Picture(bytes(hidden), width, height)
 
 
-def _boxes(data: bytes, at: int, end: int, found: _Found) -> Iterator[tuple[bytes, int, int]]:
+def _boxes(data: bytes, at: int, end: int, found: _FoundBoxes) -> Iterator[tuple[bytes, int, int]]:
     """Kind, start of the contents and end of each box."""
     while at + _HEADER_BYTES <= end:
         found.boxes += 1
@@ -87,7 +87,7 @@ def _boxes(data: bytes, at: int, end: int, found: _Found) -> Iterator[tuple[byte
         at = box_end
 
 
-def _walk(data: bytes, at: int, end: int, found: _Found, depth: int) -> None:
+def _walk(data: bytes, at: int, end: int, found: _FoundBoxes, depth: int) -> None:
     if depth > _MAX_DEPTH:
         raise UnusableFile("the AVIF has boxes in boxes that are too deep; save it again")
     for kind, start, box_end in _boxes(data, at, end, found):

@@ -44,7 +44,7 @@ _BLOCK_BYTES: Final = 128
 
 
 @dataclass(slots=True)
-class _Found:
+class _FoundSegments:
     parts: list[bytes] = field(default_factory=lambda: [_SOI])
     frame: bytes = b""
     frame_marker: int = 0
@@ -71,9 +71,9 @@ def read_jpeg(data: bytes) -> Picture:
     return Picture(b"".join(found.parts), width, height, orientation(found.exif, found.xmp), scalable=True)
 
 
-def _walk(data: bytes) -> _Found:
+def _walk(data: bytes) -> _FoundSegments:
     """Segments up to the end of the image; what follows, such as a video, is left out."""
-    found = _Found()
+    found = _FoundSegments()
     at, limit = len(_SOI), max_chunks(len(data))
     for _ in range(limit):
         marker = (_AFTER_SCAN if found.scans else _MARKER).search(data, at)
@@ -97,7 +97,7 @@ def _walk(data: bytes) -> _Found:
     raise UnusableFile(f"the JPEG has more segments than the limit of {limit}; save it again")
 
 
-def _take(found: _Found, code: int, segment: bytes) -> None:
+def _take(found: _FoundSegments, code: int, segment: bytes) -> None:
     """Note a segment, which begins with its length, and keep it if it makes pixels."""
     body = segment[2:]
     if code in _FRAMES:
@@ -124,7 +124,7 @@ def _take(found: _Found, code: int, segment: bytes) -> None:
     found.parts.append(bytes((0xFF, code)) + segment)
 
 
-def _check_cost(found: _Found, width: int, height: int, components: int) -> None:
+def _check_cost(found: _FoundSegments, width: int, height: int, components: int) -> None:
     shape = f"{width}×{height} pixels"
     if width * height * (found.scans + JPEG_SAMPLE_SCANS) > MAX_JPEG_SCAN_PIXELS:
         raise UnusableFile(

@@ -40,7 +40,7 @@ def is_wav(data: bytes) -> bool:
 
 
 @dataclass(slots=True)
-class _Found:
+class _FoundChunks:
     form: bytes = b""
     count: bytes = b""
     samples: bytes | None = None
@@ -73,8 +73,8 @@ def _rest(form: bytes, size: int, order: str) -> int:
     return size % block if tag in _FIXED_SIZES and block else 0
 
 
-def _walk(data: bytes, order: str) -> _Found:
-    found, at, limit = _Found(), 12, max_chunks(len(data))
+def _walk(data: bytes, order: str) -> _FoundChunks:
+    found, at, limit = _FoundChunks(), 12, max_chunks(len(data))
     for _ in range(limit):
         if at + 8 > len(data) or (found.samples is not None and found.form):
             return found
@@ -92,7 +92,7 @@ def _walk(data: bytes, order: str) -> _Found:
     raise UnusableFile(f"the WAV has more chunks than the limit of {limit}; save it again")
 
 
-def _take_samples(data: bytes, start: int, size: int, found: _Found) -> int:
+def _take_samples(data: bytes, start: int, size: int, found: _FoundChunks) -> int:
     """Note the samples. Returns their number of bytes."""
     there = len(data) - start
     if size == _LONG and found.long_length is not None:

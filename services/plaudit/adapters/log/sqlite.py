@@ -59,6 +59,7 @@ _INSERT_AGAIN: Final = "INSERT OR REPLACE INTO events (topic, event_id, key, tim
 
 _Row = tuple[str, str, str, float, bytes]
 
+_TOPIC: Final = {topic.value: topic for topic in Topic}
 _TOPICS: Final = ", ".join(f"'{topic}'" for topic in Topic)
 _OFTEN: Final = (Topic.DECISIONS, Topic.FEEDBACK)
 _BY_ID: Final = ("NOT INDEXED", "")
@@ -268,10 +269,7 @@ class SqliteReader:
         found.close()
         # Records up to `last` that are not in `rows` are of other topics: they are never read again.
         self._position = rows[-1][0] if cut or len(rows) == limit else last
-        return [
-            Record(Topic(topic), str(id_), PARTITION, str(id_), _event(Topic(topic), payload))
-            for id_, topic, payload in rows
-        ]
+        return [_record(str(id_), _TOPIC[topic], payload) for id_, topic, payload in rows]
 
     def _committed(self) -> int:
         row = self._connection.execute("SELECT position FROM cursors WHERE reader = ?", (self._group,)).fetchone()
@@ -342,6 +340,10 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
         connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
+
+
+def _record(cursor: Cursor, topic: Topic, payload: bytes) -> Record:
+    return Record(topic, cursor, PARTITION, cursor, _event(topic, payload))
 
 
 def _event(topic: Topic, payload: bytes) -> Event | UnreadableRecord:

@@ -34,7 +34,7 @@ _TAKE_NAN: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ValueSource:
     """Where an output of the contract comes from.
 
     Attributes:
@@ -127,7 +127,7 @@ def ensure_default_domain(graph: onnx.ModelProto) -> None:
         graph.opset_import.append(helper.make_opsetid("", _OPSET))
 
 
-def add_contract(graph: onnx.ModelProto, logits: Source, embedding: Source) -> None:
+def add_contract(graph: onnx.ModelProto, logits: ValueSource, embedding: ValueSource) -> None:
     """Add the contract's outputs. An inner value that has one of their names is renamed; an output that has one is
     replaced, so it is to be the same, or left out before.
     """
@@ -146,7 +146,7 @@ def add_contract(graph: onnx.ModelProto, logits: Source, embedding: Source) -> N
         graph.graph.output.append(helper.make_tensor_value_info(name, _FLOAT, ["batch", width]))
 
 
-def _contract_nodes(graph: onnx.ModelProto, name: str, value: str, source: Source) -> str:
+def _contract_nodes(graph: onnx.ModelProto, name: str, value: str, source: ValueSource) -> str:
     """Name of the last value on the way from the output to float32 ``[batch, width]``."""
     nodes = graph.graph.node
 

@@ -1,8 +1,12 @@
-"""Values of the store as rows of its tables, and back. Payloads are in the log's own encoding (core/wire.py)."""
+"""Values of the store as rows of its tables, and back. Payloads are in the log's own encoding (core/wire.py).
+
+Rows are tuples in the order of columns that are named here or in schema.py: several are written and read per event.
+"""
 
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import fields
 from functools import lru_cache
 from typing import Any, Final
@@ -10,47 +14,68 @@ from typing import Any, Final
 import numpy as np
 from sqlalchemy import Row
 
-from plaudit.adapters.store.schema import LABEL_COLUMNS
+from plaudit.adapters.store.schema import EXPERIENCE_VALUES, HEADER_COLUMNS, LABEL_COLUMNS
 from plaudit.core.events import Decision, Features, Feedback, Topic
 from plaudit.core.experience import DecisionHeader, Experience, FeedbackState, Label
-from plaudit.core.ports.store import ExperimentSummary, IntakeStats, StoredFeedback
+from plaudit.core.ports.store import DeadFeedback, ExperimentSummary, IntakeStats, StoredFeedback
 from plaudit.core.wire import decode_event, encode_event, encode_without_features
+
+DECISION_ROW: Final = (
+    *("prediction_id", "time_s", "user_id", "version", "action", "propensity", "allowed_actions"),
+    *("greedy", "modalities", "payload", "user_group", "dynamic_actions"),
+)
+FEATURES_ROW: Final = ("prediction_id", "trunk_digest", "embedding", "base_logits")
+FEEDBACK_ROW: Final = ("feedback_id", "prediction_id", "time_s", "state", "reason", "batch", "payload")
+DEAD_FEEDBACK_ROW: Final = ("feedback_id", "time_s", "reason", "batch")
+
+SUMMARY_ROW: Final = ("generation", "version", "details")
+
+_LABEL: Final = len(EXPERIENCE_VALUES) - len(LABEL_COLUMNS)
+_HEADER: Final = len(EXPERIENCE_VALUES)
+_FORMER_LABEL: Final = _HEADER + len(HEADER_COLUMNS)
+"""Places in values of EXPERIENCE_COLUMNS at which these begin."""
+
+Values = tuple[Any, ...]
+"""Values of one row."""
 
 _NO_ACTIONS: Final = "[]"
 """Without dynamic actions. Lists of them differ from request to request, so unlike names they are not cached."""
 
 
-def decision_row(decision: Decision) -> dict[str, Any]:
+def decision_row(decision: Decision) -> Values:
+    """Values of DECISION_ROW."""
     ids = [action.id for action in decision.dynamic_actions]
-    return {
-        "prediction_id": decision.prediction_id,
-        "time_s": decision.time_s,
-        "user_id": decision.user_id,
-        "version": decision.version,
-        "action": decision.action,
-        "propensity": decision.propensity,
-        "greedy": decision.greedy,
-        "user_group": decision.user_group,
-        "allowed_actions": _listed(decision.allowed_actions),
-        "modalities": _listed(tuple(sorted(decision.content))),
-        "payload": encode_without_features(decision),
-        "dynamic_actions": json.dumps(ids) if ids else _NO_ACTIONS,
-    }
+    return (
+        decision.prediction_id,
+        decision.time_s,
+        decision.user_id,
+        decision.version,
+        decision.action,
+        decision.propensity,
+        _listed(decision.allowed_actions),
+        decision.greedy,
+        _listed(tuple(sorted(decision.content))),
+        encode_without_features(decision),
+        decision.user_group,
+        json.dumps(ids) if ids else _NO_ACTIONS,
+    )
 
 
-def header_from_row(row: Row[Any]) -> DecisionHeader:
+def header_from_values(values: Values) -> DecisionHeader:
+    """Header of values of HEADER_COLUMNS."""
+    id_, time_s, user_id, version, action, propensity, allowed, greedy, modalities, user_group, dynamic = values
     return DecisionHeader(
-        prediction_id=row.prediction_id,
-        time_s=row.time_s,
-        user_id=row.user_id,
-        version=row.version,
-        action=row.action,
-        propensity=row.propensity,
-        greedy=row.greedy,
-        user_group=row.user_group,
-        allowed_actions=_names(row.allowed_actions),
-        modalities=_names(row.modalities),
-        dynamic_actions=tuple(json.loads(row.dynamic_actions)) if row.dynamic_actions != _NO_ACTIONS else (),
+        prediction_id=id_,
+        time_s=time_s,
+        user_id=user_id,
+        version=version,
+        action=action,
+        propensity=propensity,
+        allowed_actions=_names(allowed),
+        greedy=greedy,
+        modalities=_names(modalities),
+        user_group=user_group,
+        dynamic_actions=() if dynamic == _NO_ACTIONS else tuple(json.loads(dynamic)),
     )
 
 
@@ -70,15 +95,18 @@ def decision_from_payload(payload: bytes) -> Decision:
     return decision
 
 
-def feedback_row(stored: StoredFeedback) -> dict[str, Any]:
-    return {
-        "feedback_id": stored.feedback.feedback_id,
-        "prediction_id": stored.feedback.prediction_id,
-        "time_s": stored.feedback.time_s,
-        "state": stored.state.value,
-        "reason": stored.reason,
-        "payload": encode_event(stored.feedback),
-    }
+def feedback_row(stored: StoredFeedback, batch: int) -> Values:
+    """Values of FEEDBACK_ROW."""
+    feedback = stored.feedback
+    return (
+        feedback.feedback_id,
+        feedback.prediction_id,
+        feedback.time_s,
+        stored.state.value,
+        stored.reason,
+        batch,
+        encode_event(feedback),
+    )
 
 
 def feedback_from_row(row: Row[Any]) -> StoredFeedback:
@@ -87,26 +115,59 @@ def feedback_from_row(row: Row[Any]) -> StoredFeedback:
     return StoredFeedback(feedback, FeedbackState(row.state), row.reason)
 
 
-def label_row(label: Label | None) -> dict[str, Any]:
+def dead_feedback_row(dead: DeadFeedback, batch: int) -> Values:
+    """Values of DEAD_FEEDBACK_ROW."""
+    return dead.feedback_id, dead.time_s, dead.reason, batch
+
+
+def label_values(label: Label | None) -> Values:
+    """Values of LABEL_COLUMNS."""
     if label is None:
-        return dict.fromkeys(LABEL_COLUMNS)
-    return {"rewards": json.dumps(label.rewards), "weight": label.weight, "correction": label.correction}
+        return None, None, None
+    return _rewards(tuple(label.rewards.items())), label.weight, label.correction
 
 
-def label_from_row(row: Row[Any], prefix: str = "") -> Label | None:
-    rewards, weight, correction = (getattr(row, prefix + name) for name in LABEL_COLUMNS)
-    return None if rewards is None else Label(json.loads(rewards), weight, correction)
+def label_from_values(values: Values) -> Label | None:
+    """Label of values of LABEL_COLUMNS."""
+    return None if values[0] is None else _label(*values)
 
 
-def experience_from_row(row: Row[Any], decision: DecisionHeader, label: Label | None) -> Experience:
-    probabilities = None
-    if row.probabilities is not None:
-        probabilities = tuple(np.frombuffer(row.probabilities, "<f8").tolist())
-    return Experience(row.number, decision, label, probabilities, row.excluded, row.slice, row.outdated)
+@lru_cache(maxsize=4096)
+def _rewards(rewards: tuple[tuple[str, float], ...]) -> str:
+    return json.dumps(dict(rewards))
 
 
-def summary_row(summary: ExperimentSummary) -> dict[str, Any]:
-    return {"generation": summary.generation, "version": summary.version, "details": json.dumps(summary.details)}
+@lru_cache(maxsize=4096)
+def _label(rewards: str, weight: float, correction: str | None) -> Label:
+    return Label(json.loads(rewards), weight, correction)
+
+
+def experience_from_values(values: Values, decision: DecisionHeader, label: Label | None) -> Experience:
+    """Experience of values of EXPERIENCE_VALUES, without the label in them."""
+    number, probabilities, excluded, slice_, outdated = values[:_LABEL]
+    known = None if probabilities is None else tuple(np.frombuffer(probabilities, "<f8").tolist())
+    return Experience(number, decision, label, known, excluded, slice_, outdated)
+
+
+def present_label(values: Values) -> Label | None:
+    """Label in values of EXPERIENCE_VALUES."""
+    return label_from_values(values[_LABEL : len(EXPERIENCE_VALUES)])
+
+
+def former_experience(values: Values) -> Experience:
+    """Experience of values of EXPERIENCE_COLUMNS, with the label before its revision, if it has one."""
+    decision = header_from_values(values[_HEADER:_FORMER_LABEL])
+    label = present_label(values) if values[-1] is None else label_from_values(values[_FORMER_LABEL:-1])
+    return experience_from_values(values, decision, label)
+
+
+def probabilities_value(probabilities: tuple[float, ...]) -> bytes:
+    return struct.pack(f"<{len(probabilities)}d", *probabilities)
+
+
+def summary_row(summary: ExperimentSummary) -> Values:
+    """Values of SUMMARY_ROW."""
+    return summary.generation, summary.version, json.dumps(summary.details)
 
 
 def stats_from_row(row: Row[Any]) -> IntakeStats:
@@ -114,18 +175,15 @@ def stats_from_row(row: Row[Any]) -> IntakeStats:
     return IntakeStats(**stats | {"outcomes": json.loads(row.outcomes)})
 
 
-def features_row(prediction_id: str, features: Features) -> dict[str, Any]:
-    return {
-        "prediction_id": prediction_id,
-        "trunk_digest": features.trunk_digest,
-        "embedding": features.embedding.astype("<f4").tobytes(),
-        "base_logits": features.base_logits.astype("<f4").tobytes(),
-    }
-
-
-def features_from_row(row: Row[Any]) -> Features:
-    return Features(
-        trunk_digest=row.trunk_digest,
-        embedding=np.frombuffer(row.embedding, "<f4"),
-        base_logits=np.frombuffer(row.base_logits, "<f4"),
+def features_row(prediction_id: str, features: Features) -> Values:
+    """Values of FEATURES_ROW."""
+    return (
+        prediction_id,
+        features.trunk_digest,
+        features.embedding.astype("<f4").tobytes(),
+        features.base_logits.astype("<f4").tobytes(),
     )
+
+
+def features_from_values(trunk_digest: str, embedding: bytes, base_logits: bytes) -> Features:
+    return Features(trunk_digest, np.frombuffer(embedding, "<f4"), np.frombuffer(base_logits, "<f4"))

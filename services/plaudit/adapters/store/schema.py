@@ -26,6 +26,11 @@ from sqlalchemy import (
 SCHEMA: Final = 5
 """Version of the tables below. An older one than 4 is refused: everything in them can be had again from the log."""
 
+MIGRATED: Final = 4
+"""Schema of stores that are brought up to date when they are opened."""
+STORE_ID_PART: Final = "store_id"
+"""Part of the state that no learner writes: drawn when the store is made, or first opened by this release."""
+
 METADATA = MetaData()
 _Number = BigInteger().with_variant(Integer, "sqlite")
 
@@ -159,14 +164,24 @@ EXPERIMENTS = Table(
 )
 """``details``: JSON."""
 
-HEADER_COLUMNS: Final = [c for c in DECISIONS.columns if c.name not in ("place", "payload")]
 LABEL_COLUMNS: Final = ("rewards", "weight", "correction")
+HEADER_COLUMNS: Final = [
+    DECISIONS.c[name]
+    for name in (
+        *("prediction_id", "time_s", "user_id", "version", "action", "propensity", "allowed_actions"),
+        *("greedy", "modalities", "user_group", "dynamic_actions"),
+    )
+]
+EXPERIENCE_VALUES: Final = [
+    EXPERIENCES.c[name] for name in ("number", "probabilities", "excluded", "slice", "outdated", *LABEL_COLUMNS)
+]
 EXPERIENCE_COLUMNS: Final = [
-    *EXPERIENCES.columns,
-    *(c for c in HEADER_COLUMNS if c.name != "prediction_id"),
+    *EXPERIENCE_VALUES,
+    *HEADER_COLUMNS,
     *(REVISIONS.c[name].label(f"was_{name}") for name in LABEL_COLUMNS),
     REVISIONS.c.times,
 ]
+"""An experience with its decision and its revision, if it has one."""
 
 
 def migrate(connection: Connection) -> None:

@@ -10,7 +10,7 @@ import typer
 from plaudit.cli import output
 from plaudit.cli.failures import CommandFailed
 from plaudit.cli.options import RolloutOptions, ServedModelOptions, called_alone, expand_options
-from plaudit.client import Client, ClientError, Rollout, Version
+from plaudit.client import Client, ClientError, RolloutSnapshot, Version
 from plaudit.core.errors import RolloutMoved
 from plaudit.core.rollout_updates import compare_and_set
 from plaudit.core.settings import Settings
@@ -91,11 +91,11 @@ def promote(options: RolloutOptions) -> None:
         options.show(_promote(client, options), output.print_rollout)
 
 
-def _promote(client: Client, options: RolloutOptions) -> Rollout:
+def _promote(client: Client, options: RolloutOptions) -> RolloutSnapshot:
     """Compare-and-set: the version that goes live is still in the same experiment; head refreshes do not matter."""
     asked = _rollout(client, options.model)
 
-    def write(now: Rollout) -> Rollout:
+    def write(now: RolloutSnapshot) -> RolloutSnapshot:
         if now.candidate is None or (now.candidate, now.experiment) != (asked.candidate, asked.experiment):
             raise CommandFailed(
                 "no version is in an experiment" if asked.candidate is None else "the experiment was ended meanwhile"
@@ -115,11 +115,11 @@ def _promote(client: Client, options: RolloutOptions) -> Rollout:
     return compare_and_set(lambda: _rollout(client, options.model), write)
 
 
-def _rollout(client: Client, model: str) -> Rollout:
+def _rollout(client: Client, model: str) -> RolloutSnapshot:
     return next(client.watch_versions(model=model, timeout_s=10.0))
 
 
-def _current_experiment(version: Version, rollout: Rollout) -> dict[str, Any] | None:
+def _current_experiment(version: Version, rollout: RolloutSnapshot) -> dict[str, Any] | None:
     """Report on the experiment that is under way, not on an earlier one of the same version; None: there is none."""
     experiment = version.experiment
     return None if experiment is None or experiment["generation"] != (rollout.experiment or 0) else dict(experiment)

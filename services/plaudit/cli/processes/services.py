@@ -320,11 +320,11 @@ def log_to_stderr() -> None:
             *([structlog.processors.format_exc_info, _harmless] if terminal else [tracebacks]),
             renderer,
         ],
-        logger_factory=structlog.PrintLoggerFactory(_Lines(sys.stderr)),  # type: ignore[arg-type]  # it only prints
+        logger_factory=structlog.PrintLoggerFactory(_LossyStream(sys.stderr)),  # type: ignore[arg-type]  # it only prints
     )
 
 
-class _Lines:
+class _LossyStream:
     """Stream of log lines that are lost, and do no harm, where nobody takes them: a terminal or pipe that is closed."""
 
     def __init__(self, stream: TextIO) -> None:

@@ -59,11 +59,12 @@ class Expected:
 
     Attributes:
         reward: shape ``[k]``.
-        known: share of the prior variance that evidence has removed, in [0, 1], shape ``[k]``.
+        known: share of the prior variance of one action's reward that evidence has removed, in [0, 1]; 0 where no
+            action was named.
     """
 
     reward: Float64
-    known: Float64
+    known: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +145,8 @@ class ActionHead(Protocol):
     def subtract(self, labelled: Sequence[LabelledContext]) -> Self:
         """Undo :meth:`add` of the same labels."""
 
-    def expected(self, prior: RewardPrior, contexts: Sequence[Context]) -> list[Expected]:
-        """Rewards that are expected in each context."""
+    def expected(self, prior: RewardPrior, contexts: Sequence[Context], places: Sequence[int | None]) -> list[Expected]:
+        """Rewards that are expected in each context, and how much is known of the action at one place of each."""
 
     def step_from(self, served: Self, recent: Sequence[Context], rules: StepRules) -> HeadStep:
         """Step from what is served towards this evidence, as far as the rules allow on one or more recent contexts."""
@@ -188,14 +189,15 @@ class FixedActions:
     def subtract(self, labelled: Sequence[LabelledContext]) -> FixedActions:
         return FixedActions(self.state.subtract(evidence_of(self.space, labelled))) if labelled else self
 
-    def expected(self, prior: RewardPrior, contexts: Sequence[Context]) -> list[Expected]:
+    def expected(self, prior: RewardPrior, contexts: Sequence[Context], places: Sequence[int | None]) -> list[Expected]:
         if not contexts:
             return []
         phi = features(self.space, *stack([context.features for context in contexts]))
         belief = posterior(self.state, prior)
-        rewards, variance = belief.predict(phi)
-        known = np.clip(1.0 - variance / belief.prior_variance(phi), 0.0, 1.0)
-        return [Expected(*each) for each in zip(rewards, known, strict=True)]
+        named = [i for i, place in enumerate(places) if place is not None]
+        known = np.zeros(len(contexts))
+        known[named] = belief.known(phi[named], np.array([places[i] for i in named], np.int64))
+        return [Expected(*each) for each in zip(phi @ belief.mean.T, known.tolist(), strict=True)]
 
     def step_from(self, served: FixedActions, recent: Sequence[Context], rules: StepRules) -> HeadStep:
         rows = stack([context.features for context in recent])
@@ -255,8 +257,12 @@ class DynamicActions:
             known_mask = np.array([action in said for action in actions])
             yield evidence_of_list(self.space, each.context.action_list, rewards, known_mask, each.label.weight)
 
-    def expected(self, prior: RewardPrior, contexts: Sequence[Context]) -> list[Expected]:
-        return [Expected(*expected_rewards(self.state, prior, context.action_list)) for context in contexts]
+    def expected(self, prior: RewardPrior, contexts: Sequence[Context], places: Sequence[int | None]) -> list[Expected]:
+        expected = []
+        for context, place in zip(contexts, places, strict=True):
+            rewards, known = expected_rewards(self.state, prior, context.action_list)
+            expected.append(Expected(rewards, 0.0 if place is None else float(known[place])))
+        return expected
 
     def step_from(self, served: DynamicActions, recent: Sequence[Context], rules: StepRules) -> HeadStep:
         lists = [context.action_list for context in recent]
@@ -279,6 +285,8 @@ class DynamicActions:
 HEAD_KINDS: Final[tuple[type[ActionHead], ...]] = (FixedActions, DynamicActions)
 
 Head = TypeVar("Head", bound=ActionHead)
+
+_NOWHERE: Final[Mapping[int, int | None]] = {}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -318,12 +326,19 @@ class Learned:
         """Undo :meth:`add` of the same labels."""
         return Learned(tuple(head.subtract([e for e in labelled if head.owns(e.context)]) for head in self.heads))
 
-    def expected(self, prior: RewardPrior, contexts: Mapping[int, Context]) -> dict[int, Expected]:
-        """Rewards that are expected in each context, by the contexts' keys."""
+    def expected(
+        self, prior: RewardPrior, contexts: Mapping[int, Context], places: Mapping[int, int | None] = _NOWHERE
+    ) -> dict[int, Expected]:
+        """Rewards that are expected in each context, by the contexts' keys.
+
+        Args:
+            places: place of the action in each context of which it is asked how much is known of it.
+        """
         expected: dict[int, Expected] = {}
         for head in self.heads:
             own = {key: context for key, context in contexts.items() if head.owns(context)}
-            expected |= zip(own, head.expected(prior, list(own.values())), strict=True)
+            found = head.expected(prior, list(own.values()), [places.get(key) for key in own])
+            expected |= zip(own, found, strict=True)
         return expected
 
     def of_version(self, version: BuiltVersion) -> Learned:

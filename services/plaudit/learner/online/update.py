@@ -274,10 +274,12 @@ class OnlineUpdater:
         fresh = [Experience(e.number, e.decision, e.label, served.get(e.number), e.excluded) for e in fresh]
         fresh, raters = self._admit(fresh)
         new = {e.number: contexts[_id(e)] for e in fresh if _id(e) in contexts}
-        expected = learned.expected(self.builder.settings.prior, new)
+        places = {e.number: new[e.number].index(e.decision.action) for e in fresh if e.number in new}
+        slices = {number: context.slice for number, context in new.items()}
+        expected = learned.expected(self.builder.settings.prior, new, places)
         running = self._compare(fresh, new, expected)
-        rated = _rated(fresh, new, expected)
-        detector = self._detect_drift(rated, new)
+        rated = _rated(fresh, places, expected)
+        detector = self._detect_drift(rated, slices)
         raters, quarantined = self._update_raters(raters, rated)
         changes = [ExperienceChange(None, experience) for experience in fresh]
         changes += [ExperienceChange(r.experience, replace(r.experience, label=r.label)) for r in revisions]
@@ -289,7 +291,7 @@ class OnlineUpdater:
             LeaderCommit(
                 features=made,
                 probabilities=served,
-                slices={number: context.slice for number, context in new.items()},
+                slices=slices,
                 excluded=[c.after.number for c in changes if c.after.excluded],
                 resolved=revisions,
             ),
@@ -356,18 +358,18 @@ class OnlineUpdater:
             np.array([each.known for each in said], np.float64),
         )
 
-    def _detect_drift(self, rated: Sequence[Rated], contexts: Mapping[int, Context]) -> DriftDetector:
+    def _detect_drift(self, rated: Sequence[Rated], slices: Mapping[int, str]) -> DriftDetector:
         """Detector of changes after what users said of the answers, against what was expected.
 
         Args:
-            contexts: by experience number.
+            slices: by experience number.
         """
         detector = self.state.detector
         if not self.settings.drift_detection:
             return detector
         said = [each for each in rated if speaks_plainly(each.experience) and each.experience.counts]
         return detector.observe(
-            [contexts[each.experience.number].slice for each in said],
+            [slices[each.experience.number] for each in said],
             [each.experience.number for each in said],
             [each.experience.decision.user_id for each in said],
             np.array([each.reward for each in said], np.float64),
@@ -437,28 +439,29 @@ def _id(experience: Experience) -> str:
 
 
 def _rated(
-    fresh: Sequence[Experience], contexts: Mapping[int, Context], expected: Mapping[int, Expected]
+    fresh: Sequence[Experience], places: Mapping[int, int | None], expected: Mapping[int, Expected]
 ) -> list[Rated]:
     """New experiences whose answer has a reward and is still in the action set.
 
     Args:
-        contexts, expected: by experience number.
+        places: of the answers in their action sets, by experience number; as ``expected``.
     """
     rated = []
     for experience in fresh:
-        if experience.reward is not None and experience.number in expected:
-            place = contexts[experience.number].index(experience.decision.action)
-            if place is not None:
-                of_actions = expected[experience.number]
-                rated.append(Rated(experience, experience.reward, of_actions.reward[place], of_actions.known[place]))
+        reward, place = experience.reward, places.get(experience.number)
+        if reward is not None and place is not None:
+            of_actions = expected[experience.number]
+            rated.append(Rated(experience, reward, float(of_actions.reward[place]), of_actions.known))
     return rated
 
 
 def _counting(progress: Progress, changes: Sequence[ExperienceChange]) -> Progress:
     """Progress with the changes counted."""
+    balances = [change.balance for change in changes]
+    dynamic = [balance for balance, c in zip(balances, changes, strict=True) if c.after.decision.dynamic]
     return replace(
         progress,
-        experiences=progress.experiences + sum(change.balance for change in changes),
-        dynamic_experiences=progress.dynamic_experiences + sum(c.balance for c in changes if c.after.decision.dynamic),
+        experiences=progress.experiences + sum(balances),
+        dynamic_experiences=progress.dynamic_experiences + sum(dynamic),
         changes=progress.changes + len(changes),
     )
