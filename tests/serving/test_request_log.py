@@ -113,7 +113,7 @@ async def test_nothing_that_users_sent_or_are_is_written(
             return model
 
     broken = False
-    running = await serve(log_requests=True, runtime=Failing())
+    running = await serve(log_requests=True, raters="anyone", runtime=Failing())
     answer = await running.predictions.Predict(request())
     await running.feedback.SendFeedback(a_thumb(answer.prediction_id, "f1", correction="dog"))
     await refusal(running.predictions.Predict(request(allowed_actions=[TEXT])))
