@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,8 @@ from plaudit.compose.settings import load_settings
 from plaudit.core.rollout import Change, promote
 from support import builders
 from support.deployment import PLAUDIT, Service, deployed
-from support.programs import prometheus, promtool
+from support.programs import promtool
+from support.scraping import Prometheus, get, scraping, until
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy/prometheus"
@@ -99,25 +97,6 @@ def test_the_dashboards_are_what_their_source_says(tmp_path: Path) -> None:
 # --- what needs one --------------------------------------------------------------------------------------------------
 
 
-def _get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=30) as answer:
-        page: bytes = answer.read()
-        return page.decode()
-
-
-@dataclass(frozen=True)
-class Prometheus:
-    url: str
-
-    def query(self, expr: str) -> list[dict[str, Any]]:
-        answer = json.loads(_get(f"{self.url}/api/v1/query?{urllib.parse.urlencode({'query': expr})}"))
-        result: list[dict[str, Any]] = answer["data"]["result"]
-        return result
-
-    def firing(self) -> set[str]:
-        return {alert["metric"]["alertname"] for alert in self.query('ALERTS{alertstate="firing"}')}
-
-
 @dataclass(frozen=True)
 class Deployment:
     config: Path
@@ -127,64 +106,19 @@ class Deployment:
     prometheus: Prometheus
 
 
-def _until(condition: Callable[[], Any]) -> Any:
-    """What the condition gives once it holds; the test's own timeout ends waiting in vain."""
-    while not (found := condition()):
-        pass
-    return found
-
-
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """`plaudit up`, scraped five times a second, whose alerts wait for nothing."""
     folder = tmp_path_factory.mktemp("deployment")
     config = deployed(folder)
-    program = prometheus()
     up = Service([*PLAUDIT, "up", "--config", str(config), "--json"])
     try:
-        ready = {event["service"]: event for event in (up.event(event="ready"), up.event(event="ready"))}
+        ready = up.ready("serve", "learn")
         metrics = {name: event["metrics"] for name, event in ready.items()}
-        port = _free_port()
-        _hurried(folder / "prometheus", {"serve:8002": metrics["serve"], "learn:8003": metrics["learn"]})
-        arguments = [f"--config.file={folder}/prometheus/prometheus.yml", f"--storage.tsdb.path={folder}/data/tsdb"]
-        arguments.append(f"--web.listen-address=127.0.0.1:{port}")
-        with (folder / "prometheus.log").open("w") as log:
-            running = subprocess.Popen([program.path, *arguments], env=dict(program.environment), stderr=log)
-        try:
-            asked = Prometheus(f"http://127.0.0.1:{port}")
-            _until(lambda: _answers(asked))
+        with scraping(folder, {f"plaudit-{name}": [page] for name, page in metrics.items()}) as asked:
             yield Deployment(config, up, ready["serve"]["address"], metrics, asked)
-        finally:
-            running.kill()
-            running.wait()
     finally:
         up.kill()
-
-
-def _hurried(folder: Path, targets: dict[str, str]) -> None:
-    """The configuration as it is, but for where to scrape and how long everything takes."""
-    shutil.copytree(DEPLOY, folder)
-    config = (folder / "prometheus.yml").read_text()
-    for name, target in targets.items():
-        assert name in config
-        config = config.replace(name, target)
-    config = re.sub(r"(\w+_interval): \w+", r"\1: 200ms", config)
-    (folder / "prometheus.yml").write_text(config)
-    alerts = (folder / "alerts.yml").read_text()
-    (folder / "alerts.yml").write_text(re.sub(r"^( +for:) \w+", r"\1 0s", alerts, flags=re.MULTILINE))
-
-
-def _answers(asked: Prometheus) -> bool:
-    try:
-        return sum(float(target["value"][1]) for target in asked.query("up")) == 2
-    except OSError:
-        return False
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _traffic(target: str) -> None:
@@ -201,19 +135,19 @@ def _traffic(target: str) -> None:
             client.correct(answer, "cat")
         with pytest.raises(ClientError):
             client.predict({"sensor": tensor([1.0])})
-        _until(lambda: client.versions().rollout.live != 1)
+        until(lambda: client.versions().rollout.live != 1)
 
 
 @pytest.mark.parametrize("service", ["serve", "learn"])
 def test_promtool_has_no_complaint_about_the_metrics(deployment: Deployment, service: str) -> None:
     _traffic(deployment.target)
-    done = _promtool("check", "metrics", stdin=_get(f"http://{deployment.metrics[service]}/metrics"))
+    done = _promtool("check", "metrics", stdin=get(f"http://{deployment.metrics[service]}/metrics"))
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 def test_every_series_of_a_learner_names_its_model(deployment: Deployment) -> None:
     _traffic(deployment.target)
-    families = text_string_to_metric_families(_get(f"http://{deployment.metrics['learn']}/metrics"))
+    families = text_string_to_metric_families(get(f"http://{deployment.metrics['learn']}/metrics"))
     assert {sample.labels.get("model") for family in families for sample in family.samples} == {"tiny"}
 
 
@@ -257,8 +191,8 @@ def test_a_version_that_fails_its_proof_and_a_service_that_is_gone_raise_alarms(
     graph.unlink()
     graph.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     registry.set_rollout(promote(registry.rollout(), damaged, Change("a test", 1.0, "a fault")))
-    _until(lambda: "PlauditVersionFailsProof" in asked.firing())
+    until(lambda: "PlauditVersionFailsProof" in asked.firing())
 
     deployment.up.kill()
-    _until(lambda: "PlauditServingDown" in asked.firing())
-    _until(lambda: "PlauditLearnerDown" in asked.firing())
+    until(lambda: "PlauditServingDown" in asked.firing())
+    until(lambda: "PlauditLearnerDown" in asked.firing())

@@ -11,6 +11,7 @@ import pytest
 from plaudit.adapters.registry.directory import DirectoryRegistry
 from plaudit.learner.finetuning.pretraining import Published, golden_inputs, pretrain_and_publish
 from plaudit_models.bundle import TOKENIZER, verify
+from plaudit_models.data.config import DataConfig, TargetKind
 from plaudit_models.data.errors import InvalidData
 from plaudit_models.data.labelled import LabelledData
 from plaudit_models.spec import PRESENT, ModelSpec, TensorModality, TextModality
@@ -62,6 +63,25 @@ def test_the_first_version_goes_live_and_the_second_waits(tmp_path: Path) -> Non
     second = _pretrain(without_test, registry, max_epochs=1)
     assert second.manifest.metrics["split"] == "val"
     assert (second.manifest.version, second.live, registry.rollout().live) == (2, False, 1)
+
+
+@pytest.mark.parametrize("kind", ["actions", "ranking"])
+def test_targets_of_every_kind_are_learned(tmp_path: Path, kind: TargetKind) -> None:
+    """Rows of weight 0 say the opposite, and are not heeded."""
+    separator = "|" if kind == "actions" else ">"
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    lines = ["split,action,text,weight"]
+    for split, count in {"train": 64, "val": 8, "test": 8}.items():
+        for i in range(count):
+            right, other = SPEC.actions[i % 2], SPEC.actions[(i + 1) % 2]
+            cell = right if kind == "actions" else f"{right}{separator}{other}"
+            lines.append(f"{split},{cell},it says {SOUNDS[right][i // 2 % 2]},1")
+    lines += [f"train,{SPEC.actions[i % 2]},it says {SOUNDS[SPEC.actions[(i + 1) % 2]][0]},0" for i in range(32)]
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    registry = DirectoryRegistry(tmp_path / "registry", SPEC.name)
+    published = _pretrain(folder, registry, data=DataConfig(target_kind=kind))
+    assert published.accuracy.overall == 1.0
 
 
 def test_a_folder_without_validation_rows_is_refused_before_training(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def test_the_manifest_says_what_the_version_has_learned_from(make_world: MakeWor
         "experiences": 1,
         "dynamic_experiences": 0,
         "outdated_experiences": 0,
+        "drifts": 0,
         "last_experience": 1,
         "raters": 1,
         "feedback": 1,

@@ -13,7 +13,9 @@ from plaudit_models.training.losses import (
     opinion_information,
     opinion_nll,
     preference_nll,
+    ranking_nll,
     reward_nll,
+    shares_nll,
 )
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
@@ -23,6 +25,21 @@ def test_action_nll_is_minus_the_log_probability_of_the_right_action() -> None:
     """Row 0: −log 0.25 = 1.386294. Row 1: −log 0.8 = 0.223144."""
     loss = action_nll(LOGITS, torch.tensor([2, 1]))
     assert loss.tolist() == pytest.approx([1.386294, 0.223144], abs=1e-5)
+
+
+def test_shares_nll_weighs_every_right_action() -> None:
+    """Row 0: −0.5·log 0.5 − 0.5·log 0.25 = 1.039721. Row 1: all on one action, as action_nll: 0.223144."""
+    loss = shares_nll(LOGITS, torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]]))
+    assert loss.tolist() == pytest.approx([1.039721, 0.223144], abs=1e-5)
+
+
+def test_ranking_nll_is_a_choice_among_those_left_at_every_place() -> None:
+    """Row 0: 1 of all has 0.25, then 0 of {0, 2} has 0.5/0.75: −(log 0.25 + log 2/3)/2 = 0.895880.
+    Row 1 ranks one action: 0.223144."""
+    loss = ranking_nll(LOGITS, torch.tensor([[1, 0, -1], [1, -1, -1]]))
+    assert loss.tolist() == pytest.approx([0.895880, 0.223144], abs=1e-5)
+    whole = ranking_nll(LOGITS[:1], torch.tensor([[1, 0, 2]]))
+    assert whole.tolist() == pytest.approx([2 * 0.895880 / 3], abs=1e-5)
 
 
 def test_reward_nll_of_thumbs() -> None:

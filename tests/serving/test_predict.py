@@ -314,7 +314,7 @@ async def test_overload_is_refused_at_once_and_the_expired_are_never_computed(
     await until(lambda: time.monotonic() > certainly_expired_s)
     stuck.go_on.set()
     assert (await first).action in ACTIONS
-    left = {"method": "PredictionService/Predict", "code": "CANCELLED"}
+    left = {"method": "PredictionService/Predict", "code": "DEADLINE_EXCEEDED"}
     await until(lambda: running.metric("plaudit_serving_requests_total", **left) == 2)
     assert (await running.predict(content=text_only)).action in ACTIONS
     assert stuck.rows == 2

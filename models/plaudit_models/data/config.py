@@ -26,6 +26,7 @@ class DataConfig:
         split, group, slice, weight, user: names of these columns, which need not be there.
         ignore: columns that are not used; ``*``: all that are named nowhere.
         val_share, test_share: shares of the groups that become these splits where there are none.
+        exclude: path of a list of rows that are left out, within the folder.
         workers: threads that read and decode.
         cache_bytes: memory for decoded items; what does not fit is decoded again.
         max_item_bytes: size of the largest file or member.
@@ -42,6 +43,7 @@ class DataConfig:
     weight: str = "weight"
     user: str = "user"
     ignore: Sequence[str] = ()
+    exclude: str | None = None
     val_share: float = 0.1
     test_share: float = 0.1
     workers: int = 2

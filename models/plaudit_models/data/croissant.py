@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from plaudit_models.data.errors import InvalidData
-from plaudit_models.data.table import MANIFEST_SUFFIXES, Table, read_table
+from plaudit_models.data.table import MANIFEST_SUFFIXES, DataTable, read_table
 
 _MAX_DESCRIPTION_BYTES: Final = 16 * 2**20
 _BLOCK_BYTES: Final = 2**20
@@ -29,7 +29,7 @@ def is_croissant(path: Path) -> bool:
     return isinstance(described, dict) and "recordSet" in described and "distribution" in described
 
 
-def read_croissant(path: Path, folder: Path) -> Table:
+def read_croissant(path: Path, folder: Path) -> DataTable:
     """Table of the one record set whose fields are columns of one local file; columns are named by the fields.
 
     Raises:
@@ -55,7 +55,7 @@ def read_croissant(path: Path, folder: Path) -> Table:
         raise InvalidData(f"{path}: says that {file.name} has the columns {missing}; it has {list(table.columns)}")
     named = {name: table.columns[column] for name, column in columns.items()}
     rest = {name: cells for name, cells in table.columns.items() if name not in columns.values() and name not in named}
-    return Table(file, table.parts, {**named, **rest}, table.class_names)
+    return DataTable(file, table.parts, {**named, **rest}, table.class_names)
 
 
 def _columns_of(records: Mapping[str, Any]) -> tuple[dict[str, str], set[str]]:

@@ -22,8 +22,8 @@ from plaudit_models.data.splits import SPLIT_WORDS
 from plaudit_models.data.table import (
     MANIFEST_SUFFIXES,
     MAX_ROWS,
+    DataTable,
     Part,
-    Table,
     concatenated,
     read_table,
     with_columns,
@@ -45,7 +45,7 @@ _WORD = re.compile(r"[a-z]+")
 _MAX_FOLDERS: Final = 100_000
 
 
-def read_folder(folder: Path, config: DataConfig) -> Table:
+def read_folder(folder: Path, config: DataConfig) -> DataTable:
     """Rows of a data folder, in one of the layouts; paths in them are relative to ``folder``.
 
     Raises:
@@ -74,7 +74,7 @@ def read_folder(folder: Path, config: DataConfig) -> Table:
     )
 
 
-def _given(folder: Path, manifest: str) -> Table:
+def _given(folder: Path, manifest: str) -> DataTable:
     path = folder / manifest
     if not path.resolve().is_relative_to(folder.resolve()):
         raise InvalidData(f"data.manifest: {manifest!r} leads out of {folder}; give --data the folder that holds both")
@@ -83,7 +83,7 @@ def _given(folder: Path, manifest: str) -> Table:
     return read_croissant(path, folder) if is_croissant(path) else read_table(path, folder)
 
 
-def _with_metadata(folder: Path) -> Table | None:
+def _with_metadata(folder: Path) -> DataTable | None:
     """Imagefolder or audiofolder: ``file_name`` becomes the column of its kind, ``x_file_name`` the column ``x``."""
     tables = []
     for place in (folder, *_subfolders(folder)):
@@ -102,11 +102,11 @@ def _with_metadata(folder: Path) -> Table | None:
         split = _split_in(prefix)
         if split and "split" not in columns:
             columns["split"] = [split] * len(table)
-        tables.append(Table(table.path, table.parts, columns, table.class_names))
+        tables.append(DataTable(table.path, table.parts, columns, table.class_names))
     return concatenated(folder, tables) if tables else None
 
 
-def _files_by_split(folder: Path) -> Table | None:
+def _files_by_split(folder: Path) -> DataTable | None:
     tables = []
     for place in (folder, *_subfolders(folder)):
         for suffix in _DATA_SUFFIXES:
@@ -121,7 +121,7 @@ def _files_by_split(folder: Path) -> Table | None:
     return concatenated(folder, tables) if tables else None
 
 
-def _class_folders(folder: Path) -> Table | None:
+def _class_folders(folder: Path) -> DataTable | None:
     """Files in folders named by their class, below folders named by their split or at once."""
     below = _subfolders(folder)
     by_split = [(each, split) for each in below if (split := _split_in(each.name)) and each.name in SPLIT_WORDS]
@@ -138,7 +138,7 @@ def _class_folders(folder: Path) -> Table | None:
     columns = {_kind_of(files): files, "label": [row[1] for row in rows]}
     if by_split:
         columns["split"] = [row[2] for row in rows]
-    return Table(folder, [Part(folder, "row", range(len(rows)))], columns, {})
+    return DataTable(folder, [Part(folder, "row", range(len(rows)))], columns, {})
 
 
 def _media(folder: Path) -> Iterator[Path]:

@@ -15,8 +15,10 @@ Columns of the table ``manifest.csv``:
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +28,16 @@ from plaudit_models.data.config import ANY_COLUMN, DataConfig
 from plaudit_models.data.errors import DataProblem, InvalidData
 from plaudit_models.data.layouts import read_folder
 from plaudit_models.data.splits import SPLIT_WORDS, SPLITS, Split, split_by_hash
-from plaudit_models.data.table import Table
-from plaudit_models.data.targets import InvalidTarget, Target, TargetReader
+from plaudit_models.data.table import DataTable, read_table
+from plaudit_models.data.targets import InvalidTarget, RowTarget, TargetReader
 from plaudit_models.spec import ModelSpec, TensorModality
 
 LABEL_SUFFIX: Final = "_label"
 MAX_PROBLEMS: Final = 1_000
 """Problems of a data set that are kept; the rest are counted."""
 
+_PANDAS_INDEX = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
+"""Columns that pandas adds for its row labels."""
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 _NUMBER_MISSING: Final = ("", "nan", "NaN", "NA", "null")
 
@@ -61,10 +65,10 @@ class Rows:
     folder: Path
     spec: ModelSpec
     config: DataConfig
-    table: Table
+    table: DataTable
     split: Sequence[str]
     made_splits: str
-    target: Sequence[Target | None]
+    target: Sequence[RowTarget | None]
     target_column: str
     items: Mapping[str, Sequence[str]]
     sources: Mapping[str, Sequence[str]]
@@ -86,6 +90,10 @@ class Rows:
             raise InvalidData(f"{self.table.path}: no row has split {split!r}; the splits there are {found}")
         return rows
 
+    def target_text(self, row: int) -> str:
+        """Cell of the target, as it stands in the data."""
+        return self.table.columns[self.target_column][row]
+
     def check(self) -> None:
         """Raises InvalidData with the first problem, if there is any."""
         if self.problems:
@@ -100,7 +108,7 @@ def read_rows(folder: Path, spec: ModelSpec, config: DataConfig) -> Rows:
     Raises:
         InvalidData: there is no table, it is damaged, or its columns are not those that are needed.
     """
-    table = read_folder(folder, config)
+    table = _without_excluded(folder, read_folder(folder, config), config)
     reading = _Reading(table, spec, config)
     if not len(table):
         raise InvalidData(f"{table.path}: has no rows, only the header {list(table.columns)}; add some")
@@ -132,10 +140,39 @@ def read_rows(folder: Path, spec: ModelSpec, config: DataConfig) -> Rows:
     )
 
 
+def row_keys(table: DataTable) -> list[str]:
+    """Key of each row, by its cells; rows with the same cells are told apart by a number."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for cells in zip(*table.columns.values(), strict=True):
+        digest = hashlib.sha256("\0".join(cells).encode("utf-8", "surrogatepass")).hexdigest()[:24]
+        keys.append(f"{digest}-{seen[digest]}")
+        seen[digest] += 1
+    return keys
+
+
+def _without_excluded(folder: Path, table: DataTable, config: DataConfig) -> DataTable:
+    """Table without the rows that the file ``data.exclude`` lists."""
+    if config.exclude is None:
+        return table
+    listed = read_table(folder / config.exclude, folder)
+    if "key" not in listed.columns:
+        raise InvalidData(f"{listed.path}: no column 'key'; `plaudit data clean` writes such a list")
+    excluded = set(listed.columns["key"])
+    kept = [i for i, key in enumerate(row_keys(table)) if key not in excluded]
+    unknown = len(excluded) - (len(table) - len(kept))
+    if unknown:
+        raise InvalidData(
+            f"{listed.path}: {unknown} of its {len(excluded)} rows are not in {table.path}, which has changed since; "
+            "let `plaudit data clean` write it again"
+        )
+    return table.take(kept)
+
+
 class _Reading:
     """One pass over a table."""
 
-    def __init__(self, table: Table, spec: ModelSpec, config: DataConfig) -> None:
+    def __init__(self, table: DataTable, spec: ModelSpec, config: DataConfig) -> None:
         self._table, self._spec, self._config = table, spec, config
         self.problems: list[DataProblem] = []
         self.count = 0
@@ -175,9 +212,8 @@ class _Reading:
                 )
         given = [config.split, config.group, config.slice, config.weight, config.user]
         optional = [*given, *(name + LABEL_SUFFIX for name in self._spec.modalities)]
-        unknown = [
-            name for name in header if name not in required and name not in optional and name not in config.ignore
-        ]
+        known = {*required, *optional, *config.ignore}
+        unknown = [name for name in header if name not in known and not _PANDAS_INDEX.fullmatch(name)]
         if unknown and ANY_COLUMN not in config.ignore:
             raise InvalidData(
                 f"{path}: unknown column {unknown[0]!r}; needed are {required}, possible are {optional}; "
@@ -237,14 +273,14 @@ class _Reading:
                 if modality.required and not cell and any(cells):
                     self.add(row, name, cell, f"is empty, and modality {name!r} is required")
 
-    def targets(self) -> list[Target | None]:
+    def targets(self) -> list[RowTarget | None]:
         try:
             reader = TargetReader(self._spec, self._config.target_kind, self._config.labels)
         except InvalidTarget as error:
             raise InvalidData(str(error)) from error
         column = self.target_column
         names = self._table.class_names.get(column, ())
-        targets: list[Target | None] = []
+        targets: list[RowTarget | None] = []
         for row, cell in enumerate(self._table.columns[column]):
             named = names[int(cell)] if cell.isdecimal() and int(cell) < len(names) else cell
             try:

@@ -45,7 +45,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class DataTable:
     """Columns of text, ``columns[name][i]`` for row i over all parts in order.
 
     Attributes:
@@ -59,6 +59,20 @@ class Table:
 
     def __len__(self) -> int:
         return sum(len(part.lines) for part in self.parts)
+
+    def take(self, rows: Sequence[int]) -> DataTable:
+        """Some rows, in ascending order."""
+        starts, parts, at = _starts(self.parts), [], 0
+        for first, part in zip(starts, self.parts, strict=True):
+            end = first + len(part.lines)
+            lines = []
+            while at < len(rows) and rows[at] < end:
+                lines.append(part.lines[rows[at] - first])
+                at += 1
+            if lines:
+                parts.append(Part(part.path, part.unit, lines))
+        columns = {name: [cells[row] for row in rows] for name, cells in self.columns.items()}
+        return DataTable(self.path, parts, columns, self.class_names)
 
     def place(self, row: int) -> str:
         """File and line of a row, for people."""
@@ -76,7 +90,7 @@ def _starts(parts: Sequence[Part]) -> list[int]:
     return starts
 
 
-def read_table(path: Path, folder: Path) -> Table:
+def read_table(path: Path, folder: Path) -> DataTable:
     """Table of one file, by its suffix.
 
     Args:
@@ -101,7 +115,7 @@ def read_table(path: Path, folder: Path) -> Table:
         raise InvalidData(f"{path}: cannot be read ({error})") from error
 
 
-def concatenated(path: Path, tables: Sequence[Table]) -> Table:
+def concatenated(path: Path, tables: Sequence[DataTable]) -> DataTable:
     """Rows of several tables; a column that a table does not have is empty there."""
     names = list(dict.fromkeys(name for table in tables for name in table.columns))
     columns: dict[str, list[str]] = {name: [] for name in names}
@@ -110,12 +124,12 @@ def concatenated(path: Path, tables: Sequence[Table]) -> Table:
             columns[name] += table.columns.get(name) or [""] * len(table)
     class_names = {name: classes for table in tables for name, classes in table.class_names.items()}
     _check_rows(path, sum(map(len, tables)))
-    return Table(path, [part for table in tables for part in table.parts], columns, class_names)
+    return DataTable(path, [part for table in tables for part in table.parts], columns, class_names)
 
 
-def with_columns(table: Table, columns: Mapping[str, list[str]]) -> Table:
+def with_columns(table: DataTable, columns: Mapping[str, list[str]]) -> DataTable:
     """Table with further columns, or others of the same names."""
-    return Table(table.path, table.parts, {**table.columns, **columns}, table.class_names)
+    return DataTable(table.path, table.parts, {**table.columns, **columns}, table.class_names)
 
 
 def cell_text(value: Any) -> str:
@@ -135,7 +149,7 @@ def cell_text(value: Any) -> str:
             return str(value)
 
 
-def _read_csv(path: Path, delimiter: str) -> Table:
+def _read_csv(path: Path, delimiter: str) -> DataTable:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True, delimiter=delimiter)
         header = next(reader, [])
@@ -155,10 +169,10 @@ def _read_csv(path: Path, delimiter: str) -> Table:
             rows.append(row)
     cells: Iterable[Sequence[str]] = list(zip(*rows, strict=True)) or [()] * len(header)
     columns = {name: list(values) for name, values in zip(header, cells, strict=True)}
-    return Table(path, [Part(path, "line", lines)], columns, {})
+    return DataTable(path, [Part(path, "line", lines)], columns, {})
 
 
-def _read_jsonl(path: Path) -> Table:
+def _read_jsonl(path: Path) -> DataTable:
     columns: dict[str, list[str]] = {}
     lines: list[int] = []
     for number, raw in _lines(path):
@@ -178,7 +192,7 @@ def _read_jsonl(path: Path) -> Table:
         if len(columns) > MAX_COLUMNS:
             check_header(path, list(columns))
     check_header(path, list(columns))
-    return Table(path, [Part(path, "line", lines)], columns, {})
+    return DataTable(path, [Part(path, "line", lines)], columns, {})
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -193,7 +207,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, text
 
 
-def _read_parquet(path: Path, folder: Path) -> Table:
+def _read_parquet(path: Path, folder: Path) -> DataTable:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -219,7 +233,7 @@ def _read_parquet(path: Path, folder: Path) -> Table:
     for name in inside:
         columns[name] = [f"{relative}#{name}[{row}]" if there else "" for row, there in enumerate(present[name])]
     in_order = {name: columns[name] for name in schema.names}
-    return Table(path, [Part(path, "row", range(count))], in_order, _class_names(metadata))
+    return DataTable(path, [Part(path, "row", range(count))], in_order, _class_names(metadata))
 
 
 def _holds_bytes(kind: Any) -> bool:

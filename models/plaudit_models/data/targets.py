@@ -26,7 +26,7 @@ class InvalidTarget(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class RowTarget:
     """Target of one row.
 
     Attributes:
@@ -62,24 +62,24 @@ class TargetReader:
                     f"{_shown(spec.actions)}"
                 ) from error
 
-    def read(self, cell: str) -> Target:
+    def read(self, cell: str) -> RowTarget:
         """Target of a cell. Raises InvalidTarget."""
         if not cell.strip():
             raise InvalidTarget("is empty; every row needs a target")
         match self._kind:
             case "action":
                 action = self._action(cell)
-                return Target(action, {action: 1.0})
+                return RowTarget(action, {action: 1.0})
             case "actions":
                 several = list(dict.fromkeys(self._action(each) for each in _several(cell, "|")))
-                return Target(several[0], {action: 1.0 / len(several) for action in several})
+                return RowTarget(several[0], {action: 1.0 / len(several) for action in several})
             case "number":
                 return self._number(cell)
             case "ranking":
                 ranking = tuple(self._action(each) for each in _several(cell, ">"))
                 if len(set(ranking)) < len(ranking):
                     raise InvalidTarget("has an action twice; each has one place in a ranking")
-                return Target(ranking[0], {ranking[0]: 1.0}, ranking)
+                return RowTarget(ranking[0], {ranking[0]: 1.0}, ranking)
 
     def _action(self, value: str) -> int:
         action = self._labels.get(value, value)
@@ -91,7 +91,7 @@ class TargetReader:
             )
         return self._spec.action_index(action)
 
-    def _number(self, cell: str) -> Target:
+    def _number(self, cell: str) -> RowTarget:
         """Shares of the two actions that the number lies between, by its nearness ("two-hot"; Schrittwieser et al.
         2020, appendix F)."""
         try:
@@ -106,14 +106,16 @@ class TargetReader:
         above = next(place for place, (number, _) in enumerate(self._scale) if number >= value)
         upper, upper_action = self._scale[above]
         if upper == value:
-            return Target(upper_action, {upper_action: 1.0})
+            return RowTarget(upper_action, {upper_action: 1.0})
         lower, lower_action = self._scale[above - 1]
         share = (value - lower) / (upper - lower)
-        return Target(upper_action if share >= 0.5 else lower_action, {lower_action: 1.0 - share, upper_action: share})
+        return RowTarget(
+            upper_action if share >= 0.5 else lower_action, {lower_action: 1.0 - share, upper_action: share}
+        )
 
 
 def target_arrays(
-    targets: Sequence[Target], n_actions: int, kind: TargetKind
+    targets: Sequence[RowTarget], n_actions: int, kind: TargetKind
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32] | None, npt.NDArray[np.int64] | None]:
     """Best action int64 ``[n]``; shares float32 ``[n, a]`` of several; rankings int64 ``[n, r]``, −1 behind the end.
 

@@ -15,6 +15,7 @@ from plaudit.cli.commands import (
     access,
     canary,
     client_commands,
+    data,
     deadletter,
     model_commands,
     raters,
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(service_commands.app)
 app.add_typer(model_commands.app)
+app.add_typer(data.app, name="data")
 app.add_typer(client_commands.app)
 app.add_typer(raters.app, name="raters")
 app.add_typer(deadletter.app, name="deadletter")

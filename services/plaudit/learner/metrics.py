@@ -36,6 +36,10 @@ class LearnerMetrics:
             "Decisions with feedback that are not learned from, as users have changed what they want.",
         )
         self.drifts = counter("drifts_total", "Concept drifts found: changes of what users want of a slice.")
+        self.last_drift = gauge(
+            "last_drift_time_seconds",
+            "When the last concept drift was found, UTC seconds since the epoch; 0: never.",
+        )
         self.dynamic_experiences = gauge(
             "dynamic_experiences", "Of these, decisions between dynamic actions of the request."
         )

@@ -234,6 +234,12 @@ def test_columns_of_others_must_be_named_or_left_out(tmp_path: Path) -> None:
     assert len(read(tmp_path, NOTE, ignore=["breed"])) == 1
 
 
+@pytest.mark.parametrize("index", ["", "Unnamed: 0", "__index_level_0__"])
+def test_the_row_labels_of_pandas_are_no_column(tmp_path: Path, index: str) -> None:
+    put(tmp_path / "manifest.csv", f"{index},split,action,note\n0,train,cat,purr\n")
+    assert len(read(tmp_path, NOTE, ignore=())) == 1
+
+
 def test_real_sets_are_read(real_data: Path) -> None:
     """Archives, arrays and templates of the folders beside the repository."""
     sound = ModelSpec(

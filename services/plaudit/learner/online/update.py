@@ -423,6 +423,7 @@ class OnlineUpdater:
         self._restore(up_to=self.state.progress.last_number)
         self.metrics.experiences.set(self.state.progress.experiences)
         self.metrics.outdated_experiences.set(self.state.progress.outdated)
+        self.metrics.last_drift.set(self.state.progress.last_drift_time_s)
         self.metrics.dynamic_experiences.set(self.state.progress.dynamic_experiences)
         self.metrics.waiting.set(intake_stats.waiting)
         self.metrics.discarded.set(intake_stats.discarded)

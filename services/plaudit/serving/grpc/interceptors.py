@@ -197,8 +197,9 @@ class CallInterceptor(grpc.ServerInterceptor):
 
     def _abort(self, error: Exception, method: str, context: Any, request: Any = None) -> NoReturn:
         if isinstance(error, ClientGone) or not context.is_active():
-            self._metrics.requests.labels(method, "CANCELLED").inc()
-            context.abort(grpc.StatusCode.CANCELLED, "the client has left")
+            left = left_as(context)
+            self._metrics.requests.labels(method, left.name).inc()
+            context.abort(left, "the client has left")
         code, text = status_of(error, method, request)
         if self._log_refusals:
             log_refusal(method, code.name, error, request)
@@ -211,6 +212,11 @@ def metric_label(method: str) -> str | None:
     return next(
         (label + method.removeprefix(prefix) for prefix, label in _OURS.items() if method.startswith(prefix)), None
     )
+
+
+def left_as(context: Any) -> grpc.StatusCode:
+    """What the client of a call that it no longer waits for has seen: its own cancellation, or its deadline."""
+    return grpc.StatusCode.DEADLINE_EXCEEDED if context.time_remaining() == 0.0 else grpc.StatusCode.CANCELLED
 
 
 def abort(error: Exception, code: grpc.StatusCode, text: str, context: Any) -> NoReturn:
