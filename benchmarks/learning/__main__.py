@@ -60,6 +60,7 @@ if __name__ == "__main__":
                 "sampled",
                 "gate",
                 "poisoning",
+                "people",
                 "ope",
                 "dynamic_actions",
                 "cost",

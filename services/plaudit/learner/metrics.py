@@ -45,6 +45,11 @@ class LearnerMetrics:
         )
         self.joined_share = gauge("joined_ratio", "Share of all feedback that was joined with its decision.")
         self.excluded = counter("excluded_total", "Experiences excluded from learning, by reason.", "why")
+        self.suspected_raters = gauge(
+            "suspected_raters",
+            "Users who say the opposite of others and are left out of quarantine for people to decide: their user "
+            "group would be hit more than twice as often as others, or a fifth of all users is in quarantine.",
+        )
         self.quarantines = counter(
             "quarantines_total", "Users put into quarantine because their feedback says the opposite of others'."
         )

@@ -134,7 +134,7 @@ class OutdatedEvidence:
             replace(e, outdated=False)
             for chunk in self._chunks(name, epoch)
             for e in chunk
-            if e.outdated and not e.excluded and e.label is not None
+            if e.outdated and not e.excluded and e.heard_label is not None
         ]
         return found[-MAX_AGAIN:]
 
@@ -148,7 +148,7 @@ class OutdatedEvidence:
     def _labelled(self, live: Manifest, experiences: Sequence[Experience]) -> list[LabelledContext]:
         features = stored_features(live.trunk_digest, self.store, experiences)
         contexts = contexts_on(self.policies.version(live.version), self.store, experiences, features)
-        return labelled_contexts([(e, e.label) for e in experiences], contexts)
+        return labelled_contexts([(e, e.heard_label) for e in experiences], contexts)
 
     def _counting(self, experiences: Sequence[Experience], sign: int) -> Progress:
         progress = self.state.progress
