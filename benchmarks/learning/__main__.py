@@ -64,6 +64,7 @@ if __name__ == "__main__":
                 "ope",
                 "dynamic_actions",
                 "cost",
+                "actions",
             ],
             parser,
             run=lambda module, options: module.run(options.shuffles, options.quick),

@@ -28,7 +28,8 @@ from plaudit.learner.online.update import USER_SHARES
 from plaudit_models.bandit.features import FeatureSpace, Float64, features
 from plaudit_models.bandit.improvement import bounded_step, head_scores
 from plaudit_models.bandit.policy import Bool, probabilities, sample
-from plaudit_models.bandit.reward_model import RewardPrior, RewardState, empty_state, evidence_of_actions, posterior
+from plaudit_models.bandit.posterior import posterior
+from plaudit_models.bandit.reward_model import RewardPrior, RewardState, empty_state, evidence_of_actions
 from plaudit_models.evaluation.gate import GateRules
 from plaudit_models.evaluation.ope import Int64, LoggedRounds
 from plaudit_models.evaluation.raters import Raters, fair_cap

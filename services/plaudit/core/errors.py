@@ -236,6 +236,16 @@ class LogUnavailable(Unavailable):
         return f"{self._told}: {told_reason(self.problem)}"
 
 
+class StateTooLarge(Unavailable):
+    """A part of the learner's state is larger than what is saved at once; nothing was saved."""
+
+    def __init__(self, part: str, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(
+            f"{part}: {size_bytes} bytes of the learner's state are more than the {limit_bytes} that are saved at "
+            f"once; nothing new is learned until it is smaller: see `plaudit doctor` for what makes it large"
+        )
+
+
 class StoreUnavailable(Unavailable):
     """The experience store could not be read or written; nothing was saved."""
 
