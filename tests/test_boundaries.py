@@ -27,7 +27,7 @@ LEARNER_LAYERS = [
     ["online", "finetuning"],
     ["state"],
     ["evaluation"],
-    ["ingest", "tuning_state"],
+    ["ingest", "tuning_state", "state_blocks"],
     ["features", "progress"],
     ["metrics", "tracing", "status"],
 ]

@@ -32,6 +32,10 @@ def _messages() -> dict[str, prediction_pb2.PredictRequest]:
         "a user id of 15 MiB": prediction_pb2.PredictRequest(content=whole, user_id="x" * (15 * 2**20)),
         "a request id of 15 MiB": prediction_pb2.PredictRequest(content=whole, request_id="x" * (15 * 2**20)),
         "a million allowed actions": prediction_pb2.PredictRequest(content=whole, allowed_actions=[""] * 1_000_000),
+        "15 MiB of empty dynamic actions": prediction_pb2.PredictRequest(
+            content=whole, dynamic_actions=[prediction_pb2.DynamicAction()] * (15 * 2**19)
+        ),
+        "a user id of 15 MiB, not ASCII": prediction_pb2.PredictRequest(content=whole, user_id="é" * (15 * 2**19)),
     }
 
 

@@ -19,14 +19,8 @@ from plaudit.core.settings import Settings
 from plaudit_models.bandit.features import FeatureSpace, Float64, Floats, features
 from plaudit_models.bandit.improvement import bounded_step, head_scores
 from plaudit_models.bandit.policy import probabilities, sample
-from plaudit_models.bandit.reward_model import (
-    Evidence,
-    RewardPrior,
-    RewardState,
-    empty_state,
-    evidence_of_actions,
-    posterior,
-)
+from plaudit_models.bandit.posterior import posterior
+from plaudit_models.bandit.reward_model import Evidence, RewardPrior, RewardState, empty_state, evidence_of_actions
 from plaudit_models.evaluation.drift import Drift, DriftDetector, Epoch, explains_best
 
 Int64 = npt.NDArray[np.int64]

@@ -28,7 +28,8 @@ from plaudit.compose.learner import gate_rules, head_builder
 from plaudit.core.settings import Settings
 from plaudit_models.bandit.features import FeatureSpace, Float64, features
 from plaudit_models.bandit.policy import Bool, probabilities, sample
-from plaudit_models.bandit.reward_model import empty_state, evidence_of_actions, posterior
+from plaudit_models.bandit.posterior import posterior
+from plaudit_models.bandit.reward_model import empty_state, evidence_of_actions
 from plaudit_models.evaluation.gate import Differences, GateReport, GateRules, differences, new_comparison
 from plaudit_models.evaluation.ope import Int64, LoggedRounds
 

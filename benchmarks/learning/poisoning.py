@@ -1,4 +1,5 @@
-"""Poisoned feedback: 5 % of the users always say the opposite, and one client sends 30 % of all events inverted.
+"""Poisoned feedback: 5 % of the users always say the opposite, and one client sends 30 % of all events inverted: in its
+own name, in 50 that it made up, in a new one for every thumb, or in two that were honest for 1,000 thumbs each.
 
 A classifier of handwritten digits serves; for three of ten classes the users prefer another answer, and it learns them
 from their thumbs. Three curves: no attack, the attackers are believed, the attackers meet the caps and the
@@ -11,6 +12,7 @@ Notation:
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -26,7 +28,8 @@ from plaudit.learner.online.update import USER_SHARES
 from plaudit_models.bandit.features import FeatureSpace, Float64, features
 from plaudit_models.bandit.improvement import bounded_step, head_scores
 from plaudit_models.bandit.policy import Bool, probabilities, sample
-from plaudit_models.bandit.reward_model import RewardPrior, RewardState, empty_state, evidence_of_actions, posterior
+from plaudit_models.bandit.posterior import posterior
+from plaudit_models.bandit.reward_model import RewardPrior, RewardState, empty_state, evidence_of_actions
 from plaudit_models.evaluation.gate import GateRules
 from plaudit_models.evaluation.ope import Int64, LoggedRounds
 from plaudit_models.evaluation.raters import Raters, fair_cap
@@ -41,6 +44,9 @@ WRONG_THUMBS: Final = 0.05
 LAST: Final = 2_000
 """Events at the end over which the curves are compared."""
 CLIENT: Final = "client"
+SYBILS: Final = 50
+SLEEPERS: Final = 2
+HONEST_THUMBS: Final = 1_000
 USER_CAP: Final = Settings().learner.user_cap
 MEASURABLE: Final = 0.01
 """Smallest loss of which a share can be measured: the curves' own noise is about a tenth of this."""
@@ -48,10 +54,19 @@ MEASURABLE: Final = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """Attackers: share of the events that one client inverts, and share of the users who always say the opposite."""
+    """Attackers: one client, and users who always say the opposite.
+
+    Attributes:
+        client_share: share of the events that the client sends.
+        wrong_users: share of the users who always say the opposite.
+        client_ids: names that the client sends in, at random; 0: a new one for every thumb.
+        honest_thumbs: thumbs in each of them that are honest, before all others are inverted.
+    """
 
     client_share: float = 0.0
     wrong_users: float = 0.0
+    client_ids: int = 1
+    honest_thumbs: int = 0
 
 
 Defence = Literal["none", "raters", "oracle"]
@@ -62,6 +77,9 @@ ATTACKS: Final = {
     "both": Attack(CLIENT_SHARE, WRONG_USERS),
     "client": Attack(client_share=CLIENT_SHARE),
     "wrong users": Attack(wrong_users=WRONG_USERS),
+    "Sybils": Attack(client_share=CLIENT_SHARE, client_ids=SYBILS),
+    "fresh ids": Attack(client_share=CLIENT_SHARE, client_ids=0),
+    "sleepers": Attack(client_share=CLIENT_SHARE, client_ids=SLEEPERS, honest_thumbs=HONEST_THUMBS),
 }
 
 
@@ -135,7 +153,7 @@ def stream(attack: Attack, seed: int, events: int, defence: Defence) -> Float64:
     space = FeatureSpace("digits", N_ACTIONS, pixels.shape[1], builder.embedding_features, builder.exclusivity)
     phi = features(space, pixels, base_logits)
     learned, served = _Learned(empty_state(space)), empty_state(space)
-    satisfaction, recent = [], np.zeros(0, np.int64)
+    satisfaction, recent, crowd = [], np.zeros(0, np.int64), _Crowd(attack)
     for _ in range(events // BATCH):
         digit = rng.integers(0, len(target), BATCH)
         scores = head_scores(builder.settings, served, pixels[digit], base_logits[digit])
@@ -143,7 +161,7 @@ def stream(attack: Attack, seed: int, events: int, defence: Defence) -> Float64:
         action = sample(probs, rng.random(BATCH))
         right = wanted[target[digit]]
         satisfaction.append(float(probs[np.arange(BATCH), right].mean()))
-        users, inverts = _users(rng, attack)
+        users, inverts = crowd.draw(rng)
         up = (action == right) ^ (rng.random(BATCH) < WRONG_THUMBS) ^ inverts
         heard = ~inverts if defence == "oracle" else np.ones(BATCH, np.bool_)
         _learn(
@@ -169,12 +187,25 @@ def stream(attack: Attack, seed: int, events: int, defence: Defence) -> Float64:
     return np.array(satisfaction)
 
 
-def _users(rng: np.random.Generator, attack: Attack) -> tuple[list[str], Bool]:
-    """Users of the next batch, and a mask, True where their thumbs are inverted, shape ``[BATCH]``."""
-    number = rng.integers(0, USERS, BATCH)
-    of_client = rng.random(BATCH) < attack.client_share
-    users = [CLIENT if client else f"user {u}" for u, client in zip(number, of_client, strict=True)]
-    return users, of_client | (number < attack.wrong_users * USERS)
+@dataclass(slots=True)
+class _Crowd:
+    """Users, honest and not; ``thumbs`` counts those in each of the client's names."""
+
+    attack: Attack
+    thumbs: Counter[str] = field(default_factory=Counter)
+
+    def draw(self, rng: np.random.Generator) -> tuple[list[str], Bool]:
+        """Users of the next batch, and a mask, True where their thumbs are inverted, shape ``[BATCH]``."""
+        number = rng.integers(0, USERS, BATCH)
+        of_client = rng.random(BATCH) < self.attack.client_share
+        users = [f"user {u}" for u in number]
+        inverts = number < self.attack.wrong_users * USERS
+        for i in np.flatnonzero(of_client):
+            ids = self.attack.client_ids
+            users[i] = f"{CLIENT} {rng.integers(ids) if ids else self.thumbs.total()}"
+            self.thumbs[users[i]] += 1
+            inverts[i] = self.thumbs[users[i]] > self.attack.honest_thumbs
+        return users, inverts
 
 
 def _learn(

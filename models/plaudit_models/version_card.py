@@ -223,6 +223,8 @@ _METRIC_WORDS: Final[Mapping[str, str]] = {
 _DATA_WORDS: Final[Mapping[str, str]] = {
     "feedback": "signals taken in",
     "experiences": "experiences",
+    "outdated_experiences": "experiences from before users changed what they want",
+    "drifts": "such changes found",
     "trained_on": "experiences trained on",
     "thumbs_and_ratings": "thumbs and ratings among them",
     "corrections": "corrections among them",

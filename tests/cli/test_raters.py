@@ -14,6 +14,7 @@ from plaudit.cli import main
 from plaudit.compose.store import experience_store
 from plaudit.core.ports.store import ExperienceStore, LeaderCommit
 from plaudit.core.settings import Settings
+from plaudit.learner.state import LearnerState
 from plaudit_models.evaluation.raters import Raters
 
 Shell = Callable[..., str]
@@ -40,7 +41,7 @@ def store(tmp_path: Path) -> Iterator[ExperienceStore]:
     """A learner's, which has heard of ada and caught mallory."""
     store = experience_store(Settings(data_dir=tmp_path, model={}), "tiny")
     _, raters = Raters().admit(["ada"] * 3 + ["mallory"] * 2, cap=0.5)
-    raters, _ = raters.observe(["ada"], np.array([1.0]), np.array([1.0]), np.array([1.0]))
+    raters, _ = raters.observe(["ada"] * 2, np.array([1.0, 0.0]), np.array([1.0, 0.0]), np.ones(2))
     store.lead()
     store.save(LeaderCommit(state={"raters": raters.set_trust_level("mallory", "quarantined").to_bytes()}))
     yield store
@@ -57,6 +58,20 @@ def test_the_list_says_who_counts_for_what(shell: Shell, store: ExperienceStore)
     table = shell("list")
     assert "mallory" in table
     assert "quarantined" in table
+
+
+def test_suspects_are_listed_with_their_group(shell: Shell, store: ExperienceStore) -> None:
+    """Bo is of a group of one, so only people quarantine."""
+    raters = LearnerState(store).raters
+    for i in range(5):
+        raters, _ = raters.observe([f"user {i}"], np.ones(1), np.ones(1), np.ones(1))
+    expected = np.resize([0.9, 0.1], 40)
+    raters, caught = raters.observe(["bo"] * 40, 1.0 - expected, expected, np.ones(40), ["deaf"] * 40)
+    assert caught == ()
+    store.save(LeaderCommit(state={"raters": raters.to_bytes()}))
+    (bo,) = json.loads(shell("list", "--suspected", "--json"))
+    assert (bo["user"], bo["group"], bo["suspected"], bo["trust_level"]) == ("bo", "deaf", True, "heard")
+    assert "heard, suspected" in shell("list", "--suspected")
 
 
 def test_commands_wait_for_the_learner(shell: Shell, store: ExperienceStore) -> None:

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import Connection, create_engine, inspect, text
 
 from plaudit.adapters.store.engine import sqlite_url
 from plaudit.adapters.store.sql import SqlStore
 from plaudit.core.errors import ConfigError, StoreDamaged, StoreMoved, StoreUnavailable, WrongStore
-from plaudit.core.events import Decision, DynamicAction, EncodedContent, Features, Feedback, TensorContent
-from plaudit.core.experience import Experience, FeedbackState, Label, header_of
+from plaudit.core.events import Decision, DynamicAction, EncodedContent, Features, Feedback, TensorContent, Thumb
+from plaudit.core.experience import Experience, FeedbackState, Label, RaterLabel, header_of, mean_label
 from plaudit.core.ports.store import (
     DeadFeedback,
     ExperienceStore,
@@ -344,13 +344,68 @@ def test_experiences_of_a_slice_and_what_of_them_is_outdated(store: ExperienceSt
     assert store.experiences(slice="fish") == []
 
 
-def test_the_experiences_of_one_user(store: ExperienceStore) -> None:
+def test_the_experiences_of_one_rater(store: ExperienceStore) -> None:
+    """Whoever asked; and whatever the rater is called."""
+    strange = 'a "% _\\ü'
+    by_two = mean_label([RaterLabel("bob", {"cat": 1.0}, 1.0), RaterLabel(strange, {"cat": 0.0}, 0.25)])
+    by_cat = mean_label([RaterLabel("cat", {"dog": 1.0}, 1.0, "dog")])
+    labels = {"p1": by_two, "p2": by_cat, "p3": GOOD}
+    decisions = [a_decision(id_, user_id="ada") for id_ in labels]
+    store.save_batch(IngestBatch(decisions=decisions, labels=[LabelUpdate(*each) for each in labels.items()]))
+    numbers = {
+        rater: [e.number for e in store.experiences(rater=rater)]
+        for rater in ("ada", "bob", strange, "cat", "dog", "%")
+    }
+    assert numbers == {"ada": [3], "bob": [1], strange: [1], "cat": [2], "dog": [], "%": []}
+    assert [e.label for e in store.experiences()] == [by_two, by_cat, GOOD]
+
+
+def test_a_rater_is_found_before_and_after_a_revision(store: ExperienceStore) -> None:
+    first, second = (mean_label([RaterLabel(rater, {"cat": 1.0}, 1.0)]) for rater in ("ada", "bob"))
+    store.save_batch(IngestBatch(decisions=[a_decision("p1")], labels=[LabelUpdate("p1", first)]))
+    label_again(store, "p1", second)
+    assert [e.label for e in store.experiences(rater="ada")] == [first]
+    assert [e.label for e in store.experiences(rater="bob")] == [first]
+    assert store.experiences(rater="eve") == []
+
+
+def test_raters_are_refused_one_by_one(store: ExperienceStore) -> None:
+    """Ada's thumb up and Bob's down: 1/2; without Bob's 1, without both nothing; a receipt says so to whom it is."""
+    by_two = mean_label([RaterLabel("ada", {"cat": 1.0}, 1.0), RaterLabel("bob", {"cat": 0.0}, 1.0)])
+    thumbs = [some_feedback("p1", Thumb(up=user == "ada"), feedback_id=user, user_id=user) for user in ("ada", "bob")]
+    store.save_batch(
+        IngestBatch(
+            decisions=[a_decision("p1")],
+            feedback=[StoredFeedback(thumb, FeedbackState.JOINED) for thumb in thumbs],
+            labels=[LabelUpdate("p1", by_two)],
+        )
+    )
+
+    def heard() -> float | None:
+        (experience,) = store.experiences()
+        assert experience.reward == 0.5
+        label = experience.heard_label
+        assert experience.counts == (label is not None)
+        return None if label is None else label.rewards["cat"]
+
+    def told() -> list[bool | None]:
+        statuses = [store.feedback_status(user) for user in ("ada", "bob")]
+        return [None if status is None else status.excluded for status in statuses]
+
+    assert (heard(), told()) == (0.5, [False, False])
+    store.save(LeaderCommit(refused={1: ("bob",)}))
+    assert (heard(), told()) == (1.0, [False, True])
+    store.save(LeaderCommit(refused={1: ("bob", "ada")}))
+    assert (heard(), told()) == (None, [True, True])
+
+
+def test_a_label_that_names_no_rater_is_the_askers(store: ExperienceStore) -> None:
     decisions = [a_decision(f"p{i}", user_id=user) for i, user in enumerate(["ada", "bob", "ada", ""])]
     store.save_batch(IngestBatch(decisions=decisions, labels=[LabelUpdate(d.prediction_id, GOOD) for d in decisions]))
-    assert [e.number for e in store.experiences(user_id="ada")] == [1, 3]
-    assert [e.number for e in store.experiences(user_id="ada", up_to=2)] == [1]
-    assert [e.number for e in store.experiences(user_id="")] == [4]
-    assert store.experiences(user_id="eve") == []
+    assert [e.number for e in store.experiences(rater="ada")] == [1, 3]
+    assert [e.number for e in store.experiences(rater="ada", up_to=2)] == [1]
+    assert [e.number for e in store.experiences(rater="")] == [4]
+    assert store.experiences(rater="eve") == []
 
 
 def test_what_was_silent_becomes_an_experience(store: ExperienceStore) -> None:
@@ -705,8 +760,33 @@ def test_tables_of_another_version_are_refused(url: str, open_store: Callable[[]
     with engine.begin() as connection:
         connection.execute(text("UPDATE intake_stats SET schema = 99"))
     engine.dispose()
-    with pytest.raises(WrongStore, match=r"version 99, this Plaudit has 5; move it away"):
+    with pytest.raises(WrongStore, match=r"version 99, this Plaudit has 6; move it away"):
         open_store()
+
+
+def remove_raters(connection: Connection) -> None:
+    """The tables as schema 5 had them."""
+    connection.execute(text("ALTER TABLE experiences DROP COLUMN refused"))
+    connection.execute(text("ALTER TABLE experiences DROP COLUMN raters"))
+    connection.execute(text("ALTER TABLE label_revisions DROP COLUMN raters"))
+    connection.execute(text("UPDATE intake_stats SET schema = 5"))
+
+
+def test_tables_of_schema_5_are_brought_up_to_date(url: str, open_store: Callable[[], ExperienceStore]) -> None:
+    """What was said by then is the asker's, and nobody is refused."""
+    before = open_store()
+    decision = a_decision("p1", user_id="ada")
+    before.save_batch(IngestBatch(decisions=[decision], labels=[LabelUpdate("p1", GOOD)]))
+    before.close()
+    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as connection:
+        remove_raters(connection)
+    engine.dispose()
+    for _ in range(2):
+        store = open_store()
+        (experience,) = store.experiences(rater="ada")
+        assert experience == Experience(1, header_of(decision), GOOD)
+        store.close()
 
 
 def test_tables_of_schema_4_are_brought_up_to_date(url: str, open_store: Callable[[], ExperienceStore]) -> None:
@@ -715,6 +795,7 @@ def test_tables_of_schema_4_are_brought_up_to_date(url: str, open_store: Callabl
     before.close()
     engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
     with engine.begin() as connection:
+        remove_raters(connection)
         connection.execute(text("ALTER TABLE intake_stats DROP COLUMN log_time_s"))
         connection.execute(text("ALTER TABLE intake_stats DROP COLUMN log_gap_to_s"))
         connection.execute(text("DROP INDEX experiences_by_slice"))
@@ -736,7 +817,7 @@ def test_tables_of_the_release_before_are_refused(url: str, open_store: Callable
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE standing (id INTEGER PRIMARY KEY, schema INTEGER)"))
         connection.execute(text("CREATE TABLE decisions (place INTEGER PRIMARY KEY)"))
-    with pytest.raises(WrongStore, match=r"version 3, this Plaudit has 5; move it away, and the learner") as refused:
+    with pytest.raises(WrongStore, match=r"version 3, this Plaudit has 6; move it away, and the learner") as refused:
         open_store()
     assert url.rpartition("/")[2] in str(refused.value)
     assert sorted(inspect(engine).get_table_names()) == ["decisions", "standing"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from plaudit.core.errors import LogDamaged, LogUnavailable, PlauditError, StoreDamaged, StoreUnavailable
 from plaudit.core.limits import MAX_TOLD_REASON_CHARACTERS
 from plaudit.core.text.reasons import told_reason
 
@@ -37,3 +38,11 @@ def test_what_is_told(given: str, told: str) -> None:
 def test_it_is_bounded_and_never_empty() -> None:
     assert len(told_reason("x" * 10_000)) == MAX_TOLD_REASON_CHARACTERS
     assert told_reason(ValueError()) == "ValueError"
+
+
+@pytest.mark.parametrize("cls", [LogUnavailable, LogDamaged, StoreUnavailable, StoreDamaged])
+def test_clients_are_told_what_is_wrong_with_a_log_or_store_but_not_where_it_is(cls: type[PlauditError]) -> None:
+    error = cls("/srv/plaudit data/log.sqlite: database or disk is full; make room on the disk")
+    assert "/srv/plaudit data/log.sqlite" in str(error)
+    assert "srv" not in error.for_clients
+    assert "database or disk is full; make room on the disk" in error.for_clients

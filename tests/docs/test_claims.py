@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import yaml
 
@@ -19,6 +22,7 @@ from plaudit.learner.online import satisfaction
 from plaudit.serving.telemetry import version_metrics
 from plaudit_models.bandit.features import FeatureSpace
 from plaudit_models.bandit.head import build_head
+from plaudit_models.bandit.own_evidence import OwnEvidence
 from plaudit_models.bandit.reward_model import PREFERRED_REWARD, REJECTED_REWARD, RewardState, empty_state
 from plaudit_models.evaluation.gate import MAX_GROUPS
 from plaudit_models.evaluation.raters import MAX_QUARANTINED
@@ -30,10 +34,13 @@ WORDS = {0.25: "¼", 0.75: "¾", 1.0: "1", 0.1: "0.1", 0.2: "a fifth", 2: "two",
 
 
 def evidence(n_actions: int) -> RewardState:
-    """No evidence about that many actions on the demo's trunk; it takes no less room than much of it."""
+    """Evidence about that many actions on the demo's trunk that takes as much room as any can."""
     builder = head_builder(DEFAULTS)
     space = FeatureSpace("", n_actions, task.SPEC.embedding_size, builder.embedding_features, builder.exclusivity)
-    return empty_state(space)
+    none = empty_state(space)
+    g = space.n_regressors
+    most = OwnEvidence(np.zeros((0, g)), np.zeros(0), np.zeros((g, g)))
+    return replace(none, own=dict.fromkeys(range(n_actions), most))
 
 
 def of_alert(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -19,7 +20,7 @@ from plaudit.core.events import (
     Signal,
     Thumb,
 )
-from plaudit.core.experience import DecisionHeader, Label, header_of
+from plaudit.core.experience import DecisionHeader, Label, RaterLabel, header_of
 from plaudit.learner.ingest.join import IMPLICIT_REWARDS, IMPLICIT_WEIGHT, join, refusal, silence
 from support.builders import a_decision, some_feedback
 
@@ -39,6 +40,12 @@ def said(*signals: tuple[str, Signal]) -> list[Feedback]:
     ]
 
 
+def joined(feedback: Sequence[Feedback], decision: DecisionHeader = DECISION) -> Label | None:
+    """The label, without saying whose it is."""
+    label = join(decision, feedback, ACTIONS)
+    return None if label is None else replace(label, by_rater=())
+
+
 @pytest.mark.parametrize(
     ("signal", "expected"),
     [
@@ -55,7 +62,7 @@ def said(*signals: tuple[str, Signal]) -> list[Feedback]:
     ],
 )
 def test_one_signal(signal: Signal, expected: Label) -> None:
-    assert join(DECISION, said(("ada", signal)), ACTIONS) == expected
+    assert joined(said(("ada", signal))) == expected
 
 
 def test_nothing_said_is_nothing_learned() -> None:
@@ -70,18 +77,28 @@ def test_silence_covers_the_served_action_and_weighs_little() -> None:
 
 def test_the_last_word_of_a_user_counts() -> None:
     changed_mind = said(("ada", Thumb(up=False)), ("ada", Rating(0.5)), ("ada", Thumb(up=True)))
-    assert join(DECISION, changed_mind, ACTIONS) == Label({"cat": 1.0}, 1.0)
+    assert joined(changed_mind) == Label({"cat": 1.0}, 1.0)
 
 
 def test_what_a_user_says_outweighs_what_the_user_does_later() -> None:
     interrupted = said(("ada", Thumb(up=True)), ("ada", Implicit(ImplicitKind.INTERRUPTED)))
-    assert join(DECISION, interrupted, ACTIONS) == Label({"cat": 1.0}, 1.0)
+    assert joined(interrupted) == Label({"cat": 1.0}, 1.0)
 
 
 def test_users_are_averaged() -> None:
     """Three thumbs up and one down: 3/4."""
     four = said(*((user, Thumb(up=user != "dan")) for user in ("ada", "bob", "cy", "dan")))
-    assert join(DECISION, four, ACTIONS) == Label({"cat": 0.75}, 1.0)
+    assert joined(four) == Label({"cat": 0.75}, 1.0)
+
+
+def test_a_label_says_what_each_rater_said_whoever_asked() -> None:
+    """Ada asked, and says nothing."""
+    label = join(DECISION, said(("bob", Thumb(up=True)), ("eve", Correction("dog")), ("bob", Rating(0.25))), ACTIONS)
+    assert label is not None
+    assert label.by_rater == (
+        RaterLabel("bob", {"cat": 0.25}, 1.0),
+        RaterLabel("eve", {"cat": 0.0, "dog": 1.0, "bird": 0.0, "fish": 0.0}, 1.0, "dog"),
+    )
 
 
 def test_users_are_averaged_per_action_and_by_weight() -> None:
@@ -103,7 +120,7 @@ def test_users_are_averaged_per_action_and_by_weight() -> None:
 
 
 def test_users_who_correct_differently_agree_on_no_correction() -> None:
-    label = join(DECISION, said(("ada", Correction("dog")), ("bob", Correction("bird"))), ACTIONS)
+    label = joined(said(("ada", Correction("dog")), ("bob", Correction("bird"))))
     assert label == Label({"cat": 0.0, "dog": 0.5, "bird": 0.5, "fish": 0.0}, 1.0, None)
 
 
@@ -114,13 +131,13 @@ def test_a_retraction_takes_back_all_of_its_users_earlier_signals() -> None:
 
 def test_after_a_retraction_a_user_may_speak_again() -> None:
     again = said(("ada", Thumb(up=True)), ("ada", Retract()), ("ada", Thumb(up=False)))
-    assert join(DECISION, again, ACTIONS) == Label({"cat": 0.0}, 1.0)
+    assert joined(again) == Label({"cat": 0.0}, 1.0)
 
 
 def test_a_named_retraction_takes_back_exactly_that_signal() -> None:
     """Of two signals the later is retracted, so the earlier one stands."""
     two = said(("ada", Thumb(up=True)), ("ada", Thumb(up=False)), ("ada", Retract("f1")))
-    assert join(DECISION, two, ACTIONS) == Label({"cat": 1.0}, 1.0)
+    assert joined(two) == Label({"cat": 1.0}, 1.0)
 
 
 def test_a_user_cannot_retract_the_feedback_of_others() -> None:
@@ -188,7 +205,7 @@ def test_a_label_stays_in_bounds(feedback: Sequence[Feedback]) -> None:
     ],
 )
 def test_feedback_on_dynamic_actions_is_about_these_alone(signal: Signal, expected: Label) -> None:
-    assert join(BETWEEN, said(("ada", signal)), ACTIONS) == expected
+    assert joined(said(("ada", signal)), BETWEEN) == expected
     assert refusal(BETWEEN, said(("ada", signal))[0], ACTIONS) is None
 
 

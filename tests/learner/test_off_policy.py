@@ -13,17 +13,18 @@ from hypothesis import strategies as st
 
 from plaudit.core.errors import UnknownVersion
 from plaudit.core.events import Features
-from plaudit.core.experience import DecisionHeader, Experience, Label
+from plaudit.core.experience import DecisionHeader, Experience, Label, RaterLabel, mean_label
 from plaudit.learner.evaluation.off_policy import (
     Compared,
     Policy,
+    Rating,
     can_answer,
     compare,
     compared_differences,
     counts_as_proof,
     logged_policies,
+    rating_of,
     slice_of,
-    speaks_plainly,
 )
 from plaudit.learner.features.context import Context
 from plaudit_models.evaluation.gate import Comparison, GateRules, differences, new_comparison
@@ -130,16 +131,57 @@ def test_a_decision_counts_in_the_slice_of_its_input_and_in_that_of_its_users_gr
 
 
 def test_what_counts() -> None:
-    assert speaks_plainly(an_experience())
+    assert rating_of(an_experience()) == Rating("ada", 1.0)
     assert counts_as_proof(an_experience())
     implicit = replace(an_experience(), label=Label({"cat": 1.0}, 0.25))
     about_another = replace(an_experience(), label=Label({"dog": 1.0}, 1.0))
     for experience in (implicit, about_another, replace(an_experience(), label=None)):
-        assert not speaks_plainly(experience)
+        assert rating_of(experience) is None
         assert not counts_as_proof(experience)
     greedy = replace(an_experience(), decision=replace(an_experience().decision, greedy=True))
     assert not counts_as_proof(greedy)
     assert not counts_as_proof(replace(an_experience(), probabilities=None))
+
+
+def rated_by(**thumbs: float) -> Experience:
+    """Asked by Ada."""
+    label = mean_label([RaterLabel(rater, {"cat": reward}, 1.0) for rater, reward in thumbs.items()])
+    return replace(an_experience(), label=label)
+
+
+def test_a_decision_counts_with_the_rating_of_who_asked_else_of_the_first() -> None:
+    assert rating_of(rated_by(eve=0.0, ada=1.0)) == Rating("ada", 1.0)
+    assert rating_of(rated_by(eve=0.0, bob=1.0)) == Rating("eve", 0.0)
+    silent = mean_label([RaterLabel("ada", {"cat": 0.9}, 0.25), RaterLabel("eve", {"cat": 0.0}, 1.0)])
+    assert rating_of(replace(an_experience(), label=silent)) == Rating("eve", 0.0)
+
+
+def test_a_rater_who_is_not_learned_from_is_evidence_and_what_is_set_aside_is_none() -> None:
+    refused = replace(rated_by(eve=0.0), refused=("eve",))
+    assert not refused.counts
+    assert rating_of(refused) == Rating("eve", 0.0)
+    assert counts_as_proof(refused)
+    assert rating_of(replace(refused, excluded=True)) is None
+    assert rating_of(replace(refused, outdated=True)) is None
+
+
+def test_one_rater_of_many_askers_decisions_has_one_share() -> None:
+    """20 askers, all rated by Eve. With a cap of 0.1, her first counts, then the 20th: the one that makes 2 of 20."""
+    rows = [
+        compared(replace(rated_by(eve=1.0), decision=replace(an_experience().decision, user_id=f"user {i}")))
+        for i in range(20)
+    ]
+    uniform = [Policy(SPEC.actions, (0.5, 0.25, 0.25))] * 20
+    after = compare(
+        new_comparison(GateRules(min_events=1, user_cap=0.1)),
+        rows,
+        candidate=uniform,
+        baseline=uniform,
+        logged=uniform,
+        q_hat=uniform,
+        n_users=100,
+    )
+    assert (after.n, after.report().raters, after.report().capped) == (2, 1, 18)
 
 
 def test_a_request_that_allows_none_of_a_policys_actions() -> None:

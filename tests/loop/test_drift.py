@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ from plaudit.core.ports.store import LeaderCommit
 from plaudit.learner.features.features import relearned
 from plaudit.learner.loop import Learner
 from plaudit.learner.state import LearnerState
+from plaudit_models.version_card import card
 from support.loop_world import World, assert_same_sums, reward_state
 
 MakeWorld = Callable[..., World]
@@ -60,7 +62,15 @@ def test_users_who_change_their_mind_are_followed(make_world: MakeWorld) -> None
     assert 0 < learner.state.progress.outdated <= 420
     assert world.metric("plaudit_learner_drifts_total") > 0  # type: ignore[operator]
     assert world.metric("plaudit_learner_outdated_experiences") == learner.state.progress.outdated
-    assert learner.report()["outdated_experiences"] == learner.state.progress.outdated
+    report = learner.report()
+    assert report["outdated_experiences"] == learner.state.progress.outdated
+    assert report["drifts"] == world.metric("plaudit_learner_drifts_total")
+    assert 0.0 < report["last_drift_time_s"] <= world.now_s
+    assert world.metric("plaudit_learner_last_drift_time_seconds") == report["last_drift_time_s"]
+    live = world.registry.rollout().live
+    assert live is not None
+    manifest = json.loads(world.registry.manifest(live).to_json())
+    assert "experiences from before users changed what they want" in card(manifest)
     check_sums(world, learner)
 
 
@@ -140,3 +150,32 @@ def test_changes_are_not_followed_where_the_setting_says_so(make_world: MakeWorl
     spend(world, learner, 200, likes("fish"))
     spend(world, learner, 200, likes("cat"))
     assert learner.state.progress.outdated == 0
+
+
+@pytest.mark.slow
+def test_a_change_is_followed_though_the_clock_jumps_a_day(make_world: MakeWorld) -> None:
+    world = make_world()
+    learner = world.learner()
+    spend(world, learner, 300, likes("fish"))
+    world.now_s += 86_400.0
+    spend(world, learner, 150, likes("cat"))
+    world.now_s -= 86_400.0
+    spend(world, learner, 150, likes("cat"))
+    assert learner.state.progress.drifts > 0
+    assert live_satisfaction(world, "cat") > 0.9
+    check_sums(world, learner)
+
+
+@pytest.mark.slow
+def test_thumbs_about_one_action_alone(make_world: MakeWorld) -> None:
+    """Up, until users no longer want it; nothing is ever said of the other actions."""
+    world = make_world()
+    learner = world.learner()
+    for up in (True, False):
+        for _ in range(6):
+            decisions = [world.decide(seed=int(world.rng.integers(20))) for _ in range(60)]
+            said = [world.say(d, world.thumb(up)) for d in decisions if d.action == "fish"]
+            world.log.append([*decisions, *said])
+            world.settle(learner)
+        check_sums(world, learner)
+    assert live_satisfaction(world, "fish") < 0.5

@@ -75,6 +75,7 @@ def test_the_manifest_says_what_the_version_has_learned_from(make_world: MakeWor
         "experiences": 1,
         "dynamic_experiences": 0,
         "outdated_experiences": 0,
+        "drifts": 0,
         "last_experience": 1,
         "raters": 1,
         "feedback": 1,
@@ -105,7 +106,7 @@ def test_one_refresh_moves_the_policy_no_further_than_allowed(make_world: MakeWo
 
 def test_sums_equal_a_recount_of_the_log(make_world: MakeWorld) -> None:
     """With changed minds, several users and retractions among the feedback."""
-    world = make_world()
+    world = make_world({"learner": {"user_cap": 1.0}})
     learner = world.learner()
     decisions = world.traffic(40, likes_fish)
     world.settle(learner)
@@ -273,7 +274,7 @@ def test_one_user_is_learned_from_up_to_the_cap(make_world: MakeWorld) -> None:
     world.log.append(decisions)
     world.log.append([world.say(decision, Thumb(up=True)) for decision in decisions])
     world.settle(learner)
-    learned = [e.decision.user_id for e in world.store.experiences() if not e.excluded]
+    learned = [e.decision.user_id for e in world.store.experiences() if e.counts]
     assert learned.count("loud") == 10
     assert len(learned) == 60
     assert learner.state.progress.experiences == 60

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from plaudit_models.evaluation.drift import (
     ALARM,
-    BET,
     MARGIN,
     MAX_EPOCHS,
     MAX_SLICES,
+    MAX_TALLY,
     STEADY,
     TRIED,
     Drift,
@@ -23,6 +23,7 @@ from plaudit_models.evaluation.drift import (
     Range,
     drift_detector_from_bytes,
     explains_best,
+    stake,
 )
 
 
@@ -49,9 +50,9 @@ def said(
     )
 
 
-def until_alarm(drop: float, after: int = 0) -> int:
-    """Labels until the alarm where each falls short of its expectation by ``drop``, after so many that do not."""
-    won = math.log1p(BET * (drop - MARGIN))
+def until_alarm(expected: float, after: int = 0) -> int:
+    """Labels until the alarm where none pleases, after so many that do."""
+    won = math.log1p(stake(expected) * (expected - MARGIN))
     n = 1
     while n * won < math.log(ALARM) + 0.5 * math.log(max(1.0, (after + n) / STEADY)):
         n += 1
@@ -59,9 +60,9 @@ def until_alarm(drop: float, after: int = 0) -> int:
 
 
 def test_disappointment_raises_the_alarm_after_as_many_labels_as_the_bet_says() -> None:
-    """ln 100 / ln(1 + 0.76·(0.9 − 0.1)) = 4.605 / 0.4751 = 9.69."""
+    """The stake is min(0.2/0.1, 0.9/0.2, 1.2) = 1.2, and ln 100 / ln(1 + 1.2·(0.9 − 0.1)) = 4.605 / 0.6729 = 6.84."""
     n = until_alarm(0.9)
-    assert n == 10
+    assert n == 7
     before = said(DriftDetector(), [1.0] * 50)
     assert said(before, [0.0] * (n - 1), first=51).pending == ()
     found = said(before, [0.0] * n, first=51).pending
@@ -79,9 +80,18 @@ def test_what_is_expected_of_little_evidence_does_not_count() -> None:
     assert said(DriftDetector(), [0.0] * 100, known=0.7).slices == {}
 
 
+def test_labels_compared_with_what_is_about_to_go_do_not_count() -> None:
+    """All come in one batch, so each is compared with what was expected before the change was found."""
+    n = until_alarm(0.9)
+    detector = said(DriftDetector(), [1.0] * 50 + [0.0] * 5 * n)
+    assert len(detector.pending) == 1
+    detector = said(detector.settled(), [1.0] * 50 + [0.0] * n, first=51 + 5 * n)
+    assert len(detector.pending) == 1, "it goes on afterwards"
+
+
 def test_slices_are_followed_apart() -> None:
-    detector = said(DriftDetector(), [0.0] * 8)
-    detector = said(detector, [0.0] * 8, name="dog", first=9)
+    detector = said(DriftDetector(), [0.0] * 5)
+    detector = said(detector, [0.0] * 5, name="dog", first=9)
     assert detector.pending == ()
     assert said(detector, [0.0] * 3, first=17).pending[0].slice == "cat"
 
@@ -159,12 +169,12 @@ def test_saved_and_read_again_or_in_other_batches_it_finds_the_same(rows: list[t
 
 
 def test_the_alarm_rises_with_the_square_root_of_the_labels() -> None:
-    """After 9,982 labels: ln(100·√100) / 0.4751 = 6.908 / 0.4751 = 14.54, where a young slice takes 9.69."""
-    n = 9_982
+    """After 9,989 labels: ln(100·√100) / 0.9555 = 6.908 / 0.6729 = 10.27, where a young slice takes 6.84."""
+    n = 9_989
     before = said(DriftDetector(), [1.0] * n)
-    assert until_alarm(0.9, n) == 15
-    assert said(before, [0.0] * 14, first=n + 1).pending == ()
-    assert said(before, [0.0] * 15, first=n + 1).pending != ()
+    assert until_alarm(0.9, n) == 11
+    assert said(before, [0.0] * 10, first=n + 1).pending == ()
+    assert said(before, [0.0] * 11, first=n + 1).pending != ()
 
 
 @given(st.floats(0.0, 1.0), st.floats(0.0, 1.0))
@@ -172,8 +182,9 @@ def test_the_square_of_a_bet_does_not_grow_where_rewards_are_as_expected(expecte
     """By the two-point rewards that have the mean and, spread out to 0 and 1, the largest variance that there is."""
     low, high = expected * (1.0 - spread), expected + (1.0 - expected) * spread
     chance = 0.5 if high == low else (expected - low) / (high - low)
-    squares = [(1.0 + BET * (expected - reward - MARGIN)) ** 2 for reward in (low, high)]
-    assert (1.0 - chance) * squares[0] + chance * squares[1] <= 1.0
+    wealth = [1.0 + stake(expected) * (expected - reward - MARGIN) for reward in (low, high)]
+    assert min(wealth) >= 0.1 - 1e-12, "no label costs more than MOST"
+    assert (1.0 - chance) * wealth[0] ** 2 + chance * wealth[1] ** 2 <= 1.0 + 1e-12
 
 
 @pytest.mark.parametrize("rate", [0.95, 0.6, 0.5])
@@ -186,6 +197,19 @@ def test_false_alarms_are_no_more_than_their_bound_where_expectations_are_right(
     q, known = np.full(len(names), rate), np.ones(len(names))
     found = DriftDetector().observe(names, range(len(names)), [""] * len(names), rewards, q, known).pending
     assert len(found) <= 4
+
+
+def test_thousands_of_slices_and_a_bet_of_thousands_of_users_take_few_bytes() -> None:
+    """The detectors are saved with every batch."""
+    names, ones = [f"slice {number}" for number in range(MAX_SLICES)], np.ones(MAX_SLICES)
+    calm = DriftDetector().observe(names, range(MAX_SLICES), names, ones, ones, ones)
+    assert len(calm.to_bytes()) < 40 * MAX_SLICES
+    n = 5 * MAX_TALLY
+    rewards = [0.8, 0.79] * (
+        n // 2
+    )  # disappoints by no more than the margin, so that a bet neither wins nor loses much
+    long = said(DriftDetector(), rewards, users=[f"user {number}" for number in range(n)])
+    assert len(long.to_bytes()) < 20 * MAX_TALLY
 
 
 def test_rewards_that_are_too_many_are_refused() -> None:

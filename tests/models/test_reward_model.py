@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from plaudit_models.bandit.features import FeatureMismatch, FeatureSpace
+from plaudit_models.bandit.posterior import posterior
 from plaudit_models.bandit.reward_model import (
     CorruptState,
     Evidence,
@@ -17,7 +18,6 @@ from plaudit_models.bandit.reward_model import (
     RewardState,
     empty_state,
     evidence_of_actions,
-    posterior,
     state_from_bytes,
 )
 
@@ -129,7 +129,7 @@ def test_posterior_agrees_with_the_textbook_inverse() -> None:
         precision = np.array([0.7, 0.7, 0.7])
         precision[k] = 3.0
         covariance = np.linalg.inv(np.diag(precision) + state.gram[k])
-        mean = covariance @ (state.target[k] + precision * np.eye(3)[k])
+        mean = np.eye(3)[k] + covariance @ state.target[k]
         q, variance = belief.predict(PHI)
         np.testing.assert_allclose(q[0, k], PHI[0] @ mean)
         np.testing.assert_allclose(variance[0, k], PHI[0] @ covariance @ PHI[0])

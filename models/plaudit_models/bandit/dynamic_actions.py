@@ -43,6 +43,7 @@ from plaudit_models.bandit.features import (
     waves,
 )
 from plaudit_models.bandit.improvement import HeadSettings, Step, bounded, improved
+from plaudit_models.bandit.own_evidence import weighted_gram
 from plaudit_models.bandit.policy import divergences, probabilities
 from plaudit_models.bandit.reward_model import (
     Bool,
@@ -53,7 +54,6 @@ from plaudit_models.bandit.reward_model import (
     half_of,
     load_with_metadata,
     solved,
-    weighted_gram,
     whole_of,
 )
 

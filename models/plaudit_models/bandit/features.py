@@ -13,6 +13,11 @@ Notation:
              nearly exp(−‖e_x − e_y‖²/2), the kernel of smooth functions of the embedding (Rahimi and Recht, 2007;
              Ω orthogonal as in Yu et al., Orthogonal Random Features, 2016), at a size that does not depend on d
 
+    x = [Cᵀ P, the rest of φ], g = min(a, 256) + m + 1
+    C        codes of the actions, shape [a, 256]: rows of Hadamard matrices with random signs, of length 1, any 256
+             successive ones orthogonal (Ailon and Chazelle, The fast Johnson-Lindenstrauss transform, 2009); the
+             identity, [a, a], where there are no more than 256 actions
+
 Where the base model is sure, its probabilities say all that the fast loop needs, and few features learn from few
 thumbs; where it knows nothing, they say nothing, and only the embedding can tell contexts apart.
 """
@@ -34,6 +39,10 @@ Float64 = npt.NDArray[np.float64]
 
 MIN_NORM: Final = 1e-6
 """Embeddings shorter than this are not stretched to unit length, so that an all-zero embedding stays zero."""
+
+MAX_BASE_REGRESSORS: Final = 256
+"""Base probabilities of more actions than this are mixed into this many regressors, a power of 2. Codes of any two
+actions overlap by about 1/16 then, which costs less than sums that grow with the square of the number of actions."""
 
 UNSURENESS_POWER: Final = 3
 """The embedding fades as this power of the base model's unsureness: at 1, what it says of unsure contexts leaks into
@@ -77,6 +86,21 @@ class FeatureSpace:
     @property
     def n_features(self) -> int:
         return self.n_actions + self.embedding_features + 1
+
+    @property
+    def n_base_regressors(self) -> int:
+        """Regressors that are made of the base probabilities."""
+        return min(self.n_actions, MAX_BASE_REGRESSORS)
+
+    @property
+    def n_regressors(self) -> int:
+        """g: features as the reward model sees them, whose number does not grow with that of the actions."""
+        return self.n_base_regressors + self.embedding_features + 1
+
+    @property
+    def coded(self) -> bool:
+        """Whether the base probabilities are too many to be regressors themselves."""
+        return self.n_actions > MAX_BASE_REGRESSORS
 
 
 def require_same_space(ours: DataclassInstance, theirs: DataclassInstance) -> None:
@@ -130,6 +154,38 @@ def directions(embedding_size: int, embedding_features: int) -> Float64:
     together: Float64 = np.concatenate(blocks, axis=1)
     together.flags.writeable = False
     return together
+
+
+@lru_cache(maxsize=4)
+def action_codes(n_actions: int) -> Float64:
+    """C of the notation above, shape ``[a, 256]``, for more than 256 actions; each entry is ±1/16.
+
+    Always the same for the same number, and the codes of fewer actions are the first of more.
+    """
+    hadamard: Float64 = np.ones((1, 1))
+    while len(hadamard) < MAX_BASE_REGRESSORS:
+        hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
+    n_blocks = -(-n_actions // MAX_BASE_REGRESSORS)
+    signs = np.random.RandomState(_SEED).randint(0, 2, (n_blocks, MAX_BASE_REGRESSORS)) * 2.0 - 1.0
+    codes: Float64 = (hadamard * signs[:, None, :]).reshape(-1, MAX_BASE_REGRESSORS)[:n_actions]
+    codes /= np.sqrt(MAX_BASE_REGRESSORS)
+    codes.flags.writeable = False
+    return codes
+
+
+def regressors(space: FeatureSpace, phi: Float64) -> Float64:
+    """x of the notation above: ``[b, f]`` → ``[b, g]``."""
+    if not space.coded:
+        return phi
+    a = space.n_actions
+    return np.concatenate([phi[:, :a] @ action_codes(a), phi[:, a:]], axis=1)
+
+
+def along_codes(space: FeatureSpace, values: Float64) -> Float64:
+    """Product of the base regressors' part with each action's code: ``[b, g]`` → ``[b, a]``."""
+    own = values[:, : space.n_base_regressors]
+    product: Float64 = own @ action_codes(space.n_actions).T if space.coded else own
+    return product
 
 
 def waves(vectors: Floats, n_waves: int) -> Float64:

@@ -13,9 +13,25 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from plaudit_models.bandit.features import MIN_NORM, UNSURENESS_POWER, FeatureSpace, Floats, directions
+from plaudit_models.bandit.features import (
+    MIN_NORM,
+    UNSURENESS_POWER,
+    FeatureSpace,
+    Floats,
+    action_codes,
+    directions,
+)
 from plaudit_models.bandit.improvement import TINY, HeadSettings
-from plaudit_models.bandit.reward_model import RewardPosterior, RewardState, posterior
+from plaudit_models.bandit.posterior import (
+    ActionsPosterior,
+    FullVariance,
+    SharedVariance,
+    own_precisions,
+    posterior,
+    precisions,
+    prior_scale,
+)
+from plaudit_models.bandit.reward_model import RewardState
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING, SCORES
 
 OPSET: Final = 18
@@ -41,8 +57,8 @@ def build_head(settings: HeadSettings, state: RewardState) -> onnx.ModelProto:
     entropy = graph.add("Neg", graph.sum_rows(graph.add("Mul", base, log_base)))
     unsure = graph.add("Mul", entropy, graph.constant(1.0 / np.log(space.n_actions)))
     unsure = graph.add("Clip", unsure, zero, one)
-    phi = _add_features(graph, space, base, unsure)
-    q, variance, prior_variance = _add_prediction(graph, belief, phi)
+    x = _add_regressors(graph, space, base, unsure)
+    q, variance, prior_variance = _add_prediction(graph, belief, base, x)
 
     unknown = graph.sum_rows(graph.add("Mul", base, graph.add("Div", variance, prior_variance)))
     known = graph.add("Clip", graph.add("Sub", one, unknown), zero, one)
@@ -76,9 +92,9 @@ def build_head(settings: HeadSettings, state: RewardState) -> onnx.ModelProto:
     return graph.model(space.embedding_size, space.n_actions)
 
 
-def _add_features(graph: _Graph, space: FeatureSpace, base: str, unsure: str) -> str:
-    """φ, ``[b, f]``, as :func:`plaudit_models.bandit.features.features` makes it."""
-    blocks = [base]
+def _add_regressors(graph: _Graph, space: FeatureSpace, base: str, unsure: str) -> str:
+    """x, ``[b, g]``, as :func:`plaudit_models.bandit.features.features` and ``regressors`` make it."""
+    blocks = [graph.add("MatMul", base, graph.codes(space)) if space.coded else base]
     if space.embedding_features:
         norm = graph.add("ReduceL2", EMBEDDING, graph.constant([1]), keepdims=1)
         norm = graph.add("Max", norm, graph.constant(MIN_NORM))
@@ -92,14 +108,62 @@ def _add_features(graph: _Graph, space: FeatureSpace, base: str, unsure: str) ->
     return graph.add("Concat", *blocks, axis=1)
 
 
-def _add_prediction(graph: _Graph, belief: RewardPosterior, phi: str) -> tuple[str, str, str]:
+def _add_prediction(graph: _Graph, belief: ActionsPosterior, base: str, x: str) -> tuple[str, str, str]:
     """q, σ² and σ₀², each ``[b, a]``."""
-    q = graph.add("MatMul", phi, graph.constant(belief.mean.T))
-    projected = graph.add("MatMul", phi, _add_factor(graph, belief.factor))  # [a, b, f]
-    squared = graph.add("ReduceSumSquare", projected, graph.constant([2]), keepdims=0)
-    variance = graph.add("Transpose", squared, perm=[1, 0])
-    prior_variance = graph.add("MatMul", graph.add("Mul", phi, phi), graph.constant((1.0 / belief.prior_precision).T))
-    return q, variance, prior_variance
+    q = graph.add("Add", base, graph.add("MatMul", x, graph.constant(belief.mean.T)))
+    if isinstance(belief.variance, FullVariance):
+        projected = graph.add("MatMul", x, _add_factor(graph, belief.variance.factor))  # [a, b, g]
+        squared = graph.add("ReduceSumSquare", projected, graph.constant([2]), keepdims=0)
+        variance = graph.add("Transpose", squared, perm=[1, 0])
+    else:
+        variance = _add_shared_variance(graph, belief.variance, x)
+    return q, variance, _add_prior_variance(graph, belief, x)
+
+
+def _add_prior_variance(graph: _Graph, belief: ActionsPosterior, x: str) -> str:
+    """σ₀², ``[b, a]``."""
+    space, prior = belief.space, belief.prior
+    squares = graph.add("Mul", x, x)
+    if not space.coded:
+        return graph.add("MatMul", squares, graph.constant((1.0 / own_precisions(space, prior)).T))
+    total = graph.add("MatMul", squares, graph.constant((1.0 / precisions(space, prior))[:, None]))
+    own = _along_codes(graph, space, x)
+    less = graph.add("Mul", graph.add("Mul", own, own), graph.constant(prior_scale(prior)))
+    return graph.add("Sub", total, less)
+
+
+def _add_shared_variance(graph: _Graph, belief: SharedVariance, x: str) -> str:
+    """σ² as :meth:`plaudit_models.bandit.posterior.SharedVariance.of` makes it, ``[b, a]``.
+
+    In float64, because it is a small difference of large squares; the constants are stored in float32.
+    """
+    x = graph.double(x)
+    whitening = graph.double(graph.constant(belief.whitening))
+    white = graph.add("MatMul", x, graph.add("Transpose", whitening, perm=[1, 0]))
+    own = _along_codes(graph, belief.space, graph.add("MatMul", white, whitening), double=True)
+    total = graph.add("ReduceSumSquare", white, graph.constant([1]), keepdims=1)
+    total = graph.add("Mul", total, graph.double(graph.constant(belief.counts)))
+    less = graph.add("Mul", graph.add("Mul", own, own), graph.double(graph.constant(belief.own_scale)))
+    variance = graph.add("Sub", total, less)
+    if len(belief.rows):
+        rows, signs = graph.double(graph.constant(belief.rows)), graph.double(graph.constant(belief.signs[:, None]))
+        projected = graph.add("MatMul", rows, graph.add("Transpose", x, perm=[1, 0]))
+        squares = graph.add("Mul", graph.add("Mul", projected, projected), signs)
+        of_actions = graph.add("Transpose", variance, perm=[1, 0])
+        places = graph.constant([[k] for k in belief.actions.tolist()])
+        summed = graph.add("ScatterND", of_actions, places, squares, reduction="add")
+        variance = graph.add("Transpose", summed, perm=[1, 0])
+    return graph.add("Max", graph.add("Cast", variance, to=TensorProto.FLOAT), graph.constant(0.0))
+
+
+def _along_codes(graph: _Graph, space: FeatureSpace, values: str, *, double: bool = False) -> str:
+    """As :func:`plaudit_models.bandit.features.along_codes`."""
+    first = graph.constant([space.n_base_regressors])
+    own = graph.add("Slice", values, graph.constant([0]), first, graph.constant([1]))
+    if not space.coded:
+        return own
+    codes = graph.add("Transpose", graph.codes(space), perm=[1, 0])
+    return graph.add("MatMul", own, graph.double(codes) if double else codes)
 
 
 def _add_factor(graph: _Graph, factor: Floats) -> str:
@@ -129,17 +193,30 @@ class _Graph:
     def __init__(self) -> None:
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
+        self._codes = ""
 
     def add(self, op: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         output = output or f"n{len(self._nodes)}_{op.lower()}"
         self._nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
         return output
 
-    def constant(self, value: float | list[int] | Floats) -> str:
+    def codes(self, space: FeatureSpace) -> str:
+        """Codes of the actions, ``[a, 256]``; only their signs are stored, and a runtime reads them once."""
+        if not self._codes:
+            codes = action_codes(space.n_actions)
+            self._constants.append(numpy_helper.from_array(np.sign(codes).astype(np.int8), "codes"))
+            signs = self.add("Cast", "codes", to=TensorProto.FLOAT)
+            self._codes = self.add("Mul", signs, self.constant(float(np.abs(codes[0, 0]))))
+        return self._codes
+
+    def constant(self, value: float | list[int] | list[list[int]] | Floats) -> str:
         name = f"c{len(self._constants)}"
         dtype = np.int64 if isinstance(value, list) else np.float32
         self._constants.append(numpy_helper.from_array(np.ascontiguousarray(value, dtype=dtype), name))
         return name
+
+    def double(self, values: str) -> str:
+        return self.add("Cast", values, to=TensorProto.DOUBLE)
 
     def sum_rows(self, values: str) -> str:
         return self.add("ReduceSum", values, self.constant([1]), keepdims=1)

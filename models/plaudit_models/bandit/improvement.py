@@ -30,6 +30,7 @@ the others out. Where it is sure or knows nothing (c near 1 or 0), or users disa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Generic, Protocol, Self, TypeVar
@@ -38,13 +39,17 @@ import numpy as np
 
 from plaudit_models.bandit.features import Float64, Floats, features, log_softmax, sureness
 from plaudit_models.bandit.policy import divergence, probabilities
-from plaudit_models.bandit.reward_model import RewardPrior, RewardState, posterior
+from plaudit_models.bandit.posterior import posterior
+from plaudit_models.bandit.reward_model import RewardPrior, RewardState
 
 TINY: Final = 1e-8
 """No action's share of the anchor is less than this: below it, float32 cannot tell g from 0."""
 
 BISECTIONS: Final = 16
 """The bounded step is found to 2⁻¹⁶ of the way: from no evidence, a few hundredths of a thumb out of thousands."""
+
+AIM: Final = 0.87
+"""Share of what a step may move the policy by that is aimed at: the middle of what is long enough."""
 
 NEAR: Final = 0.75
 """A step is long enough when it moves the policy by this share of what it may."""
@@ -243,15 +248,31 @@ def bounded(
     if kl <= max_kl:
         return Step(latest, 1.0, kl, kl_all)
     best = Step(served, 0.0, 0.0, 0.0)
-    low, high = 0.0, 1.0
-    for _ in range(BISECTIONS):
-        share = (low + high) / 2.0
+    low, high, kl_low, kl_high = 0.0, 1.0, 0.0, kl
+    for tried in range(BISECTIONS):
+        # Every third time in the middle, so that the way is found however the divergence grows along it.
+        middle = low == 0.0 or tried % 3 == 2
+        share = _below(low, high, kl_high, max_kl) if middle else _where_due(low, high, kl_low, kl_high, max_kl)
         state = served.towards(latest, share)
         kl, kl_all = divergences(state)
         if kl > max_kl:
-            high = share
+            high, kl_high = share, kl
             continue
-        low, best = share, Step(state, share, kl, kl_all)
+        low, kl_low, best = share, kl, Step(state, share, kl, kl_all)
         if kl >= NEAR * max_kl:
             break
     return best
+
+
+def _below(low: float, high: float, kl_high: float, max_kl: float) -> float:
+    """Share that is well below the one known to be too large, or the middle of two by order of magnitude."""
+    return math.sqrt(low * high) if low else high * (AIM * max_kl / kl_high) ** 2
+
+
+def _where_due(low: float, high: float, kl_low: float, kl_high: float, max_kl: float) -> float:
+    """Share at which the divergence is due to be as large as it may, if it grows like a power of the share."""
+    if not 0.0 < kl_low < AIM * max_kl:
+        return math.sqrt(low * high)
+    slope = math.log(AIM * max_kl / kl_low) / math.log(kl_high / kl_low)
+    due: float = low * (high / low) ** slope
+    return due

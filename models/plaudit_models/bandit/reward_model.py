@@ -1,17 +1,19 @@
-"""Fast reward model: Bayesian ridge regression of rewards on features, one per action, in closed form.
+"""Evidence of the fast reward model: Bayesian ridge regression of rewards on features, one per action, as sums.
 
-Its state is sums over evidence. Sums do not depend on order and can be subtracted, so a retracted or erased event
-leaves no trace beyond rounding. Knows nothing about policies, users or where evidence comes from.
+Sums do not depend on order and can be subtracted, so a retracted or erased event leaves no trace beyond rounding. What
+an event says of every action alike is summed once for all of them, so that memory grows with what was said of each
+action, not with actions × features². Knows nothing about policies, users or where evidence comes from; what follows
+from the evidence is in :mod:`plaudit_models.bandit.posterior`.
 
 Notation:
-    n: number of evidence rows, b: batch size, a: number of actions, f: number of features
+    n: number of evidence rows, b: batch size, a: number of actions, f: number of features, g: number of regressors,
+    x: regressors of φ, P: base probabilities (:mod:`plaudit_models.bandit.features`)
 
-For action k with feature weights θ_k (Bishop, Pattern Recognition and Machine Learning, 2006, eq. 3.50-3.51, in units
-of the reward noise):
-    prior      θ_k ~ N(m_k, diag(λ_k)⁻¹),  m_k = the unit vector of action k's own base probability
-    posterior  θ_k ~ N(K_k⁻¹ (b_k + λ_k m_k), K_k⁻¹),  K_k = diag(λ_k) + A_k,  A_k = Σ w_k φφᵀ,  b_k = Σ w_k r_k φ
-With that prior mean, the reward expected before any feedback is what the base model thinks of the action: q(x, k) =
-P_base(k | x).
+The reward of action k is r = P_k + δ_kᵀx plus noise, in units of the noise (Bishop, Pattern Recognition and Machine
+Learning, 2006, eq. 3.50-3.51):
+    prior      δ_k ~ N(0, Λ_k⁻¹), so that before any feedback the base model is believed
+    posterior  δ_k ~ N(K_k⁻¹ t_k, K_k⁻¹),  K_k = Λ_k + A_k,  A_k = Σ w_k xxᵀ,  t_k = Σ w_k (r_k − P_k) x
+    sums       A_k = S + B_k,  S = Σ s xxᵀ with s = min_k w_k,  B_k = Σ (w_k − s) xxᵀ, which is zero for most k
 
 One likelihood for all that users say, Gaussian in r_k = θ_kᵀφ, so that it stays sums:
     thumb, rating r of action k    r_k = r with weight 1; every other action 0 with weight ρ r, because praise of one
@@ -27,8 +29,8 @@ So the mean of r_k − r_l under preferences of frequency p is p − ½, which i
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -36,7 +38,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from plaudit_models.bandit.features import FeatureSpace, Float64, Floats, require_same_space
+from plaudit_models.bandit.features import FeatureSpace, Float64, Floats, regressors, require_same_space
+from plaudit_models.bandit.own_evidence import OwnEvidence, no_own_evidence, weighted_gram
 
 Bool = npt.NDArray[np.bool_]
 Int64 = npt.NDArray[np.int64]
@@ -48,6 +51,12 @@ _GRAM: Final = "gram"
 _TARGET: Final = "target"
 _WEIGHT: Final = "weight"
 _SPACE: Final = "space"
+_SHARED: Final = "shared"
+_ROW_ACTIONS: Final = "row_actions"
+_ROWS: Final = "rows"
+_ROW_WEIGHTS: Final = "row_weights"
+_TOTAL_ACTIONS: Final = "total_actions"
+_TOTALS: Final = "totals"
 
 
 class InvalidEvidence(ValueError):
@@ -133,15 +142,25 @@ class RewardState:
 
     Attributes:
         space: the feature space of the sums.
-        gram: A, shape ``[a, f, f]``.
-        target: b, shape ``[a, f]``.
+        shared: S, shape ``[g, g]``: what was said of all actions alike.
+        own: B_k by the index of the action, of those that have any.
+        target: t, shape ``[a, g]``.
         weight: Σ w of what was said about each action, without what that implies, shape ``[a]``.
     """
 
     space: FeatureSpace
-    gram: Float64
+    shared: Float64
+    own: Mapping[int, OwnEvidence]
     target: Float64
     weight: Float64
+
+    @property
+    def gram(self) -> Float64:
+        """A, shape ``[a, g, g]``: large where there are many actions."""
+        gram = np.repeat(self.shared[None], self.space.n_actions, axis=0)
+        for k, own in self.own.items():
+            gram[k] += own.gram
+        return gram
 
     def add(self, evidence: Evidence) -> RewardState:
         """Raises FeatureMismatch if the evidence is of another feature space."""
@@ -154,51 +173,112 @@ class RewardState:
     def towards(self, other: RewardState, share: float) -> RewardState:
         """State at ``share`` of the way to ``other``: 0 is this one, 1 the other. Raises FeatureMismatch."""
         require_same_space(self.space, other.space)
+        none = no_own_evidence(self.space.n_regressors)
+        own: dict[int, OwnEvidence] = {}
+        for k in sorted(self.own.keys() | other.own.keys()):
+            between = self.own.get(k, none).towards(other.own.get(k, none), share)
+            if between is not None:
+                own[k] = between
         return RewardState(
             self.space,
-            self.gram + share * (other.gram - self.gram),
+            self.shared + share * (other.shared - self.shared),
+            own,
             self.target + share * (other.target - self.target),
             self.weight + share * (other.weight - self.weight),
         )
 
     def to_bytes(self) -> bytes:
         """Safetensors, of the symmetric sums one half; :func:`state_from_bytes` is its inverse."""
-        tensors = {_GRAM: half_of(self.gram), _TARGET: self.target, _WEIGHT: self.weight}
+        few = {k: own for k, own in self.own.items() if own.total is None}
+        many = {k: own.total for k, own in self.own.items() if own.total is not None}
+        g = self.space.n_regressors
+        tensors = {
+            _SHARED: half_of(self.shared[None]),
+            _TARGET: self.target,
+            _WEIGHT: self.weight,
+            _ROW_ACTIONS: np.repeat(np.array(list(few), np.int64), [own.rank for own in few.values()]),
+            _ROWS: np.concatenate([np.zeros((0, g)), *(own.rows for own in few.values())]),
+            _ROW_WEIGHTS: np.concatenate([np.zeros(0), *(own.weights for own in few.values())]),
+            _TOTAL_ACTIONS: np.array(list(many), np.int64),
+            _TOTALS: half_of(np.stack(list(many.values())) if many else np.zeros((0, g, g))),
+        }
         return bytes(save(tensors, metadata={_SPACE: json.dumps(asdict(self.space), sort_keys=True)}))
 
     def _with(self, evidence: Evidence, sign: float) -> RewardState:
         require_same_space(self.space, evidence.space)
         phi, weights = evidence.features, evidence.action_weights()
-        # What a row says about every action alike is summed once for all of them.
-        shared = weights.min(axis=1)
-        gram = self.gram + sign * weighted_gram(phi, shared)
-        for k in np.flatnonzero((weights > shared[:, None]).any(axis=0)):
-            rows = weights[:, k] > shared
-            gram[k] += sign * weighted_gram(phi[rows], weights[rows, k] - shared[rows])
-        rewarded = weights * np.where(evidence.known_mask, evidence.rewards, 0.0)
+        x = regressors(self.space, phi)
+        shared = weights.min(axis=1, initial=np.inf)
+        excess = weights - shared[:, None]
+        own = dict(self.own)
+        for k in np.flatnonzero((excess > 0.0).any(axis=0)):
+            rows = excess[:, k] > 0.0
+            before = own.get(int(k), no_own_evidence(self.space.n_regressors))
+            after = before.plus(x[rows], sign * excess[rows, k])
+            if after is None:
+                del own[int(k)]
+            else:
+                own[int(k)] = after
+        residual = np.where(evidence.known_mask, evidence.rewards, 0.0) - phi[:, : self.space.n_actions]
         said = evidence.weights @ evidence.known_mask
-        target, weight = self.target + sign * rewarded.T @ phi, self.weight + sign * said
-        return RewardState(self.space, gram, target, weight)
+        return RewardState(
+            self.space,
+            self.shared + sign * weighted_gram(x, shared),
+            own,
+            self.target + sign * (weights * residual).T @ x,
+            self.weight + sign * said,
+        )
 
 
 def empty_state(space: FeatureSpace) -> RewardState:
     """No evidence."""
-    a, f = space.n_actions, space.n_features
-    return RewardState(space, np.zeros((a, f, f)), np.zeros((a, f)), np.zeros(a))
+    a, g = space.n_actions, space.n_regressors
+    return RewardState(space, np.zeros((g, g)), {}, np.zeros((a, g)), np.zeros(a))
 
 
 def state_from_bytes(raw: bytes) -> RewardState:
-    """Raises CorruptState if the bytes are not a reward state."""
+    """State that :meth:`RewardState.to_bytes` wrote, in this version or the one before.
+
+    Raises:
+        CorruptState: the bytes are not a reward state.
+    """
     try:
         tensors, metadata = load_with_metadata(raw)
         space = FeatureSpace(**json.loads(metadata[_SPACE]))
-        half, target, weight = tensors[_GRAM], tensors[_TARGET], tensors[_WEIGHT]
+        if _GRAM in tensors:
+            return _from_one_sum_per_action(space, tensors[_GRAM], tensors[_TARGET], tensors[_WEIGHT])
+        shared, target, weight = tensors[_SHARED], tensors[_TARGET], tensors[_WEIGHT]
+        actions, rows, row_weights = tensors[_ROW_ACTIONS], tensors[_ROWS], tensors[_ROW_WEIGHTS]
+        total_actions, totals = tensors[_TOTAL_ACTIONS], tensors[_TOTALS]
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CorruptState(f"not a reward state: {type(error).__name__}: {error}") from error
+    a, g = space.n_actions, space.n_regressors
+    shapes = (shared.shape, target.shape, weight.shape, rows.shape[1:], totals.shape[1:])
+    if shapes != ((1, g * (g + 1) // 2), (a, g), (a,), (g,), (g * (g + 1) // 2,)):
+        raise CorruptState(f"not a reward state: sums of shapes {shapes} do not fit {a} actions and {g} regressors")
+    none = no_own_evidence(g)
+    own = {int(k): OwnEvidence(rows[actions == k], row_weights[actions == k]) for k in np.unique(actions)}
+    own |= {
+        int(k): replace(none, total=whole_of(half[None], g)[0]) for k, half in zip(total_actions, totals, strict=True)
+    }
+    return RewardState(space, whole_of(shared, g)[0], own, target, weight)
+
+
+def _from_one_sum_per_action(space: FeatureSpace, half: Float64, target: Float64, weight: Float64) -> RewardState:
+    """State as the version before wrote it: A_k and Σ w r φ of every action.
+
+    Of more actions than regressors there is no way from their sums to ours. Such a state becomes an empty one of no
+    feature space of any version, so that the evidence is learned anew from the store.
+    """
     a, f = space.n_actions, space.n_features
     if (half.shape, target.shape, weight.shape) != ((a, f * (f + 1) // 2), (a, f), (a,)):
-        raise CorruptState(f"gram of shape {half.shape} does not fit {a} actions and {f} features")
-    return RewardState(space, whole_of(half, f), target, weight)
+        raise CorruptState(f"not a reward state: gram of shape {half.shape} does not fit {a} actions and {f} features")
+    if space.coded:
+        return empty_state(replace(space, trunk_digest=""))
+    gram, none = whole_of(half, f), no_own_evidence(f)
+    residual = target - gram[np.arange(a), :, np.arange(a)]
+    own = {k: replace(none, total=gram[k]) for k in range(a) if gram[k].any()}
+    return RewardState(space, np.zeros((f, f)), own, residual, weight)
 
 
 def load_with_metadata(raw: bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
@@ -236,7 +316,7 @@ class RewardPosterior:
 
     Attributes:
         mean: posterior means of θ, shape ``[a, f]``.
-        factor: shape ``[a, f, f]``; σ²(x, k) = ‖factor_k φ‖².
+        factor: shape ``[a, f, f]``; σ²(φ, k) = ‖factor_k φ‖².
         prior_precision: λ, shape ``[a, f]``; the variance before any evidence is Σ φ² / λ_k.
     """
 
@@ -257,38 +337,6 @@ class RewardPosterior:
         """σ² before any evidence, ``[b, a]``, at ``features`` ``[b, f]``."""
         variance: Float64 = np.square(features) @ (1.0 / self.prior_precision).T
         return variance
-
-    def known(self, features: Float64, actions: Int64) -> Float64:
-        """Share of the prior variance that evidence has removed, in [0, 1], of one action a row, ``[b]``.
-
-        The variance of one action costs as little as that, where :meth:`predict` has those of all.
-
-        Args:
-            features: shape ``[b, f]``.
-            actions: shape ``[b]``.
-        """
-        known = np.empty(len(features))
-        for k in np.unique(actions):
-            rows = np.flatnonzero(actions == k)
-            phi = features[rows]
-            projected = phi @ self.factor[k].T
-            prior = np.square(phi) @ (1.0 / self.prior_precision[k])
-            known[rows] = 1.0 - np.einsum("bf,bf->b", projected, projected) / prior
-        clipped: Float64 = np.clip(known, 0.0, 1.0)
-        return clipped
-
-
-@lru_cache(maxsize=4)
-def posterior(state: RewardState, prior: RewardPrior) -> RewardPosterior:
-    """Posterior of the notation above, through the Cholesky factor of K; the latest are cached."""
-    a, f = state.space.n_actions, state.space.n_features
-    own = np.arange(a)
-    precision = np.full((a, f), prior.precision)
-    precision[:, a : f - 1] = prior.embedding_precision
-    precision[own, own] = prior.own_precision
-    information = state.target.copy()
-    information[own, own] += prior.own_precision
-    return solved(state.gram, information, precision)
 
 
 def solved(gram: Float64, information: Float64, precision: Float64) -> RewardPosterior:
@@ -318,12 +366,6 @@ def whole_of(half: Float64, n_features: int) -> Float64:
     gram[:, row, column] = half
     gram[:, column, row] = half
     return gram
-
-
-def weighted_gram(features: Float64, weights: Float64) -> Float64:
-    """Σ w φφᵀ, ``[f, f]``, symmetric to the last bit, so that one half of it can be stored."""
-    gram: Float64 = (weights[:, None] * features).T @ features
-    return (gram + gram.T) / 2.0
 
 
 def _between(values: Floats, low: float, high: float) -> Bool:

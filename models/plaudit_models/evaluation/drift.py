@@ -6,19 +6,21 @@ expectations come from, nor how evidence is kept.
 *Finding.* With reward y in [0, 1] and expected reward q of the answer that was given, a slice's detector bets on
 disappointment:
 
-    W = max(1, W)·(1 + BET·(q − y − MARGIN))     alarm: W ≥ ALARM·√max(1, n / STEADY),  n labels of the slice so far
+    W = max(1, W)·(1 + b(q)·(q − y − MARGIN))     alarm: W ≥ ALARM·√max(1, n / STEADY),  n labels of the slice so far
+    b(q) = min(2·MARGIN/(q(1 − q) + MARGIN²), MOST/(1 + MARGIN − q), MAX_BET)
 
 W is the best of the bets begun at each label (an e-detector: Shin, Ramdas, Rinaldo, E-detectors, 2022, section 2).
-Where rewards are as expected on average, no bet's square grows, whatever q is, as y in [0, 1] has variance ≤ q(1 − q):
+The surer it is of a reward, the more it stakes on it: never more than MOST of what it has, and so that where rewards
+are as expected on average no bet's square grows, because y in [0, 1] has variance ≤ q(1 − q):
 
-    E[(1 + BET·(q − y − MARGIN))²] ≤ 1 − 2·BET·MARGIN + BET²·(q(1 − q) + MARGIN²)
-                                   ≤ 1     for BET ≤ 2·MARGIN/(¼ + MARGIN²)
+    E[(1 + b·(q − y − MARGIN))²] ≤ 1 − 2·b·MARGIN + b²·(q(1 − q) + MARGIN²) ≤ 1
 
 So a bet ever reaches w with probability ≤ w⁻² (Ville 1939), and the alarm of a slice only rises: over N labels there
 are no more than ALARM⁻²·Σ_n 1/max(1, n / STEADY) ≤ 0.01·(1 + ln(N / STEADY)) false alarms in expectation, which is 0.1
-in a million. A change is found two or three labels later for each tenfold of labels before it.
-Labels whose expectation rests on little evidence do not count, because disappointment of the prior is no change; nor do
-labels of one user beyond that user's share, so that nobody makes the others' evidence go.
+in a million. A change is found one to three labels later for each tenfold of labels before it.
+Labels whose expectation rests on little evidence do not count, because disappointment of the prior is no change, nor do
+those whose expectation rests on evidence that is about to go; nor do labels of one user beyond that user's share, so
+that nobody makes the others' evidence go.
 
 *Dating.* A change begins with the label since which the bettor has never lost everything, which is the maximum
 likelihood estimate of CUSUM (Page 1954).
@@ -40,7 +42,10 @@ from typing import Final, NamedTuple
 from plaudit_models.bandit.features import Floats
 from plaudit_models.evaluation.raters import UserTally
 
-BET: Final = 0.76
+MAX_BET: Final = 1.2
+"""More would find a change three labels sooner, and let as many users fewer make evidence go."""
+MOST: Final = 0.9
+"""Share of the wealth that one label can cost."""
 MARGIN: Final = 0.1
 ALARM: Final = 100.0
 STEADY: Final = 100
@@ -51,6 +56,8 @@ MAX_SLICES: Final = 4_096
 """Slices that are followed, those with the latest labels; all others begin anew."""
 MAX_EPOCHS: Final = 4
 """Former epochs of a slice that may count again."""
+MAX_TALLY: Final = 1_000
+"""Labels of a bet after which the users' shares are counted anew, so that a long one does not list all users."""
 TRIED: Final = 40
 """Labels of a slice after which a former epoch that counts again is taken to be right."""
 AS_GOOD: Final = 0.05
@@ -89,8 +96,8 @@ class _Slice:
     """One slice.
 
     Attributes:
-        log_wealth: log W; ≥ 0 where nothing was lost.
-        since: number of the label since which nothing was lost.
+        log_wealth: log of max(1, W); 0 where everything was lost.
+        since: number of the label since which not everything was lost; 0 if it was.
         tally: labels of each user since then.
         first: number from which on evidence counts.
         labels: number of labels since then.
@@ -112,16 +119,18 @@ class _Slice:
 
     def bet(self, number: int, user: str, reward: float, expected: float, cap: float) -> _Slice:
         """The slice after one label."""
-        slice_ = self if self.log_wealth > 0.0 else replace(self, log_wealth=0.0, since=number, tally=UserTally())
-        admitted, tally = slice_.tally.admit([user], cap)
-        gain = math.log1p(BET * (expected - reward - MARGIN)) if admitted[0] else 0.0
+        slice_ = self if self.log_wealth > 0.0 else replace(self, since=number)
+        admitted, tally = (slice_.tally if slice_.tally.seen < MAX_TALLY else UserTally()).admit([user], cap)
+        gain = math.log1p(stake(expected) * (expected - reward - MARGIN)) if admitted[0] else 0.0
+        log_wealth = max(0.0, slice_.log_wealth + gain)
         return replace(
             slice_,
-            log_wealth=slice_.log_wealth + gain,
-            tally=tally,
+            log_wealth=log_wealth,
+            since=slice_.since if log_wealth > 0.0 else 0,
+            tally=tally if log_wealth > 0.0 else UserTally(),
             labels=slice_.labels + 1,
             liked=slice_.liked + reward,
-            tried=slice_.tried + 1,
+            tried=slice_.tried + 1 if slice_.again else 0,
         )
 
     @property
@@ -131,7 +140,7 @@ class _Slice:
 
     def drifted(self, name: str) -> tuple[_Slice, Drift]:
         """The slice after its detector's alarm, and the drift that was found."""
-        calm = replace(self, log_wealth=0.0, tally=UserTally(), again=())
+        calm = replace(self, log_wealth=0.0, since=0, tally=UserTally(), again=(), tried=0)
         if self.again and self.tried <= TRIED:
             kept = (*self.former, self.again)[-MAX_EPOCHS:]
             return replace(calm, former=kept), Drift(name, self.first, self.again)
@@ -177,8 +186,8 @@ class DriftDetector:
         pending = list(self.pending)
         rows = zip(slices, numbers, users, rewards.tolist(), expected.tolist(), known.tolist(), strict=True)
         for name, number, user, y, q, certain in rows:
-            if certain < LEAST_KNOWN:
-                continue
+            if certain < LEAST_KNOWN or any(drift.slice == name for drift in pending):
+                continue  # what was expected rests on too little, or on evidence that goes
             slice_ = followed.pop(name, None) or _Slice()
             slice_ = slice_.bet(number, user, y, min(1.0, max(0.0, q)), cap)
             if slice_.alarmed:
@@ -203,24 +212,48 @@ class DriftDetector:
         return DriftDetector(slices, tuple(pending))
 
     def to_bytes(self) -> bytes:
-        """JSON; :func:`drift_detector_from_bytes` is its inverse."""
-        slices = {name: asdict(slice_) for name, slice_ in self.slices.items()}
-        return json.dumps({"slices": slices, "pending": [asdict(drift) for drift in self.pending]}).encode()
+        """JSON; :func:`drift_detector_from_bytes` is its inverse.
+
+        A slice without a bet takes few bytes, because all are saved with every batch.
+        """
+        rows = [_row(name, slice_) for name, slice_ in self.slices.items()]
+        pending = [asdict(drift) for drift in self.pending]
+        return json.dumps({"slices": rows, "pending": pending}, separators=(",", ":")).encode()
 
 
 def drift_detector_from_bytes(raw: bytes) -> DriftDetector:
     """Inverse of :meth:`DriftDetector.to_bytes`."""
     fields = json.loads(raw)
-    slices = {}
-    for name, saved in fields["slices"].items():
-        former = tuple(_epoch(each) for each in saved.pop("former"))
-        tally, again = UserTally(**saved.pop("tally")), _epoch(saved.pop("again"))
-        slices[name] = _Slice(**saved, tally=tally, former=former, again=again)
     pending = [
         Drift(each["slice"], each["since"], _epoch(each["outdated"]), tuple(_epoch(epoch) for epoch in each["former"]))
         for each in fields["pending"]
     ]
-    return DriftDetector(slices, tuple(pending))
+    return DriftDetector({name: _slice(*row) for name, *row in fields["slices"]}, tuple(pending))
+
+
+def _row(name: str, slice_: _Slice) -> list[object]:
+    row: list[object] = [name, slice_.first, slice_.labels, slice_.liked]
+    if slice_.log_wealth > 0.0 or slice_.former or slice_.again:
+        bet = [slice_.log_wealth, slice_.since, slice_.tally.seen, slice_.tally.counted]
+        row += [*bet, slice_.former, slice_.again, slice_.tried]
+    return row
+
+
+def _slice(
+    first: int,
+    labels: int,
+    liked: float,
+    log_wealth: float = 0.0,
+    since: int = 0,
+    seen: int = 0,
+    counted: Mapping[str, int] | None = None,
+    former: Sequence[Sequence[Sequence[int]]] = (),
+    again: Sequence[Sequence[int]] = (),
+    tried: int = 0,
+) -> _Slice:
+    """Slice of a row without its name."""
+    tally, epochs = UserTally(seen, counted or {}), tuple(_epoch(each) for each in former)
+    return _Slice(log_wealth, since, tally, first, labels, liked, epochs, _epoch(again), tried)
 
 
 def explains_best(errors: Sequence[float], without: float) -> int | None:
@@ -232,6 +265,12 @@ def explains_best(errors: Sequence[float], without: float) -> int | None:
     """
     good = [place for place, error in enumerate(errors) if error <= without + AS_GOOD]
     return min(good, key=lambda place: errors[place]) if good else None
+
+
+def stake(expected: float) -> float:
+    """Stake b of the module's notation on disappointment of an expected reward in [0, 1]."""
+    steady = 2.0 * MARGIN / (expected * (1.0 - expected) + MARGIN * MARGIN)
+    return min(steady, MOST / (1.0 + MARGIN - expected), MAX_BET)
 
 
 def _epoch(ranges: Sequence[Sequence[int]]) -> Epoch:

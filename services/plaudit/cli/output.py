@@ -70,9 +70,12 @@ def print_receipt(receipt: Receipt) -> None:
 def print_raters(rows: Sequence[Mapping[str, Any]]) -> None:
     cells = []
     for row in rows:
-        trust = row["trust_level"] + (", floods" if row["floods"] else "")
-        cells.append((row["user"] or "(without id)", trust, row["n"], row["refused"], f"{row['reliability']:.2f}"))
-    _print_table(("user", "trust", "counted", "refused", "reliability"), cells)
+        marks = [mark for mark in ("suspected", "floods") if row[mark]]
+        user, reliability = row["user"] or "(without id)", f"{row['reliability']:.2f}"
+        cells.append(
+            (user, row["group"], ", ".join([row["trust_level"], *marks]), row["n"], row["refused"], reliability)
+        )
+    _print_table(("user", "group", "trust", "counted", "refused", "reliability"), cells)
 
 
 def print_dead_letters(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -143,7 +143,7 @@ def build_learner(
             **shared,
         ),
         outdated=OutdatedEvidence(
-            state=state, store=store, policies=policies, prior=builder.settings.prior, metrics=metrics
+            state=state, store=store, policies=policies, prior=builder.settings.prior, metrics=metrics, clock=clock
         ),
         guard=RefreshGuard(policies=policies, rules=rules, **shared),
         refresher=HeadRefresher(

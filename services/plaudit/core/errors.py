@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from plaudit.core.limits import MAX_NAMED_MODELS, MAX_SHOWN_CHARACTERS
+from plaudit.core.text.reasons import told_reason
 
 
 def _shown(value: str) -> str:
@@ -215,15 +216,37 @@ class LogUnavailable(Unavailable):
     """The event log could not make an event durable, or cannot say whether it did; appending it again is safe."""
 
     def __init__(self, problem: str) -> None:
-        super().__init__(f"the event log is unavailable, the event may not be recorded; send it again: {problem}")
+        told = "the event log is unavailable, the event may not be recorded; send it again"
+        super().__init__(f"{told}: {problem}")
         self.problem = problem
+        self._told = told
+
+    @property
+    def for_clients(self) -> str:
+        return f"{self._told}: {told_reason(self.problem)}"
+
+
+class StateTooLarge(Unavailable):
+    """A part of the learner's state is larger than what is saved at once; nothing was saved."""
+
+    def __init__(self, part: str, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(
+            f"{part}: {size_bytes} bytes of the learner's state are more than the {limit_bytes} that are saved at "
+            f"once; nothing new is learned until it is smaller: see `plaudit doctor` for what makes it large"
+        )
 
 
 class StoreUnavailable(Unavailable):
     """The experience store could not be read or written; nothing was saved."""
 
     def __init__(self, problem: str) -> None:
-        super().__init__(f"the experience store is unavailable, nothing was saved: {problem}")
+        told = "the experience store is unavailable, nothing was saved"
+        super().__init__(f"{told}: {problem}")
+        self._told, self._problem = told, problem
+
+    @property
+    def for_clients(self) -> str:
+        return f"{self._told}: {told_reason(self._problem)}"
 
 
 class UnstorableValue(PlauditError):

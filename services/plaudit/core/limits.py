@@ -105,6 +105,13 @@ CONSOLE_REQUEST_S: Final = 10.0
 CONSOLE_CALL_S: Final = 120.0
 """Time that the body of a request to the console has to arrive, and its answer to be taken."""
 
+# --- the learner -----------------------------------------------------------------------------------------------------
+
+MAX_ACTIONS: Final = 16_384
+"""Actions of a model. The learner's state and a version's head grow with them, by about 4 kB and 2 kB an action."""
+MAX_STATE_PART_BYTES: Final = 256 * 2**20
+"""Largest part of the learner's state that is saved at once; SQLite takes no more than 2 GiB, PostgreSQL 1 GiB."""
+
 # --- the registry ----------------------------------------------------------------------------------------------------
 
 MAX_ROLLOUT_BYTES: Final = 64 * 2**20

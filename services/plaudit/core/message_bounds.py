@@ -7,6 +7,7 @@ grow with the message. Bytes that are no message are left to the parser, which s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -127,7 +128,8 @@ def _walk(raw: bytes, fields: _Fields) -> None:
 
 def _run(raw: bytes, at: int, end: int, tag: int, most_bytes: int, most: int) -> tuple[int, int]:
     """End and number of the fields of one number that follow each other, each with at most ``most_bytes``."""
-    run = 0
+    empties = _empties(tag).match(raw, at, min(end, at + 2 * most))
+    at, run = (at, 0) if empties is None else (empties.end(), (empties.end() - at) // 2)
     last = end - 1
     while run < most and at < last and raw[at] == tag:
         size = raw[at + 1]
@@ -136,6 +138,12 @@ def _run(raw: bytes, at: int, end: int, tag: int, most_bytes: int, most: int) ->
         at += 2 + size
         run += 1
     return at, run
+
+
+@cache
+def _empties(tag: int) -> re.Pattern[bytes]:
+    """Fields of one number without a value, one after the other: the shortest there are, so the most."""
+    return re.compile(b"(?:" + re.escape(bytes([tag])) + b"\\x00)*+")
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:

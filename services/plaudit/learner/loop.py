@@ -305,6 +305,8 @@ class Learner:
             "experiences": progress.experiences,
             "dynamic_experiences": progress.dynamic_experiences,
             "outdated_experiences": progress.outdated,
+            "drifts": progress.drifts,
+            "last_drift_time_s": progress.last_drift_time_s,
             "unlearned": intake_stats.last_number - progress.last_number,
             "feedback": intake_stats.feedback,
             "waiting": intake_stats.waiting,

@@ -36,11 +36,20 @@ class LearnerMetrics:
             "Decisions with feedback that are not learned from, as users have changed what they want.",
         )
         self.drifts = counter("drifts_total", "Concept drifts found: changes of what users want of a slice.")
+        self.last_drift = gauge(
+            "last_drift_time_seconds",
+            "When the last concept drift was found, UTC seconds since the epoch; 0: never.",
+        )
         self.dynamic_experiences = gauge(
             "dynamic_experiences", "Of these, decisions between dynamic actions of the request."
         )
         self.joined_share = gauge("joined_ratio", "Share of all feedback that was joined with its decision.")
         self.excluded = counter("excluded_total", "Experiences excluded from learning, by reason.", "why")
+        self.suspected_raters = gauge(
+            "suspected_raters",
+            "Users who say the opposite of others and are left out of quarantine for people to decide: their user "
+            "group would be hit more than twice as often as others, or a fifth of all users is in quarantine.",
+        )
         self.quarantines = counter(
             "quarantines_total", "Users put into quarantine because their feedback says the opposite of others'."
         )

@@ -22,6 +22,8 @@ class Progress:
     silence_place: place of the last decision that was labelled as silent, or was not silent.
     n_users: number of users whose experiences are learned.
     outdated: number of experiences that count no more, because users changed what they want.
+    drifts: number of changes of what users want that were found.
+    last_drift_time_s: when the last of them was found, UTC seconds; 0: there was none.
     store_id: id of the store that ``batches`` are counted in.
     """
 
@@ -37,6 +39,8 @@ class Progress:
     n_users: int = 0
     dynamic_experiences: int = 0
     outdated: int = 0
+    drifts: int = 0
+    last_drift_time_s: float = 0.0
     store_id: str = ""
 
     @property
@@ -52,6 +56,7 @@ class Progress:
             "experiences": self.experiences,
             "dynamic_experiences": self.dynamic_experiences,
             "outdated_experiences": self.outdated,
+            "drifts": self.drifts,
             "last_experience": self.last_number,
             "raters": self.n_users,
             "feedback": self.feedback,

@@ -17,6 +17,7 @@ from plaudit.adapters.runtime.graph_surgery import (
 from plaudit.adapters.runtime.import_inputs import ImportOptions
 from plaudit.adapters.runtime.import_runs import TOLERANCE, ImportRuns, SeenOutput, row_width
 from plaudit.core.errors import InvalidInput
+from plaudit.core.limits import MAX_ACTIONS
 from plaudit.core.text.identifiers import check_id
 from plaudit_models.spec import (
     BASE_LOGITS,
@@ -95,6 +96,11 @@ def embedding_of(runs: ImportRuns, logits: ValueSource, options: ImportOptions) 
 
 def actions_of(logits: ValueSource, labels: Mapping[str, Sequence[str]], options: ImportOptions) -> tuple[str, ...]:
     n_actions = 2 if logits.column else logits.width
+    if n_actions > MAX_ACTIONS:
+        raise CannotImport(
+            f"logits: output {logits.name!r} scores {n_actions} actions, and a model has at most {MAX_ACTIONS}; name "
+            f"another output with --logits, or let the graph score those that matter (a Gather on its last axis)"
+        )
     if options.actions:
         if len(options.actions) != n_actions:
             raise CannotImport(

@@ -9,10 +9,10 @@ from sqlalchemy import Connection, bindparam
 
 from plaudit.adapters.store.database import Database
 from plaudit.adapters.store.rows import label_values
-from plaudit.adapters.store.schema import EXPERIENCES, LABEL_COLUMNS, REVISIONS
+from plaudit.adapters.store.schema import EXPERIENCES, LABEL_COLUMNS, NOBODY, REVISIONS
 from plaudit.core.ports.store import LabelRevision, LabelUpdate
 
-_FRESH: Final = ("number", "prediction_id", *LABEL_COLUMNS, "excluded", "slice", "outdated")
+_FRESH: Final = ("number", "prediction_id", *LABEL_COLUMNS, "excluded", "slice", "outdated", "refused")
 
 
 class LabelWriter:
@@ -25,7 +25,7 @@ class LabelWriter:
         """Make and change experiences; returns the number of the last one."""
         fresh = [each for each in updates if each.before is None]
         rows = [
-            (number, each.prediction_id, *label_values(each.label), False, "", False)
+            (number, each.prediction_id, *label_values(each.label), False, "", False, NOBODY)
             for number, each in enumerate(fresh, last_number + 1)
         ]
         self._database.insert(connection, EXPERIENCES, _FRESH, rows)

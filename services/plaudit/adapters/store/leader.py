@@ -6,6 +6,7 @@ kernel takes back from a process that ends, however it ends.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import uuid
@@ -232,10 +233,12 @@ def _learned_values(commit: LeaderCommit) -> list[tuple[tuple[str, ...], list[Va
         if number not in commit.slices
     ]
     slice_only = [(slice_, number) for number, slice_ in commit.slices.items() if number not in commit.probabilities]
+    refused = [(json.dumps(raters), number) for number, raters in commit.refused.items()]
     outdated = [(is_outdated, number) for number, is_outdated in commit.outdated.items()]
     return [
         (("probabilities", "slice"), both),
         (("probabilities",), probabilities_only),
         (("slice",), slice_only),
         (("outdated",), outdated),
+        (("refused",), refused),
     ]

@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 
 from plaudit.adapters.store.database import Database
 from plaudit.adapters.store.rows import (
     decision_from_payload,
     features_from_values,
     feedback_from_row,
+    feedback_in,
     former_experience,
+    is_rated_by,
+    rater_pattern,
     stats_from_row,
 )
 from plaudit.adapters.store.schema import (
@@ -26,6 +29,7 @@ from plaudit.adapters.store.schema import (
     FEATURES,
     FEEDBACK,
     INTAKE_STATS,
+    NOBODY,
     REVISIONS,
     STATE,
     STORE_ID_PART,
@@ -52,7 +56,7 @@ class SqlReaders:
         after: int = 0,
         up_to: int | None = None,
         limit: int | None = None,
-        user_id: str | None = None,
+        rater: str | None = None,
         slice: str | None = None,
     ) -> Sequence[Experience]:
         query = (
@@ -65,13 +69,17 @@ class SqlReaders:
         )
         if up_to is not None:
             query = query.where(EXPERIENCES.c.number <= up_to)
-        if user_id is not None:
-            query = query.where(DECISIONS.c.user_id == user_id)
+        if rater is not None:
+            named = [
+                table.c.raters.contains(rater_pattern(rater), autoescape=True) for table in (EXPERIENCES, REVISIONS)
+            ]
+            unnamed = EXPERIENCES.c.raters.is_(None) | (REVISIONS.c.rewards.is_not(None) & REVISIONS.c.raters.is_(None))
+            query = query.where(or_(*named, unnamed & (DECISIONS.c.user_id == rater)))
         if slice is not None:
             query = query.where(EXPERIENCES.c.slice == slice)
         with self._database.reading() as connection:
             rows = connection.execute(query).all()
-        return [former_experience(row) for row in rows]
+        return [former_experience(row) for row in rows if rater is None or is_rated_by(row, rater)]
 
     def features(self, prediction_ids: Sequence[str], trunk_digest: str) -> Mapping[str, Features]:
         if not prediction_ids:
@@ -100,8 +108,9 @@ class SqlReaders:
     def feedback_status(self, feedback_id: str) -> FeedbackStatus | None:
         query = (
             select(
-                *(FEEDBACK.c[name] for name in ("state", "time_s", "reason", "batch")),
+                *(FEEDBACK.c[name] for name in ("state", "time_s", "reason", "batch", "payload")),
                 EXPERIENCES.c.excluded,
+                EXPERIENCES.c.refused,
                 _STORE_ID.scalar_subquery().label("store_id"),
             )
             .outerjoin(EXPERIENCES, EXPERIENCES.c.prediction_id == FEEDBACK.c.prediction_id)
@@ -117,7 +126,9 @@ class SqlReaders:
                 reason = f"{_DEAD_LETTER}: {letter.reason}"
                 return FeedbackStatus(FeedbackState.DISCARDED, letter.time_s, reason, letter.batch)
         state, store_id = FeedbackState(row.state), (row.store_id or b"").decode()
-        return FeedbackStatus(state, row.time_s, row.reason, row.batch, bool(row.excluded), store_id)
+        refused = json.loads(row.refused or NOBODY)
+        excluded = bool(row.excluded) or (bool(refused) and feedback_in(row.payload).user_id in refused)
+        return FeedbackStatus(state, row.time_s, row.reason, row.batch, excluded, store_id)
 
     def experiment_summary(self, version: int) -> ExperimentSummary | None:
         of_version = EXPERIMENTS.c.version == version

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
 from sqlalchemy import Row
 
-from plaudit.adapters.store.schema import EXPERIENCE_VALUES, HEADER_COLUMNS, LABEL_COLUMNS
+from plaudit.adapters.store.schema import EXPERIENCE_VALUES, HEADER_COLUMNS, LABEL_COLUMNS, NOBODY
 from plaudit.core.events import Decision, Features, Feedback, Topic
-from plaudit.core.experience import DecisionHeader, Experience, FeedbackState, Label
+from plaudit.core.experience import DecisionHeader, Experience, FeedbackState, Label, RaterLabel, rater_labels
 from plaudit.core.ports.store import DeadFeedback, ExperimentSummary, IntakeStats, StoredFeedback
 from plaudit.core.wire import decode_event, encode_event, encode_without_features
 
@@ -110,9 +111,13 @@ def feedback_row(stored: StoredFeedback, batch: int) -> Values:
 
 
 def feedback_from_row(row: Row[Any]) -> StoredFeedback:
-    feedback = decode_event(Topic.FEEDBACK, row.payload)
+    return StoredFeedback(feedback_in(row.payload), FeedbackState(row.state), row.reason)
+
+
+def feedback_in(payload: bytes) -> Feedback:
+    feedback = decode_event(Topic.FEEDBACK, payload)
     assert isinstance(feedback, Feedback)
-    return StoredFeedback(feedback, FeedbackState(row.state), row.reason)
+    return feedback
 
 
 def dead_feedback_row(dead: DeadFeedback, batch: int) -> Values:
@@ -123,8 +128,17 @@ def dead_feedback_row(dead: DeadFeedback, batch: int) -> Values:
 def label_values(label: Label | None) -> Values:
     """Values of LABEL_COLUMNS."""
     if label is None:
-        return None, None, None
-    return _rewards(tuple(label.rewards.items())), label.weight, label.correction
+        return (None,) * len(LABEL_COLUMNS)
+    rewards = _rewards(tuple(label.rewards.items()))
+    return rewards, label.weight, label.correction, _raters(label.by_rater)
+
+
+def _raters(by_rater: Sequence[RaterLabel]) -> str | None:
+    if not by_rater:
+        return None
+    if len(by_rater) == 1:
+        return json.dumps([by_rater[0].rater])
+    return json.dumps([[each.rater, dict(each.rewards), each.weight, each.correction] for each in by_rater])
 
 
 def label_from_values(values: Values) -> Label | None:
@@ -138,15 +152,35 @@ def _rewards(rewards: tuple[tuple[str, float], ...]) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _label(rewards: str, weight: float, correction: str | None) -> Label:
-    return Label(json.loads(rewards), weight, correction)
+def _label(rewards: str, weight: float, correction: str | None, raters: str | None) -> Label:
+    label = Label(json.loads(rewards), weight, correction)
+    return label if raters is None else replace(label, by_rater=_by_rater(label, json.loads(raters)))
+
+
+def _by_rater(label: Label, rows: Sequence[Any]) -> tuple[RaterLabel, ...]:
+    if isinstance(rows[0], str):
+        return (RaterLabel(rows[0], label.rewards, label.weight, label.correction),)
+    return tuple(RaterLabel(*row) for row in rows)
+
+
+def rater_pattern(rater: str) -> str:
+    """Text that the column ``raters`` holds wherever the rater is named, and seldom elsewhere."""
+    return json.dumps(rater)
+
+
+def is_rated_by(values: Values, rater: str) -> bool:
+    """Whether the label in values of EXPERIENCE_COLUMNS, or the one before its revision, is from this rater too."""
+    asker = header_from_values(values[_HEADER:_FORMER_LABEL]).user_id
+    labels = present_label(values), label_from_values(values[_FORMER_LABEL:-1])
+    return any(each.rater == rater for label in labels for each in rater_labels(label, asker))
 
 
 def experience_from_values(values: Values, decision: DecisionHeader, label: Label | None) -> Experience:
     """Experience of values of EXPERIENCE_VALUES, without the label in them."""
-    number, probabilities, excluded, slice_, outdated = values[:_LABEL]
+    number, probabilities, excluded, slice_, outdated, refused = values[:_LABEL]
     known = None if probabilities is None else tuple(np.frombuffer(probabilities, "<f8").tolist())
-    return Experience(number, decision, label, known, excluded, slice_, outdated)
+    nobody_or = () if refused == NOBODY else tuple(json.loads(refused))
+    return Experience(number, decision, label, known, excluded, slice_, outdated, nobody_or)
 
 
 def present_label(values: Values) -> Label | None:

@@ -23,11 +23,11 @@ from sqlalchemy import (
     update,
 )
 
-SCHEMA: Final = 5
+SCHEMA: Final = 6
 """Version of the tables below. An older one than 4 is refused: everything in them can be had again from the log."""
 
-MIGRATED: Final = 4
-"""Schema of stores that are brought up to date when they are opened."""
+MIGRATED: Final = (4, 5)
+"""Schemas of stores that are brought up to date when they are opened."""
 STORE_ID_PART: Final = "store_id"
 """Part of the state that no learner writes: drawn when the store is made, or first opened by this release."""
 
@@ -36,8 +36,9 @@ _Number = BigInteger().with_variant(Integer, "sqlite")
 
 
 def _label() -> list[Column[Any]]:
-    """Columns of a label. ``rewards``: JSON, action → reward; NULL once all was retracted."""
-    return [Column("rewards", Text), Column("weight", Double), Column("correction", String)]
+    """Columns of a label. ``rewards``: JSON, action → reward; NULL once all was retracted. ``raters``: JSON, a row per
+    rater with its part of the label, or only the id of a single one; NULL: all of it is the asker's."""
+    return [Column("rewards", Text), Column("weight", Double), Column("correction", String), Column("raters", Text)]
 
 
 INTAKE_STATS = Table(
@@ -117,9 +118,12 @@ EXPERIENCES = Table(
     Column("excluded", Boolean, nullable=False),
     Column("slice", String, nullable=False),
     Column("outdated", Boolean, nullable=False),
+    Column("refused", Text, nullable=False),
     Index("experiences_by_slice", "slice", "number"),
 )
-"""``probabilities``: little-endian float64."""
+"""``probabilities``: little-endian float64. ``refused``: JSON, ids of raters."""
+NOBODY: Final = "[]"
+"""``refused`` where nobody is."""
 
 REVISIONS = Table(
     "label_revisions",
@@ -164,7 +168,7 @@ EXPERIMENTS = Table(
 )
 """``details``: JSON."""
 
-LABEL_COLUMNS: Final = ("rewards", "weight", "correction")
+LABEL_COLUMNS: Final = ("rewards", "weight", "correction", "raters")
 HEADER_COLUMNS: Final = [
     DECISIONS.c[name]
     for name in (
@@ -173,7 +177,8 @@ HEADER_COLUMNS: Final = [
     )
 ]
 EXPERIENCE_VALUES: Final = [
-    EXPERIENCES.c[name] for name in ("number", "probabilities", "excluded", "slice", "outdated", *LABEL_COLUMNS)
+    EXPERIENCES.c[name]
+    for name in ("number", "probabilities", "excluded", "slice", "outdated", "refused", *LABEL_COLUMNS)
 ]
 EXPERIENCE_COLUMNS: Final = [
     *EXPERIENCE_VALUES,
@@ -184,17 +189,24 @@ EXPERIENCE_COLUMNS: Final = [
 """An experience with its decision and its revision, if it has one."""
 
 
-def migrate(connection: Connection) -> None:
-    """Tables of schema 4 → 5. Experiences that are learned by then belong to no slice."""
-    added = (
-        (INTAKE_STATS.c.log_time_s, "0"),
-        (INTAKE_STATS.c.log_gap_to_s, "0"),
-        (EXPERIENCES.c.slice, ""),
-        (EXPERIENCES.c.outdated, "0"),
-    )
+def migrate(connection: Connection, found: int) -> None:
+    """Tables of schema 4 or 5 → 6. Experiences that are learned by then belong to no slice (4), and all that was said
+    of them is the asker's."""
+    added: list[tuple[Column[Any], str | None]] = [
+        (EXPERIENCES.c.refused, NOBODY),
+        (EXPERIENCES.c.raters, None),
+        (REVISIONS.c.raters, None),
+    ]
+    if found < 5:
+        added += [
+            (INTAKE_STATS.c.log_time_s, "0"),
+            (INTAKE_STATS.c.log_gap_to_s, "0"),
+            (EXPERIENCES.c.slice, ""),
+            (EXPERIENCES.c.outdated, "0"),
+        ]
     for column, default in added:
         kind = column.type.compile(connection.dialect)
-        definition = f"{column.name} {kind} NOT NULL DEFAULT '{default}'"
+        definition = f"{column.name} {kind}" + ("" if default is None else f" NOT NULL DEFAULT '{default}'")
         connection.execute(text(f"ALTER TABLE {column.table.name} ADD COLUMN {definition}"))
     for index in EXPERIENCES.indexes:
         index.create(connection, checkfirst=True)

@@ -85,11 +85,11 @@ def _prepare(database: Database) -> None:
         if database.shared:  # several learners may start at once, and CREATE TABLE IF NOT EXISTS is not enough then
             connection.execute(select(func.pg_advisory_xact_lock(func.hashtext("plaudit"))))
         found = found_schema(connection)
-        if found not in (None, MIGRATED, SCHEMA):
+        if found not in (None, *MIGRATED, SCHEMA):
             raise WrongStore(database.place, found, SCHEMA)
         METADATA.create_all(connection)
-        if found == MIGRATED:
-            migrate(connection)
+        if found in MIGRATED:
+            migrate(connection, found)
         first: dict[str, Any] = {c.name: "" if isinstance(c.type, String) else 0 for c in INTAKE_STATS.columns}
         first |= {"id": 1, "schema": SCHEMA, "outcomes": "{}"}
         connection.execute(database.insertion(INTAKE_STATS).values(first).on_conflict_do_nothing())

@@ -26,12 +26,18 @@ User = Annotated[str, typer.Argument(metavar="USER", help="The user's id.")]
 @expand_options
 def list_raters(
     quarantined: Annotated[bool, typer.Option("--quarantined", help="Only those in quarantine.")] = False,
+    suspected: Annotated[
+        bool, typer.Option("--suspected", help="Only those about whom people have to decide.")
+    ] = False,
     *,
     options: ModelOptions,
 ) -> None:
     """List the users who gave feedback, the latest at the end: how much of it counts, and how far others agree.
 
-    Example: `plaudit raters list --quarantined`
+    A suspected user says the opposite of others and was not put into quarantine: too large a part of the user's group,
+    or of all users, would be.
+
+    Example: `plaudit raters list --suspected`
     """
     settings = options.settings()
     with needs_extra("learn"):
@@ -41,9 +47,17 @@ def list_raters(
         with contextlib.closing(experience_store(settings, options.model or settings.spec().name)) as store:
             users = LearnerState(store).raters.users
     rows = [
-        {"user": user, "reliability": rater.reliability, "floods": rater.floods, **asdict(rater)}
+        {
+            "user": user,
+            "reliability": rater.reliability,
+            "floods": rater.floods,
+            "suspected": rater.suspected,
+            **asdict(rater),
+        }
         for user, rater in users.items()
-        if not quarantined or rater.trust_level == "quarantined"
+        if not (quarantined or suspected)
+        or (quarantined and rater.trust_level == "quarantined")
+        or (suspected and rater.suspected)
     ]
     options.show(rows, output.print_raters)
 

@@ -50,6 +50,10 @@ function facts({ rollout, learner, lately, now_s }) {
     fact("Feedback", learner.feedback.toLocaleString(), `${plural(learner.experiences, "answer")} learned from`),
     fact("In the queue", learner.pending.toLocaleString(), "feedback that no version has learned from"),
   );
+  if (learner.drifts) {
+    rows.push(fact("Users changed what they want", plural(learner.drifts, "time"),
+      `last found ${when(learner.last_drift_time_s, now_s)}; ${plural(learner.outdated_experiences, "answer")} from before ${learner.outdated_experiences === 1 ? "counts" : "count"} no more`));
+  }
   if (learner.waiting || learner.discarded) {
     rows.push(fact("Cannot be used", (learner.waiting + learner.discarded).toLocaleString(),
       `${learner.waiting} without a decision, ${learner.discarded} discarded`));
@@ -154,6 +158,7 @@ function versionItem(version, now_s) {
         fact("made", when(version.created_at_s, now_s) + (version.parent ? ` from version ${version.parent}` : "")),
         version.live_since_s ? fact("went live", when(version.live_since_s, now_s)) : null,
         version.data.experiences === undefined ? null : fact("learned from", `${plural(version.data.experiences, "experience")}, ${plural(version.data.feedback, "signal")}`),
+        version.data.outdated_experiences ? fact("counts no more", `${plural(version.data.outdated_experiences, "experience")} from before users changed what they want`) : null,
         fact("digest", version.digest.slice(0, 16)),
       )),
       version.gate.verdict ? [h("p", { class: "soft" }, `At the gate: ${version.gate.verdict}`), evidence(version.gate)] : null,

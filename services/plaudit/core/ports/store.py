@@ -134,7 +134,7 @@ class FeedbackStatus:
         recorded_at_s: time at which the server received it, UTC seconds.
         reason: why it was discarded.
         batch: number of the batch that gave it this state.
-        excluded: it was joined, but its experience is not learned from.
+        excluded: it was joined, but its experience, or what its rater said of it, is not learned from.
         store_id: id of the store that counts the batches; "" if it has none.
     """
 
@@ -193,6 +193,7 @@ class LeaderCommit:
         features: features by prediction id.
         probabilities: probabilities of the actions by experience number.
         excluded: numbers of experiences that are no longer learned from.
+        refused: by number, all raters of an experience whose labels are not learned from.
         slices: slices of experiences by number.
         outdated: by number, whether experiences are outdated from now on.
         resolved: revisions that are learned.
@@ -205,6 +206,7 @@ class LeaderCommit:
     features: Mapping[str, Features] = field(default_factory=dict)
     probabilities: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     excluded: Sequence[int] = ()
+    refused: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     slices: Mapping[int, str] = field(default_factory=dict)
     outdated: Mapping[int, bool] = field(default_factory=dict)
     resolved: Sequence[LabelRevision] = ()
@@ -250,13 +252,13 @@ class ExperienceReader(Protocol):
         after: int = 0,
         up_to: int | None = None,
         limit: int | None = None,
-        user_id: str | None = None,
+        rater: str | None = None,
         slice: str | None = None,
     ) -> Sequence[Experience]:
         """Experiences numbered ``after`` + 1 … ``up_to``, by number, including those without a label any more.
 
-        One with a revision has the former label. With ``user_id`` only those of decisions made for that user; with
-        ``slice`` only those of that slice.
+        One with a revision has the former label. With ``rater`` only those that this user rated, before or after a
+        revision; with ``slice`` only those of that slice.
         """
         ...
 

@@ -17,7 +17,7 @@ import numpy as np
 from plaudit.core.events import Answers, ExperimentReport, ShadowAnswer
 from plaudit.core.experience import Experience
 from plaudit.core.rollout import Rollout, in_experiment
-from plaudit.learner.evaluation.off_policy import speaks_plainly
+from plaudit.learner.evaluation.off_policy import Rating, rating_of
 from plaudit_models.evaluation.e_process import as_json
 from plaudit_models.evaluation.gate import GROUP, Verdict
 from plaudit_models.evaluation.guards import Arm, GuardRules, Guards, guards_from_dict
@@ -310,12 +310,12 @@ def decide(experiment: Experiment, rules: ExperimentRules) -> Experiment:
 
 
 def _is_of_experiment(experiment: Experiment, experience: Experience, rollout: Rollout) -> bool:
-    """Whether it was served after the experiment began, to a known user, by the version that the user's draw gives."""
+    """Whether it was rated, and served after the experiment began, to a known user, by the version that the user's draw
+    gives."""
     served = experience.decision
     return (
         experiment.kind == "canary"
-        and not experience.excluded
-        and speaks_plainly(experience)
+        and rating_of(experience) is not None
         and served.time_s >= experiment.started_at_s
         and served.user_id != ""
         and in_experiment(rollout, served.user_id) == (served.version == experiment.version)
@@ -329,10 +329,11 @@ def _updated(
     n_users: int,
     propensities: Propensities | None,
 ) -> TwoArmTest:
+    ratings: list[Rating] = [rating for e in rows if (rating := rating_of(e)) is not None]
     return test.update(
-        np.array([e.reward for e in rows], np.float64),
+        np.array([rating.reward for rating in ratings], np.float64),
         np.array([e.decision.version == experiment.version for e in rows]),
-        [e.decision.user_id for e in rows],
+        [rating.rater for rating in ratings],
         n_users=n_users,
         propensities=propensities,
     )

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from plaudit.core.errors import UnknownVersion
-from plaudit.core.experience import DecisionHeader, Experience
+from plaudit.core.experience import DecisionHeader, Experience, RaterLabel
 from plaudit.core.ports.registry import VersionReader
 from plaudit.learner.features.context import Context
 from plaudit_models.bandit.policy import Float64
@@ -40,10 +40,39 @@ class Compared:
     context: Context
 
 
-def speaks_plainly(experience: Experience) -> bool:
-    """Whether a user said something about the answer: explicit feedback, not implicit and not silence."""
-    label = experience.label
-    return label is not None and label.weight >= MIN_WEIGHT and experience.reward is not None
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """Rating that a decision counts with as evidence.
+
+    Attributes:
+        rater: id of the user who gave it, under whose cap it counts.
+        reward: of the served action, in [0, 1].
+    """
+
+    rater: str
+    reward: float
+
+
+def speaks_plainly(label: RaterLabel, action: str) -> bool:
+    """Whether the rater said something about the answer: explicit feedback, not implicit and not silence."""
+    return label.weight >= MIN_WEIGHT and action in label.rewards
+
+
+def rating_of(experience: Experience) -> Rating | None:
+    """The one rating that the decision counts with: that of the user who asked, else of the first who spoke; None if
+    there is none, or the experience is set aside.
+
+    Raters whose labels are not learned from are heard here, each under a cap: that they contradict others, or say much,
+    is no reason to judge versions without them.
+    """
+    if experience.excluded or experience.outdated:
+        return None
+    decision = experience.decision
+    plain = [each for each in experience.by_rater if speaks_plainly(each, decision.action)]
+    if not plain:
+        return None
+    chosen = next((each for each in plain if each.rater == decision.user_id), plain[0])
+    return Rating(chosen.rater, chosen.rewards[decision.action])
 
 
 def counts_as_proof(experience: Experience) -> bool:
@@ -51,7 +80,8 @@ def counts_as_proof(experience: Experience) -> bool:
 
     A greedy answer would have been the same whatever its logged propensity is, so it says nothing about others.
     """
-    return speaks_plainly(experience) and experience.probabilities is not None and not experience.decision.greedy
+    known = experience.probabilities is not None and not experience.decision.greedy
+    return known and rating_of(experience) is not None
 
 
 def can_answer(served: DecisionHeader, spec: ModelSpec) -> bool:
@@ -123,15 +153,15 @@ def compare(
         q_hat: predicted rewards that know nothing of these experiences.
         n_users: number of users before these experiences.
     """
-    decisions = [row.experience.decision for row in rows]
+    ratings = _ratings(rows)
     seen = compared_differences(
         rows, candidate=candidate, baseline=baseline, logged=logged, q_hat=q_hat, rules=comparison.rules
     )
     return comparison.update(
         seen,
-        [decision.user_id for decision in decisions],
+        [rating.rater for rating in ratings],
         [slice_of(row) for row in rows],
-        groups=[decision.user_group for decision in decisions],
+        groups=[row.experience.decision.user_group for row in rows],
         n_users=n_users,
     )
 
@@ -153,7 +183,7 @@ def compared_differences(
     actions = [_union(of_row) for of_row in zip(candidate, baseline, logged, q_hat, strict=True)]
     taken = [of_row.index(row.experience.decision.action) for of_row, row in zip(actions, rows, strict=True)]
     rounds = LoggedRounds(
-        reward=np.array([row.experience.reward for row in rows], np.float64),
+        reward=np.array([rating.reward for rating in _ratings(rows)], np.float64),
         action=np.array(taken, np.int64),
         pscore=np.array([row.experience.decision.propensity for row in rows], np.float64),
     )
@@ -164,6 +194,14 @@ def compared_differences(
     return differences(
         rounds, filled(candidate), filled(baseline), filled(q_hat, 0.5), logging_probs=filled(logged), rules=rules
     )
+
+
+def _ratings(rows: Sequence[Compared]) -> list[Rating]:
+    """Ratings of experiences that :func:`counts_as_proof`."""
+    ratings = [rating for row in rows if (rating := rating_of(row.experience)) is not None]
+    if len(ratings) != len(rows):
+        raise ValueError(f"{len(rows) - len(ratings)} of {len(rows)} experiences have no rating to count with")
+    return ratings
 
 
 def _union(policies: Sequence[Policy]) -> Sequence[str]:

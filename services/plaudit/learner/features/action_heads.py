@@ -34,11 +34,11 @@ from plaudit_models.bandit.dynamic_actions import (
 from plaudit_models.bandit.features import FeatureSpace, Float64, features
 from plaudit_models.bandit.head import build_head
 from plaudit_models.bandit.improvement import HeadSettings, bounded_step, head_scores
+from plaudit_models.bandit.posterior import posterior
 from plaudit_models.bandit.reward_model import (
     Evidence,
     RewardPrior,
     RewardState,
-    posterior,
     state_from_bytes,
 )
 from plaudit_models.bundle import (
@@ -197,7 +197,7 @@ class FixedActions:
         named = [i for i, place in enumerate(places) if place is not None]
         known = np.zeros(len(contexts))
         known[named] = belief.known(phi[named], np.array([places[i] for i in named], np.int64))
-        return [Expected(*each) for each in zip(phi @ belief.mean.T, known.tolist(), strict=True)]
+        return [Expected(*each) for each in zip(belief.expected(phi), known.tolist(), strict=True)]
 
     def step_from(self, served: FixedActions, recent: Sequence[Context], rules: StepRules) -> HeadStep:
         rows = stack([context.features for context in recent])

@@ -107,7 +107,7 @@ def relearned(
         last = chunk[-1].number
         usable = [e for e in chunk if e.counts]
         contexts = contexts_on(version, store, usable, features_on(version, store, usable, save))
-        learned = learned.add(labelled_contexts([(e, e.label) for e in usable], contexts))
+        learned = learned.add(labelled_contexts([(e, e.heard_label) for e in usable], contexts))
     return learned
 
 
@@ -124,7 +124,7 @@ def learned_from(
         chunk = experiences[start : start + CHUNK]
         made = made_features(version, store, chunk)
         contexts = contexts_on(version, store, chunk, made)
-        learned = learned.add(labelled_contexts([(e, e.label) for e in chunk], contexts))
+        learned = learned.add(labelled_contexts([(e, e.heard_label) for e in chunk], contexts))
         features |= made
     return learned, features
 

@@ -26,11 +26,13 @@ from plaudit.learner.features.content import ROWS_PER_RUN, decode_contents
 from plaudit.learner.features.context import Context, Floats32, allowed_mask, stack
 from plaudit_models.bandit.dynamic_actions import ActionList, served_over
 from plaudit_models.bandit.policy import Bool, Float64, probabilities
-from plaudit_models.bundle import CorruptBundle, Manifest
+from plaudit_models.bundle import HEAD, CorruptBundle, Manifest
 from plaudit_models.limits import Limits
 from plaudit_models.preprocess import assemble
 
 _MAX_LOADED: Final = 8
+_MAX_LOADED_BYTES: Final = 24 * 2**20
+"""Size of the heads of loaded versions together, as files: a runtime takes several times as much for each."""
 _MAX_VECTORS: Final = 4_096
 """Vectors of dynamic actions' texts that are kept for each version."""
 
@@ -44,6 +46,7 @@ class LoadedPolicy:
 
     def __init__(self, folder: Path, runtime: ModelRuntime, limits: Limits) -> None:
         self._model = runtime.load(folder)
+        self.head_bytes: Final = (folder / self._model.manifest.stored_name(HEAD)).stat().st_size
         self._limits = limits
         self._vectors: OrderedDict[bytes, Floats32] = OrderedDict()
 
@@ -125,7 +128,7 @@ class LoadedPolicy:
 
 @dataclass(eq=False)
 class PolicyCache:
-    """Versions of a registry, loaded when first asked for; the latest used stay loaded.
+    """Versions of a registry, loaded when first asked for; the latest used stay loaded, fewer where heads are large.
 
     Attributes:
         limits: of the content that is decoded; as wide as the server's.
@@ -144,9 +147,13 @@ class PolicyCache:
             except CorruptBundle as error:
                 raise UnprovenVersion(number, str(error)) from error
         self._loaded.move_to_end(number)
-        while len(self._loaded) > _MAX_LOADED:
+        while len(self._loaded) > _MAX_LOADED or (len(self._loaded) > 2 and self._head_bytes > _MAX_LOADED_BYTES):
             self._loaded.popitem(last=False)
         return self._loaded[number]
+
+    @property
+    def _head_bytes(self) -> int:
+        return sum(policy.head_bytes for policy in self._loaded.values())
 
     def folder(self, folder: Path) -> LoadedPolicy:
         """A version that is not, or not yet, in the registry."""

@@ -82,7 +82,7 @@ class CandidateGate:
         if not chunk:
             return gating, False
         spec = candidate.policy.manifest.spec
-        proof = [e for e in chunk if e.counts and counts_as_proof(e)]
+        proof = [e for e in chunk if counts_as_proof(e)]
         usable = [e for e in proof if can_answer(e.decision, spec)]
         features = features_on(candidate.policy, self.store, usable, self.store.save)
         contexts = contexts_on(candidate.policy, self.store, usable, features)

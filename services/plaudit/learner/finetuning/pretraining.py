@@ -15,6 +15,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from plaudit.core.errors import ConfigError
+from plaudit.core.limits import MAX_ACTIONS
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.rollout import Change, promote
 from plaudit.learner.features.head_builder import write_card
@@ -68,10 +70,16 @@ def pretrain_and_publish(
     """Train on ``folder``, export, check the graphs against torch, publish; promote if nothing is live.
 
     Raises:
+        ConfigError: the model has more actions than can be learned about.
         InvalidData: the folder is wrong; says where.
         FloatingPointError: training diverged.
         ExportMismatch: the graphs do not do what torch does.
     """
+    if len(spec.actions) > MAX_ACTIONS:
+        raise ConfigError(
+            f"model.actions: {len(spec.actions)} given, and a model has at most {MAX_ACTIONS}; leave out those that "
+            f"are never right, or let requests list them as dynamic actions"
+        )
     use_threads(threads)
     rows = read_rows(folder, spec, data)
     rows.check()

@@ -163,7 +163,7 @@ class _Rows:
         limits: Limits,
     ) -> bool:
         """Add a row, if there is anything to train on."""
-        label, places = experience.label, {action: place for place, action in enumerate(actions)}
+        label, places = experience.heard_label, {action: place for place, action in enumerate(actions)}
         if label is None or experience.decision.action not in places or not places.keys() & label.rewards.keys():
             return False
         row = decode_contents(self._spec, tokenizer, content, limits)

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Final
 
 from plaudit.core.events import Correction, Feedback, Implicit, ImplicitKind, Preference, Rating, Retract, Thumb
-from plaudit.core.experience import DecisionHeader, Label
+from plaudit.core.experience import DecisionHeader, Label, RaterLabel, mean_label
 from plaudit_models.bandit.reward_model import PREFERRED_REWARD, REJECTED_REWARD
 
 EXPLICIT_WEIGHT: Final = 1.0
@@ -32,15 +32,6 @@ IMPLICIT_REWARDS: Final[Mapping[ImplicitKind, float]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Verdict:
-    """Verdict of one user."""
-
-    rewards: Mapping[str, float]
-    weight: float
-    correction: str | None = None
-
-
 def join(decision: DecisionHeader, feedback: Sequence[Feedback], actions: Sequence[str]) -> Label | None:
     """Label of the decision from all feedback about it; None if all is retracted.
 
@@ -50,33 +41,21 @@ def join(decision: DecisionHeader, feedback: Sequence[Feedback], actions: Sequen
     """
     actions = decision.dynamic_actions or actions
     if len(feedback) == 1 and not isinstance(feedback[0].signal, Retract):  # nearly always
-        only = _verdict(decision, feedback[0], actions)
-        rewards = only.rewards if only.correction is not None else _among(actions, only.rewards)
-        return Label(rewards, only.weight, only.correction)
-    verdicts = [_verdict(decision, pieces[-1], actions) for pieces in map(_explicit_first, _by_user(feedback).values())]
-    if not verdicts:
-        return None
-    total = sum(v.weight for v in verdicts)
-    rewards = {}
-    for action in actions:
-        about = [v for v in verdicts if action in v.rewards]
-        if about:
-            rewards[action] = sum(v.weight * v.rewards[action] for v in about) / sum(v.weight for v in about)
-    corrections = {v.correction for v in verdicts if v.correction is not None}
-    return Label(
-        rewards=rewards,
-        weight=total / len(verdicts),
-        correction=corrections.pop() if len(corrections) == 1 else None,
-    )
+        last = list(feedback)
+    else:
+        last = [pieces[-1] for pieces in map(_explicit_first, _by_user(feedback).values())]
+    return mean_label([_among(actions, _verdict(decision, each, actions)) for each in last])
 
 
-def _among(actions: Sequence[str], rewards: Mapping[str, float]) -> Mapping[str, float]:
-    """Rewards of those that are still actions."""
-    return {action: reward for action, reward in rewards.items() if action in actions}
+def _among(actions: Sequence[str], verdict: RaterLabel) -> RaterLabel:
+    """The verdict on those that are still actions."""
+    if verdict.correction is not None:
+        return verdict
+    return replace(verdict, rewards={a: reward for a, reward in verdict.rewards.items() if a in actions})
 
 
 def silence(decision: DecisionHeader, reward: float) -> Label:
-    """Label of a decision without feedback."""
+    """Label of a decision without feedback: the asker's, who said nothing."""
     return Label(rewards={decision.action: reward}, weight=SILENCE_WEIGHT)
 
 
@@ -127,17 +106,20 @@ def _explicit_first(pieces: Sequence[Feedback]) -> Sequence[Feedback]:
     return [f for f in pieces if not isinstance(f.signal, Implicit)] or pieces
 
 
-def _verdict(decision: DecisionHeader, feedback: Feedback, actions: Sequence[str]) -> _Verdict:
+def _verdict(decision: DecisionHeader, feedback: Feedback, actions: Sequence[str]) -> RaterLabel:
+    user = feedback.user_id
     match feedback.signal:
         case Thumb(up):
-            return _Verdict({decision.action: float(up)}, EXPLICIT_WEIGHT)
+            return RaterLabel(user, {decision.action: float(up)}, EXPLICIT_WEIGHT)
         case Rating(value):
-            return _Verdict({decision.action: value}, EXPLICIT_WEIGHT)
+            return RaterLabel(user, {decision.action: value}, EXPLICIT_WEIGHT)
         case Correction(right):
-            return _Verdict({action: float(action == right) for action in actions}, EXPLICIT_WEIGHT, correction=right)
+            return RaterLabel(
+                user, {action: float(action == right) for action in actions}, EXPLICIT_WEIGHT, correction=right
+            )
         case Preference(preferred, rejected):
-            return _Verdict({preferred: PREFERRED_REWARD, rejected: REJECTED_REWARD}, EXPLICIT_WEIGHT)
+            return RaterLabel(user, {preferred: PREFERRED_REWARD, rejected: REJECTED_REWARD}, EXPLICIT_WEIGHT)
         case Implicit(kind):
-            return _Verdict({decision.action: IMPLICIT_REWARDS[kind]}, IMPLICIT_WEIGHT)
+            return RaterLabel(user, {decision.action: IMPLICIT_REWARDS[kind]}, IMPLICIT_WEIGHT)
         case Retract():
             raise ValueError("a retraction is no verdict")

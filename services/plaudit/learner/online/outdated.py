@@ -7,7 +7,7 @@ changes are found (plaudit_models/evaluation/drift.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -43,6 +43,7 @@ class OutdatedEvidence:
 
     Attributes:
         prior: of the reward model, by which former epochs are judged.
+        clock: UTC seconds.
     """
 
     state: LearnerState
@@ -50,6 +51,7 @@ class OutdatedEvidence:
     policies: PolicyCache
     prior: RewardPrior
     metrics: LearnerMetrics
+    clock: Callable[[], float]
 
     def step(self, live: Manifest) -> bool:
         """Deal with the first pending drift; False if there is none.
@@ -100,16 +102,19 @@ class OutdatedEvidence:
         errors = [self._error(live, each, judged) for each in tried]
         best = explains_best(errors, self._error(live, learned, judged)) if judged else None
         if best is None:
-            self.state.save(detector=self.state.detector.settled())
+            self.state.save(detector=self.state.detector.settled(), progress=self._found(self.state.progress))
             return 0
         again = former[best]
         self.state.save(
             LeaderCommit(outdated={e.number: False for e in again}),
             learned=tried[best],
             detector=self.state.detector.settled(drift.former[best]),
-            progress=self._counting(again, 1),
+            progress=self._found(self._counting(again, 1)),
         )
         return len(again)
+
+    def _found(self, progress: Progress) -> Progress:
+        return replace(progress, drifts=progress.drifts + 1, last_drift_time_s=self.clock())
 
     def _error(self, live: Manifest, learned: Learned, experiences: Sequence[Experience]) -> float:
         """Mean squared error of expected rewards of served answers; 0 where there is nothing to compare."""
@@ -129,7 +134,7 @@ class OutdatedEvidence:
             replace(e, outdated=False)
             for chunk in self._chunks(name, epoch)
             for e in chunk
-            if e.outdated and not e.excluded and e.label is not None
+            if e.outdated and not e.excluded and e.heard_label is not None
         ]
         return found[-MAX_AGAIN:]
 
@@ -143,7 +148,7 @@ class OutdatedEvidence:
     def _labelled(self, live: Manifest, experiences: Sequence[Experience]) -> list[LabelledContext]:
         features = stored_features(live.trunk_digest, self.store, experiences)
         contexts = contexts_on(self.policies.version(live.version), self.store, experiences, features)
-        return labelled_contexts([(e, e.label) for e in experiences], contexts)
+        return labelled_contexts([(e, e.heard_label) for e in experiences], contexts)
 
     def _counting(self, experiences: Sequence[Experience], sign: int) -> Progress:
         progress = self.state.progress

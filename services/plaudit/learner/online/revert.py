@@ -80,7 +80,7 @@ class RefreshGuard:
         contexts = contexts_on(self.policies.version(live.version), self.store, harmful, features)
         self.state.save(
             LeaderCommit(excluded=[e.number for e in since]),
-            learned=learned.subtract(labelled_contexts([(e, e.label) for e in harmful], contexts)),
+            learned=learned.subtract(labelled_contexts([(e, e.heard_label) for e in harmful], contexts)),
             progress=replace(
                 progress,
                 experiences=progress.experiences - len(harmful),

@@ -54,7 +54,7 @@ class RecentSatisfaction:
         Args:
             predicted: expected reward and reward of those that have both.
         """
-        self._rewards.extend(e.reward for e in experiences if e.reward is not None and not e.excluded)
+        self._rewards.extend(reward for e in experiences if (reward := e.heard_reward) is not None)
         self._predicted.extend(predicted)
         if len(self._rewards) >= SHOWN_FROM:
             self._metrics.satisfaction.labels(self._model).set(float(np.mean(self._rewards)))
@@ -74,7 +74,7 @@ class _Tally:
 class SatisfactionByVersion:
     """Mean reward of each version's answers; each experience counts once, with its first label.
 
-    Excluded experiences are left out: a flood of one user is not what users think.
+    What is not learned from is left out: a flood of one user is not what users think.
     """
 
     def __init__(self, metrics: LearnerMetrics) -> None:
@@ -85,11 +85,12 @@ class SatisfactionByVersion:
     def add(self, experiences: Iterable[Experience], now_s: float) -> None:
         """Count these and set the metrics; ``now_s`` is UTC seconds."""
         for experience in experiences:
-            if experience.reward is not None and not experience.excluded:
+            reward = experience.heard_reward
+            if reward is not None:
                 version = experience.decision.version
                 tally = self._tallies[version] = self._tallies.pop(version, _Tally())
                 tally.n += 1
-                tally.total += experience.reward
+                tally.total += reward
                 tally.last_s = now_s
         beyond = len(self._tallies) - SHOWN_AT_MOST
         for place, (version, tally) in enumerate(list(self._tallies.items())):

@@ -16,7 +16,7 @@ import numpy as np
 import structlog
 
 from plaudit.core.events import Features
-from plaudit.core.experience import Experience, Label
+from plaudit.core.experience import Experience, Label, RaterLabel, rater_labels
 from plaudit.core.ports.registry import VersionReader
 from plaudit.core.ports.store import ExperienceStore, IntakeStats, LabelRevision, LabelUpdate, LeaderCommit
 from plaudit.core.settings import LearnerSettings
@@ -71,12 +71,12 @@ class ExperienceChange:
     @property
     def subtracts(self) -> Label | None:
         """Label that the evidence loses."""
-        return self.before.label if self.before is not None and self.before.counts else None
+        return self.before.heard_label if self.before is not None and self.before.counts else None
 
     @property
     def adds(self) -> Label | None:
         """Label that the evidence gains."""
-        return self.after.label if self.after.counts else None
+        return self.after.heard_label if self.after.counts else None
 
     @property
     def balance(self) -> int:
@@ -85,16 +85,36 @@ class ExperienceChange:
 
 
 @dataclass(frozen=True, slots=True)
-class Rated:
-    """A new experience with the reward of its answer.
+class Said:
+    """What a rater says of an experience that was not said before.
 
     Attributes:
+        experience: with the label that it is part of.
+        label: the rater's part.
+        is_first: whether the rater had said nothing of the experience before.
+    """
+
+    experience: Experience
+    label: RaterLabel
+    is_first: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """New rating of an answer.
+
+    Attributes:
+        experience: with the label that it is part of.
+        rater: id of the user who gave it.
+        plain: whether it is explicit feedback.
         reward: in [0, 1].
         expected: reward that was predicted before it was learned.
         known: how much of what could be known of it was, in [0, 1].
     """
 
     experience: Experience
+    rater: str
+    plain: bool
     reward: float
     expected: float
     known: float
@@ -187,8 +207,10 @@ class OnlineUpdater:
         changes = self._without([user for user, level in trust_levels.items() if level == "quarantined"], [])
         contexts = self._contexts_as_learned([c.after for c in changes], live)
         self.state.save(
-            LeaderCommit(excluded=[c.after.number for c in changes], commands=commands),
-            learned=learned.subtract(labelled_contexts([(c.after, c.subtracts) for c in changes], contexts)),
+            LeaderCommit(refused=_refused(changes), commands=commands),
+            learned=learned.subtract(labelled_contexts([(c.after, c.subtracts) for c in changes], contexts)).add(
+                labelled_contexts([(c.after, c.adds) for c in changes], contexts)
+            ),
             raters=raters,
             progress=_counting(progress, changes),
         )
@@ -271,18 +293,30 @@ class OnlineUpdater:
         features, made = self._features(policy, fresh, revised)
         contexts = contexts_on(policy, self.store, [*fresh, *revised], features)
         served = served_probabilities(fresh, features, self.store, self.policies)
-        fresh = [Experience(e.number, e.decision, e.label, served.get(e.number), e.excluded) for e in fresh]
-        fresh, raters = self._admit(fresh)
-        new = {e.number: contexts[_id(e)] for e in fresh if _id(e) in contexts}
-        places = {e.number: new[e.number].index(e.decision.action) for e in fresh if e.number in new}
+        fresh = [replace(e, probabilities=served.get(e.number)) for e in fresh]
+        said = [Said(e, label) for e in fresh for label in e.by_rater]
+        said_later = [said for revision in revisions for said in _said_anew(revision)]
+        refused, raters = self._admit(said + [each for each in said_later if each.is_first])
+        fresh = [replace(e, refused=refused.get(e.number, ())) for e in fresh]
+        all_contexts = {e.number: contexts[_id(e)] for e in (*fresh, *revised) if _id(e) in contexts}
+        places = {
+            e.number: all_contexts[e.number].index(e.decision.action)
+            for e in (*fresh, *revised)
+            if e.number in all_contexts
+        }
+        expected = learned.expected(self.builder.settings.prior, all_contexts, places)
+        new = {e.number: all_contexts[e.number] for e in fresh if e.number in all_contexts}
         slices = {number: context.slice for number, context in new.items()}
-        expected = learned.expected(self.builder.settings.prior, new, places)
         running = self._compare(fresh, new, expected)
-        rated = _rated(fresh, places, expected)
+        heard = {e.number: e for e in fresh}
+        rated = _rated([replace(each, experience=heard[each.experience.number]) for each in said], places, expected)
         detector = self._detect_drift(rated, slices)
-        raters, quarantined = self._update_raters(raters, rated)
+        raters, quarantined = self._update_raters(raters, [*rated, *_rated(said_later, places, expected)])
         changes = [ExperienceChange(None, experience) for experience in fresh]
-        changes += [ExperienceChange(r.experience, replace(r.experience, label=r.label)) for r in revisions]
+        for revision in revisions:
+            former = revision.experience
+            not_heard = tuple(dict.fromkeys((*former.refused, *refused.get(former.number, ()))))
+            changes.append(ExperienceChange(former, replace(former, label=revision.label, refused=not_heard)))
         changes = self._without(quarantined, changes)
         contexts |= self._contexts_as_learned([c.after for c in changes if _id(c.after) not in features], live)
         subtracted = labelled_contexts([(c.after, c.subtracts) for c in changes], contexts)
@@ -292,7 +326,7 @@ class OnlineUpdater:
                 features=made,
                 probabilities=served,
                 slices=slices,
-                excluded=[c.after.number for c in changes if c.after.excluded],
+                refused=_refused(changes),
                 resolved=revisions,
             ),
             learned=learned.subtract(subtracted).add(added),
@@ -305,23 +339,34 @@ class OnlineUpdater:
             ),
             running=running,
         )
+        self.metrics.suspected_raters.set(sum(rater.suspected for rater in raters.users.values()))
         self.contexts.extend([each.context for each in added])
         self._remember(fresh, rated)
+        for user in {each.rater for each in rated if raters[each.rater].suspected}:
+            _log.warning("rater suspected and left to people", rater=user_hash(user), group=raters[user].group)
         for user in quarantined:
             self.metrics.quarantines.inc()
             _log.warning("rater quarantined", rater=user_hash(user), reliability=round(raters[user].reliability, 3))
 
-    def _admit(self, fresh: Sequence[Experience]) -> tuple[Sequence[Experience], Raters]:
-        """Exclude new experiences of users who have had their share, or are in quarantine."""
-        raters = self.state.raters
-        users = [e.decision.user_id for e in fresh]
+    def _admit(self, said: Sequence[Said]) -> tuple[Mapping[int, tuple[str, ...]], Raters]:
+        """Raters who have had their share, or are in quarantine, by number of the experience that they rated.
+
+        Whose decision it is does not matter: one rater has one share, whoever asked.
+        """
+        before = raters = self.state.raters
+        users = [each.label.rater for each in said]
         n_users = len(raters.users.keys() | set(users))
         admitted, raters = raters.admit(users, fair_cap(self.settings.user_cap, n_users, USER_SHARES))
-        for user, counts in zip(users, admitted, strict=True):
+        refused: dict[int, tuple[str, ...]] = {}
+        for each, user, counts in zip(said, users, admitted, strict=True):
             if not counts:
                 why = "quarantine" if raters[user].trust_level == "quarantined" else "user_cap"
+                if before.refuses_newcomers and before[user].is_newcomer:
+                    why = "newcomer"
                 self.metrics.excluded.labels(why).inc()
-        return [e if counts else replace(e, excluded=True) for e, counts in zip(fresh, admitted, strict=True)], raters
+                number = each.experience.number
+                refused[number] = (*refused.get(number, ()), user)
+        return refused, raters
 
     def _features(
         self, policy: LoadedPolicy, fresh: Sequence[Experience], revised: Sequence[Experience]
@@ -342,20 +387,18 @@ class OnlineUpdater:
         return contexts_on(self.policies.version(live.version), self.store, experiences, features)
 
     def _update_raters(self, raters: Raters, rated: Sequence[Rated]) -> tuple[Raters, Sequence[str]]:
-        """Reliability of the users who rated their answers, against what was expected; and who goes into quarantine.
+        """Reliability of the raters, against what was expected; and who goes into quarantine.
 
-        Feedback beyond a user's share counts too: it tells no less about the user.
+        Feedback beyond a user's share counts too, and so does feedback that takes the place of former feedback: it
+        tells no less about the user.
         """
-        said = [
-            each
-            for each in rated
-            if speaks_plainly(each.experience) and raters[each.experience.decision.user_id].trust_level != "quarantined"
-        ]
+        said = [each for each in rated if each.plain and raters[each.rater].trust_level != "quarantined"]
         return raters.observe(
-            [each.experience.decision.user_id for each in said],
+            [each.rater for each in said],
             np.array([each.reward for each in said], np.float64),
             np.array([each.expected for each in said], np.float64),
             np.array([each.known for each in said], np.float64),
+            [_group_of(each) for each in said],
         )
 
     def _detect_drift(self, rated: Sequence[Rated], slices: Mapping[int, str]) -> DriftDetector:
@@ -367,11 +410,15 @@ class OnlineUpdater:
         detector = self.state.detector
         if not self.settings.drift_detection:
             return detector
-        said = [each for each in rated if speaks_plainly(each.experience) and each.experience.counts]
+        said = [
+            each
+            for each in rated
+            if each.plain and each.experience.counts and each.rater not in each.experience.refused
+        ]
         return detector.observe(
             [slices[each.experience.number] for each in said],
             [each.experience.number for each in said],
-            [each.experience.decision.user_id for each in said],
+            [each.rater for each in said],
             np.array([each.reward for each in said], np.float64),
             np.array([each.expected for each in said], np.float64),
             np.array([each.known for each in said], np.float64),
@@ -379,25 +426,27 @@ class OnlineUpdater:
         )
 
     def _without(self, users: Sequence[str], changes: Sequence[ExperienceChange]) -> list[ExperienceChange]:
-        """These changes, with all experiences of these users excluded."""
-        changed = [
-            replace(c, after=replace(c.after, excluded=True)) if c.after.decision.user_id in users else c
-            for c in changes
-        ]
-        in_changes = {c.after.number for c in changes}
+        """These changes, with all that these users said, of whosever decisions, refused."""
+        changed = {c.after.number: c for c in changes}
         for user in users:
-            learned = self.store.experiences(up_to=self.state.progress.last_number, user_id=user)
-            old = [e for e in learned if not e.excluded and e.number not in in_changes]
-            changed += [ExperienceChange(e, replace(e, excluded=True)) for e in old]
-            self.metrics.excluded.labels("quarantine").inc(len(old))
-        return changed
+            for change in changes:
+                number = change.after.number
+                if user in (each.rater for each in change.after.by_rater):
+                    changed[number] = _refusing(changed[number], user)
+            n_old = 0
+            for e in self.store.experiences(up_to=self.state.progress.last_number, rater=user):
+                if user not in e.refused:
+                    n_old += e.number not in changed
+                    changed[e.number] = _refusing(changed.get(e.number) or ExperienceChange(e, e), user)
+            self.metrics.excluded.labels("quarantine").inc(n_old)
+        return list(changed.values())
 
     def _compare(
         self, fresh: Sequence[Experience], contexts: Mapping[int, Context], expected: Mapping[int, Expected]
     ) -> RunningComparison:
         return running_comparison.update(
             self.state.running,
-            [Compared(e, contexts[e.number]) for e in fresh if e.number in contexts and not e.excluded],
+            [Compared(e, contexts[e.number]) for e in fresh if e.number in contexts],
             {number: each.reward for number, each in expected.items()},
             self.registry,
             self.policies,
@@ -423,6 +472,7 @@ class OnlineUpdater:
         self._restore(up_to=self.state.progress.last_number)
         self.metrics.experiences.set(self.state.progress.experiences)
         self.metrics.outdated_experiences.set(self.state.progress.outdated)
+        self.metrics.last_drift.set(self.state.progress.last_drift_time_s)
         self.metrics.dynamic_experiences.set(self.state.progress.dynamic_experiences)
         self.metrics.waiting.set(intake_stats.waiting)
         self.metrics.discarded.set(intake_stats.discarded)
@@ -438,20 +488,50 @@ def _id(experience: Experience) -> str:
     return experience.decision.prediction_id
 
 
-def _rated(
-    fresh: Sequence[Experience], places: Mapping[int, int | None], expected: Mapping[int, Expected]
-) -> list[Rated]:
-    """New experiences whose answer has a reward and is still in the action set.
+def _group_of(rated: Rated) -> str:
+    """User group of the rater; "" if it is not known, as where another user asked."""
+    decision = rated.experience.decision
+    return decision.user_group if decision.user_id == rated.rater else ""
+
+
+def _said_anew(revision: LabelRevision) -> list[Said]:
+    """What raters say by the revision that they had not said before."""
+    former = {each.rater: each for each in revision.experience.by_rater}
+    asker, said = revision.experience.decision.user_id, []
+    for each in rater_labels(revision.label, asker):
+        if each.rater not in revision.experience.refused and each != former.get(each.rater):
+            after = replace(revision.experience, label=revision.label)
+            said.append(Said(after, each, is_first=each.rater not in former))
+    return said
+
+
+def _refusing(change: ExperienceChange, user: str) -> ExperienceChange:
+    """The change, with what the user said refused."""
+    refused = change.after.refused
+    return change if user in refused else replace(change, after=replace(change.after, refused=(*refused, user)))
+
+
+def _refused(changes: Sequence[ExperienceChange]) -> dict[int, tuple[str, ...]]:
+    """Refused raters by experience number, where they are others than before."""
+    before = {c.after.number: () if c.before is None else c.before.refused for c in changes}
+    return {c.after.number: c.after.refused for c in changes if c.after.refused != before[c.after.number]}
+
+
+def _rated(said: Sequence[Said], places: Mapping[int, int | None], expected: Mapping[int, Expected]) -> list[Rated]:
+    """What was said of answers that are still in the action set.
 
     Args:
         places: of the answers in their action sets, by experience number; as ``expected``.
     """
     rated = []
-    for experience in fresh:
-        reward, place = experience.reward, places.get(experience.number)
-        if reward is not None and place is not None:
+    for each in said:
+        experience, action = each.experience, each.experience.decision.action
+        place = places.get(experience.number)
+        if place is not None and action in each.label.rewards:
             of_actions = expected[experience.number]
-            rated.append(Rated(experience, reward, float(of_actions.reward[place]), of_actions.known))
+            plain, reward = speaks_plainly(each.label, action), each.label.rewards[action]
+            value = float(of_actions.reward[place])
+            rated.append(Rated(experience, each.label.rater, plain, reward, value, of_actions.known))
     return rated
 
 
