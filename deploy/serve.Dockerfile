@@ -13,7 +13,8 @@ RUN pip install --no-cache-dir --constraint requirements/constraints.txt '.[serv
 # One number in all images, so that they can share a volume; numeric, so that `runAsNonRoot` can be checked.
 USER 10001:10001
 WORKDIR /home/plaudit
-ENV PLAUDIT_DATA_DIR=/data PLAUDIT_SERVING__HOST=0.0.0.0
+ENV PLAUDIT_DATA_DIR=/data PLAUDIT_SERVING__HOST=0.0.0.0 PLAUDIT_SERVING__METRICS_HOST=0.0.0.0
+# It listens to other machines, so it starts with TLS and keys alone: see docs/how-to/deploy.md.
 VOLUME /data
 EXPOSE 8001 8002
 HEALTHCHECK --start-period=60s --interval=10s --timeout=5s --retries=3 \

@@ -37,6 +37,7 @@ TRAINING_LAYERS = [
     ["objectives", "texts", "checkpoint", "schedule"],
     ["losses", "data"],
     ["networks", "config"],
+    ["encoders"],
 ]
 """Rooms from the top floor down. A room imports from floors below its own."""
 

@@ -104,11 +104,19 @@ def settings() -> str:
         "\n## Top level\n\n",
         _settings_table("", top),
     ]
-    for name, annotation, _, _ in fields_of(settings_class()):
-        if is_section(annotation):
-            title = re.sub(r"^\[\w+\]\s*", "", prose(annotation.__doc__))
-            out += [f"\n## \\[{name}\\]\n\n{title}\n\n", _settings_table(f"{name}.", list(fields_of(annotation)))]
+    for name, annotation in _sections(settings_class()):
+        title = re.sub(r"^\[[\w.]+\]\s*", "", prose(annotation.__doc__))
+        own = [field for field in fields_of(annotation) if not is_section(field[1])]
+        out += [f"\n## \\[{name}\\]\n\n{title}\n\n", _settings_table(f"{name}.", own)]
     return "".join(out)
+
+
+def _sections(cls: type, prefix: str = "") -> Iterator[tuple[str, type]]:
+    """Dotted name and class of every section, each before those inside it."""
+    for name, annotation, _, _ in fields_of(cls):
+        if is_section(annotation):
+            yield prefix + name, annotation
+            yield from _sections(annotation, f"{prefix}{name}.")
 
 
 def _settings_table(prefix: str, fields: Sequence[tuple[str, Any, Any, str]]) -> str:

@@ -81,7 +81,7 @@ class Load:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         with Client(self._address) as client:
-            self._latest.append(client.predict({"question": "which animal?"}, user_id="ada"))
+            self._latest.append(client.predict({"question": "which animal?"}))  # anyone's to rate
             began_s = time.monotonic()
             threads = [threading.Thread(target=work, args=(client,)) for work in (self._predict, self._say)]
             for thread in threads:
@@ -95,10 +95,10 @@ class Load:
                     thread.join()
 
     def _predict(self, client: Client) -> None:
-        for number, _ in enumerate(self._paced(_PREDICTIONS_PER_S)):
+        for _ in self._paced(_PREDICTIONS_PER_S):
             self.predictions += 1
             try:
-                self._latest.append(client.predict({"question": "which animal?"}, user_id=f"user {number % 1000}"))
+                self._latest.append(client.predict({"question": "which animal?"}))
             except ClientError:
                 self.failed += 1
 
@@ -108,7 +108,8 @@ class Load:
         def pieces() -> Iterator[object]:
             for number, due_s in enumerate(self._paced(_FEEDBACK_PER_S)):
                 due.append(due_s)
-                yield feedback.thumbs_up(self._latest[number % len(self._latest)], feedback_id=f"f{number}")
+                latest = self._latest[number % len(self._latest)]
+                yield feedback.thumbs_up(latest, user_id=f"user {number}", feedback_id=f"f{number}")
 
         for answer in client.stream_feedback(pieces(), timeout_s=3600.0):  # type: ignore[arg-type]
             self.waited_s.append(time.monotonic() - due.popleft())

@@ -28,7 +28,7 @@ def requests(key: Path, count: int, name: str) -> list[bytes]:
         feedback_pb2.SendFeedbackRequest(
             feedback_id=f"{name}-{number}",
             prediction_id=signed[number % _IDS],
-            user_id=f"user {number % _IDS}",
+            user_id=f"user {name}-{number}",
             thumb=feedback_pb2.THUMB_UP,
         ).SerializeToString()
         for number in range(count)

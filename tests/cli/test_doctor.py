@@ -138,7 +138,7 @@ def test_a_port_plaudit_already_serves_on_is_good(tmp_path: Path) -> None:
 
 
 def test_open_admin_calls_on_a_public_port_are_noted(tmp_path: Path) -> None:
-    serving = {"host": "0.0.0.0", "port": 0, "metrics_port": 0}
+    serving = {"host": "0.0.0.0", "admin_address": "0.0.0.0:0", "port": 0, "metrics_port": 0}
     assert _findings(_settings(tmp_path, serving=serving))["admin token"].state is State.NOTE
     serving["admin_token"] = "sesame-sesame-sesame"
     assert _findings(_settings(tmp_path, serving=serving))["admin token"].state is State.OK

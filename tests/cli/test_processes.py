@@ -91,7 +91,7 @@ def test_the_shell_calls_a_real_server(config: Path, start: Start, tmp_path: Pat
     prediction = json.loads(answered.stdout)
     assert set(prediction["contributions"]) == {"image", "audio", "question"}
 
-    thumb = ["feedback", prediction["prediction_id"], "--up", "--feedback-id", "f1", "--json", *target]
+    thumb = ["feedback", prediction["prediction_id"], "--up", "--user", "ada", "--feedback-id", "f1", "--json", *target]
     assert [json.loads(_plaudit(*thumb).stdout)["duplicate"] for _ in range(2)] == [False, True]
     assert json.loads(_plaudit("receipt", "f1", "--json", *target).stdout)["state"] == "recorded"
     assert json.loads(_plaudit("pin", "1", "--json", *target).stdout)["pinned"]

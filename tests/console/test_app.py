@@ -9,6 +9,7 @@ import json
 import math
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,19 @@ from typing import Any
 import grpc
 import pytest
 
+from plaudit.adapters.access.keys import KeyAuthenticator, KeyFile
 from plaudit.adapters.registry.directory import DirectoryCatalog
 from plaudit.client import AsyncClient
+from plaudit.compose.access import console_login
+from plaudit.compose.settings import settings_from
 from plaudit.console.app import application, finite
 from plaudit.console.hosts import known_hosts
 from plaudit.console.labelled_answers import LabelledAnswers
 from plaudit.console.ports import LearnerView, LearnerViews, Sources
 from plaudit.console.server import open_port, serve
+from plaudit.core.access import CallerRole
 from plaudit.core.errors import ConfigError
+from plaudit.core.ports.access import Authenticator
 from plaudit.core.rollout import Change, promote
 from plaudit.v1 import content_pb2, feedback_pb2, model_pb2
 from support import builders
@@ -73,6 +79,12 @@ class Browser:
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Browser]:
     """Of a console whose server is a recorder and whose only model, ``tiny``, has one version."""
+    with browsing(tmp_path, None) as made:
+        yield made
+
+
+@contextmanager
+def browsing(tmp_path: Path, authenticator: Authenticator | None) -> Iterator[Browser]:
     catalog = DirectoryCatalog(tmp_path / "registry")
     registry = catalog.registry("tiny")
     builders.tiny_bundle(tmp_path / "made")
@@ -89,7 +101,13 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
             async with AsyncClient(recorder.target) as client:
                 learners = LearnerViews(lambda model: LearnerView(lambda: None, LabelledAnswers(lambda: None)))
                 sources = Sources(catalog, learners, {"tiny": Samples()})
-                app = application(client, sources, is_known_host=known_hosts("127.0.0.1", []), max_body_bytes=10_000)
+                app = application(
+                    client,
+                    sources,
+                    is_known_host=known_hosts("127.0.0.1", []),
+                    max_body_bytes=10_000,
+                    authenticator=authenticator,
+                )
                 await serve(app, listening, stopping)
 
         thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
@@ -308,3 +326,45 @@ def test_names_that_the_page_answers_to(listening: str, names: list[str], known:
 def test_an_ipv6_literal_is_a_host(browser: Browser) -> None:
     assert browser.get("/", Host="[::1]:8004").status == 200
     assert browser.get("/", Host="[2001:db8::1]:8004").status == 400
+
+
+# --- the login -------------------------------------------------------------------------------------------------------
+
+
+def _basic(password: str) -> dict[str, str]:
+    return {"Authorization": f"Basic {base64.b64encode(f'any:{password}'.encode()).decode()}"}
+
+
+@pytest.mark.parametrize("path", ["/", "/static/ask.js", "/api/models", "/api/models/tiny/loop", "/api/receipts/f1"])
+def test_nothing_is_shown_without_a_login_where_one_is_needed(tmp_path: Path, path: str) -> None:
+    keys = KeyFile(tmp_path / "keys.json")
+    both = [CallerRole.PREDICT, CallerRole.FEEDBACK]
+    _, key = keys.create("ada", both)
+    _, half = keys.create("half", [CallerRole.PREDICT])
+    with browsing(tmp_path, KeyAuthenticator(tmp_path / "keys.json")) as browser:
+        refused = browser.get(path)
+        assert (refused.status, "basic" in refused.headers["www-authenticate"].lower()) == (401, True)
+        for wrong in (_basic("guessed"), {"Authorization": f"Bearer {key}"}, {"Authorization": "Basic ?"}):
+            assert browser.get(path, **wrong).status == 401
+        assert browser.get(path, **_basic(half)).status == 403
+        assert browser.get(path, **_basic(key)).status == 200
+        assert browser.get(path, Host="evil.example", **_basic(key)).status == 400
+
+
+def test_who_is_logged_in_asks_and_rates_as_nobody_else(tmp_path: Path) -> None:
+    _, key = KeyFile(tmp_path / "keys.json").create("ada", [CallerRole.PREDICT, CallerRole.FEEDBACK])
+    with browsing(tmp_path, KeyAuthenticator(tmp_path / "keys.json")) as browser:
+        for user, status in (("", 200), ("ada", 200), ("bob", 403)):
+            body = json.dumps({"prediction_id": "p", "user_id": user, "feedback_id": "f", "thumb": "up"}).encode()
+            answer = browser.ask("POST", "/api/feedback", body, Content_Type="application/json", **_basic(key))
+            assert answer.status == status
+        assert [request.user_id for request in browser.recorder.received] == ["ada", "ada"]
+
+
+def test_a_console_that_others_reach_needs_keys(tmp_path: Path) -> None:
+    settings = settings_from({"data_dir": str(tmp_path), "console": {"host": "0.0.0.0"}})
+    with pytest.raises(ConfigError, match=r"console\.host: .*plaudit keys create"):
+        console_login(settings)
+    KeyFile(tmp_path / "keys.json").create("ada", [CallerRole.PREDICT])
+    assert console_login(settings) is not None
+    assert console_login(settings_from({"data_dir": str(tmp_path)})) is None

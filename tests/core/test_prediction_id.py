@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from plaudit.core.errors import ExpiredPredictionId, InvalidPredictionId
 from plaudit.core.limits import MAX_PREDICTION_ID_CHARACTERS
-from plaudit.core.prediction_id import KEY_BYTES, PredictionIds, SignedPrediction, load_or_create_key
+from plaudit.core.prediction_id import (
+    KEY_BYTES,
+    PredictionIds,
+    SignedPrediction,
+    SigningKeys,
+    load_or_create_key,
+)
 
 NOW_S = 1_700_000_000.0
 WINDOW_S = 3600.0
@@ -139,3 +145,64 @@ def test_all_who_start_at_once_get_the_same_key(tmp_path: Path) -> None:
         thread.join()
     assert len(keys) == 8
     assert len(set(keys)) == 1
+
+
+# --- whose they are, and keys that change ----------------------------------------------------------------------------
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.text(st.characters(exclude_categories=["Cs"])))
+def test_an_id_knows_who_asked_and_tells_nobody(user: str, other: str) -> None:
+    signed = OURS.sign(a_prediction(), user)
+    checked = OURS.check(signed, now_s=NOW_S)
+    assert OURS.is_asker(checked, user)
+    assert OURS.is_asker(checked, other) == (other == user)
+    raw = base64.urlsafe_b64decode(signed + "=" * (-len(signed) % 4))
+    assert len(user) < 5 or user.encode() not in raw
+
+
+def test_an_id_of_nobody_in_particular_is_anybodys() -> None:
+    checked = OURS.check(OURS.sign(a_prediction()), now_s=NOW_S)
+    assert OURS.is_asker(checked, "")
+    assert OURS.is_asker(checked, "ada")
+
+
+def test_an_id_expires_with_the_window_that_it_was_signed_with() -> None:
+    short, long = PredictionIds(b"k" * KEY_BYTES, 10.0), PredictionIds(b"k" * KEY_BYTES, 1000.0)
+    with pytest.raises(ExpiredPredictionId, match="accepted for 10 s"):
+        long.check(short.sign(a_prediction()), now_s=NOW_S + 11.0)
+    short.check(long.sign(a_prediction()), now_s=NOW_S + 999.0)
+
+
+def test_a_key_is_rotated_while_services_run(tmp_path: Path) -> None:
+    """Ids of the old key stay good, and a service that has not started anew takes those of the new one."""
+    keys = SigningKeys(tmp_path / "key")
+    running = PredictionIds(keys.current, WINDOW_S, others=keys.all(), reread=keys.all)
+    before = running.sign(a_prediction(), "ada")
+    SigningKeys(tmp_path / "key").rotate()
+    fresh_keys = SigningKeys(tmp_path / "key")
+    fresh = PredictionIds(fresh_keys.current, WINDOW_S, others=fresh_keys.all(), reread=fresh_keys.all)
+    after = fresh.sign(a_prediction(), "ada")
+    for service in (running, fresh):
+        for signed in (before, after, running.sign(a_prediction(), "ada")):
+            assert service.is_asker(service.check(signed, now_s=NOW_S), "ada")
+    assert {stat.S_IMODE(each.stat().st_mode) for each in tmp_path.iterdir()} == {0o600}
+    assert {each.name for each in tmp_path.iterdir()} == {"key", "key.previous"}
+
+
+def test_a_key_that_was_rotated_out_twice_signs_nothing_that_is_taken(tmp_path: Path) -> None:
+    keys = SigningKeys(tmp_path / "key")
+    stolen = PredictionIds(keys.current, WINDOW_S)
+    keys.rotate()
+    keys.rotate()
+    now = SigningKeys(tmp_path / "key")
+    with pytest.raises(InvalidPredictionId, match="was not signed by this service"):
+        PredictionIds(now.current, WINDOW_S, others=now.all()).check(stolen.sign(a_prediction()), now_s=NOW_S)
+
+
+def test_a_damaged_key_leaves_a_running_service_with_those_that_it_has(tmp_path: Path) -> None:
+    keys = SigningKeys(tmp_path / "key")
+    ids = PredictionIds(keys.current, WINDOW_S, others=keys.all(), reread=keys.all)
+    (tmp_path / "key").write_bytes(b"")
+    with pytest.raises(InvalidPredictionId):
+        ids.check(THEIRS.sign(a_prediction()), now_s=NOW_S)
+    ids.check(ids.sign(a_prediction()), now_s=NOW_S)

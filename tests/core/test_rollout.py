@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -252,3 +254,17 @@ def test_in_the_shadow_no_user_is_in_an_experiment_and_a_pinned_version_may_have
 def test_what_is_no_rollout_is_named() -> None:
     with pytest.raises(ValueError, match=r"'live': 3.* is no rollout: .*model"):
         rollout_from_dict({"live": 3})
+
+
+def test_the_draw_of_an_experiment_cannot_be_computed_without_its_salt() -> None:
+    users = [f"user {n}" for n in range(2000)]
+    began = [start_canary(Rollout("m", live=1), 2, 0.25, CHANGE, salt=salt) for salt in ("", "pepper", "salt")]
+    public, one, two = ([in_experiment(rollout, user) for user in users] for rollout in began)
+    assert one == [in_experiment(began[1], user) for user in users]
+    for drawn in (one, two):
+        agreeing = sum(a and b for a, b in zip(drawn, public, strict=True))
+        assert 0.2 < sum(drawn) / len(users) < 0.3
+        assert agreeing / sum(drawn) < 0.35  # as good as by chance, 0.25
+    assert "pepper" not in repr(began[1])
+    assert end_canary(began[1], CHANGE).salt == ""
+    assert rollout_from_dict(asdict(began[1])) == began[1]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from plaudit.compose.settings import load_settings
+from plaudit.compose.settings import load_settings, settings_from
 from plaudit.core.errors import ConfigError
-from plaudit.core.settings import Settings
+from plaudit.core.settings import EncoderSettings, Settings
 
 
 @pytest.fixture
@@ -230,3 +231,30 @@ def test_what_an_error_repeats_of_a_wrong_setting_is_bounded() -> None:
 def test_a_umask_is_octal(umask: str) -> None:
     with pytest.raises(ConfigError, match=r"umask: .* is not three octal digits, such as 077"):
         load_settings(None, {"umask": umask})
+
+
+def _with_encoder(**entries: object) -> Settings:
+    note = {"kind": "text", **entries}
+    return settings_from({"model": {"name": "pets", "actions": ["cat", "dog"], "modalities": {"note": note}}})
+
+
+def test_an_encoder_is_a_setting_and_no_part_of_the_contract() -> None:
+    settings = _with_encoder(encoder="weights/minilm", tune_encoder=True)
+    assert settings.encoders() == {"note": EncoderSettings(Path("weights/minilm"), tuned=True)}
+    assert settings.spec() == _with_encoder().spec()
+    assert _with_encoder().encoders() == {}
+
+
+@pytest.mark.parametrize(
+    ("entries", "told"),
+    [
+        ({"encoder": 3}, "model.modalities.note.encoder: 3 is not the path of a folder"),
+        ({"tune_encoder": True}, "model.modalities.note.tune_encoder: true, but there is no encoder to tune"),
+        ({"encoder": "minilm", "tune_encoder": "yes"}, "'yes' is neither true nor false"),
+        ({"kind": "tensor", "shape": [3], "encoder": "minilm"}, "the modality is of kind tensor; leave it out"),
+    ],
+)
+def test_an_encoder_that_is_described_wrongly_is_refused(entries: dict[str, object], told: str) -> None:
+    settings = _with_encoder(**entries)
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        settings.encoders()

@@ -73,8 +73,9 @@ def test_compose_reads_the_file(tmp_path: Path) -> None:
     services = yaml.safe_load(done.stdout)["services"]
     assert services.keys() == compose()["services"].keys()
     assert services["serve"]["environment"] == {
-        "PLAUDIT_SERVING__ADMIN_TOKEN": None
-    }  # no token in this shell, none in the container
+        "PLAUDIT_SERVING__TLS__CERTIFICATE": "/data/tls/server.crt",
+        "PLAUDIT_SERVING__TLS__KEY": "/data/tls/server.key",
+    }  # without them it does not start, as it listens to other machines
     assert services["serve"]["depends_on"]["kafka"] == {"condition": "service_healthy", "required": False}
     assert services["learn"]["volumes"][1]["bind"] == {"create_host_path": False}
 

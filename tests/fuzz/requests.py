@@ -31,7 +31,7 @@ from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.settings import ServingSettings
 from plaudit.core.wire import contents_to_wire
 from plaudit.inference import open_inference_pb2 as oip
-from plaudit.serving.grpc.open_inference.converters import Contract, prediction_request
+from plaudit.serving.grpc.open_inference.converters import Contract, prediction_request, user_of
 from plaudit.serving.grpc.streams import ContentChunks, StreamedFormat
 from plaudit.serving.server import InferenceServer
 from plaudit.serving.telemetry.metrics import ServingMetrics
@@ -117,7 +117,7 @@ def inference(data: bytes) -> bool:
     try:
         message = oip.ModelInferRequest.FromString(data)
         rows = contract.rows(message, max_rows=8)
-        request = prediction_request(message, rows, contract.choice(message.outputs))
+        request = prediction_request(message, rows, contract.choice(message.outputs), user_of(message))
     except DecodeError:
         return False
     except InvalidInput as error:

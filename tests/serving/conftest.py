@@ -19,7 +19,7 @@ from plaudit.compose.runtime import content_limits
 from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.core.prediction_id import PredictionIds
 from plaudit.core.settings import ServingSettings, Settings
-from plaudit.serving.server import InferenceServer
+from plaudit.serving.server import NO_GUARD, InferenceServer
 from plaudit.serving.telemetry.metrics import ServingMetrics
 from support.builders import tiny_bundle, tiny_head_refresh, tiny_spec
 from support.serving_harness import KEY, Registries, Running, Serve, go_live
@@ -82,6 +82,8 @@ async def serve(
             "ids": settings.pop("ids", ids),
             "metrics": settings.pop("metrics", metrics),
             "statuses": settings.pop("statuses", None),
+            "guard": settings.pop("guard", NO_GUARD),
+            "raters": settings.pop("raters", "asker"),
             "seed": 0,
         }
         defaults = {"port": 0, "metrics_port": 0, "watch_interval_s": 0.01, "drain_s": 5.0}

@@ -40,7 +40,7 @@ class Honest:
     async def round(self) -> None:
         number, self.rounds = self.rounds, self.rounds + 1
         answer = await self.other.predict(number)
-        await self.other.feedback.SendFeedback(a_thumb(answer.prediction_id, f"honest-{number}"))
+        await self.other.feedback.SendFeedback(a_thumb(answer.prediction_id, f"honest-{id(self)}-{number}"))
         await self.health.Check(health_pb2.HealthCheckRequest())
 
     @asynccontextmanager
@@ -181,7 +181,7 @@ async def test_idle_streams_refuse_nobody(serve: Serve) -> None:
     As in https://github.com/bigcommerce/gruf/issues/173 and https://github.com/grpc/grpc/issues/17569.
     """
     running = await serve(max_streams=16, max_calls=8)
-    prediction_id = (await running.predict()).prediction_id
+    prediction_id, another_id = [(await running.predict()).prediction_id for _ in range(2)]  # 16 pieces each
     idle = [running.feedback.StreamFeedback() for _ in range(16)]
     for place, stream in enumerate(idle):
         await stream.write(a_thumb(prediction_id, f"idle-{place}"))
@@ -191,7 +191,7 @@ async def test_idle_streams_refuse_nobody(serve: Serve) -> None:
         # The attacker's connection has all the places: its longest silent streams give way.
         for place in range(12):
             stream = honest.other.feedback.StreamFeedback()
-            await stream.write(a_thumb(prediction_id, f"streamed-{place}"))
+            await stream.write(a_thumb(another_id, f"streamed-{place}"))
             assert (await stream.read()).status == feedback_pb2.FEEDBACK_STATUS_ACCEPTED
         code, details = await refusal(idle[0].read())
         assert code is grpc.StatusCode.UNAVAILABLE
@@ -216,7 +216,7 @@ async def test_calls_without_their_message_hold_no_place(serve: Serve, monkeypat
     half += [running.channel.stream_unary("/grpc.health.v1.Health/Check")() for _ in range(16)]
     for call in half:
         await call.wait_for_connection()
-    waiting = running.server._open_calls.waiting
+    waiting = running.server._listeners[0]._open_calls.waiting
     await until(lambda: sum(each.late() for each in waiting) >= len(half))
     async with Honest(running).busy():
         pass

@@ -86,8 +86,9 @@ async def test_every_signal_is_in_the_log_when_it_is_answered(
 
 async def test_the_same_id_again_records_nothing(serve: Serve, log: SqliteLog, ids: PredictionIds) -> None:
     running = await serve()
-    first = await running.feedback.SendFeedback(a_thumb(signed(ids), "f1"))
-    again = await running.feedback.SendFeedback(a_thumb(signed(ids), "f1", rating=0.2))
+    piece = a_thumb(signed(ids), "f1")
+    first = await running.feedback.SendFeedback(piece)
+    again = await running.feedback.SendFeedback(piece)
     assert (first.status, again.status) == (ACCEPTED, DUPLICATE)
     assert [found.signal for found in feedback(log)] == [Thumb(up=True)]
 
@@ -174,7 +175,7 @@ async def test_a_stream_answers_in_order_and_survives_wrong_requests(
     running = await serve()
     requests = [a_thumb(signed(ids), f"f{i}") for i in range(100)]
     requests[10] = a_thumb("forged", "f10")
-    requests[20] = a_thumb(signed(ids), "f19")
+    requests[20] = requests[19]
     answers = [answer async for answer in running.feedback.StreamFeedback(iter(requests))]
     assert [answer.feedback_id for answer in answers] == [request.feedback_id for request in requests]
     refused = answers.pop(10)
@@ -412,3 +413,56 @@ async def test_a_receipt_for_what_was_never_recorded(serve: Serve, feedback_id: 
     found, details = await refusal(running.feedback.GetReceipt(feedback_pb2.GetReceiptRequest(feedback_id=feedback_id)))
     assert found is code
     assert details.startswith("feedback_id: ")
+
+
+# --- who may rate ----------------------------------------------------------------------------------------------------
+
+
+async def test_strangers_cannot_rate_the_answer_that_another_user_got(serve: Serve, log: SqliteLog) -> None:
+    running = await serve()
+    asked = await running.predict(user_id="bob")
+    for number in range(50):
+        piece = a_thumb(asked.prediction_id, f"m{number}")
+        piece.user_id = f"sybil-{number}" if number else ""
+        code, text = await refusal(running.feedback.SendFeedback(piece))
+        assert (code, "feedback.raters" in text) == (grpc.StatusCode.PERMISSION_DENIED, True)
+    assert feedback(log) == []
+    piece = a_thumb(asked.prediction_id, "f1")
+    piece.user_id = "bob"
+    assert (await running.feedback.SendFeedback(piece)).status == ACCEPTED
+
+
+async def test_anyone_may_rate_where_it_is_so_set(serve: Serve) -> None:
+    running = await serve(raters="anyone")
+    asked = await running.predict(user_id="bob")
+    assert (await running.feedback.SendFeedback(a_thumb(asked.prediction_id, "f1"))).status == ACCEPTED
+
+
+async def test_a_user_gives_sixteen_pieces_on_a_prediction_and_no_more(
+    serve: Serve, log: SqliteLog, ids: PredictionIds
+) -> None:
+    running = await serve()
+    prediction, other = signed(ids), signed(ids)
+    for number in range(16):
+        piece = a_thumb(prediction, f"f{number}")
+        assert (await running.feedback.SendFeedback(piece)).status == ACCEPTED
+        assert (await running.feedback.SendFeedback(piece)).status == DUPLICATE
+    code, text = await refusal(running.feedback.SendFeedback(a_thumb(prediction, "f16")))
+    assert (code, "16 pieces" in text) == (grpc.StatusCode.FAILED_PRECONDITION, True)
+    assert (await running.feedback.SendFeedback(a_thumb(other, "f17"))).status == ACCEPTED
+    assert len(feedback(log)) == 17
+
+
+@pytest.mark.parametrize("change", [{"rating": 0.2}, {"user_id": "bob"}, {"prediction_id": None}])
+async def test_an_id_that_is_used_for_something_else_is_told(
+    serve: Serve, log: SqliteLog, ids: PredictionIds, change: dict[str, Any]
+) -> None:
+    """Who was first keeps the id; whoever comes second is told instead of losing the feedback in silence."""
+    running = await serve()
+    piece = a_thumb(signed(ids), "f1")
+    await running.feedback.SendFeedback(piece)
+    for name, value in change.items():
+        setattr(piece, name, signed(ids) if value is None else value)
+    code, text = await refusal(running.feedback.SendFeedback(piece))
+    assert (code, "an id of its own" in text) == (grpc.StatusCode.ALREADY_EXISTS, True)
+    assert len(feedback(log)) == 1

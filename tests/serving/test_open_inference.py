@@ -246,7 +246,9 @@ def request(**parameters: Any) -> Any:
     for name, value in parameters.items():
         kind = {str: "string_param", bool: "bool_param", int: "int64_param"}[type(value)]
         setattr(message.parameters[name], kind, value)
-    return prediction_request(message, TINY.rows(message, max_rows=MAX_ROWS), TINY.choice(message.outputs))
+    return prediction_request(
+        message, TINY.rows(message, max_rows=MAX_ROWS), TINY.choice(message.outputs), user_of(message)
+    )
 
 
 def test_parameters_say_who_asks_and_what_may_be_picked() -> None:

@@ -56,7 +56,7 @@ def lines(logged: list[Any], event: str) -> list[Any]:
 
 
 async def test_a_decision_and_its_feedback_are_found_by_their_ids(serve: Serve, logged: list[Any]) -> None:
-    running = await serve(log_requests=True)
+    running = await serve(log_requests=True, raters="anyone")
     answer = await running.predictions.Predict(request())
     for _ in range(2):
         await running.feedback.SendFeedback(a_thumb(answer.prediction_id, "f1"))
@@ -78,7 +78,7 @@ async def test_a_decision_and_its_feedback_are_found_by_their_ids(serve: Serve, 
 
 
 async def test_a_refusal_names_the_field_and_not_what_was_in_it(serve: Serve, logged: list[Any]) -> None:
-    running = await serve(log_requests=True)
+    running = await serve(log_requests=True, raters="anyone")
     await refusal(running.predictions.Predict(request(allowed_actions=[TEXT])))
     (refused,) = lines(logged, "refused")
     assert (refused["code"], refused["problem"]) == ("INVALID_ARGUMENT", "InvalidInput")
@@ -113,7 +113,7 @@ async def test_nothing_that_users_sent_or_are_is_written(
             return model
 
     broken = False
-    running = await serve(log_requests=True, runtime=Failing())
+    running = await serve(log_requests=True, raters="anyone", runtime=Failing())
     answer = await running.predictions.Predict(request())
     await running.feedback.SendFeedback(a_thumb(answer.prediction_id, "f1", correction="dog"))
     await refusal(running.predictions.Predict(request(allowed_actions=[TEXT])))
@@ -133,7 +133,7 @@ async def test_lines_are_json_where_machines_read(serve: Serve, monkeypatch: pyt
     monkeypatch.setattr(sys, "stderr", written)
     log_to_stderr()
     try:
-        running = await serve(log_requests=True)
+        running = await serve(log_requests=True, raters="anyone")
         answer = await running.predictions.Predict(request())
         await until(lambda: "decided" in written.getvalue())
     finally:

@@ -306,7 +306,6 @@ async def test_kill_9_loses_no_acknowledged_feedback_and_a_whole_server_loads_no
         assert unwanted == []
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             stub = feedback_pb2_grpc.FeedbackServiceStub(channel)
-            signed = ids.sign(SignedPrediction(time.time(), "tiny", 1, "cat", 0.5))
             acknowledged = set()
             enough = asyncio.Event()
 
@@ -314,6 +313,7 @@ async def test_kill_9_loses_no_acknowledged_feedback_and_a_whole_server_loads_no
                 number = 0
                 while True:
                     number += 1
+                    signed = ids.sign(SignedPrediction(time.time(), "tiny", 1, "cat", 0.5))
                     await stub.SendFeedback(a_thumb(signed, f"{name}-{number}"))
                     acknowledged.add(f"{name}-{number}")
                     if len(acknowledged) >= 200:

@@ -42,7 +42,7 @@ from plaudit_models.bundle import (
     seal,
 )
 from plaudit_models.spec import BASE_LOGITS, EMBEDDING, PRESENT, TOKENS, VECTORS, ModelSpec
-from plaudit_models.training.networks.fusion import FusionConfig, FusionPolicy
+from plaudit_models.training.networks.fusion import Encoder, FusionPolicy, fusion_config_from_dict
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -67,7 +67,7 @@ def export_trunk(model: FusionPolicy, path: Path) -> None:
     example = tuple(torch.from_numpy(array) for array in _blank_inputs(spec, batch=2).values())
     dynamic = (tuple({0: torch.export.Dim.DYNAMIC} for _ in example),)
     proto = _exported(model, example, dynamic)
-    _name_by_contract(proto, "trunk", (*spec.modalities, PRESENT), (EMBEDDING, BASE_LOGITS), "b")
+    _name_by_contract(proto, "trunk", (*spec.modalities, PRESENT), (EMBEDDING, BASE_LOGITS), "b", model.state_dict())
     path.write_bytes(proto.SerializeToString())
 
 
@@ -79,7 +79,7 @@ def export_text_scorer(model: FusionPolicy, path: Path) -> None:
     _, modality = model.spec.dynamic_action_modality
     example = (torch.zeros((2, modality.max_tokens), dtype=torch.int64),)
     proto = _exported(texts, example, ({0: torch.export.Dim.DYNAMIC},))
-    _name_by_contract(proto, "text_scorer", (TOKENS,), (VECTORS,), "k")
+    _name_by_contract(proto, "text_scorer", (TOKENS,), (VECTORS,), "k", texts.state_dict())
     path.write_bytes(proto.SerializeToString())
 
 
@@ -103,7 +103,9 @@ class _TextScorerGraph(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         assert self.text_scorer is not None
-        return self.text_scorer(self.encoders[self._text](tokens))
+        encoder = self.encoders[self._text]
+        assert isinstance(encoder, Encoder)
+        return self.text_scorer(encoder(encoder.prepare(tokens)))
 
 
 def trunk_state(model: FusionPolicy) -> dict[str, Tensor]:
@@ -234,7 +236,7 @@ def check_text_scorer_parity(model: FusionPolicy, graph: Path, texts: npt.NDArra
 
 def save_weights(model: FusionPolicy, path: Path) -> None:
     """Write the state dict, and the config it belongs to, as safetensors."""
-    config = json.dumps({name: getattr(model.config, name) for name in FusionConfig.__dataclass_fields__})
+    config = json.dumps(model.config.to_dict())
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, path, metadata={_CONFIG: config})
 
@@ -252,7 +254,7 @@ def load_policy(folder: Path, spec: ModelSpec) -> FusionPolicy:
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata() or {}
     try:
-        model = FusionPolicy(spec, FusionConfig(**json.loads(metadata[_CONFIG])))
+        model = FusionPolicy(spec, fusion_config_from_dict(json.loads(metadata[_CONFIG])))
         model.load_state_dict(load_file(path))
     except (KeyError, TypeError, RuntimeError) as error:
         raise ExportMismatch(f"{path}: not the weights of a fusion policy of model {spec.name!r}: {error}") from error
@@ -268,7 +270,12 @@ def _blank_inputs(spec: ModelSpec, *, batch: int) -> dict[str, npt.NDArray[Any]]
 
 
 def _name_by_contract(
-    proto: onnx.ModelProto, name: str, inputs: Sequence[str], outputs: Sequence[str], rows: str
+    proto: onnx.ModelProto,
+    name: str,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    rows: str,
+    state: Mapping[str, Tensor],
 ) -> None:
     """Call the graph ``name`` and its first axis ``rows``; give inputs and outputs the contract's names, weights the
     prefix ``weights/`` and all else ``values/``; then check the graph.
@@ -280,7 +287,8 @@ def _name_by_contract(
     read = {value for node in graph.node for value in node.input}
     for weight in [i for i in graph.initializer if i.name.startswith(_TEXT_SCORER) and i.name not in read]:
         graph.initializer.remove(weight)  # of the module, but not of this graph
-    names = {i.name: _WEIGHT + i.name for i in graph.initializer}
+    # What a module computes once and does not save, such as the numbers of positions, is no weight.
+    names = {i.name: _WEIGHT + i.name for i in graph.initializer if i.name in state}
     names |= dict(zip((i.name for i in graph.input), inputs, strict=True))
     names |= dict(zip((o.name for o in graph.output), outputs, strict=True))
 

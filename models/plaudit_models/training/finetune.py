@@ -133,7 +133,7 @@ def finetune(
     optimizer = torch.optim.AdamW(weights, weight_decay=config.weight_decay, fused=True)
 
     def as_taught(name: str, items: Tensor) -> Tensor:
-        return augment(parent.spec.modalities[name], items, draws)
+        return augment(parent.spec.modalities[name], items, draws) if model.encoder(name).keeps_content else items
 
     n = sum(part.size for part in parts)
     replays = _rows_and_uses(n, config.replay_rows, reuse, Generator().manual_seed(config.seed))

@@ -19,6 +19,8 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -32,12 +34,15 @@ from plaudit_models.training.config import PretrainConfig
 from plaudit_models.training.data.augment import augment
 from plaudit_models.training.data.rows import drop_modalities, encode_rows, preparer
 from plaudit_models.training.losses import action_nll, ranking_nll, shares_nll
-from plaudit_models.training.networks.fusion import FusionConfig, FusionPolicy
+from plaudit_models.training.networks.fusion import FusionConfig, FusionPolicy, PretrainedEncoder
 from plaudit_models.training.schedule import IntervalMean, descend, fraction_done, one_cycle
 from plaudit_models.training.texts import ActionTexts
 
 _EVALUATION_ROWS = 1024
 _MAX_GROUPS = 100
+_NO_WEIGHTS: Final[Mapping[str, Mapping[str, Tensor]]] = MappingProxyType({})
+_TUNED_SHARE = 0.01
+"""Learning rate of pretrained weights, as a share of that of new ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +101,16 @@ def pretrain(
     fusion: FusionConfig,
     config: PretrainConfig,
     action_texts: npt.NDArray[np.int64] | None = None,
+    encoder_weights: Mapping[str, Mapping[str, Tensor]] = _NO_WEIGHTS,
     on_progress: Callable[[PretrainProgress], None] = lambda progress: None,
 ) -> Pretrained:
-    """Train a fusion policy from nothing.
+    """Train a fusion policy from nothing but the weights of its pretrained encoders.
 
     Args:
         train: what to learn from.
         validation: what early stopping and the choice of the best weights look at.
         action_texts: token ids of the actions' names, ``[a, t]``; needed where the spec scores text.
+        encoder_weights: state dict of every pretrained encoder that ``fusion`` names.
         on_progress: called after about every hundredth of the way and after every validation.
 
     Raises:
@@ -114,6 +121,10 @@ def pretrain(
         torch.manual_seed(config.seed)
         model = FusionPolicy(train.spec, fusion)
         towers = _towers(model, train.tower_classes)
+    for name, weights in encoder_weights.items():
+        encoder = model.encoder(name)
+        assert isinstance(encoder, PretrainedEncoder)
+        encoder.pretrained.network.load_state_dict(dict(weights))
     texts = None
     if model.text_scorer is not None:
         if action_texts is None:
@@ -123,11 +134,12 @@ def pretrain(
     generator = Generator().manual_seed(config.seed)
     batches = train.prepared_by(preparer(model))(block_order(len(train), config.batch, config.seed))
     validated_on = validation.prepared_by(preparer(model))
-    weights = [*model.parameters(), *towers.parameters()]
-    optimizer = torch.optim.AdamW(weights, weight_decay=config.weight_decay, fused=True)
+    groups = _parameter_groups(model, towers)
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
 
     def change(name: str, content: Tensor) -> Tensor:
-        return augment(train.spec.modalities[name], content, generator)
+        kept = model.encoder(name).keeps_content
+        return augment(train.spec.modalities[name], content, generator) if kept else content
 
     start_s = time.monotonic()
     best = Accuracy(-1.0, {})
@@ -172,7 +184,8 @@ def pretrain(
         elif fraction >= reported + 0.01:
             on_progress(PretrainProgress(step, steps, fraction, elapsed_s, losses.take()))
             reported = fraction
-    model.load_state_dict(best_state)
+    model.load_state_dict(best_state, strict=False)
+    model.settle()
     cut_short = step < steps and not stopped_early
     return Pretrained(model.eval(), best, step, time.monotonic() - start_s, stopped_early, cut_short)
 
@@ -191,8 +204,21 @@ def evaluate(model: FusionPolicy, data: LabelledRows, *, without: str | None = N
 
 def without_each(model: FusionPolicy, data: LabelledRows) -> dict[str, Accuracy]:
     """Accuracy with each modality withheld in turn, by the modality's name."""
-    batches = data.prepared_by(preparer(model))
-    return {name: _measured(model, batches, len(data), without=name) for name in data.spec.modalities}
+    return evaluate_with_each(model, data)[1]
+
+
+def evaluate_with_each(
+    model: FusionPolicy, data: LabelledRows
+) -> tuple[Accuracy, dict[str, Accuracy], Accuracy | None]:
+    """Accuracy as :func:`evaluate` gives it; with each modality withheld in turn; and by the actions' names, None where
+    the model scores no text. Every item is prepared once.
+    """
+    batches, n = data.prepared_by(preparer(model)), len(data)
+    return (
+        _measured(model, batches, n),
+        {name: _measured(model, batches, n, without=name) for name in data.spec.modalities},
+        _measured(model, batches, n, by_name=True) if model.spec.scores_text else None,
+    )
 
 
 def _measured(
@@ -249,5 +275,22 @@ def _tower_loss(tower: nn.Module, tokens: Tensor, label: Tensor) -> Tensor:
     return loss / (label >= 0).sum().clamp_min(1)
 
 
+def _parameter_groups(model: FusionPolicy, towers: nn.ModuleDict) -> list[dict[str, Any]]:
+    """Parameters that are trained; those that were before, at a share of the learning rate."""
+    tuned = [
+        weight
+        for encoder in model.encoders.values()
+        if isinstance(encoder, PretrainedEncoder)
+        for weight in encoder.pretrained.parameters()
+        if weight.requires_grad
+    ]
+    of_encoders = {id(weight) for weight in tuned}
+    new = [w for w in model.parameters() if w.requires_grad and id(w) not in of_encoders]
+    groups: list[dict[str, Any]] = [{"params": [*new, *towers.parameters()]}]
+    return groups + ([{"params": tuned, "share": _TUNED_SHARE}] if tuned else [])
+
+
 def _copy_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    """State of what is trained."""
+    still = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+    return {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in still}

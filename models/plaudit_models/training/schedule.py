@@ -38,9 +38,11 @@ def fraction_done(step: int, steps: int, elapsed_s: float, max_duration_s: float
 
 
 def descend(loss: Tensor, optimizer: torch.optim.Optimizer, *, learning_rate: float, max_gradient_norm: float) -> None:
-    """One step of the optimizer down the gradient of the loss."""
+    """One step of the optimizer down the gradient of the loss. A group's ``share`` is of the learning rate, 1 unless
+    it says otherwise.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("share", 1.0)
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_([w for group in optimizer.param_groups for w in group["params"]], max_gradient_norm)

@@ -12,6 +12,7 @@ import typer
 
 from plaudit import __version__
 from plaudit.cli.commands import (
+    access,
     canary,
     client_commands,
     data,
@@ -42,6 +43,8 @@ app.add_typer(deadletter.orphans_app)
 app.add_typer(version_commands.versions, name="versions", invoke_without_command=True)
 app.add_typer(version_commands.app)
 app.add_typer(canary.app, name="canary")
+app.add_typer(access.keys, name="keys")
+app.add_typer(access.tls, name="tls")
 
 
 def run() -> None:

@@ -24,11 +24,11 @@ import typer
 from plaudit.cli import output
 from plaudit.client import AsyncClient, Client
 from plaudit.client.calls import ChangeOptions
-from plaudit.compose.settings import load_settings
+from plaudit.compose.settings import api_key_in_environment, load_settings
 from plaudit.compose.tracing import service_tracing
 from plaudit.core.errors import ConfigError
 from plaudit.core.host.addresses import reachable
-from plaudit.core.settings import Settings
+from plaudit.core.settings import Settings, admin_target
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -97,21 +97,72 @@ class ServerOptions(CommonOptions):
         str | None,
         typer.Option("--target", metavar="HOST:PORT", help="The server; by default the one the settings describe."),
     ] = None
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--api-key-file", metavar="FILE", help="File with the API key; by default that in PLAUDIT_API_KEY."
+        ),
+    ] = None
+    tls_ca: Annotated[
+        str | None,
+        typer.Option(
+            "--tls-ca",
+            metavar="FILE",
+            envvar="PLAUDIT_TLS_CA",
+            help="Speak TLS, and trust certificates signed by these (PEM), or by `system` those of the well-known "
+            "authorities; by default `serving.tls.certificate`, for the server that the settings describe.",
+        ),
+    ] = None
+    certificate: Annotated[
+        Path | None,
+        typer.Option(
+            "--certificate", metavar="FILE", envvar="PLAUDIT_CLIENT_CERTIFICATE", help="The client's own (PEM)."
+        ),
+    ] = None
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", metavar="FILE", envvar="PLAUDIT_CLIENT_KEY", help="Its private key (PEM)."),
+    ] = None
 
     @contextmanager
-    def client(self) -> Iterator[Client]:
-        """Client of the server; where tracing is on, a span of the command is around all its calls."""
+    def client(self, *, admin: bool = False) -> Iterator[Client]:
+        """Client of the server; where tracing is on, a span of the command is around all its calls.
+
+        Args:
+            admin: the calls are those of an admin, for which the server may have a port of its own.
+        """
         settings = self.settings()
+        target = self.target or _described(settings, admin=admin)
         with (
             _command_span(settings) as provider,
             Client(
-                self.target or reachable(settings.serving.host, settings.serving.port),
+                target,
+                api_key=self.api_key(),
                 admin_token=settings.serving.admin_token,
+                tls_ca=self.server_ca(settings, target),
+                certificate=self.certificate,
+                key=self.key,
                 max_message_bytes=settings.serving.max_message_bytes,
                 tracer_provider=provider,
             ) as client,
         ):
             yield client
+
+    def api_key(self) -> str | None:
+        """The key of the file, or of the environment; None: there is none."""
+        if self.api_key_file is None:
+            return api_key_in_environment()
+        try:
+            return self.api_key_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--api-key-file: {self.api_key_file} cannot be read ({error})") from error
+
+    def server_ca(self, settings: Settings, target: str) -> str | None:
+        """File of the authorities to trust; None: plain text."""
+        tls = settings.serving.tls
+        if self.tls_ca is not None or tls.certificate is None or self.target is not None:
+            return self.tls_ca
+        return None if target == admin_target(settings.serving) else str(tls.certificate)
 
 
 @dataclass(frozen=True)
@@ -198,15 +249,25 @@ def _command_span(settings: Settings) -> Iterator[TracerProvider | None]:
         tracing.close()
 
 
-def async_client(settings: Settings, target: str | None, provider: TracerProvider | None = None) -> AsyncClient:
+def _described(settings: Settings, *, admin: bool) -> str:
+    """Address of the server that the settings describe."""
+    own = admin_target(settings.serving) if admin else None
+    return own or reachable(settings.serving.host, settings.serving.port)
+
+
+def async_client(settings: Settings, options: ServerOptions, provider: TracerProvider | None = None) -> AsyncClient:
     """Client for asyncio of the server, without the admin token.
 
     Args:
-        target: ``host:port``; None: the server that the settings describe.
         provider: makes a span of each call; None: calls are not traced.
     """
+    target = options.target or _described(settings, admin=False)
     return AsyncClient(
-        target or reachable(settings.serving.host, settings.serving.port),
+        target,
+        api_key=options.api_key(),
+        tls_ca=options.server_ca(settings, target),
+        certificate=options.certificate,
+        key=options.key,
         max_message_bytes=settings.serving.max_message_bytes,
         tracer_provider=provider,
     )

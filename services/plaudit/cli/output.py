@@ -78,6 +78,21 @@ def print_raters(rows: Sequence[Mapping[str, Any]]) -> None:
     _print_table(("user", "group", "trust", "counted", "refused", "reliability"), cells)
 
 
+def print_keys(rows: Sequence[Mapping[str, Any]]) -> None:
+    cells = [
+        (
+            row["id"],
+            row["name"],
+            ", ".join(row["roles"]),
+            "anyone" if row["speaks_for_others"] else row["user_id"],
+            row["calls_per_minute"] or "any number",
+            _time(row["created_at_s"]),
+        )
+        for row in rows
+    ]
+    _print_table(("id", "name", "roles", "speaks for", "calls a minute", "made"), cells)
+
+
 def print_dead_letters(rows: Sequence[Mapping[str, Any]]) -> None:
     cells = [
         (row["place"], _time(row["time_s"]), row["size_bytes"], "yes" if row["usable"] else "no", row["reason"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -39,7 +40,11 @@ class AsyncClient(
         self,
         target: str = channel.DEFAULT_TARGET,
         *,
+        api_key: str | None = None,
         admin_token: str | None = None,
+        tls_ca: Path | str | None = None,
+        certificate: Path | str | None = None,
+        key: Path | str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         timeout_s: float = channel.DEFAULT_TIMEOUT_S,
         max_message_bytes: int = channel.DEFAULT_MAX_MESSAGE_BYTES,
@@ -47,7 +52,8 @@ class AsyncClient(
     ) -> None:
         self._target = channel.checked(target)
         self._timeout_s = timeout_s
-        self._admin_metadata = channel.metadata(admin_token)
+        self._identity = channel.Identity(api_key, admin_token, tls_ca, certificate, key)
+        credentials = self._identity.credentials(target, credentials)
         options = channel.options(max_message_bytes)
         interceptors = None if tracer_provider is None else tracing.interceptors(tracer_provider)
         self._channel = (
@@ -78,13 +84,13 @@ class AsyncClient(
         """
         call = calls.STREAM_FEEDBACK
         method: Any = self._channel.stream_stream(call.method, serialize, call.response.FromString)
-        return self._read(call, method(pieces, timeout=timeout_s))
+        return self._read(call, method(pieces, timeout=timeout_s, metadata=self._identity.metadata(admin=False)))
 
     def watch_versions(self, *, model: str = "", timeout_s: float | None = None) -> AsyncIterator[RolloutSnapshot]:
         """Present rollout at once, then every change, for as long as it is read."""
         call = calls.watch_versions(model)
         method: Any = self._channel.unary_stream(call.method, serialize, call.response.FromString)
-        return self._read(call, method(call.request, timeout=timeout_s))
+        return self._read(call, method(call.request, timeout=timeout_s, metadata=self._identity.metadata(admin=False)))
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
@@ -94,7 +100,7 @@ class AsyncClient(
             answer = await method(
                 call.request,
                 timeout=self._timeout_s if timeout_s is None else timeout_s,
-                metadata=self._admin_metadata if call.admin else None,
+                metadata=self._identity.metadata(admin=call.admin),
             )
         except grpc.RpcError as error:
             raise from_rpc_error(error, self._target) from error

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
+
+import grpc
 
 from plaudit import __version__
 from plaudit.client.errors import invalid
 
 DEFAULT_TARGET: Final = "127.0.0.1:8001"
 DEFAULT_TIMEOUT_S: Final = 10.0
+SYSTEM: Final = "system"
+"""In place of a file of certificates: those of the well-known authorities."""
 DEFAULT_MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 
 _SCHEMES: Final = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
@@ -69,5 +76,77 @@ def options(max_message_bytes: int) -> Sequence[tuple[str, int | str]]:
     )
 
 
-def metadata(admin_token: str | None) -> tuple[tuple[str, str], ...]:
-    return (("authorization", f"Bearer {admin_token}"),) if admin_token else ()
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the client shows to the server. Files are read once.
+
+    Attributes:
+        api_key: key or token of every call; None: none.
+        admin_token: of the calls that change which version serves, where there is no key.
+        tls_ca: certificates, PEM, of which one must have signed the server's; SYSTEM: those that gRPC brings along;
+            None: plain text.
+        certificate: the client's own, PEM, where the server asks for one.
+        key: its private key, PEM.
+    """
+
+    api_key: str | None = field(default=None, repr=False)
+    admin_token: str | None = field(default=None, repr=False)
+    tls_ca: Path | str | None = None
+    certificate: Path | str | None = None
+    key: Path | str | None = None
+
+    def metadata(self, *, admin: bool) -> tuple[tuple[str, str], ...] | None:
+        """Metadata of a call."""
+        token = self.api_key or (self.admin_token if admin else None)
+        return (("authorization", f"Bearer {token}"),) if token else None
+
+    def credentials(self, target: str, given: grpc.ChannelCredentials | None) -> grpc.ChannelCredentials | None:
+        """Credentials of the channel; None: plain text.
+
+        Args:
+            given: made by the caller, instead of files.
+
+        Raises:
+            ClientError: the files do not go together, or cannot be read; a key would leave this machine in clear.
+        """
+        if (self.certificate is None) != (self.key is None):
+            raise invalid("certificate" if self.key else "key", "is missing; certificate and key go together")
+        if given is not None:
+            if self.tls_ca is not None or self.certificate is not None:
+                raise invalid("credentials", "were given beside files; give one of both")
+            return given
+        if self.tls_ca is None and self.certificate is None:
+            if (self.api_key or self.admin_token) and not _is_local(target):
+                what = "api_key" if self.api_key else "admin_token"
+                raise invalid(
+                    what, f"would be sent to {target[:80]!r} in clear; give tls_ca, or credentials of your own"
+                )
+            return None
+        return grpc.ssl_channel_credentials(
+            None if self.tls_ca in (None, SYSTEM) else _read("tls_ca", self.tls_ca),
+            _read("key", self.key),
+            _read("certificate", self.certificate),
+        )
+
+
+def _read(name: str, path: Path | str | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise invalid(name, f"{path} cannot be read ({error.strerror})") from error
+
+
+def _is_local(target: str) -> bool:
+    """True if what is sent to the target stays on this machine."""
+    scheme, _, rest = target.partition(":")
+    if scheme in ("unix", "unix-abstract"):
+        return True
+    place = rest.lstrip("/") if scheme in _SCHEMES else target
+    host = place.rpartition(":")[0] or place
+    host = host.strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

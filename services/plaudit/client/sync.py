@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -30,8 +31,14 @@ class Client(ClientMethods[Prediction, Acknowledgement, Receipt, Versions, Versi
 
     Args:
         target: ``host:port`` of the gRPC port.
-        admin_token: for promote, rollback and pin, where the server asks for one.
-        credentials: such as ``grpc.ssl_channel_credentials()``; None: plain text.
+        api_key: key, or token of an identity provider, where the server asks for one; sent to another machine over TLS
+            alone.
+        admin_token: for promote, rollback and pin, where the server asks for one and has no keys.
+        tls_ca: file with the certificates, PEM, of which one must have signed the server's, such as itself.
+            ``"system"``: those of the well-known authorities. None: plain text.
+        certificate: file with the client's own certificate, PEM, where the server asks for one.
+        key: file with its private key, PEM.
+        credentials: of the channel, in place of files.
         timeout_s: time limit of a call in seconds, retries included. Streams have none unless the method gets one.
         max_message_bytes: size of the largest message sent or received.
         tracer_provider: of OpenTelemetry, for a span around each call; None: calls are not traced.
@@ -41,7 +48,11 @@ class Client(ClientMethods[Prediction, Acknowledgement, Receipt, Versions, Versi
         self,
         target: str = channel.DEFAULT_TARGET,
         *,
+        api_key: str | None = None,
         admin_token: str | None = None,
+        tls_ca: Path | str | None = None,
+        certificate: Path | str | None = None,
+        key: Path | str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         timeout_s: float = channel.DEFAULT_TIMEOUT_S,
         max_message_bytes: int = channel.DEFAULT_MAX_MESSAGE_BYTES,
@@ -49,7 +60,8 @@ class Client(ClientMethods[Prediction, Acknowledgement, Receipt, Versions, Versi
     ) -> None:
         self._target = channel.checked(target)
         self._timeout_s = timeout_s
-        self._admin_metadata = channel.metadata(admin_token)
+        self._identity = channel.Identity(api_key, admin_token, tls_ca, certificate, key)
+        credentials = self._identity.credentials(target, credentials)
         options = channel.options(max_message_bytes)
         self._channel = (
             grpc.secure_channel(target, credentials, options) if credentials else grpc.insecure_channel(target, options)
@@ -79,13 +91,13 @@ class Client(ClientMethods[Prediction, Acknowledgement, Receipt, Versions, Versi
         """
         call = calls.STREAM_FEEDBACK
         method: Any = self._channel.stream_stream(call.method, serialize, call.response.FromString)
-        return self._read(call, method(iter(pieces), timeout=timeout_s))
+        return self._read(call, method(iter(pieces), timeout=timeout_s, metadata=self._identity.metadata(admin=False)))
 
     def watch_versions(self, *, model: str = "", timeout_s: float | None = None) -> Iterator[RolloutSnapshot]:
         """Present rollout at once, then every change, for as long as it is read."""
         call = calls.watch_versions(model)
         method: Any = self._channel.unary_stream(call.method, serialize, call.response.FromString)
-        return self._read(call, method(call.request, timeout=timeout_s))
+        return self._read(call, method(call.request, timeout=timeout_s, metadata=self._identity.metadata(admin=False)))
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
@@ -95,7 +107,7 @@ class Client(ClientMethods[Prediction, Acknowledgement, Receipt, Versions, Versi
             answer = method(
                 call.request,
                 timeout=self._timeout_s if timeout_s is None else timeout_s,
-                metadata=self._admin_metadata if call.admin else None,
+                metadata=self._identity.metadata(admin=call.admin),
             )
         except grpc.RpcError as error:
             raise from_rpc_error(error, self._target) from error

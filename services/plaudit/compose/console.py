@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from starlette.applications import Starlette
 
 from plaudit.client import AsyncClient
+from plaudit.compose.access import console_login
 from plaudit.compose.paths import learner_dir
 from plaudit.compose.registry import model_catalog
 from plaudit.compose.store import experience_store
@@ -47,4 +48,5 @@ def console_application(
         Sources(model_catalog(settings), learners, samples),
         is_known_host=known_hosts(settings.console.host, settings.console.hosts),
         max_body_bytes=2 * settings.serving.max_message_bytes,
+        authenticator=console_login(settings),
     )

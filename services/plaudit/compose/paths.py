@@ -8,6 +8,8 @@ Layout:
     learner/              status and process slots of the learner, and a folder per fine-tuning run
     experiences-NAME.sqlite, learner-NAME/   the same for an imported model
     signing.key           key that signs prediction ids
+    signing.key.previous  the key before, whose prediction ids are accepted still
+    keys.json             API keys, as digests, where there are any
     tensorrt/             engines that TensorRT has built, where it is used
 """
 

@@ -18,7 +18,7 @@ def pretrain(settings: Settings, folder: Path, on_progress: Callable[[PretrainPr
 
     Raises:
         ConfigError: the [model] table is missing or wrong.
-        InvalidData, ExportMismatch, FloatingPointError: as :func:`pretrain_and_publish`.
+        InvalidData, UnusableEncoder, ExportMismatch, FloatingPointError: as :func:`pretrain_and_publish`.
     """
     return pretrain_and_publish(
         folder,
@@ -28,6 +28,7 @@ def pretrain(settings: Settings, folder: Path, on_progress: Callable[[PretrainPr
         floor=settings.policy.floor,
         config=pretrain_config(settings),
         threads=settings.pretrain.threads,
+        encoders=settings.encoders(),
         data=data_config(settings),
         on_progress=on_progress,
     )

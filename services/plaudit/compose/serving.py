@@ -6,12 +6,13 @@ from prometheus_client import CollectorRegistry
 
 from plaudit.adapters.log.spooled import SpooledLog
 from plaudit.adapters.runtime.nvml import gpus
+from plaudit.compose.access import guard
 from plaudit.compose.paths import data_dir
 from plaudit.compose.registry import model_catalog
 from plaudit.compose.runtime import content_limits, model_runtime
 from plaudit.compose.store import status_readers
 from plaudit.core.ports.log import EventLog
-from plaudit.core.prediction_id import PredictionIds, load_or_create_key
+from plaudit.core.prediction_id import PredictionIds, SigningKeys
 from plaudit.core.settings import Settings
 from plaudit.core.tracing import NO_TRACING, Tracing
 from plaudit.serving.server import InferenceServer
@@ -30,7 +31,8 @@ def inference_server(
     Raises:
         ConfigError: a setting is wrong.
     """
-    key = load_or_create_key(data_dir(settings) / "signing.key")
+    guarded = guard(settings)
+    keys = SigningKeys(data_dir(settings) / "signing.key")
     metrics = ServingMetrics(CollectorRegistry())
     if isinstance(log, SpooledLog):
         metrics.spool_events.set_function(log.spooled)
@@ -43,11 +45,13 @@ def inference_server(
         model_catalog(settings),
         log,
         model_runtime(settings),
-        PredictionIds(key, settings.serving.feedback_window_s),
+        PredictionIds(keys.current, settings.serving.feedback_window_s, others=keys.all(), reread=keys.all),
         settings.serving,
         content_limits(settings),
         metrics,
         statuses=status_readers(settings),
+        guard=guarded,
+        raters=settings.feedback.raters,
         share_port=share_port,
         tracing=tracing or NO_TRACING,
     )

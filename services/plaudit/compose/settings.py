@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Rules = TypeVar("Rules", bound="DataclassInstance")
 
 _PREFIX: Final = "plaudit_"
+_API_KEY: Final = "PLAUDIT_API_KEY"
 _TABLES: Final = (("canary", "models"), ("data", "columns"), ("data", "labels"))
 
 ADAPTER: Final = TypeAdapter(with_config(ConfigDict(extra="forbid", use_attribute_docstrings=True))(Settings))
@@ -76,6 +77,11 @@ def from_section(rules: type[Rules], *sections: object, **others: object) -> Rul
     names = [each.name for each in fields(rules)]
     shared = {name: getattr(section, name) for section in sections for name in names if hasattr(section, name)}
     return rules(**shared | others)
+
+
+def api_key_in_environment() -> str | None:
+    """API key of commands that call a server; an option would show it to every user of the machine."""
+    return os.environ.get(_API_KEY) or None
 
 
 def environment_without_settings() -> Mapping[str, str]:

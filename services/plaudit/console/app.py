@@ -29,9 +29,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from plaudit.client import AsyncClient, ClientError, feedback
 from plaudit.console.content import BadRequest, contents
 from plaudit.console.hosts import KnownHosts
+from plaudit.console.login import Login, principal_of
 from plaudit.console.loop import view
 from plaudit.console.ports import Sources
-from plaudit.core.errors import NotFound, PlauditError
+from plaudit.core.errors import Forbidden, NotFound, PlauditError
+from plaudit.core.ports.access import Authenticator
 
 Result = TypeVar("Result")
 
@@ -70,6 +72,7 @@ def application(
     *,
     is_known_host: Callable[[str], bool],
     max_body_bytes: int,
+    authenticator: Authenticator | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Starlette:
     """The application, ready to be served.
@@ -79,6 +82,7 @@ def application(
         is_known_host: whether browsers may call the page by this host name, so that no other site can reach it
             through a name of its own.
         max_body_bytes: largest request accepted.
+        authenticator: knows the keys that users log in with; None: nobody needs to.
         clock: UTC seconds.
     """
     console = _Console(client, sources, max_body_bytes, clock)
@@ -97,11 +101,13 @@ def application(
         middleware=[
             Middleware(KnownHosts, is_known=is_known_host),
             Middleware(_Headers),
+            Middleware(Login, authenticator=authenticator),
             Middleware(GZipMiddleware),
         ],
         exception_handlers={
             BadRequest: _refused(400),
             NotFound: _refused(404),
+            Forbidden: _refused(403),
             PlauditError: _refused(503),
             ClientError: _refused_by_server,
             HTTPException: _refused_by_http,
@@ -165,7 +171,7 @@ class _Console:
         body = await self._body(request)
         prediction = await self.client.predict(
             contents(body.get("content")),
-            user_id=_text(body, "user_id"),
+            user_id=principal_of(request).user_of(_text(body, "user_id")),
             top_k=SHOWN_SCORES,
             explain=True,
             model=request.path_params["model"],
@@ -177,7 +183,7 @@ class _Console:
         body = await self._body(request)
         prediction_id = _text(body, "prediction_id")
         options: feedback.FeedbackOptions = {
-            "user_id": _text(body, "user_id"),
+            "user_id": principal_of(request).user_of(_text(body, "user_id")),
             "feedback_id": _text(body, "feedback_id"),
         }
         match body:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 from plaudit.console.families import families
@@ -42,7 +42,7 @@ def view(registry: ModelRegistry, learner: LearnerView, *, now_s: float) -> dict
     return {
         "now_s": now_s,
         "model": registry.model,
-        "rollout": asdict(rollout),
+        "rollout": asdict(replace(rollout, salt="")),
         "versions": _versions(manifests, rollout, ledger, by_version(answers), family),
         "changes": [
             asdict(change) | {"place": bisect_left(answers, change.changed_at_s, key=lambda answer: answer.time_s)}

@@ -66,6 +66,16 @@ class UnknownFeedback(NotFound):
         super().__init__(f"feedback_id: {_shown(feedback_id)} was never recorded")
 
 
+class OtherFeedback(PlauditError):
+    """A feedback id that was used before, for another signal, prediction or user; what was sent is not recorded."""
+
+    def __init__(self, feedback_id: str) -> None:
+        super().__init__(
+            f"feedback_id: {_shown(feedback_id)} is recorded with other contents, and this was not; send it with an id "
+            "of its own"
+        )
+
+
 class Conflict(PlauditError):
     """The request is valid, but the present state does not allow it."""
 
@@ -280,7 +290,7 @@ class RegistryUnavailable(Unavailable):
 
 
 class Unauthorized(PlauditError):
-    """An admin call without the admin token."""
+    """A call without the credentials that it needs; without keys, an admin call without the admin token."""
 
     def __init__(self, problem: str = "needs") -> None:
         super().__init__(f"authorization: this call {problem} the admin token as `authorization: Bearer TOKEN`")
@@ -291,6 +301,89 @@ class WrongToken(Unauthorized):
 
     def __init__(self) -> None:
         super().__init__("came with a wrong token; it needs")
+
+
+class NeedsCredentials(Unauthorized):
+    """A call without a key, where the service asks for one."""
+
+    def __init__(self) -> None:
+        PlauditError.__init__(
+            self,
+            "authorization: this call needs a key as `authorization: Bearer KEY`; `plaudit keys create` makes one",
+        )
+
+
+class UnknownCredentials(Unauthorized):
+    """A key or token that this service does not know, or not any more.
+
+    Args:
+        problem: what is wrong with it; never the token itself.
+    """
+
+    def __init__(self, problem: str = "is none of this service's keys, or was revoked") -> None:
+        PlauditError.__init__(self, f"authorization: the key {problem}; ask the operator for another")
+
+
+class Forbidden(PlauditError):
+    """A caller who is known may not make this call."""
+
+
+class NeedsRole(Forbidden):
+    """A method needs a role that the caller does not have."""
+
+    def __init__(self, role: str, roles: list[str]) -> None:
+        super().__init__(f"authorization: this call needs the role {role}; the key has {roles}")
+
+
+class OnAdminPortOnly(Forbidden):
+    """A call of an admin came to the port that everybody reaches."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "authorization: calls of admins are answered on the admin port alone (serving.admin_address), "
+            "which only the service's own machine reaches by default"
+        )
+
+
+class NoRoleForMethod(Forbidden):
+    """A method that says of no role that it may call it."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__(f"authorization: nobody may call {_shown(method)}, as it names no role")
+
+
+class OtherUser(Forbidden):
+    """A request in the name of another user than the caller's."""
+
+    def __init__(self, claimed: str, user_id: str) -> None:
+        super().__init__(
+            f"user_id: {_shown(claimed)} is not who the key belongs to ({_shown(user_id)}); leave it out, or use a key "
+            "that may speak for others"
+        )
+
+
+class NotTheAsker(Forbidden):
+    """Feedback of another user than the one who asked, where only that one may rate."""
+
+    def __init__(self, user_id: str) -> None:
+        super().__init__(
+            f"user_id: {_shown(user_id)} is not who asked for this prediction; send the user_id of its request, or set "
+            'feedback.raters = "anyone"'
+        )
+
+
+class TooMuchFeedback(Conflict):
+    """A user has given all the feedback on one prediction that is taken."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"prediction_id: this user has given {limit} pieces of feedback on it, which is the most")
+
+
+class QuotaSpent(PlauditError):
+    """A caller has made more calls than its key allows."""
+
+    def __init__(self, calls_per_minute: int) -> None:
+        super().__init__(f"authorization: the key's {calls_per_minute} calls a minute are spent; try again shortly")
 
 
 class UnprovenVersion(PlauditError):

@@ -15,6 +15,10 @@ MAX_ACTOR_CHARACTERS: Final = 128
 """Longest name of whoever changes which version serves."""
 MAX_REASON_CHARACTERS: Final = 1_024
 """Longest reason for a change."""
+MAX_FEEDBACK_PER_PREDICTION: Final = 16
+"""Pieces of feedback that one user gives on one prediction, retractions among them; counted by each process."""
+MAX_COUNTED_PREDICTIONS: Final = 100_000
+"""Latest predictions and users whose feedback a process counts."""
 MAX_PREDICTION_ID_CHARACTERS: Final = 4_096
 """Longest prediction id that is looked at."""
 MAX_SHOWN_CHARACTERS: Final = 80
@@ -23,6 +27,18 @@ MAX_STATUS_BYTES: Final = 2_048
 """UTF-8 bytes of an error's text in a gRPC status; the rest is cut off."""
 MIN_ADMIN_TOKEN_BYTES: Final = 16
 """Shortest admin token that a configuration may set."""
+MAX_TOKEN_CHARACTERS: Final = 8_192
+"""Longest `authorization` of a call that is looked at: a key is short, a JWT may be long."""
+MAX_KEYS: Final = 10_000
+"""API keys of one deployment."""
+MAX_REMEMBERED_TOKENS: Final = 4_096
+"""Verified JWTs that a process remembers, so that each is verified once."""
+MAX_JWKS_BYTES: Final = 2**20
+"""Largest set of public keys for JWTs that is read."""
+JWKS_COOLDOWN_S: Final = 60.0
+"""Time between two readings of the set from its URL, whatever keys tokens name."""
+JWKS_TIMEOUT_S: Final = 5.0
+"""Time that the server of the set has to answer."""
 
 # --- content ---------------------------------------------------------------------------------------------------------
 
@@ -92,6 +108,14 @@ MIN_CLIENT_KEEPALIVE_S: Final = 30.0
 """Shortest interval at which clients may ask the same of the server."""
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 """Time that a new connection has to begin speaking HTTP/2."""
+MAX_CONNECTION_IDLE_S: Final = 600.0
+"""Time without a call after which a connection is closed; clients open another one by themselves."""
+MAX_CONNECTION_AGE_S: Final = 1_800.0
+"""Age at which a connection takes no new calls; clients open another one by themselves."""
+CONNECTION_AGE_GRACE_S: Final = 3_600.0
+"""Time that calls under way on such a connection have; then it is closed with them."""
+MAX_ADMIN_CALLS: Final = 16
+"""Unary calls on an admin port of its own that are worked on at once, and as many streams."""
 MAX_METRICS_ANSWERS: Final = 8
 """Requests to a metrics port that are answered at once; further ones wait."""
 MAX_METRICS_CONNECTIONS: Final = 64

@@ -6,8 +6,10 @@ Every transition returns the next generation; the registry stores it by compare-
 from __future__ import annotations
 
 import hashlib
+import hmac
+import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from plaudit.core.errors import (
@@ -18,7 +20,7 @@ from plaudit.core.errors import (
     VersionPinned,
 )
 
-_NO_EXPERIMENT: Final[Any] = {"candidate": None, "candidate_share": 0.0, "shadow": False, "experiment": 0}
+_NO_EXPERIMENT: Final[Any] = {"candidate": None, "candidate_share": 0.0, "shadow": False, "experiment": 0, "salt": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class Rollout:
         candidate: the version in an experiment, serving ``candidate_share`` of the users.
         shadow: True: the candidate serves no user; its answers to ``candidate_share`` of the requests are logged.
         experiment: generation with which the experiment began; 0 if there is none.
+        salt: secret of the experiment's draw; no client sees it.
         pinned: True: only unpin or another pin may change the live version.
         changed_at_s: UTC seconds since the epoch.
         reason: reason for the change, in one sentence.
@@ -48,6 +51,7 @@ class Rollout:
     candidate_share: float = 0.0
     shadow: bool = False
     experiment: int = 0
+    salt: str = field(default="", repr=False)
     pinned: bool = False
     changed_at_s: float = 0.0
     reason: str = ""
@@ -85,7 +89,7 @@ _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     **dict.fromkeys(("generation", "experiment"), (int,)),
     **dict.fromkeys(("candidate_share", "changed_at_s"), (int, float)),
     **dict.fromkeys(("shadow", "pinned"), (bool,)),
-    **dict.fromkeys(("model", "reason", "actor"), (str,)),
+    **dict.fromkeys(("model", "reason", "actor", "salt"), (str,)),
 }
 
 
@@ -107,11 +111,19 @@ def promote(rollout: Rollout, version: int, change: Change) -> Rollout:
     return replace(refresh(rollout, version, change), gated=version, **_NO_EXPERIMENT)
 
 
-def start_canary(rollout: Rollout, version: int, share: float, change: Change, *, shadow: bool = False) -> Rollout:
+def fresh_salt() -> str:
+    """Salt of an experiment that begins: 128 random bits."""
+    return secrets.token_hex(16)
+
+
+def start_canary(
+    rollout: Rollout, version: int, share: float, change: Change, *, shadow: bool = False, salt: str = ""
+) -> Rollout:
     """Let ``version`` serve ``share`` of the users, in (0, 1), beside what is live.
 
     Args:
         shadow: it serves no user; its answers to ``share`` of the requests, in (0, 1], are logged.
+        salt: secret that the draw of users is keyed with, see :func:`fresh_salt`.
 
     Raises:
         VersionPinned: a version is pinned, and ``shadow`` is False.
@@ -125,7 +137,7 @@ def start_canary(rollout: Rollout, version: int, share: float, change: Change, *
     if rollout.live == version:
         raise VersionAlreadyLive(version)
     began = rollout.generation + 1
-    return _next(rollout, change, candidate=version, candidate_share=share, shadow=shadow, experiment=began)
+    return _next(rollout, change, candidate=version, candidate_share=share, shadow=shadow, experiment=began, salt=salt)
 
 
 def end_canary(rollout: Rollout, change: Change, *, version: int = 0) -> Rollout:
@@ -146,11 +158,16 @@ def in_experiment(rollout: Rollout, user_id: str) -> bool:
     """Whether the candidate serves this user: the same answer for the whole experiment, another draw for the next
     candidate.
 
+    Without the experiment's salt nobody can tell beforehand which ids it draws.
     An empty id is never in an experiment, as it may stand for many users.
     """
     if rollout.candidate is None or rollout.shadow or not user_id:
         return False
-    drawn = hashlib.sha256(f"{rollout.model}\0{rollout.candidate}\0{user_id}".encode()).digest()
+    drawn_from = f"{rollout.model}\0{rollout.candidate}\0{user_id}".encode()
+    if rollout.salt:
+        drawn = hmac.digest(rollout.salt.encode(), drawn_from, "sha256")
+    else:  # it began before there was a salt, and goes on with the same users
+        drawn = hashlib.sha256(drawn_from).digest()
     return int.from_bytes(drawn[:8], "big") < rollout.candidate_share * 2**64
 
 
@@ -207,7 +224,7 @@ def unpin(rollout: Rollout, change: Change) -> Rollout:
     return _next(rollout, change, pinned=False)
 
 
-def _next(rollout: Rollout, change: Change, **changed: float | None) -> Rollout:
+def _next(rollout: Rollout, change: Change, **changed: float | str | None) -> Rollout:
     return replace(
         rollout,
         **changed,  # type: ignore[arg-type]

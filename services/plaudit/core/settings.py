@@ -11,11 +11,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Interval, MultipleOf
 
 from plaudit.core.errors import ConfigError
+from plaudit.core.host.addresses import is_loopback, reachable, split
 from plaudit.core.limits import MIN_ADMIN_TOKEN_BYTES
 from plaudit_models.spec import InvalidSpec, ModelSpec, spec_from_dict
 
@@ -27,17 +29,77 @@ Positive = Annotated[float, Gt(0.0)]
 NotNegative = Annotated[float, Ge(0.0)]
 Count = Annotated[int, Gt(0)]
 
+_ADMIN_PLACE: Final = ("127.0.0.1", 8005)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsSettings:
+    """[serving.tls] Certificate of the gRPC port. Files are read again when they change."""
+
+    certificate: Path | None = None
+    """Certificate, PEM, followed by those that lead to its authority; None: the port speaks plain text."""
+    key: Path | None = None
+    """Private key of the certificate, PEM."""
+    client_ca: Path | None = None
+    """Certificates of the authorities, PEM, one of which must have signed the client's own; None: clients need none."""
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            missing, given = ("key", "certificate") if self.key is None else ("certificate", "key")
+            raise ValueError(f"serving.tls.{missing}: is missing; serving.tls.{given} needs it")
+        if self.client_ca is not None and self.certificate is None:
+            raise ValueError("serving.tls.certificate: is missing; serving.tls.client_ca needs it")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JwtSettings:
+    """[serving.jwt] Tokens of an identity provider, beside API keys. A caller is the token's subject."""
+
+    jwks: str = ""
+    """Public keys of the provider (JWKS): a file, or a URL that begins with https://. Empty: no tokens are taken."""
+    issuer: str = ""
+    """Issuer (`iss`) that tokens must have."""
+    audience: str = ""
+    """Audience (`aud`) that tokens must have, which is this service."""
+    algorithms: Sequence[Literal["RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "EdDSA"]] = ("RS256", "ES256")
+    """Algorithms that tokens may be signed with; the token's own word decides nothing."""
+    roles_claim: str = "plaudit_roles"
+    """Claim with the caller's roles, a list or words with spaces between: `predict`, `feedback`, `admin`."""
+    roles: Sequence[Literal["predict", "feedback", "admin"]] = ("predict", "feedback")
+    """Roles of tokens without that claim."""
+    calls_per_minute: Annotated[int, Ge(0)] = 0
+    """Calls, and messages on streams, that one subject may make in a minute in a process; 0: any number."""
+
+    def __post_init__(self) -> None:
+        if not self.jwks:
+            return
+        for name in ("issuer", "audience", "algorithms"):
+            if not getattr(self, name):
+                raise ValueError(f"serving.jwt.{name}: is empty; a token would be believed whoever it was made for")
+        if self.jwks.startswith("http://") and not is_loopback(urlsplit(self.jwks).hostname or ""):
+            raise ValueError(f"serving.jwt.jwks: {self.jwks[:80]!r} could be changed on its way; use https://")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingSettings:
     """[serving] The inference service."""
 
     host: str = "127.0.0.1"
-    """Address that the gRPC port listens on; 0.0.0.0 or ::: all addresses of the machine."""
+    """Address that the gRPC port listens on; 0.0.0.0 or ::: all addresses of the machine. Off this machine it needs
+    [serving.tls] and keys."""
     port: Port = 8001
     """gRPC port; 0: a free one."""
-    metrics_host: str | None = None
-    """Address that the metrics port listens on; None: that of the gRPC port."""
+    tls: TlsSettings = TlsSettings()
+    jwt: JwtSettings = JwtSettings()
+    admin_address: str | None = None
+    """Address of the admin port, host:port: changes of versions, the repository, reflection, whole manifests. None:
+    `127.0.0.1:8005` where the gRPC port is reached from elsewhere, and the gRPC port itself where only this machine
+    reaches it."""
+    open: bool = False
+    """Listening off this machine without TLS or keys, as behind a proxy that has both. Whoever reaches the port may
+    then predict and give feedback in any user's name."""
+    metrics_host: str = "127.0.0.1"
+    """Address that the metrics port listens on. It asks for no key; metrics hold no content and no user ids."""
     metrics_port: Port = 8002
     """Port of the Prometheus metrics; 0: a free one."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
@@ -103,13 +165,30 @@ class ServingSettings:
     drain_s: Positive = 10.0
     """Time that requests in flight may take to finish at shutdown."""
     admin_token: str | None = field(default=None, repr=False)
-    """Token that calls require which change what serves: promote, roll back, pin, experiments, loading of models. None:
-    they are open to every client that reaches the port."""
+    """Token that calls of admins require where no keys are in use: promote, roll back, pin, experiments, loading of
+    models, reflection. None: they are open to every client that reaches their port."""
 
-    @property
-    def metrics_address(self) -> str:
-        """Address that the metrics port listens on."""
-        return self.host if self.metrics_host is None else self.metrics_host
+
+def admin_place(serving: ServingSettings) -> tuple[str, int] | None:
+    """Host and port of the admin port; None: the gRPC port answers calls of admins too."""
+    if serving.admin_address is not None:
+        return split(serving.admin_address)
+    return None if is_loopback(serving.host) else _ADMIN_PLACE
+
+
+def admin_target(serving: ServingSettings) -> str | None:
+    """Address to reach the admin port; None: calls of admins go where all others go, or nobody knows the port."""
+    own = admin_place(serving)
+    return None if own is None or own[1] == 0 else reachable(*own)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedbackSettings:
+    """[feedback] Feedback, as the inference service takes it."""
+
+    raters: Literal["asker", "anyone"] = "asker"
+    """Who may give feedback on a prediction: the user who asked for it, or anyone who has its id. A request without a
+    user id is anyone's to rate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -353,7 +432,7 @@ class ConsoleSettings:
     """[console] The web page to try the model and watch the loop."""
 
     host: str = "127.0.0.1"
-    """Address that the page listens on. Every browser that reaches it can query the model and send feedback."""
+    """Address that the page listens on. Off this machine users log in: any name, and an API key as the password."""
     port: Port | None = None
     """Port of the page; 0: a free one. None: `plaudit up` serves no page."""
     hosts: Sequence[str] = ()
@@ -443,6 +522,19 @@ class PretrainSettings:
     """Random seed. The same seed and data give the same model, unless the time limit cuts training short."""
 
 
+@dataclass(frozen=True, slots=True)
+class EncoderSettings:
+    """`encoder` and `tune_encoder` of one [model.modalities] table: a pretrained encoder that pre-training starts from.
+
+    Attributes:
+        folder: local folder in the Hugging Face format.
+        tuned: its weights are trained too.
+    """
+
+    folder: Path
+    tuned: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """plaudit.toml
@@ -459,6 +551,7 @@ class Settings:
     model: Mapping[str, Any] = field(default_factory=dict)
     """[model] Name, modalities and actions of the model; see docs/tutorials/your-own-model.md."""
     serving: ServingSettings = ServingSettings()
+    feedback: FeedbackSettings = FeedbackSettings()
     log: LogSettings = LogSettings()
     kafka: KafkaSettings = KafkaSettings()
     store: StoreSettings = StoreSettings()
@@ -476,6 +569,10 @@ class Settings:
         if not re.fullmatch("0?[0-7]{1,3}", self.umask):
             raise ValueError(f"umask: {self.umask[:20]!r} is not three octal digits, such as 077")
         _check_admin_token(self.serving.admin_token)
+        try:
+            admin_place(self.serving)
+        except ValueError as error:
+            raise ValueError(f"serving.admin_address: {error}") from error
         if self.store.retention_s < self.serving.feedback_window_s:
             raise ValueError(
                 f"store.retention_s: {self.store.retention_s:g} is less than serving.feedback_window_s "
@@ -486,10 +583,42 @@ class Settings:
         """The model's contract. Raises ConfigError if the [model] table is missing or wrong."""
         if not self.model:
             raise ConfigError("model: the configuration has no [model] table; it names the modalities and actions")
+        described = dict(self.model)
+        if isinstance(modalities := self.model.get("modalities"), Mapping):
+            described["modalities"] = {name: _without_encoder(fields) for name, fields in modalities.items()}
         try:
-            return spec_from_dict(self.model)
+            return spec_from_dict(described)
         except InvalidSpec as error:
             raise ConfigError(str(error)) from error
+
+    def encoders(self) -> dict[str, EncoderSettings]:
+        """Pretrained encoders by the name of the modality. Raises ConfigError if one is described wrongly."""
+        found = {}
+        for name, modality in self.spec().modalities.items():
+            told = self.model["modalities"][name]
+            folder, tuned = told.get("encoder"), told.get("tune_encoder", False)
+            if not isinstance(tuned, bool):
+                raise ConfigError(f"model.modalities.{name}.tune_encoder: {tuned!r} is neither true nor false")
+            if folder is None:
+                if tuned:
+                    raise ConfigError(f"model.modalities.{name}.tune_encoder: true, but there is no encoder to tune")
+                continue
+            if not isinstance(folder, str) or not folder:
+                raise ConfigError(f"model.modalities.{name}.encoder: {folder!r} is not the path of a folder")
+            if modality.kind == "tensor":
+                raise ConfigError(
+                    f"model.modalities.{name}.encoder: encoders read text, images and sounds, and the modality is of "
+                    "kind tensor; leave it out"
+                )
+            found[name] = EncoderSettings(Path(folder), tuned)
+        return found
+
+
+def _without_encoder(modality: Any) -> Any:
+    """What a [model.modalities] table says of the contract; where weights come from is no part of it."""
+    if not isinstance(modality, Mapping):
+        return modality
+    return {key: value for key, value in modality.items() if key not in ("encoder", "tune_encoder")}
 
 
 def _check_admin_token(token: str | None) -> None:

@@ -7,7 +7,8 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final, Literal
 
 import grpc
 import structlog
@@ -15,35 +16,30 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from plaudit.core.errors import ConfigError
-from plaudit.core.host.addresses import join
+from plaudit.core.host.addresses import is_loopback
 from plaudit.core.host.cores import available_cores
 from plaudit.core.host.metrics_server import MetricsServer, page_of
-from plaudit.core.limits import (
-    HANDSHAKE_TIMEOUT_S,
-    KEEPALIVE_S,
-    KEEPALIVE_TIMEOUT_S,
-    MAX_CALLS_PER_CONNECTION,
-    MIN_CLIENT_KEEPALIVE_S,
-)
+from plaudit.core.limits import MAX_ADMIN_CALLS
+from plaudit.core.ports.access import Authenticator, CertificateSource
 from plaudit.core.ports.log import EventLog
 from plaudit.core.ports.registry import ModelCatalog
 from plaudit.core.ports.runtime import ModelRuntime
 from plaudit.core.ports.store import StatusReaders
 from plaudit.core.prediction_id import PredictionIds
-from plaudit.core.settings import ServingSettings
+from plaudit.core.settings import ServingSettings, admin_place
 from plaudit.core.tracing import NO_TRACING, Tracing
 from plaudit.inference import open_inference_pb2
-from plaudit.serving.engine.admission import ByteBudget
 from plaudit.serving.engine.decision_log import DecisionLog
 from plaudit.serving.engine.pipeline import Pipeline
 from plaudit.serving.engine.shutdown import ShutdownSignal
+from plaudit.serving.grpc.auth import AccessControl
 from plaudit.serving.grpc.feedback_servicer import FeedbackServicer
-from plaudit.serving.grpc.interceptors import CallInterceptor, metric_label
+from plaudit.serving.grpc.listener import Door, Listener
 from plaudit.serving.grpc.model_servicer import ModelServicer
 from plaudit.serving.grpc.open_calls import OpenCalls
 from plaudit.serving.grpc.open_inference.servicer import InferenceServicer
-from plaudit.serving.grpc.places import Places
 from plaudit.serving.grpc.prediction_servicer import PredictionServicer
+from plaudit.serving.grpc.quotas import Quotas
 from plaudit.serving.grpc.tracing_interceptor import TracingInterceptor
 from plaudit.serving.models.problems import Problems
 from plaudit.serving.models.served_models import ServedModels
@@ -74,6 +70,22 @@ _POLL_NICENESS: Final = 10
 logger = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What guards the ports.
+
+    Attributes:
+        authenticator: knows keys and tokens; None: callers need none.
+        certificates: of TLS; None: plain text. An admin port that only this machine reaches has none.
+    """
+
+    authenticator: Authenticator | None = None
+    certificates: CertificateSource | None = None
+
+
+NO_GUARD: Final = Guard()
+
+
 class InferenceServer:
     """One process of the inference service: ``start()``, later ``stop()``.
 
@@ -90,6 +102,8 @@ class InferenceServer:
         metrics: of this server alone.
         statuses: what the learners made of feedback and of experiments; None: receipts say what log and registry know,
             and nothing is shown of experiments.
+        guard: certificate and keys of the ports.
+        raters: who may give feedback on a prediction: who asked for it, or anyone.
         seed: of the sampling of actions; None is fresh entropy.
         share_port: other processes listen on the port too.
         tracing: of calls, batches, appends and swaps.
@@ -106,6 +120,8 @@ class InferenceServer:
         metrics: ServingMetrics,
         *,
         statuses: StatusReaders | None = None,
+        guard: Guard = NO_GUARD,
+        raters: Literal["asker", "anyone"] = "asker",
         seed: int | None = None,
         share_port: bool = False,
         tracing: Tracing = NO_TRACING,
@@ -123,17 +139,8 @@ class InferenceServer:
         self._shutdown = ShutdownSignal()
         self._stopping = threading.Lock()
         self._poller = threading.Thread(target=self._follow, name="poll", daemon=True)
-        self._open_calls = OpenCalls(
-            self._shutdown,
-            self._count_refused,
-            max_streams=settings.max_streams,
-            idle_s=settings.stream_idle_s,
-            budget=self._byte_budget("the memory for streams"),
-            max_bytes=2 * settings.max_message_bytes,
-        )
-        self._places = Places(
-            self._open_calls, self._count_refused_call, max_calls=settings.max_calls, max_streams=settings.max_streams
-        )
+        self._guard = guard
+        self._listeners: list[Listener] = []
         self._streamed = ThreadPoolExecutor(settings.queue_limit, thread_name_prefix="streamed")
         self._models = ServedModels(
             catalog,
@@ -157,7 +164,7 @@ class InferenceServer:
         )
         self._predict = PredictUseCase(self._models, pipeline, metrics, limits, tracing=tracing)
         self._feedback = FeedbackUseCase(
-            self._models, append, log.feedback_recorded, ids, metrics, statuses=statuses, tracing=tracing
+            self._models, append, log.feedback_recorded, ids, metrics, statuses=statuses, tracing=tracing, raters=raters
         )
         self._rollouts = RolloutService(
             self._models, self._decision_log, watch_interval_s=settings.watch_interval_s, statuses=statuses
@@ -173,8 +180,8 @@ class InferenceServer:
         Raises:
             ConfigError: a port is taken, or the host is not an address of this machine.
         """
-        self._server = self._make_server()
-        self.port = self._open_port()
+        self._open_listeners()
+        self.port, self.admin_port = self._listeners[0].port, self._listeners[-1].port
         self.metrics_port = self._open_metrics_port()
         self._feedback.start()
         self._decision_log.start()
@@ -184,9 +191,16 @@ class InferenceServer:
             self._health.set(service, _SERVING)
         self._poll()
         self._poller.start()
-        self._open_calls.start()
-        self._server.start()
-        logger.info("serving", host=self._settings.host, port=self.port, metrics_port=self.metrics_port)
+        for listener in self._listeners:
+            listener.start()
+        logger.info(
+            "serving",
+            host=self._settings.host,
+            port=self.port,
+            tls=self._guard.certificates is not None,
+            admin_port=self.admin_port,
+            metrics_port=self.metrics_port,
+        )
 
     def stop(self) -> None:
         """Drain: take no new calls, finish those under way within ``drain_s``, log every decision, close.
@@ -199,105 +213,103 @@ class InferenceServer:
             self._shutdown.set()
         give_up_s = time.monotonic() + self._settings.drain_s
         self._health.enter_graceful_shutdown()
-        self._server.stop(self._settings.drain_s).wait()
+        for stopped in [listener.stop(self._settings.drain_s) for listener in self._listeners]:
+            stopped.wait()
         self._poller.join()
         self._predict.close()
         self._report()
         self._models.close()
         self._feedback.close()
         self._decision_log.close(max(_LEAST_DRAIN_S, give_up_s - time.monotonic()))
-        self._open_calls.close()
-        self._places.close()
+        for listener in self._listeners:
+            listener.close()
         self._streamed.shutdown()
         self._metrics_server.close()
         logger.info("drained")
 
-    def _make_server(self) -> Any:
-        server = grpc.server(
-            self._places.default_threads,
-            interceptors=self._interceptors(),
-            options=[
-                ("grpc.max_receive_message_length", self._settings.max_message_bytes),
-                ("grpc.max_send_message_length", self._settings.max_message_bytes),
-                # Unasked, a second server on the same port would start and take half of the calls.
-                ("grpc.so_reuseport", int(self._share_port)),
-                ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
-                ("grpc.server_handshake_timeout_ms", round(1e3 * HANDSHAKE_TIMEOUT_S)),
-                # Connections whose peer is gone or stopped are closed with their calls.
-                ("grpc.keepalive_time_ms", round(1e3 * KEEPALIVE_S)),
-                ("grpc.keepalive_timeout_ms", round(1e3 * KEEPALIVE_TIMEOUT_S)),
-                ("grpc.http2.max_pings_without_data", 0),
-                # Clients may ask whether an idle stream is alive.
-                ("grpc.http2.min_ping_interval_without_data_ms", round(1e3 * MIN_CLIENT_KEEPALIVE_S)),
-                ("grpc.keepalive_permit_without_calls", 1),
-            ],
+    def _open_listeners(self) -> None:
+        """The gRPC port, and the admin port where it is another one."""
+        settings = self._settings
+        own = admin_place(settings)
+        quotas = Quotas()
+        self._listen(
+            Door(
+                "serving.port",
+                settings.host,
+                settings.port,
+                AccessControl(self._guard.authenticator, settings.admin_token, quotas, admin_calls=own is None),
+                settings.max_calls,
+                settings.max_streams,
+                self._guard.certificates,
+            )
         )
+        if own is not None:
+            host, port = own
+            self._listen(
+                Door(
+                    "serving.admin_address",
+                    host,
+                    port,
+                    AccessControl(self._guard.authenticator, settings.admin_token, quotas, admin_calls=True),
+                    MAX_ADMIN_CALLS,
+                    MAX_ADMIN_CALLS,
+                    None if is_loopback(host) else self._guard.certificates,
+                )
+            )
+
+    def _listen(self, door: Door) -> None:
+        try:
+            self._listeners.append(
+                Listener(
+                    door,
+                    self._register,
+                    self._settings,
+                    self._shutdown,
+                    self._metrics,
+                    self._between(),
+                    share_port=self._share_port,
+                )
+            )
+        except ConfigError:
+            self._discard_listeners()
+            raise
+
+    def _between(self) -> list[grpc.ServerInterceptor]:
+        """Interceptors between the places of calls and the counting of them."""
+        return [TracingInterceptor(self._tracing)] if self._tracing.enabled else []
+
+    def _discard_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.discard()
+
+    def _register(self, server: grpc.Server, open_calls: OpenCalls) -> None:
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
             PredictionServicer(
-                self._predict, self._limits, self._settings.max_message_bytes, self._streamed, self._open_calls
+                self._predict, self._limits, self._settings.max_message_bytes, self._streamed, open_calls
             ),
             server,
         )
-        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
-            FeedbackServicer(self._feedback, self._open_calls), server
-        )
-        model_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelServicer(self._rollouts, self._settings.admin_token, self._open_calls), server
-        )
+        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(self._feedback, open_calls), server)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(self._rollouts, open_calls), server)
         inference = InferenceServicer(
             self._models,
             self._predict,
             max_rows=self._settings.queue_limit,
             pool=self._streamed,
-            open_calls=self._open_calls,
-            admin_token=self._settings.admin_token,
+            open_calls=open_calls,
         )
-        server.add_generic_rpc_handlers([inference.handlers()])
+        server.add_generic_rpc_handlers((inference.handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
             (_PREDICTION, _FEEDBACK, _MODEL, _INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
         )
-        return server
-
-    def _interceptors(self) -> list[grpc.ServerInterceptor]:
-        calls = CallInterceptor(
-            self._metrics,
-            self._open_calls,
-            self._byte_budget("the memory for calls"),
-            log_refusals=self._settings.log_requests,
-        )
-        traced = [TracingInterceptor(self._tracing)] if self._tracing.enabled else []
-        return [self._places, *traced, calls]
-
-    def _byte_budget(self, what: str) -> ByteBudget:
-        return ByteBudget(what, self._settings.max_bytes_in_flight, lambda: self._count_refused("memory"))
-
-    def _count_refused(self, reason: str) -> None:
-        self._metrics.refused.labels(reason).inc()
-
-    def _count_refused_call(self, method: str, reason: str) -> None:
-        self._count_refused(reason)
-        label = metric_label(method)
-        if label is not None:
-            self._metrics.requests.labels(label, grpc.StatusCode.RESOURCE_EXHAUSTED.name).inc()
-
-    def _open_port(self) -> int:
-        host, port = self._settings.host, self._settings.port
-        try:
-            opened: int = self._server.add_insecure_port(join(host, port))
-        except RuntimeError as error:
-            raise ConfigError(
-                f"serving.port: {port} cannot be opened on {host}; it is taken, or the address is another machine's; "
-                "set another one (0 picks one)"
-            ) from error
-        return opened
 
     def _open_metrics_port(self) -> int:
-        host, port = self._settings.metrics_address, self._settings.metrics_port
+        host, port = self._settings.metrics_host, self._settings.metrics_port
         try:
             self._metrics_server = MetricsServer(host, port, page_of(self._metrics.registry), self._problem)
         except OSError as error:
-            self._server.stop(None)
+            self._discard_listeners()
             raise ConfigError(
                 f"serving.metrics_port: {port} cannot be opened on {host} ({error.strerror}); "
                 "set another one (0 picks one)"

@@ -23,39 +23,46 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from plaudit.v1 import access_pb2 as plaudit_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19plaudit/v1/feedback.proto\x12\nplaudit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa8\x02\n\x13SendFeedbackRequest\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x01 \x01(\t\x12\x15\n\rprediction_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\"\n\x05thumb\x18\x04 \x01(\x0e\x32\x11.plaudit.v1.ThumbH\x00\x12\x10\n\x06rating\x18\x05 \x01(\x01H\x00\x12\x14\n\ncorrection\x18\x06 \x01(\tH\x00\x12,\n\npreference\x18\x07 \x01(\x0b\x32\x16.plaudit.v1.PreferenceH\x00\x12(\n\x08implicit\x18\x08 \x01(\x0b\x32\x14.plaudit.v1.ImplicitH\x00\x12&\n\x07retract\x18\t \x01(\x0b\x32\x13.plaudit.v1.RetractH\x00\x42\x08\n\x06signal\"1\n\nPreference\x12\x11\n\tpreferred\x18\x01 \x01(\t\x12\x10\n\x08rejected\x18\x02 \x01(\t\"2\n\x08Implicit\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.plaudit.v1.ImplicitKind\"\x1e\n\x07Retract\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x01 \x01(\t\"\x81\x01\n\x14SendFeedbackResponse\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x01 \x01(\t\x12*\n\x06status\x18\x02 \x01(\x0e\x32\x1a.plaudit.v1.FeedbackStatus\x12(\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x19.plaudit.v1.FeedbackError\".\n\rFeedbackError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\"(\n\x11GetReceiptRequest\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x01 \x01(\t\"\xd1\x01\n\x07Receipt\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.plaudit.v1.ReceiptState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12/\n\x0brecorded_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fused_in_version\x18\x05 \x01(\x03\x12.\n\nlive_since\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*<\n\x05Thumb\x12\x15\n\x11THUMB_UNSPECIFIED\x10\x00\x12\x0c\n\x08THUMB_UP\x10\x01\x12\x0e\n\nTHUMB_DOWN\x10\x02*\x85\x01\n\x0cImplicitKind\x12\x1d\n\x19IMPLICIT_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17IMPLICIT_KIND_REPHRASED\x10\x01\x12\x1d\n\x19IMPLICIT_KIND_INTERRUPTED\x10\x02\x12\x1a\n\x16IMPLICIT_KIND_ACCEPTED\x10\x03*n\n\x0e\x46\x65\x65\x64\x62\x61\x63kStatus\x12\x1f\n\x1b\x46\x45\x45\x44\x42\x41\x43K_STATUS_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46\x45\x45\x44\x42\x41\x43K_STATUS_ACCEPTED\x10\x01\x12\x1d\n\x19\x46\x45\x45\x44\x42\x41\x43K_STATUS_DUPLICATE\x10\x02*\xb0\x01\n\x0cReceiptState\x12\x1d\n\x19RECEIPT_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16RECEIPT_STATE_RECORDED\x10\x01\x12\x18\n\x14RECEIPT_STATE_JOINED\x10\x02\x12\x1b\n\x17RECEIPT_STATE_DISCARDED\x10\x03\x12\x16\n\x12RECEIPT_STATE_USED\x10\x04\x12\x16\n\x12RECEIPT_STATE_LIVE\x10\x05\x32\xff\x01\n\x0f\x46\x65\x65\x64\x62\x61\x63kService\x12Q\n\x0cSendFeedback\x12\x1f.plaudit.v1.SendFeedbackRequest\x1a .plaudit.v1.SendFeedbackResponse\x12W\n\x0eStreamFeedback\x12\x1f.plaudit.v1.SendFeedbackRequest\x1a .plaudit.v1.SendFeedbackResponse(\x01\x30\x01\x12@\n\nGetReceipt\x12\x1d.plaudit.v1.GetReceiptRequest\x1a\x13.plaudit.v1.Receiptb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19plaudit/v1/feedback.proto\x12\nplaudit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17plaudit/v1/access.proto\"\xa8\x02\n\x13SendFeedbackRequest\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x01 \x01(\t\x12\x15\n\rprediction_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\"\n\x05thumb\x18\x04 \x01(\x0e\x32\x11.plaudit.v1.ThumbH\x00\x12\x10\n\x06rating\x18\x05 \x01(\x01H\x00\x12\x14\n\ncorrection\x18\x06 \x01(\tH\x00\x12,\n\npreference\x18\x07 \x01(\x0b\x32\x16.plaudit.v1.PreferenceH\x00\x12(\n\x08implicit\x18\x08 \x01(\x0b\x32\x14.plaudit.v1.ImplicitH\x00\x12&\n\x07retract\x18\t \x01(\x0b\x32\x13.plaudit.v1.RetractH\x00\x42\x08\n\x06signal\"1\n\nPreference\x12\x11\n\tpreferred\x18\x01 \x01(\t\x12\x10\n\x08rejected\x18\x02 \x01(\t\"2\n\x08Implicit\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.plaudit.v1.ImplicitKind\"\x1e\n\x07Retract\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x01 \x01(\t\"\x81\x01\n\x14SendFeedbackResponse\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x01 \x01(\t\x12*\n\x06status\x18\x02 \x01(\x0e\x32\x1a.plaudit.v1.FeedbackStatus\x12(\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x19.plaudit.v1.FeedbackError\".\n\rFeedbackError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\"(\n\x11GetReceiptRequest\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x01 \x01(\t\"\xd1\x01\n\x07Receipt\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.plaudit.v1.ReceiptState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12/\n\x0brecorded_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fused_in_version\x18\x05 \x01(\x03\x12.\n\nlive_since\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*<\n\x05Thumb\x12\x15\n\x11THUMB_UNSPECIFIED\x10\x00\x12\x0c\n\x08THUMB_UP\x10\x01\x12\x0e\n\nTHUMB_DOWN\x10\x02*\x85\x01\n\x0cImplicitKind\x12\x1d\n\x19IMPLICIT_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17IMPLICIT_KIND_REPHRASED\x10\x01\x12\x1d\n\x19IMPLICIT_KIND_INTERRUPTED\x10\x02\x12\x1a\n\x16IMPLICIT_KIND_ACCEPTED\x10\x03*n\n\x0e\x46\x65\x65\x64\x62\x61\x63kStatus\x12\x1f\n\x1b\x46\x45\x45\x44\x42\x41\x43K_STATUS_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46\x45\x45\x44\x42\x41\x43K_STATUS_ACCEPTED\x10\x01\x12\x1d\n\x19\x46\x45\x45\x44\x42\x41\x43K_STATUS_DUPLICATE\x10\x02*\xb0\x01\n\x0cReceiptState\x12\x1d\n\x19RECEIPT_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16RECEIPT_STATE_RECORDED\x10\x01\x12\x18\n\x14RECEIPT_STATE_JOINED\x10\x02\x12\x1b\n\x17RECEIPT_STATE_DISCARDED\x10\x03\x12\x16\n\x12RECEIPT_STATE_USED\x10\x04\x12\x16\n\x12RECEIPT_STATE_LIVE\x10\x05\x32\x91\x02\n\x0f\x46\x65\x65\x64\x62\x61\x63kService\x12W\n\x0cSendFeedback\x12\x1f.plaudit.v1.SendFeedbackRequest\x1a .plaudit.v1.SendFeedbackResponse\"\x04\xb8\xd7\x18\x02\x12]\n\x0eStreamFeedback\x12\x1f.plaudit.v1.SendFeedbackRequest\x1a .plaudit.v1.SendFeedbackResponse\"\x04\xb8\xd7\x18\x02(\x01\x30\x01\x12\x46\n\nGetReceipt\x12\x1d.plaudit.v1.GetReceiptRequest\x1a\x13.plaudit.v1.Receipt\"\x04\xb8\xd7\x18\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'plaudit.v1.feedback_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_THUMB']._serialized_start=942
-  _globals['_THUMB']._serialized_end=1002
-  _globals['_IMPLICITKIND']._serialized_start=1005
-  _globals['_IMPLICITKIND']._serialized_end=1138
-  _globals['_FEEDBACKSTATUS']._serialized_start=1140
-  _globals['_FEEDBACKSTATUS']._serialized_end=1250
-  _globals['_RECEIPTSTATE']._serialized_start=1253
-  _globals['_RECEIPTSTATE']._serialized_end=1429
-  _globals['_SENDFEEDBACKREQUEST']._serialized_start=75
-  _globals['_SENDFEEDBACKREQUEST']._serialized_end=371
-  _globals['_PREFERENCE']._serialized_start=373
-  _globals['_PREFERENCE']._serialized_end=422
-  _globals['_IMPLICIT']._serialized_start=424
-  _globals['_IMPLICIT']._serialized_end=474
-  _globals['_RETRACT']._serialized_start=476
-  _globals['_RETRACT']._serialized_end=506
-  _globals['_SENDFEEDBACKRESPONSE']._serialized_start=509
-  _globals['_SENDFEEDBACKRESPONSE']._serialized_end=638
-  _globals['_FEEDBACKERROR']._serialized_start=640
-  _globals['_FEEDBACKERROR']._serialized_end=686
-  _globals['_GETRECEIPTREQUEST']._serialized_start=688
-  _globals['_GETRECEIPTREQUEST']._serialized_end=728
-  _globals['_RECEIPT']._serialized_start=731
-  _globals['_RECEIPT']._serialized_end=940
-  _globals['_FEEDBACKSERVICE']._serialized_start=1432
-  _globals['_FEEDBACKSERVICE']._serialized_end=1687
+  _globals['_FEEDBACKSERVICE'].methods_by_name['SendFeedback']._loaded_options = None
+  _globals['_FEEDBACKSERVICE'].methods_by_name['SendFeedback']._serialized_options = b'\270\327\030\002'
+  _globals['_FEEDBACKSERVICE'].methods_by_name['StreamFeedback']._loaded_options = None
+  _globals['_FEEDBACKSERVICE'].methods_by_name['StreamFeedback']._serialized_options = b'\270\327\030\002'
+  _globals['_FEEDBACKSERVICE'].methods_by_name['GetReceipt']._loaded_options = None
+  _globals['_FEEDBACKSERVICE'].methods_by_name['GetReceipt']._serialized_options = b'\270\327\030\002'
+  _globals['_THUMB']._serialized_start=967
+  _globals['_THUMB']._serialized_end=1027
+  _globals['_IMPLICITKIND']._serialized_start=1030
+  _globals['_IMPLICITKIND']._serialized_end=1163
+  _globals['_FEEDBACKSTATUS']._serialized_start=1165
+  _globals['_FEEDBACKSTATUS']._serialized_end=1275
+  _globals['_RECEIPTSTATE']._serialized_start=1278
+  _globals['_RECEIPTSTATE']._serialized_end=1454
+  _globals['_SENDFEEDBACKREQUEST']._serialized_start=100
+  _globals['_SENDFEEDBACKREQUEST']._serialized_end=396
+  _globals['_PREFERENCE']._serialized_start=398
+  _globals['_PREFERENCE']._serialized_end=447
+  _globals['_IMPLICIT']._serialized_start=449
+  _globals['_IMPLICIT']._serialized_end=499
+  _globals['_RETRACT']._serialized_start=501
+  _globals['_RETRACT']._serialized_end=531
+  _globals['_SENDFEEDBACKRESPONSE']._serialized_start=534
+  _globals['_SENDFEEDBACKRESPONSE']._serialized_end=663
+  _globals['_FEEDBACKERROR']._serialized_start=665
+  _globals['_FEEDBACKERROR']._serialized_end=711
+  _globals['_GETRECEIPTREQUEST']._serialized_start=713
+  _globals['_GETRECEIPTREQUEST']._serialized_end=753
+  _globals['_RECEIPT']._serialized_start=756
+  _globals['_RECEIPT']._serialized_end=965
+  _globals['_FEEDBACKSERVICE']._serialized_start=1457
+  _globals['_FEEDBACKSERVICE']._serialized_end=1730
 # @@protoc_insertion_point(module_scope)

@@ -23,53 +23,70 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from plaudit.v1 import access_pb2 as plaudit_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16plaudit/v1/model.proto\x12\nplaudit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb8\x01\n\x07Version\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06parent\x18\x03 \x01(\x03\x12%\n\x04kind\x18\x04 \x01(\x0e\x32\x17.plaudit.v1.VersionKind\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x15\n\rmanifest_json\x18\x07 \x01(\t\"\x8a\x02\n\x07Rollout\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x03\x12\x0c\n\x04live\x18\x03 \x01(\x03\x12\x10\n\x08previous\x18\x04 \x01(\x03\x12\r\n\x05gated\x18\x05 \x01(\x03\x12\x11\n\tcandidate\x18\x06 \x01(\x03\x12\x17\n\x0f\x63\x61ndidate_share\x18\x07 \x01(\x01\x12\x0e\n\x06pinned\x18\x08 \x01(\x08\x12.\n\nchanged_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\n \x01(\t\x12\r\n\x05\x61\x63tor\x18\x0b \x01(\t\x12\x0e\n\x06shadow\x18\x0c \x01(\x08\x12\x12\n\nexperiment\x18\r \x01(\x03\"$\n\x13ListVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"c\n\x14ListVersionsResponse\x12%\n\x08versions\x18\x01 \x03(\x0b\x32\x13.plaudit.v1.Version\x12$\n\x07rollout\x18\x02 \x01(\x0b\x32\x13.plaudit.v1.Rollout\"3\n\x11GetVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"S\n\x12GetVersionResponse\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.plaudit.v1.Version\x12\x17\n\x0f\x65xperiment_json\x18\x02 \x01(\t\"l\n\x0ePromoteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x1b\n\x13\x65xpected_generation\x18\x03 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\"7\n\x0fPromoteResponse\x12$\n\x07rollout\x18\x01 \x01(\x0b\x32\x13.plaudit.v1.Rollout\"\\\n\x0fRollbackRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1b\n\x13\x65xpected_generation\x18\x02 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"8\n\x10RollbackResponse\x12$\n\x07rollout\x18\x01 \x01(\x0b\x32\x13.plaudit.v1.Rollout\"h\n\nPinRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x1b\n\x13\x65xpected_generation\x18\x03 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\"3\n\x0bPinResponse\x12$\n\x07rollout\x18\x01 \x01(\x0b\x32\x13.plaudit.v1.Rollout\"\x8f\x01\n\x12StartCanaryRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\r\n\x05share\x18\x03 \x01(\x01\x12\x0e\n\x06shadow\x18\x04 \x01(\x08\x12\x1b\n\x13\x65xpected_generation\x18\x05 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\";\n\x13StartCanaryResponse\x12$\n\x07rollout\x18\x01 \x01(\x0b\x32\x13.plaudit.v1.Rollout\"o\n\x11StopCanaryRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x1b\n\x13\x65xpected_generation\x18\x03 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\":\n\x12StopCanaryResponse\x12$\n\x07rollout\x18\x01 \x01(\x0b\x32\x13.plaudit.v1.Rollout\"%\n\x14WatchVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"=\n\x15WatchVersionsResponse\x12$\n\x07rollout\x18\x01 \x01(\x0b\x32\x13.plaudit.v1.Rollout*\x96\x01\n\x0bVersionKind\x12\x1c\n\x18VERSION_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17VERSION_KIND_PRETRAINED\x10\x01\x12\x15\n\x11VERSION_KIND_HEAD\x10\x02\x12\x1a\n\x16VERSION_KIND_FINETUNED\x10\x03\x12\x19\n\x15VERSION_KIND_IMPORTED\x10\x04\x32\xe6\x04\n\x0cModelService\x12Q\n\x0cListVersions\x12\x1f.plaudit.v1.ListVersionsRequest\x1a .plaudit.v1.ListVersionsResponse\x12K\n\nGetVersion\x12\x1d.plaudit.v1.GetVersionRequest\x1a\x1e.plaudit.v1.GetVersionResponse\x12\x42\n\x07Promote\x12\x1a.plaudit.v1.PromoteRequest\x1a\x1b.plaudit.v1.PromoteResponse\x12\x45\n\x08Rollback\x12\x1b.plaudit.v1.RollbackRequest\x1a\x1c.plaudit.v1.RollbackResponse\x12\x36\n\x03Pin\x12\x16.plaudit.v1.PinRequest\x1a\x17.plaudit.v1.PinResponse\x12N\n\x0bStartCanary\x12\x1e.plaudit.v1.StartCanaryRequest\x1a\x1f.plaudit.v1.StartCanaryResponse\x12K\n\nStopCanary\x12\x1d.plaudit.v1.StopCanaryRequest\x1a\x1e.plaudit.v1.StopCanaryResponse\x12V\n\rWatchVersions\x12 .plaudit.v1.WatchVersionsRequest\x1a!.plaudit.v1.WatchVersionsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16plaudit/v1/model.proto\x12\nplaudit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17plaudit/v1/access.proto\"\xb8\x01\n\x07Version\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06parent\x18\x03 \x01(\x03\x12%\n\x04kind\x18\x04 \x01(\x0e\x32\x17.plaudit.v1.VersionKind\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x15\n\rmanifest_json\x18\x07 \x01(\t\"\x8a\x02\n\x07Rollout\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x03\x12\x0c\n\x04live\x18\x03 \x01(\x03\x12\x10\n\x08previous\x18\x04 \x01(\x03\x12\r\n\x05gated\x18\x05 \x01(\x03\x12\x11\n\tcandidate\x18\x06 \x01(\x03\x12\x17\n\x0f\x63\x61ndidate_share\x18\x07 \x01(\x01\x12\x0e\n\x06pinned\x18\x08 \x01(\x08\x12.\n\nchanged_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\n \x01(\t\x12\r\n\x05\x61\x63tor\x18\x0b \x01(\t\x12\x0e\n\x06shadow\x18\x0c \x01(\x08\x12\x12\n\nexperiment\x18\r \x01(\x03\"$\n\x13ListVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"c\n\x14ListVersionsResponse\x12%\n\x08versions\x18\x01 \x03(\x0b\x32\x13.plaudit.v1.Version\x12$\n\x07rollout\x18\x02 \x01(\x0b\x32\x13.plaudit.v1.Rollout\"3\n\x11GetVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"S\n\x12GetVersionResponse\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.plaudit.v1.Version\x12\x17\n\x0f\x65xperiment_json\x18\x02 \x01(\t\"l\n\x0ePromoteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x1b\n\x13\x65xpected_generation\x18\x03 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\"7\n\x0fPromoteResponse\x12$\n\x07rollout\x18\x01 \x01(\x0b\x32\x13.plaudit.v1.Rollout\"\\\n\x0fRollbackRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1b\n\x13\x65xpected_generation\x18\x02 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"8\n\x10RollbackResponse\x12$\n\x07rollout\x18\x01 \x01(\x0b\x32\x13.plaudit.v1.Rollout\"h\n\nPinRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x1b\n\x13\x65xpected_generation\x18\x03 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\"3\n\x0bPinResponse\x12$\n\x07rollout\x18\x01 \x01(\x0b\x32\x13.plaudit.v1.Rollout\"\x8f\x01\n\x12StartCanaryRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\r\n\x05share\x18\x03 \x01(\x01\x12\x0e\n\x06shadow\x18\x04 \x01(\x08\x12\x1b\n\x13\x65xpected_generation\x18\x05 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\";\n\x13StartCanaryResponse\x12$\n\x07rollout\x18\x01 \x01(\x0b\x32\x13.plaudit.v1.Rollout\"o\n\x11StopCanaryRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x1b\n\x13\x65xpected_generation\x18\x03 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\":\n\x12StopCanaryResponse\x12$\n\x07rollout\x18\x01 \x01(\x0b\x32\x13.plaudit.v1.Rollout\"%\n\x14WatchVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"=\n\x15WatchVersionsResponse\x12$\n\x07rollout\x18\x01 \x01(\x0b\x32\x13.plaudit.v1.Rollout*\x96\x01\n\x0bVersionKind\x12\x1c\n\x18VERSION_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17VERSION_KIND_PRETRAINED\x10\x01\x12\x15\n\x11VERSION_KIND_HEAD\x10\x02\x12\x1a\n\x16VERSION_KIND_FINETUNED\x10\x03\x12\x19\n\x15VERSION_KIND_IMPORTED\x10\x04\x32\x96\x05\n\x0cModelService\x12W\n\x0cListVersions\x12\x1f.plaudit.v1.ListVersionsRequest\x1a .plaudit.v1.ListVersionsResponse\"\x04\xb8\xd7\x18\x01\x12Q\n\nGetVersion\x12\x1d.plaudit.v1.GetVersionRequest\x1a\x1e.plaudit.v1.GetVersionResponse\"\x04\xb8\xd7\x18\x01\x12H\n\x07Promote\x12\x1a.plaudit.v1.PromoteRequest\x1a\x1b.plaudit.v1.PromoteResponse\"\x04\xb8\xd7\x18\x03\x12K\n\x08Rollback\x12\x1b.plaudit.v1.RollbackRequest\x1a\x1c.plaudit.v1.RollbackResponse\"\x04\xb8\xd7\x18\x03\x12<\n\x03Pin\x12\x16.plaudit.v1.PinRequest\x1a\x17.plaudit.v1.PinResponse\"\x04\xb8\xd7\x18\x03\x12T\n\x0bStartCanary\x12\x1e.plaudit.v1.StartCanaryRequest\x1a\x1f.plaudit.v1.StartCanaryResponse\"\x04\xb8\xd7\x18\x03\x12Q\n\nStopCanary\x12\x1d.plaudit.v1.StopCanaryRequest\x1a\x1e.plaudit.v1.StopCanaryResponse\"\x04\xb8\xd7\x18\x03\x12\\\n\rWatchVersions\x12 .plaudit.v1.WatchVersionsRequest\x1a!.plaudit.v1.WatchVersionsResponse\"\x04\xb8\xd7\x18\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'plaudit.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VERSIONKIND']._serialized_start=1765
-  _globals['_VERSIONKIND']._serialized_end=1915
-  _globals['_VERSION']._serialized_start=72
-  _globals['_VERSION']._serialized_end=256
-  _globals['_ROLLOUT']._serialized_start=259
-  _globals['_ROLLOUT']._serialized_end=525
-  _globals['_LISTVERSIONSREQUEST']._serialized_start=527
-  _globals['_LISTVERSIONSREQUEST']._serialized_end=563
-  _globals['_LISTVERSIONSRESPONSE']._serialized_start=565
-  _globals['_LISTVERSIONSRESPONSE']._serialized_end=664
-  _globals['_GETVERSIONREQUEST']._serialized_start=666
-  _globals['_GETVERSIONREQUEST']._serialized_end=717
-  _globals['_GETVERSIONRESPONSE']._serialized_start=719
-  _globals['_GETVERSIONRESPONSE']._serialized_end=802
-  _globals['_PROMOTEREQUEST']._serialized_start=804
-  _globals['_PROMOTEREQUEST']._serialized_end=912
-  _globals['_PROMOTERESPONSE']._serialized_start=914
-  _globals['_PROMOTERESPONSE']._serialized_end=969
-  _globals['_ROLLBACKREQUEST']._serialized_start=971
-  _globals['_ROLLBACKREQUEST']._serialized_end=1063
-  _globals['_ROLLBACKRESPONSE']._serialized_start=1065
-  _globals['_ROLLBACKRESPONSE']._serialized_end=1121
-  _globals['_PINREQUEST']._serialized_start=1123
-  _globals['_PINREQUEST']._serialized_end=1227
-  _globals['_PINRESPONSE']._serialized_start=1229
-  _globals['_PINRESPONSE']._serialized_end=1280
-  _globals['_STARTCANARYREQUEST']._serialized_start=1283
-  _globals['_STARTCANARYREQUEST']._serialized_end=1426
-  _globals['_STARTCANARYRESPONSE']._serialized_start=1428
-  _globals['_STARTCANARYRESPONSE']._serialized_end=1487
-  _globals['_STOPCANARYREQUEST']._serialized_start=1489
-  _globals['_STOPCANARYREQUEST']._serialized_end=1600
-  _globals['_STOPCANARYRESPONSE']._serialized_start=1602
-  _globals['_STOPCANARYRESPONSE']._serialized_end=1660
-  _globals['_WATCHVERSIONSREQUEST']._serialized_start=1662
-  _globals['_WATCHVERSIONSREQUEST']._serialized_end=1699
-  _globals['_WATCHVERSIONSRESPONSE']._serialized_start=1701
-  _globals['_WATCHVERSIONSRESPONSE']._serialized_end=1762
-  _globals['_MODELSERVICE']._serialized_start=1918
-  _globals['_MODELSERVICE']._serialized_end=2532
+  _globals['_MODELSERVICE'].methods_by_name['ListVersions']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['ListVersions']._serialized_options = b'\270\327\030\001'
+  _globals['_MODELSERVICE'].methods_by_name['GetVersion']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['GetVersion']._serialized_options = b'\270\327\030\001'
+  _globals['_MODELSERVICE'].methods_by_name['Promote']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['Promote']._serialized_options = b'\270\327\030\003'
+  _globals['_MODELSERVICE'].methods_by_name['Rollback']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['Rollback']._serialized_options = b'\270\327\030\003'
+  _globals['_MODELSERVICE'].methods_by_name['Pin']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['Pin']._serialized_options = b'\270\327\030\003'
+  _globals['_MODELSERVICE'].methods_by_name['StartCanary']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['StartCanary']._serialized_options = b'\270\327\030\003'
+  _globals['_MODELSERVICE'].methods_by_name['StopCanary']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['StopCanary']._serialized_options = b'\270\327\030\003'
+  _globals['_MODELSERVICE'].methods_by_name['WatchVersions']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['WatchVersions']._serialized_options = b'\270\327\030\001'
+  _globals['_VERSIONKIND']._serialized_start=1790
+  _globals['_VERSIONKIND']._serialized_end=1940
+  _globals['_VERSION']._serialized_start=97
+  _globals['_VERSION']._serialized_end=281
+  _globals['_ROLLOUT']._serialized_start=284
+  _globals['_ROLLOUT']._serialized_end=550
+  _globals['_LISTVERSIONSREQUEST']._serialized_start=552
+  _globals['_LISTVERSIONSREQUEST']._serialized_end=588
+  _globals['_LISTVERSIONSRESPONSE']._serialized_start=590
+  _globals['_LISTVERSIONSRESPONSE']._serialized_end=689
+  _globals['_GETVERSIONREQUEST']._serialized_start=691
+  _globals['_GETVERSIONREQUEST']._serialized_end=742
+  _globals['_GETVERSIONRESPONSE']._serialized_start=744
+  _globals['_GETVERSIONRESPONSE']._serialized_end=827
+  _globals['_PROMOTEREQUEST']._serialized_start=829
+  _globals['_PROMOTEREQUEST']._serialized_end=937
+  _globals['_PROMOTERESPONSE']._serialized_start=939
+  _globals['_PROMOTERESPONSE']._serialized_end=994
+  _globals['_ROLLBACKREQUEST']._serialized_start=996
+  _globals['_ROLLBACKREQUEST']._serialized_end=1088
+  _globals['_ROLLBACKRESPONSE']._serialized_start=1090
+  _globals['_ROLLBACKRESPONSE']._serialized_end=1146
+  _globals['_PINREQUEST']._serialized_start=1148
+  _globals['_PINREQUEST']._serialized_end=1252
+  _globals['_PINRESPONSE']._serialized_start=1254
+  _globals['_PINRESPONSE']._serialized_end=1305
+  _globals['_STARTCANARYREQUEST']._serialized_start=1308
+  _globals['_STARTCANARYREQUEST']._serialized_end=1451
+  _globals['_STARTCANARYRESPONSE']._serialized_start=1453
+  _globals['_STARTCANARYRESPONSE']._serialized_end=1512
+  _globals['_STOPCANARYREQUEST']._serialized_start=1514
+  _globals['_STOPCANARYREQUEST']._serialized_end=1625
+  _globals['_STOPCANARYRESPONSE']._serialized_start=1627
+  _globals['_STOPCANARYRESPONSE']._serialized_end=1685
+  _globals['_WATCHVERSIONSREQUEST']._serialized_start=1687
+  _globals['_WATCHVERSIONSREQUEST']._serialized_end=1724
+  _globals['_WATCHVERSIONSRESPONSE']._serialized_start=1726
+  _globals['_WATCHVERSIONSRESPONSE']._serialized_end=1787
+  _globals['_MODELSERVICE']._serialized_start=1943
+  _globals['_MODELSERVICE']._serialized_end=2605
 # @@protoc_insertion_point(module_scope)

@@ -28,12 +28,13 @@ if _version_not_supported:
 class ModelServiceStub(object):
     """Versions of a model and its rollout: which of them serves.
 
-    Promote, Rollback, Pin, StartCanary and StopCanary need the admin token as metadata `authorization: Bearer TOKEN`
-    where one is configured.
+    Promote, Rollback, Pin, StartCanary and StopCanary are calls of an admin: where keys are in use they need one with that
+    role as metadata `authorization: Bearer KEY`, else the admin token where one is configured, and where the service
+    listens off this machine they are answered on the admin port alone.
     Errors: NOT_FOUND an unknown model or version; FAILED_PRECONDITION the change is not possible in the present state (no
     previous version, a pinned one, a version that fails its proof or has other modalities, an experiment that is under
-    way or is not); ABORTED the rollout was changed meanwhile, read it and try again; UNAUTHENTICATED / PERMISSION_DENIED
-    a missing / wrong admin token.
+    way or is not); ABORTED the rollout was changed meanwhile, read it and try again; UNAUTHENTICATED no key, or an unknown
+    one; PERMISSION_DENIED a key without the role, or a wrong admin token.
     """
 
     def __init__(self, channel):
@@ -87,12 +88,13 @@ class ModelServiceStub(object):
 class ModelServiceServicer(object):
     """Versions of a model and its rollout: which of them serves.
 
-    Promote, Rollback, Pin, StartCanary and StopCanary need the admin token as metadata `authorization: Bearer TOKEN`
-    where one is configured.
+    Promote, Rollback, Pin, StartCanary and StopCanary are calls of an admin: where keys are in use they need one with that
+    role as metadata `authorization: Bearer KEY`, else the admin token where one is configured, and where the service
+    listens off this machine they are answered on the admin port alone.
     Errors: NOT_FOUND an unknown model or version; FAILED_PRECONDITION the change is not possible in the present state (no
     previous version, a pinned one, a version that fails its proof or has other modalities, an experiment that is under
-    way or is not); ABORTED the rollout was changed meanwhile, read it and try again; UNAUTHENTICATED / PERMISSION_DENIED
-    a missing / wrong admin token.
+    way or is not); ABORTED the rollout was changed meanwhile, read it and try again; UNAUTHENTICATED no key, or an unknown
+    one; PERMISSION_DENIED a key without the role, or a wrong admin token.
     """
 
     def ListVersions(self, request, context):
@@ -205,12 +207,13 @@ def add_ModelServiceServicer_to_server(servicer, server):
 class ModelService(object):
     """Versions of a model and its rollout: which of them serves.
 
-    Promote, Rollback, Pin, StartCanary and StopCanary need the admin token as metadata `authorization: Bearer TOKEN`
-    where one is configured.
+    Promote, Rollback, Pin, StartCanary and StopCanary are calls of an admin: where keys are in use they need one with that
+    role as metadata `authorization: Bearer KEY`, else the admin token where one is configured, and where the service
+    listens off this machine they are answered on the admin port alone.
     Errors: NOT_FOUND an unknown model or version; FAILED_PRECONDITION the change is not possible in the present state (no
     previous version, a pinned one, a version that fails its proof or has other modalities, an experiment that is under
-    way or is not); ABORTED the rollout was changed meanwhile, read it and try again; UNAUTHENTICATED / PERMISSION_DENIED
-    a missing / wrong admin token.
+    way or is not); ABORTED the rollout was changed meanwhile, read it and try again; UNAUTHENTICATED no key, or an unknown
+    one; PERMISSION_DENIED a key without the role, or a wrong admin token.
     """
 
     @staticmethod

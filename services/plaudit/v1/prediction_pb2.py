@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from plaudit.v1 import access_pb2 as plaudit_dot_v1_dot_access__pb2
 from plaudit.v1 import content_pb2 as plaudit_dot_v1_dot_content__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bplaudit/v1/prediction.proto\x12\nplaudit.v1\x1a\x18plaudit/v1/content.proto\"\xd4\x02\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x38\n\x07\x63ontent\x18\x02 \x03(\x0b\x32\'.plaudit.v1.PredictRequest.ContentEntry\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x17\n\x0f\x61llowed_actions\x18\x04 \x03(\t\x12\x0e\n\x06greedy\x18\x05 \x01(\x08\x12\r\n\x05top_k\x18\x06 \x01(\x05\x12\x0f\n\x07\x65xplain\x18\x07 \x01(\x08\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12\x32\n\x0f\x64ynamic_actions\x18\t \x03(\x0b\x32\x19.plaudit.v1.DynamicAction\x12\x12\n\nuser_group\x18\n \x01(\t\x1a\x43\n\x0c\x43ontentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.plaudit.v1.Content:\x02\x38\x01\")\n\rDynamicAction\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xd8\x02\n\x0fPredictResponse\x12\x15\n\rprediction_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x12\n\npropensity\x18\x03 \x01(\x01\x12!\n\x06scores\x18\x04 \x03(\x0b\x32\x11.plaudit.v1.Score\x12\x0f\n\x07version\x18\x05 \x01(\x03\x12\x16\n\x0eversion_digest\x18\x06 \x01(\t\x12\x1e\n\x04role\x18\x07 \x01(\x0e\x32\x10.plaudit.v1.Role\x12\x45\n\rcontributions\x18\x08 \x03(\x0b\x32..plaudit.v1.PredictResponse.ContributionsEntry\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\r\n\x05model\x18\n \x01(\t\x1a\x34\n\x12\x43ontributionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\",\n\x05Score\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\"\xc8\x01\n\x14PredictStreamRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.plaudit.v1.PredictStartH\x00\x12)\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x18.plaudit.v1.ContentChunkH\x00\x12%\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x16.plaudit.v1.PredictEndH\x00\x12+\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x19.plaudit.v1.PredictCancelH\x00\x42\x06\n\x04step\"\xe0\x01\n\x0cPredictStart\x12+\n\x07request\x18\x01 \x01(\x0b\x32\x1a.plaudit.v1.PredictRequest\x12\x38\n\x08streamed\x18\x02 \x03(\x0b\x32&.plaudit.v1.PredictStart.StreamedEntry\x12\x1b\n\x13interim_interval_ms\x18\x03 \x01(\x05\x1aL\n\rStreamedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.plaudit.v1.StreamedContent:\x02\x38\x01\"m\n\x0fStreamedContent\x12\x1e\n\x14pcm16_sample_rate_hz\x18\x01 \x01(\x05H\x00\x12\x17\n\rencoded_audio\x18\x02 \x01(\x08H\x00\x12\x17\n\rencoded_image\x18\x03 \x01(\x08H\x00\x42\x08\n\x06\x66ormat\".\n\x0c\x43ontentChunk\x12\x10\n\x08modality\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x0c\n\nPredictEnd\"\x0f\n\rPredictCancel\"\xa8\x01\n\x15PredictStreamResponse\x12,\n\x05\x66inal\x18\x01 \x01(\x0b\x32\x1b.plaudit.v1.PredictResponseH\x00\x12.\n\x07interim\x18\x02 \x01(\x0b\x32\x1b.plaudit.v1.PredictResponseH\x00\x12\x13\n\tcancelled\x18\x03 \x01(\x08H\x00\x12\x12\n\nrequest_id\x18\x04 \x01(\tB\x08\n\x06result*?\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n\tROLE_LIVE\x10\x01\x12\x12\n\x0eROLE_CANDIDATE\x10\x02\x32\xb1\x01\n\x11PredictionService\x12\x42\n\x07Predict\x12\x1a.plaudit.v1.PredictRequest\x1a\x1b.plaudit.v1.PredictResponse\x12X\n\rPredictStream\x12 .plaudit.v1.PredictStreamRequest\x1a!.plaudit.v1.PredictStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bplaudit/v1/prediction.proto\x12\nplaudit.v1\x1a\x17plaudit/v1/access.proto\x1a\x18plaudit/v1/content.proto\"\xd4\x02\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x38\n\x07\x63ontent\x18\x02 \x03(\x0b\x32\'.plaudit.v1.PredictRequest.ContentEntry\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x17\n\x0f\x61llowed_actions\x18\x04 \x03(\t\x12\x0e\n\x06greedy\x18\x05 \x01(\x08\x12\r\n\x05top_k\x18\x06 \x01(\x05\x12\x0f\n\x07\x65xplain\x18\x07 \x01(\x08\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12\x32\n\x0f\x64ynamic_actions\x18\t \x03(\x0b\x32\x19.plaudit.v1.DynamicAction\x12\x12\n\nuser_group\x18\n \x01(\t\x1a\x43\n\x0c\x43ontentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.plaudit.v1.Content:\x02\x38\x01\")\n\rDynamicAction\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xd8\x02\n\x0fPredictResponse\x12\x15\n\rprediction_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x12\n\npropensity\x18\x03 \x01(\x01\x12!\n\x06scores\x18\x04 \x03(\x0b\x32\x11.plaudit.v1.Score\x12\x0f\n\x07version\x18\x05 \x01(\x03\x12\x16\n\x0eversion_digest\x18\x06 \x01(\t\x12\x1e\n\x04role\x18\x07 \x01(\x0e\x32\x10.plaudit.v1.Role\x12\x45\n\rcontributions\x18\x08 \x03(\x0b\x32..plaudit.v1.PredictResponse.ContributionsEntry\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\r\n\x05model\x18\n \x01(\t\x1a\x34\n\x12\x43ontributionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\",\n\x05Score\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\"\xc8\x01\n\x14PredictStreamRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.plaudit.v1.PredictStartH\x00\x12)\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x18.plaudit.v1.ContentChunkH\x00\x12%\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x16.plaudit.v1.PredictEndH\x00\x12+\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x19.plaudit.v1.PredictCancelH\x00\x42\x06\n\x04step\"\xe0\x01\n\x0cPredictStart\x12+\n\x07request\x18\x01 \x01(\x0b\x32\x1a.plaudit.v1.PredictRequest\x12\x38\n\x08streamed\x18\x02 \x03(\x0b\x32&.plaudit.v1.PredictStart.StreamedEntry\x12\x1b\n\x13interim_interval_ms\x18\x03 \x01(\x05\x1aL\n\rStreamedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.plaudit.v1.StreamedContent:\x02\x38\x01\"m\n\x0fStreamedContent\x12\x1e\n\x14pcm16_sample_rate_hz\x18\x01 \x01(\x05H\x00\x12\x17\n\rencoded_audio\x18\x02 \x01(\x08H\x00\x12\x17\n\rencoded_image\x18\x03 \x01(\x08H\x00\x42\x08\n\x06\x66ormat\".\n\x0c\x43ontentChunk\x12\x10\n\x08modality\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x0c\n\nPredictEnd\"\x0f\n\rPredictCancel\"\xa8\x01\n\x15PredictStreamResponse\x12,\n\x05\x66inal\x18\x01 \x01(\x0b\x32\x1b.plaudit.v1.PredictResponseH\x00\x12.\n\x07interim\x18\x02 \x01(\x0b\x32\x1b.plaudit.v1.PredictResponseH\x00\x12\x13\n\tcancelled\x18\x03 \x01(\x08H\x00\x12\x12\n\nrequest_id\x18\x04 \x01(\tB\x08\n\x06result*?\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n\tROLE_LIVE\x10\x01\x12\x12\n\x0eROLE_CANDIDATE\x10\x02\x32\xbd\x01\n\x11PredictionService\x12H\n\x07Predict\x12\x1a.plaudit.v1.PredictRequest\x1a\x1b.plaudit.v1.PredictResponse\"\x04\xb8\xd7\x18\x01\x12^\n\rPredictStream\x12 .plaudit.v1.PredictStreamRequest\x1a!.plaudit.v1.PredictStreamResponse\"\x04\xb8\xd7\x18\x01(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,36 +39,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREDICTRESPONSE_CONTRIBUTIONSENTRY']._serialized_options = b'8\001'
   _globals['_PREDICTSTART_STREAMEDENTRY']._loaded_options = None
   _globals['_PREDICTSTART_STREAMEDENTRY']._serialized_options = b'8\001'
-  _globals['_ROLE']._serialized_start=1639
-  _globals['_ROLE']._serialized_end=1702
-  _globals['_PREDICTREQUEST']._serialized_start=70
-  _globals['_PREDICTREQUEST']._serialized_end=410
-  _globals['_PREDICTREQUEST_CONTENTENTRY']._serialized_start=343
-  _globals['_PREDICTREQUEST_CONTENTENTRY']._serialized_end=410
-  _globals['_DYNAMICACTION']._serialized_start=412
-  _globals['_DYNAMICACTION']._serialized_end=453
-  _globals['_PREDICTRESPONSE']._serialized_start=456
-  _globals['_PREDICTRESPONSE']._serialized_end=800
-  _globals['_PREDICTRESPONSE_CONTRIBUTIONSENTRY']._serialized_start=748
-  _globals['_PREDICTRESPONSE_CONTRIBUTIONSENTRY']._serialized_end=800
-  _globals['_SCORE']._serialized_start=802
-  _globals['_SCORE']._serialized_end=846
-  _globals['_PREDICTSTREAMREQUEST']._serialized_start=849
-  _globals['_PREDICTSTREAMREQUEST']._serialized_end=1049
-  _globals['_PREDICTSTART']._serialized_start=1052
-  _globals['_PREDICTSTART']._serialized_end=1276
-  _globals['_PREDICTSTART_STREAMEDENTRY']._serialized_start=1200
-  _globals['_PREDICTSTART_STREAMEDENTRY']._serialized_end=1276
-  _globals['_STREAMEDCONTENT']._serialized_start=1278
-  _globals['_STREAMEDCONTENT']._serialized_end=1387
-  _globals['_CONTENTCHUNK']._serialized_start=1389
-  _globals['_CONTENTCHUNK']._serialized_end=1435
-  _globals['_PREDICTEND']._serialized_start=1437
-  _globals['_PREDICTEND']._serialized_end=1449
-  _globals['_PREDICTCANCEL']._serialized_start=1451
-  _globals['_PREDICTCANCEL']._serialized_end=1466
-  _globals['_PREDICTSTREAMRESPONSE']._serialized_start=1469
-  _globals['_PREDICTSTREAMRESPONSE']._serialized_end=1637
-  _globals['_PREDICTIONSERVICE']._serialized_start=1705
-  _globals['_PREDICTIONSERVICE']._serialized_end=1882
+  _globals['_PREDICTIONSERVICE'].methods_by_name['Predict']._loaded_options = None
+  _globals['_PREDICTIONSERVICE'].methods_by_name['Predict']._serialized_options = b'\270\327\030\001'
+  _globals['_PREDICTIONSERVICE'].methods_by_name['PredictStream']._loaded_options = None
+  _globals['_PREDICTIONSERVICE'].methods_by_name['PredictStream']._serialized_options = b'\270\327\030\001'
+  _globals['_ROLE']._serialized_start=1664
+  _globals['_ROLE']._serialized_end=1727
+  _globals['_PREDICTREQUEST']._serialized_start=95
+  _globals['_PREDICTREQUEST']._serialized_end=435
+  _globals['_PREDICTREQUEST_CONTENTENTRY']._serialized_start=368
+  _globals['_PREDICTREQUEST_CONTENTENTRY']._serialized_end=435
+  _globals['_DYNAMICACTION']._serialized_start=437
+  _globals['_DYNAMICACTION']._serialized_end=478
+  _globals['_PREDICTRESPONSE']._serialized_start=481
+  _globals['_PREDICTRESPONSE']._serialized_end=825
+  _globals['_PREDICTRESPONSE_CONTRIBUTIONSENTRY']._serialized_start=773
+  _globals['_PREDICTRESPONSE_CONTRIBUTIONSENTRY']._serialized_end=825
+  _globals['_SCORE']._serialized_start=827
+  _globals['_SCORE']._serialized_end=871
+  _globals['_PREDICTSTREAMREQUEST']._serialized_start=874
+  _globals['_PREDICTSTREAMREQUEST']._serialized_end=1074
+  _globals['_PREDICTSTART']._serialized_start=1077
+  _globals['_PREDICTSTART']._serialized_end=1301
+  _globals['_PREDICTSTART_STREAMEDENTRY']._serialized_start=1225
+  _globals['_PREDICTSTART_STREAMEDENTRY']._serialized_end=1301
+  _globals['_STREAMEDCONTENT']._serialized_start=1303
+  _globals['_STREAMEDCONTENT']._serialized_end=1412
+  _globals['_CONTENTCHUNK']._serialized_start=1414
+  _globals['_CONTENTCHUNK']._serialized_end=1460
+  _globals['_PREDICTEND']._serialized_start=1462
+  _globals['_PREDICTEND']._serialized_end=1474
+  _globals['_PREDICTCANCEL']._serialized_start=1476
+  _globals['_PREDICTCANCEL']._serialized_end=1491
+  _globals['_PREDICTSTREAMRESPONSE']._serialized_start=1494
+  _globals['_PREDICTSTREAMRESPONSE']._serialized_end=1662
+  _globals['_PREDICTIONSERVICE']._serialized_start=1730
+  _globals['_PREDICTIONSERVICE']._serialized_end=1919
 # @@protoc_insertion_point(module_scope)

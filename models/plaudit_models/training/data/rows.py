@@ -30,12 +30,8 @@ _NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def prepare_pools(model: FusionPolicy, pools: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, Tensor]:
-    """Run the part of every encoder that has no weights, once per item, ``[u, ...]`` per modality."""
-    with torch.no_grad():
-        return {  # an empty pool still needs a shape, and is never looked into
-            name: torch.cat([model.prepare(name, chunk) for chunk in torch.from_numpy(pool).split(_CHUNK_ROWS)])
-            for name, pool in pools.items()
-        }
+    """Run the part of every encoder that has no weights to learn, once per item, ``[u, ...]`` per modality."""
+    return {name: model.encoder(name).prepare_pool(torch.from_numpy(pool)) for name, pool in pools.items()}
 
 
 def preparer(model: FusionPolicy) -> Prepare:
@@ -138,5 +134,5 @@ class Source:
 def freeze_encoders(model: FusionPolicy, trained_encoders: tuple[ModalityKind, ...]) -> list[nn.Parameter]:
     """Freeze the encoders of all other kinds, in place, and return the parameters that are left."""
     for name, modality in model.spec.modalities.items():
-        model.encoders[name].requires_grad_(modality.kind in trained_encoders)
+        model.encoder(name).set_trained(modality.kind in trained_encoders)
     return [weight for weight in model.parameters() if weight.requires_grad]

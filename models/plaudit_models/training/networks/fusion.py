@@ -11,8 +11,8 @@ A model that scores text has a scorer beside it: the text modality's own encoder
 it makes of it is one more vector of the embedding's space. It shares everything with the policy, so they are trained
 together.
 
-An encoder has two stages. ``prepare`` holds whatever has no weights to learn (the log-mel front end of audio), so
-training does it once per item; ``forward`` does the rest.
+An encoder has two stages. ``prepare`` holds whatever has no weights to learn (the log-mel front end of audio, a
+pretrained encoder that stands still), so training does it once per item; ``forward`` does the rest.
 
 Notation:
     b: batch size, m: number of modalities, a: number of actions, d: embedding size
@@ -23,14 +23,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from plaudit_models.spec import AudioModality, ImageModality, Modality, ModelSpec, TextModality
+from plaudit_models.training.encoders.config import EncoderConfig
+from plaudit_models.training.encoders.networks import build_encoder
 
 _TINY = 1e-12
+_CHUNK_ROWS = 512
+_POSITION_DROPOUT = 0.2
 _MASKED = -1e4  # finite, so that a row that is all padding still gets weights and not NaN
 
 
@@ -44,6 +49,7 @@ class FusionConfig:
         layers: number of transformer layers that fuse the modalities.
         attention_heads: number of attention heads in a layer.
         tokens_per_modality: number of tokens a modality contributes.
+        encoders: pretrained encoders of modalities, by name; the others' are made here.
     """
 
     vocabulary_size: int = 1
@@ -51,6 +57,19 @@ class FusionConfig:
     layers: int = 2
     attention_heads: int = 4
     tokens_per_modality: int = 2
+    encoders: Mapping[str, EncoderConfig] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; :func:`fusion_config_from_dict` is its inverse."""
+        encoders = {name: each.to_dict() for name, each in self.encoders.items()}
+        sizes = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "encoders"}
+        return sizes | ({"encoders": encoders} if encoders else {})
+
+
+def fusion_config_from_dict(raw: Mapping[str, Any]) -> FusionConfig:
+    """Raises KeyError or TypeError where ``raw`` is no description of a config."""
+    encoders = {name: EncoderConfig(**each) for name, each in raw.get("encoders", {}).items()}
+    return FusionConfig(**{**raw, "encoders": encoders})
 
 
 class FusionPolicy(nn.Module):
@@ -65,7 +84,9 @@ class FusionPolicy(nn.Module):
         self.spec = spec
         self.config = config
         k, w = config.tokens_per_modality, config.width
-        self.encoders = nn.ModuleDict({name: _encoder(modality, config) for name, modality in spec.modalities.items()})
+        self.encoders = nn.ModuleDict(
+            {name: _encoder(name, modality, config) for name, modality in spec.modalities.items()}
+        )
         # One tag per token tells the transformer which modality it came from.
         self.tags = nn.Parameter(torch.randn(len(spec.modalities), k, w) * 0.02)
         self.missing = nn.Parameter(torch.randn(len(spec.modalities), k, w) * 0.02)
@@ -78,9 +99,22 @@ class FusionPolicy(nn.Module):
 
     def prepare(self, name: str, content: Tensor) -> Tensor:
         """Stage of modality ``name``'s encoder that has no weights; ``content`` is as in the graph contract."""
+        return self.encoder(name).prepare(content)
+
+    def encoder(self, name: str) -> Encoder:
+        """Encoder of modality ``name``."""
         encoder = self.encoders[name]
-        assert isinstance(encoder, _Encoder)
-        return encoder.prepare(content)
+        assert isinstance(encoder, Encoder)
+        return encoder
+
+    def settle(self) -> None:
+        """Let pretrained encoders that were tuned stand still from now on, in place."""
+        for encoder in self.encoders.values():
+            if isinstance(encoder, PretrainedEncoder):
+                encoder.tuned = encoder.keeps_content = False
+                encoder.pretrained.requires_grad_(False)
+        still = {name: replace(each, tuned=False) for name, each in self.config.encoders.items()}
+        self.config = replace(self.config, encoders=still)
 
     def encode(self, name: str, prepared: Tensor) -> Tensor:
         """Prepared items of modality ``name`` → tokens ``[b, k, w]``."""
@@ -113,7 +147,8 @@ class FusionPolicy(nn.Module):
         Raises:
             ValueError: the model scores no text.
         """
-        return self._scorer()(self.encode(self.spec.dynamic_action_modality[0], texts))
+        name, _ = self.spec.dynamic_action_modality
+        return self._scorer()(self.encode(name, self.prepare(name, texts)))
 
     def action_vectors(self) -> Tensor:
         """Vectors of the actions' names, ``[a, d]``."""
@@ -185,11 +220,66 @@ class _FusionLayer(nn.Module):
         return x + self.contract(torch.relu(self.expand(self.mlp_norm(x))))
 
 
-class _Encoder(nn.Module):
-    """Content of one modality → tokens ``[b, k, w]``."""
+class Encoder(nn.Module):
+    """Content of one modality → tokens ``[b, k, w]``.
+
+    Attributes:
+        keeps_content: prepared items are content of the modality's kind, which augmentation may change.
+    """
+
+    keeps_content = True
 
     def prepare(self, content: Tensor) -> Tensor:
         return content
+
+    def prepare_pool(self, pool: Tensor) -> Tensor:
+        """Prepared items of a pool ``[u, ...]``, without gradient."""
+        with torch.no_grad():  # an empty pool still needs a shape, and is never looked into
+            return torch.cat([self.prepare(chunk) for chunk in pool.split(_CHUNK_ROWS)])
+
+    def set_trained(self, trained: bool) -> None:
+        """Whether its weights change."""
+        self.requires_grad_(trained)
+
+
+class PretrainedEncoder(Encoder):
+    """Pretrained encoder, and a layer that makes tokens of its positions.
+
+    The network's weights are as it was given, unless the config says that they are tuned. A fine-tuning job never
+    changes them: what it trains of this encoder is the layer.
+    """
+
+    def __init__(self, modality: Modality, pretrained: EncoderConfig, config: FusionConfig) -> None:
+        super().__init__()
+        self.pretrained = build_encoder(pretrained, modality)
+        self.tuned = pretrained.tuned
+        self.keeps_content = self.tuned and isinstance(modality, TextModality | ImageModality)
+        self.tokens, self.width = config.tokens_per_modality, config.width
+        size = self.pretrained.positions * self.pretrained.width
+        self.norm = nn.BatchNorm1d(size)
+        self.drop = nn.Dropout(_POSITION_DROPOUT)
+        self.read = nn.Linear(size, self.tokens * self.width)
+        self.pretrained.requires_grad_(self.tuned)
+
+    def prepare(self, content: Tensor) -> Tensor:
+        return content if self.tuned else self.pretrained(content)
+
+    def prepare_pool(self, pool: Tensor) -> Tensor:
+        with torch.no_grad():
+            return pool if self.tuned or len(pool) == 0 else self.pretrained.encode_pool(pool)
+
+    def forward(self, prepared: Tensor) -> Tensor:
+        positions = self.pretrained(prepared) if self.tuned else prepared
+        return self.read(self.drop(self.norm(positions.flatten(1)))).reshape(-1, self.tokens, self.width)
+
+    def train(self, mode: bool = True) -> PretrainedEncoder:
+        super().train(mode)
+        self.pretrained.train(mode and self.tuned)
+        return self
+
+    def set_trained(self, trained: bool) -> None:
+        self.requires_grad_(trained)
+        self.pretrained.requires_grad_(False)
 
 
 class _Pool(nn.Module):
@@ -208,7 +298,7 @@ class _Pool(nn.Module):
         return torch.softmax(score, dim=1).transpose(1, 2) @ self.value(x)
 
 
-class _ImageEncoder(_Encoder):
+class _ImageEncoder(Encoder):
     """Small conv net over ``[b, channels, height, width]``, halved until at most 4 × 4 positions are left."""
 
     def __init__(self, shape: tuple[int, ...], config: FusionConfig) -> None:
@@ -229,7 +319,7 @@ class _ImageEncoder(_Encoder):
         return self.pool(torch.relu(self.widen(self.net(prepared).flatten(2).transpose(1, 2)) + self.positions))
 
 
-class _SequenceEncoder(_Encoder):
+class _SequenceEncoder(Encoder):
     """Small conv net over time, ``[b, channels, t] → [b, k, w]``."""
 
     def __init__(self, channels: int, config: FusionConfig) -> None:
@@ -306,7 +396,7 @@ def _mel_filters(sample_rate_hz: int, window: int, mel_bands: int) -> Tensor:
     return torch.minimum(rising, falling).clamp(0.0, 1.0)
 
 
-class _TextEncoder(_Encoder):
+class _TextEncoder(Encoder):
     """Token embeddings and a convolution over neighbouring tokens, ``[b, t] → [b, k, w]``.
 
     Words and neighbours count, positions do not, because training sees few wordings at few positions: in an experiment
@@ -330,7 +420,7 @@ class _TextEncoder(_Encoder):
         return self.pool(x, valid_mask)
 
 
-class _FlatEncoder(_Encoder):
+class _FlatEncoder(Encoder):
     """Tensor without a grid: flattened, standardised, then a two-layer perceptron."""
 
     def __init__(self, shape: tuple[int, ...], config: FusionConfig) -> None:
@@ -348,7 +438,9 @@ class _FlatEncoder(_Encoder):
         return self.net(prepared.flatten(1)).reshape(-1, self.tokens, self.width)
 
 
-def _encoder(modality: Modality, config: FusionConfig) -> _Encoder:
+def _encoder(name: str, modality: Modality, config: FusionConfig) -> Encoder:
+    if name in config.encoders:
+        return PretrainedEncoder(modality, config.encoders[name], config)
     if isinstance(modality, ImageModality):
         return _ImageEncoder(modality.shape, config)
     if isinstance(modality, AudioModality):

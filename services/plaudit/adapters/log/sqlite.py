@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -20,7 +21,7 @@ from plaudit.adapters import sqlite_errors
 from plaudit.adapters.log.encoding import payload_of
 from plaudit.adapters.wal import use_wal
 from plaudit.core.errors import InvalidInput, LogDamaged, LogUnavailable
-from plaudit.core.events import Event, Topic, event_id_of, key_of, time_of, topic_of
+from plaudit.core.events import Event, Feedback, Topic, event_id_of, key_of, time_of, topic_of
 from plaudit.core.limits import MAX_POLL_BYTES, MAX_SHOWN_CHARACTERS
 from plaudit.core.ports.log import Appended, AppendOutcome, Cursor, Positions, Record, UnreadableRecord
 from plaudit.core.wire import UnreadableEvent, decode_event
@@ -53,6 +54,7 @@ INSERT INTO events (topic, event_id, key, time_s, payload) VALUES (?, ?, ?, ?, ?
 ON CONFLICT (topic, event_id) DO NOTHING
 """
 
+_PAYLOAD: Final = "SELECT payload FROM events WHERE topic = ? AND event_id = ?"
 _INSERT_AGAIN: Final = "INSERT OR REPLACE INTO events (topic, event_id, key, time_s, payload) VALUES (?, ?, ?, ?, ?)"
 
 _Row = tuple[str, str, str, float, bytes]
@@ -172,9 +174,27 @@ class SqliteLog:
         if isinstance(row, InvalidInput):
             return row
         try:
-            return Appended(duplicate=self._connection.execute(_INSERT, row).rowcount == 0)
+            if self._connection.execute(_INSERT, row).rowcount == 0:
+                return Appended(duplicate=True, other=self._holds_other(row))
+            return Appended(duplicate=False)
         except (sqlite3.DataError, OverflowError) as error:  # too large for any file: the transaction goes on
             return InvalidInput(f"{row[0]} {row[1][:MAX_SHOWN_CHARACTERS]!r}", f"cannot be written: {error}")
+
+    def _holds_other(self, row: _Row) -> bool:
+        """True if the feedback of the row's id is other feedback; when it came is no part of it."""
+        topic, event_id, _, _, payload = row
+        if topic != Topic.FEEDBACK:
+            return False
+        found = self._connection.execute(_PAYLOAD, (topic, event_id)).fetchone()
+        if found is None or found[0] == payload:
+            return False
+        try:
+            present, given = (decode_event(Topic.FEEDBACK, each) for each in (found[0], payload))
+        except UnreadableEvent:
+            return True
+        assert isinstance(present, Feedback)
+        assert isinstance(given, Feedback)
+        return replace(present, time_s=given.time_s, traceparent=given.traceparent) != given
 
 
 class SqliteReader:

@@ -30,7 +30,7 @@ def canary(context: typer.Context, *, options: ServedModelOptions) -> None:
     """
     if not called_alone(context, options):
         return
-    with options.client() as client:
+    with options.client(admin=True) as client:
         rollout = _rollout(client, options.model)
         version = None if rollout.candidate is None else client.version(rollout.candidate, model=options.model)
     experiment = None if version is None else _current_experiment(version, rollout)
@@ -65,7 +65,7 @@ def start(
     """
     if share is None:
         share = _share(options.settings(), options.model)
-    with options.client() as client:
+    with options.client(admin=True) as client:
         options.show(client.start_canary(number, share, shadow=shadow, **options.change()), output.print_rollout)
 
 
@@ -76,7 +76,7 @@ def stop(options: RolloutOptions) -> None:
 
     Example: `plaudit canary stop --reason "complaints about sums"`
     """
-    with options.client() as client:
+    with options.client(admin=True) as client:
         options.show(client.stop_canary(**options.change()), output.print_rollout)
 
 
@@ -87,7 +87,7 @@ def promote(options: RolloutOptions) -> None:
 
     Example: `plaudit canary promote --reason "good enough for the ward"`
     """
-    with options.client() as client:
+    with options.client(admin=True) as client:
         options.show(_promote(client, options), output.print_rollout)
 
 

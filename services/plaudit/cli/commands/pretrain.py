@@ -13,6 +13,7 @@ from plaudit.compose import pretraining
 from plaudit.core.settings import Settings
 from plaudit.learner.finetuning.pretraining import Published
 from plaudit_models.data.errors import InvalidData
+from plaudit_models.training.encoders.config import UnusableEncoder
 from plaudit_models.training.export import ExportMismatch
 from plaudit_models.training.pretrain import PretrainProgress
 
@@ -43,7 +44,7 @@ def pretrain(settings: Settings, folder: Path) -> Published:
 
         try:
             published = pretraining.pretrain(settings, folder, show)
-        except (InvalidData, ExportMismatch, FloatingPointError) as error:
+        except (InvalidData, UnusableEncoder, ExportMismatch, FloatingPointError) as error:
             raise CommandFailed(str(error)) from error
         bar.update(task, description="published", completed=1.0)
     return published

@@ -16,6 +16,7 @@ from plaudit.cli import output
 from plaudit.cli.failures import CommandFailed, drop_output, lasting_problems, needs_extra
 from plaudit.cli.options import CommonOptions, Json, Model, ServerOptions, expand_options
 from plaudit.cli.processes import ports, supervisor
+from plaudit.core.settings import admin_place
 
 CONSOLE_PORT: Final = 8004
 """Port of the console where it is asked for without one."""
@@ -74,7 +75,9 @@ def up(console_port: ConsolePort = None, *, common: CommonOptions) -> None:
     ]
     # Before anything is started: where a port is taken, perhaps by another `plaudit up`, nothing else is touched.
     ports.require_free("serving.port", settings.serving.host, settings.serving.port)
-    ports.require_free("serving.metrics_port", settings.serving.metrics_address, settings.serving.metrics_port)
+    ports.require_free("serving.metrics_port", settings.serving.metrics_host, settings.serving.metrics_port)
+    if (own := admin_place(settings.serving)) is not None:
+        ports.require_free("serving.admin_address", *own)
     for port in learner_ports:
         ports.require_free("learner.metrics_port", settings.learner.host, port)
     if settings.console.port is not None:
@@ -85,6 +88,8 @@ def up(console_port: ConsolePort = None, *, common: CommonOptions) -> None:
         services.append(supervisor.Service("learn" if number == 0 else f"learn-{model}", command, restart=True))
     if settings.console.port is not None:
         command = [*_plaudit("console", common), "--target", "{address}", "--port", str(settings.console.port)]
+        if settings.serving.tls.certificate is not None:
+            command += ["--tls-ca", str(settings.serving.tls.certificate)]
         services.append(supervisor.Service("console", command, restart=True, after="serve"))
     elif not common.as_json:
         output.err.print(f"no console; to try the model and watch the loop: plaudit up --console-port {CONSOLE_PORT}")
@@ -169,7 +174,7 @@ def console(
         from plaudit.cli.processes import services
 
         services.log_to_stderr()
-        asyncio.run(services.console(settings, options.target, _reporter("console", options)))
+        asyncio.run(services.console(settings, options, _reporter("console", options)))
 
 
 @app.command()

@@ -25,7 +25,7 @@ def list_versions(context: typer.Context, *, options: ServedModelOptions) -> Non
     Example: `plaudit versions`, `plaudit versions show 3`, `plaudit versions diff 1 3`
     """
     if called_alone(context, options):
-        with options.client() as client:
+        with options.client(admin=True) as client:
             options.show(client.versions(model=options.model), output.print_versions)
 
 
@@ -36,7 +36,7 @@ def show(number: Number, *, options: ServedModelOptions) -> None:
 
     Example: `plaudit versions show 3`
     """
-    with options.client() as client:
+    with options.client(admin=True) as client:
         options.show(client.version(number, model=options.model), output.print_version)
 
 
@@ -52,7 +52,7 @@ def diff(
 
     Example: `plaudit versions diff 1 3`
     """
-    with options.client() as client:
+    with options.client(admin=True) as client:
         manifests = [client.version(number, model=options.model).manifest for number in (before, after)]
         parents = {version.version: version.parent for version in client.versions(model=options.model).versions}
     differences = version_card.differences(*manifests)
@@ -71,7 +71,7 @@ def promote(number: Number, *, options: RolloutOptions) -> None:
 
     Example: `plaudit promote 3 --reason "measured better on the ward's own images"`
     """
-    with options.client() as client:
+    with options.client(admin=True) as client:
         options.show(client.promote(number, **options.change()), output.print_rollout)
 
 
@@ -82,7 +82,7 @@ def rollback(options: RolloutOptions) -> None:
 
     Example: `plaudit rollback --reason "complaints about sums"`
     """
-    with options.client() as client:
+    with options.client(admin=True) as client:
         options.show(client.rollback(**options.change()), output.print_rollout)
 
 
@@ -93,7 +93,7 @@ def pin(number: Number, *, options: RolloutOptions) -> None:
 
     Example: `plaudit pin 3 --reason "audit until Friday"`
     """
-    with options.client() as client:
+    with options.client(admin=True) as client:
         options.show(client.pin(number, **options.change()), output.print_rollout)
 
 
@@ -104,5 +104,5 @@ def unpin(options: RolloutOptions) -> None:
 
     Example: `plaudit unpin`
     """
-    with options.client() as client:
+    with options.client(admin=True) as client:
         options.show(client.unpin(**options.change()), output.print_rollout)

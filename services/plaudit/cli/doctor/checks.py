@@ -19,7 +19,7 @@ from plaudit.cli.doctor.files import (
 )
 from plaudit.cli.doctor.findings import Finding, State
 from plaudit.cli.doctor.ignored import examine_ignored
-from plaudit.cli.doctor.listening import examine_admin, examine_ports
+from plaudit.cli.doctor.listening import examine_admin, examine_guard, examine_ports
 from plaudit.cli.doctor.registries import examine_registries
 from plaudit.cli.failures import problem_text
 from plaudit.compose.registry import known_models
@@ -138,5 +138,6 @@ _ELSEWHERE: Final[Mapping[str, Check]] = {
     "device": _device,
     "tracing": _tracing,
     "ports": examine_ports,
+    "listening": examine_guard,
     "admin token": examine_admin,
 }

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from plaudit import demo
 from plaudit.cli.failures import problem_text
-from plaudit.cli.options import async_client
+from plaudit.cli.options import ServerOptions, async_client
 from plaudit.cli.processes import ports, supervisor
 from plaudit.cli.processes.exposition import LabelledRegistry, MetricsPages
 from plaudit.cli.processes.stopping import stop_requests
@@ -31,7 +31,7 @@ from plaudit.core.host.addresses import reachable as address
 from plaudit.core.host.backoff import pause_s
 from plaudit.core.host.cores import available_cores
 from plaudit.core.host.metrics_server import MetricsServer, page_of
-from plaudit.core.settings import Settings
+from plaudit.core.settings import Settings, admin_place
 from plaudit.core.text.printable import printable
 
 if TYPE_CHECKING:
@@ -80,8 +80,10 @@ async def serve(settings: Settings, report: Report, *, share_port: bool = False)
         await asyncio.to_thread(server.start)
         collect_garbage_seldom()
         serving = settings.serving
-        metrics = address(serving.metrics_address, server.metrics_port)
-        report({"event": "ready", "address": address(serving.host, server.port), "metrics": metrics})
+        metrics = address(serving.metrics_host, server.metrics_port)
+        own = admin_place(serving)
+        admin = {} if own is None else {"admin": address(own[0], server.admin_port)}
+        report({"event": "ready", "address": address(serving.host, server.port), **admin, "metrics": metrics})
         await stopping.wait()
         await asyncio.to_thread(server.stop)
 
@@ -140,7 +142,7 @@ async def serve_in_processes(settings: Settings, command: Sequence[str], report:
     serving, pages = settings.serving, MetricsPages()
     with (
         ports.reserved("serving.port", serving.host, serving.port) as port,
-        _metrics_of(pages, serving.metrics_address, serving.metrics_port) as metrics_port,
+        _metrics_of(pages, serving.metrics_host, serving.metrics_port) as metrics_port,
     ):
         own = ["--share-port", "--port", str(port), "--metrics-port", "0"]
         services = [
@@ -152,7 +154,7 @@ async def serve_in_processes(settings: Settings, command: Sequence[str], report:
             process = str(event["service"]).removeprefix("serve-")
             if event["event"] == "ready":
                 pages.add(process, event["metrics"])
-                event = {**event, "metrics": address(serving.metrics_address, metrics_port)}
+                event = {**event, "metrics": address(serving.metrics_host, metrics_port)}
             elif event["event"] == "exited":
                 pages.remove(process)
             report(event)
@@ -181,7 +183,7 @@ async def learn(settings: Settings, model: str, report: Report) -> None:
         await learning
 
 
-async def console(settings: Settings, target: str | None, report: Report) -> None:
+async def console(settings: Settings, options: ServerOptions, report: Report) -> None:
     """Run the console until a signal. Raises ConfigError: a setting is wrong, or the port is taken."""
     from plaudit.compose.console import console_application, learner_views
     from plaudit.console import server
@@ -191,7 +193,7 @@ async def console(settings: Settings, target: str | None, report: Report) -> Non
         contextlib.closing(learner_views(settings)) as learners,
         stop_requests(CONSOLE_EXIT_S) as stopping,
     ):
-        async with async_client(settings, target, tracing.provider if tracing else None) as client:
+        async with async_client(settings, options, tracing.provider if tracing else None) as client:
             app = console_application(settings, client, learners, _samples(settings))
             host = settings.console.host
             listening = server.open_port(host, settings.console.port or 0)

@@ -24,11 +24,13 @@ class Appended:
     Attributes:
         duplicate: True: the log already holds an event of this topic and id; nothing was added. A log without look-up
             by id (Kafka) only knows those it appended itself not long ago; others are added again, for readers to drop.
+        other: True: what the log holds under that id has other contents. Kafka, without look-up, does not say.
         without_content: True: the event is a decision that was too large, and was added without its content.
     """
 
     duplicate: bool
     without_content: bool = False
+    other: bool = False
 
 
 AppendOutcome = Appended | InvalidInput

@@ -25,7 +25,7 @@ from plaudit.core.job_run import CANDIDATE, last_progress, was_killed
 from plaudit.core.ports.jobs import JobLauncher, JobState
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import FeatureStore, LeaderCommit
-from plaudit.core.rollout import Change, Rollout, promote, start_canary
+from plaudit.core.rollout import Change, Rollout, fresh_salt, promote, start_canary
 from plaudit.core.rollout_updates import LEARNER, update_rollout
 from plaudit.learner.features.head_builder import write_card
 from plaudit.learner.features.policies import PolicyCache
@@ -323,7 +323,7 @@ class GatingPhase:
         def transition(rollout: Rollout) -> Rollout | None:
             if rollout.pinned or rollout.candidate is not None:
                 return None
-            return start_canary(rollout, version, share, change)
+            return start_canary(rollout, version, share, change, salt=fresh_salt())
 
         update_rollout(context.registry, transition)
         if context.registry.rollout().candidate != version:

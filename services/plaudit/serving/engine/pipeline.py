@@ -154,7 +154,8 @@ class Pipeline:
         for row, outcome in zip(request.rows, predictions.outcomes, strict=True):
             now_s, evaluation = time.time(), outcome.evaluation
             outcome.prediction_id = self._ids.sign(
-                SignedPrediction(now_s, name, manifest.version, outcome.action, evaluation.propensity, dynamic=dynamic)
+                SignedPrediction(now_s, name, manifest.version, outcome.action, evaluation.propensity, dynamic=dynamic),
+                request.user_id,
             )
             self._decision_log.record(
                 Decision(

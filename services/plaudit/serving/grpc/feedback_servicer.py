@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from plaudit.core.errors import InvalidInput
+from plaudit.core.access import Principal
+from plaudit.core.errors import InvalidInput, OtherUser
 from plaudit.core.limits import MAX_ID_CHARACTERS
+from plaudit.core.text.identifiers import check_id
 from plaudit.core.wire import signal_from_wire
 from plaudit.serving.engine.call_context import CallContext
+from plaudit.serving.grpc.auth import principal_of
 from plaudit.serving.grpc.context import call_context, timestamp
 from plaudit.serving.grpc.interceptors import status_of
 from plaudit.serving.grpc.open_calls import OpenCalls
@@ -36,31 +39,31 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
     def SendFeedback(
         self, request: feedback_pb2.SendFeedbackRequest, context: Any
     ) -> feedback_pb2.SendFeedbackResponse:
-        duplicate = self._feedback.send(_feedback_request(request), call_context(context))
+        duplicate = self._feedback.send(_feedback_request(request, principal_of(context)), call_context(context))
         return _feedback_to_wire(request.feedback_id, duplicate)
 
     def StreamFeedback(
         self, request_iterator: Iterator[feedback_pb2.SendFeedbackRequest], context: Any
     ) -> Iterator[feedback_pb2.SendFeedbackResponse]:
         """The feedback that arrived while the last group became durable is the next group."""
-        call = call_context(context)
+        call, caller = call_context(context), principal_of(context)
         size_bytes = feedback_pb2.SendFeedbackRequest.ByteSize
         for group in in_groups(request_iterator, size_bytes, self._open_calls, context, limit=_MAX_GROUP):
-            yield from self._send_group(group, call)
+            yield from self._send_group(group, caller, call)
 
     def GetReceipt(self, request: feedback_pb2.GetReceiptRequest, context: Any) -> feedback_pb2.Receipt:
         return _receipt_to_wire(self._feedback.receipt(request.feedback_id))
 
     def _send_group(
-        self, group: Sequence[feedback_pb2.SendFeedbackRequest], call: CallContext
+        self, group: Sequence[feedback_pb2.SendFeedbackRequest], caller: Principal, call: CallContext
     ) -> Iterator[feedback_pb2.SendFeedbackResponse]:
         """One answer each; a refusal is an answer too, so that the stream goes on."""
         outcomes: list[bool | Exception] = [False] * len(group)
         readable = []
         for place, message in enumerate(group):
             try:
-                readable.append((place, _feedback_request(message)))
-            except InvalidInput as error:
+                readable.append((place, _feedback_request(message, caller)))
+            except (InvalidInput, OtherUser) as error:
                 outcomes[place] = error
         sent = self._feedback.send_all([request for _, request in readable], call)
         for (place, _), outcome in zip(readable, sent, strict=True):
@@ -76,11 +79,11 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
                 yield _feedback_to_wire(message.feedback_id, outcome)
 
 
-def _feedback_request(message: feedback_pb2.SendFeedbackRequest) -> FeedbackRequest:
+def _feedback_request(message: feedback_pb2.SendFeedbackRequest, caller: Principal) -> FeedbackRequest:
     return FeedbackRequest(
         feedback_id=message.feedback_id,
         prediction_id=message.prediction_id,
-        user_id=message.user_id,
+        user_id=caller.user_of(check_id("user_id", message.user_id)),
         signal=signal_from_wire(message),
     )
 

@@ -40,6 +40,9 @@ STATUSES: Final[Mapping[type[errors.PlauditError], grpc.StatusCode]] = {
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
     errors.Unauthorized: grpc.StatusCode.UNAUTHENTICATED,
     errors.WrongToken: grpc.StatusCode.PERMISSION_DENIED,
+    errors.OtherFeedback: grpc.StatusCode.ALREADY_EXISTS,
+    errors.Forbidden: grpc.StatusCode.PERMISSION_DENIED,
+    errors.QuotaSpent: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.UnprovenVersion: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ConfigError: grpc.StatusCode.FAILED_PRECONDITION,
 }
@@ -83,15 +86,23 @@ class CallInterceptor(grpc.ServerInterceptor):
     Args:
         open_calls: which streams are open.
         budget: memory of the messages of unary calls.
+        count_message: counts a message of a stream; raises QuotaSpent, which ends the stream.
         log_refusals: write a line for each call that is refused.
     """
 
     def __init__(
-        self, metrics: ServingMetrics, open_calls: OpenCalls, budget: ByteBudget, *, log_refusals: bool = False
+        self,
+        metrics: ServingMetrics,
+        open_calls: OpenCalls,
+        budget: ByteBudget,
+        count_message: Callable[[Any], None],
+        *,
+        log_refusals: bool = False,
     ) -> None:
         self._metrics = metrics
         self._open_calls = open_calls
         self._budget = budget
+        self._count_message = count_message
         self._log_refusals = log_refusals
         self._wrapped: dict[str, Any] = {}
 
@@ -125,8 +136,12 @@ class CallInterceptor(grpc.ServerInterceptor):
             return grpc.unary_stream_rpc_method_handler(self._stream(answer_one, method, may_idle=True), **write)
 
         def answer_many(raws: Iterator[bytes], context: Any) -> Iterator[Any]:
-            arriving = self._open_calls.of(context).messages(raws)
-            return handler.stream_stream(map(read, arriving), context)  # type: ignore[no-any-return]
+            def messages() -> Iterator[Any]:
+                for raw in self._open_calls.of(context).messages(raws):
+                    self._count_message(context)
+                    yield read(raw)
+
+            return handler.stream_stream(messages(), context)  # type: ignore[no-any-return]
 
         return grpc.stream_stream_rpc_method_handler(self._stream(answer_many, method, may_idle=False), **write)
 
@@ -189,10 +204,7 @@ class CallInterceptor(grpc.ServerInterceptor):
         if self._log_refusals:
             log_refusal(method, code.name, error, request)
         self._metrics.requests.labels(method, code.name).inc()
-        if isinstance(error, errors.Overloaded):
-            abort_overloaded(error, context)
-        context.abort(code, text)
-        raise AssertionError("abort raises")
+        abort(error, code, text, context)
 
 
 def metric_label(method: str) -> str | None:
@@ -207,10 +219,17 @@ def left_as(context: Any) -> grpc.StatusCode:
     return grpc.StatusCode.DEADLINE_EXCEEDED if context.time_remaining() == 0.0 else grpc.StatusCode.CANCELLED
 
 
-def abort_overloaded(error: errors.Overloaded, context: Any) -> NoReturn:
-    """End a call with a status that says when to try again."""
-    context.abort_with_status(_retry_later(*status_of(error, "")))
+def abort(error: Exception, code: grpc.StatusCode, text: str, context: Any) -> NoReturn:
+    """End a call with a status; where trying again helps, it says when."""
+    if isinstance(error, errors.Overloaded | errors.QuotaSpent):
+        context.abort_with_status(_retry_later(code, text))
+    context.abort(code, text)
     raise AssertionError("abort raises")
+
+
+def abort_overloaded(error: errors.Overloaded, context: Any) -> NoReturn:
+    """End a call that found no place."""
+    abort(error, *status_of(error, ""), context)
 
 
 def reader_of(deserialize: Callable[[bytes], Any] | None, *, ids: bool = True) -> Callable[[bytes], Any]:

@@ -23,6 +23,8 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 Send = Callable[[Any], None]
 """Sends an answer of a call whose thread does not wait."""
+Gate = Callable[[str, Any], None]
+"""Method and context → the call goes on, unless it is aborted."""
 
 _HEALTH: Final = "/grpc.health.v1.Health/"
 
@@ -96,13 +98,20 @@ class Places(grpc.ServerInterceptor):
     """The outermost interceptor of a server.
 
     Args:
+        gate: lets a call of a method pass or aborts it, on the call's thread and before its message is waited for.
         max_calls: unary calls that may be worked on at once.
         max_streams: streams that may be open at once; :class:`OpenCalls` counts them.
         refused: counts refusals: of a method, for a reason.
     """
 
     def __init__(
-        self, open_calls: OpenCalls, refused: Callable[[str, str], None], *, max_calls: int, max_streams: int
+        self,
+        open_calls: OpenCalls,
+        refused: Callable[[str, str], None],
+        gate: Gate,
+        *,
+        max_calls: int,
+        max_streams: int,
     ) -> None:
         def kind(name: str, places: int, full: str) -> _Kind:
             return _Kind(name, CountedThreads(places + MAX_LATE_CALLS, name), WaitingMessages(), places, full)
@@ -115,6 +124,7 @@ class Places(grpc.ServerInterceptor):
         open_calls.waiting += [each.waiting for each in self._kinds]
         self._open_calls = open_calls
         self._refused = refused
+        self._gate = gate
         self._no_thread = _NoThread(1)
         self._prepared: dict[str, tuple[_Kind, Any, Any]] = {}
 
@@ -138,7 +148,7 @@ class Places(grpc.ServerInterceptor):
             if handler is None:
                 return None
             kind = self._kind(method, handler)
-            prepared = self._prepared[method] = kind, self._placed(handler, kind), self._refusal(method, kind)
+            prepared = self._prepared[method] = kind, self._placed(method, handler, kind), self._refusal(method, kind)
         kind, placed, refusal = prepared
         return placed if kind.has_room() else refusal
 
@@ -157,7 +167,7 @@ class Places(grpc.ServerInterceptor):
         refuse.experimental_thread_pool = self._no_thread  # type: ignore[attr-defined]
         return grpc.stream_stream_rpc_method_handler(refuse)
 
-    def _placed(self, handler: Any, kind: _Kind) -> Any:
+    def _placed(self, method: str, handler: Any, kind: _Kind) -> Any:
         """The handler on the threads of its kind.
 
         gRPC would wait for the message of a unary call for ever; as a stream of one, which is the same on the wire, it
@@ -168,6 +178,7 @@ class Places(grpc.ServerInterceptor):
             behaviour = _one_message(handler.unary_stream or handler.unary_unary, kind.waiting)
 
         def call(requests: Iterator[Any], context: Any, send: Send | None = None) -> Any:
+            self._gate(method, context)
             return behaviour(requests, context) if send is None else behaviour(requests, context, send)
 
         call.experimental_thread_pool = kind.threads  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from plaudit.core.access import Principal
 from plaudit.core.errors import InvalidInput, PlauditError
 from plaudit.core.events import Content
 from plaudit.core.limits import MAX_ALLOWED_ACTIONS, MAX_DYNAMIC_ACTIONS, MAX_MODALITIES
@@ -20,6 +21,7 @@ from plaudit.core.text.user_groups import check_group
 from plaudit.core.wire import ROLE_TO_WIRE, contents_from_wire, dynamic_actions_from_wire
 from plaudit.serving.engine.call_context import CallContext, ClientGone
 from plaudit.serving.engine.pipeline import PredictionRequest, Predictions
+from plaudit.serving.grpc.auth import principal_of
 from plaudit.serving.grpc.context import call_context
 from plaudit.serving.grpc.open_calls import OpenCalls, OpenStream
 from plaudit.serving.grpc.streams import ContentChunks, Put, StreamedFormat, in_order
@@ -50,13 +52,15 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
         self._open_calls = open_calls
 
     def Predict(self, request: prediction_pb2.PredictRequest, context: Any) -> prediction_pb2.PredictResponse:
-        return _response(request, self._predict.predict(_prediction_request(request), call_context(context)))
+        asked = _prediction_request(request, principal_of(context))
+        return _response(request, self._predict.predict(asked, call_context(context)))
 
     def PredictStream(
         self, request_iterator: Iterator[prediction_pb2.PredictStreamRequest], context: Any
     ) -> Iterator[prediction_pb2.PredictStreamResponse]:
         def read(put: Put[prediction_pb2.PredictStreamResponse]) -> None:
             stream = self._open_calls.of(context)
+            caller = principal_of(context)
             opened: _StreamedPrediction | None = None
             last: _StreamedPrediction | None = None
             for step in request_iterator:
@@ -72,12 +76,12 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
                         open_.chunks.add(step.chunk.modality, step.chunk.data)
                         open_.hold(stream, len(step.chunk.data))
                         if open_.interim_is_due():
-                            request = _prediction_request(open_.request, open_.chunks.so_far())
+                            request = _prediction_request(open_.request, caller, open_.chunks.so_far())
                             open_.interim = put(partial(self._interim, open_.request, request, call_context(context)))
                     case "end":
                         last, opened = _check_open(opened, "end"), None
                         last.drop_interim()
-                        last.answer = put(partial(self._final, last, call_context(context)), last.held_bytes)
+                        last.answer = put(partial(self._final, last, caller, call_context(context)), last.held_bytes)
                     case "cancel" if opened is not None:
                         opened.drop_interim()
                         put(partial(_cancelled, opened.request.request_id), opened.held_bytes)
@@ -96,9 +100,11 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
         self._predict.check_modalities(check_id("model", start.request.model), list(start.streamed), "streamed")
         return _StreamedPrediction(start, self._limits, self._max_message_bytes)
 
-    def _final(self, streamed: _StreamedPrediction, call: CallContext) -> prediction_pb2.PredictStreamResponse:
+    def _final(
+        self, streamed: _StreamedPrediction, caller: Principal, call: CallContext
+    ) -> prediction_pb2.PredictStreamResponse:
         message = streamed.request
-        request = _prediction_request(message, streamed.chunks.content())
+        request = _prediction_request(message, caller, streamed.chunks.content())
         try:
             predictions = self._predict.predict(request, streamed.call_context(call))
         except ClientGone:
@@ -213,7 +219,7 @@ def _format(name: str, message: prediction_pb2.StreamedContent) -> StreamedForma
 
 
 def _prediction_request(
-    message: prediction_pb2.PredictRequest, streamed: Mapping[str, Content] | None = None
+    message: prediction_pb2.PredictRequest, caller: Principal, streamed: Mapping[str, Content] | None = None
 ) -> PredictionRequest:
     if message.top_k < 0:
         raise InvalidInput("top_k", f"{message.top_k} is negative; 0 lists all actions")
@@ -227,7 +233,7 @@ def _prediction_request(
     return PredictionRequest(
         rows=(content,),
         model=check_id("model", message.model),
-        user_id=check_id("user_id", message.user_id),
+        user_id=caller.user_of(check_id("user_id", message.user_id)),
         user_group=check_group(message.user_group),
         allowed_actions=tuple(message.allowed_actions),
         dynamic_actions=dynamic_actions_from_wire(message.dynamic_actions),

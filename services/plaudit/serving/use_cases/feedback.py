@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final
+from typing import Final, Literal
 
 import structlog
 
-from plaudit.core.errors import InvalidInput, InvalidPredictionId, PlauditError, UnknownFeedback, UnknownVersion
+from plaudit.core.errors import (
+    InvalidInput,
+    InvalidPredictionId,
+    NotTheAsker,
+    OtherFeedback,
+    PlauditError,
+    TooMuchFeedback,
+    UnknownFeedback,
+    UnknownVersion,
+)
 from plaudit.core.events import Correction, Feedback, Preference, Retract, Signal
 from plaudit.core.experience import FeedbackState
+from plaudit.core.limits import MAX_COUNTED_PREDICTIONS, MAX_FEEDBACK_PER_PREDICTION
 from plaudit.core.ports.log import Appended
 from plaudit.core.ports.registry import ModelRegistry
 from plaudit.core.ports.store import FeedbackStatus, StatusReaders
@@ -73,6 +85,33 @@ class FeedbackReceipt:
     reason: str = ""
 
 
+class FeedbackCounts:
+    """Ids of each user's feedback on each prediction, of the latest of them. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ids: OrderedDict[tuple[str, str], set[str]] = OrderedDict()
+
+    def take(self, request: FeedbackRequest) -> None:
+        """Count a piece, unless it was counted before. Raises TooMuchFeedback."""
+        place = (request.prediction_id, request.user_id)
+        with self._lock:
+            ids = self._ids.setdefault(place, set())
+            self._ids.move_to_end(place)
+            if len(self._ids) > MAX_COUNTED_PREDICTIONS:
+                self._ids.popitem(last=False)
+            if request.feedback_id in ids:
+                return
+            if len(ids) >= MAX_FEEDBACK_PER_PREDICTION:
+                raise TooMuchFeedback(MAX_FEEDBACK_PER_PREDICTION)
+            ids.add(request.feedback_id)
+
+    def give_back(self, request: FeedbackRequest) -> None:
+        """Count a piece no more, as it was not recorded."""
+        with self._lock:
+            self._ids.get((request.prediction_id, request.user_id), set()).discard(request.feedback_id)
+
+
 class FeedbackUseCase:
     """Runs on its calls' threads; one thread appends for all of them.
 
@@ -80,6 +119,7 @@ class FeedbackUseCase:
         append: of the event log.
         recorded_at_s: of the event log: when a piece of feedback was recorded, None if it was not.
         statuses: what the learners made of feedback; None: receipts say what the log knows.
+        raters: who may give feedback on a prediction: who asked for it, or anyone.
     """
 
     def __init__(
@@ -92,6 +132,7 @@ class FeedbackUseCase:
         *,
         statuses: StatusReaders | None,
         tracing: Tracing,
+        raters: Literal["asker", "anyone"],
     ) -> None:
         self._models = models
         self._append = append
@@ -100,6 +141,8 @@ class FeedbackUseCase:
         self._metrics = metrics
         self._statuses = statuses
         self._tracing = tracing
+        self._raters = raters
+        self._given = FeedbackCounts()
         self._admission = Admission("the queue of feedback", _QUEUE_LIMIT)
         self._writer: Batcher[tuple[FeedbackRequest, str], Appended] = Batcher(
             [self._append_all], name="feedback", max_batch=lambda: _MAX_BATCH
@@ -116,7 +159,8 @@ class FeedbackUseCase:
         """Returns when the feedback is durable; True if its id was recorded before, so that nothing was added.
 
         Raises:
-            InvalidInput, ExpiredPredictionId: it is refused.
+            InvalidInput, ExpiredPredictionId, NotTheAsker, TooMuchFeedback: it is refused.
+            OtherFeedback: its id was used for other feedback; nothing was recorded.
             Overloaded, Expired: nothing was recorded.
             LogUnavailable: it is not known to be; sending it again is safe.
         """
@@ -148,7 +192,9 @@ class FeedbackUseCase:
             except PlauditError as error:
                 appended = [error] * len(valid)
         for place, each in zip(valid, appended, strict=True):
-            outcomes[place] = each if isinstance(each, Exception) else each.duplicate
+            outcomes[place] = _outcome(each, requests[place])
+            if isinstance(outcomes[place], Exception):
+                self._given.give_back(requests[place])
         for request, prediction, outcome in zip(requests, predictions, outcomes, strict=True):
             status = "refused" if isinstance(outcome, Exception) else "duplicate" if outcome else "accepted"
             model, version = ("", None) if prediction is None else (prediction.model, prediction.version)
@@ -168,7 +214,11 @@ class FeedbackUseCase:
         return FeedbackReceipt(feedback_id, ReceiptState.RECORDED, recorded_at_s)  # no learner has read it
 
     def _check(self, request: FeedbackRequest) -> SignedPrediction:
-        """The prediction that the feedback is about. Raises InvalidInput, ExpiredPredictionId."""
+        """The prediction that the feedback is about, after it was counted.
+
+        Raises:
+            InvalidInput, ExpiredPredictionId, NotTheAsker, TooMuchFeedback: it is refused.
+        """
         check_given_id("feedback_id", request.feedback_id)
         check_id("user_id", request.user_id)
         prediction = self._ids.check(request.prediction_id, now_s=time.time())
@@ -185,6 +235,9 @@ class FeedbackUseCase:
                     raise InvalidInput("preference", f"prefers {preferred!r} over itself")
             case Retract(feedback_id):
                 check_id("retract.feedback_id", feedback_id)
+        if self._raters == "asker" and not self._ids.is_asker(prediction, request.user_id):
+            raise NotTheAsker(request.user_id)
+        self._given.take(request)
         return prediction
 
     def _append_all(self, items: Sequence[tuple[FeedbackRequest, str]]) -> Sequence[Appended | Exception]:
@@ -210,6 +263,12 @@ class FeedbackUseCase:
         except PlauditError as error:
             logger.warning("feedback_status_unknown", problem=str(error))
             return None
+
+
+def _outcome(appended: Appended | Exception, request: FeedbackRequest) -> bool | Exception:
+    if isinstance(appended, Exception):
+        return appended
+    return OtherFeedback(request.feedback_id) if appended.other else appended.duplicate
 
 
 def _receipt_of(feedback_id: str, status: FeedbackStatus, registry: ModelRegistry) -> FeedbackReceipt:

@@ -24,7 +24,7 @@ from plaudit.core.errors import (
     UnprovenVersion,
 )
 from plaudit.core.ports.store import StatusReaders
-from plaudit.core.rollout import Change, Rollout, end_canary, pin, promote, rollback, start_canary, unpin
+from plaudit.core.rollout import Change, Rollout, end_canary, fresh_salt, pin, promote, rollback, start_canary, unpin
 from plaudit.core.rollout_updates import MAX_ATTEMPTS, update_rollout
 from plaudit.core.text.identifiers import check_actor, check_reason
 from plaudit.serving.engine.call_context import NO_DEADLINE, CallContext
@@ -99,9 +99,14 @@ class RolloutService:
         if not (0.0 < share < 1.0 or (shadow and share == 1.0)):
             raise InvalidInput("share", f"{share:g} is not in (0, {'1]' if shadow else '1)'}")
         where = f"behind {share:.0%} of the requests" if shadow else f"with {share:.0%} of the users"
+        salt = fresh_salt()
         reason = reason or f"version {version} is tried out {where}"
         return self._change(
-            model, expected, actor, reason, lambda now, how: start_canary(now, version, share, how, shadow=shadow)
+            model,
+            expected,
+            actor,
+            reason,
+            lambda now, how: start_canary(now, version, share, how, shadow=shadow, salt=salt),
         )
 
     def stop_canary(self, model: str, version: int, expected: int, actor: str, reason: str) -> Rollout:
@@ -176,7 +181,7 @@ class RolloutService:
         change = Change(actor=actor or "operator", time_s=time.time(), reason=reason)
         rollout = _apply(live, expected, change, transition)
         self._decision_log.record(rollout)
-        logger.info("rollout_changed", **asdict(rollout))
+        logger.info("rollout_changed", **{name: value for name, value in asdict(rollout).items() if name != "salt"})
         return rollout
 
 

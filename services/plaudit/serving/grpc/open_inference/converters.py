@@ -447,16 +447,23 @@ def _check_parameters(where: str, parameters: Mapping[str, pb.InferParameter]) -
 
 
 def prediction_request(
-    message: pb.ModelInferRequest, rows: Sequence[Mapping[str, Content]], choice: Choice
+    message: pb.ModelInferRequest, rows: Sequence[Mapping[str, Content]], choice: Choice, user_id: str
 ) -> PredictionRequest:
-    """Unknown parameters mean nothing. Raises InvalidInput naming a parameter."""
+    """Unknown parameters mean nothing.
+
+    Args:
+        user_id: of the user that the caller may speak for.
+
+    Raises:
+        InvalidInput: naming a parameter.
+    """
     parameters = message.parameters
     allowed = _string(parameters, "allowed_actions") if parameters else ""
     return PredictionRequest(
         rows=rows,
         model=message.model_name,  # of a model that was found
         outputs=choice.native,
-        user_id=user_of(message),
+        user_id=user_id,
         user_group=_group(parameters) if parameters else "",
         allowed_actions=_actions(allowed) if allowed else (),
         greedy=flag(parameters, "greedy") if parameters else False,

@@ -16,11 +16,12 @@ import grpc
 from google.protobuf.message import Message
 
 import plaudit
+from plaudit.core.access import Principal
 from plaudit.core.errors import InvalidInput, NotFound, Unavailable
 from plaudit.core.ports.runtime import ServableModel
 from plaudit.inference import open_inference_pb2 as pb
 from plaudit.serving.engine.call_context import CallContext
-from plaudit.serving.grpc.auth import authorize
+from plaudit.serving.grpc.auth import principal_of
 from plaudit.serving.grpc.context import call_context
 from plaudit.serving.grpc.interceptors import reader_of, status_of
 from plaudit.serving.grpc.open_calls import OpenCalls
@@ -56,7 +57,6 @@ class InferenceServicer:
     """Args:
     max_rows: the most rows of one request.
     pool: works on the requests of streams.
-    admin_token: token that loading and unloading must present; None: they need none.
     """
 
     def __init__(
@@ -67,7 +67,6 @@ class InferenceServicer:
         max_rows: int,
         pool: Executor,
         open_calls: OpenCalls,
-        admin_token: str | None,
     ) -> None:
         self._models = models
         self._predict = predict
@@ -75,7 +74,6 @@ class InferenceServicer:
         self._pool = pool
         self._open_calls = open_calls
         self._shutdown = open_calls.shutdown
-        self._admin_token = admin_token
         self._contracts: WeakKeyDictionary[ServableModel, Contract] = WeakKeyDictionary()
         self._making = threading.Lock()
 
@@ -97,7 +95,7 @@ class InferenceServicer:
     # --- inference -----------------------------------------------------------------------------------------------
 
     def ModelInfer(self, request: pb.ModelInferRequest, context: Any) -> bytes:
-        return self._infer(request, call_context(context))
+        return self._infer(request, principal_of(context), call_context(context))
 
     def ModelStreamInfer(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
         """Answers in the order of the requests; one that is refused is answered too, and the stream goes on.
@@ -105,34 +103,35 @@ class InferenceServicer:
         Each is read where it is worked on, so that one that cannot be read does not end the stream.
         """
 
-        opened = self._open_calls.of(context)
+        opened, caller = self._open_calls.of(context), principal_of(context)
 
         def read(put: Put[bytes]) -> None:
             for request in requests:
                 opened.wait_for_room(len(request))
                 opened.take(len(request))
-                put(partial(self._infer_streamed, request, call_context(context)), len(request))
+                put(partial(self._infer_streamed, request, caller, call_context(context)), len(request))
 
         return in_order(read, self._pool, self._open_calls, context, limit=_STREAM_LIMIT)
 
-    def _infer(self, message: pb.ModelInferRequest, call: CallContext) -> bytes:
-        binding = self._models.bind(message.model_name, user_of(message), version_of(message.model_version))
+    def _infer(self, message: pb.ModelInferRequest, caller: Principal, call: CallContext) -> bytes:
+        user_id = caller.user_of(user_of(message))
+        binding = self._models.bind(message.model_name, user_id, version_of(message.model_version))
         contract = self._contract(binding.model)
         choice = contract.choice(message.outputs)
         rows = contract.rows(message, max_rows=self._max_rows)
         try:
-            predictions = self._predict.predict(prediction_request(message, rows, choice), call, binding)
+            predictions = self._predict.predict(prediction_request(message, rows, choice, user_id), call, binding)
         except InvalidInput as error:
             raise InvalidInput(error.field.replace("content", "inputs", 1), error.problem) from error
         return choice.response(predictions, message.id)
 
-    def _infer_streamed(self, request: bytes, call: CallContext) -> bytes:
+    def _infer_streamed(self, request: bytes, caller: Principal, call: CallContext) -> bytes:
         request_id, marked_final = "", False
         try:
             message = _READ_INFER(request)
             request_id = message.id
             marked_final = flag(message.parameters, "triton_enable_empty_final_response")
-            response = self._infer(message, call)
+            response = self._infer(message, caller, call)
         except Exception as error:
             _, text = status_of(error, f"{SERVICE.name}/ModelStreamInfer")
             return streamed_error(text, request_id, marked_final=marked_final)
@@ -231,7 +230,6 @@ class InferenceServicer:
     def RepositoryModelLoad(
         self, request: pb.RepositoryModelLoadRequest, context: Any
     ) -> pb.RepositoryModelLoadResponse:
-        authorize(context, self._admin_token)
         _check_repository(request.repository_name)
         if request.parameters:
             raise InvalidInput(
@@ -244,7 +242,6 @@ class InferenceServicer:
     def RepositoryModelUnload(
         self, request: pb.RepositoryModelUnloadRequest, context: Any
     ) -> pb.RepositoryModelUnloadResponse:
-        authorize(context, self._admin_token)
         _check_repository(request.repository_name)
         self._models.unload(_named(request.model_name))
         return pb.RepositoryModelUnloadResponse()

@@ -1,0 +1,1 @@
+"""Quality of what is pre-trained on real data, each beside its single modalities."""
