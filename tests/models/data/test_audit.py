@@ -95,7 +95,7 @@ def tone(seed: int, seconds: float = 1.0) -> npt.NDArray[np.float32]:
         np.sin(2 * np.pi * (rng.uniform(100, 6_000) + rng.uniform(-1_500, 1_500) * moments) * moments) for _ in range(5)
     ]
     envelope = np.interp(moments, np.linspace(0, seconds, 9), rng.uniform(0, 1, 9))
-    return (0.1 * np.sum(sweeps, axis=0) * envelope + 0.001 * rng.normal(size=len(moments))).astype(np.float32)
+    return np.asarray(0.1 * np.sum(sweeps, axis=0) * envelope + 0.001 * rng.normal(size=len(moments)), np.float32)
 
 
 def test_a_sound_that_was_encoded_again_is_found(tmp_path: Path) -> None:

@@ -101,7 +101,11 @@ def _picture(digest: bytes, facts: dict[str, float | str], data: bytes) -> Finge
     if small.std() > 2.0:
         packed = np.packbits(imagehash.phash(grey).hash.ravel())
         bits = np.frombuffer(packed.tobytes(), np.uint64)
-    own = {"width": float(picture.width), "height": float(picture.height), "format": picture.format_name}
+    own: dict[str, float | str] = {
+        "width": float(picture.width),
+        "height": float(picture.height),
+        "format": picture.format_name,
+    }
     return Fingerprint(digest, {**facts, **own}, bits=bits, features=features, sketch=small)
 
 
