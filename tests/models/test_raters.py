@@ -107,7 +107,7 @@ def test_many_users_at_once_are_as_one_by_one() -> None:
     for user in range(5):
         alone = Inversion()
         for reward, expected, known in labels[:, :, user].T:
-            alone = alone.update(float(reward), float(expected), float(known))
+            alone = alone.update_one(float(reward), float(expected), float(known))
         np.testing.assert_allclose([np.asarray(v)[user] for v in astuple(together)], astuple(alone), rtol=1e-12)
 
 

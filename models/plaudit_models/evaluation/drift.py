@@ -91,6 +91,9 @@ class Drift:
     former: tuple[Epoch, ...] = ()
 
 
+_NO_TALLY: Final = UserTally()
+
+
 @dataclass(frozen=True, slots=True)
 class _Slice:
     """One slice.
@@ -109,7 +112,7 @@ class _Slice:
 
     log_wealth: float = 0.0
     since: int = 0
-    tally: UserTally = field(default_factory=UserTally)
+    tally: UserTally = _NO_TALLY
     first: int = 0
     labels: int = 0
     liked: float = 0.0
@@ -119,18 +122,21 @@ class _Slice:
 
     def bet(self, number: int, user: str, reward: float, expected: float, cap: float) -> _Slice:
         """The slice after one label."""
-        slice_ = self if self.log_wealth > 0.0 else replace(self, since=number)
-        admitted, tally = (slice_.tally if slice_.tally.seen < MAX_TALLY else UserTally()).admit([user], cap)
-        gain = math.log1p(stake(expected) * (expected - reward - MARGIN)) if admitted[0] else 0.0
-        log_wealth = max(0.0, slice_.log_wealth + gain)
-        return replace(
-            slice_,
+        bets = self.log_wealth > 0.0
+        tally = self.tally if bets and self.tally.seen < MAX_TALLY else _NO_TALLY
+        admitted, tally = tally.admit_one(user, cap)
+        gain = math.log1p(stake(expected) * (expected - reward - MARGIN)) if admitted else 0.0
+        log_wealth = max(0.0, self.log_wealth + gain)
+        return _Slice(
             log_wealth=log_wealth,
-            since=slice_.since if log_wealth > 0.0 else 0,
-            tally=tally if log_wealth > 0.0 else UserTally(),
-            labels=slice_.labels + 1,
-            liked=slice_.liked + reward,
-            tried=slice_.tried + 1 if slice_.again else 0,
+            since=0 if log_wealth == 0.0 else self.since if bets else number,
+            tally=tally if log_wealth > 0.0 else _NO_TALLY,
+            first=self.first,
+            labels=self.labels + 1,
+            liked=self.liked + reward,
+            former=self.former,
+            again=self.again,
+            tried=self.tried + 1 if self.again else 0,
         )
 
     @property
@@ -184,15 +190,17 @@ class DriftDetector:
         """
         followed = dict(self.slices)
         pending = list(self.pending)
+        drifting = {drift.slice for drift in pending}
         rows = zip(slices, numbers, users, rewards.tolist(), expected.tolist(), known.tolist(), strict=True)
         for name, number, user, y, q, certain in rows:
-            if certain < LEAST_KNOWN or any(drift.slice == name for drift in pending):
+            if certain < LEAST_KNOWN or name in drifting:
                 continue  # what was expected rests on too little, or on evidence that goes
             slice_ = followed.pop(name, None) or _Slice()
             slice_ = slice_.bet(number, user, y, min(1.0, max(0.0, q)), cap)
             if slice_.alarmed:
                 slice_, drift = slice_.drifted(name)
                 pending.append(drift)
+                drifting.add(name)
             followed[name] = slice_
         surplus = max(0, len(followed) - MAX_SLICES)
         return DriftDetector(dict(list(followed.items())[surplus:]), tuple(pending))

@@ -82,12 +82,41 @@ class Inversion:
             log_praise=np.where(goes_on, self.log_praise, 0.0) + np.where(above < 0.0, gain, 0.0),
         )
 
+    def update_one(self, reward: float, expected: float, known: float) -> Inversion:
+        """The same as :meth:`update` for one user, without the cost of arrays of one number."""
+        labels, liked = float(self.labels), float(self.liked)
+        above = expected - float(self.expected) / labels if labels > 1.0 else 0.0
+        gain = 0.0
+        if above > 0.0:
+            least = liked / (labels + 1.0)
+            gain = _gain(known, above, (least - reward) / max(1.0 - least, FEWEST))
+        elif above < 0.0:
+            most = (liked + 1.0) / (labels + 1.0)
+            gain = _gain(known, -above, (reward - most) / max(most, FEWEST))
+        goes_on = float(self.log_wealth) > 0.0
+        return Inversion(
+            labels=KEEP * labels + known,
+            liked=KEEP * liked + known * reward,
+            expected=KEEP * float(self.expected) + known * expected,
+            log_wealth=(float(self.log_wealth) if goes_on else 0.0) + gain,
+            log_praise=(float(self.log_praise) if goes_on else 0.0) + (gain if above < 0.0 else 0.0),
+        )
+
     def up_to(self, log_wealth: float) -> Inversion:
-        """The same with no more wealth than this, so that it is lost again the sooner."""
-        return replace(self, log_wealth=np.minimum(self.log_wealth, log_wealth))
+        """Evidence about one user with no more wealth than this, so that it is lost again the sooner."""
+        return replace(self, log_wealth=min(float(self.log_wealth), log_wealth))
+
+    @property
+    def found_one(self) -> bool:
+        """Whether there is evidence enough about one user."""
+        return float(self.log_wealth) >= math.log(ALARM) and float(self.log_praise) >= math.log(PRAISE)
 
     @property
     def found(self) -> npt.NDArray[np.bool_]:
         """Where there is evidence enough."""
         wealthy = np.asarray(self.log_wealth) >= math.log(ALARM)
         return wealthy & (np.asarray(self.log_praise) >= math.log(PRAISE))
+
+
+def _gain(known: float, distance: float, surprise: float) -> float:
+    return math.log1p(BET * known * min(1.0, SLOPE * distance) * max(surprise, -1.0))

@@ -50,6 +50,13 @@ class UserTally:
     seen: int = 0
     counted: Mapping[str, int] = field(default_factory=dict)
 
+    def admit_one(self, user: str, cap: float) -> tuple[bool, UserTally]:
+        """Whether the next event counts, and the tally after it; see :meth:`admit`."""
+        n = self.counted.get(user, 0) + 1
+        if n > max(1.0, cap * (self.seen + 1)):
+            return False, UserTally(self.seen + 1, self.counted)
+        return True, UserTally(self.seen + 1, {**self.counted, user: n})
+
     def admit(self, users: Sequence[str], cap: float) -> tuple[Bool, UserTally]:
         """Mask of the next events that count: those of users with fewer than ``cap`` of the events seen, or with none
         yet.
@@ -145,7 +152,7 @@ class Rater:
     @property
     def suspected(self) -> bool:
         """Whether there is evidence against the user that has not led to quarantine."""
-        return self.trust_level == "heard" and bool(self.inversion.found)
+        return self.trust_level == "heard" and self.inversion.found_one
 
     def observe(self, reward: float, expected: float, known: float, group: str) -> Rater:
         """The user after one more label, compared with what was expected."""
@@ -154,12 +161,14 @@ class Rater:
         labels = float(before.labels)
         if labels > 0.0:
             gap, unexpected = reward - float(before.liked) / labels, expected - float(before.expected) / labels
-        return replace(
-            self,
+        return Rater(
+            n=self.n,
+            refused=self.refused,
             agreement=self.agreement + known * gap * unexpected,
             reward_spread=self.reward_spread + known * gap**2,
             expected_spread=self.expected_spread + known * unexpected**2,
-            inversion=before.update(reward, expected, known),
+            inversion=before.update_one(reward, expected, known),
+            trust_level=self.trust_level,
             group=group or self.group,
         )
 
@@ -195,7 +204,7 @@ class Raters:
     @property
     def refuses_newcomers(self) -> bool:
         """Whether labels of newcomers do not count: together they contradict the others, who are more."""
-        return self.newcomer_share < NEWCOMERS and bool(self.newcomers.found)
+        return self.newcomer_share < NEWCOMERS and self.newcomers.found_one
 
     def __getitem__(self, user: str) -> Rater:
         return self.users.get(user) or Rater()
@@ -276,7 +285,7 @@ class Raters:
             rater = (raters.pop(user, None) or Rater()).observe(y, q, c, group)
             newcomer_share = _SHARE_KEEP * newcomer_share + (1.0 - _SHARE_KEEP) * rater.is_newcomer
             if rater.is_newcomer:
-                newcomers = newcomers.update(y, q, c).up_to(_MAX_LOG_WEALTH)
+                newcomers = newcomers.update_one(y, q, c).up_to(_MAX_LOG_WEALTH)
             found = rater.suspected and user != ""
             if found and in_quarantine < _room(len(raters) + 1) and not _singles_out(rater.group, raters.values()):
                 rater = replace(rater, trust_level="quarantined")

@@ -49,7 +49,7 @@ def join(decision: DecisionHeader, feedback: Sequence[Feedback], actions: Sequen
 
 def _among(actions: Sequence[str], verdict: RaterLabel) -> RaterLabel:
     """The verdict on those that are still actions."""
-    if verdict.correction is not None:
+    if verdict.correction is not None or all(action in actions for action in verdict.rewards):
         return verdict
     return replace(verdict, rewards={a: reward for a, reward in verdict.rewards.items() if a in actions})
 

@@ -297,7 +297,7 @@ class OnlineUpdater:
         said = [Said(e, label) for e in fresh for label in e.by_rater]
         said_later = [said for revision in revisions for said in _said_anew(revision)]
         refused, raters = self._admit(said + [each for each in said_later if each.is_first])
-        fresh = [replace(e, refused=refused.get(e.number, ())) for e in fresh]
+        fresh = [replace(e, refused=refused[e.number]) if e.number in refused else e for e in fresh]
         all_contexts = {e.number: contexts[_id(e)] for e in (*fresh, *revised) if _id(e) in contexts}
         places = {
             e.number: all_contexts[e.number].index(e.decision.action)
@@ -309,7 +309,13 @@ class OnlineUpdater:
         slices = {number: context.slice for number, context in new.items()}
         running = self._compare(fresh, new, expected)
         heard = {e.number: e for e in fresh}
-        rated = _rated([replace(each, experience=heard[each.experience.number]) for each in said], places, expected)
+        said = [
+            each
+            if heard[each.experience.number] is each.experience
+            else replace(each, experience=heard[each.experience.number])
+            for each in said
+        ]
+        rated = _rated(said, places, expected)
         detector = self._detect_drift(rated, slices)
         raters, quarantined = self._update_raters(raters, [*rated, *_rated(said_later, places, expected)])
         changes = [ExperienceChange(None, experience) for experience in fresh]
