@@ -26,7 +26,8 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 def test_a_user_id_can_forge_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in https://github.com/rust-secure-code/cargo-supply-chain/issues/52."""
     text = shown(monkeypatch)
-    row = {"user": FORGED + "\nx", "trust_level": "heard", "floods": False, "n": 1, "refused": 0, "reliability": 0.5}
+    row = {"user": FORGED + "\nx", "group": "", "trust_level": "heard", "floods": False, "suspected": False}
+    row |= {"n": 1, "refused": 0, "reliability": 0.5}
     output.print_raters([row])
     assert "\x1b" not in text.getvalue()
     assert "ada\\x1b[1A\\x1b[2Kmallory  trusted\\nx" in text.getvalue()

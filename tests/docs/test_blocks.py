@@ -139,7 +139,7 @@ SPANS = sorted({span for page in PRESENT for span in code_spans(page) if re.matc
 def test_commands_named_in_text_exist(span: str) -> None:
     command: Any = typer.main.get_command(app)
     for word in shlex.split(span)[1:]:
-        if not hasattr(command, "commands") or word.startswith("-") or not re.fullmatch("[a-z]+", word):
+        if not hasattr(command, "commands") or word.startswith("-") or not re.fullmatch("[a-z-]+", word):
             break
         assert word in command.commands, f"{span}: there are {sorted(command.commands)}"
         command = command.commands[word]

@@ -141,8 +141,11 @@ EXPERIMENT = textwrap.dedent("""
 
 
 @pytest.mark.parametrize("killed", ["before", "after"])
-def test_killed_in_the_middle_of_an_experiment_the_next_learner_counts_on(tmp_path: Path, killed: str) -> None:
+def test_killed_in_the_middle_of_an_experiment_the_next_learner_counts_on(
+    tmp_path: Path, killed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As many experiences count for and against the candidate as with a learner that is left alone."""
+    monkeypatch.setattr("plaudit.learner.finetuning.scheduler.fresh_salt", lambda: "the same in both")
     counted = []
     for name in ("killed", "left alone"):
         (tmp_path / name).mkdir()

@@ -52,7 +52,8 @@ def read_folder(folder: Path, config: DataConfig) -> DataTable:
         InvalidData: none of the layouts, or a file of it is wrong.
     """
     if not folder.is_dir():
-        raise InvalidData(f"{folder}: is not a folder; give one with a {DATA_MANIFEST}")
+        problem = "is not a folder" if folder.exists() else "there is no such folder"
+        raise InvalidData(f"{folder}: {problem}; give one with a {DATA_MANIFEST}")
     if config.manifest is not None:
         return _given(folder, config.manifest)
     found = [name for name in _MANIFESTS if (folder / name).is_file()]
