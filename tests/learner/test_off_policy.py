@@ -16,8 +16,8 @@ from plaudit.core.events import Features
 from plaudit.core.experience import DecisionHeader, Experience, Label, RaterLabel, mean_label
 from plaudit.learner.evaluation.off_policy import (
     Compared,
+    CountedRating,
     Policy,
-    Rating,
     can_answer,
     compare,
     compared_differences,
@@ -131,7 +131,7 @@ def test_a_decision_counts_in_the_slice_of_its_input_and_in_that_of_its_users_gr
 
 
 def test_what_counts() -> None:
-    assert rating_of(an_experience()) == Rating("ada", 1.0)
+    assert rating_of(an_experience()) == CountedRating("ada", 1.0)
     assert counts_as_proof(an_experience())
     implicit = replace(an_experience(), label=Label({"cat": 1.0}, 0.25))
     about_another = replace(an_experience(), label=Label({"dog": 1.0}, 1.0))
@@ -150,16 +150,16 @@ def rated_by(**thumbs: float) -> Experience:
 
 
 def test_a_decision_counts_with_the_rating_of_who_asked_else_of_the_first() -> None:
-    assert rating_of(rated_by(eve=0.0, ada=1.0)) == Rating("ada", 1.0)
-    assert rating_of(rated_by(eve=0.0, bob=1.0)) == Rating("eve", 0.0)
+    assert rating_of(rated_by(eve=0.0, ada=1.0)) == CountedRating("ada", 1.0)
+    assert rating_of(rated_by(eve=0.0, bob=1.0)) == CountedRating("eve", 0.0)
     silent = mean_label([RaterLabel("ada", {"cat": 0.9}, 0.25), RaterLabel("eve", {"cat": 0.0}, 1.0)])
-    assert rating_of(replace(an_experience(), label=silent)) == Rating("eve", 0.0)
+    assert rating_of(replace(an_experience(), label=silent)) == CountedRating("eve", 0.0)
 
 
 def test_a_rater_who_is_not_learned_from_is_evidence_and_what_is_set_aside_is_none() -> None:
     refused = replace(rated_by(eve=0.0), refused=("eve",))
     assert not refused.counts
-    assert rating_of(refused) == Rating("eve", 0.0)
+    assert rating_of(refused) == CountedRating("eve", 0.0)
     assert counts_as_proof(refused)
     assert rating_of(replace(refused, excluded=True)) is None
     assert rating_of(replace(refused, outdated=True)) is None

@@ -13,7 +13,7 @@ from plaudit_models.bandit import posterior as posteriors
 from plaudit_models.bandit.features import FeatureSpace, Float64, Floats, action_codes, features, regressors
 from plaudit_models.bandit.head import build_head
 from plaudit_models.bandit.improvement import HeadSettings, bounded_step, head_scores
-from plaudit_models.bandit.own_evidence import OwnEvidence, Rows, Sums, leading_rows, no_own_evidence
+from plaudit_models.bandit.own_evidence import GramRows, Grams, OwnEvidence, leading_rows, no_own_evidence
 from plaudit_models.bandit.posterior import MAX_VALUES, FullVariance, SharedVariance, posterior
 from plaudit_models.bandit.reward_model import (
     Evidence,
@@ -159,7 +159,7 @@ def test_leading_rows_never_say_more_than_all_rows(rank: int) -> None:
     rng = np.random.default_rng(0)
     rows, scale = rng.normal(size=(2, 20, 12)), rng.random(12) + 0.5
     gram = rows.transpose(0, 2, 1) @ rows
-    for found in (leading_rows(Rows(rows), rank, scale), leading_rows(Sums(gram), rank, scale)):
+    for found in (leading_rows(GramRows(rows), rank, scale), leading_rows(Grams(gram), rank, scale)):
         left = gram - found.transpose(0, 2, 1) @ found
         assert np.linalg.eigvalsh(left).min() > -1e-9
         if rank >= 12:

@@ -119,7 +119,7 @@ def weighted_gram(rows: Float64, weights: Float64) -> Float64:
     return (gram + gram.T) / 2.0
 
 
-def leading_rows(grams: Rows | Sums, rank: int, scale: Float64) -> Float64:
+def leading_rows(grams: GramRows | Grams, rank: int, scale: Float64) -> Float64:
     """Rows F of several sums, ``[n, rank, g]``, with FᵀF ⪯ the sum: the directions that weigh most.
 
     By a pivoted Cholesky decomposition (Harbrecht et al., On the low-rank approximation by the pivoted Cholesky
@@ -144,7 +144,7 @@ def leading_rows(grams: Rows | Sums, rank: int, scale: Float64) -> Float64:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rows:
+class GramRows:
     """Sums as rows whose squares are summed, ``[n, k, g]``."""
 
     values: Float64
@@ -161,7 +161,7 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sums:
+class Grams:
     """Sums as they are, ``[n, g, g]``."""
 
     values: Float64

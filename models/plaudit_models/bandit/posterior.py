@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plaudit_models.bandit.features import FeatureSpace, Float64, action_codes, along_codes, regressors
-from plaudit_models.bandit.own_evidence import OwnEvidence, Rows, Sums, leading_rows
+from plaudit_models.bandit.own_evidence import GramRows, Grams, OwnEvidence, leading_rows
 from plaudit_models.bandit.reward_model import RewardPrior, RewardState, solved
 
 MAX_VALUES: Final = 3 * 2**19
@@ -205,7 +205,7 @@ def _shared_posterior(state: RewardState, prior: RewardPrior) -> ActionsPosterio
     counts = np.ones(space.n_actions)
     variance_scale, rows = own_scale.copy(), dict[int, Float64]()
     limit = _largest_rank([own.rank for own in state.own.values()], MAX_VALUES // space.n_regressors)
-    shared = _Shared(inverse, along, own_scale)
+    shared = _SharedInverse(inverse, along, own_scale)
     by_prior = np.sqrt(precision)
     for k, own in state.own.items():
         if own.total is not None:
@@ -216,7 +216,7 @@ def _shared_posterior(state: RewardState, prior: RewardPrior) -> ActionsPosterio
             if len(factor) <= limit:
                 rows[k], counts[k], variance_scale[k] = factor, 0.0, 0.0
             else:
-                leading = leading_rows(Sums(own.total[None]), limit, by_prior)[0]
+                leading = leading_rows(Grams(own.total[None]), limit, by_prior)[0]
                 rows[k] = shared.solved(np.array([k]), leading[None], np.ones((1, limit)))[0]
     for some in _of_like_size(state.own):
         size = max(state.own[k].rank for k in some)
@@ -227,7 +227,7 @@ def _shared_posterior(state: RewardState, prior: RewardPrior) -> ActionsPosterio
         solved_rows = shared.solved(np.array(some), own_rows, noise)
         mean[some] -= np.einsum("kng,kn->kg", solved_rows, np.einsum("kng,kg->kn", solved_rows, target[some]))
         if size > limit:
-            solved_rows = leading_rows(Rows(solved_rows), limit, 1.0 / by_prior)
+            solved_rows = leading_rows(GramRows(solved_rows), limit, 1.0 / by_prior)
         rows |= {k: each[: state.own[k].rank] for k, each in zip(some, solved_rows, strict=True)}
     ordered = sorted(rows)
     actions = np.repeat(np.array(ordered, np.int64), [len(rows[k]) for k in ordered])
@@ -244,7 +244,7 @@ def _shared_posterior(state: RewardState, prior: RewardPrior) -> ActionsPosterio
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Shared:
+class _SharedInverse:
     """What all actions share: G⁻¹ ``[g, g]``, C G⁻¹ ``[a, g]`` and κ ``[a]``."""
 
     inverse: Float64

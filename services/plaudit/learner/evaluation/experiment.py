@@ -17,7 +17,7 @@ import numpy as np
 from plaudit.core.events import Answers, ExperimentReport, ShadowAnswer
 from plaudit.core.experience import Experience
 from plaudit.core.rollout import Rollout, in_experiment
-from plaudit.learner.evaluation.off_policy import Rating, rating_of
+from plaudit.learner.evaluation.off_policy import CountedRating, rating_of
 from plaudit_models.evaluation.e_process import as_json
 from plaudit_models.evaluation.gate import GROUP, Verdict
 from plaudit_models.evaluation.guards import Arm, GuardRules, Guards, guards_from_dict
@@ -329,7 +329,7 @@ def _updated(
     n_users: int,
     propensities: Propensities | None,
 ) -> TwoArmTest:
-    ratings: list[Rating] = [rating for e in rows if (rating := rating_of(e)) is not None]
+    ratings: list[CountedRating] = [rating for e in rows if (rating := rating_of(e)) is not None]
     return test.update(
         np.array([rating.reward for rating in ratings], np.float64),
         np.array([e.decision.version == experiment.version for e in rows]),

@@ -41,7 +41,7 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True)
-class Rating:
+class CountedRating:
     """Rating that a decision counts with as evidence.
 
     Attributes:
@@ -58,7 +58,7 @@ def speaks_plainly(label: RaterLabel, action: str) -> bool:
     return label.weight >= MIN_WEIGHT and action in label.rewards
 
 
-def rating_of(experience: Experience) -> Rating | None:
+def rating_of(experience: Experience) -> CountedRating | None:
     """The one rating that the decision counts with: that of the user who asked, else of the first who spoke; None if
     there is none, or the experience is set aside.
 
@@ -72,7 +72,7 @@ def rating_of(experience: Experience) -> Rating | None:
     if not plain:
         return None
     chosen = next((each for each in plain if each.rater == decision.user_id), plain[0])
-    return Rating(chosen.rater, chosen.rewards[decision.action])
+    return CountedRating(chosen.rater, chosen.rewards[decision.action])
 
 
 def counts_as_proof(experience: Experience) -> bool:
@@ -196,7 +196,7 @@ def compared_differences(
     )
 
 
-def _ratings(rows: Sequence[Compared]) -> list[Rating]:
+def _ratings(rows: Sequence[Compared]) -> list[CountedRating]:
     """Ratings of experiences that :func:`counts_as_proof`."""
     ratings = [rating for row in rows if (rating := rating_of(row.experience)) is not None]
     if len(ratings) != len(rows):
