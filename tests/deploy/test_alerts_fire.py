@@ -106,11 +106,14 @@ def test_slow_answers_and_then_an_overload(start: Start) -> None:
         assert running.prometheus.firing() == set()
 
         def be_slow() -> None:
+            """As where a machine swaps: whatever is under way takes half a second longer."""
+            answers = [pool.submit(_predict, client) for _ in range(4 * N_CALLERS)]
+            answers[0].result()
             os.kill(serve, signal.SIGSTOP)
-            answer = pool.submit(_predict, client)
             threading.Event().wait(0.5)
             os.kill(serve, signal.SIGCONT)
-            answer.result()
+            for answer in answers:
+                answer.result()
 
         running.until_firing("PlauditSlow", be_slow)
         running.until_firing(
