@@ -9,7 +9,6 @@ import json
 import tempfile
 import threading
 import wave
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -169,7 +168,6 @@ def _metrics_server() -> MetricsServer:
     registry = CollectorRegistry()
     Counter("x", "some", registry=registry).inc()
     server = MetricsServer("127.0.0.1", 0, page_of(registry), lambda: None)
-    atexit.register(server.close)
     return server
 
 
@@ -226,7 +224,6 @@ class _Rpc:
         self._problem = ""
         self._honest = threading.Thread(target=self._ask, args=(address,), daemon=True)
         self._honest.start()
-        atexit.register(self.close)
 
     def close(self) -> None:
         self._over.set()
@@ -253,7 +250,18 @@ class _Rpc:
             raise Wrong(self._problem)
 
 
-_rpc: Final[Callable[[], _Rpc]] = cache(_Rpc)
+@cache
+def _rpc() -> _Rpc:
+    return _Rpc()
+
+
+@atexit.register
+def close() -> None:
+    """End what the parsers have started in this process; what is needed again starts again."""
+    for started in (_rpc, _metrics_server):
+        if started.cache_info().currsize:
+            started().close()
+            started.cache_clear()
 
 
 def _calls() -> list[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -11,9 +12,17 @@ import pytest
 from field.fuzz import mutated
 from fuzz.__main__ import PARSERS, executions_of_all_runs
 from fuzz.parser import Parser, execute
+from fuzz.requests import close
 
 FOUND: Final = sorted((Path(__file__).parent / "found").glob("*-*"))
 """Inputs that broke a promise once, as PARSER-CHECKSUM."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_goes_on() -> Iterator[None]:
+    """The server and the honest client of the calls would go on beside all tests that come after."""
+    yield
+    close()
 
 
 @pytest.mark.parametrize("parser", PARSERS.values(), ids=str)
