@@ -1,6 +1,6 @@
 """Alerts seen to fire: each on the pages of real services in the state that it tells, scraped by a real Prometheus.
 
-tests/deploy/test_prometheus.py has two more; what takes a broker, a GPU or days is left to promtool.
+tests/deploy/test_prometheus.py has three more; the others are left to promtool.
 """
 
 from __future__ import annotations
@@ -148,27 +148,6 @@ def test_a_log_that_cannot_be_written(start: Start) -> None:
             running.until_firing("PlauditDecisionsDropped")
             running.until_firing("PlauditErrors", lambda: list(pool.map(give_thumb, [known] * N_CALLERS)))
         running.until_firing("PlauditNotJoined", lambda: list(pool.map(give_thumb, dropped)))
-
-
-def test_users_who_change_their_mind(start: Start) -> None:
-    running = start()
-    with Client(running.target) as client:
-
-        def all_say(*, pleased: bool) -> None:
-            for number in range(50):
-                answer = client.predict(CONTENT, user_id=f"user {number}")
-                client.thumbs_up(answer) if pleased else client.thumbs_down(answer)
-
-        def satisfied() -> bool:
-            all_say(pleased=True)
-            lately = running.prometheus.query("plaudit_learner_satisfaction:avg1d")
-            return any(float(series["value"][1]) > 0.95 for series in lately)
-
-        until(satisfied)
-        while running.prometheus.firing():  # at first, expectations are the prior's
-            all_say(pleased=True)
-        running.until_firing("PlauditLessSatisfied", lambda: all_say(pleased=False))
-        running.until_firing("PlauditUncalibrated", lambda: all_say(pleased=False))
 
 
 def test_a_learner_that_is_behind(start: Start) -> None:
