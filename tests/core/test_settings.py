@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from plaudit.compose.learner import data_config
 from plaudit.compose.settings import load_settings, settings_from
 from plaudit.core.errors import ConfigError
 from plaudit.core.settings import EncoderSettings, Settings
+from plaudit_models.data.config import DEFAULT_DATA
 
 
 @pytest.fixture
@@ -258,3 +260,8 @@ def test_an_encoder_that_is_described_wrongly_is_refused(entries: dict[str, obje
     settings = _with_encoder(**entries)
     with pytest.raises(ConfigError, match=re.escape(told)):
         settings.encoders()
+
+
+def test_data_sets_are_read_by_the_defaults_of_the_library() -> None:
+    """They are declared twice, as the library knows no settings."""
+    assert data_config(Settings()) == DEFAULT_DATA

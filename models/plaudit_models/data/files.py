@@ -261,9 +261,9 @@ def array_in(data: bytes) -> Array:
                 info = archive.getinfo(names[0])
                 with archive.open(info) as member:
                     return _npy(member, info.file_size)
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            if isinstance(error, UnusableItem):
-                raise
+        except UnusableItem:
+            raise
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:  # the last: of a compression
             raise UnusableItem(f"is damaged ({error}); save it again") from error
     raise UnusableItem("is neither an .npy nor an .npz file; save it with numpy.save")
 

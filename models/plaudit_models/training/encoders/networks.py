@@ -11,6 +11,7 @@ Notation:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Final
 
 import numpy as np
@@ -30,7 +31,7 @@ _TINY_VARIANCE: Final = 1e-6
 """Variance that is added before its root is taken, whose gradient at 0 has no bound."""
 
 
-class EncoderNetwork(nn.Module):
+class EncoderNetwork(nn.Module, ABC):
     """Content of one modality → positions.
 
     Attributes:
@@ -45,8 +46,9 @@ class EncoderNetwork(nn.Module):
     width: int
     chunk_rows: int = 32
 
+    @abstractmethod
     def forward(self, content: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Positions of a batch of items, ``[b, p, h]``."""
 
     def encode_pool(self, pool: Tensor) -> Tensor:
         """Positions of many items, ``[u, p, h]``, in chunks."""

@@ -308,13 +308,9 @@ class OnlineUpdater:
         new = {e.number: all_contexts[e.number] for e in fresh if e.number in all_contexts}
         slices = {number: context.slice for number, context in new.items()}
         running = self._compare(fresh, new, expected)
-        heard = {e.number: e for e in fresh}
-        said = [
-            each
-            if heard[each.experience.number] is each.experience
-            else replace(each, experience=heard[each.experience.number])
-            for each in said
-        ]
+        if refused:
+            heard = {e.number: e for e in fresh}
+            said = [replace(each, experience=heard[each.experience.number]) for each in said]
         rated = _rated(said, places, expected)
         detector = self._detect_drift(rated, slices)
         raters, quarantined = self._update_raters(raters, [*rated, *_rated(said_later, places, expected)])
